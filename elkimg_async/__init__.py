@@ -1,0 +1,39 @@
+"""An asyncio-first client for ElkAPI's image API and every OpenAI-compatible one."""
+
+from elkimg_async import errors
+from elkimg_async.client import AsyncImages
+from elkimg_async.errors import *  # noqa: F403
+from elkimg_async.image import Image
+from elkimg_async.options import Limits, RetryPolicy, Timeout
+from elkimg_async.sansio.requests import GenerateRequest
+from elkimg_async.sansio.responses import (
+    CompletedImage,
+    ImagesResponse,
+    Meta,
+    PartialImage,
+    RateLimit,
+    TokenDetails,
+    Usage,
+)
+from elkimg_async.stream import ImageStream
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AsyncImages",
+    "CompletedImage",
+    "GenerateRequest",
+    "Image",
+    "ImageStream",
+    "ImagesResponse",
+    "Limits",
+    "Meta",
+    "PartialImage",
+    "RateLimit",
+    "RetryPolicy",
+    "Timeout",
+    "TokenDetails",
+    "Usage",
+    "__version__",
+    *errors.__all__,
+]

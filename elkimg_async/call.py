@@ -1,0 +1,355 @@
+"""One call of the client: its attempts, its deadline, and the answer as it arrives."""
+
+import asyncio
+import contextlib
+import itertools
+import random
+import time
+import uuid
+import warnings
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any
+from urllib.parse import urljoin
+
+import msgspec
+
+from elkimg_async import hooks
+from elkimg_async.download import download
+from elkimg_async.errors import (
+    ElkImagesError,
+    InvalidRequestError,
+    NetworkError,
+    RequestTimeoutError,
+)
+from elkimg_async.hooks import Hook, tell
+from elkimg_async.image import Image
+from elkimg_async.options import (
+    IdempotencyMode,
+    Limits,
+    RetryPolicy,
+    Secret,
+    Timeout,
+    ValidateMode,
+    default_key,
+    make_key,
+)
+from elkimg_async.sansio import wire
+from elkimg_async.sansio.answer import AnswerDecoder, ImageEvent, SkippedEvent
+from elkimg_async.sansio.models import validate
+from elkimg_async.sansio.requests import GenerateRequest, make_request
+from elkimg_async.sansio.responses import ImagesResponse, Meta
+from elkimg_async.sansio.retry import decide
+from elkimg_async.transport import Exchange, Transport
+from elkimg_async.watchdog import Watchdog
+
+ApiKey = str | Callable[[], Awaitable[str]]
+
+_END_GRACE = 0.1  # seconds for the end of the body after [DONE], so that the connection can be kept
+_MAX_ERROR_BODY = 1024 * 1024
+_numbers = itertools.count(1)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client was told, checked and complete."""
+
+    api_key: Secret | Callable[[], Awaitable[str]] | None
+    base_url: str
+    timeout: Timeout
+    retry: RetryPolicy
+    idempotency: IdempotencyMode
+    validate: ValidateMode
+    limits: Limits
+    headers: dict[str, str]
+    hooks: tuple[Hook, ...]
+
+
+class Call:
+    """One call, batch or streaming: to both an answer is a sequence of events.
+
+    `open` and `next_event` take as many attempts as the policy allows; once an event was
+    given, nothing is tried again.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        transport: Transport,
+        *,
+        prompt: str | GenerateRequest | Mapping[str, Any],
+        options: Mapping[str, Any],
+        stream: bool,
+    ) -> None:
+        self._settings = settings
+        self._transport = transport
+        self._prompt = prompt
+        self._options = options
+        self._stream = stream
+        self._limits = settings.timeout.limits(stream=stream)
+        self._number = next(_numbers)
+        self._key: str | None = None
+        self._secret: Secret | None = None
+        self._request: wire.HTTPRequest | None = None
+        self._watchdog: Watchdog | None = None
+        self._exchange: Exchange | None = None
+        self._decoder: AnswerDecoder | None = None
+        self._started = self._attempt_started = self._first_byte = 0.0
+        self._attempts = 0
+        self._given = False
+        self._ended = False
+        self._meta: Meta | None = None
+
+    async def open(self) -> None:
+        """Send the request, and again where that is safe, until an answer begins well."""
+        await self._advance(read=False)
+
+    async def next_event(self) -> ImageEvent | None:
+        """The next partial or completed image, or None when the answer is whole."""
+        if self._decoder is not None and not self._decoder.failure:
+            event = self._ready_event(self._decoder)
+            if event is not None:
+                return event
+        return await self._advance(read=True)
+
+    def response(self) -> ImagesResponse:
+        """The whole answer, after `next_event` gave None."""
+        assert self._decoder is not None
+        assert self._meta is not None
+        response = self._decoder.response()
+        response.meta = self._meta
+        return response
+
+    def abort(self) -> None:
+        """Close the connection at once, unless its answer was read to the end."""
+        if self._exchange is not None:
+            self._exchange.close()
+            self._exchange = None
+
+    async def _advance(self, *, read: bool) -> ImageEvent | None:
+        """The one retry loop: attempts until there is an answer and, with `read`, its next event."""
+        while True:
+            try:
+                watchdog = self._prepare()
+                async with watchdog:
+                    if self._decoder is None:
+                        await self._attempt(watchdog)
+                    return await self._read_event(watchdog) if read else None
+            except ElkImagesError as error:
+                failure = error
+            except BaseException as error:
+                self.abort()
+                self._tell_end(error=error)
+                raise
+            if not (isinstance(failure, NetworkError) and self._is_whole()):
+                await self._recover(failure)
+
+    def _prepare(self) -> Watchdog:
+        """Check and write the request, once."""
+        if self._watchdog is None:
+            self._watchdog = Watchdog(self._limits.total)
+            self._started = time.monotonic()
+        if self._request is None:
+            settings = self._settings
+            self._transport.check_open()
+            options = dict(self._options)
+            extra_headers = wire.check_headers(options.pop("extra_headers", None))
+            request = make_request(self._prompt, options)
+            self._validate(request)
+            if settings.idempotency != "off":
+                self._key = uuid.uuid4().hex
+            written = wire.generate(request, stream=self._stream, key=self._key)
+            self._request = wire.with_headers(written, {**settings.headers, **extra_headers})
+            if settings.hooks:
+                started = hooks.RequestStarted(
+                    call=self._number, request=request, stream=self._stream
+                )
+                tell(settings.hooks, started)
+        return self._watchdog
+
+    def _validate(self, request: GenerateRequest) -> None:
+        if self._settings.validate == "off":
+            return
+        try:
+            validate(request, stream=self._stream)
+        except InvalidRequestError as error:
+            if self._settings.validate == "strict":
+                raise
+            warnings.warn(str(error), stacklevel=2)
+
+    async def _attempt(self, watchdog: Watchdog) -> None:
+        settings, limits = self._settings, self._limits
+        assert self._request is not None
+        self._attempts += 1
+        self._attempt_started = time.monotonic()
+        if settings.hooks:
+            tell(settings.hooks, hooks.AttemptStarted(call=self._number, attempt=self._attempts))
+        self._secret = await self._current_key()
+        exchange = self._exchange = self._transport.exchange(
+            settings.base_url + self._request.path,
+            self._request,
+            key=self._secret,
+            connect=limits.connect,
+        )
+        await exchange.open(watchdog, limits.first_byte)
+        self._first_byte = time.monotonic() - self._attempt_started
+        if settings.hooks:
+            began = hooks.ResponseStarted(
+                call=self._number,
+                attempt=self._attempts,
+                status=exchange.status,
+                request_id=wire.request_id(exchange.headers),
+                first_byte=self._first_byte,
+            )
+            tell(settings.hooks, began)
+        if not 200 <= exchange.status < 300:
+            body = await self._read_error_body(exchange, watchdog)
+            raise wire.read_error(exchange.status, exchange.headers, body, now=time.time())
+        max_bytes = settings.limits.max_response_bytes
+        self._decoder = AnswerDecoder(stream=self._stream, max_bytes=max_bytes)
+
+    async def _current_key(self) -> Secret:
+        key = self._settings.api_key
+        if key is None:
+            return default_key()
+        return key if isinstance(key, Secret) else make_key(await key())
+
+    async def _read_error_body(self, exchange: Exchange, watchdog: Watchdog) -> bytes:
+        body = bytearray()
+        watchdog.allow("idle", self._limits.idle)
+        try:
+            while len(body) < _MAX_ERROR_BODY and (chunk := await exchange.read()):
+                body += chunk
+        except NetworkError:
+            pass  # the status says enough
+        return bytes(body[:_MAX_ERROR_BODY])
+
+    async def _read_event(self, watchdog: Watchdog) -> ImageEvent | None:
+        exchange, decoder = self._exchange, self._decoder
+        assert decoder is not None
+        while True:
+            event = self._ready_event(decoder)
+            if event is not None:
+                return event
+            if self._ended or exchange is None:
+                await self._finish(decoder)
+                return None
+            watchdog.allow("idle", self._limits.idle)
+            if chunk := await exchange.read():
+                decoder.feed(chunk)
+            if not chunk or decoder.done:
+                self._ended = True
+                decoder.finish()
+
+    def _ready_event(self, decoder: AnswerDecoder) -> ImageEvent | None:
+        while (event := decoder.next_event()) is not None:
+            if isinstance(event, SkippedEvent):
+                if self._settings.hooks:
+                    skipped = hooks.EventSkipped(
+                        call=self._number, type=event.type, reason=event.reason
+                    )
+                    tell(self._settings.hooks, skipped)
+                continue
+            if event.image.url is not None:
+                self._connect_image(event.image)
+            self._given = True
+            if self._settings.hooks:
+                tell(self._settings.hooks, hooks.EventReceived(call=self._number, event=event))
+            return event
+        return None
+
+    def _connect_image(self, image: Image) -> None:
+        """Make the address of an image absolute, and teach the image to fetch it."""
+        image.url = urljoin(self._settings.base_url + "/", image.url or "")
+        image.download_with(
+            partial(
+                download,
+                self._transport,
+                seconds=self._limits.download,
+                connect=self._limits.connect,
+                max_bytes=self._settings.limits.max_response_bytes,
+            )
+        )
+
+    def _is_whole(self) -> bool:
+        """Whether the answer was complete before the connection failed, so that nothing is lost."""
+        if self._decoder is None or self._decoder.failure is not None:
+            return False
+        self._ended = True
+        self._decoder.finish()
+        return self._decoder.failure is None
+
+    async def _finish(self, decoder: AnswerDecoder) -> None:
+        """Note what is known of the exchange, and give the connection back."""
+        if self._meta is not None:
+            return
+        exchange = self._exchange
+        assert exchange is not None
+        self._meta = Meta(
+            request_id=wire.request_id(exchange.headers),
+            status=exchange.status,
+            attempts=self._attempts,
+            elapsed=time.monotonic() - self._started,
+            first_byte=self._first_byte,
+            rate_limit=wire.rate_limit(exchange.headers),
+            idempotency_key=self._key,
+        )
+        if not exchange.at_end:
+            with contextlib.suppress(NetworkError):
+                async with Watchdog(_END_GRACE):
+                    while await exchange.read():
+                        pass
+        self.abort()
+        if self._settings.hooks:
+            self._tell_end(result=self.response())
+
+    async def _recover(self, failure: ElkImagesError) -> None:
+        """Wait until the next attempt, or raise the failure."""
+        self._complete(failure)
+        self.abort()
+        policy, replay = self._settings.retry, self._settings.idempotency == "replay"
+        remaining = self._watchdog.remaining if self._watchdog else 0.0
+        delay = None
+        if not self._given:
+            delay = decide(
+                failure,
+                policy=policy,
+                attempt=self._attempts,
+                remaining=remaining,
+                jitter=random.random(),  # noqa: S311
+                replay=replay,
+            )
+        if delay is None:
+            self._tell_end(error=failure)
+            raise failure
+        self._decoder = None
+        self._ended = False
+        if self._settings.hooks:
+            scheduled = hooks.RetryScheduled(
+                call=self._number, attempt=self._attempts, error=failure, delay=delay
+            )
+            tell(self._settings.hooks, scheduled)
+        await asyncio.sleep(delay)
+
+    def _complete(self, failure: ElkImagesError) -> None:
+        """Add to a failure what only the call knows, and take from it what nobody may see."""
+        failure.__context__ = None
+        failure.attempts = self._attempts
+        exchange = self._exchange
+        if exchange is not None:
+            failure.locate(wire.request_id(exchange.headers))
+        if isinstance(failure, RequestTimeoutError) and failure.phase is None:
+            failure.phase = exchange.phase if exchange else "connect"
+            failure.billing = exchange.billing if exchange else "not_sent"
+        if self._secret is not None:
+            failure.__dict__.update(self._secret.redact(failure.__dict__))
+            failure.args = (failure.message,)
+
+    def _tell_end(
+        self, result: ImagesResponse | None = None, error: BaseException | None = None
+    ) -> None:
+        if self._settings.hooks:
+            elapsed = time.monotonic() - self._started
+            finished = hooks.RequestFinished(
+                call=self._number, elapsed=elapsed, result=result, error=error
+            )
+            tell(self._settings.hooks, finished)

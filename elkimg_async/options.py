@@ -1,0 +1,220 @@
+"""What a client can be told; the only reader of the environment."""
+
+import math
+import os
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+from elkimg_async.errors import ConfigurationError
+
+DEFAULT_BASE_URL = "https://api.elkapi.com/v1"
+KEY_VARIABLE = "ELKAPI_API_KEY"
+URL_VARIABLE = "ELKAPI_BASE_URL"
+
+IdempotencyMode = Literal["off", "send", "replay"]
+ValidateMode = Literal["strict", "warn", "off"]
+
+
+class Timeout(msgspec.Struct, frozen=True):
+    """Limits in seconds; None means the default, `math.inf` no limit.
+
+    An image takes ten seconds to five minutes, and the server may say nothing until it is
+    done, so the defaults are long.
+    """
+
+    total: float | None = None
+    """The whole call: queueing, every attempt, back-off and body. 600; a stream has none."""
+    connect: float | None = None
+    """Finding and reaching the server, TLS included. 10."""
+    first_byte: float | None = None
+    """From the beginning of an attempt to the headers of its answer. 600."""
+    idle: float | None = None
+    """Between two pieces of a body. 300."""
+    download: float | None = None
+    """Fetching an image that came as a URL. 120."""
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            _check_number(f"Timeout({name}=…)", getattr(self, name), unit="seconds", zero=False)
+
+    def limits(self, *, stream: bool) -> "TimeoutLimits":
+        """The same with the defaults filled in."""
+        return TimeoutLimits(
+            total=(math.inf if stream else 600.0) if self.total is None else self.total,
+            connect=10.0 if self.connect is None else self.connect,
+            first_byte=600.0 if self.first_byte is None else self.first_byte,
+            idle=300.0 if self.idle is None else self.idle,
+            download=120.0 if self.download is None else self.download,
+        )
+
+
+class TimeoutLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """A `Timeout` without gaps, all in seconds."""
+
+    total: float
+    connect: float
+    first_byte: float
+    idle: float
+    download: float
+
+
+class RetryPolicy(msgspec.Struct, frozen=True):
+    """How often a failed attempt is repeated, where that cannot cost a second image.
+
+    The wait before retry n is a random part of `initial_backoff` · 2^(n-1) seconds, at most
+    `max_backoff`, unless the server says how long; a server that asks for more than
+    `max_retry_after` seconds is not waited for.
+    """
+
+    max_retries: int = 2
+    initial_backoff: float = 0.5
+    max_backoff: float = 8.0
+    max_retry_after: float = 120.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.max_retries, int) or isinstance(self.max_retries, bool):
+            raise ConfigurationError("RetryPolicy(max_retries=…) must be a whole number.")
+        for name in self.__struct_fields__:
+            _check_number(f"RetryPolicy({name}=…)", getattr(self, name), unit="a number", zero=True)
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What all calls of a client share.
+
+    `max_response_bytes` limits one answer, and one downloaded image, as it comes over the wire.
+    """
+
+    max_response_bytes: int = 256 * 1024 * 1024
+
+    def __post_init__(self) -> None:
+        _check_number(
+            "Limits(max_response_bytes=…)", self.max_response_bytes, unit="bytes", zero=False
+        )
+
+
+class Secret:
+    """A string that does not print."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """The string itself; the only way to it."""
+        return self._value
+
+    def redact(self, value: Any) -> Any:
+        """The same text, mapping or sequence without this string in it."""
+        if isinstance(value, str):
+            return value.replace(self._value, "***")
+        if isinstance(value, dict):
+            return {self.redact(name): self.redact(item) for name, item in value.items()}
+        if isinstance(value, list):
+            return [self.redact(item) for item in value]
+        return value
+
+    def __repr__(self) -> str:
+        return "<secret>"
+
+    def __reduce__(self) -> str:
+        raise TypeError("a secret cannot be pickled")
+
+
+def make_timeout(timeout: Timeout | float | None) -> Timeout:
+    """A `Timeout`; a number is its `total`."""
+    if isinstance(timeout, Timeout):
+        return timeout
+    return Timeout(total=timeout)
+
+
+def make_retry(retry: RetryPolicy | int | None) -> RetryPolicy:
+    """A `RetryPolicy`; a number is its `max_retries`."""
+    if isinstance(retry, RetryPolicy):
+        return retry
+    return RetryPolicy() if retry is None else RetryPolicy(max_retries=retry)
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Refuse what is not among `choices`."""
+    if value not in choices:
+        raise ConfigurationError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
+
+
+def default_key() -> Secret:
+    """The key of the environment.
+
+    Raises:
+        ConfigurationError: by the caller, where there is none.
+    """
+    return make_key(os.environ.get(KEY_VARIABLE, ""))
+
+
+def make_key(key: object) -> Secret:
+    """A key fit for a header.
+
+    Raises:
+        ConfigurationError: by the caller, for an empty one or one that a header cannot hold.
+    """
+    if not isinstance(key, str) or not key.strip():
+        raise ConfigurationError(
+            f"There is no API key. Set {KEY_VARIABLE}, or pass AsyncImages(api_key=…). To try things "
+            "without a key, run against the local server: elkimg generate --local, or "
+            "elkimg_async.local.LocalServer."
+        )
+    key = key.strip()
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise ConfigurationError("The API key holds characters that no key has; copy it once more.")
+    return Secret(key)
+
+
+def make_base_url(url: str | None) -> str:
+    """The base URL without a slash at its end; None means the environment's, else ElkAPI's.
+
+    Raises:
+        ConfigurationError: by the caller, for what is not an http or https address.
+    """
+    if url is None:
+        url = os.environ.get(URL_VARIABLE) or DEFAULT_BASE_URL
+    problem = None
+    try:
+        parts = urlsplit(str(url).strip())
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        problem = "it cannot be read"
+    else:
+        if parts.scheme not in ("http", "https"):
+            problem = "it must begin with https:// or http://"
+        elif not host:
+            problem = "it names no host"
+        elif parts.username or parts.password:
+            problem = "it must not hold a user or password"
+        elif parts.query or parts.fragment:
+            problem = "it must end with its path, such as /v1"
+    if problem:
+        raise ConfigurationError(
+            f"The base URL is wrong: {problem}. An example of a good one is {DEFAULT_BASE_URL}."
+        )
+    return str(url).strip().rstrip("/")
+
+
+def _check_number(name: str, value: object, *, unit: str, zero: bool) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigurationError(f"{name} must be {unit}, not {type(value).__name__}.")
+    if not (value > 0 or (zero and value == 0)):
+        raise ConfigurationError(f"{name} must be {'0 or more' if zero else 'more than 0'}.")
+
+
+def proxy_for(url: str) -> str | None:
+    """The proxy that the environment names for an address, or None."""
+    import urllib.request
+
+    parts = urlsplit(url)
+    proxies = urllib.request.getproxies()
+    if not proxies or not parts.hostname or urllib.request.proxy_bypass(parts.hostname):
+        return None
+    return proxies.get(parts.scheme) or proxies.get("all")

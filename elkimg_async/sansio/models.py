@@ -1,0 +1,174 @@
+"""What each documented model accepts: one table, and the check of a request against it.
+
+The table holds what is known to be refused. A model that is not in it is never
+refused: models come every month, and the server knows better.
+
+Sources: the service's own documentation of `POST /v1/images/generations` (prompt
+length, n, size, background, moderation), and OpenAI's specification of the same
+endpoint (quality, style, response_format, output_format, output_compression,
+partial_images, gpt-image-2's rule for sizes).
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from elkimg_async.errors import InvalidRequestError
+from elkimg_async.sansio.requests import DEFAULT_MODEL, GenerateRequest
+
+
+class FreeSizes(msgspec.Struct, frozen=True):
+    """Any `WIDTHxHEIGHT` within these limits, and `auto`; all numbers are pixels, but `ratio`."""
+
+    multiple: int = 16
+    edge: int = 3840
+    ratio: int = 3
+    least: int = 655_360
+    most: int = 8_294_400
+
+    def __str__(self) -> str:
+        return (
+            f"auto or WIDTHxHEIGHT in multiples of {self.multiple}, no edge over {self.edge}, "
+            f"at most {self.ratio}:1, {self.least:,} to {self.most:,} pixels"
+        )
+
+    def __contains__(self, size: object) -> bool:
+        if size == "auto":
+            return True
+        if not (match := re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", str(size), re.ASCII)):
+            return False
+        width, height = int(match[1]), int(match[2])
+        return (
+            width % self.multiple == 0
+            and height % self.multiple == 0
+            and max(width, height) <= min(self.edge, self.ratio * min(width, height))
+            and self.least <= width * height <= self.most
+        )
+
+
+class ModelRules(msgspec.Struct, frozen=True, kw_only=True):
+    """What one model accepts. `values` maps a parameter to its values; `absent` lists parameters it lacks."""
+
+    prompt_length: int
+    n: int = 10
+    sizes: tuple[str, ...] | FreeSizes
+    values: dict[str, tuple[str, ...]]
+    absent: frozenset[str]
+    streams: bool = True
+
+
+_GPT_VALUES = {
+    "quality": ("low", "medium", "high", "auto"),
+    "background": ("transparent", "opaque", "auto"),
+    "moderation": ("low", "auto"),
+    "output_format": ("png", "jpeg", "webp"),
+}
+_GPT_ONLY = frozenset(
+    ("background", "moderation", "output_format", "output_compression", "partial_images")
+)
+_GPT_IMAGE_1 = ModelRules(
+    prompt_length=32_000,
+    sizes=("1024x1024", "1536x1024", "1024x1536", "auto"),
+    values=_GPT_VALUES,
+    absent=frozenset(("style", "response_format")),
+)
+MODELS = {
+    "dall-e-2": ModelRules(
+        prompt_length=1_000,
+        sizes=("256x256", "512x512", "1024x1024"),
+        values={"quality": ("standard", "auto"), "response_format": ("url", "b64_json")},
+        absent=_GPT_ONLY | {"style"},
+        streams=False,
+    ),
+    "dall-e-3": ModelRules(
+        prompt_length=4_000,
+        n=1,
+        sizes=("1024x1024", "1792x1024", "1024x1792"),
+        values={
+            "quality": ("standard", "hd", "auto"),
+            "style": ("vivid", "natural"),
+            "response_format": ("url", "b64_json"),
+        },
+        absent=_GPT_ONLY,
+        streams=False,
+    ),
+    "gpt-image-1": _GPT_IMAGE_1,
+    "gpt-image-1-mini": _GPT_IMAGE_1,
+    "gpt-image-1.5": _GPT_IMAGE_1,
+    "gpt-image-2": msgspec.structs.replace(
+        _GPT_IMAGE_1,
+        sizes=FreeSizes(),
+        values={
+            **_GPT_VALUES,
+            "quality": (*_GPT_VALUES["quality"], "xhigh", "max"),
+            "output_format": (*_GPT_VALUES["output_format"], "gif", "svg"),
+        },
+    ),
+}
+
+
+def is_gpt_image(model: str) -> bool:
+    """Whether the name is that of a GPT image model, those to come included."""
+    return model.startswith("gpt-image")
+
+
+def validate(request: GenerateRequest, *, stream: bool = False) -> None:
+    """Refuse what the request's model is known to refuse.
+
+    Raises:
+        InvalidRequestError: by the caller, for the first problem found.
+    """
+    model = request.model or DEFAULT_MODEL
+    rules = MODELS.get(model)
+    if rules is None:
+        return
+    for param, problem in _problems(request.fields(), rules, stream):
+        raise InvalidRequestError(f"{model}: {problem}", param=param)
+
+
+def _problems(fields: dict[str, Any], rules: ModelRules, stream: bool) -> Iterator[tuple[str, str]]:
+    prompt, n, size = fields["prompt"], fields.get("n", 1), fields.get("size")
+    if not prompt.strip():
+        yield "prompt", "the prompt is empty; say what the picture shows."
+    if len(prompt) > rules.prompt_length:
+        yield (
+            "prompt",
+            f"the prompt has {len(prompt):,} characters, at most {rules.prompt_length:,} are allowed.",
+        )
+    if not 1 <= n <= rules.n:
+        yield "n", f"n is {n}, it must be {'1' if rules.n == 1 else f'1 to {rules.n}'}."
+    if size is not None and size not in rules.sizes:
+        yield "size", f"size {size!r} is not offered; choose {_choices(rules.sizes)}."
+    if stream and not rules.streams:
+        yield "stream", "this model cannot stream; leave stream out."
+    for param in sorted(rules.absent & fields.keys()):
+        yield param, f"{param} is not for this model; leave it out."
+    for param, allowed in rules.values.items():
+        if param in fields and fields[param] not in allowed:
+            yield param, f"{param} {fields[param]!r} is not offered; choose {_choices(allowed)}."
+    yield from _combinations(fields, stream)
+
+
+def _combinations(fields: dict[str, Any], stream: bool) -> Iterator[tuple[str, str]]:
+    output_format = fields.get("output_format", "png")
+    if fields.get("background") == "transparent" and output_format == "jpeg":
+        yield "background", "jpeg cannot be transparent; choose output_format png or webp."
+    compression = fields.get("output_compression", 100)
+    if not 0 <= compression <= 100:
+        yield "output_compression", f"output_compression is {compression}, it must be 0 to 100."
+    if compression < 100 and output_format == "png":
+        yield (
+            "output_compression",
+            "png is never compressed with loss; choose output_format jpeg or webp.",
+        )
+    partial_images = fields.get("partial_images", 0)
+    if not 0 <= partial_images <= 3:
+        yield "partial_images", f"partial_images is {partial_images}, it must be 0 to 3."
+    if partial_images and not stream:
+        yield "partial_images", "partial images come with a stream only; add stream=True."
+
+
+def _choices(allowed: tuple[str, ...] | FreeSizes) -> str:
+    return ", ".join(allowed) if isinstance(allowed, tuple) else str(allowed)

@@ -1,0 +1,322 @@
+"""JSON with base64 inside, decoded while the bytes arrive.
+
+Wanted: `feed` bytes in any split, then `finish` for the document, in which every
+`b64_json` string, and every `url` string that is a `data:` URL, has become bytes.
+
+Cost goal: each byte is looked at a fixed number of times and copied at most
+twice, into a decoded piece and once more when the pieces are joined; neither the
+text of the document nor a base64 string is ever held whole; linear in the worst
+case.
+
+Plan: all but the inside of those strings is gathered as the *skeleton*, a small
+ordinary JSON document with a placeholder for each decoded string. No tokenizer is
+needed to find them: `"b64_json"` with an unescaped quote on both sides can only be
+a whole string, and with a colon behind it only a key, because inside another
+string its quotes would have to be escaped. A key spelled in another way (with
+escapes, say) is missed by the search and its value decoded from the skeleton at
+the end. Base64 is decoded strictly, piece by piece. From the first piece that is
+refused on, the string is cleaned (escapes, white space, `data:` prefix, URL-safe
+alphabet, missing padding) and decoded strictly again; what is refused then is a
+`BadBase64`. Nothing is ever decoded leniently, which would give wrong bytes in
+silence.
+"""
+
+import binascii
+import json
+import re
+from typing import Any, TypeAlias
+
+import msgspec
+import pybase64
+
+_IMAGE_KEY = re.compile(
+    rb'"b64_json"[ \t\r\n]{0,16}:[ \t\r\n]{0,16}"'
+    rb'|"url"[ \t\r\n]{0,16}:[ \t\r\n]{0,16}"[Dd][Aa][Tt][Aa]:'
+)
+_LONGEST_KEY = 64  # no match of _IMAGE_KEY is longer
+_TEXT_STEP = 4096
+_PLACEHOLDER = "#image "  # "#" is no base64, so that no real string begins like this
+
+_UNIT = 8  # bytes to see before decoding begins, so that a `data:` prefix is never taken for base64
+_LONGEST_PREFIX = 256
+_TOKENS = re.compile(rb"(?:[^\\]+|\\u[0-9A-Fa-f]{4}|\\[^u])*", re.DOTALL)
+_CUT_ESCAPE = re.compile(rb"\\(?:u[0-9A-Fa-f]{0,3})?")
+_ESCAPE = re.compile(rb"\\(?:u(....)|(.))", re.DOTALL)
+_ESCAPED = {b"/": b"/", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
+_REFUSED = b"?"  # stands for what base64 never holds
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
+_WHITE_SPACE = b" \t\r\n"
+
+
+class BadBase64(msgspec.Struct, frozen=True):
+    """Stands where bytes should be; `reason` says what is wrong with the base64."""
+
+    reason: str
+
+
+Decoded: TypeAlias = bytes | BadBase64
+
+
+class InvalidJSON(ValueError):  # noqa: N818
+    """The document is not JSON, or not all of it; never leaves `sansio`."""
+
+
+class Document(msgspec.Struct, frozen=True):
+    """A decoded document: `value` as JSON gives it, with placeholders that `image` understands."""
+
+    value: Any
+    images: list[Decoded]
+
+    def image(self, value: Any) -> Decoded | None:
+        """The bytes of a `b64_json` or `data:` string of this document; None when there are none."""
+        if not isinstance(value, str) or not value:
+            return None
+        if value.startswith(_PLACEHOLDER):
+            index = value[len(_PLACEHOLDER) :]
+            if index.isdecimal() and int(index) < len(self.images):
+                return self.images[int(index)] or None
+        if "\\" in value:
+            return BadBase64("it holds a backslash")
+        decoder = Base64Decoder()
+        decoder.feed(value.encode("utf-8", "replace"))
+        return decoder.finish() or None
+
+
+class JSONDecoder:
+    """One JSON document, fed in any split."""
+
+    __slots__ = ("_base64", "_images", "_searched", "_skeleton")
+
+    def __init__(self) -> None:
+        self._skeleton = bytearray()
+        self._searched = 0  # no key begins before this place in the skeleton
+        self._images: list[Decoded] = []
+        self._base64: Base64Decoder | None = None
+
+    def feed(self, data: bytes, start: int = 0, end: int | None = None) -> None:
+        """Take `data[start:end]` as the next bytes of the document."""
+        if end is None:
+            end = len(data)
+        while start < end:
+            if self._base64 is None:
+                start = self._feed_text(data, start, end)
+            else:
+                start = self._feed_base64(self._base64, data, start, end)
+
+    def feed_base64(self, data: bytes, start: int) -> int:
+        """Take what of `data[start:]` is clean base64 of a string that is open; returns where it ends.
+
+        For a caller that has to look at every other byte itself, such as line ends.
+        """
+        if self._base64 is None:
+            return start
+        quote = data.find(b'"', start)
+        end = len(data) if quote < 0 else quote
+        return end if self._base64.feed_clean(memoryview(data)[start:end]) else start
+
+    def finish(self) -> Document:
+        """The document.
+
+        Raises:
+            InvalidJSON: by the server, where it is not JSON or was cut.
+        """
+        if self._base64 is not None:
+            raise InvalidJSON("the document ends within an image")
+        try:
+            value = msgspec.json.decode(self._skeleton)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            value = _decode_tolerantly(self._skeleton)
+        return Document(value, self._images)
+
+    def text(self, length: int) -> str:
+        """The beginning of the document for a message, images left out."""
+        return self._skeleton[: 4 * length].decode("utf-8", "replace").strip()[:length]
+
+    def _feed_text(self, data: bytes, start: int, end: int) -> int:
+        skeleton = self._skeleton
+        end = min(end, start + _TEXT_STEP)
+        searched = max(self._searched, len(skeleton) - _LONGEST_KEY)
+        skeleton += memoryview(data)[start:end]
+        while match := _IMAGE_KEY.search(skeleton, searched):
+            if match.start() and skeleton[match.start() - 1] == 0x5C:
+                searched = match.start() + 1
+                continue
+            surplus = len(skeleton) - match.end()
+            self._base64 = Base64Decoder()
+            if skeleton[match.end() - 1] == 0x3A:
+                del skeleton[match.end() - len("data:") :]
+                self._base64.feed(b"data:")
+            else:
+                del skeleton[match.end() :]
+            return end - surplus
+        return end
+
+    def _feed_base64(self, base64: "Base64Decoder", data: bytes, start: int, end: int) -> int:
+        quote = data.find(b'"', start, end)
+        base64.feed(memoryview(data)[start : end if quote < 0 else quote])
+        if quote < 0:
+            return end
+        if base64.in_escape():
+            base64.feed(b'"')
+            return quote + 1
+        self._skeleton += f"{_PLACEHOLDER}{len(self._images)}".encode()
+        self._searched = len(self._skeleton)
+        self._images.append(base64.finish())
+        self._base64 = None
+        return quote
+
+
+class Base64Decoder:
+    """The inside of one JSON string, decoded as base64, fed in any split.
+
+    It begins on the fast path, `feed_clean`, and stays there while strict decoding
+    succeeds; `_carry` is then raw and clean at once. The first refusal moves it to
+    the slow path for good, where `_raw` is what cannot be unescaped yet, and
+    `_carry` what does not fill a group of four characters yet.
+    """
+
+    __slots__ = ("_bad", "_carry", "_clean", "_head", "_padded", "_pieces", "_raw")
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._carry = b""
+        self._padded = False
+        self._bad: str | None = None
+        self._clean = True
+        self._raw = b""
+        self._head = False  # slow path: a `data:` prefix may still come
+
+    def feed(self, piece: bytes | memoryview) -> None:
+        """Take the next bytes of the string as it stands in the JSON, the quotes left out."""
+        if not self.feed_clean(piece):
+            self._leave_fast_path()
+            self._feed_slowly(bytes(piece))
+
+    def feed_clean(self, piece: bytes | memoryview) -> bool:
+        """The same for clean base64; False, with nothing taken, when it is not."""
+        size = len(piece)
+        if not size:
+            return True
+        if not self._clean or self._padded:
+            return False
+        carry = self._carry
+        if len(carry) + size < _UNIT:
+            self._carry = carry + bytes(piece)
+            return True
+        start = -len(carry) % 4
+        end = size - (size - start) % 4
+        try:
+            first = pybase64.b64decode(carry + bytes(piece[:start]), validate=True)
+            rest = pybase64.b64decode(piece[start:end], validate=True)
+        except binascii.Error:
+            return False
+        padded_first = 4 * len(first) < 3 * (len(carry) + start)
+        padded_rest = 4 * len(rest) < 3 * (end - start)
+        if (padded_first and rest) or ((padded_first or padded_rest) and end < size):
+            return False
+        self._padded = padded_first or padded_rest
+        self._pieces += (first, rest) if first else (rest,)
+        self._carry = bytes(piece[end:])
+        return True
+
+    def in_escape(self) -> bool:
+        """Whether a quote that comes next would belong to an escape, and so not end the string."""
+        if self._clean:
+            backslashes = len(self._carry) - len(self._carry.rstrip(b"\\"))
+            return backslashes % 2 == 1
+        return self._raw == b"\\"
+
+    def finish(self) -> Decoded:
+        """What the whole string decodes to."""
+        if self._clean and self._carry:
+            self._leave_fast_path()
+        if self._raw:
+            self._bad = "it holds an escape that JSON does not know"
+        if not self._clean:
+            self._decode(self._cut_prefix(b"", final=True), final=True)
+        if self._bad:
+            return BadBase64(self._bad)
+        return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+
+    def _leave_fast_path(self) -> None:
+        if self._clean:
+            self._clean = False
+            self._head = not self._pieces
+            carry, self._carry = self._carry, b""
+            self._feed_slowly(carry)
+
+    def _feed_slowly(self, piece: bytes) -> None:
+        raw = self._raw + piece
+        match = _TOKENS.match(raw)
+        end = match.end() if match else 0
+        self._raw = raw[end:]
+        if self._raw and not _CUT_ESCAPE.fullmatch(self._raw):
+            self._bad = "it holds an escape that JSON does not know"
+            self._raw = b""
+        if not self._bad:
+            text = _ESCAPE.sub(_unescape, raw[:end]).translate(_URL_SAFE, _WHITE_SPACE)
+            self._decode(self._cut_prefix(text, final=False), final=False)
+
+    def _cut_prefix(self, text: bytes, *, final: bool) -> bytes:
+        """Hold the beginning back in `_carry` until it is known whether it is a `data:` prefix."""
+        if not self._head:
+            return text
+        text, self._carry = self._carry + text, b""
+        if text[:5].lower() != b"data:"[: len(text)] or (len(text) < 5 and final):
+            self._head = False
+            return text
+        prefix, comma, rest = text.partition(b",")
+        if comma and prefix.lower().endswith(b";base64"):
+            self._head = False
+            return rest
+        if comma or final or len(prefix) > _LONGEST_PREFIX:
+            self._bad = "it is a data: URL without base64"
+        self._carry = text
+        return b""
+
+    def _decode(self, text: bytes, *, final: bool) -> None:
+        if self._bad or self._head:
+            return
+        text = self._carry + text
+        end = len(text) - len(text) % 4
+        if final and end < len(text):
+            text += b"=" * (end + 4 - len(text))
+            end = len(text)
+        self._carry = text[end:]
+        try:
+            if self._padded and text:
+                raise binascii.Error("it goes on after its padding")
+            decoded = pybase64.b64decode(text[:end], validate=True)
+        except binascii.Error:
+            self._bad = "it is not base64, or was cut"
+            self._pieces.clear()
+            return
+        self._padded = 4 * len(decoded) < 3 * end
+        self._pieces.append(decoded)
+
+
+def _unescape(match: re.Match[bytes]) -> bytes:
+    if match[2]:
+        return _ESCAPED.get(match[2], _REFUSED)
+    code = int(match[1], 16)
+    return bytes((code,)) if code < 0x80 else _REFUSED
+
+
+def _decode_tolerantly(skeleton: bytearray) -> Any:
+    """What the fast and strict decoder refuses and an image must not be lost for.
+
+    A byte order mark, NaN, lone surrogates, bytes that are not UTF-8, control characters,
+    numbers beyond 64 bits, and whatever follows the document.
+    """
+    text = skeleton.decode("utf-8-sig", "replace").lstrip()
+    try:
+        value, _ = json.JSONDecoder(strict=False, parse_int=_parse_int).raw_decode(text)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+    else:
+        return value
+    raise InvalidJSON(reason)
+
+
+def _parse_int(digits: str) -> int | float:
+    return int(digits) if len(digits) < 20 else float(digits)

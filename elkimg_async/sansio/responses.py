@@ -1,0 +1,239 @@
+"""What a server may say: tolerant of what is missing, null, misspelt or new.
+
+Only the type of an event and the image in it can be counted on. Side data that
+is not what it should be becomes None; it never costs an image.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, TypeAlias, overload
+
+import msgspec
+
+from elkimg_async.image import Image
+from elkimg_async.sansio.payload import BadBase64, Document
+
+Number: TypeAlias = int | float
+
+PARTIAL_TYPES = ("image_generation.partial_image", "image_edit.partial_image")
+COMPLETED_TYPES = ("image_generation.completed", "image_edit.completed")
+
+
+class TokenDetails(msgspec.Struct, frozen=True, kw_only=True):
+    """How a number of tokens divides; None where the server does not say."""
+
+    text_tokens: Number | None = None
+    image_tokens: Number | None = None
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """The tokens that were counted; None where the server does not say."""
+
+    total_tokens: Number | None = None
+    input_tokens: Number | None = None
+    output_tokens: Number | None = None
+    input_tokens_details: TokenDetails | None = None
+    output_tokens_details: TokenDetails | None = None
+
+
+class RateLimit(msgspec.Struct, frozen=True, kw_only=True):
+    """The `x-ratelimit-*` headers of an answer; `reset_*` are seconds; None where a header is missing."""
+
+    limit_requests: int | None = None
+    remaining_requests: int | None = None
+    reset_requests: float | None = None
+    limit_tokens: int | None = None
+    remaining_tokens: int | None = None
+    reset_tokens: float | None = None
+
+
+class Meta(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of the exchange behind a result.
+
+    `elapsed` is in seconds for the whole call, `first_byte` in seconds from the last
+    attempt's beginning to its headers. `rate_limit` and `idempotency_key` are None where
+    the server told none and none was sent.
+    """
+
+    request_id: str | None
+    status: int
+    attempts: int
+    elapsed: float
+    first_byte: float
+    rate_limit: RateLimit | None
+    idempotency_key: str | None
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """What partial and completed images have in common; fields but the first two may be None."""
+
+    type: str
+    image: Image
+    created_at: Number | None = None
+    size: str | None = None
+    quality: str | None = None
+    background: str | None = None
+    output_format: str | None = None
+
+    @property
+    def b64_json(self) -> str | None:
+        """The image in base64, encoded anew at each use; None while it is only a URL."""
+        return self.image.b64_json
+
+
+class PartialImage(Event, frozen=True, kw_only=True):
+    """An image on its way. `partial_image_index` counts from 0; None when the server does not count."""
+
+    partial_image_index: int | None = None
+
+
+class CompletedImage(Event, frozen=True, kw_only=True):
+    """A finished image. With several, each repeats the `usage` of the whole call: never add them up."""
+
+    usage: Usage | None = None
+
+
+class ImagesResponse(Sequence[Image]):
+    """The images of one call, as a sequence and as `data`.
+
+    The other attributes are None where the server does not say; `created` is in
+    seconds since 1970.
+    """
+
+    meta: Meta
+
+    def __init__(
+        self,
+        data: Iterable[Image],
+        *,
+        created: Number | None = None,
+        usage: Usage | None = None,
+        size: str | None = None,
+        quality: str | None = None,
+        background: str | None = None,
+        output_format: str | None = None,
+    ) -> None:
+        self.data = list(data)
+        self.created = created
+        self.usage = usage
+        self.size = size
+        self.quality = quality
+        self.background = background
+        self.output_format = output_format
+
+    @overload
+    def __getitem__(self, index: int) -> Image: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Image]: ...
+    def __getitem__(self, index: int | slice) -> Image | list[Image]:
+        return self.data[index]
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __iter__(self) -> Iterator[Image]:
+        return iter(self.data)
+
+    def __repr__(self) -> str:
+        return f"<ImagesResponse {self.data!r}>"
+
+
+Slot: TypeAlias = Image | BadBase64 | None
+"""A place for an image: filled, filled with something broken, or empty."""
+
+
+def read_slot(item: Any, document: Document) -> Slot:
+    """The image of one object with `b64_json` and `url`."""
+    if not isinstance(item, dict):
+        return None
+    url = read_str(item.get("url"))
+    decoded = document.image(item.get("b64_json"))
+    if url is not None and url[:5].lower() in ("#imag", "data:"):
+        decoded, url = document.image(url) if not isinstance(decoded, bytes) else decoded, None
+    if isinstance(decoded, bytes) or url is not None:
+        content = decoded if isinstance(decoded, bytes) else None
+        return Image(content, url=url, revised_prompt=read_str(item.get("revised_prompt")))
+    return decoded
+
+
+def read_slots(value: dict[str, Any], document: Document) -> list[Slot]:
+    """The images of an answer: those of `data`, or the one that stands in the answer itself."""
+    data = value.get("data")
+    if data is None and ("b64_json" in value or "url" in value):
+        data = value
+    return [read_slot(item, document) for item in (data if isinstance(data, list) else [data])]
+
+
+def read_event(
+    kind: Literal["partial", "completed"], type: str, image: Image, value: dict[str, Any]
+) -> PartialImage | CompletedImage:
+    """The event of a stream around its image."""
+    created = value.get("created_at")
+    side = read_side_data(value)
+    created_at = read_number(value.get("created") if created is None else created)
+    if kind == "completed":
+        usage = read_usage(value.get("usage"))
+        return CompletedImage(type=type, image=image, created_at=created_at, usage=usage, **side)
+    index = read_number(value.get("partial_image_index"))
+    return PartialImage(
+        type=type,
+        image=image,
+        created_at=created_at,
+        partial_image_index=None if index is None else int(index),
+        **side,
+    )
+
+
+def read_side_data(value: dict[str, Any]) -> dict[str, str | None]:
+    """What may stand beside the images."""
+    return {
+        name: read_str(value.get(name))
+        for name in ("size", "quality", "background", "output_format")
+    }
+
+
+def read_usage(value: Any) -> Usage | None:
+    """The usage in its own or in chat spelling."""
+    if not isinstance(value, dict):
+        return None
+    get = value.get
+    return Usage(
+        total_tokens=read_number(get("total_tokens")),
+        input_tokens=read_number(get("input_tokens", get("prompt_tokens"))),
+        output_tokens=read_number(get("output_tokens", get("completion_tokens"))),
+        input_tokens_details=_read_details(
+            get("input_tokens_details", get("prompt_tokens_details"))
+        ),
+        output_tokens_details=_read_details(
+            get("output_tokens_details", get("completion_tokens_details"))
+        ),
+    )
+
+
+def _read_details(value: Any) -> TokenDetails | None:
+    if not isinstance(value, dict):
+        return None
+    return TokenDetails(
+        text_tokens=read_number(value.get("text_tokens")),
+        image_tokens=read_number(value.get("image_tokens")),
+    )
+
+
+def read_str(value: Any) -> str | None:
+    """A string that says something, or None."""
+    return value if isinstance(value, str) and value else None
+
+
+def read_number(value: Any) -> Number | None:
+    """A finite number, an integer where it is whole; None for anything else."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    if isinstance(value, float):
+        if value != value or value in (float("inf"), float("-inf")):
+            return None
+        return int(value) if value.is_integer() else value
+    return value

@@ -1,0 +1,83 @@
+"""Whether a failed attempt is tried again, and after how long.
+
+A repeated POST can be a second paid image, so a failure whose outcome is unknown
+ends the call, unless the server is known to replay the idempotency key.
+"""
+
+from typing import Protocol
+
+from elkimg_async.errors import (
+    APIError,
+    ConnectError,
+    ElkImagesError,
+    NetworkError,
+    QuotaExceededError,
+    RequestTimeoutError,
+)
+
+# 408 and 425: the request was not taken up. 429: too much at once. 500 and 503 are the server's own.
+_TRANSIENT_STATUSES = {408, 425, 429, 500, 503}
+_FINAL_CODES = {"invalid_request", "model_not_found"}
+_IN_FLIGHT = (
+    "idempotency"  # a 409 whose code or type names the key is our own attempt, still running
+)
+
+
+class Policy(Protocol):
+    """The part of `RetryPolicy` that the decision needs."""
+
+    @property
+    def max_retries(self) -> int: ...
+    @property
+    def initial_backoff(self) -> float: ...
+    @property
+    def max_backoff(self) -> float: ...
+    @property
+    def max_retry_after(self) -> float: ...
+
+
+def decide(
+    error: ElkImagesError,
+    *,
+    policy: Policy,
+    attempt: int,
+    remaining: float,
+    jitter: float,
+    replay: bool = False,
+) -> float | None:
+    """The seconds to wait before the next attempt, or None to give up.
+
+    `attempt` is the number of attempts so far, `remaining` the seconds until the deadline,
+    `jitter` a random number from 0 to 1, and `replay` says that the server is known to
+    replay an idempotency key.
+    """
+    if attempt > policy.max_retries or not is_transient(error, replay=replay):
+        return None
+    wanted = error.retry_after if isinstance(error, APIError) else None
+    if wanted is not None and wanted > policy.max_retry_after:
+        return None
+    if wanted is None:
+        delay = jitter * min(policy.max_backoff, policy.initial_backoff * 2 ** (attempt - 1))
+    else:
+        delay = wanted
+    return delay if delay < remaining else None
+
+
+def is_transient(error: ElkImagesError, *, replay: bool = False) -> bool:
+    """Whether the same request may succeed later, and asking again cannot cost a second image."""
+    if isinstance(error, RequestTimeoutError) and error.limit == "total":
+        return False
+    if isinstance(error, ConnectError):
+        return True
+    if isinstance(error, NetworkError):
+        return error.billing == "not_sent" or replay
+    if not isinstance(error, APIError) or isinstance(error, QuotaExceededError):
+        return False
+    if error.billing == "unknown":
+        return replay
+    should_retry = error.headers.get("x-should-retry")
+    if should_retry == "false" or _FINAL_CODES & {error.code, error.type}:
+        return False
+    if error.status == 409:
+        return any(_IN_FLIGHT in label for label in (error.code or "", error.type or ""))
+    return should_retry == "true" or error.status in _TRANSIENT_STATUSES

@@ -1,0 +1,202 @@
+"""Bytes → server-sent events, as the bytes arrive.
+
+Wanted: `feed` bytes in any split, then `next_event` until it gives None. An event
+is one `data:` line of up to 33 MB, so its data goes piece by piece into a
+`JSONDecoder` and no line is ever held whole. Each byte is looked at a fixed number
+of times; base64 in the middle of a data line is decoded before anybody looks for
+line ends in it, because strict base64 holds none.
+
+The rules are those of https://html.spec.whatwg.org/multipage/server-sent-events.html,
+with two additions for servers as they are: a line that begins with `{` is an event
+of its own (a bare error after a ping), and an event that the end of the stream cuts
+short is given with `terminated=False` for the caller to judge, where the
+specification drops it.
+"""
+
+import re
+from collections import deque
+
+import msgspec
+
+from elkimg_async.sansio.payload import JSONDecoder
+
+_LINE_END = re.compile(rb"[\r\n]")
+_BOM = b"\xef\xbb\xbf"
+_HEAD = 6  # the length of "data: ", enough to know what a line is
+MAX_FIELD_LINE = 65_536
+"""Bytes of an `event:`, `id:`, `retry:` or unknown line; a longer one is ignored. Data has no such limit."""
+
+_HEAD_MODE, _FIELD_MODE, _DATA_MODE, _BARE_MODE, _SKIP_MODE = range(5)
+
+
+class ServerSentEvent(msgspec.Struct, frozen=True):
+    """One event: its `name` ("" where the stream gives none), its data still to be finished, and its id."""
+
+    name: str
+    data: JSONDecoder
+    id: str
+    terminated: bool = True
+
+
+class SSEDecoder:
+    """A stream of server-sent events, fed in any split."""
+
+    __slots__ = (
+        "_after_cr",
+        "_begun",
+        "_data",
+        "_events",
+        "_id",
+        "_line",
+        "_mode",
+        "_name",
+        "_target",
+        "retry",
+    )
+
+    def __init__(self) -> None:
+        self._events: deque[ServerSentEvent] = deque()
+        self._mode = _HEAD_MODE
+        self._line = b""  # the line so far, while its data is not fed on
+        self._target: JSONDecoder | None = None  # where the data of this line goes
+        self._data: JSONDecoder | None = None  # the data of the event that is open
+        self._name = ""
+        self._id = ""
+        self._begun = False
+        self._after_cr = False
+        self.retry: int | None = None
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next bytes of the stream."""
+        start = 0
+        if not self._begun:
+            chunk = self._line + chunk
+            self._line = b""
+            if len(chunk) < len(_BOM) and _BOM.startswith(chunk):
+                self._line = chunk
+                return
+            self._begun = True
+            start = len(_BOM) if chunk.startswith(_BOM) else 0
+        if self._after_cr and chunk:
+            self._after_cr = False
+            start += chunk.startswith(b"\n", start)
+        self._feed_lines(chunk, start)
+
+    def next_event(self) -> ServerSentEvent | None:
+        """The next event that is whole, or None."""
+        return self._events.popleft() if self._events else None
+
+    def finish(self) -> None:
+        """The stream has ended; an event that it cut short is given as unterminated."""
+        if not self._begun:
+            self._begun = True
+            self._feed_lines(self._line, 0)
+        if self._line or self._mode != _HEAD_MODE:
+            if self._mode == _HEAD_MODE:
+                line, self._line = self._line, b""
+                self._begin_line(line, 0, len(line), ended=True)
+            self._end_line()
+        self._dispatch(terminated=False)
+
+    def _feed_lines(self, chunk: bytes, start: int) -> None:
+        size = len(chunk)
+        has_cr: bool | None = None
+        while start < size:
+            if self._target is not None:
+                start = self._target.feed_base64(chunk, start)
+                if start == size:
+                    return
+            if has_cr is None:
+                has_cr = chunk.find(b"\r", start) >= 0
+            if has_cr:
+                match = _LINE_END.search(chunk, start)
+                stop = match.start() if match else -1
+            else:
+                stop = chunk.find(b"\n", start)
+            ended = stop >= 0
+            self._feed_line(chunk, start, stop if ended else size, ended)
+            if not ended:
+                return
+            self._end_line()
+            start = stop + 1
+            if has_cr and chunk[stop] == 0x0D:
+                if start == size:
+                    self._after_cr = True
+                elif chunk[start] == 0x0A:
+                    start += 1
+
+    def _feed_line(self, chunk: bytes, start: int, stop: int, ended: bool) -> None:
+        if self._mode == _HEAD_MODE:
+            if self._line:
+                more = min(stop, start + _HEAD - len(self._line))
+                head = self._line + chunk[start:more]
+                self._line = b""
+                self._begin_line(head, 0, len(head), ended=ended and more == stop)
+                start = more
+            elif start < stop:
+                self._begin_line(chunk, start, stop, ended=ended)
+                return
+        if start < stop:
+            self._continue_line(chunk, start, stop)
+
+    def _begin_line(self, chunk: bytes, start: int, stop: int, *, ended: bool) -> None:
+        """Decide by its first bytes what a line is; with too few of them, keep them for later."""
+        if stop - start < _HEAD and not ended and chunk[start] not in b":{":
+            self._line = chunk[start:stop]
+            return
+        if chunk.startswith(b"data:", start, stop):
+            self._mode = _DATA_MODE
+            self._target = self._next_data_line()
+            start += 6 if chunk.startswith(b" ", start + 5, stop) else 5
+        elif chunk.startswith(b"{", start):
+            self._mode = _BARE_MODE
+            self._target = JSONDecoder()
+        elif chunk.startswith(b":", start):
+            self._mode = _SKIP_MODE
+        else:
+            self._mode = _FIELD_MODE
+        self._continue_line(chunk, start, stop)
+
+    def _continue_line(self, chunk: bytes, start: int, stop: int) -> None:
+        if self._target is not None:
+            self._target.feed(chunk, start, stop)
+        elif self._mode == _FIELD_MODE:
+            self._line += chunk[start:stop]
+            if len(self._line) > MAX_FIELD_LINE:
+                self._mode = _SKIP_MODE
+                self._line = b""
+
+    def _next_data_line(self) -> JSONDecoder:
+        if self._data is None:
+            self._data = JSONDecoder()
+        else:
+            self._data.feed(b"\n")
+        return self._data
+
+    def _end_line(self) -> None:
+        if self._mode == _HEAD_MODE:
+            self._dispatch(terminated=True)
+        elif self._mode == _FIELD_MODE:
+            self._take_field(*self._line.partition(b":"))
+            self._line = b""
+        elif self._mode == _BARE_MODE and self._target is not None:
+            self._events.append(ServerSentEvent("", self._target, self._id))
+        self._mode = _HEAD_MODE
+        self._target = None
+
+    def _take_field(self, field: bytes, colon: bytes, value: bytes) -> None:
+        text = value.removeprefix(b" ").decode("utf-8", "replace")
+        if field == b"event":
+            self._name = text
+        elif field == b"data":
+            self._next_data_line()
+        elif field == b"id" and "\0" not in text:
+            self._id = text
+        elif field == b"retry" and value.removeprefix(b" ").isdigit():
+            self.retry = int(text[:18])
+
+    def _dispatch(self, *, terminated: bool) -> None:
+        if self._data is not None:
+            self._events.append(ServerSentEvent(self._name, self._data, self._id, terminated))
+        self._data = None
+        self._name = ""

@@ -1,0 +1,284 @@
+"""A request → method, path, headers, body; status, headers, body → an error.
+
+The rules stand in the service's documentation and in the source of the open
+gateway that it matches: what is unset is not sent, `stream` is a JSON boolean,
+and an error is told by its status first and its code second; messages are for
+people and never parsed.
+"""
+
+import contextlib
+import email.utils
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from elkimg_async import errors
+from elkimg_async.errors import APIError, Billing, InvalidRequestError, ResponseError
+from elkimg_async.sansio.models import is_gpt_image
+from elkimg_async.sansio.requests import GenerateRequest
+from elkimg_async.sansio.responses import RateLimit, read_str
+
+BODY_IN_ERRORS = 2_000
+"""Characters of an unreadable answer that an error keeps."""
+
+_MODERATION_CODES = {"moderation_blocked", "content_policy_violation", "content_filter"}
+_QUOTA_CODES = {
+    "insufficient_quota",
+    "insufficient_user_quota",
+    "pre_consume_token_quota_failed",
+}
+_UNKNOWN_OUTCOME_CODES = {"bad_response_body", "read_response_body_failed"}
+_UNKNOWN_OUTCOME_STATUSES = {502, 504, 524}
+_STATUS_OF_TYPE = {
+    "invalid_request_error": 400,
+    "invalid_request": 400,
+    "authentication_error": 401,
+    "invalid_api_key": 401,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "rate_limit_error": 429,
+    "rate_limit_exceeded": 429,
+    "api_error": 500,
+    "server_error": 500,
+    "upstream_error": 500,
+}
+
+
+class HTTPRequest(msgspec.Struct, frozen=True):
+    """What goes over the wire, the key left out; the path is added to the base URL."""
+
+    method: str
+    headers: dict[str, str]
+    path: str = ""
+    body: bytes | None = None
+
+
+def generate(request: GenerateRequest, *, stream: bool, key: str | None = None) -> HTTPRequest:
+    """`POST /images/generations`; `key` is the idempotency key, or None for none.
+
+    Raises:
+        InvalidRequestError: by the caller, for text or an `extra_body` that JSON cannot hold.
+    """
+    fields = request.fields()
+    if stream:
+        fields["stream"] = True
+        if is_gpt_image(fields["model"]):
+            fields.setdefault("partial_images", 1)
+    if request.extra_body:
+        fields.update(request.extra_body)
+    headers = {
+        "Content-Type": "application/json",
+        "Accept": "text/event-stream, application/json" if stream else "application/json",
+    }
+    if key is not None:
+        headers["Idempotency-Key"] = key
+    return HTTPRequest("POST", headers, "/images/generations", _encode(fields))
+
+
+def _encode(fields: dict[str, Any]) -> bytes:
+    try:
+        return msgspec.json.encode(fields)
+    except _NOT_JSON:
+        name = next(name for name, value in fields.items() if not _is_json(value))
+    raise InvalidRequestError(
+        f"{name} cannot be written as JSON; it must be plain data and valid Unicode.", param=name
+    )
+
+
+_NOT_JSON = (TypeError, ValueError, msgspec.MsgspecError, RecursionError)
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        msgspec.json.encode(value)
+    except _NOT_JSON:
+        return False
+    return True
+
+
+def check_headers(headers: Any) -> dict[str, str]:
+    """The caller's own headers; None means none.
+
+    Raises:
+        InvalidRequestError: by the caller, for what no header can hold, and for the key.
+    """
+    if headers is None:
+        return {}
+    problem = None
+    if not isinstance(headers, Mapping):
+        problem = "they must be a mapping of strings"
+    else:
+        for name, value in headers.items():
+            if not isinstance(name, str) or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
+                problem = f"{name!r} is no name of a header"
+            elif not isinstance(value, str) or re.search(r"[\x00-\x08\x0a-\x1f\x7f]", value):
+                problem = f"the value of {name} must be a string without line breaks"
+            elif name.lower() == "authorization":
+                problem = "pass the key as api_key, not as a header"
+    if problem:
+        raise InvalidRequestError(f"The extra headers are wrong: {problem}.", param="extra_headers")
+    return dict(headers)
+
+
+def with_headers(request: HTTPRequest, headers: Mapping[str, str]) -> HTTPRequest:
+    """The request with the caller's own headers, which replace ours whatever the case of their names."""
+    if not headers:
+        return request
+    replaced = {name.lower() for name in headers}
+    ours = {name: value for name, value in request.headers.items() if name.lower() not in replaced}
+    return msgspec.structs.replace(request, headers={**ours, **headers})
+
+
+def request_id(headers: Mapping[str, str]) -> str | None:
+    """The gateway's name for the request, else the upstream's; `headers` has names in lower case."""
+    return headers.get("x-oneapi-request-id") or headers.get("x-request-id") or None
+
+
+def retry_after(headers: Mapping[str, str], now: float) -> float | None:
+    """The seconds that a server asks to wait; `now` is in seconds since 1970."""
+    if (milliseconds := _number(headers.get("retry-after-ms"))) is not None:
+        return milliseconds / 1000
+    value = headers.get("retry-after")
+    if value is None or (seconds := _number(value)) is not None:
+        return seconds if value is not None else None
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - now)
+    except (ValueError, OverflowError):
+        return None
+
+
+def rate_limit(headers: Mapping[str, str]) -> RateLimit | None:
+    """What the `x-ratelimit-*` headers say; None without any."""
+    if not any(name.startswith("x-ratelimit-") for name in headers):
+        return None
+
+    def count(name: str) -> int | None:
+        number = _number(headers.get(f"x-ratelimit-{name}"))
+        return None if number is None else int(number)
+
+    return RateLimit(
+        limit_requests=count("limit-requests"),
+        remaining_requests=count("remaining-requests"),
+        reset_requests=_duration(headers.get("x-ratelimit-reset-requests")),
+        limit_tokens=count("limit-tokens"),
+        remaining_tokens=count("remaining-tokens"),
+        reset_tokens=_duration(headers.get("x-ratelimit-reset-tokens")),
+    )
+
+
+def read_error(
+    status: int, headers: Mapping[str, str], body: bytes, *, now: float
+) -> APIError | ResponseError:
+    """The error that an answer other than 2xx means; `now` is in seconds since 1970."""
+    named = request_id(headers)
+    if status < 400:
+        return ResponseError(
+            f"The server answered with status {status} and wants to send the request elsewhere"
+            f"{_to(headers)}; check the base URL.",
+            request_id=named,
+            status=status,
+        )
+    text = body.decode("utf-8", "replace").strip()
+    value: Any = text[:BODY_IN_ERRORS] or None
+    if text[:1] in ("{", "["):
+        with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            value = msgspec.json.decode(body)
+    error = api_error(status, value)
+    error.headers = dict(headers)
+    error.retry_after = retry_after(headers, now)
+    return error.locate(named)
+
+
+def api_error(status: int, value: Any) -> APIError:
+    """The error that a decoded body means, whatever its shape; `status` is 200 within a good answer."""
+    detail = value
+    if isinstance(value, Mapping):
+        detail = value.get("error") or value.get("detail") or value
+    fields = detail if isinstance(detail, Mapping) else {}
+    code, type_ = _label(fields.get("code")), _label(fields.get("type"))
+    kind = _error_class(status if status >= 400 else _implied_status(code, type_), code, type_)
+    said = read_str(fields.get("message")) or (detail if isinstance(detail, str) else None)
+    said = None if said is None or said.lstrip().startswith("<") else said.strip()
+    where = f"status {status}" if status >= 400 else "an error inside a good answer"
+    return kind(
+        f"The server said no ({', '.join(filter(None, (where, code)))})"
+        + (f": {_sentence(said)}" if said else "."),
+        status=status,
+        code=code,
+        type=type_,
+        param=_label(fields.get("param")),
+        body=value,
+        billing=_billing(status, code, value),
+    )
+
+
+def _error_class(status: int | None, code: str | None, type_: str | None) -> type[APIError]:
+    if _MODERATION_CODES & {code, type_}:
+        return errors.ModerationError
+    if _QUOTA_CODES & {code, type_}:
+        return errors.QuotaExceededError
+    if status == 500 and "invalid_request" in (code, type_):
+        return errors.BadRequestError
+    if status == 503 and code == "model_not_found":
+        return errors.NotFoundError
+    match status:
+        case 401:
+            return errors.AuthenticationError
+        case 403:
+            return errors.PermissionDeniedError
+        case 404 | 501:
+            return errors.NotFoundError
+        case 429:
+            return errors.RateLimitError
+        case None:
+            return APIError
+        case _:
+            return errors.BadRequestError if status < 500 else errors.ServerError
+
+
+def _implied_status(code: str | None, type_: str | None) -> int | None:
+    if code is not None and code.isdecimal() and 400 <= int(code[:4]) < 600:
+        return int(code)
+    return _STATUS_OF_TYPE.get(code or "") or _STATUS_OF_TYPE.get(type_ or "")
+
+
+def _billing(status: int, code: str | None, value: Any) -> Billing:
+    if code in _UNKNOWN_OUTCOME_CODES or status in _UNKNOWN_OUTCOME_STATUSES:
+        return "unknown"
+    if status >= 500 and status != 503 and not isinstance(value, (Mapping, list)):
+        return "unknown"
+    return "refused"
+
+
+def _label(value: Any) -> str | None:
+    return str(value) if isinstance(value, (str, int)) and value != "" else None
+
+
+def _sentence(text: str) -> str:
+    text = text if len(text) <= BODY_IN_ERRORS else text[:BODY_IN_ERRORS] + "…"
+    return text if text[-1:] in (".", "!", "?", "…", "。") else text + "."
+
+
+def _to(headers: Mapping[str, str]) -> str:
+    location = headers.get("location")
+    return f" ({location.partition('?')[0][:200]})" if location else ""
+
+
+def _number(text: str | None) -> float | None:
+    """A plain decimal number, not negative."""
+    return float(text) if text and re.fullmatch(r"\s*\d{1,15}(\.\d{0,15})?\s*", text) else None
+
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def _duration(text: str | None) -> float | None:
+    """Seconds of `1s`, `6m30s`, `20ms`, or of a plain number."""
+    if (number := _number(text)) is not None or not text:
+        return number
+    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|[smhd])", text)
+    if "".join(number + unit for number, unit in parts) != text.strip():
+        return None
+    return sum(float(number) * _UNITS[unit] for number, unit in parts)
