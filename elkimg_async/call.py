@@ -3,16 +3,14 @@
 import asyncio
 import contextlib
 import itertools
+import os
 import random
 import time
-import uuid
 import warnings
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 from urllib.parse import urljoin
-
-import msgspec
 
 from elkimg_async import hooks
 from elkimg_async.download import download
@@ -22,18 +20,9 @@ from elkimg_async.errors import (
     NetworkError,
     RequestTimeoutError,
 )
-from elkimg_async.hooks import Hook, tell
+from elkimg_async.hooks import tell
 from elkimg_async.image import Image
-from elkimg_async.options import (
-    IdempotencyMode,
-    Limits,
-    RetryPolicy,
-    Secret,
-    Timeout,
-    ValidateMode,
-    default_key,
-    make_key,
-)
+from elkimg_async.options import Secret, Settings, default_key, make_key
 from elkimg_async.sansio import wire
 from elkimg_async.sansio.answer import AnswerDecoder, ImageEvent, SkippedEvent
 from elkimg_async.sansio.models import validate
@@ -43,25 +32,9 @@ from elkimg_async.sansio.retry import decide
 from elkimg_async.transport import Exchange, Transport
 from elkimg_async.watchdog import Watchdog
 
-ApiKey = str | Callable[[], Awaitable[str]]
-
 _END_GRACE = 0.1  # seconds for the end of the body after [DONE], so that the connection can be kept
 _MAX_ERROR_BODY = 1024 * 1024
 _numbers = itertools.count(1)
-
-
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client was told, checked and complete."""
-
-    api_key: Secret | Callable[[], Awaitable[str]] | None
-    base_url: str
-    timeout: Timeout
-    retry: RetryPolicy
-    idempotency: IdempotencyMode
-    validate: ValidateMode
-    limits: Limits
-    headers: dict[str, str]
-    hooks: tuple[Hook, ...]
 
 
 class Call:
@@ -156,7 +129,7 @@ class Call:
             request = make_request(self._prompt, options)
             self._validate(request)
             if settings.idempotency != "off":
-                self._key = uuid.uuid4().hex
+                self._key = os.urandom(16).hex()
             written = wire.generate(request, stream=self._stream, key=self._key)
             self._request = wire.with_headers(written, {**settings.headers, **extra_headers})
             if settings.hooks:

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack, get_arg
 
 import msgspec
 
-from elkimg_async.call import Call, Settings
 from elkimg_async.errors import ConfigurationError, InvalidRequestError
 from elkimg_async.hooks import Hook
 from elkimg_async.options import (
     IdempotencyMode,
     Limits,
     RetryPolicy,
+    Settings,
     Timeout,
     ValidateMode,
     check_choice,
@@ -25,7 +25,6 @@ from elkimg_async.sansio.requests import GenerateRequest
 from elkimg_async.sansio.responses import ImagesResponse
 from elkimg_async.sansio.wire import check_headers
 from elkimg_async.stream import ImageStream
-from elkimg_async.transport import Transport
 
 if TYPE_CHECKING:
     import aiohttp
@@ -118,6 +117,8 @@ class AsyncImages:
             headers=_client_headers(headers),
             hooks=tuple(hooks),
         )
+        from elkimg_async.transport import Transport  # asyncio and all below it, late
+
         self._transport = Transport(session)
 
     @property
@@ -225,6 +226,8 @@ class AsyncImages:
         """
         if not isinstance(stream, bool):
             raise InvalidRequestError("stream must be True or False.", param="stream")
+        from elkimg_async.call import Call  # late, as Transport is
+
         call = Call(
             self._settings_with(timeout, retry, None),
             self._transport,

@@ -1,7 +1,7 @@
 """An image as it came from the server: its bytes, or the URL where they wait."""
 
+import io
 import os
-import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,8 +135,6 @@ class Image:
             raise ConfigurationError('Pillow is missing: pip install "elkimg-async[pil]".')
         if self.content is None:
             raise DownloadError("The image is still a URL: await image.read() first.", url=self.url)
-        import io
-
         return PIL.Image.open(io.BytesIO(self.content))
 
     def __eq__(self, other: object) -> bool:
@@ -166,30 +164,13 @@ def _restore(content: bytes | None, url: str | None, revised_prompt: str | None)
 
 def write_atomically(target: Path, content: bytes) -> None:
     """Write a file that is whole at any moment at which it exists."""
-    handle, name = tempfile.mkstemp(prefix=f".{target.name[:100]}.", dir=target.parent)
+    part = target.with_name(f".{target.name[:100]}.{os.urandom(8).hex()}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with part.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(name).chmod(_creation_mode(target))
-        Path(name).replace(target)
+        part.replace(target)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
-
-
-def _creation_mode(target: Path) -> int:
-    try:
-        return target.stat().st_mode & 0o7777
-    except FileNotFoundError:
-        return 0o666 & ~_UMASK
-
-
-def _read_umask() -> int:
-    umask = os.umask(0o077)
-    os.umask(umask)
-    return umask
-
-
-_UMASK = _read_umask()

@@ -2,12 +2,14 @@
 
 import math
 import os
+from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
 
 from elkimg_async.errors import ConfigurationError
+from elkimg_async.hooks import Hook
 
 DEFAULT_BASE_URL = "https://api.elkapi.com/v1"
 KEY_VARIABLE = "ELKAPI_API_KEY"
@@ -121,6 +123,20 @@ class Secret:
 
     def __reduce__(self) -> str:
         raise TypeError("a secret cannot be pickled")
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client was told, checked and complete."""
+
+    api_key: Secret | Callable[[], Awaitable[str]] | None
+    base_url: str
+    timeout: Timeout
+    retry: RetryPolicy
+    idempotency: IdempotencyMode
+    validate: ValidateMode
+    limits: Limits
+    headers: dict[str, str]
+    hooks: tuple[Hook, ...]
 
 
 def make_timeout(timeout: Timeout | float | None) -> Timeout:

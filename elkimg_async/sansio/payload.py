@@ -22,7 +22,6 @@ silence.
 """
 
 import binascii
-import json
 import re
 from typing import Any, TypeAlias
 
@@ -308,6 +307,8 @@ def _decode_tolerantly(skeleton: bytearray) -> Any:
     A byte order mark, NaN, lone surrogates, bytes that are not UTF-8, control characters,
     numbers beyond 64 bits, and whatever follows the document.
     """
+    import json  # slow to import, and rarely needed
+
     text = skeleton.decode("utf-8-sig", "replace").lstrip()
     try:
         value, _ = json.JSONDecoder(strict=False, parse_int=_parse_int).raw_decode(text)

@@ -7,7 +7,6 @@ people and never parsed.
 """
 
 import contextlib
-import email.utils
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -143,6 +142,8 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
     value = headers.get("retry-after")
     if value is None or (seconds := _number(value)) is not None:
         return seconds if value is not None else None
+    import email.utils  # slow to import, and rarely needed
+
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - now)
     except (ValueError, OverflowError):
