@@ -7,9 +7,9 @@ import os
 import random
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urljoin
 
 from elkimg_async import hooks
@@ -34,6 +34,7 @@ from elkimg_async.watchdog import Watchdog
 
 _END_GRACE = 0.1  # seconds for the end of the body after [DONE], so that the connection can be kept
 _MAX_ERROR_BODY = 1024 * 1024
+T = TypeVar("T")
 _numbers = itertools.count(1)
 
 
@@ -74,23 +75,22 @@ class Call:
 
     async def open(self) -> None:
         """Send the request, and again where that is safe, until an answer begins well."""
-        await self._advance(read=False)
+        await self._advance(self._read_nothing)
+
+    def ready_event(self) -> ImageEvent | None:
+        """The next event if it is here already, without waiting."""
+        decoder = self._decoder
+        if decoder is None or not decoder.events:
+            return None
+        return self._take_event(decoder)
 
     async def next_event(self) -> ImageEvent | None:
         """The next partial or completed image, or None when the answer is whole."""
-        if self._decoder is not None and not self._decoder.failure:
-            event = self._ready_event(self._decoder)
-            if event is not None:
-                return event
-        return await self._advance(read=True)
+        return await self._advance(self._read_event)
 
-    def response(self) -> ImagesResponse:
-        """The whole answer, after `next_event` gave None."""
-        assert self._decoder is not None
-        assert self._meta is not None
-        response = self._decoder.response()
-        response.meta = self._meta
-        return response
+    async def drain(self) -> ImagesResponse:
+        """Read what is left, and return the whole answer."""
+        return await self._advance(self._read_all)
 
     def abort(self) -> None:
         """Close the connection at once, unless its answer was read to the end."""
@@ -98,15 +98,14 @@ class Call:
             self._exchange.close()
             self._exchange = None
 
-    async def _advance(self, *, read: bool) -> ImageEvent | None:
-        """The one retry loop: attempts until there is an answer and, with `read`, its next event."""
+    async def _advance(self, read: Callable[[AnswerDecoder, Watchdog], Awaitable[T]]) -> T:
+        """The one retry loop: as many attempts as it takes until `read` has what it wants of an answer."""
         while True:
             try:
                 watchdog = self._prepare()
-                async with watchdog:
-                    if self._decoder is None:
-                        await self._attempt(watchdog)
-                    return await self._read_event(watchdog) if read else None
+                with watchdog:
+                    decoder = self._decoder or await self._attempt(watchdog)
+                    return await read(decoder, watchdog)
             except ElkImagesError as error:
                 failure = error
             except BaseException as error:
@@ -149,7 +148,7 @@ class Call:
                 raise
             warnings.warn(str(error), stacklevel=2)
 
-    async def _attempt(self, watchdog: Watchdog) -> None:
+    async def _attempt(self, watchdog: Watchdog) -> AnswerDecoder:
         settings, limits = self._settings, self._limits
         assert self._request is not None
         self._attempts += 1
@@ -179,6 +178,7 @@ class Call:
             raise wire.read_error(exchange.status, exchange.headers, body, now=time.time())
         max_bytes = settings.limits.max_response_bytes
         self._decoder = AnswerDecoder(stream=self._stream, max_bytes=max_bytes)
+        return self._decoder
 
     async def _current_key(self) -> Secret:
         key = self._settings.api_key
@@ -196,24 +196,32 @@ class Call:
             pass  # the status says enough
         return bytes(body[:_MAX_ERROR_BODY])
 
-    async def _read_event(self, watchdog: Watchdog) -> ImageEvent | None:
-        exchange, decoder = self._exchange, self._decoder
-        assert decoder is not None
-        while True:
-            event = self._ready_event(decoder)
-            if event is not None:
-                return event
+    async def _read_nothing(self, decoder: AnswerDecoder, watchdog: Watchdog) -> None:
+        """What `open` wants of an answer: that it is there."""
+
+    async def _read_event(self, decoder: AnswerDecoder, watchdog: Watchdog) -> ImageEvent | None:
+        exchange = self._exchange
+        while (event := self._take_event(decoder)) is None:
             if self._ended or exchange is None:
                 await self._finish(decoder)
-                return None
+                break
             watchdog.allow("idle", self._limits.idle)
             if chunk := await exchange.read():
                 decoder.feed(chunk)
             if not chunk or decoder.done:
                 self._ended = True
                 decoder.finish()
+        return event
 
-    def _ready_event(self, decoder: AnswerDecoder) -> ImageEvent | None:
+    async def _read_all(self, decoder: AnswerDecoder, watchdog: Watchdog) -> ImagesResponse:
+        while await self._read_event(decoder, watchdog) is not None:
+            pass
+        response = decoder.response()
+        assert self._meta is not None
+        response.meta = self._meta
+        return response
+
+    def _take_event(self, decoder: AnswerDecoder) -> ImageEvent | None:
         while (event := decoder.next_event()) is not None:
             if isinstance(event, SkippedEvent):
                 if self._settings.hooks:
@@ -232,7 +240,9 @@ class Call:
 
     def _connect_image(self, image: Image) -> None:
         """Make the address of an image absolute, and teach the image to fetch it."""
-        image.url = urljoin(self._settings.base_url + "/", image.url or "")
+        url = image.url or ""
+        if not url.startswith(("https://", "http://")):
+            image.url = urljoin(self._settings.base_url + "/", url)
         image.download_with(
             partial(
                 download,
@@ -267,13 +277,12 @@ class Call:
             idempotency_key=self._key,
         )
         if not exchange.at_end:
-            with contextlib.suppress(NetworkError):
-                async with Watchdog(_END_GRACE):
-                    while await exchange.read():
-                        pass
+            with contextlib.suppress(NetworkError), Watchdog(_END_GRACE):
+                while await exchange.read():
+                    pass
         self.abort()
         if self._settings.hooks:
-            self._tell_end(result=self.response())
+            self._tell_end(result=decoder.response())
 
     async def _recover(self, failure: ElkImagesError) -> None:
         """Wait until the next attempt, or raise the failure."""

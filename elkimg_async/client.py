@@ -232,22 +232,22 @@ class AsyncImages:
             self._settings_with(timeout, retry, None),
             self._transport,
             prompt=prompt,
-            options={
-                "model": model,
-                "n": n,
-                "size": size,
-                "quality": quality,
-                "background": background,
-                "moderation": moderation,
-                "style": style,
-                "user": user,
-                "output_format": output_format,
-                "output_compression": output_compression,
-                "partial_images": partial_images,
-                "response_format": response_format,
-                "extra_body": extra_body,
-                "extra_headers": extra_headers,
-            },
+            options=_given(
+                model=model,
+                n=n,
+                size=size,
+                quality=quality,
+                background=background,
+                moderation=moderation,
+                style=style,
+                user=user,
+                output_format=output_format,
+                output_compression=output_compression,
+                partial_images=partial_images,
+                response_format=response_format,
+                extra_body=extra_body,
+                extra_headers=extra_headers,
+            ),
             stream=stream,
         )
         image_stream = ImageStream(call)
@@ -270,6 +270,10 @@ class AsyncImages:
 
     def __repr__(self) -> str:
         return f"<AsyncImages for {self.base_url}{', closed' if self._transport.closed else ''}>"
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _client_headers(headers: Mapping[str, str] | None) -> dict[str, str]:

@@ -23,7 +23,7 @@ async def download(
     """
     failure: ElkImagesError
     try:
-        async with Watchdog(seconds, name="download") as watchdog:
+        with Watchdog(seconds, name="download") as watchdog:
             for _ in range(MAX_REDIRECTS + 1):
                 content, url = await _fetch(transport, url, watchdog, connect, max_bytes)
                 if content is not None:

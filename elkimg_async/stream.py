@@ -17,11 +17,14 @@ class EventSource(Protocol):
     async def open(self) -> None:
         """Begin; raises where the server refuses."""
 
+    def ready_event(self) -> ImageEvent | None:
+        """The next event if it is here already, without waiting."""
+
     async def next_event(self) -> ImageEvent | None:
         """The next event; None at the end of a whole answer."""
 
-    def response(self) -> ImagesResponse:
-        """The whole answer, after the end."""
+    async def drain(self) -> ImagesResponse:
+        """Read what is left, and return the whole answer."""
         ...
 
     def abort(self) -> None:
@@ -44,6 +47,7 @@ class ImageStream:
         self._busy = False
         self._iterated = False
         self._failure: BaseException | None = None
+        self._response: ImagesResponse | None = None
 
     def __await__(self) -> Generator[Any, Any, Self]:
         return self._open().__await__()
@@ -66,17 +70,22 @@ class ImageStream:
         return self
 
     async def __anext__(self) -> ImageEvent:
-        event = None if self._state == "finished" else await self._next()
+        event = None
+        if self._state == "open" and not self._busy:
+            event = self._source.ready_event()
+        if event is None and self._state != "finished":
+            event = await self._run(self._source.next_event())
+            self._state = "finished" if event is None else "open"
         if event is None:
             raise StopAsyncIteration
         return event
 
     async def result(self) -> ImagesResponse:
         """Read what is left, and return what the batch call would have returned."""
-        if self._state != "finished":
-            while await self._next() is not None:
-                pass
-        return self._source.response()
+        if self._response is None:
+            self._response = await self._run(self._source.drain())
+            self._state = "finished"
+        return self._response
 
     async def aclose(self) -> None:
         """Close the connection; more than once is fine."""
@@ -98,11 +107,6 @@ class ImageStream:
         else:
             self._check()
         return self
-
-    async def _next(self) -> ImageEvent | None:
-        event = await self._run(self._source.next_event())
-        self._state = "finished" if event is None else "open"
-        return event
 
     async def _run(self, step: Coroutine[Any, Any, T]) -> T:
         """Do one step, alone; a failure or cancellation ends the stream."""

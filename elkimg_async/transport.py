@@ -9,6 +9,7 @@ import asyncio
 import math
 import socket
 import threading
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from elkimg_async.errors import (
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 MAX_CONNECTIONS = 500
 """Connections of a pool of ours; further calls wait for one, which counts towards `total`."""
+
+
+_READ_SIZE = 512 * 1024  # bytes; with less, reading is paused and resumed around every receive
 
 
 class Transport:
@@ -140,8 +144,8 @@ class Exchange:
         self._response: aiohttp.ClientResponse | None = None
         self._tracker: aiohttp.UploadTracker | None = None
         self.status = 0
-        self.headers: dict[str, str] = {}
-        """Names in lower case."""
+        self.headers: Mapping[str, str] = {}
+        """Of the answer; names are found in any case."""
 
     @property
     def phase(self) -> str:
@@ -223,7 +227,8 @@ class Exchange:
             return self._translate(error)
         self._response = response
         self.status = response.status
-        self.headers = {name.lower(): value for name, value in response.headers.items()}
+        self.headers = response.headers
+        response.content.set_read_chunk_size(_READ_SIZE)
         return None
 
     def _translate(self, error: Exception) -> ElkImagesError:

@@ -2,7 +2,10 @@
 
 The HTTP library's own time-outs can be evaded: its read time-out does not cover an
 upload, is restarted by every 1xx answer, and never fires after malformed chunks. So
-every wait of a call happens inside `async with watchdog`.
+every wait of a call happens inside `with watchdog`.
+
+A limit is moved with every piece of a body that arrives, so moving it has to cost
+nothing: the timer is left where it is, and when it goes off too early it is set again.
 """
 
 import asyncio
@@ -20,14 +23,20 @@ class Watchdog:
     in the running loop, and a limit from the moment at which it is allowed.
     """
 
-    __slots__ = ("_deadline", "_limit", "_loop", "_name", "_scope", "_seconds", "_total")
+    __slots__ = (
+        "_cancelling", "_deadline", "_fired", "_limit", "_loop", "_name", "_seconds", "_task", "_timer",
+        "_total", "_when",
+    )  # fmt: skip
 
     def __init__(self, total: float, *, name: str = "total") -> None:
         self._loop = asyncio.get_running_loop()
         self._name, self._total = name, total
-        self._deadline = self._loop.time() + total
+        self._when = self._deadline = self._loop.time() + total
         self._limit, self._seconds = name, total
-        self._scope: asyncio.Timeout | None = None
+        self._task: asyncio.Task[object] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._cancelling = 0
+        self._fired = False
 
     @property
     def remaining(self) -> float:
@@ -38,33 +47,54 @@ class Watchdog:
         """From now on the wait may last so long, within the deadline; `limit` is its name in `Timeout`."""
         when = self._loop.time() + seconds
         if when < self._deadline:
-            self._limit, self._seconds = limit, seconds
+            self._when, self._limit, self._seconds = when, limit, seconds
         else:
-            when = self._deadline
-            self._limit, self._seconds = self._name, self._total
-        assert self._scope is not None
-        self._scope.reschedule(None if when == math.inf else when)
+            self._when, self._limit, self._seconds = self._deadline, self._name, self._total
+        if self._task is not None and (self._timer is None or self._when < self._timer.when()):
+            self._set_timer()
 
-    async def __aenter__(self) -> Self:
-        self._limit, self._seconds = self._name, self._total
-        deadline = None if self._deadline == math.inf else self._deadline
-        self._scope = asyncio.timeout_at(deadline)
-        await self._scope.__aenter__()
+    def __enter__(self) -> Self:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._cancelling = task.cancelling()
+        self._fired = False
+        self._when, self._limit, self._seconds = self._deadline, self._name, self._total
+        self._set_timer()
         return self
 
-    async def __aexit__(
+    def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        assert self._scope is not None
-        try:
-            await self._scope.__aexit__(kind, error, traceback)
-        except TimeoutError:
-            pass
-        else:
+        task, self._task = self._task, None
+        assert task is not None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        # As asyncio.timeout does: only a cancellation that is ours alone becomes a time-out.
+        if not self._fired or task.uncancel() > self._cancelling:
             return
-        raise RequestTimeoutError(
-            f"The {self._limit} limit of {self._seconds:g} s has passed.", limit=self._limit
-        )
+        if kind is None or issubclass(kind, asyncio.CancelledError):
+            raise RequestTimeoutError(
+                f"The {self._limit} limit of {self._seconds:g} s has passed.", limit=self._limit
+            )
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._when != math.inf:
+            self._timer = self._loop.call_at(self._when, self._go_off)
+
+    def _go_off(self) -> None:
+        self._timer = None
+        if self._task is None:
+            return
+        if self._loop.time() < self._when:
+            self._set_timer()
+        else:
+            self._fired = True
+            self._task.cancel()

@@ -31,8 +31,9 @@ from elkimg_async.sansio.responses import (
     ImagesResponse,
     PartialImage,
     Usage,
-    read_event,
+    read_completed,
     read_number,
+    read_partial,
     read_side_data,
     read_slot,
     read_slots,
@@ -72,7 +73,8 @@ class AnswerDecoder:
         self._json: JSONDecoder | None = None
         self._sse: SSEDecoder | None = None
         self._page: bytes | None = None
-        self._events: deque[ImageEvent | SkippedEvent] = deque()
+        self.events: deque[ImageEvent | SkippedEvent] = deque()
+        """What `next_event` will give."""
         self._partials: list[PartialImage] = []
         self._completed: list[CompletedImage] = []
         self._response: ImagesResponse | None = None
@@ -107,8 +109,8 @@ class AnswerDecoder:
             EmptyResultError, StreamIncompleteError: by the server, for an answer without an image.
             ResponseError: by the server, for anything else that is no answer.
         """
-        if self._events:
-            return self._events.popleft()
+        if self.events:
+            return self.events.popleft()
         if self.failure is not None:
             raise self.failure
         return None
@@ -223,16 +225,15 @@ class AnswerDecoder:
         if not images:
             raise EmptyResultError("The server reported success but gave no image.")
         self._note_empty(len(slots) - len(images))
+        created, usage = read_number(value.get("created")), read_usage(value.get("usage"))
+        side = read_side_data(value)
         for image in images:
-            event = read_event("completed", COMPLETED_TYPES[0], image, value)
-            assert isinstance(event, CompletedImage)
-            self._complete(event)
-        self._response = ImagesResponse(
-            images,
-            created=read_number(value.get("created")),
-            usage=read_usage(value.get("usage")),
-            **read_side_data(value),
-        )
+            self._complete(
+                CompletedImage(
+                    type=COMPLETED_TYPES[0], image=image, created_at=created, usage=usage, **side
+                )
+            )
+        self._response = ImagesResponse(images, created=created, usage=usage, **side)
 
     def _take_server_sent_events(self, decoder: SSEDecoder) -> None:
         while (event := decoder.next_event()) is not None:
@@ -286,14 +287,12 @@ class AnswerDecoder:
     def _take_image(self, type: str, value: dict[str, Any], document: Document) -> None:
         slot = read_slot(value, document)
         if isinstance(slot, Image):
-            event = read_event(
-                "partial" if type in PARTIAL_TYPES else "completed", type, slot, value
-            )
-            if isinstance(event, CompletedImage):
-                self._complete(event)
+            if type in COMPLETED_TYPES:
+                self._complete(read_completed(type, slot, value))
             else:
-                self._partials.append(event)
-                self._events.append(event)
+                partial = read_partial(type, slot, value)
+                self._partials.append(partial)
+                self.events.append(partial)
         elif type in PARTIAL_TYPES:
             self._skip(type, f"its image is broken: {slot.reason}" if slot else "it has no image")
         elif slot is None:
@@ -307,7 +306,7 @@ class AnswerDecoder:
 
     def _complete(self, event: CompletedImage) -> None:
         self._completed.append(event)
-        self._events.append(event)
+        self.events.append(event)
 
     def _note_empty(self, count: int) -> None:
         self._empty_slots += count
@@ -315,4 +314,4 @@ class AnswerDecoder:
             _log.warning("%d of the answer's images is empty and left out", count)
 
     def _skip(self, type: str | None, reason: str) -> None:
-        self._events.append(SkippedEvent(type, reason))
+        self.events.append(SkippedEvent(type, reason))

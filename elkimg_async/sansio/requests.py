@@ -43,6 +43,9 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         return fields
 
 
+_FIELDS = frozenset(GenerateRequest.__struct_fields__)
+
+
 def make_request(
     prompt: str | GenerateRequest | Mapping[str, Any], options: Mapping[str, Any]
 ) -> GenerateRequest:
@@ -59,8 +62,7 @@ def make_request(
         case _:
             fields = {"prompt": prompt}
     fields.update((name, value) for name, value in options.items() if value is not None)
-    unknown = fields.keys() - set(GenerateRequest.__struct_fields__)
-    if unknown:
+    if unknown := fields.keys() - _FIELDS:
         name = min(map(str, unknown))
         raise InvalidRequestError(
             f"A request has no field {name!r}. Put what the client does not know into extra_body.",

@@ -5,7 +5,7 @@ is not what it should be becomes None; it never costs an image.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, TypeAlias, overload
 
 import msgspec
 
@@ -163,31 +163,41 @@ def read_slots(value: dict[str, Any], document: Document) -> list[Slot]:
     return [read_slot(item, document) for item in (data if isinstance(data, list) else [data])]
 
 
-def read_event(
-    kind: Literal["partial", "completed"], type: str, image: Image, value: dict[str, Any]
-) -> PartialImage | CompletedImage:
-    """The event of a stream around its image."""
-    created = value.get("created_at")
-    side = read_side_data(value)
-    created_at = read_number(value.get("created") if created is None else created)
-    if kind == "completed":
-        usage = read_usage(value.get("usage"))
-        return CompletedImage(type=type, image=image, created_at=created_at, usage=usage, **side)
+def read_partial(type: str, image: Image, value: dict[str, Any]) -> PartialImage:
+    """The event around an image on its way."""
     index = read_number(value.get("partial_image_index"))
     return PartialImage(
         type=type,
         image=image,
-        created_at=created_at,
+        created_at=_read_created(value),
         partial_image_index=None if index is None else int(index),
-        **side,
+        **read_side_data(value),
     )
+
+
+def read_completed(type: str, image: Image, value: dict[str, Any]) -> CompletedImage:
+    """The event around a finished image."""
+    return CompletedImage(
+        type=type,
+        image=image,
+        created_at=_read_created(value),
+        usage=read_usage(value.get("usage")),
+        **read_side_data(value),
+    )
+
+
+def _read_created(value: dict[str, Any]) -> Number | None:
+    return read_number(value.get("created_at", value.get("created")))
 
 
 def read_side_data(value: dict[str, Any]) -> dict[str, str | None]:
     """What may stand beside the images."""
+    get = value.get
     return {
-        name: read_str(value.get(name))
-        for name in ("size", "quality", "background", "output_format")
+        "size": read_str(get("size")),
+        "quality": read_str(get("quality")),
+        "background": read_str(get("background")),
+        "output_format": read_str(get("output_format")),
     }
 
 
@@ -225,6 +235,8 @@ def read_str(value: Any) -> str | None:
 
 def read_number(value: Any) -> Number | None:
     """A finite number, an integer where it is whole; None for anything else."""
+    if type(value) is int:
+        return value
     if isinstance(value, str):
         try:
             value = float(value)

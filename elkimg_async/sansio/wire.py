@@ -131,7 +131,7 @@ def with_headers(request: HTTPRequest, headers: Mapping[str, str]) -> HTTPReques
 
 
 def request_id(headers: Mapping[str, str]) -> str | None:
-    """The gateway's name for the request, else the upstream's; `headers` has names in lower case."""
+    """The gateway's name for the request, else the upstream's."""
     return headers.get("x-oneapi-request-id") or headers.get("x-request-id") or None
 
 
@@ -152,27 +152,32 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
 
 def rate_limit(headers: Mapping[str, str]) -> RateLimit | None:
     """What the `x-ratelimit-*` headers say; None without any."""
-    if not any(name.startswith("x-ratelimit-") for name in headers):
+    said = {
+        name.replace("-", "_"): text
+        for name in _RATE_LIMITS
+        if (text := headers.get(f"x-ratelimit-{name}")) is not None
+    }
+    if not said:
         return None
+    fields: dict[str, Any] = {}
+    for name, text in said.items():
+        number = _duration(text) if name.startswith("reset") else _number(text)
+        fields[name] = number if number is None or name.startswith("reset") else int(number)
+    return RateLimit(**fields)
 
-    def count(name: str) -> int | None:
-        number = _number(headers.get(f"x-ratelimit-{name}"))
-        return None if number is None else int(number)
 
-    return RateLimit(
-        limit_requests=count("limit-requests"),
-        remaining_requests=count("remaining-requests"),
-        reset_requests=_duration(headers.get("x-ratelimit-reset-requests")),
-        limit_tokens=count("limit-tokens"),
-        remaining_tokens=count("remaining-tokens"),
-        reset_tokens=_duration(headers.get("x-ratelimit-reset-tokens")),
-    )
+_RATE_LIMITS = [
+    f"{part}-{unit}" for part in ("limit", "remaining", "reset") for unit in ("requests", "tokens")
+]
 
 
 def read_error(
     status: int, headers: Mapping[str, str], body: bytes, *, now: float
 ) -> APIError | ResponseError:
-    """The error that an answer other than 2xx means; `now` is in seconds since 1970."""
+    """The error that an answer other than 2xx means; `now` is in seconds since 1970.
+
+    `headers` here and above is any mapping that finds names in lower case.
+    """
     named = request_id(headers)
     if status < 400:
         return ResponseError(
@@ -187,7 +192,7 @@ def read_error(
         with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             value = msgspec.json.decode(body)
     error = api_error(status, value)
-    error.headers = dict(headers)
+    error.headers = {name.lower(): value for name, value in headers.items()}
     error.retry_after = retry_after(headers, now)
     return error.locate(named)
 
