@@ -59,7 +59,7 @@ class Call:
         self._prompt = prompt
         self._options = options
         self._stream = stream
-        self._limits = settings.timeout.limits(stream=stream)
+        self._limits = settings.stream_limits if stream else settings.batch_limits
         self._number = next(_numbers)
         self._key: str | None = None
         self._secret: Secret | None = None
@@ -71,6 +71,7 @@ class Call:
         self._attempts = 0
         self._given = False
         self._ended = False
+        self._told_end = False
         self._meta: Meta | None = None
 
     async def open(self) -> None:
@@ -93,7 +94,11 @@ class Call:
         return await self._advance(self._read_all)
 
     def abort(self) -> None:
-        """Close the connection at once, unless its answer was read to the end."""
+        """Leave the call: close the connection at once, unless its answer was read to the end."""
+        self._let_go()
+        self._tell_end()
+
+    def _let_go(self) -> None:
         if self._exchange is not None:
             self._exchange.close()
             self._exchange = None
@@ -109,7 +114,7 @@ class Call:
             except ElkImagesError as error:
                 failure = error
             except BaseException as error:
-                self.abort()
+                self._let_go()
                 self._tell_end(error=error)
                 raise
             if not (isinstance(failure, NetworkError) and self._is_whole()):
@@ -118,7 +123,7 @@ class Call:
     def _prepare(self) -> Watchdog:
         """Check and write the request, once."""
         if self._watchdog is None:
-            self._watchdog = Watchdog(self._limits.total)
+            self._watchdog = Watchdog(self._limits.total, soonest=self._limits.soonest)
             self._started = time.monotonic()
         if self._request is None:
             settings = self._settings
@@ -208,7 +213,7 @@ class Call:
             watchdog.allow("idle", self._limits.idle)
             if chunk := await exchange.read():
                 decoder.feed(chunk)
-            if not chunk or decoder.done:
+            if not chunk or decoder.done or exchange.at_end:
                 self._ended = True
                 decoder.finish()
         return event
@@ -287,7 +292,7 @@ class Call:
     async def _recover(self, failure: ElkImagesError) -> None:
         """Wait until the next attempt, or raise the failure."""
         self._complete(failure)
-        self.abort()
+        self._let_go()
         policy, replay = self._settings.retry, self._settings.idempotency == "replay"
         remaining = self._watchdog.remaining if self._watchdog else 0.0
         delay = None
@@ -329,7 +334,8 @@ class Call:
     def _tell_end(
         self, result: ImagesResponse | None = None, error: BaseException | None = None
     ) -> None:
-        if self._settings.hooks:
+        if self._settings.hooks and self._started and not self._told_end:
+            self._told_end = True
             elapsed = time.monotonic() - self._started
             finished = hooks.RequestFinished(
                 call=self._number, elapsed=elapsed, result=result, error=error

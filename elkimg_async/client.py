@@ -250,8 +250,7 @@ class AsyncImages:
             ),
             stream=stream,
         )
-        image_stream = ImageStream(call)
-        return image_stream if stream else image_stream.result()
+        return ImageStream(call) if stream else call.drain()
 
     async def aclose(self) -> None:
         """Close the connections; a second time does nothing. Calls that are running fail."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.to_thread
+import msgspec
 import pybase64
 
 from elkimg_async.errors import ConfigurationError, DownloadError
@@ -53,7 +54,7 @@ def media_type_of(content: bytes) -> str:
     return UNKNOWN_TYPE
 
 
-class Image:
+class Image(msgspec.Struct, eq=False):
     """One image.
 
     `content` is its bytes, or None while it is only a URL; `url` is its address
@@ -61,20 +62,11 @@ class Image:
     really followed, or None when the server does not say.
     """
 
-    __slots__ = ("_download", "_lock", "content", "revised_prompt", "url")
-
-    def __init__(
-        self,
-        content: bytes | None = None,
-        *,
-        url: str | None = None,
-        revised_prompt: str | None = None,
-    ) -> None:
-        self.content = content
-        self.url = url
-        self.revised_prompt = revised_prompt
-        self._download: Download | None = None
-        self._lock: anyio.Lock | None = None
+    content: bytes | None = None
+    url: str | None = None
+    revised_prompt: str | None = None
+    _download: Download | None = None
+    _lock: anyio.Lock | None = None
 
     def download_with(self, download: Download) -> None:
         """Let `read` fetch the URL with `download`; the client does this for the images that it gives."""
@@ -150,16 +142,12 @@ class Image:
         return f"<Image {self.media_type}, {len(self.content):,} bytes>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (self.content, self.url, self.revised_prompt)
+        return Image, (self.content, self.url, self.revised_prompt)
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, bytes | str]:
         if self.content is None:
             return {"text/plain": repr(self)}
         return {media_type_of(self.content): self.content, "text/plain": repr(self)}
-
-
-def _restore(content: bytes | None, url: str | None, revised_prompt: str | None) -> Image:
-    return Image(content, url=url, revised_prompt=revised_prompt)
 
 
 def write_atomically(target: Path, content: bytes) -> None:

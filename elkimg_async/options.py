@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Awaitable, Callable
+from functools import cached_property
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -53,13 +54,19 @@ class Timeout(msgspec.Struct, frozen=True):
 
 
 class TimeoutLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """A `Timeout` without gaps, all in seconds."""
+    """A `Timeout` without gaps, all in seconds; `soonest` is the shortest limit of a wait."""
 
     total: float
     connect: float
     first_byte: float
     idle: float
     download: float
+    soonest: float = math.inf
+
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(
+            self, "soonest", min(self.connect, self.first_byte, self.idle)
+        )
 
 
 class RetryPolicy(msgspec.Struct, frozen=True):
@@ -125,7 +132,7 @@ class Secret:
         raise TypeError("a secret cannot be pickled")
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
+class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """What a client was told, checked and complete."""
 
     api_key: Secret | Callable[[], Awaitable[str]] | None
@@ -137,6 +144,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits
     headers: dict[str, str]
     hooks: tuple[Hook, ...]
+
+    @cached_property
+    def batch_limits(self) -> TimeoutLimits:
+        """The limits of a batch call."""
+        return self.timeout.limits(stream=False)
+
+    @cached_property
+    def stream_limits(self) -> TimeoutLimits:
+        """The limits of a streaming call."""
+        return self.timeout.limits(stream=True)
 
 
 def make_timeout(timeout: Timeout | float | None) -> Timeout:

@@ -197,10 +197,10 @@ class Exchange:
     def close(self) -> None:
         """Close the connection, unless the body was read to its end and it went back to the pool."""
         response, self._response = self._response, None
-        if response is None:
+        if response is None or (connection := response.connection) is None:
             return
-        if response.connection is not None and response.connection.transport is not None:
-            response.connection.transport.abort()
+        if connection.transport is not None:
+            connection.transport.abort()
         response.close()
 
     async def _send(self) -> ElkImagesError | None:

@@ -5,7 +5,8 @@ upload, is restarted by every 1xx answer, and never fires after malformed chunks
 every wait of a call happens inside `with watchdog`.
 
 A limit is moved with every piece of a body that arrives, so moving it has to cost
-nothing: the timer is left where it is, and when it goes off too early it is set again.
+nothing: the timer stays at the soonest time at which anything can have passed, and
+when it goes off too early it is set again.
 """
 
 import asyncio
@@ -20,17 +21,18 @@ class Watchdog:
     """Ends what the current task awaits when the call's deadline, or a nearer limit, has passed.
 
     It is entered anew for each wait of a stream; the deadline counts from its creation,
-    in the running loop, and a limit from the moment at which it is allowed.
+    in the running loop, and a limit from the moment at which it is allowed. `soonest` is
+    the shortest of the limits to come, in seconds.
     """
 
     __slots__ = (
-        "_cancelling", "_deadline", "_fired", "_limit", "_loop", "_name", "_seconds", "_task", "_timer",
+        "_cancelling", "_deadline", "_fired", "_limit", "_loop", "_name", "_seconds", "_soonest", "_task", "_timer",
         "_total", "_when",
     )  # fmt: skip
 
-    def __init__(self, total: float, *, name: str = "total") -> None:
+    def __init__(self, total: float, *, name: str = "total", soonest: float = math.inf) -> None:
         self._loop = asyncio.get_running_loop()
-        self._name, self._total = name, total
+        self._name, self._total, self._soonest = name, total, soonest
         self._when = self._deadline = self._loop.time() + total
         self._limit, self._seconds = name, total
         self._task: asyncio.Task[object] | None = None
@@ -50,8 +52,6 @@ class Watchdog:
             self._when, self._limit, self._seconds = when, limit, seconds
         else:
             self._when, self._limit, self._seconds = self._deadline, self._name, self._total
-        if self._task is not None and (self._timer is None or self._when < self._timer.when()):
-            self._set_timer()
 
     def __enter__(self) -> Self:
         task = asyncio.current_task()
@@ -60,7 +60,7 @@ class Watchdog:
         self._cancelling = task.cancelling()
         self._fired = False
         self._when, self._limit, self._seconds = self._deadline, self._name, self._total
-        self._set_timer()
+        self._set_timer(min(self._deadline, self._loop.time() + self._soonest))
         return self
 
     def __exit__(
@@ -82,19 +82,16 @@ class Watchdog:
                 f"The {self._limit} limit of {self._seconds:g} s has passed.", limit=self._limit
             )
 
-    def _set_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._when != math.inf:
-            self._timer = self._loop.call_at(self._when, self._go_off)
+    def _set_timer(self, when: float) -> None:
+        self._timer = None if when == math.inf else self._loop.call_at(when, self._go_off)
 
     def _go_off(self) -> None:
-        self._timer = None
         if self._task is None:
             return
-        if self._loop.time() < self._when:
-            self._set_timer()
-        else:
+        now = self._loop.time()
+        if now >= self._when:
+            self._timer = None
             self._fired = True
             self._task.cancel()
+        else:
+            self._set_timer(min(self._when, now + self._soonest))

@@ -64,16 +64,14 @@ class Document(msgspec.Struct, frozen=True):
     """A decoded document: `value` as JSON gives it, with placeholders that `image` understands."""
 
     value: Any
-    images: list[Decoded]
+    images: dict[str, Decoded]
 
     def image(self, value: Any) -> Decoded | None:
         """The bytes of a `b64_json` or `data:` string of this document; None when there are none."""
         if not isinstance(value, str) or not value:
             return None
-        if value.startswith(_PLACEHOLDER):
-            index = value[len(_PLACEHOLDER) :]
-            if index.isdecimal() and int(index) < len(self.images):
-                return self.images[int(index)] or None
+        if (decoded := self.images.get(value)) is not None:
+            return decoded or None
         if "\\" in value:
             return BadBase64("it holds a backslash")
         decoder = Base64Decoder()
@@ -89,7 +87,7 @@ class JSONDecoder:
     def __init__(self) -> None:
         self._skeleton = bytearray()
         self._searched = 0  # no key begins before this place in the skeleton
-        self._images: list[Decoded] = []
+        self._images: dict[str, Decoded] = {}
         self._base64: Base64Decoder | None = None
 
     def feed(self, data: bytes, start: int = 0, end: int | None = None) -> None:
@@ -121,15 +119,11 @@ class JSONDecoder:
         """
         if self._base64 is not None:
             raise InvalidJSON("the document ends within an image")
-        try:
-            value = msgspec.json.decode(self._skeleton)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            value = _decode_tolerantly(self._skeleton)
-        return Document(value, self._images)
+        return Document(_decode(self._skeleton), self._images)
 
     def text(self, length: int) -> str:
         """The beginning of the document for a message, images left out."""
-        return self._skeleton[: 4 * length].decode("utf-8", "replace").strip()[:length]
+        return _text(self._skeleton, length)
 
     def _feed_text(self, data: bytes, start: int, end: int) -> int:
         skeleton = self._skeleton
@@ -158,11 +152,44 @@ class JSONDecoder:
         if base64.in_escape():
             base64.feed(b'"')
             return quote + 1
-        self._skeleton += f"{_PLACEHOLDER}{len(self._images)}".encode()
+        placeholder = f"{_PLACEHOLDER}{len(self._images)}"
+        self._skeleton += placeholder.encode()
         self._searched = len(self._skeleton)
-        self._images.append(base64.finish())
+        self._images[placeholder] = base64.finish()
         self._base64 = None
         return quote
+
+
+def splice(
+    data: bytes, head: bytes, start: int, stop: int, tail: bytes
+) -> "SplicedDocument | None":
+    """The document `head + data[start:stop] + tail`, decoded at once, where it is as simple as most are.
+
+    `head` ends, without a backslash in it, in the opening quote of the first `b64_json` string, which
+    is all of `data[start:stop]`. None for base64 that is not clean and for a second such string.
+    """
+    if b'"b64_json"' in tail or b'"url"' in tail:
+        return None
+    try:
+        decoded = pybase64.b64decode(memoryview(data)[start:stop], validate=True)
+    except binascii.Error:
+        return None
+    return SplicedDocument(b"%s#image 0%s" % (head, tail), decoded)
+
+
+class SplicedDocument(msgspec.Struct, frozen=True):
+    """A document whose skeleton and one image are known already; finished like a `JSONDecoder`."""
+
+    skeleton: bytes
+    image: bytes
+
+    def finish(self) -> Document:
+        """The document; raises `InvalidJSON` where it is not JSON."""
+        return Document(_decode(self.skeleton), {"#image 0": self.image})
+
+    def text(self, length: int) -> str:
+        """The beginning of the document for a message, images left out."""
+        return _text(self.skeleton, length)
 
 
 class Base64Decoder:
@@ -301,7 +328,19 @@ def _unescape(match: re.Match[bytes]) -> bytes:
     return bytes((code,)) if code < 0x80 else _REFUSED
 
 
-def _decode_tolerantly(skeleton: bytearray) -> Any:
+def _text(skeleton: bytes | bytearray, length: int) -> str:
+    return skeleton[: 4 * length].decode("utf-8", "replace").strip()[:length]
+
+
+def _decode(skeleton: bytes | bytearray) -> Any:
+    try:
+        return msgspec.json.decode(skeleton)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        pass
+    return _decode_tolerantly(skeleton)
+
+
+def _decode_tolerantly(skeleton: bytes | bytearray) -> Any:
     """What the fast and strict decoder refuses and an image must not be lost for.
 
     A byte order mark, NaN, lone surrogates, bytes that are not UTF-8, control characters,

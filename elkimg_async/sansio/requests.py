@@ -34,11 +34,9 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     def fields(self) -> dict[str, Any]:
         """The fields that are set, `extra_body` left out and `model` always in."""
-        fields = {
-            name: value
-            for name in self.__struct_fields__
-            if name != "extra_body" and (value := getattr(self, name)) is not None
-        }
+        every = msgspec.structs.asdict(self)
+        del every["extra_body"]
+        fields = {name: value for name, value in every.items() if value is not None}
         fields.setdefault("model", DEFAULT_MODEL)
         return fields
 
@@ -56,7 +54,7 @@ def make_request(
     """
     match prompt:
         case GenerateRequest():
-            fields = {name: getattr(prompt, name) for name in prompt.__struct_fields__}
+            fields = msgspec.structs.asdict(prompt)
         case Mapping():
             fields = dict(prompt)
         case _:

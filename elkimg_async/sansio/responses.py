@@ -165,13 +165,17 @@ def read_slots(value: dict[str, Any], document: Document) -> list[Slot]:
 
 def read_partial(type: str, image: Image, value: dict[str, Any]) -> PartialImage:
     """The event around an image on its way."""
-    index = read_number(value.get("partial_image_index"))
+    get = value.get
+    index = read_number(get("partial_image_index"))
     return PartialImage(
         type=type,
         image=image,
         created_at=_read_created(value),
+        size=read_str(get("size")),
+        quality=read_str(get("quality")),
+        background=read_str(get("background")),
+        output_format=read_str(get("output_format")),
         partial_image_index=None if index is None else int(index),
-        **read_side_data(value),
     )
 
 

@@ -18,9 +18,11 @@ from collections import deque
 
 import msgspec
 
-from elkimg_async.sansio.payload import JSONDecoder
+from elkimg_async.sansio.payload import JSONDecoder, SplicedDocument, splice
 
 _LINE_END = re.compile(rb"[\r\n]")
+_SIMPLE_HEAD = re.compile(rb'(?:event: ?([!-~]*)\n)?data: ?(\{[^\r\n\\]{0,1024}?"b64_json": ?")')
+_SIMPLE_TAIL = re.compile(rb'"[^\r\n]*\n\n')
 _BOM = b"\xef\xbb\xbf"
 _HEAD = 6  # the length of "data: ", enough to know what a line is
 MAX_FIELD_LINE = 65_536
@@ -33,7 +35,7 @@ class ServerSentEvent(msgspec.Struct, frozen=True):
     """One event: its `name` ("" where the stream gives none), its data still to be finished, and its id."""
 
     name: str
-    data: JSONDecoder
+    data: JSONDecoder | SplicedDocument
     id: str
     terminated: bool = True
 
@@ -104,8 +106,10 @@ class SSEDecoder:
         while start < size:
             if self._target is not None:
                 start = self._target.feed_base64(chunk, start)
-                if start == size:
-                    return
+            elif self._mode == _HEAD_MODE and self._data is None and not self._line:
+                start = self._feed_whole_events(chunk, start)
+            if start == size:
+                return
             if has_cr is None:
                 has_cr = chunk.find(b"\r", start) >= 0
             if has_cr:
@@ -124,6 +128,20 @@ class SSEDecoder:
                     self._after_cr = True
                 elif chunk[start] == 0x0A:
                     start += 1
+
+    def _feed_whole_events(self, chunk: bytes, start: int) -> int:
+        """Take the events that are whole in the chunk and as simple as most are; returns where they end."""
+        while not self._name and (head := _SIMPLE_HEAD.match(chunk, start)):
+            quote = chunk.find(b'"', head.end())
+            if quote < 0 or not (tail := _SIMPLE_TAIL.match(chunk, quote)):
+                break
+            data = splice(chunk, head[2], head.end(), quote, tail[0])
+            if data is None:
+                break
+            name = head[1].decode() if head[1] else ""
+            self._events.append(ServerSentEvent(name, data, self._id))
+            start = tail.end()
+        return start
 
     def _feed_line(self, chunk: bytes, start: int, stop: int, ended: bool) -> None:
         if self._mode == _HEAD_MODE:

@@ -1,0 +1,479 @@
+"""What each fault does with an answer: a table of names, and one function for each."""
+
+import zlib
+from collections.abc import Callable, Iterator
+from itertools import repeat
+from typing import Any, NamedTuple
+
+import msgspec
+
+from elkimg_async.local import contract
+from elkimg_async.local.contract import RefusalError
+from elkimg_async.local.script import (
+    Answer,
+    Deaf,
+    End,
+    Framing,
+    Pause,
+    Step,
+    body,
+    chunk,
+    head,
+    steps,
+    written,
+)
+
+_Play = Callable[[Answer, Any], Iterator[Step]]
+
+
+class Kind(NamedTuple):
+    """What a name stands for: its argument, whether the picture is made, and in what form it is wanted."""
+
+    description: str
+    play: _Play
+    convert: Callable[[str], Any] | None
+    default: Any
+    makes: bool
+    stream: bool | None
+
+
+KINDS: dict[str, Kind] = {}
+
+
+def _fault(
+    name: str,
+    description: str,
+    convert: Callable[[str], Any] | None = None,
+    default: Any = None,
+    *,
+    makes: bool = True,
+    stream: bool | None = None,
+) -> Callable[[_Play], _Play]:
+    def register(play: _Play) -> _Play:
+        KINDS[name] = Kind(description, play, convert, default, makes, stream)
+        return play
+
+    return register
+
+
+def _amount(text: str) -> int:
+    if (value := int(text)) < 0:
+        raise ValueError(text)
+    return value
+
+
+def _size(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise ValueError(text)
+    return value
+
+
+def _seconds(text: str) -> float:
+    if not 0 <= (value := float(text)) < float("inf"):
+        raise ValueError(text)
+    return value
+
+
+def _offsets(text: str) -> tuple[int, ...]:
+    return tuple(sorted({_size(part) for part in text.split(",")}))
+
+
+def _status(text: str) -> int:
+    if not 200 <= (value := int(text)) <= 599:
+        raise ValueError(text)
+    return value
+
+
+# --- the picture is not made ------------------------------------------------
+
+
+@_fault(
+    "refuse",
+    "no connection is taken, for =SECONDS or for good; nothing is made",
+    _seconds,
+    makes=False,
+)
+def _refuse(answer: Answer, seconds: float | None) -> Iterator[Step]:
+    yield Deaf(seconds)
+
+
+@_fault(
+    "rate-limit",
+    "429, with Retry-After if =SECONDS are given; nothing is made",
+    _seconds,
+    makes=False,
+)
+def _rate_limit(answer: Answer, seconds: float | None) -> Iterator[Step]:
+    headers = dict(answer.headers)
+    if seconds is not None:
+        headers["Retry-After"] = f"{seconds:g}"
+    yield from steps(contract.error_answer(RefusalError(429, "Too many requests"), headers))
+
+
+def _status_and_code(text: str) -> tuple[int, str]:
+    status, _, code = text.partition("/")
+    return _status(status), code
+
+
+@_fault(
+    "error",
+    "an error, =STATUS or =STATUS/CODE (500/do_request_failed unless told otherwise); nothing is made",
+    _status_and_code,
+    (500, "do_request_failed"),
+    makes=False,
+)
+def _error(answer: Answer, what: tuple[int, str]) -> Iterator[Step]:
+    refusal = RefusalError(what[0], "The local server fails because it was told to", code=what[1])
+    yield from steps(contract.error_answer(refusal, answer.headers))
+
+
+@_fault(
+    "redirect",
+    "307 to another host, or to =URL; nothing is made",
+    str,
+    "http://elsewhere.invalid/v1/images/generations",
+    makes=False,
+)
+def _redirect(answer: Answer, url: str) -> Iterator[Step]:
+    yield from steps(Answer(status=307, headers={**answer.headers, "Location": url}))
+
+
+# --- the connection ---------------------------------------------------------
+
+
+@_fault("none", "no fault: the answer is as it should be")
+def _none(answer: Answer, _: None) -> Iterator[Step]:
+    yield from steps(answer)
+
+
+@_fault("reset-before-headers", "the connection is reset before a byte of the answer")
+def _reset_before_headers(answer: Answer, _: None) -> Iterator[Step]:
+    yield End.RESET
+
+
+@_fault("reset-in-headers", "the connection is reset halfway through the headers")
+def _reset_in_headers(answer: Answer, _: None) -> Iterator[Step]:
+    start = head(answer)
+    yield start[: len(start) // 2]
+    yield End.RESET
+
+
+@_fault(
+    "reset-in-body",
+    "the connection is reset halfway through the body, or after =BYTES of it",
+    _amount,
+)
+def _reset_in_body(answer: Answer, size: int | None) -> Iterator[Step]:
+    yield from _cut(answer, size, End.RESET)
+
+
+@_fault("close-before-headers", "the connection is closed, cleanly, before a byte of the answer")
+def _close_before_headers(answer: Answer, _: None) -> Iterator[Step]:
+    yield End.CLOSE
+
+
+@_fault(
+    "truncate-length",
+    "half the body, or =BYTES, of what Content-Length says, then a clean close",
+    _amount,
+)
+def _truncate_length(answer: Answer, size: int | None) -> Iterator[Step]:
+    yield from _cut(_framed(answer, "length"), size, End.CLOSE)
+
+
+@_fault(
+    "truncate-chunked", "half the body, or =BYTES, then a clean close within the chunks", _amount
+)
+def _truncate_chunked(answer: Answer, size: int | None) -> Iterator[Step]:
+    yield from _cut(_framed(answer, "chunked"), size, End.CLOSE)
+
+
+@_fault(
+    "truncate-close",
+    "half the body, or =BYTES, of a body without any length, then a clean close",
+    _amount,
+)
+def _truncate_close(answer: Answer, size: int | None) -> Iterator[Step]:
+    yield from _cut(_framed(answer, "close"), size, End.CLOSE)
+
+
+@_fault("stall-headers", "no byte of the answer ever comes")
+def _stall_headers(answer: Answer, _: None) -> Iterator[Step]:
+    yield End.HOLD
+
+
+@_fault("stall-body", "half the body, or =BYTES of it, then nothing more", _amount)
+def _stall_body(answer: Answer, size: int | None) -> Iterator[Step]:
+    yield from _cut(answer, size, End.HOLD)
+
+
+@_fault(
+    "stall-stream",
+    "one event, or =EVENTS, then nothing more; of JSON, the headers alone",
+    _amount,
+    1,
+)
+def _stall_stream(answer: Answer, events: int) -> Iterator[Step]:
+    yield head(answer)
+    for step in body(answer) if _streams(answer) else ():
+        events -= isinstance(step, Pause)  # one stands before each event
+        if events < 0:
+            break
+        yield step
+    yield End.HOLD
+
+
+@_fault(
+    "keep-alive-close", "the answer is whole and promises keep-alive, then the connection closes"
+)
+def _keep_alive_close(answer: Answer, _: None) -> Iterator[Step]:
+    yield from steps(answer)
+    yield End.CLOSE
+
+
+# --- the pace ---------------------------------------------------------------
+
+
+@_fault("trickle", "the body byte by byte, or =BYTES at a time", _size, 1)
+def _trickle(answer: Answer, size: int) -> Iterator[Step]:
+    yield head(answer)
+    whole = written(body(answer))
+    yield from _pieces(whole, range(size, len(whole), size))
+    yield from _close_of(answer)
+
+
+@_fault("split", "the answer, headers included, cut at =OFFSET,OFFSET… or at every byte", _offsets)
+def _split(answer: Answer, offsets: tuple[int, ...] | None) -> Iterator[Step]:
+    whole = written(steps(answer))
+    yield from _pieces(whole, range(1, len(whole)) if offsets is None else offsets)
+    yield from _close_of(answer)
+
+
+@_fault("drip", "a byte of the body every 0.1 s, or every =SECONDS", _seconds, 0.1)
+def _drip(answer: Answer, seconds: float) -> Iterator[Step]:
+    yield head(answer)
+    whole = written(body(answer))
+    yield from _pieces(whole, range(1, len(whole)), seconds)
+    yield from _close_of(answer)
+
+
+@_fault(
+    "endless-pings", "a comment every 0.01 s, or every =SECONDS, and never an event", _seconds, 0.01
+)
+def _endless_pings(answer: Answer, seconds: float) -> Iterator[Step]:
+    yield head(_framed(answer, "chunked"))
+    for ping in repeat(b": PING\n\n"):
+        yield chunk(ping)
+        yield Pause(seconds)
+
+
+@_fault("endless-headers", "headers without end")
+def _endless_headers(answer: Answer, _: None) -> Iterator[Step]:
+    yield head(answer)[:-2]
+    for line in repeat(b"X-Endless: " + b"x" * 100 + b"\r\n"):
+        yield line * 10
+        yield Pause()
+
+
+@_fault(
+    "endless-interim",
+    "interim answers (102) without end, every 0.01 s or every =SECONDS",
+    _seconds,
+    0.01,
+)
+def _endless_interim(answer: Answer, seconds: float) -> Iterator[Step]:
+    for interim in repeat(b"HTTP/1.1 102 Processing\r\n\r\n"):
+        yield interim
+        yield Pause(seconds)
+
+
+# --- the body ---------------------------------------------------------------
+
+
+@_fault("corrupt-partial", "the base64 of each partial image is spoiled (stream)")
+def _corrupt_partial(answer: Answer, _: None) -> Iterator[Step]:
+    frames = (
+        _spoiled(frame) if _is(frame, b".partial_image") else frame for frame in answer.frames
+    )
+    yield from steps(_with(answer, *frames))
+
+
+@_fault("corrupt-final", "the base64 of the last image is spoiled")
+def _corrupt_final(answer: Answer, _: None) -> Iterator[Step]:
+    frames = list(answer.frames)
+    last = max((at for at, frame in enumerate(frames) if b'"b64_json"' in frame), default=None)
+    if last is not None:
+        frames[last] = _spoiled(frames[last])
+    yield from steps(_with(answer, *frames))
+
+
+@_fault("wrong-type", "the right body as text/plain, or as =TYPE", str, "text/plain")
+def _wrong_type(answer: Answer, content_type: str) -> Iterator[Step]:
+    yield from steps(_typed(answer, content_type))
+
+
+@_fault("html", "a web page, with status 200 or =STATUS", _status, 200)
+def _html(answer: Answer, status: int) -> Iterator[Step]:
+    page = contract.page_answer(answer.headers)
+    yield from steps(msgspec.structs.replace(page, status=status))
+
+
+@_fault("empty", "no body, with status 200 or =STATUS", _status, 200)
+def _empty(answer: Answer, status: int) -> Iterator[Step]:
+    yield from steps(Answer(status=status, headers=answer.headers))
+
+
+@_fault("body", "the body is =TEXT, with status 200 and the type that was asked for", str, "")
+def _body(answer: Answer, text: str) -> Iterator[Step]:
+    yield from steps(Answer(headers=answer.headers, frames=(text.encode(),)))
+
+
+@_fault("json-for-stream", "JSON, whatever was asked", stream=False)
+@_fault("stream-for-json", "a stream, whatever was asked", stream=True)
+def _other_form(answer: Answer, _: None) -> Iterator[Step]:
+    yield from steps(answer)
+
+
+@_fault("error-in-200", "an error as JSON, with status 200 and the type that was asked for")
+def _error_in_200(answer: Answer, _: None) -> Iterator[Step]:
+    yield from steps(Answer(headers=answer.headers, frames=(_failure(answer),)))
+
+
+@_fault("bare-error", "a ping, then an error as a bare line of JSON, without `data:` (stream)")
+def _bare_error(answer: Answer, _: None) -> Iterator[Step]:
+    frames = (b": PING\n\n", _failure(answer) + b"\n")
+    yield from steps(_with(answer, *frames) if _streams(answer) else answer)
+
+
+@_fault("error-event", "an error event in place of the completed image (stream)")
+def _error_event(answer: Answer, _: None) -> Iterator[Step]:
+    kept = (frame for frame in answer.frames[:-1] if not _is(frame, b".completed"))
+    failed = b"event: error\ndata: " + _failure(answer) + b"\n\n"
+    yield from steps(_with(answer, *kept, failed) if _streams(answer) else answer)
+
+
+@_fault(
+    "no-completed",
+    "the completed image never comes and the stream ends cleanly; JSON has no images",
+)
+def _no_completed(answer: Answer, _: None) -> Iterator[Step]:
+    if not _streams(answer):
+        yield from steps(_data(answer, lambda items: []))
+        return
+    kept = (frame for frame in answer.frames[:-1] if not _is(frame, b".completed"))
+    yield from steps(_with(answer, *kept))
+
+
+@_fault("twice-completed", "each completed image comes twice")
+def _twice_completed(answer: Answer, _: None) -> Iterator[Step]:
+    if not _streams(answer):
+        yield from steps(_data(answer, lambda items: [item for item in items for _ in range(2)]))
+        return
+    frames = [
+        copy for frame in answer.frames for copy in repeat(frame, 1 + _is(frame, b".completed"))
+    ]
+    yield from steps(_with(answer, *frames))
+
+
+@_fault("after-done", "one more event after [DONE] (stream)")
+def _after_done(answer: Answer, _: None) -> Iterator[Step]:
+    late = [frame for frame in answer.frames if _is(frame, b".completed")]
+    yield from steps(_with(answer, *answer.frames, *late[-1:]))
+
+
+# --- the coding -------------------------------------------------------------
+
+
+@_fault("gzip", "the right body, gzipped")
+def _gzip(answer: Answer, _: None) -> Iterator[Step]:
+    coder = zlib.compressobj(wbits=31)
+    frames = [coder.compress(frame) + coder.flush(zlib.Z_SYNC_FLUSH) for frame in answer.frames]
+    yield from steps(_coded(_with(answer, *frames, coder.flush())))
+
+
+@_fault("gzip-bomb", "the right body after 512 MiB, or =MIB, of white space, gzipped", _size, 512)
+def _gzip_bomb(answer: Answer, size: int) -> Iterator[Step]:
+    coder = zlib.compressobj(wbits=31)
+    blank = b" " * 1024 * 1024
+    yield head(_coded(_framed(answer, "chunked")))
+    for part in (*repeat(blank, size), b"\n", *answer.frames):
+        if coded := coder.compress(part) + coder.flush(zlib.Z_SYNC_FLUSH):
+            yield chunk(coded)
+    yield chunk(coder.flush())
+    yield chunk(b"")
+
+
+# --- helpers ----------------------------------------------------------------
+
+
+def _streams(answer: Answer) -> bool:
+    return answer.framing != "length"
+
+
+def _framed(answer: Answer, framing: Framing) -> Answer:
+    return msgspec.structs.replace(answer, framing=framing)
+
+
+def _with(answer: Answer, *frames: bytes) -> Answer:
+    return msgspec.structs.replace(answer, frames=frames)
+
+
+def _typed(answer: Answer, content_type: str) -> Answer:
+    headers = {**answer.headers, "Content-Type": content_type}
+    return msgspec.structs.replace(answer, headers=headers)
+
+
+def _coded(answer: Answer) -> Answer:
+    headers = {**answer.headers, "Content-Encoding": "gzip"}
+    return msgspec.structs.replace(answer, headers=headers)
+
+
+def _cut(answer: Answer, size: int | None, end: End) -> Iterator[Step]:
+    """The headers and the first bytes of the body: `size` of them, or half."""
+    whole = written(body(answer))
+    yield head(answer)
+    yield whole[: len(whole) // 2 if size is None else size]
+    yield end
+
+
+def _pieces(
+    whole: bytes, offsets: "range | tuple[int, ...]", seconds: float = 0.0
+) -> Iterator[Step]:
+    start = 0
+    for end in (*offsets, len(whole)):
+        yield whole[start:end]
+        yield Pause(seconds)
+        start = end
+
+
+def _close_of(answer: Answer) -> Iterator[Step]:
+    if answer.framing == "close":
+        yield End.CLOSE
+
+
+def _is(frame: bytes, name: bytes) -> bool:
+    """Whether the frame is an event whose name ends so."""
+    return frame.startswith(b"event:") and frame.partition(b"\n")[0].endswith(name)
+
+
+def _spoiled(frame: bytes) -> bytes:
+    """The frame with a stretch in the middle of its last base64 text that no base64 has."""
+    start = frame.rfind(b'"b64_json":"')
+    if start < 0:
+        return frame
+    middle = (start + 12 + frame.index(b'"', start + 12)) // 2
+    return frame[:middle] + b"!!!!" + frame[middle + 4 :]
+
+
+def _failure(answer: Answer) -> bytes:
+    refusal = RefusalError(
+        500, "The upstream model failed", code="server_error", kind="upstream_error"
+    )
+    return msgspec.json.encode(contract.error_value(refusal, answer.headers))
+
+
+def _data(answer: Answer, change: Callable[[list[Any]], list[Any]]) -> Answer:
+    value = msgspec.json.decode(answer.body)
+    if "data" not in value:
+        return answer
+    return _with(answer, msgspec.json.encode({**value, "data": change(value["data"])}))

@@ -1,0 +1,96 @@
+"""How an answer goes over the wire: one step after the other, waiting and breaking included."""
+
+import enum
+from collections.abc import Iterator
+from http.client import responses
+from typing import Literal
+
+import msgspec
+
+Framing = Literal["length", "chunked", "close"]
+
+
+class Pause(msgspec.Struct, frozen=True):
+    """Nothing for so many seconds; 0 is long enough that what was written leaves by itself."""
+
+    seconds: float = 0.0
+
+
+class Deaf(msgspec.Struct, frozen=True):
+    """Reset every connection and refuse new ones for so many seconds; None means for good."""
+
+    seconds: float | None = None
+
+
+class End(enum.Enum):
+    """What happens to the connection after the last bytes, instead of keep-alive."""
+
+    CLOSE = "close"
+    RESET = "reset"
+    HOLD = "hold"
+
+
+Step = bytes | Pause | Deaf | End
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """One HTTP answer. `frames` is the body in parts, for a stream one for each event.
+
+    `delay` is in seconds: before the answer, or before each event of a stream.
+    """
+
+    status: int = 200
+    headers: dict[str, str] = {}
+    frames: tuple[bytes, ...] = ()
+    framing: Framing = "length"
+    delay: float = 0.0
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self.frames)
+
+
+def steps(answer: Answer) -> Iterator[Step]:
+    """The answer as it should be."""
+    if answer.framing == "length":
+        yield Pause(answer.delay)
+    yield head(answer)
+    yield from body(answer)
+
+
+def head(answer: Answer) -> bytes:
+    """The status line and the headers, those of the framing included."""
+    headers = dict(answer.headers)
+    match answer.framing:
+        case "length":
+            headers["Content-Length"] = str(sum(map(len, answer.frames)))
+        case "chunked":
+            headers["Transfer-Encoding"] = "chunked"
+        case "close":
+            headers["Connection"] = "close"
+    lines = [f"HTTP/1.1 {answer.status} {responses.get(answer.status, 'Unknown')}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1", "replace")
+
+
+def body(answer: Answer) -> Iterator[Step]:
+    """The frames in the answer's framing, with a pause before each event of a stream."""
+    chunked = answer.framing == "chunked"
+    for frame in answer.frames:
+        if frame.startswith(b"event:"):
+            yield Pause(answer.delay)
+        yield chunk(frame) if chunked else frame
+    if chunked:
+        yield chunk(b"")
+    if answer.framing == "close":
+        yield End.CLOSE
+
+
+def chunk(frame: bytes) -> bytes:
+    """A frame in HTTP's chunked coding; the empty one is the last."""
+    return b"%x\r\n%b\r\n" % (len(frame), frame)
+
+
+def written(script: Iterator[Step]) -> bytes:
+    """All the bytes of a script, without its pauses."""
+    return b"".join(step for step in script if isinstance(step, bytes))

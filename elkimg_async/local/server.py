@@ -1,0 +1,434 @@
+"""The local server: aiohttp.web on a loopback port, over the pure contract, painter and faults.
+
+What is answered is decided in `contract`, how it goes over the wire in `script`
+and `faults`; here is what waits: sockets, worker threads, the clock.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import ssl
+import time
+import uuid
+from collections import OrderedDict, deque
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from typing import Any, Literal, Self
+
+import msgspec
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+from elkimg_async.errors import ConfigurationError
+from elkimg_async.local import contract
+from elkimg_async.local.contract import Order, RefusalError, Result
+from elkimg_async.local.faults import FAULT_HEADER, Fault, parse
+from elkimg_async.local.painter import Spec, paint, require_pillow
+from elkimg_async.local.script import Answer, Deaf, End, Pause, Step, steps
+from elkimg_async.local.sockets import Gate, Sent, Web, pause, read, reset, write
+
+GENERATIONS_PATH = "/v1/images/generations"
+Outcome = Literal["open", "answered", "cut", "disconnected"]
+
+_KEPT_REQUESTS = 1_000
+_KEPT_IMAGES = 32
+_KEPT_GENERATIONS = 32
+_MINUTE = 60.0
+
+
+class ReceivedRequest(msgspec.Struct, kw_only=True, eq=False):
+    """One request that came in.
+
+    `headers` has names in lower case, and Authorization without its value. `fields` are those of a
+    JSON body. `fault` is the one played; None if none was. `outcome` is `open` while the server is
+    at it, then `answered`, `cut` (a fault broke it off) or `disconnected` (the client left first).
+    """
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    request_id: str
+    fields: dict[str, Any] = {}
+    fault: Fault | None = None
+    outcome: Outcome = "open"
+
+
+class LocalServer:
+    """A server for trying things without a key, and for tests.
+
+    Use `async with LocalServer() as server`, or `await server.start()` and `await server.aclose()`.
+
+    Args:
+        api_key: the only key that it takes.
+        host: where it listens; a loopback address, unless others shall reach it.
+        port: 0 for a free one.
+        delay: seconds before an answer, and before each event of a stream.
+        faults: what to play, one for each POST for images, in order: a `Fault`, or text for `parse`.
+        light: paint quickly and in large pixels: some 30 kB for a png of 1024x1024 instead of 2 MB.
+        requests_per_minute: what goes beyond is refused with 429; the rate-limit headers tell it.
+        ssl_context: for https; None for http.
+
+    Attributes:
+        requests: the latest thousand requests, the newest last.
+        generations: how many POSTs had images painted; replays for an Idempotency-Key do not count.
+    """
+
+    def __init__(
+        self,
+        *,
+        api_key: str = "elkimg-local",
+        host: str = "127.0.0.1",
+        port: int = 0,
+        delay: float = 0.01,
+        faults: Iterable[Fault | str] = (),
+        light: bool = False,
+        requests_per_minute: int = 1_000_000,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
+        self.api_key = api_key
+        self.requests: deque[ReceivedRequest] = deque(maxlen=_KEPT_REQUESTS)
+        self.generations = 0
+        self._delay, self._light = delay, light
+        self._allowance = _Allowance(requests_per_minute)
+        self._gate = Gate(host, port, ssl_context)
+        self._web: Web | None = None
+        self._faults: deque[Fault] = deque()
+        self._images: OrderedDict[str, bytes] = OrderedDict()
+        self._kept: OrderedDict[str, _Generation] = OrderedDict()
+        self._handlers: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._changed = asyncio.Event()
+        self.inject(*faults)
+
+    def __repr__(self) -> str:
+        state = self.base_url if self._web else "not started"
+        return f"<LocalServer {state}, {self.generations} generations>"
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    @property
+    def base_url(self) -> str:
+        """What a client needs, `/v1` included."""
+        return f"{self._gate.origin}/v1"
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        return len(self._web.open) if self._web else 0
+
+    @property
+    def listening(self) -> bool:
+        """Whether connections are taken: not before the start, and not while `refuse` is played."""
+        return self._gate.listening
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            ConfigurationError: by whoever set this up; Pillow is missing, or the port is taken.
+        """
+        if self._web is not None:
+            return
+        require_pillow()
+        self._gate.bind()
+        self._web = Web(self._handle, self._notify)
+        if not self._refuse_if_next():
+            await self._gate.open(self._web)
+
+    async def aclose(self) -> None:
+        """Break off what is under way and stop listening; a second call does nothing."""
+        if self._web is None:
+            return
+        served, self._web = self._web, None
+        self._gate.close()
+        pending = [*self._handlers, *self._tasks]
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+        served.abort()
+        await self.wait_until(lambda: not served.open)
+        await served.shutdown(1.0)
+
+    def inject(self, *faults: Fault | str) -> None:
+        """Add faults to those that wait for their POST.
+
+        Raises:
+            ConfigurationError: by the caller; a text names no fault.
+        """
+        self._faults.extend(parse(fault) if isinstance(fault, str) else fault for fault in faults)
+        if self._web is not None:
+            self._refuse_if_next()
+
+    async def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait until `condition` holds; it is asked whenever something happens here."""
+        while not condition():
+            await self._changed.wait()
+
+    async def wait_disconnected(self, count: int = 1) -> None:
+        """Wait until clients have left `count` requests before their answer was over."""
+        await self.wait_until(
+            lambda: sum(seen.outcome == "disconnected" for seen in self.requests) >= count
+        )
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    # --- a request ----------------------------------------------------------
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        headers = {contract.REQUEST_ID: uuid.uuid4().hex, "Server": "elkimg-local"}
+        if not request.keep_alive:
+            headers["Connection"] = "close"
+        shown = {name.lower(): value for name, value in request.headers.items()}
+        if "authorization" in shown:
+            shown["authorization"] = "Bearer …"
+        seen = ReceivedRequest(
+            method=request.method,
+            path=request.path,
+            headers=shown,
+            request_id=headers[contract.REQUEST_ID],
+        )
+        self.requests.append(seen)
+        self._notify()
+        ended = True
+        with self._watched(request, seen):
+            script = await self._script(request, seen, headers)
+            ended = await self._play(request, script)
+            seen.outcome = "cut" if ended else "answered"
+        return Sent(keep_alive=request.keep_alive and not ended and self._gate.listening)
+
+    @contextlib.contextmanager
+    def _watched(self, request: web.BaseRequest, seen: ReceivedRequest) -> Iterator[None]:
+        """Know who is served, and see to it how it ended, whatever happens."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._handlers.add(task)
+        try:
+            yield
+        except ConnectionError:
+            seen.outcome = "disconnected"
+        except asyncio.CancelledError:
+            gone = request.transport is None or request.transport.is_closing()
+            seen.outcome = "disconnected" if gone else "cut"
+            raise
+        finally:
+            self._handlers.discard(task)
+            if self._web is not None:
+                self._refuse_if_next(request.protocol)
+            self._notify()
+
+    async def _script(
+        self, request: web.BaseRequest, seen: ReceivedRequest, headers: dict[str, str]
+    ) -> Iterator[Step]:
+        """What to send: the contract's answer, or what a fault makes of it."""
+        try:
+            body = await read(request)
+            seen.fields = _fields(body)
+            seen.fault = self._fault_for(request)
+            if seen.fault and not seen.fault.makes:
+                return seen.fault.play(Answer(headers=headers))
+            answer = await self._answer(request, body, seen, headers)
+        except RefusalError as refusal:
+            answer = contract.error_answer(refusal, headers)
+        if request.method == "HEAD":
+            answer = msgspec.structs.replace(answer, frames=())
+        if request.version < (1, 1) and answer.framing == "chunked":
+            answer = msgspec.structs.replace(answer, framing="close")
+        return seen.fault.play(answer) if seen.fault else steps(answer)
+
+    async def _answer(
+        self, request: web.BaseRequest, body: bytes, seen: ReceivedRequest, headers: dict[str, str]
+    ) -> Answer:
+        path = request.path.rstrip("/")
+        if content := self._images.get(path):
+            return contract.image_answer(content, path.rpartition(".")[2], headers)
+        if path != "/v1" and not path.startswith("/v1/"):
+            return contract.page_answer(headers)
+        contract.check_key(request.headers, self.api_key)
+        match request.method, path:
+            case ("GET" | "HEAD", "/v1/models"):
+                return contract.models_answer(headers)
+            case "POST", "/v1/images/generations":
+                allowed, limits = self._allowance.take(time.monotonic())
+                headers.update(limits)
+                if not allowed:
+                    raise RefusalError(429, "Too many requests in this minute")
+                order = contract.read_order(body)
+                result = await self._result(order, body, seen, headers)
+                form = seen.fault.stream if seen.fault else None
+                stream = order.stream if form is None else form
+                return contract.answer(order, result, headers, stream=stream, delay=self._delay)
+        raise contract.missing(request.method, path)
+
+    # --- what is made -------------------------------------------------------
+
+    async def _result(
+        self, order: Order, body: bytes, seen: ReceivedRequest, headers: dict[str, str]
+    ) -> Result:
+        """Make it, or give what was made for the same Idempotency-Key.
+
+        The making goes on when the client leaves, as it does at a real service.
+        """
+        key = seen.headers.get("idempotency-key")
+        fingerprint = hashlib.sha256(body).digest()
+        known = self._kept.get(key) if key else None
+        if known is None:
+            known = _Generation(fingerprint, self._spawn(self._make(order)), seen)
+            if key:
+                self._kept[key] = known
+                _trim(self._kept, _KEPT_GENERATIONS)
+        elif known.fingerprint != fingerprint:
+            raise contract.reused_key()
+        elif known.seen.outcome == "open" or not known.task.done():
+            raise contract.key_in_flight()
+        else:
+            known.seen = seen
+            headers["Idempotent-Replayed"] = "true"
+        return await asyncio.shield(known.task)
+
+    async def _make(self, order: Order) -> Result:
+        self.generations += 1
+        self._notify()
+        specs = [
+            Spec(
+                prompt=order.request.prompt,
+                index=index,
+                width=order.width,
+                height=order.height,
+                output_format=order.output_format,
+                compression=order.compression,
+                transparent=order.transparent,
+                partial_images=0 if index else order.partial_images,
+                light=self._light,
+            )
+            for index in range(order.n)
+        ]
+        pictures = await asyncio.gather(*(asyncio.to_thread(paint, spec) for spec in specs))
+        images = tuple(picture.image for picture in pictures)
+        return Result(
+            created=int(time.time()),
+            images=images,
+            partials=pictures[0].partials,
+            urls=tuple(self._published(image, order) for image in images) if order.by_url else (),
+        )
+
+    def _published(self, image: bytes, order: Order) -> str:
+        path = f"/images/{hashlib.sha256(image).hexdigest()[:32]}.{order.output_format}"
+        self._images[path] = image
+        _trim(self._images, _KEPT_IMAGES)
+        return self._gate.origin + path
+
+    # --- what goes wrong ----------------------------------------------------
+
+    def _fault_for(self, request: web.BaseRequest) -> Fault | None:
+        if request.method != "POST" or request.path != GENERATIONS_PATH:
+            return None
+        if text := request.headers.get(FAULT_HEADER):
+            try:
+                return parse(text)
+            except ConfigurationError as error:
+                raise RefusalError(400, str(error), code="unknown_fault") from None
+        return self._next_fault() if self._faults else None
+
+    def _next_fault(self) -> Fault:
+        fault = self._faults.popleft()
+        if fault.times != 1:
+            left = None if fault.times is None else fault.times - 1
+            self._faults.appendleft(msgspec.structs.replace(fault, times=left))
+        return fault
+
+    def _refuse_if_next(self, spared: RequestHandler | None = None) -> bool:
+        """Stop listening where the next fault is `refuse`: its POST must not even arrive."""
+        if not self._faults or self._faults[0].name != "refuse":
+            return False
+        self._turn_deaf(self._next_fault().value(), spared)
+        return True
+
+    def _turn_deaf(self, seconds: float | None, spared: RequestHandler | None = None) -> None:
+        assert self._web is not None
+        self._gate.shut()
+        self._web.abort(spared)
+        if seconds is not None:
+            self._spawn(self._hear_again(seconds))
+
+    async def _hear_again(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        if self._web is not None and not self._gate.listening and not self._refuse_if_next():
+            await self._gate.open(self._web)
+        self._notify()
+
+    def _spawn(self, coroutine: "Coroutine[Any, Any, Any]") -> "asyncio.Task[Any]":
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _play(self, request: web.BaseRequest, script: Iterator[Step]) -> bool:
+        """Write; returns whether the connection has been ended."""
+        transport = request.transport
+        if transport is None:
+            raise ConnectionResetError
+        transport.set_write_buffer_limits(0)  # so that what was drained has left the process
+        for step in script:
+            match step:
+                case bytes():
+                    await write(request.writer, step)
+                case Pause(seconds):
+                    await pause(seconds)
+                case Deaf(seconds):
+                    self._turn_deaf(seconds)
+                    return True
+                case End.CLOSE:
+                    transport.close()
+                    return True
+                case End.RESET:
+                    reset(transport)
+                    return True
+                case End.HOLD:
+                    await asyncio.get_running_loop().create_future()
+        return False
+
+
+# --- what the server is made of ---------------------------------------------
+
+
+class _Generation(msgspec.Struct):
+    """What is made for one body, and the request that is or was answered with it."""
+
+    fingerprint: bytes
+    task: "asyncio.Task[Result]"
+    seen: ReceivedRequest
+
+
+class _Allowance:
+    """So many requests in each minute."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._used, self._ends = limit, 0, 0.0
+
+    def take(self, now: float) -> tuple[bool, dict[str, str]]:
+        """Whether one more may come, and the headers that tell what is left."""
+        if now >= self._ends:
+            self._used, self._ends = 0, now + _MINUTE
+        self._used += 1
+        left = max(0, self._limit - self._used)
+        headers = contract.rate_limit_headers(self._limit, left, self._ends - now)
+        return self._used <= self._limit, headers
+
+
+def _fields(body: bytes) -> dict[str, Any]:
+    try:
+        fields = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def _trim(kept: "OrderedDict[str, Any]", most: int) -> None:
+    while len(kept) > most:
+        kept.popitem(last=False)

@@ -1,0 +1,133 @@
+"""The pictures of the local server."""
+
+import io
+import sys
+from typing import Any
+
+import pytest
+from PIL import Image, ImageChops, ImageFilter, ImageStat
+
+from elkimg_async.errors import ConfigurationError
+from elkimg_async.local import painter
+from elkimg_async.local.painter import Spec, paint
+
+
+def opened(content: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(content))
+
+
+def light(prompt: str = "a boat", **options: Any) -> Spec:
+    return Spec(prompt=prompt, light=True, **options)
+
+
+def distance(first: bytes, second: bytes) -> float:
+    """The mean difference of two pictures, coarsely seen, of 255."""
+    images = (opened(content).convert("L").resize((64, 64)) for content in (first, second))
+    return float(ImageStat.Stat(ImageChops.difference(*images)).mean[0])
+
+
+def test_paint_same_prompt_same_bytes() -> None:
+    """The same prompt and index always give the same bytes, cache or not."""
+    first = paint(light(partial_images=1))
+    paint.cache_clear()
+    assert paint(light(partial_images=1)) == first
+    assert paint(light()).image == first.image
+
+
+def test_paint_other_prompt_other_picture() -> None:
+    """Other prompts, and other indexes of one prompt, look different."""
+    prompts = [paint(light(f"prompt {number}")).image for number in range(6)]
+    indexes = [paint(light(index=number)).image for number in range(6)]
+    for images in (prompts, indexes):
+        assert all(distance(a, b) > 5 for a in images for b in images if a is not b)
+
+
+@pytest.mark.parametrize("prompt", ["A small kitten in a sunny garden", "robot", "漢字 ä", ""])
+def test_paint_weighs_what_real_ones_weigh(prompt: str) -> None:
+    """A png of 1024x1024 has 1 to 3 MB."""
+    assert 1_000_000 < len(paint(Spec(prompt=prompt)).image) < 3_000_000
+
+
+def test_paint_light() -> None:
+    """A light picture has the same size in pixels and a tenth of the weight."""
+    image = paint(light()).image
+    assert opened(image).size == (1024, 1024)
+    assert len(image) < 100_000
+
+
+@pytest.mark.parametrize("output_format", ["png", "jpeg", "webp", "gif"])
+def test_paint_formats(output_format: str) -> None:
+    """Every format that is asked for is what comes, in the size that was asked for."""
+    image = opened(paint(light(width=512, height=256, output_format=output_format)).image)
+    assert image.format == output_format.upper()
+    assert image.size == (512, 256)
+
+
+@pytest.mark.parametrize("output_format", ["jpeg", "webp"])
+def test_paint_compression(output_format: str) -> None:
+    """A lower compression value gives a smaller file."""
+    sizes = [
+        len(paint(light(output_format=output_format, compression=compression)).image)
+        for compression in (0, 50, 100)
+    ]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1] / 2
+
+
+@pytest.mark.parametrize("output_format", ["png", "webp"])
+def test_paint_transparent(output_format: str) -> None:
+    """A transparent background is real: clear at the corners, solid in the middle."""
+    image = opened(paint(light(transparent=True, output_format=output_format)).image)
+    assert image.mode == "RGBA"
+    alpha = image.getchannel("A")
+    assert alpha.getpixel((0, 0)) == 0
+    assert alpha.getpixel((512, 512)) == 255
+
+
+def test_paint_partials_sharpen() -> None:
+    """Each partial image is closer to the final one and has more edges than the one before."""
+    picture = paint(Spec(prompt="a boat", partial_images=3, width=512, height=512))
+    frames = [*picture.partials, picture.image]
+    distances = [distance(frame, picture.image) for frame in frames]
+    assert distances == sorted(distances, reverse=True)
+    edges = [
+        ImageStat.Stat(
+            opened(frame).convert("L").resize((128, 128)).filter(ImageFilter.FIND_EDGES)
+        ).mean[0]
+        for frame in frames
+    ]
+    assert edges[-1] > edges[0]
+
+
+def test_paint_caption_is_readable() -> None:
+    """The caption's panel is dark and has light text in it, on the partial images as well."""
+    picture = paint(light(partial_images=1))
+    for frame in (*picture.partials, picture.image):
+        panel = opened(frame).convert("L").crop((60, 860, 960, 970))
+        darkest, brightest = panel.getextrema()
+        assert isinstance(darkest, int | float)
+        assert isinstance(brightest, int | float)
+        assert darkest < 70
+        assert brightest > 240
+    assert "stand-in, not a model" in painter.NOTICE
+
+
+def test_paint_long_prompts() -> None:
+    """A prompt of many words, or of one endless word, still gives a picture."""
+    for prompt in ("many words " * 3_000, "x" * 32_000, "\ud800\n\x00"):
+        assert opened(paint(light(prompt, width=256, height=256)).image).size == (256, 256)
+
+
+def test_paint_grain_is_bounded() -> None:
+    """No pixel is further from the picture without grain than the constant says."""
+    plain = Image.new("RGB", (64, 64), (128, 128, 128))
+    grained = painter._grained(plain, b"seed", painter.GRAIN)
+    extrema = grained.getextrema()
+    assert extrema == ((128 - painter.GRAIN, 128 + painter.GRAIN),) * 3
+
+
+def test_paint_without_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Pillow is missing, the error says which extra to install."""
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ConfigurationError, match=r'pip install "elkimg-async\[pil\]"'):
+        paint(light("never painted before"))
