@@ -1,0 +1,153 @@
+"""The canned answers: complete HTTP responses, and the hashes of the images in them.
+
+An answer is named by its `Spec`, whose text stands in the URL, so that server and client need no
+other agreement. The bytes depend on the spec alone.
+"""
+
+import base64
+import hashlib
+import json
+import random
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+KINDS = ("url", "json", "stream")
+CREATED = 1_710_000_000
+USAGE = {
+    "total_tokens": 4210,
+    "input_tokens": 50,
+    "output_tokens": 4160,
+    "input_tokens_details": {"text_tokens": 50, "image_tokens": 0},
+}
+SETTINGS = {
+    "size": "1024x1024",
+    "quality": "high",
+    "background": "opaque",
+    "output_format": "png",
+}
+PNG_HEAD = bytes.fromhex("89504e470d0a1a0a0000000d494844520000040000000400080200000026")
+# How much of the last image's base64 a held answer keeps back.
+TAIL = 64
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Which answer: its kind, the number of images (events in a stream), the bytes of each."""
+
+    kind: str
+    count: int = 1
+    size: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.kind}-{self.count}-{self.size}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Spec":
+        """Read what `str` wrote; ValueError when it is not a spec."""
+        kind, count, size = text.split("-")
+        if kind not in KINDS:
+            raise ValueError(f"{kind!r} is not a kind of answer")
+        return cls(kind, int(count), int(size))
+
+    @property
+    def decoded(self) -> int:
+        """Bytes of all images together, decoded."""
+        return self.count * self.size
+
+
+class Answer(NamedTuple):
+    """A prebuilt response."""
+
+    wire: bytes
+    """Status line, headers and body, framed."""
+    cut: int
+    """Where in `wire` the held tail begins: shortly before the end of the last image."""
+    hashes: list[str]
+    """SHA-256 of each image (of the URL, for a URL), in order."""
+    body: str
+    """SHA-256 of the body without its framing."""
+
+
+def image(index: int, size: int) -> bytes:
+    """A picture-like block of exactly `size` bytes: a PNG's head, then noise."""
+    noise = random.Random(f"{index}/{size}").randbytes(size)
+    return (PNG_HEAD + noise)[:size]
+
+
+def build(spec: Spec) -> Answer:
+    """The whole response for a spec."""
+    if spec.kind == "url":
+        return _url_answer(spec)
+    images = [image(index, spec.size) for index in range(spec.count)]
+    texts = [base64.b64encode(one).decode("ascii") for one in images]
+    hashes = [digest(one) for one in images]
+    return _stream_answer(texts, hashes) if spec.kind == "stream" else _json_answer(texts, hashes)
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def simple(body: bytes, status: str = "200 OK") -> bytes:
+    """A JSON response with a known length."""
+    head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    return head.encode("ascii") + b"\r\n\r\n" + body
+
+
+def _url_answer(spec: Spec) -> Answer:
+    urls = [f"https://images.example/{index:04d}.png" for index in range(spec.count)]
+    body = _dump({"created": CREATED, "data": [{"url": url} for url in urls], "usage": USAGE})
+    wire = simple(body)
+    return Answer(wire, len(wire) - TAIL, [digest(url.encode()) for url in urls], digest(body))
+
+
+def _json_answer(texts: list[str], hashes: list[str]) -> Answer:
+    data = [{"b64_json": text} for text in texts]
+    body = _dump({"created": CREATED, **SETTINGS, "data": data, "usage": USAGE})
+    wire = simple(body)
+    return Answer(wire, _cut(wire, texts[-1]), hashes, digest(body))
+
+
+def _stream_answer(texts: list[str], hashes: list[str]) -> Answer:
+    frames = [_partial(index, text) for index, text in enumerate(texts[:-1])]
+    frames += [_completed(texts[-1]), b"data: [DONE]\n\n"]
+    head = (
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+        b"Cache-Control: no-cache\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    chunks = [b"%x\r\n%b\r\n" % (len(frame), frame) for frame in frames]
+    wire = b"".join([head, *chunks, b"0\r\n\r\n"])
+    return Answer(wire, _cut(wire, texts[-1]), hashes, digest(b"".join(frames)))
+
+
+def _partial(index: int, text: str) -> bytes:
+    kind = "image_generation.partial_image"
+    return _frame(
+        kind,
+        {
+            "type": kind,
+            "b64_json": text,
+            "created_at": CREATED,
+            **SETTINGS,
+            "partial_image_index": index,
+        },
+    )
+
+
+def _completed(text: str) -> bytes:
+    kind = "image_generation.completed"
+    fields = {"b64_json": text, "created_at": CREATED, **SETTINGS, "usage": USAGE}
+    return _frame(kind, {"type": kind, **fields})
+
+
+def _frame(kind: str, fields: dict[str, Any]) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (kind.encode("ascii"), _dump(fields))
+
+
+def _dump(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode("ascii")
+
+
+def _cut(wire: bytes, text: str) -> int:
+    end = text[-TAIL:].encode("ascii")
+    return wire.rindex(end) + len(end) - min(TAIL, len(end))

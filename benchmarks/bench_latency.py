@@ -1,0 +1,10 @@
+"""Batch calls: client CPU, wall time, and the wait between the last byte and the image."""
+
+from .lab import Lab
+
+TITLE = "Batch calls: CPU and latency"
+
+
+def run(lab: Lab) -> None:
+    lab.measure("latency", ["a1", "a32", "a256", "b", "c"], "cpu")
+    lab.measure("latency", ["b", "d"], "handoff")

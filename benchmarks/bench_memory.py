@@ -1,0 +1,9 @@
+"""Peak memory of one call, above the images that it returns."""
+
+from .lab import Lab
+
+TITLE = "Peak memory"
+
+
+def run(lab: Lab) -> None:
+    lab.measure("memory", ["b", "c", "d"], "memory")

@@ -1,0 +1,126 @@
+"""The canned server: `python -m benchmarks.server`, a process of its own.
+
+It prints its port, answers until its standard input closes, and does as little as possible for
+each request: the response is a prebuilt block of bytes that is handed to the socket in slices.
+
+    POST /<spec>/v1/…        the answer of that spec
+    POST /held/<spec>/v1/…   the same, its last bytes after a pause in which the reader catches up
+    GET  /last               {"ns": when the last held tail was written, CLOCK_MONOTONIC}
+    GET  /expected/<spec>    {"hashes": of the images, "body": of the whole body}
+"""
+
+import argparse
+import asyncio
+import functools
+import gc
+import json
+import sys
+import time
+
+from .answers import Answer, Spec, build, simple
+from .meters import pin
+
+SLICE = 1 << 20
+HOLD = 0.06
+
+answer_for = functools.cache(build)
+
+
+class Canned(asyncio.Protocol):
+    """One connection: requests come one after the other, without pipelining."""
+
+    last_tail_ns = 0  # of the whole server: one held answer at a time
+
+    def __init__(self) -> None:
+        self._received = b""
+        self._paused = False
+        self._left = memoryview(b"")
+        self._tail = memoryview(b"")
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        # With a limit of zero, resuming means that the kernel has taken every byte.
+        transport.set_write_buffer_limits(high=0)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        end = self._received.find(b"\r\n\r\n")
+        if end < 0:
+            return
+        head = self._received[:end]
+        if len(self._received) < end + 4 + _content_length(head):
+            return
+        self._received = b""
+        self._respond(head.split(b" ", 2)[1].decode("ascii"))
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._pump()
+
+    def _respond(self, path: str) -> None:
+        first, _, rest = path[1:].partition("/")
+        try:
+            if first == "last":
+                self._send(simple(json.dumps({"ns": Canned.last_tail_ns}).encode()))
+            elif first == "expected":
+                self._send(simple(_expected(answer_for(Spec.parse(rest)))))
+            elif first == "held":
+                answer = answer_for(Spec.parse(rest.partition("/")[0]))
+                self._send(answer.wire, answer.cut)
+            else:
+                self._send(answer_for(Spec.parse(first)).wire)
+        except ValueError:
+            self._send(simple(b'{"error":{"message":"no such answer"}}', "404 Not Found"))
+
+    def _send(self, wire: bytes, cut: int | None = None) -> None:
+        view = memoryview(wire)
+        self._left, self._tail = (view, view[:0]) if cut is None else (view[:cut], view[cut:])
+        self._pump()
+
+    def _pump(self) -> None:
+        while self._left and not self._paused:
+            part, self._left = self._left[:SLICE], self._left[SLICE:]
+            self._transport.write(part)
+        if self._tail and not self._paused:
+            tail, self._tail = self._tail, self._tail[:0]
+            asyncio.get_running_loop().call_later(HOLD, self._release, tail)
+
+    def _release(self, tail: memoryview) -> None:
+        Canned.last_tail_ns = time.monotonic_ns()
+        self._transport.write(tail)
+
+
+def _content_length(head: bytes) -> int:
+    _, found, rest = head.lower().partition(b"\r\ncontent-length:")
+    return int(rest.split(b"\r\n", 1)[0]) if found else 0
+
+
+def _expected(answer: Answer) -> bytes:
+    return json.dumps({"hashes": answer.hashes, "body": answer.body}).encode()
+
+
+async def serve() -> None:
+    """Listen on a free port of the loopback, until standard input ends."""
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(Canned, "127.0.0.1", 0, backlog=1024)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    stopped = asyncio.Event()
+    loop.add_reader(sys.stdin.fileno(), stopped.set)
+    await stopped.wait()
+    server.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.server", description=__doc__)
+    parser.add_argument("--core", type=int, help="the processor core to stay on")
+    pin(parser.parse_args().core)
+    gc.disable()
+    asyncio.run(serve())
+
+
+if __name__ == "__main__":
+    main()

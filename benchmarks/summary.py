@@ -1,0 +1,105 @@
+"""From samples to figures: medians over rounds, and ratios formed within a round."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from .contenders import BARE, OPENAI
+from .lab import Sample
+from .targets import TARGETS, Target
+
+REFERENCES = (OPENAI, BARE)
+
+
+class Key(NamedTuple):
+    """A cell of a table."""
+
+    topic: str
+    scenario: str
+    metric: str
+    contender: str
+
+
+class Spread(NamedTuple):
+    """A median over rounds, with the least and the greatest."""
+
+    median: float
+    low: float
+    high: float
+    rounds: int
+
+
+class Figure(NamedTuple):
+    """A cell's value, and its ratio to each reference of the same rounds."""
+
+    value: Spread
+    ratios: dict[str, Spread]
+
+
+class Verdict(NamedTuple):
+    """A target and what was measured."""
+
+    target: Target
+    reached: Spread
+
+    @property
+    def met(self) -> bool:
+        return self.reached.median <= self.target.limit
+
+
+def summarize(samples: Iterable[Sample]) -> dict[Key, Figure]:
+    """Every cell for which something was measured, in the order of the samples."""
+    cells: dict[Key, dict[int, float]] = defaultdict(dict)
+    for sample in samples:
+        for metric, value in sample.values.items():
+            key = Key(sample.topic, sample.scenario, metric, sample.contender)
+            cells[key][sample.round] = value
+    return {
+        key: Figure(
+            spread(rounds.values()),
+            {
+                reference: spread(ratios)
+                for reference in REFERENCES
+                if (ratios := _ratios(rounds, cells.get(key._replace(contender=reference), {})))
+            },
+        )
+        for key, rounds in cells.items()
+    }
+
+
+def number(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def spread(values: Iterable[float]) -> Spread:
+    listed = list(values)
+    return Spread(statistics.median(listed), min(listed), max(listed), len(listed))
+
+
+def _ratios(rounds: dict[int, float], reference: dict[int, float]) -> list[float]:
+    return [value / reference[number] for number, value in rounds.items() if reference.get(number)]
+
+
+def verdicts(figures: dict[Key, Figure]) -> list[Verdict]:
+    """The targets about which this run can say something."""
+    found = []
+    for target in TARGETS:
+        key = Key(target.topic, target.scenario, target.metric, target.contender)
+        figure = figures.get(key)
+        if figure is None:
+            continue
+        reached = figure.value if target.against is None else figure.ratios.get(target.against)
+        if reached is not None:
+            found.append(Verdict(target, reached))
+    return found
+
+
+def failures(samples: Iterable[Sample]) -> dict[tuple[str, str, str], str]:
+    """What could not be measured: scenario, contender and meter, with the last reason."""
+    return {
+        (sample.scenario, sample.contender, sample.meter): sample.error
+        for sample in samples
+        if sample.error is not None
+    }

@@ -1,0 +1,118 @@
+"""One contender, one scenario, one meter: `python -m benchmarks.worker`, started by `lab.py`.
+
+The last line of its output is a JSON object: `{"values": {…}}`, or `{"error": "…"}`.
+"""
+
+import argparse
+import asyncio
+import importlib.metadata
+import json
+import sys
+from typing import Any
+
+from . import meters
+from .answers import digest
+from .contenders import CONTENDERS, Client, Contender, Take
+from .scenarios import SCENARIOS, Scenario
+
+METERS = ("cpu", "memory", "stall", "handoff")
+
+
+async def measure(
+    contender: Contender, scenario: Scenario, meter: str, port: int, quick: bool
+) -> meters.Values:
+    """Open the contender's client, check its images once, then measure."""
+    prefix = "held/" if meter == "handoff" else ""
+    base_url = f"http://127.0.0.1:{port}/{prefix}{scenario.spec}/v1"
+    async with contender.opener(base_url) as client:
+        call = _call(client, scenario)
+        await _check(call, contender, scenario, port)
+        if meter == "cpu":
+            return await _cpu(client, call, contender, scenario, quick)
+        if meter == "memory":
+            return await meters.memory(call, scenario.spec.decoded)
+        if meter == "stall":
+            return await meters.stall(call)
+        return await meters.handoff(call, port)
+
+
+def _call(client: Client, scenario: Scenario) -> meters.Call:
+    if scenario.streaming:
+        return client.stream
+
+    async def call(take: Take) -> None:
+        await client.batch(take, scenario.spec.count)
+
+    return call
+
+
+async def _check(call: meters.Call, contender: Contender, scenario: Scenario, port: int) -> None:
+    """The first request: every image has to be the one that the server sent."""
+    expected = meters.get_json(port, f"/expected/{scenario.spec}")
+    taken: list[bytes] = []
+    await call(taken.append)
+    wanted = [expected["body"]] if contender.raw else expected["hashes"]
+    if [digest(one) for one in taken] != wanted:
+        raise RuntimeError(f"{contender.name} gave other images than the server sent")
+
+
+async def _cpu(
+    client: Client, call: meters.Call, contender: Contender, scenario: Scenario, quick: bool
+) -> meters.Values:
+    async def run(count: int) -> None:
+        if contender.own_fan_out:
+            await client.fan_out(meters.ignore, count, scenario.concurrency)
+        else:
+            await meters.drive(call, count, scenario.concurrency)
+
+    # At least one wave, so that every connection of the measured ones is open already.
+    warmup = max(2, scenario.concurrency, 20 if scenario.spec.kind == "url" else 0)
+    least = 0.2 if quick else 0.6
+    values = await meters.cpu(run, scenario.count(quick), warmup, least)
+    megabytes = scenario.spec.decoded * 4 / 3 / 1e6
+    return values | ({"cpu_ms_per_mb": values["cpu_ms"] / megabytes} if megabytes else {})
+
+
+async def probe(contender: Contender) -> dict[str, str]:
+    """Whether the contender can be opened at all, and its versions."""
+    async with contender.opener("http://127.0.0.1:9/v1"):
+        return versions(contender.distributions)
+
+
+def versions(distributions: tuple[str, ...]) -> dict[str, str]:
+    """The versions of those that are installed."""
+    found = {}
+    for name in distributions:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.worker", description=__doc__)
+    parser.add_argument("contender", choices=CONTENDERS)
+    parser.add_argument("--scenario", choices=SCENARIOS)
+    parser.add_argument("--meter", choices=METERS, default="cpu")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--core", type=int)
+    parser.add_argument("--quick", action="store_true")
+    args = parser.parse_args()
+    meters.pin(args.core)
+    contender = CONTENDERS[args.contender]
+    try:
+        if args.scenario is None:
+            answer: dict[str, Any] = {"versions": asyncio.run(probe(contender))}
+        else:
+            scenario = SCENARIOS[args.scenario]
+            coro = measure(contender, scenario, args.meter, args.port, args.quick)
+            answer = {"values": asyncio.run(coro)}
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is this contender's result
+        answer = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
+    print(json.dumps(answer))
+    return 1 if "error" in answer else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
