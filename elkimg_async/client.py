@@ -1,5 +1,6 @@
 """`AsyncImages`: the calls that a user makes."""
 
+import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack, get_args, overload
@@ -119,7 +120,9 @@ class AsyncImages:
         )
         from elkimg_async.transport import Transport  # asyncio and all below it, late
 
-        self._transport = Transport(session)
+        maker = sys._getframe(1)  # noqa: SLF001
+        made_at = f"{maker.f_code.co_filename}:{maker.f_lineno}"
+        self._transport = Transport(session, made_at=made_at)
 
     @property
     def base_url(self) -> str:

@@ -159,7 +159,7 @@ class NotFoundError(APIError):
 class RateLimitError(APIError):
     """Too many requests for now."""
 
-    advice = "Wait, or send less at once; Limits and RetryPolicy can do it for you."
+    advice = "Wait a while, or send fewer requests at once."
 
 
 class ServerError(APIError):

@@ -16,16 +16,15 @@ DEFAULT_BASE_URL = "https://api.elkapi.com/v1"
 KEY_VARIABLE = "ELKAPI_API_KEY"
 URL_VARIABLE = "ELKAPI_BASE_URL"
 
+# Seconds. An image takes ten seconds to five minutes, and the server may say nothing until it is done.
+TOTAL, CONNECT, FIRST_BYTE, IDLE, DOWNLOAD = 600.0, 10.0, 600.0, 300.0, 120.0
+
 IdempotencyMode = Literal["off", "send", "replay"]
 ValidateMode = Literal["strict", "warn", "off"]
 
 
 class Timeout(msgspec.Struct, frozen=True):
-    """Limits in seconds; None means the default, `math.inf` no limit.
-
-    An image takes ten seconds to five minutes, and the server may say nothing until it is
-    done, so the defaults are long.
-    """
+    """Limits in seconds; None means the default, `math.inf` no limit."""
 
     total: float | None = None
     """The whole call: queueing, every attempt, back-off and body. 600; a stream has none."""
@@ -45,11 +44,11 @@ class Timeout(msgspec.Struct, frozen=True):
     def limits(self, *, stream: bool) -> "TimeoutLimits":
         """The same with the defaults filled in."""
         return TimeoutLimits(
-            total=(math.inf if stream else 600.0) if self.total is None else self.total,
-            connect=10.0 if self.connect is None else self.connect,
-            first_byte=600.0 if self.first_byte is None else self.first_byte,
-            idle=300.0 if self.idle is None else self.idle,
-            download=120.0 if self.download is None else self.download,
+            total=(math.inf if stream else TOTAL) if self.total is None else self.total,
+            connect=CONNECT if self.connect is None else self.connect,
+            first_byte=FIRST_BYTE if self.first_byte is None else self.first_byte,
+            idle=IDLE if self.idle is None else self.idle,
+            download=DOWNLOAD if self.download is None else self.download,
         )
 
 
@@ -157,10 +156,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
 
 def make_timeout(timeout: Timeout | float | None) -> Timeout:
-    """A `Timeout`; a number is its `total`."""
+    """A `Timeout`; a number is its `total`, and no limit within it is shorter by default."""
     if isinstance(timeout, Timeout):
         return timeout
-    return Timeout(total=timeout)
+    if timeout is None:
+        return Timeout()
+    total = Timeout(total=timeout).total or 0.0
+    return Timeout(total=total, first_byte=max(total, FIRST_BYTE), idle=max(total, IDLE))
 
 
 def make_retry(retry: RetryPolicy | int | None) -> RetryPolicy:

@@ -6,10 +6,16 @@ the failure, and the error is made and raised outside.
 """
 
 import asyncio
+import contextlib
+import functools
+import ipaddress
 import math
+import os
 import socket
 import threading
-from collections.abc import Mapping
+import time
+import warnings
+from collections.abc import AsyncGenerator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from elkimg_async.errors import (
@@ -31,25 +37,46 @@ if TYPE_CHECKING:
 MAX_CONNECTIONS = 500
 """Connections of a pool of ours; further calls wait for one, which counts towards `total`."""
 
-
 _READ_SIZE = 512 * 1024  # bytes; with less, reading is paused and resumed around every receive
+_IDLE = 0.02  # seconds after which the server may have closed a pooled connection
+
+_forgotten: list[object] = []  # pools of a parent process; closing or collecting them would harm it
 
 
 class Transport:
-    """The connections of a client: a borrowed session, or a pool for each running loop."""
+    """The connections of a client: a borrowed session, or a pool for each running loop.
 
-    def __init__(self, session: "aiohttp.ClientSession | None" = None) -> None:
+    A pool is closed with its loop, or by `aclose`. `made_at` says where the client was made, for the
+    warning when it was never closed.
+    """
+
+    def __init__(
+        self, session: "aiohttp.ClientSession | None" = None, *, made_at: str = "an unknown place"
+    ) -> None:
         self._borrowed = session
-        self._pools: dict[asyncio.AbstractEventLoop, aiohttp.ClientSession] = {}
+        self._made_at = made_at
+        self._pools: dict[tuple[asyncio.AbstractEventLoop, bool], _Pool] = {}
+        self._pid = os.getpid()
         self._proxies: dict[str, str | None] = {}
         self._lock = threading.Lock()
         self.closed = False
 
     def exchange(
-        self, url: str, request: HTTPRequest, *, key: Secret | None, connect: float
+        self,
+        url: str,
+        request: HTTPRequest,
+        *,
+        key: Secret | None,
+        connect: float,
+        public_only: bool = False,
     ) -> "Exchange":
-        """A request ready to be sent to `url`; `connect` limits reaching the server, in seconds."""
-        return Exchange(self._session(), url, request, key, connect, self._proxy(url))
+        """A request ready to be sent to `url`.
+
+        `connect` limits reaching the server, in seconds. With `public_only` a name that leads to a
+        private address is refused.
+        """
+        pool = self._pool(public_only)
+        return Exchange(pool, url, request, key, connect, self._proxy(url))
 
     def check_open(self) -> None:
         """Refuse to go on once closed.
@@ -65,20 +92,28 @@ class Transport:
     async def aclose(self) -> None:
         """Close every pool of ours; a second time does nothing."""
         self.closed = True
+        self._forget_parent()
         with self._lock:
             pools, self._pools = self._pools, {}
         here = asyncio.get_running_loop()
-        for loop, session in pools.items():
-            if loop is here or loop.is_closed():
-                await session.close()
-            else:
-                future = asyncio.run_coroutine_threadsafe(session.close(), loop)
-                await asyncio.wrap_future(future)
+        for (loop, _), pool in pools.items():
+            if loop is here:
+                await pool.aclose()
+            elif loop.is_running():
+                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(pool.aclose(), loop))
 
-    @property
-    def is_open(self) -> bool:
-        """Whether there are connections of ours to close."""
-        return bool(self._pools)
+    def __del__(self) -> None:
+        if getattr(self, "_pools", None) and not self.closed and self._pid == os.getpid():
+            for (loop, _), pool in self._pools.items():
+                with contextlib.suppress(RuntimeError):  # the loop has ended, and the pool with it
+                    loop.call_soon_threadsafe(_close_later, loop, pool)
+            warnings.warn(
+                f"An AsyncImages made at {self._made_at} was never closed; "
+                "use `async with`, or `await client.aclose()`.",
+                ResourceWarning,
+                stacklevel=1,
+                source=self,
+            )
 
     def _proxy(self, url: str) -> str | None:
         origin = url[: url.find("/", url.find("://") + 3)]
@@ -86,26 +121,110 @@ class Transport:
             self._proxies[origin] = proxy_for(url)
         return self._proxies[origin]
 
-    def _session(self) -> "aiohttp.ClientSession":
-        if self._borrowed is not None:
-            return self._borrowed
-        loop = asyncio.get_running_loop()
-        session = self._pools.get(loop)
-        if session is None or session.closed:
+    def _pool(self, public_only: bool) -> "_Pool":
+        if self._pid != os.getpid():
+            self._forget_parent()
+        place = asyncio.get_running_loop(), public_only
+        pool = self._pools.get(place)
+        if pool is None or pool.session.closed:
+            pool = _Pool(self._borrowed if not public_only else None, public_only=public_only)
             with self._lock:
-                session = self._pools[loop] = _new_session()
-        return session
+                self._pools[place] = pool
+        return pool
+
+    def _forget_parent(self) -> None:
+        """In the child of a fork: leave the parent's connections alone, its epoll is shared."""
+        if self._pid != os.getpid():
+            _forgotten.append(self._pools)
+            self._pools, self._pid, self._lock = {}, os.getpid(), threading.Lock()
 
 
-def _new_session() -> "aiohttp.ClientSession":
+class _Pool:
+    """A session of one loop, closed with it unless it is borrowed."""
+
+    def __init__(self, borrowed: "aiohttp.ClientSession | None", *, public_only: bool) -> None:
+        self.last_used = 0.0
+        self.session = _new_session(public_only) if borrowed is None else borrowed
+        if borrowed is None:
+            keeper = _keepers[self.session] = _keep(self.session)
+            # Its first step tells the loop of the generator, which it then closes before it ends itself.
+            with contextlib.suppress(StopIteration):
+                keeper.__anext__().send(None)
+
+    async def aclose(self) -> None:
+        """Close the session, unless it is borrowed or closed."""
+        if (keeper := _keepers.get(self.session)) is not None:
+            await keeper.aclose()
+
+
+def _close_later(loop: asyncio.AbstractEventLoop, pool: _Pool) -> None:
+    task = loop.create_task(pool.aclose())
+    _closing.add(task)
+    task.add_done_callback(_closing.discard)
+
+
+_closing: set[asyncio.Task[None]] = set()
+_keepers: dict["aiohttp.ClientSession", AsyncGenerator[None, None]] = {}
+
+
+async def _keep(session: "aiohttp.ClientSession") -> AsyncGenerator[None, None]:
+    try:
+        yield
+    finally:
+        _keepers.pop(session, None)
+        await session.close()
+
+
+def _new_session(public_only: bool) -> "aiohttp.ClientSession":
     import aiohttp
 
-    connector = aiohttp.TCPConnector(limit=MAX_CONNECTIONS, socket_factory=_kept_alive_socket)
+    _keep_freed_memory()
+    connector = aiohttp.TCPConnector(
+        limit=MAX_CONNECTIONS,
+        socket_factory=_kept_alive_socket,
+        resolver=_public_resolver() if public_only else None,
+    )
     return aiohttp.ClientSession(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"Accept-Encoding": "identity", "User-Agent": "elkimg_async"},
     )
+
+
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Let glibc keep the memory of freed images for the next ones, instead of unmapping and mapping it anew.
+
+    Freeing one large block raises the threshold from which it maps blocks; this one is never touched.
+    Without it, faulting fresh pages in costs several times as much as decoding.
+    """
+    bytes(31 * 1024 * 1024)
+
+
+def _public_resolver() -> "aiohttp.abc.AbstractResolver":
+    import aiohttp
+
+    class PublicResolver(aiohttp.ThreadedResolver):
+        async def resolve(
+            self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+        ) -> list["aiohttp.abc.ResolveResult"]:
+            found = await super().resolve(host, port, family)
+            if not all(is_public(result["host"]) for result in found):
+                raise OSError(None, "it leads to a private address")
+            return found
+
+    return PublicResolver()
+
+
+def is_public(host: str) -> bool:
+    """Whether an address is one of the internet; a name that is no address counts as one."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0].strip("[]"))
+    except ValueError:
+        return True
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return address.is_global and not address.is_multicast
 
 
 def _kept_alive_socket(address: Any) -> socket.socket:
@@ -123,19 +242,19 @@ class Exchange:
     """One request and its answer: `open`, then `read` until it gives nothing, or `close` early."""
 
     __slots__ = (
-        "_connect", "_key", "_proxy", "_request", "_response", "_session", "_tracker", "_url", "headers", "status",
+        "_connect", "_key", "_pool", "_proxy", "_request", "_response", "_tracker", "_url", "headers", "status",
     )  # fmt: skip
 
     def __init__(
         self,
-        session: "aiohttp.ClientSession",
+        pool: _Pool,
         url: str,
         request: HTTPRequest,
         key: Secret | None,
         connect: float,
         proxy: str | None,
     ) -> None:
-        self._session = session
+        self._pool = pool
         self._url = url
         self._request = request
         self._key = key
@@ -196,6 +315,7 @@ class Exchange:
 
     def close(self) -> None:
         """Close the connection, unless the body was read to its end and it went back to the pool."""
+        self._pool.last_used = time.monotonic()
         response, self._response = self._response, None
         if response is None or (connection := response.connection) is None:
             return
@@ -211,16 +331,20 @@ class Exchange:
         if self._key is not None:
             headers["Authorization"] = f"Bearer {self._key.reveal()}"
         limit = None if self._connect == math.inf else self._connect
+        if time.monotonic() - self._pool.last_used > _IDLE:
+            # Let the loop see which pooled connections the server has closed by now.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
         self._tracker = aiohttp.UploadTracker()
         try:
-            response = await self._session.request(
+            response = await self._pool.session.request(
                 request.method,
                 self._url,
                 data=request.body,
                 headers=headers,
                 allow_redirects=False,
                 proxy=self._proxy,
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=limit),
+                timeout=_client_timeout(limit),
                 upload_tracker=self._tracker,
             )
         except Exception as error:  # noqa: BLE001
@@ -248,7 +372,7 @@ class Exchange:
                 error.os_error if isinstance(error, aiohttp.ClientConnectorError) else "the proxy"
             )
             return ConnectError(f"{host} cannot be reached: {_reason(reason)}.", phase="connect")
-        if self._session.closed:
+        if self._pool.session.closed:
             return ConfigurationError(
                 "The client was closed while this call was running.", billing=billing
             )
@@ -266,6 +390,14 @@ class Exchange:
         return DisconnectedError(
             f"The connection to {host} broke {where}.", phase=phase, billing=billing
         )
+
+
+@functools.lru_cache(maxsize=16)
+def _client_timeout(connect: float | None) -> "aiohttp.ClientTimeout":
+    """Only the limit of connecting, not rounded; the others are the watchdog's."""
+    import aiohttp
+
+    return aiohttp.ClientTimeout(total=None, sock_connect=connect, ceil_threshold=math.inf)
 
 
 def _reason(error: object) -> str:

@@ -136,8 +136,14 @@ class LocalServer:
         require_pillow()
         self._gate.bind()
         self._web = Web(self._handle, self._notify)
-        if not self._refuse_if_next():
+        if self._refuse_if_next():
+            return
+        try:
             await self._gate.open(self._web)
+        except BaseException:
+            self._web = None
+            self._gate.close()
+            raise
 
     async def aclose(self) -> None:
         """Break off what is under way and stop listening; a second call does nothing."""
