@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import inspect
 import itertools
 import os
 import random
@@ -15,10 +16,12 @@ from urllib.parse import urljoin
 from elkimg_async import hooks
 from elkimg_async.download import download
 from elkimg_async.errors import (
+    ConfigurationError,
     ElkImagesError,
     InvalidRequestError,
     NetworkError,
     RequestTimeoutError,
+    ResponseError,
 )
 from elkimg_async.hooks import tell
 from elkimg_async.image import Image
@@ -67,6 +70,7 @@ class Call:
         self._watchdog: Watchdog | None = None
         self._exchange: Exchange | None = None
         self._decoder: AnswerDecoder | None = None
+        self._error_body = bytearray()
         self._started = self._attempt_started = self._first_byte = 0.0
         self._attempts = 0
         self._given = False
@@ -116,9 +120,14 @@ class Call:
             except BaseException as error:
                 self._let_go()
                 self._tell_end(error=error)
+                if isinstance(error, asyncio.CancelledError):
+                    error.__traceback__ = None  # its frames hold the request's headers
                 raise
-            if not (isinstance(failure, NetworkError) and self._is_whole()):
-                await self._recover(failure)
+            if isinstance(failure, NetworkError):
+                if self._is_whole():
+                    continue
+                failure = self._refusal() or failure
+            await self._recover(failure)
 
     def _prepare(self) -> Watchdog:
         """Check and write the request, once."""
@@ -127,7 +136,6 @@ class Call:
             self._started = time.monotonic()
         if self._request is None:
             settings = self._settings
-            self._transport.check_open()
             options = dict(self._options)
             extra_headers = wire.check_headers(options.pop("extra_headers", None))
             request = make_request(self._prompt, options)
@@ -156,6 +164,7 @@ class Call:
     async def _attempt(self, watchdog: Watchdog) -> AnswerDecoder:
         settings, limits = self._settings, self._limits
         assert self._request is not None
+        self._transport.check_open()
         self._attempts += 1
         self._attempt_started = time.monotonic()
         if settings.hooks:
@@ -167,7 +176,7 @@ class Call:
             key=self._secret,
             connect=limits.connect,
         )
-        await exchange.open(watchdog, limits.first_byte)
+        await exchange.open(watchdog, first_byte=limits.first_byte, idle=limits.idle)
         self._first_byte = time.monotonic() - self._attempt_started
         if settings.hooks:
             began = hooks.ResponseStarted(
@@ -179,8 +188,10 @@ class Call:
             )
             tell(settings.hooks, began)
         if not 200 <= exchange.status < 300:
-            body = await self._read_error_body(exchange, watchdog)
-            raise wire.read_error(exchange.status, exchange.headers, body, now=time.time())
+            watchdog.allow("idle", limits.idle)
+            while len(self._error_body) < _MAX_ERROR_BODY and (chunk := await exchange.read()):
+                self._error_body += chunk
+            raise self._refusal() or AssertionError
         max_bytes = settings.limits.max_response_bytes
         self._decoder = AnswerDecoder(stream=self._stream, max_bytes=max_bytes)
         return self._decoder
@@ -189,30 +200,34 @@ class Call:
         key = self._settings.api_key
         if key is None:
             return default_key()
-        return key if isinstance(key, Secret) else make_key(await key())
+        if isinstance(key, Secret):
+            return key
+        promised = key()
+        if not inspect.isawaitable(promised):
+            raise ConfigurationError("api_key must be a string or an async function.")
+        return make_key(await promised)
 
-    async def _read_error_body(self, exchange: Exchange, watchdog: Watchdog) -> bytes:
-        body = bytearray()
-        watchdog.allow("idle", self._limits.idle)
-        try:
-            while len(body) < _MAX_ERROR_BODY and (chunk := await exchange.read()):
-                body += chunk
-        except NetworkError:
-            pass  # the status says enough
-        return bytes(body[:_MAX_ERROR_BODY])
+    def _refusal(self) -> ElkImagesError | None:
+        """What an answer other than 2xx means, as far as it came; None where there is none."""
+        exchange = self._exchange
+        if exchange is None or exchange.status == 0 or self._decoder is not None:
+            return None
+        body = bytes(self._error_body[:_MAX_ERROR_BODY])
+        return wire.read_error(exchange.status, exchange.headers, body, now=time.time())
 
     async def _read_nothing(self, decoder: AnswerDecoder, watchdog: Watchdog) -> None:
         """What `open` wants of an answer: that it is there."""
 
     async def _read_event(self, decoder: AnswerDecoder, watchdog: Watchdog) -> ImageEvent | None:
-        exchange = self._exchange
+        exchange, limits = self._exchange, self._limits
+        watchdog.allow("idle", limits.idle)
         while (event := self._take_event(decoder)) is None:
             if self._ended or exchange is None:
                 await self._finish(decoder)
                 break
-            watchdog.allow("idle", self._limits.idle)
-            if chunk := await exchange.read():
-                decoder.feed(chunk)
+            chunk = await exchange.read()
+            if chunk and (decoder.feed(chunk) or limits.pings_count):
+                watchdog.allow("idle", limits.idle)
             if not chunk or decoder.done or exchange.at_end:
                 self._ended = True
                 decoder.finish()
@@ -245,16 +260,18 @@ class Call:
 
     def _connect_image(self, image: Image) -> None:
         """Make the address of an image absolute, and teach the image to fetch it."""
-        url = image.url or ""
-        if not url.startswith(("https://", "http://")):
-            image.url = urljoin(self._settings.base_url + "/", url)
+        base_url, limits = self._settings.base_url, self._settings.limits
+        if not (image.url or "").startswith(("https://", "http://")):
+            image.url = urljoin(base_url + "/", image.url or "")
         image.download_with(
             partial(
                 download,
                 self._transport,
+                base_url=base_url,
+                private=limits.private_downloads,
                 seconds=self._limits.download,
                 connect=self._limits.connect,
-                max_bytes=self._settings.limits.max_response_bytes,
+                max_bytes=limits.max_response_bytes,
             )
         )
 
@@ -272,6 +289,7 @@ class Call:
             return
         exchange = self._exchange
         assert exchange is not None
+        self._settings.budget.give_back()
         self._meta = Meta(
             request_id=wire.request_id(exchange.headers),
             status=exchange.status,
@@ -285,7 +303,7 @@ class Call:
             with contextlib.suppress(NetworkError), Watchdog(_END_GRACE):
                 while await exchange.read():
                     pass
-        self.abort()
+        self._let_go()
         if self._settings.hooks:
             self._tell_end(result=decoder.response())
 
@@ -305,10 +323,11 @@ class Call:
                 jitter=random.random(),  # noqa: S311
                 replay=replay,
             )
-        if delay is None:
+        if delay is None or not self._settings.budget.take():
             self._tell_end(error=failure)
             raise failure
         self._decoder = None
+        self._error_body.clear()
         self._ended = False
         if self._settings.hooks:
             scheduled = hooks.RetryScheduled(
@@ -319,11 +338,13 @@ class Call:
 
     def _complete(self, failure: ElkImagesError) -> None:
         """Add to a failure what only the call knows, and take from it what nobody may see."""
-        failure.__context__ = None
+        failure.__context__ = failure.__traceback__ = None
         failure.attempts = self._attempts
         exchange = self._exchange
         if exchange is not None:
             failure.locate(wire.request_id(exchange.headers))
+            if isinstance(failure, ResponseError) and exchange.status:
+                failure.status = exchange.status
         if isinstance(failure, RequestTimeoutError) and failure.phase is None:
             failure.phase = exchange.phase if exchange else "connect"
             failure.billing = exchange.billing if exchange else "not_sent"

@@ -24,6 +24,7 @@ from elkimg_async.options import (
 )
 from elkimg_async.sansio.requests import GenerateRequest
 from elkimg_async.sansio.responses import ImagesResponse
+from elkimg_async.sansio.retry import RetryBudget
 from elkimg_async.sansio.wire import check_headers
 from elkimg_async.stream import ImageStream
 
@@ -107,11 +108,13 @@ class AsyncImages:
             key = make_key(api_key) if api_key.strip() else None
         elif api_key is not None and not callable(api_key):
             raise ConfigurationError("api_key must be a string or an async function.")
+        policy = make_retry(retry)
         self._settings = Settings(
             api_key=key,
             base_url=make_base_url(base_url),
             timeout=make_timeout(timeout),
-            retry=make_retry(retry),
+            retry=policy,
+            budget=RetryBudget(policy.budget),
             idempotency=idempotency,
             validate=validate,
             limits=limits or Limits(),

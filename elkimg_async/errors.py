@@ -55,15 +55,23 @@ class ElkImagesError(Exception):
         super().__init__(message)
         self.message = message
         for name, value in fields.items():
-            if name == "advice" or not hasattr(type(self), name):
+            if name not in self._fields():
                 raise TypeError(f"{type(self).__name__} has no field {name!r}")
             setattr(self, name, value)
 
     def __str__(self) -> str:
-        text = " ".join(part for part in (self.message, self.advice) if part)
+        text = " ".join(part for part in (self.message, self._advise()) if part)
         if self.request_id is None or self.request_id in text:
             return text
         return f"{text} (request id: {self.request_id})"
+
+    @classmethod
+    def _fields(cls) -> set[str]:
+        annotated = (vars(base).get("__annotations__", {}) for base in cls.__mro__)
+        return {name for names in annotated for name in names} - {"advice"}
+
+    def _advise(self) -> str:
+        return self.advice
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self)!r})"
@@ -188,15 +196,17 @@ class RequestTimeoutError(NetworkError, TimeoutError):
     limit: str | None = None
     """The limit that has passed: `total`, `connect`, `first_byte`, `idle` or `download`."""
 
-    def __str__(self) -> str:
-        text = super().__str__()
-        return f"{text} Raise it with Timeout({self.limit}=…)." if self.limit else text
+    def _advise(self) -> str:
+        return f"Raise it with Timeout({self.limit}=…)." if self.limit else ""
 
 
 class DisconnectedError(NetworkError):
-    """The connection broke after the request may have been taken up."""
+    """The connection broke before the answer was whole."""
 
     advice = "The image may have been made; check before you ask for it again."
+
+    def _advise(self) -> str:
+        return "" if self.billing == "not_sent" else self.advice
 
 
 class ResponseError(ElkImagesError):

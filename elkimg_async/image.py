@@ -95,7 +95,9 @@ class Image(msgspec.Struct, eq=False):
         async with self._lock:
             if self.content is None:
                 if self.url is None or self._download is None:
-                    raise DownloadError("This image has no bytes, and no client to fetch them.")
+                    raise DownloadError(
+                        "This image has no bytes, and no client to fetch them.", url=self.url
+                    )
                 self.content = await self._download(self.url)
         return self.content
 
@@ -147,12 +149,14 @@ class Image(msgspec.Struct, eq=False):
     def _repr_mimebundle_(self, **_: Any) -> dict[str, bytes | str]:
         if self.content is None:
             return {"text/plain": repr(self)}
-        return {media_type_of(self.content): self.content, "text/plain": repr(self)}
+        media_type = media_type_of(self.content)
+        shown = self.content.decode("utf-8", "replace") if "svg" in media_type else self.content
+        return {media_type: shown, "text/plain": repr(self)}
 
 
 def write_atomically(target: Path, content: bytes) -> None:
     """Write a file that is whole at any moment at which it exists."""
-    part = target.with_name(f".{target.name[:100]}.{os.urandom(8).hex()}.part")
+    part = target.with_name(f".{os.urandom(8).hex()}.part")
     try:
         with part.open("xb") as file:
             file.write(content)

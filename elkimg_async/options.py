@@ -11,6 +11,7 @@ import msgspec
 
 from elkimg_async.errors import ConfigurationError
 from elkimg_async.hooks import Hook
+from elkimg_async.sansio.retry import RetryBudget
 
 DEFAULT_BASE_URL = "https://api.elkapi.com/v1"
 KEY_VARIABLE = "ELKAPI_API_KEY"
@@ -33,13 +34,16 @@ class Timeout(msgspec.Struct, frozen=True):
     first_byte: float | None = None
     """From the beginning of an attempt to the headers of its answer. 600."""
     idle: float | None = None
-    """Between two pieces of a body. 300."""
+    """Between two pieces of an answer, and while nothing of an upload leaves. 300."""
     download: float | None = None
     """Fetching an image that came as a URL. 120."""
+    pings_count: bool = False
+    """Whether a ping is a piece of an answer; without it, `idle` ends a stream of nothing but pings."""
 
     def __post_init__(self) -> None:
-        for name in self.__struct_fields__:
-            _check_number(f"Timeout({name}=…)", getattr(self, name), unit="seconds", zero=False)
+        for name in ("total", "connect", "first_byte", "idle", "download"):
+            if (seconds := getattr(self, name)) is not None:
+                _check_number(f"Timeout({name}=…)", seconds, unit="seconds", zero=False)
 
     def limits(self, *, stream: bool) -> "TimeoutLimits":
         """The same with the defaults filled in."""
@@ -49,6 +53,7 @@ class Timeout(msgspec.Struct, frozen=True):
             first_byte=FIRST_BYTE if self.first_byte is None else self.first_byte,
             idle=IDLE if self.idle is None else self.idle,
             download=DOWNLOAD if self.download is None else self.download,
+            pings_count=self.pings_count,
         )
 
 
@@ -60,6 +65,7 @@ class TimeoutLimits(msgspec.Struct, frozen=True, kw_only=True):
     first_byte: float
     idle: float
     download: float
+    pings_count: bool
     soonest: float = math.inf
 
     def __post_init__(self) -> None:
@@ -73,17 +79,20 @@ class RetryPolicy(msgspec.Struct, frozen=True):
 
     The wait before retry n is a random part of `initial_backoff` · 2^(n-1) seconds, at most
     `max_backoff`, unless the server says how long; a server that asks for more than
-    `max_retry_after` seconds is not waited for.
+    `max_retry_after` seconds is not waited for. `budget` is the number of retries that all calls of a
+    client have together; each success gives one back.
     """
 
     max_retries: int = 2
     initial_backoff: float = 0.5
     max_backoff: float = 8.0
     max_retry_after: float = 120.0
+    budget: int = 100
 
     def __post_init__(self) -> None:
-        if not isinstance(self.max_retries, int) or isinstance(self.max_retries, bool):
-            raise ConfigurationError("RetryPolicy(max_retries=…) must be a whole number.")
+        for name in ("max_retries", "budget"):
+            if type(getattr(self, name)) is not int:
+                raise ConfigurationError(f"RetryPolicy({name}=…) must be a whole number.")
         for name in self.__struct_fields__:
             _check_number(f"RetryPolicy({name}=…)", getattr(self, name), unit="a number", zero=True)
 
@@ -91,15 +100,21 @@ class RetryPolicy(msgspec.Struct, frozen=True):
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What all calls of a client share.
 
-    `max_response_bytes` limits one answer, and one downloaded image, as it comes over the wire.
+    `max_response_bytes` limits one answer, decompressed, and one downloaded image. `private_downloads`
+    lets an image's URL lead to a private, loopback or link-local address, as it may anyway when
+    the base URL itself does.
     """
 
     max_response_bytes: int = 256 * 1024 * 1024
+    private_downloads: bool = False
 
     def __post_init__(self) -> None:
         _check_number(
             "Limits(max_response_bytes=…)", self.max_response_bytes, unit="bytes", zero=False
         )
+
+
+_LEAST_SECRET = 8  # characters; a shorter key is somebody's test, and part of ordinary words
 
 
 class Secret:
@@ -115,13 +130,15 @@ class Secret:
         return self._value
 
     def redact(self, value: Any) -> Any:
-        """The same text, mapping or sequence without this string in it."""
+        """The same text, mapping or sequence without this string in it, unless it is too short to tell."""
+        if len(self._value) < _LEAST_SECRET:
+            return value
         if isinstance(value, str):
             return value.replace(self._value, "***")
         if isinstance(value, dict):
             return {self.redact(name): self.redact(item) for name, item in value.items()}
-        if isinstance(value, list):
-            return [self.redact(item) for item in value]
+        if type(value) in (list, tuple):
+            return type(value)(self.redact(item) for item in value)
         return value
 
     def __repr__(self) -> str:
@@ -143,6 +160,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     limits: Limits
     headers: dict[str, str]
     hooks: tuple[Hook, ...]
+    budget: RetryBudget
 
     @cached_property
     def batch_limits(self) -> TimeoutLimits:
@@ -236,8 +254,6 @@ def make_base_url(url: str | None) -> str:
 
 
 def _check_number(name: str, value: object, *, unit: str, zero: bool) -> None:
-    if value is None:
-        return
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ConfigurationError(f"{name} must be {unit}, not {type(value).__name__}.")
     if not (value > 0 or (zero and value == 0)):

@@ -117,14 +117,21 @@ class ImageStream:
             raise
         self._busy = True
         try:
-            return await step
+            done = await step
         except BaseException as error:
-            self._state = "failed"
-            self._failure = error
             self._source.abort()
-            raise
+            if self._state != "closed":
+                self._state = "failed"
+                self._failure = error
+                raise
+            if not isinstance(error, Exception):
+                raise
+        else:
+            if self._state != "closed":
+                return done
         finally:
             self._busy = False
+        raise StreamStateError("This stream was closed while it was being read.")
 
     def _check(self) -> None:
         if self._busy:

@@ -8,14 +8,17 @@ the failure, and the error is made and raised outside.
 import asyncio
 import contextlib
 import functools
+import io
 import ipaddress
 import math
 import os
 import socket
+import struct
 import threading
 import time
 import warnings
 from collections.abc import AsyncGenerator, Mapping
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from elkimg_async.errors import (
@@ -33,12 +36,15 @@ from elkimg_async.watchdog import Watchdog
 
 if TYPE_CHECKING:
     import aiohttp
+    import yarl
 
 MAX_CONNECTIONS = 500
 """Connections of a pool of ours; further calls wait for one, which counts towards `total`."""
 
 _READ_SIZE = 512 * 1024  # bytes; with less, reading is paused and resumed around every receive
 _IDLE = 0.02  # seconds after which the server may have closed a pooled connection
+
+_LONG_UPLOAD = 64 * 1024  # bytes; less than this leaves at once, into the kernel's buffers
 
 _forgotten: list[object] = []  # pools of a parent process; closing or collecting them would harm it
 
@@ -75,8 +81,9 @@ class Transport:
         `connect` limits reaching the server, in seconds. With `public_only` a name that leads to a
         private address is refused.
         """
-        pool = self._pool(public_only)
-        return Exchange(pool, url, request, key, connect, self._proxy(url))
+        proxy = self._proxy(url)
+        pool = self._pool(public_only and proxy is None)  # a proxy looks names up itself
+        return Exchange(pool, url, request, key, connect, proxy)
 
     def check_open(self) -> None:
         """Refuse to go on once closed.
@@ -129,6 +136,8 @@ class Transport:
         if pool is None or pool.session.closed:
             pool = _Pool(self._borrowed if not public_only else None, public_only=public_only)
             with self._lock:
+                for known in [known for known in self._pools if known[0].is_closed()]:
+                    del self._pools[known]
                 self._pools[place] = pool
         return pool
 
@@ -186,6 +195,7 @@ def _new_session(public_only: bool) -> "aiohttp.ClientSession":
     )
     return aiohttp.ClientSession(
         connector=connector,
+        request_class=_request_class(),
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"Accept-Encoding": "identity", "User-Agent": "elkimg_async"},
     )
@@ -199,6 +209,24 @@ def _keep_freed_memory() -> None:
     Without it, faulting fresh pages in costs several times as much as decoding.
     """
     bytes(31 * 1024 * 1024)
+
+
+@functools.cache
+def _request_class() -> "type[aiohttp.ClientRequest]":
+    import aiohttp
+
+    class NotedRequest(aiohttp.ClientRequest):
+        """Tells the exchange on which connection it is sent."""
+
+        async def send(self, conn: aiohttp.connector.Connection) -> aiohttp.ClientResponse:
+            if (exchange := _exchange.get()) is not None:
+                exchange.sends_on(conn.transport)
+            return await super().send(conn)
+
+    return NotedRequest
+
+
+_exchange: ContextVar["Exchange | None"] = ContextVar("_exchange", default=None)
 
 
 def _public_resolver() -> "aiohttp.abc.AbstractResolver":
@@ -242,7 +270,7 @@ class Exchange:
     """One request and its answer: `open`, then `read` until it gives nothing, or `close` early."""
 
     __slots__ = (
-        "_connect", "_key", "_pool", "_proxy", "_request", "_response", "_tracker", "_url", "headers", "status",
+        "_connect", "_key", "_pool", "_proxy", "_request", "_response", "_sending", "_tracker", "_url", "headers", "status",
     )  # fmt: skip
 
     def __init__(
@@ -262,6 +290,7 @@ class Exchange:
         self._proxy = proxy
         self._response: aiohttp.ClientResponse | None = None
         self._tracker: aiohttp.UploadTracker | None = None
+        self._sending: asyncio.Transport | None = None
         self.status = 0
         self.headers: Mapping[str, str] = {}
         """Of the answer; names are found in any case."""
@@ -271,25 +300,49 @@ class Exchange:
         """Where it stands: `connect`, `upload`, `first_byte` or `body`."""
         if self.status:
             return "body"
-        written = self._tracker.bytes_written if self._tracker is not None else 0
-        if not written:
+        if not self._written:
             return "connect"
-        return "first_byte" if written >= len(self._request.body or b"") else "upload"
+        return "first_byte" if self._written >= len(self._request.body or b"") else "upload"
+
+    @property
+    def _written(self) -> int:
+        return 0 if self._tracker is None else self._tracker.bytes_written
 
     @property
     def billing(self) -> Billing:
         """What a failure at this point means: as long as no byte of the body has left, nothing was asked."""
         return "not_sent" if self.phase == "connect" else "unknown"
 
-    async def open(self, watchdog: Watchdog, first_byte: float) -> None:
-        """Send the request and wait, `first_byte` seconds at the most, for status and headers.
+    def sends_on(self, transport: asyncio.Transport | None) -> None:
+        """Note the connection on which the request leaves."""
+        self._sending = transport
+
+    async def open(self, watchdog: Watchdog, *, first_byte: float, idle: float) -> None:
+        """Send the request and wait for the status and headers of its answer.
+
+        They may take `first_byte` seconds from the end of a long upload, and otherwise from the
+        beginning; a long upload may stand still for `idle` seconds.
 
         Raises:
             ConnectError, RequestTimeoutError, DisconnectedError: by the network or the server.
             ResponseError: by the server, for an answer that is not HTTP.
             ConfigurationError: by the caller, who closed the client or the borrowed session.
         """
-        watchdog.allow("first_byte", first_byte)
+        uploaded = 0
+
+        def extend() -> None:
+            nonlocal uploaded
+            before, uploaded = uploaded, self._written
+            if uploaded > before:
+                done = self.phase == "first_byte"
+                watchdog.allow(
+                    *(("first_byte", first_byte) if done else ("idle", idle)), extend=extend
+                )
+
+        if len(self._request.body or b"") > _LONG_UPLOAD:
+            watchdog.allow("idle", idle, extend=extend)
+        else:
+            watchdog.allow("first_byte", first_byte)
         failure = await self._send()
         if failure is not None:
             raise failure
@@ -316,6 +369,9 @@ class Exchange:
     def close(self) -> None:
         """Close the connection, unless the body was read to its end and it went back to the pool."""
         self._pool.last_used = time.monotonic()
+        if self._sending is not None:
+            _reset(self._sending)
+            self._sending = None
         response, self._response = self._response, None
         if response is None or (connection := response.connection) is None:
             return
@@ -336,20 +392,22 @@ class Exchange:
             await asyncio.sleep(0)
             await asyncio.sleep(0)
         self._tracker = aiohttp.UploadTracker()
+        _exchange.set(self)
         try:
             response = await self._pool.session.request(
                 request.method,
-                self._url,
-                data=request.body,
+                _as_written(self._url),
+                data=_payload(request.body),
                 headers=headers,
                 allow_redirects=False,
+                raise_for_status=False,
                 proxy=self._proxy,
                 timeout=_client_timeout(limit),
                 upload_tracker=self._tracker,
             )
         except Exception as error:  # noqa: BLE001
             return self._translate(error)
-        self._response = response
+        self._response, self._sending = response, None
         self.status = response.status
         self.headers = response.headers
         response.content.set_read_chunk_size(_READ_SIZE)
@@ -372,6 +430,8 @@ class Exchange:
                 error.os_error if isinstance(error, aiohttp.ClientConnectorError) else "the proxy"
             )
             return ConnectError(f"{host} cannot be reached: {_reason(reason)}.", phase="connect")
+        if isinstance(error, aiohttp.InvalidURL):
+            return ConfigurationError(f"The address of {host} cannot be used; check it.")
         if self._pool.session.closed:
             return ConfigurationError(
                 "The client was closed while this call was running.", billing=billing
@@ -392,12 +452,33 @@ class Exchange:
         )
 
 
+@functools.lru_cache(maxsize=64)
+def _as_written(url: str) -> "yarl.URL":
+    """The address without changes, which a signature in it would not survive."""
+    import yarl
+
+    return yarl.URL(url, encoded=url.isascii() and " " not in url)
+
+
 @functools.lru_cache(maxsize=16)
 def _client_timeout(connect: float | None) -> "aiohttp.ClientTimeout":
     """Only the limit of connecting, not rounded; the others are the watchdog's."""
     import aiohttp
 
     return aiohttp.ClientTimeout(total=None, sock_connect=connect, ceil_threshold=math.inf)
+
+
+def _reset(transport: asyncio.Transport) -> None:
+    """Close at once; in the ordinary way the rest of an upload would be waited for."""
+    if (connected := transport.get_extra_info("socket")) is not None:
+        with contextlib.suppress(OSError):
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
+
+
+def _payload(body: bytes | None) -> io.BytesIO | bytes | None:
+    """The body in the form in which the library sends it piece by piece, where it is large."""
+    return io.BytesIO(body) if body is not None and len(body) > _LONG_UPLOAD else body
 
 
 def _reason(error: object) -> str:

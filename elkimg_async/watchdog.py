@@ -11,6 +11,7 @@ when it goes off too early it is set again.
 
 import asyncio
 import math
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -26,7 +27,7 @@ class Watchdog:
     """
 
     __slots__ = (
-        "_cancelling", "_deadline", "_fired", "_limit", "_loop", "_name", "_seconds", "_soonest", "_task", "_timer",
+        "_cancelling", "_deadline", "_extend", "_fired", "_limit", "_loop", "_name", "_seconds", "_soonest", "_task", "_timer",
         "_total", "_when",
     )  # fmt: skip
 
@@ -37,6 +38,7 @@ class Watchdog:
         self._limit, self._seconds = name, total
         self._task: asyncio.Task[object] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._extend: Callable[[], None] | None = None
         self._cancelling = 0
         self._fired = False
 
@@ -45,8 +47,14 @@ class Watchdog:
         """Seconds until the deadline; `math.inf` without one."""
         return self._deadline - self._loop.time()
 
-    def allow(self, limit: str, seconds: float) -> None:
-        """From now on the wait may last so long, within the deadline; `limit` is its name in `Timeout`."""
+    def allow(
+        self, limit: str, seconds: float, *, extend: Callable[[], None] | None = None
+    ) -> None:
+        """From now on the wait may last so long, within the deadline; `limit` is its name in `Timeout`.
+
+        `extend` is asked when it has passed, and may allow more.
+        """
+        self._extend = extend
         when = self._loop.time() + seconds
         if when < self._deadline:
             self._when, self._limit, self._seconds = when, limit, seconds
@@ -70,6 +78,7 @@ class Watchdog:
         traceback: TracebackType | None,
     ) -> None:
         task, self._task = self._task, None
+        self._extend = None
         assert task is not None
         if self._timer is not None:
             self._timer.cancel()
@@ -89,6 +98,8 @@ class Watchdog:
         if self._task is None:
             return
         now = self._loop.time()
+        if self._when <= now and self._extend is not None:
+            self._extend()
         if now >= self._when:
             self._timer = None
             self._fired = True

@@ -50,6 +50,7 @@ _BLANK = b" \t\r\n"
 _BOM = b"\xef\xbb\xbf"
 _ERROR_TYPES = ("error", "upstream_error")
 _PINGS = ("keepalive", "ping")
+_PING_BYTES = 1024  # an event that has not ended yet and is longer than this is no ping
 
 
 class SkippedEvent(msgspec.Struct, frozen=True):
@@ -73,6 +74,7 @@ class AnswerDecoder:
         self._json: JSONDecoder | None = None
         self._sse: SSEDecoder | None = None
         self._page: bytes | None = None
+        self._start = b""  # the beginning, for as long as it is not known what it is
         self.events: deque[ImageEvent | SkippedEvent] = deque()
         """What `next_event` will give."""
         self._partials: list[PartialImage] = []
@@ -85,13 +87,17 @@ class AnswerDecoder:
         self.done = False
         """Whether the server has said that nothing follows."""
 
-    def feed(self, chunk: bytes) -> None:
-        """Take the next bytes of the body."""
+    def feed(self, chunk: bytes) -> bool:
+        """Take the next bytes of the body; False when they are nothing but blanks and pings."""
+        ready = len(self.events)
         if self.failure is None:
             try:
                 self._feed(chunk)
             except ElkImagesError as error:
                 self._fail(error)
+        if self._sse is not None and self._sse.open_bytes < _PING_BYTES:
+            return len(self.events) > ready or self.failure is not None or self.done
+        return self._sse is not None or self._json is not None or self._page is not None
 
     def finish(self) -> None:
         """The body has ended."""
@@ -129,8 +135,7 @@ class AnswerDecoder:
                 "raise it with Limits(max_response_bytes=…)."
             )
         if self._sse is not None:
-            self._sse.feed(chunk)
-            self._take_server_sent_events(self._sse)
+            self._feed_sse(self._sse, chunk)
         elif self._json is not None:
             self._json.feed(chunk)
         elif self._page is not None:
@@ -151,10 +156,15 @@ class AnswerDecoder:
             self._take_server_sent_events(self._sse)
         if self._completed:
             return
+        if self._sse is not None and not self._sse.recognized:
+            raise ResponseError(
+                "The server's answer is neither JSON nor a stream.",
+                body=self._start.decode("utf-8", "replace").strip(),
+            )
+        if self._json is not None or self._empty_slots:
+            raise EmptyResultError("The server reported success but gave no image.")
         if self._sse is None and not self._stream:
             raise EmptyResultError("The server reported success with an empty answer.")
-        if self._empty_slots:
-            raise EmptyResultError("The server reported success but gave no image.")
         raise StreamIncompleteError(
             "The stream ended without a completed image"
             + (f", after {len(self._partials)} partial ones." if self._partials else "."),
@@ -177,10 +187,12 @@ class AnswerDecoder:
         )
 
     def _begin(self, chunk: bytes) -> None:
-        body = chunk.lstrip(_BLANK)
+        body = (self._start + chunk).lstrip(_BLANK)
         text = body.removeprefix(_BOM).lstrip(_BLANK)
-        if not text:
+        if not text or _BOM.startswith(text):
+            self._start = body
             return
+        self._start = b""
         if text[0] in b"{[":
             self._json = JSONDecoder()
             self._json.feed(text)
@@ -188,8 +200,13 @@ class AnswerDecoder:
             self._page = text[:BODY_IN_ERRORS]
         else:
             self._sse = SSEDecoder()
-            self._sse.feed(body)
-            self._take_server_sent_events(self._sse)
+            self._feed_sse(self._sse, body)
+
+    def _feed_sse(self, decoder: SSEDecoder, chunk: bytes) -> None:
+        if not decoder.recognized:
+            self._start += chunk[: BODY_IN_ERRORS - len(self._start)]
+        decoder.feed(chunk)
+        self._take_server_sent_events(decoder)
 
     def _finish_json(self, decoder: JSONDecoder) -> None:
         try:
@@ -209,10 +226,8 @@ class AnswerDecoder:
         value = document.value
         if isinstance(value, list):
             value = {"data": value}
-        if not isinstance(value, dict):
-            raise ResponseError("The server's answer is not a JSON object.", body=str(value)[:200])
         if value.get("error") or value.get("type") in _ERROR_TYPES:
-            raise api_error(200, value)
+            raise api_error(200, document.readable(value))
         slots = read_slots(value, document)
         images = [slot for slot in slots if isinstance(slot, Image)]
         for number, slot in enumerate(slots, 1):
@@ -222,9 +237,7 @@ class AnswerDecoder:
                     f"The {len(images)} good ones are in .images.",
                     images=tuple(images),
                 )
-        if not images:
-            raise EmptyResultError("The server reported success but gave no image.")
-        self._note_empty(len(slots) - len(images))
+        self._note_empty(len(slots) - len(images) if slots else 1)
         created, usage = read_number(value.get("created")), read_usage(value.get("usage"))
         side = read_side_data(value)
         for image in images:
@@ -233,7 +246,8 @@ class AnswerDecoder:
                     type=COMPLETED_TYPES[0], image=image, created_at=created, usage=usage, **side
                 )
             )
-        self._response = ImagesResponse(images, created=created, usage=usage, **side)
+        if self._json is not None and images:
+            self._response = ImagesResponse(images, created=created, usage=usage, **side)
 
     def _take_server_sent_events(self, decoder: SSEDecoder) -> None:
         while (event := decoder.next_event()) is not None:
@@ -244,14 +258,14 @@ class AnswerDecoder:
         try:
             document = event.data.finish()
         except InvalidJSON:
-            self._take_text(event)
+            self._take_text(event, None)
             return
         value = document.value
         if not isinstance(value, dict):
-            self._take_text(event)
+            self._take_text(event, value)
             return
         if value.get("error") or value.get("type") in _ERROR_TYPES or event.name == "error":
-            raise api_error(200, value)
+            raise api_error(200, document.readable(value))
         stated = read_str(value.get("type"))
         for name in (stated, event.name):
             if name in COMPLETED_TYPES or name in PARTIAL_TYPES:
@@ -259,12 +273,12 @@ class AnswerDecoder:
                 return
         if stated is None and event.name in ("", "message"):
             self._take_untyped(value, document)
-        elif stated not in _PINGS:
+        elif stated not in _PINGS and event.name not in _PINGS:
             self._skip(stated or event.name, "its type is not known")
 
-    def _take_text(self, event: ServerSentEvent) -> None:
-        """Data that is no JSON object."""
-        text = event.data.text(BODY_IN_ERRORS)
+    def _take_text(self, event: ServerSentEvent, value: Any) -> None:
+        """Data that is no JSON object; `value` is what it is as JSON, or None."""
+        text = value if isinstance(value, str) else event.data.text(BODY_IN_ERRORS)
         if text == "[DONE]":
             self.done = True
         elif event.name == "error":

@@ -33,16 +33,20 @@ _IMAGE_KEY = re.compile(
     rb'|"url"[ \t\r\n]{0,16}:[ \t\r\n]{0,16}"[Dd][Aa][Tt][Aa]:'
 )
 _LONGEST_KEY = 64  # no match of _IMAGE_KEY is longer
-_TEXT_STEP = 4096
-_PLACEHOLDER = "#image "  # "#" is no base64, so that no real string begins like this
+_LEAST_STEP, _MOST_STEP = 128, 4096  # bytes of text that are searched at a time
+_PLACEHOLDER = "#image "  # "#" is neither base64 nor the beginning of an address
+_SPLICED = f"{_PLACEHOLDER}0"
 
 _UNIT = 8  # bytes to see before decoding begins, so that a `data:` prefix is never taken for base64
 _LONGEST_PREFIX = 256
-_TOKENS = re.compile(rb"(?:[^\\]+|\\u[0-9A-Fa-f]{4}|\\[^u])*", re.DOTALL)
-_CUT_ESCAPE = re.compile(rb"\\(?:u[0-9A-Fa-f]{0,3})?")
-_ESCAPE = re.compile(rb"\\(?:u(....)|(.))", re.DOTALL)
+_WHOLE_TOKENS = re.compile(  # all but an escape that is cut at the end
+    rb"(?:[^\\]+|\\u[0-9A-Fa-f]{4}|\\(?!u[0-9A-Fa-f]{0,3}\Z).)*", re.DOTALL
+)
+_ESCAPE = re.compile(rb"\\(?:u([0-9A-Fa-f]{4})|(.))", re.DOTALL)
 _ESCAPED = {b"/": b"/", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
+_NOT_BASE64 = "it is not base64, or was cut"
 _REFUSED = b"?"  # stands for what base64 never holds
+_ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _WHITE_SPACE = b" \t\r\n"
 
@@ -66,6 +70,18 @@ class Document(msgspec.Struct, frozen=True):
     value: Any
     images: dict[str, Decoded]
 
+    def readable(self, value: Any) -> Any:
+        """The same without placeholders, for a person to read."""
+        if isinstance(value, dict):
+            return {name: self.readable(item) for name, item in value.items()}
+        if isinstance(value, list):
+            return [self.readable(item) for item in value]
+        return "…" if isinstance(value, str) and value in self.images else value
+
+    def is_image(self, value: str) -> bool:
+        """Whether a string stands for, or is, a `data:` URL."""
+        return value in self.images or value[:5].lower() == "data:"
+
     def image(self, value: Any) -> Decoded | None:
         """The bytes of a `b64_json` or `data:` string of this document; None when there are none."""
         if not isinstance(value, str) or not value:
@@ -82,18 +98,22 @@ class Document(msgspec.Struct, frozen=True):
 class JSONDecoder:
     """One JSON document, fed in any split."""
 
-    __slots__ = ("_base64", "_images", "_searched", "_skeleton")
+    __slots__ = ("_base64", "_images", "_searched", "_skeleton", "_step", "size")
 
     def __init__(self) -> None:
         self._skeleton = bytearray()
         self._searched = 0  # no key begins before this place in the skeleton
         self._images: dict[str, Decoded] = {}
         self._base64: Base64Decoder | None = None
+        self._step = _LEAST_STEP
+        self.size = 0
+        """Bytes fed so far."""
 
     def feed(self, data: bytes, start: int = 0, end: int | None = None) -> None:
         """Take `data[start:end]` as the next bytes of the document."""
         if end is None:
             end = len(data)
+        self.size += end - start
         while start < end:
             if self._base64 is None:
                 start = self._feed_text(data, start, end)
@@ -109,7 +129,10 @@ class JSONDecoder:
             return start
         quote = data.find(b'"', start)
         end = len(data) if quote < 0 else quote
-        return end if self._base64.feed_clean(memoryview(data)[start:end]) else start
+        if not self._base64.feed_clean(memoryview(data)[start:end]):
+            return start
+        self.size += end - start
+        return end
 
     def finish(self) -> Document:
         """The document.
@@ -119,7 +142,7 @@ class JSONDecoder:
         """
         if self._base64 is not None:
             raise InvalidJSON("the document ends within an image")
-        return Document(_decode(self._skeleton), self._images)
+        return Document(decode(self._skeleton), self._images)
 
     def text(self, length: int) -> str:
         """The beginning of the document for a message, images left out."""
@@ -127,7 +150,7 @@ class JSONDecoder:
 
     def _feed_text(self, data: bytes, start: int, end: int) -> int:
         skeleton = self._skeleton
-        end = min(end, start + _TEXT_STEP)
+        end = min(end, start + self._step)
         searched = max(self._searched, len(skeleton) - _LONGEST_KEY)
         skeleton += memoryview(data)[start:end]
         while match := _IMAGE_KEY.search(skeleton, searched):
@@ -142,6 +165,7 @@ class JSONDecoder:
             else:
                 del skeleton[match.end() :]
             return end - surplus
+        self._step = min(_MOST_STEP, 2 * self._step)
         return end
 
     def _feed_base64(self, base64: "Base64Decoder", data: bytes, start: int, end: int) -> int:
@@ -152,11 +176,13 @@ class JSONDecoder:
         if base64.in_escape():
             base64.feed(b'"')
             return quote + 1
-        placeholder = f"{_PLACEHOLDER}{len(self._images)}"
+        # The address is known to nobody else, so that no string of the server's can be taken for this.
+        placeholder = f"{_PLACEHOLDER}{id(self):x} {len(self._images)}"
         self._skeleton += placeholder.encode()
         self._searched = len(self._skeleton)
         self._images[placeholder] = base64.finish()
         self._base64 = None
+        self._step = _LEAST_STEP
         return quote
 
 
@@ -168,13 +194,13 @@ def splice(
     `head` ends, without a backslash in it, in the opening quote of the first `b64_json` string, which
     is all of `data[start:stop]`. None for base64 that is not clean and for a second such string.
     """
-    if b'"b64_json"' in tail or b'"url"' in tail:
+    if head.count(b'"b64_json"') > 1 or b'"b64_json"' in tail or b'"url"' in tail or b"\\" in tail:
         return None
     try:
         decoded = pybase64.b64decode(memoryview(data)[start:stop], validate=True)
     except binascii.Error:
         return None
-    return SplicedDocument(b"%s#image 0%s" % (head, tail), decoded)
+    return SplicedDocument(head + _SPLICED.encode() + tail, decoded)
 
 
 class SplicedDocument(msgspec.Struct, frozen=True):
@@ -185,7 +211,7 @@ class SplicedDocument(msgspec.Struct, frozen=True):
 
     def finish(self) -> Document:
         """The document; raises `InvalidJSON` where it is not JSON."""
-        return Document(_decode(self.skeleton), {"#image 0": self.image})
+        return Document(decode(self.skeleton), {_SPLICED: self.image})
 
     def text(self, length: int) -> str:
         """The beginning of the document for a message, images left out."""
@@ -196,7 +222,7 @@ class Base64Decoder:
     """The inside of one JSON string, decoded as base64, fed in any split.
 
     It begins on the fast path, `feed_clean`, and stays there while strict decoding
-    succeeds; `_carry` is then raw and clean at once. The first refusal moves it to
+    succeeds; `_carry` then holds nothing but letters of base64. The first refusal moves it to
     the slow path for good, where `_raw` is what cannot be unescaped yet, and
     `_carry` what does not fill a group of four characters yet.
     """
@@ -226,11 +252,14 @@ class Base64Decoder:
         if not self._clean or self._padded:
             return False
         carry = self._carry
-        if len(carry) + size < _UNIT:
-            self._carry = carry + bytes(piece)
-            return True
         start = -len(carry) % 4
-        end = size - (size - start) % 4
+        end = size - (size - start) % 4 if len(carry) + size >= _UNIT else 0
+        held = bytes(piece[end:])
+        if held.translate(None, _ALPHABET):
+            return False
+        if not end:
+            self._carry = carry + held
+            return True
         try:
             first = pybase64.b64decode(carry + bytes(piece[:start]), validate=True)
             rest = pybase64.b64decode(piece[start:end], validate=True)
@@ -242,14 +271,11 @@ class Base64Decoder:
             return False
         self._padded = padded_first or padded_rest
         self._pieces += (first, rest) if first else (rest,)
-        self._carry = bytes(piece[end:])
+        self._carry = held
         return True
 
     def in_escape(self) -> bool:
         """Whether a quote that comes next would belong to an escape, and so not end the string."""
-        if self._clean:
-            backslashes = len(self._carry) - len(self._carry.rstrip(b"\\"))
-            return backslashes % 2 == 1
         return self._raw == b"\\"
 
     def finish(self) -> Decoded:
@@ -257,7 +283,7 @@ class Base64Decoder:
         if self._clean and self._carry:
             self._leave_fast_path()
         if self._raw:
-            self._bad = "it holds an escape that JSON does not know"
+            self._bad = _NOT_BASE64
         if not self._clean:
             self._decode(self._cut_prefix(b"", final=True), final=True)
         if self._bad:
@@ -273,12 +299,9 @@ class Base64Decoder:
 
     def _feed_slowly(self, piece: bytes) -> None:
         raw = self._raw + piece
-        match = _TOKENS.match(raw)
+        match = _WHOLE_TOKENS.match(raw)
         end = match.end() if match else 0
         self._raw = raw[end:]
-        if self._raw and not _CUT_ESCAPE.fullmatch(self._raw):
-            self._bad = "it holds an escape that JSON does not know"
-            self._raw = b""
         if not self._bad:
             text = _ESCAPE.sub(_unescape, raw[:end]).translate(_URL_SAFE, _WHITE_SPACE)
             self._decode(self._cut_prefix(text, final=False), final=False)
@@ -292,10 +315,11 @@ class Base64Decoder:
             self._head = False
             return text
         prefix, comma, rest = text.partition(b",")
-        if comma and prefix.lower().endswith(b";base64"):
+        over_long = len(prefix) > _LONGEST_PREFIX
+        if comma and not over_long and prefix.lower().endswith(b";base64"):
             self._head = False
             return rest
-        if comma or final or len(prefix) > _LONGEST_PREFIX:
+        if comma or over_long or final:
             self._bad = "it is a data: URL without base64"
         self._carry = text
         return b""
@@ -304,18 +328,19 @@ class Base64Decoder:
         if self._bad or self._head:
             return
         text = self._carry + text
+        if not text:
+            return
         end = len(text) - len(text) % 4
         if final and end < len(text):
             text += b"=" * (end + 4 - len(text))
             end = len(text)
         self._carry = text[end:]
         try:
-            if self._padded and text:
+            if self._padded:
                 raise binascii.Error("it goes on after its padding")
             decoded = pybase64.b64decode(text[:end], validate=True)
         except binascii.Error:
-            self._bad = "it is not base64, or was cut"
-            self._pieces.clear()
+            self._bad = _NOT_BASE64
             return
         self._padded = 4 * len(decoded) < 3 * end
         self._pieces.append(decoded)
@@ -332,7 +357,8 @@ def _text(skeleton: bytes | bytearray, length: int) -> str:
     return skeleton[: 4 * length].decode("utf-8", "replace").strip()[:length]
 
 
-def _decode(skeleton: bytes | bytearray) -> Any:
+def decode(skeleton: bytes | bytearray) -> Any:
+    """JSON as it is, or as good as it can be read; raises `InvalidJSON` where it is none."""
     try:
         return msgspec.json.decode(skeleton)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

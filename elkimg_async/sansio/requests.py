@@ -68,6 +68,9 @@ def make_request(
         )
     if fields.get("prompt") is None:
         raise InvalidRequestError("A request needs a prompt: some text.", param="prompt")
+    for name, value in fields.items():
+        if isinstance(value, str):
+            fields[name] = str.__str__(value)  # the text of an enum's member
     try:
         return msgspec.convert(fields, GenerateRequest)
     except msgspec.ValidationError as error:

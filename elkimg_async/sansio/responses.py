@@ -147,7 +147,7 @@ def read_slot(item: Any, document: Document) -> Slot:
         return None
     url = read_str(item.get("url"))
     decoded = document.image(item.get("b64_json"))
-    if url is not None and url[:5].lower() in ("#imag", "data:"):
+    if url is not None and document.is_image(url):
         decoded, url = document.image(url) if not isinstance(decoded, bytes) else decoded, None
     if isinstance(decoded, bytes) or url is not None:
         content = decoded if isinstance(decoded, bytes) else None
@@ -191,7 +191,7 @@ def read_completed(type: str, image: Image, value: dict[str, Any]) -> CompletedI
 
 
 def _read_created(value: dict[str, Any]) -> Number | None:
-    return read_number(value.get("created_at", value.get("created")))
+    return read_number(_either(value, "created_at", "created"))
 
 
 def read_side_data(value: dict[str, Any]) -> dict[str, str | None]:
@@ -209,18 +209,22 @@ def read_usage(value: Any) -> Usage | None:
     """The usage in its own or in chat spelling."""
     if not isinstance(value, dict):
         return None
-    get = value.get
     return Usage(
-        total_tokens=read_number(get("total_tokens")),
-        input_tokens=read_number(get("input_tokens", get("prompt_tokens"))),
-        output_tokens=read_number(get("output_tokens", get("completion_tokens"))),
+        total_tokens=read_number(value.get("total_tokens")),
+        input_tokens=read_number(_either(value, "input_tokens", "prompt_tokens")),
+        output_tokens=read_number(_either(value, "output_tokens", "completion_tokens")),
         input_tokens_details=_read_details(
-            get("input_tokens_details", get("prompt_tokens_details"))
+            _either(value, "input_tokens_details", "prompt_tokens_details")
         ),
         output_tokens_details=_read_details(
-            get("output_tokens_details", get("completion_tokens_details"))
+            _either(value, "output_tokens_details", "completion_tokens_details")
         ),
     )
+
+
+def _either(value: dict[str, Any], name: str, other: str) -> Any:
+    found = value.get(name)
+    return value.get(other) if found is None else found
 
 
 def _read_details(value: Any) -> TokenDetails | None:
@@ -233,8 +237,10 @@ def _read_details(value: Any) -> TokenDetails | None:
 
 
 def read_str(value: Any) -> str | None:
-    """A string that says something, or None."""
-    return value if isinstance(value, str) and value else None
+    """A string that says something and is valid Unicode, or None."""
+    if not isinstance(value, str) or not value:
+        return None
+    return value if value.isascii() else value.encode("utf-8", "replace").decode()
 
 
 def read_number(value: Any) -> Number | None:

@@ -23,6 +23,28 @@ _IN_FLIGHT = (
 )
 
 
+class RetryBudget:
+    """How many retries a client has left, so that an outage is not multiplied.
+
+    A retry takes one, a success gives one back, as in the standard retry mode of the AWS SDKs:
+    https://docs.aws.amazon.com/sdkref/latest/guide/feature-retry-behavior.html
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = self.left = capacity
+
+    def take(self) -> bool:
+        """Take one for a retry; False when none is left."""
+        if self.left < 1:
+            return False
+        self.left -= 1
+        return True
+
+    def give_back(self) -> None:
+        """Note a success."""
+        self.left = min(self._capacity, self.left + 1)
+
+
 class Policy(Protocol):
     """The part of `RetryPolicy` that the decision needs."""
 
@@ -57,7 +79,9 @@ def decide(
     if wanted is not None and wanted > policy.max_retry_after:
         return None
     if wanted is None:
-        delay = jitter * min(policy.max_backoff, policy.initial_backoff * 2 ** (attempt - 1))
+        delay = jitter * min(
+            policy.max_backoff, policy.initial_backoff * 2.0 ** min(attempt - 1, 60)
+        )
     else:
         delay = wanted
     return delay if delay < remaining else None

@@ -53,6 +53,7 @@ class SSEDecoder:
         "_mode",
         "_name",
         "_target",
+        "recognized",
         "retry",
     )
 
@@ -67,6 +68,14 @@ class SSEDecoder:
         self._begun = False
         self._after_cr = False
         self.retry: int | None = None
+        self.recognized = False
+        """Whether anything in it was a comment, a field that the specification knows, or a bare event."""
+
+    @property
+    def open_bytes(self) -> int:
+        """How many bytes of data the event has that is open; 0 when none is."""
+        target = self._target or self._data
+        return 0 if target is None else target.size
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the stream."""
@@ -97,7 +106,7 @@ class SSEDecoder:
             if self._mode == _HEAD_MODE:
                 line, self._line = self._line, b""
                 self._begin_line(line, 0, len(line), ended=True)
-            self._end_line()
+            self._end_line(terminated=False)
         self._dispatch(terminated=False)
 
     def _feed_lines(self, chunk: bytes, start: int) -> None:
@@ -140,6 +149,7 @@ class SSEDecoder:
                 break
             name = head[1].decode() if head[1] else ""
             self._events.append(ServerSentEvent(name, data, self._id))
+            self.recognized = True
             start = tail.end()
         return start
 
@@ -167,12 +177,14 @@ class SSEDecoder:
             self._target = self._next_data_line()
             start += 6 if chunk.startswith(b" ", start + 5, stop) else 5
         elif chunk.startswith(b"{", start):
+            self._dispatch(terminated=True)
             self._mode = _BARE_MODE
             self._target = JSONDecoder()
         elif chunk.startswith(b":", start):
             self._mode = _SKIP_MODE
         else:
             self._mode = _FIELD_MODE
+        self.recognized |= self._mode != _FIELD_MODE
         self._continue_line(chunk, start, stop)
 
     def _continue_line(self, chunk: bytes, start: int, stop: int) -> None:
@@ -191,19 +203,20 @@ class SSEDecoder:
             self._data.feed(b"\n")
         return self._data
 
-    def _end_line(self) -> None:
+    def _end_line(self, *, terminated: bool = True) -> None:
         if self._mode == _HEAD_MODE:
-            self._dispatch(terminated=True)
+            self._dispatch(terminated=terminated)
         elif self._mode == _FIELD_MODE:
             self._take_field(*self._line.partition(b":"))
             self._line = b""
         elif self._mode == _BARE_MODE and self._target is not None:
-            self._events.append(ServerSentEvent("", self._target, self._id))
+            self._events.append(ServerSentEvent("", self._target, self._id, terminated))
         self._mode = _HEAD_MODE
         self._target = None
 
     def _take_field(self, field: bytes, colon: bytes, value: bytes) -> None:
         text = value.removeprefix(b" ").decode("utf-8", "replace")
+        self.recognized |= field in (b"event", b"data", b"id", b"retry")
         if field == b"event":
             self._name = text
         elif field == b"data":

@@ -7,6 +7,7 @@ people and never parsed.
 """
 
 import contextlib
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +17,7 @@ import msgspec
 from elkimg_async import errors
 from elkimg_async.errors import APIError, Billing, InvalidRequestError, ResponseError
 from elkimg_async.sansio.models import is_gpt_image
+from elkimg_async.sansio.payload import InvalidJSON, decode
 from elkimg_async.sansio.requests import GenerateRequest
 from elkimg_async.sansio.responses import RateLimit, read_str
 
@@ -65,8 +67,7 @@ def generate(request: GenerateRequest, *, stream: bool, key: str | None = None) 
         fields["stream"] = True
         if is_gpt_image(fields["model"]):
             fields.setdefault("partial_images", 1)
-    if request.extra_body:
-        fields.update(request.extra_body)
+    fields.update(request.extra_body or {})
     headers = {
         "Content-Type": "application/json",
         "Accept": "text/event-stream, application/json" if stream else "application/json",
@@ -78,12 +79,24 @@ def generate(request: GenerateRequest, *, stream: bool, key: str | None = None) 
 
 def _encode(fields: dict[str, Any]) -> bytes:
     try:
-        return msgspec.json.encode(fields)
+        encoded = msgspec.json.encode(fields)
+        if b"null" not in encoded or _is_finite(fields):
+            return encoded
+        name = "extra_body"
     except _NOT_JSON:
-        name = next(name for name, value in fields.items() if not _is_json(value))
+        name = next(name for name, value in fields.items() if not _is_json({name: value}))
     raise InvalidRequestError(
         f"{name} cannot be written as JSON; it must be plain data and valid Unicode.", param=name
     )
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether JSON has all the numbers of plain data; the encoder turns the others into null."""
+    if isinstance(value, Mapping):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 _NOT_JSON = (TypeError, ValueError, msgspec.MsgspecError, RecursionError)
@@ -143,9 +156,11 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
     if value is None or (seconds := _number(value)) is not None:
         return seconds if value is not None else None
     import email.utils  # slow to import, and rarely needed
+    from datetime import UTC
 
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - now)
+        date = email.utils.parsedate_to_datetime(value)
+        return max(0.0, (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now)
     except (ValueError, OverflowError):
         return None
 
@@ -186,11 +201,11 @@ def read_error(
             request_id=named,
             status=status,
         )
-    text = body.decode("utf-8", "replace").strip()
+    text = body.decode("utf-8-sig", "replace").strip()
     value: Any = text[:BODY_IN_ERRORS] or None
     if text[:1] in ("{", "["):
-        with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            value = msgspec.json.decode(body)
+        with contextlib.suppress(InvalidJSON):
+            value = decode(body)
     error = api_error(status, value)
     error.headers = {name.lower(): value for name, value in headers.items()}
     error.retry_after = retry_after(headers, now)
@@ -205,7 +220,7 @@ def api_error(status: int, value: Any) -> APIError:
     fields = detail if isinstance(detail, Mapping) else {}
     code, type_ = _label(fields.get("code")), _label(fields.get("type"))
     kind = _error_class(status if status >= 400 else _implied_status(code, type_), code, type_)
-    said = read_str(fields.get("message")) or (detail if isinstance(detail, str) else None)
+    said = read_str(fields.get("message")) or read_str(detail) or _said_by_fastapi(detail)
     said = None if said is None or said.lstrip().startswith("<") else said.strip()
     where = f"status {status}" if status >= 400 else "an error inside a good answer"
     return kind(
@@ -218,6 +233,12 @@ def api_error(status: int, value: Any) -> APIError:
         body=value,
         billing=_billing(status, code, value),
     )
+
+
+def _said_by_fastapi(detail: Any) -> str | None:
+    items = detail if isinstance(detail, list) else []
+    said = [read_str(item.get("msg")) for item in items if isinstance(item, Mapping)]
+    return "; ".join(text for text in said if text) or None
 
 
 def _error_class(status: int | None, code: str | None, type_: str | None) -> type[APIError]:
@@ -245,7 +266,7 @@ def _error_class(status: int | None, code: str | None, type_: str | None) -> typ
 
 
 def _implied_status(code: str | None, type_: str | None) -> int | None:
-    if code is not None and code.isdecimal() and 400 <= int(code[:4]) < 600:
+    if code is not None and re.fullmatch(r"[45][0-9][0-9]", code):
         return int(code)
     return _STATUS_OF_TYPE.get(code or "") or _STATUS_OF_TYPE.get(type_ or "")
 
@@ -259,7 +280,9 @@ def _billing(status: int, code: str | None, value: Any) -> Billing:
 
 
 def _label(value: Any) -> str | None:
-    return str(value) if isinstance(value, (str, int)) and value != "" else None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value) if abs(value) < 10**9 else None
+    return read_str(value)
 
 
 def _sentence(text: str) -> str:
