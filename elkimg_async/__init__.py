@@ -35,5 +35,5 @@ __all__ = [
     "TokenDetails",
     "Usage",
     "__version__",
-    *errors.__all__,
 ]
+__all__ += errors.__all__

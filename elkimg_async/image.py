@@ -1,5 +1,6 @@
 """An image as it came from the server: its bytes, or the URL where they wait."""
 
+import importlib.util
 import io
 import os
 from collections.abc import Awaitable, Callable
@@ -119,14 +120,10 @@ class Image(msgspec.Struct, eq=False):
 
     def to_pil(self) -> "PILImage":
         """A `PIL.Image.Image`; needs the extra `pil`, and the bytes (`await image.read()` first)."""
-        try:
-            import PIL.Image
-        except ImportError:
-            missing = True
-        else:
-            missing = False
-        if missing:
+        if importlib.util.find_spec("PIL") is None:
             raise ConfigurationError('Pillow is missing: pip install "elkimg-async[pil]".')
+        import PIL.Image
+
         if self.content is None:
             raise DownloadError("The image is still a URL: await image.read() first.", url=self.url)
         return PIL.Image.open(io.BytesIO(self.content))

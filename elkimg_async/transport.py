@@ -37,6 +37,7 @@ from elkimg_async.watchdog import Watchdog
 if TYPE_CHECKING:
     import aiohttp
     import yarl
+    from aiohttp.abc import AbstractResolver, ResolveResult
 
 MAX_CONNECTIONS = 500
 """Connections of a pool of ours; further calls wait for one, which counts towards `total`."""
@@ -229,13 +230,13 @@ def _request_class() -> "type[aiohttp.ClientRequest]":
 _exchange: ContextVar["Exchange | None"] = ContextVar("_exchange", default=None)
 
 
-def _public_resolver() -> "aiohttp.abc.AbstractResolver":
+def _public_resolver() -> "AbstractResolver":
     import aiohttp
 
     class PublicResolver(aiohttp.ThreadedResolver):
         async def resolve(
             self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-        ) -> list["aiohttp.abc.ResolveResult"]:
+        ) -> list["ResolveResult"]:
             found = await super().resolve(host, port, family)
             if not all(is_public(result["host"]) for result in found):
                 raise OSError(None, "it leads to a private address")
@@ -415,6 +416,7 @@ class Exchange:
 
     def _translate(self, error: Exception) -> ElkImagesError:
         import aiohttp
+        from aiohttp.http_exceptions import HttpProcessingError
 
         host = self._url.partition("://")[2].partition("/")[0]
         phase, billing = self.phase, self.billing
@@ -436,9 +438,7 @@ class Exchange:
             return ConfigurationError(
                 "The client was closed while this call was running.", billing=billing
             )
-        if isinstance(
-            error, (aiohttp.ClientResponseError, aiohttp.http_exceptions.HttpProcessingError)
-        ):
+        if isinstance(error, (aiohttp.ClientResponseError, HttpProcessingError)):
             return ResponseError(
                 f"The answer of {host} is not HTTP that can be read.", billing=billing
             )

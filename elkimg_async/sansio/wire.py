@@ -153,8 +153,9 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
     if (milliseconds := _number(headers.get("retry-after-ms"))) is not None:
         return milliseconds / 1000
     value = headers.get("retry-after")
-    if value is None or (seconds := _number(value)) is not None:
-        return seconds if value is not None else None
+    seconds = _number(value)
+    if value is None or seconds is not None:
+        return seconds
     import email.utils  # slow to import, and rarely needed
     from datetime import UTC
 

@@ -1,0 +1,285 @@
+"""The tree of errors, and what each of them carries."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from elkimg_async import errors
+from elkimg_async.errors import (
+    APIError,
+    BadRequestError,
+    BatchStoppedError,
+    ConfigurationError,
+    ConnectError,
+    DownloadError,
+    ElkImagesError,
+    InvalidRequestError,
+    RateLimitError,
+    RequestTimeoutError,
+    ResponseError,
+    StreamIncompleteError,
+)
+from elkimg_async.image import Image
+
+TREE = {
+    "ElkImagesError": ["Exception"],
+    "ConfigurationError": ["ElkImagesError"],
+    "InvalidRequestError": ["ElkImagesError", "ValueError"],
+    "APIError": ["ElkImagesError"],
+    "BadRequestError": ["APIError"],
+    "ModerationError": ["BadRequestError"],
+    "AuthenticationError": ["APIError"],
+    "PermissionDeniedError": ["APIError"],
+    "QuotaExceededError": ["PermissionDeniedError"],
+    "NotFoundError": ["APIError"],
+    "RateLimitError": ["APIError"],
+    "ServerError": ["APIError"],
+    "NetworkError": ["ElkImagesError"],
+    "ConnectError": ["NetworkError"],
+    "RequestTimeoutError": ["NetworkError", "TimeoutError"],
+    "DisconnectedError": ["NetworkError"],
+    "ResponseError": ["ElkImagesError"],
+    "EmptyResultError": ["ResponseError"],
+    "StreamError": ["ElkImagesError"],
+    "StreamIncompleteError": ["StreamError"],
+    "StreamStateError": ["StreamError"],
+    "DownloadError": ["ElkImagesError"],
+    "BatchError": ["ElkImagesError"],
+    "BatchStoppedError": ["BatchError"],
+    "JournalError": ["BatchError"],
+}
+FIELDS: dict[str, Any] = {
+    "request_id": "r-1",
+    "attempts": 3,
+    "billing": "billed",
+    "param": "size",
+    "status": 418,
+    "code": "teapot",
+    "type": "kettle",
+    "headers": {"x-a": "1"},
+    "body": {"error": ["x"]},
+    "retry_after": 1.5,
+    "images": (Image(b"abc"), Image(url="https://x/y")),
+    "phase": "body",
+    "limit": "idle",
+    "partials": ("p",),
+    "url": "https://x/y",
+    "reason": "max_errors",
+    "totals": {"done": 1},
+}
+OWN_FIELDS = {
+    "InvalidRequestError": {"param"},
+    "APIError": {"status", "code", "type", "param", "headers", "body", "retry_after", "images"},
+    "NetworkError": {"phase"},
+    "RequestTimeoutError": {"limit"},
+    "ResponseError": {"images", "status", "body"},
+    "StreamError": {"partials"},
+    "DownloadError": {"url", "status"},
+    "BatchStoppedError": {"reason", "totals"},
+}
+BILLING = {
+    "ElkImagesError": "unknown",
+    "ConfigurationError": "not_sent",
+    "InvalidRequestError": "not_sent",
+    "APIError": "refused",
+    "NetworkError": "unknown",
+    "ConnectError": "not_sent",
+    "ResponseError": "unknown",
+    "StreamError": "unknown",
+    "StreamStateError": "not_sent",
+    "DownloadError": "billed",
+    "BatchError": "not_sent",
+}
+COPIES: dict[str, Callable[[ElkImagesError], ElkImagesError]] = {
+    **{
+        f"pickle {protocol}": lambda error, protocol=protocol: pickle.loads(  # type: ignore[misc]
+            pickle.dumps(error, protocol)
+        )
+        for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1)
+    },
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+}
+classes = pytest.mark.parametrize("cls", [getattr(errors, name) for name in TREE], ids=TREE.keys())
+
+
+def fields_of(cls: type[ElkImagesError]) -> dict[str, Any]:
+    own = {"request_id", "attempts", "billing"}
+    return {
+        name: FIELDS[name]
+        for name in own.union(*(OWN_FIELDS.get(base.__name__, ()) for base in cls.__mro__))
+    }
+
+
+def inherited(table: dict[str, Any], cls: type[ElkImagesError]) -> Any:
+    return next(table[base.__name__] for base in cls.__mro__ if base.__name__ in table)
+
+
+def test_errors_tree() -> None:
+    """The classes and their bases are those of the documented tree, no more and no less."""
+    found = {
+        name: [base.__name__ for base in value.__bases__]
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, BaseException)
+    }
+    assert found == TREE
+    assert set(errors.__all__) == {*TREE, "Billing"}
+
+
+def test_errors_tree_is_drawn() -> None:
+    """The module's docstring draws every class below its base."""
+    assert errors.__doc__ is not None
+    drawn: dict[str, str] = {}
+    above: list[str] = []
+    for line in errors.__doc__.splitlines():
+        indent = len(line) - len(line.lstrip("│├└─ "))
+        name = line[indent:].partition(" ")[0]
+        if name.endswith("Error"):
+            above[indent // 4 :] = [name]
+            drawn[name] = above[-2] if len(above) > 1 else "Exception"
+    assert drawn == {name: bases[0] for name, bases in TREE.items()}
+
+
+@classes
+def test_error_defaults(cls: type[ElkImagesError]) -> None:
+    """A new error has every field of its class, and says whether it may have been billed."""
+    error = cls("What happened.")
+    assert error.billing == inherited(BILLING, cls)
+    assert (error.request_id, error.attempts, error.message) == (None, 0, "What happened.")
+    for name in fields_of(cls).keys() - {"billing", "attempts"}:
+        assert not getattr(error, name)
+
+
+@classes
+@pytest.mark.parametrize("make_copy", COPIES.values(), ids=COPIES.keys())
+def test_error_copies_to_itself(
+    cls: type[ElkImagesError], make_copy: Callable[[ElkImagesError], ElkImagesError]
+) -> None:
+    """Pickled and copied, an error keeps its own type, its text and all its fields."""
+    fields = fields_of(cls)
+    error = cls("What happened.", **fields)
+    error.add_note("a note")
+    copied = make_copy(error)
+    assert type(copied) is cls
+    assert {name: getattr(copied, name) for name in fields} == fields
+    assert (str(copied), repr(copied), copied.args) == (str(error), repr(error), error.args)
+    assert copied.__notes__ == ["a note"]
+
+
+@classes
+@pytest.mark.parametrize("make_copy", COPIES.values(), ids=COPIES.keys())
+def test_error_without_fields_copies_to_itself(
+    cls: type[ElkImagesError], make_copy: Callable[[ElkImagesError], ElkImagesError]
+) -> None:
+    """An error with nothing in it keeps its defaults."""
+    copied = make_copy(cls())
+    assert type(copied) is cls
+    assert copied.billing == cls.billing
+    assert str(copied) == str(cls())
+
+
+@classes
+def test_error_text(cls: type[ElkImagesError]) -> None:
+    """The text is what happened, then what to do, then the request id, each of them once."""
+    error = cls("What happened.", request_id="r-42")
+    text = str(error)
+    assert text.startswith("What happened.")
+    assert text.count("What happened.") == 1
+    assert text.count("(request id: r-42)") == text.count("r-42") == 1
+    assert text.count(cls.advice or "What happened.") == 1
+    assert "  " not in text
+    assert repr(error) == f"{cls.__name__}({text!r})"
+    assert "request id" not in str(cls("What happened."))
+
+
+@classes
+def test_error_advice(cls: type[ElkImagesError]) -> None:
+    """The advice is a whole sentence; who gives none has messages that say what to do."""
+    speaking = {"ElkImagesError", "ConfigurationError", "InvalidRequestError", "APIError"}
+    speaking |= {"NetworkError", "RequestTimeoutError", "ResponseError", "EmptyResultError"}
+    speaking |= {"StreamError", "StreamStateError", "DownloadError", "BatchError"}
+    speaking |= {"BatchStoppedError", "JournalError"}
+    assert bool(cls.advice) is (cls.__name__ not in speaking)
+    assert not cls.advice or (cls.advice[0].isupper() and cls.advice.endswith("."))
+
+
+def test_error_text_with_the_request_id_in_the_message() -> None:
+    """A request id that the server's own message names is not told twice."""
+    error = APIError("It failed (request id: r-42).", request_id="r-42")
+    assert str(error) == "It failed (request id: r-42)."
+
+
+def test_error_text_of_a_timeout() -> None:
+    """A time-out names the limit that can be raised."""
+    error = RequestTimeoutError("Nothing came for 5 s.", limit="idle", request_id="r-42")
+    assert "Timeout(idle=" in str(error)
+    assert str(RequestTimeoutError("Nothing came.")) == "Nothing came."
+
+
+@classes
+@pytest.mark.parametrize("name", ["nonsense", "advice", "Status", "__nothing__", "colour"])
+def test_error_with_an_unknown_field(cls: type[ElkImagesError], name: str) -> None:
+    """A field that the class does not have is a `TypeError` that names both."""
+    with pytest.raises(TypeError, match=rf"{cls.__name__} has no field '{name}'"):
+        cls("What happened.", **{name: 1})
+
+
+@pytest.mark.parametrize("name", ["args", "locate", "with_traceback", "add_note", "__str__"])
+def test_error_with_a_method_as_field(name: str) -> None:
+    """What an exception has besides its fields is no field."""
+    with pytest.raises(TypeError, match="has no field"):
+        BadRequestError("What happened.", **{name: 1})
+
+
+@pytest.mark.parametrize(
+    ("cls", "name"),
+    [
+        (ConfigurationError, "param"),
+        (ConnectError, "limit"),
+        (ResponseError, "partials"),
+        (StreamIncompleteError, "images"),
+        (BatchStoppedError, "status"),
+        (ElkImagesError, "code"),
+    ],
+)
+def test_error_with_a_field_of_another_class(cls: type[ElkImagesError], name: str) -> None:
+    """A field of another branch is unknown here."""
+    fields: dict[str, Any] = {name: 1}
+    with pytest.raises(TypeError, match="has no field"):
+        cls(**fields)
+
+
+def test_error_fields_are_its_own() -> None:
+    """What is set on one error shows on no other."""
+    first, second = APIError("a", headers={"x": "1"}), APIError("b")
+    first.images = (1,)
+    assert (second.headers, second.images, APIError.headers) == ({}, (), {})
+
+
+def test_error_is_caught_as_a_builtin() -> None:
+    """Two of the errors are also what Python calls them."""
+    assert issubclass(RequestTimeoutError, TimeoutError)
+    assert issubclass(InvalidRequestError, ValueError)
+    assert not issubclass(ConnectError, OSError)
+    assert RequestTimeoutError("a").args == ("a",)
+    assert RequestTimeoutError("a").errno is None
+
+
+def test_error_locate() -> None:
+    """`locate` names the request once, and gives the error back."""
+    error = DownloadError("a")
+    assert error.locate(None) is error
+    assert error.request_id is None
+    assert error.locate("r-1").locate("r-2").request_id == "r-1"
+
+
+def test_error_raised_and_pickled_with_a_cause() -> None:
+    """An error that was raised from another one pickles without it."""
+    with pytest.raises(RateLimitError) as caught:
+        raise RateLimitError("a", retry_after=2.0) from KeyError("secret")
+    data = pickle.dumps(caught.value)
+    assert b"secret" not in data
+    assert pickle.loads(data).retry_after == 2.0

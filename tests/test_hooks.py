@@ -1,0 +1,272 @@
+"""What hooks are told, and what happens when they fail."""
+
+import logging
+from typing import Any
+
+import pytest
+
+from elkimg_async import (
+    AsyncImages,
+    AuthenticationError,
+    CompletedImage,
+    GenerateRequest,
+    ImagesResponse,
+    PartialImage,
+    RateLimitError,
+    StreamIncompleteError,
+)
+from elkimg_async.hooks import (
+    AttemptStarted,
+    EventReceived,
+    EventSkipped,
+    Record,
+    RequestFinished,
+    RequestStarted,
+    ResponseStarted,
+    RetryScheduled,
+    tell,
+)
+from elkimg_async.image import Image
+from tests.canned import (
+    DONE,
+    KEY,
+    PNG,
+    REQUEST_ID,
+    Canned,
+    End,
+    Reply,
+    answer,
+    event,
+    open_stream,
+    stream,
+)
+
+B64 = Image(PNG).b64_json
+PARTIAL = event({"type": "image_generation.partial_image", "b64_json": B64})
+COMPLETED = event({"type": "image_generation.completed", "b64_json": B64})
+GOOD = answer({"created": 1, "data": [{"b64_json": B64}]})
+
+
+class Told:
+    """A hook that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.records: list[Any] = []
+
+    def __call__(self, record: Record) -> None:
+        self.records.append(record)
+
+    @property
+    def types(self) -> list[type]:
+        return [type(record) for record in self.records]
+
+    def one(self, kind: type) -> Any:
+        """The only record of its kind."""
+        (record,) = (record for record in self.records if type(record) is kind)
+        return record
+
+
+async def ask(told: Told, *replies: Reply, streaming: bool = False, **options: Any) -> None:
+    """One call to a server with these replies, read to its end."""
+    async with (
+        Canned(*replies) as server,
+        AsyncImages(KEY, base_url=server.base_url, hooks=[told], **options) as client,
+    ):
+        if streaming:
+            async with client.generate("a boat", stream=True) as opened:
+                await opened.result()
+        else:
+            await client.generate("a boat", n=1)
+
+
+async def test_batch() -> None:
+    """A batch call: request, attempt, response, the image as an event, and the result."""
+    told = Told()
+    await ask(told, GOOD)
+    assert told.types == [
+        RequestStarted,
+        AttemptStarted,
+        ResponseStarted,
+        EventReceived,
+        RequestFinished,
+    ]
+    started, attempt, response, received, finished = told.records
+    assert started.request == GenerateRequest(prompt="a boat", n=1)
+    assert started.stream is False
+    assert attempt.attempt == response.attempt == 1
+    assert (response.status, response.request_id) == (200, REQUEST_ID)
+    assert isinstance(received.event, CompletedImage)
+    assert isinstance(finished.result, ImagesResponse)
+    assert finished.result.data == [received.event.image] == [Image(PNG)]
+    assert finished.result.meta.request_id == REQUEST_ID
+    assert finished.error is None
+    assert 0 < response.first_byte <= finished.elapsed
+
+
+async def test_stream() -> None:
+    """A stream: each event as it comes, and the result once at the end."""
+    told = Told()
+    await ask(told, stream(PARTIAL, PARTIAL, COMPLETED, DONE), streaming=True)
+    assert told.types == [
+        RequestStarted,
+        AttemptStarted,
+        ResponseStarted,
+        EventReceived,
+        EventReceived,
+        EventReceived,
+        RequestFinished,
+    ]
+    assert told.records[0].stream is True
+    events = [record.event for record in told.records[3:6]]
+    assert [type(each) for each in events] == [PartialImage, PartialImage, CompletedImage]
+    assert len(told.records[-1].result) == 1
+
+
+async def test_skipped_events() -> None:
+    """What is passed over is told with its type and the reason; pings are not worth a record."""
+    told = Told()
+    frames = [
+        b": PING\n\n",
+        event({"type": "keepalive"}),
+        event({"type": "image_generation.thought", "text": "hm"}),
+        event({"type": "image_generation.partial_image", "b64_json": "!!!!"}),
+        event(b"no json"),
+        COMPLETED,
+    ]
+    await ask(told, stream(*frames), streaming=True)
+    skipped = [record for record in told.records if isinstance(record, EventSkipped)]
+    assert [record.type for record in skipped] == [
+        "image_generation.thought",
+        "image_generation.partial_image",
+        None,
+    ]
+    assert "not known" in skipped[0].reason
+    assert "broken" in skipped[1].reason
+    assert "not JSON" in skipped[2].reason
+    assert told.types.count(EventReceived) == 1
+
+
+async def test_retry() -> None:
+    """A retry is told with its error and delay, between two attempts of the same call."""
+    told = Told()
+    busy = answer({"error": {"message": "busy"}}, status=429, Retry_After_Ms="5")
+    await ask(told, busy, GOOD)
+    assert told.types == [
+        RequestStarted,
+        AttemptStarted,
+        ResponseStarted,
+        RetryScheduled,
+        AttemptStarted,
+        ResponseStarted,
+        EventReceived,
+        RequestFinished,
+    ]
+    retry = told.one(RetryScheduled)
+    assert isinstance(retry.error, RateLimitError)
+    assert (retry.attempt, retry.delay) == (1, 0.005)
+    attempts = [record for record in told.records if isinstance(record, AttemptStarted)]
+    assert [record.attempt for record in attempts] == [1, 2]
+    statuses = [each.status for each in told.records if isinstance(each, ResponseStarted)]
+    assert statuses == [429, 200]
+    assert told.records[-1].result.meta.attempts == 2
+
+
+async def test_error_before_an_answer() -> None:
+    """A call that is refused ends with its error, without a result."""
+    told = Told()
+    with pytest.raises(AuthenticationError) as caught:
+        await ask(told, answer({"error": {"message": "who?"}}, status=401))
+    assert told.types == [RequestStarted, AttemptStarted, ResponseStarted, RequestFinished]
+    finished = told.one(RequestFinished)
+    assert finished.error is caught.value
+    assert finished.result is None
+    assert finished.elapsed > 0
+
+
+async def test_error_within_a_stream() -> None:
+    """A stream that breaks tells its events, and then its error."""
+    told = Told()
+    with pytest.raises(StreamIncompleteError) as caught:
+        await ask(told, stream(PARTIAL), streaming=True)
+    assert told.types[-2:] == [EventReceived, RequestFinished]
+    assert told.one(RequestFinished).error is caught.value
+
+
+async def test_stream_left_early() -> None:
+    """A stream that is left is over as well: once, with neither result nor error."""
+    told = Told()
+    async with (
+        Canned([*open_stream(PARTIAL), End.HOLD]) as server,
+        AsyncImages(KEY, base_url=server.base_url, hooks=[told]) as client,
+    ):
+        async with client.generate("a boat", stream=True) as opened:
+            await anext(opened)
+        await server.wait_disconnected()
+    finished = told.one(RequestFinished)
+    assert finished.result is None
+    assert finished.error is None
+
+
+async def test_calls_are_told_apart() -> None:
+    """All records of a call have its number, and another call has another."""
+    told = Told()
+    await ask(told, GOOD)
+    await ask(told, stream(PARTIAL, COMPLETED), streaming=True)
+    numbers = [record.call for record in told.records]
+    first, second = numbers[0], numbers[-1]
+    assert first != second
+    assert numbers == [first] * 5 + [second] * 6
+
+
+async def test_failing_hook(caplog: pytest.LogCaptureFixture) -> None:
+    """A hook that raises harms neither the call nor the hooks after it, and is logged each time."""
+    told = Told()
+
+    def broken(record: Record) -> None:
+        raise RuntimeError(f"cannot take {type(record).__name__}")
+
+    async with (
+        Canned(GOOD) as server,
+        AsyncImages(KEY, base_url=server.base_url, hooks=[broken, told]) as client,
+    ):
+        with caplog.at_level(logging.WARNING, logger="elkimg_async"):
+            result = await client.generate("a boat")
+    assert len(result) == 1
+    assert len(told.records) == len(caplog.records) == 5
+    for logged in caplog.records:
+        assert logged.name == "elkimg_async"
+        assert "broken" in logged.getMessage()
+        assert logged.exc_info is not None
+    assert "cannot take RequestStarted" in caplog.text
+    assert KEY not in caplog.text
+
+
+def test_hook_that_stops_the_program() -> None:
+    """What is no Exception, such as Ctrl-C in a hook, goes on."""
+
+    def stop(record: Record) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tell([stop], AttemptStarted(call=1, attempt=1))
+
+
+async def test_records_hold_no_key() -> None:
+    """No record shows the key, whether the call succeeds or the server echoes the key in its error."""
+    told = Told()
+    await ask(told, GOOD, headers={"X-Trace": "1"})
+    echo = {"error": {"message": f"Incorrect API key: {KEY}", "param": KEY}}
+    with pytest.raises(AuthenticationError):
+        await ask(told, answer(echo, status=401, X_Echo=KEY))
+    assert len(told.records) == 9
+    assert KEY not in repr(told.records)
+    error = told.records[-1].error
+    assert KEY not in repr(vars(error))
+    assert "***" in str(error)
+
+
+def test_records_are_frozen() -> None:
+    """A hook cannot change what the next one is told."""
+    record = AttemptStarted(call=1, attempt=1)
+    with pytest.raises(AttributeError):
+        record.attempt = 2  # type: ignore[misc]

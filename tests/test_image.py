@@ -1,0 +1,674 @@
+"""`Image`: what it tells of its bytes, and reading, saving and downloading them."""
+
+import asyncio
+import base64
+import copy
+import io
+import pickle
+import socket
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import aiohttp.abc
+import PIL.Image
+import pytest
+
+from elkimg_async import (
+    AsyncImages,
+    ConfigurationError,
+    DownloadError,
+    Image,
+    ImagesResponse,
+    Limits,
+    Timeout,
+)
+from elkimg_async.image import media_type_of
+from elkimg_async.local import LocalServer
+from tests.canned import JPEG, KEY, PNG, Canned, End, Reply, answer, head, open_stream
+
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg"/>'
+CONTENTS = {
+    "image/png": PNG,
+    "image/jpeg": JPEG,
+    "image/webp": b"RIFF\x10\x00\x00\x00WEBPVP8 ",
+    "image/gif": b"GIF89a\x01\x00",
+    "image/svg+xml": SVG,
+    "image/avif": b"\x00\x00\x00\x20ftypavif\x00",
+    "image/bmp": b"BM" + bytes(30),
+    "image/tiff": b"II*\x00\x08\x00",
+}
+
+
+# --- what the bytes tell ----------------------------------------------------
+
+
+@pytest.mark.parametrize(("media_type", "content"), list(CONTENTS.items()))
+def test_media_type(media_type: str, content: bytes) -> None:
+    """The media type is told by the bytes."""
+    assert Image(content).media_type == media_type
+
+
+@pytest.mark.parametrize(
+    ("content", "media_type"),
+    [
+        (b"GIF87a", "image/gif"),
+        (b"MM\x00*", "image/tiff"),
+        (b"\x00\x00\x00\x20ftypavis", "image/avif"),
+        (b'<?xml version="1.0"?>\n' + SVG, "image/svg+xml"),
+        (b"\xef\xbb\xbf \n" + SVG, "image/svg+xml"),
+        (b"", "application/octet-stream"),
+        (b"<?xml version='1.0'?><html/>", "application/octet-stream"),
+        (b"<html>", "application/octet-stream"),
+        (b"BM", "application/octet-stream"),
+        (b"RIFF\x10\x00\x00\x00WAVE", "application/octet-stream"),
+        (PNG[:7], "application/octet-stream"),
+    ],
+)
+def test_media_type_of_other_bytes(content: bytes, media_type: str) -> None:
+    """Other spellings are known, and what is no image is not taken for one."""
+    assert media_type_of(content) == media_type
+
+
+@pytest.mark.parametrize("output_format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_media_type_of_real_files(output_format: str) -> None:
+    """What Pillow writes is told as what it is."""
+    file = io.BytesIO()
+    PIL.Image.new("RGB", (2, 2)).save(file, output_format)
+    assert Image(file.getvalue()).media_type == f"image/{output_format.lower()}"
+
+
+@pytest.mark.parametrize("content", [b"", b"a", b"ab", bytes(range(256)) * 33])
+def test_b64_json_round_trip(content: bytes) -> None:
+    """`b64_json` is the bytes in standard base64."""
+    text = Image(content).b64_json
+    assert isinstance(text, str)
+    assert base64.b64decode(text, validate=True) == content
+
+
+def test_image_that_is_only_a_url() -> None:
+    """What is only a URL has no bytes, no base64 and no type yet."""
+    image = Image(url="https://host/a.png", revised_prompt="a boat, in oil")
+    assert image.content is None
+    assert image.b64_json is None
+    assert image.media_type is None
+    assert image.revised_prompt == "a boat, in oil"
+
+
+@pytest.mark.parametrize(
+    ("image", "text"),
+    [
+        (Image(PNG), "<Image image/png, 264 bytes>"),
+        (Image(JPEG * 10), "<Image image/jpeg, 2,590 bytes>"),
+        (Image(url="https://host/a.png?sig=hush"), "<Image at https://host/a.png>"),
+        (Image(), "<Image at None>"),
+    ],
+)
+def test_repr(image: Image, text: str) -> None:
+    """The repr tells type and size, or the address without its signature; never the bytes."""
+    assert repr(image) == text
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image(PNG),
+        Image(PNG, url="https://host/a.png", revised_prompt="a boat"),
+        Image(url="https://host/a.png"),
+    ],
+)
+def test_pickle_and_copy(image: Image) -> None:
+    """An image pickles and copies to an equal one."""
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        assert pickle.loads(pickle.dumps(image, protocol)) == image
+    assert copy.copy(image) == copy.deepcopy(image) == image
+
+
+def test_equality() -> None:
+    """Images are equal by bytes, address and revised prompt."""
+    assert Image(PNG) == Image(PNG)
+    assert Image(PNG) != Image(JPEG)
+    assert Image(PNG) != Image(PNG, url="https://host/a.png")
+    assert Image(PNG) != Image(PNG, revised_prompt="a boat")
+    assert Image(PNG) != PNG
+
+
+def test_notebook() -> None:
+    """A notebook shows the picture, or a line of text while it is only a URL."""
+    bundle = Image(PNG)._repr_mimebundle_(include=None, exclude=None)
+    assert bundle == {"image/png": PNG, "text/plain": "<Image image/png, 264 bytes>"}
+    address = Image(url="https://host/a.png")._repr_mimebundle_()
+    assert address == {"text/plain": "<Image at https://host/a.png>"}
+
+
+def test_notebook_svg() -> None:
+    """A notebook takes svg as text, as its display protocol says."""
+    assert Image(SVG)._repr_mimebundle_()["image/svg+xml"] == SVG.decode()
+
+
+def test_to_pil() -> None:
+    """`to_pil` opens the bytes."""
+    file = io.BytesIO()
+    PIL.Image.new("RGBA", (3, 2), (1, 2, 3, 4)).save(file, "PNG")
+    picture = Image(file.getvalue()).to_pil()
+    assert (picture.size, picture.format, picture.getpixel((2, 1))) == ((3, 2), "PNG", (1, 2, 3, 4))
+
+
+def test_to_pil_of_a_url() -> None:
+    """`to_pil` says to read a URL first."""
+    with pytest.raises(DownloadError, match="read") as caught:
+        Image(url="https://host/a.png").to_pil()
+    assert caught.value.url == "https://host/a.png"
+
+
+def test_to_pil_without_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Pillow, `to_pil` names the extra to install."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "PIL"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ConfigurationError, match=r"elkimg-async\[pil\]"):
+        Image(PNG).to_pil()
+
+
+# --- saving -----------------------------------------------------------------
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("as_path", [False, True])
+async def test_save(tmp_path: Path, as_path: bool) -> None:
+    """`save` writes the bytes and returns the path, given as text or as a path."""
+    target = tmp_path / "boat.png"
+    written = await Image(PNG).save(target if as_path else str(target))
+    assert isinstance(written, Path)
+    assert written == target
+    assert target.read_bytes() == PNG
+    assert names_in(tmp_path) == ["boat.png"]
+
+
+@pytest.mark.parametrize(
+    ("media_type", "extension"),
+    [
+        ("image/png", ".png"),
+        ("image/jpeg", ".jpg"),
+        ("image/webp", ".webp"),
+        ("image/gif", ".gif"),
+        ("image/svg+xml", ".svg"),
+        ("image/avif", ".avif"),
+        ("image/bmp", ".bmp"),
+        ("image/tiff", ".tiff"),
+    ],
+)
+async def test_save_fills_in_the_extension(tmp_path: Path, media_type: str, extension: str) -> None:
+    """A path without an extension gets that of the bytes, so that two formats do not collide."""
+    written = await Image(CONTENTS[media_type]).save(tmp_path / "boat")
+    assert written == tmp_path / f"boat{extension}"
+    assert written.read_bytes() == CONTENTS[media_type]
+
+
+@pytest.mark.parametrize("name", ["boat.png", "boat.xyz", "boat.JPG"])
+async def test_save_keeps_an_extension(tmp_path: Path, name: str) -> None:
+    """An extension that the caller gives stays, even when it is another one's."""
+    assert (await Image(JPEG).save(tmp_path / name)).name == name
+
+
+async def test_save_unknown_bytes(tmp_path: Path) -> None:
+    """Bytes of no known type get no extension."""
+    assert (await Image(b"whatever").save(tmp_path / "boat")).name == "boat"
+
+
+async def test_save_overwrites(tmp_path: Path) -> None:
+    """A file of the same name is replaced whole, however long it was."""
+    target = tmp_path / "boat.png"
+    target.write_bytes(bytes(10_000))
+    await Image(PNG).save(target)
+    assert target.read_bytes() == PNG
+    assert names_in(tmp_path) == ["boat.png"]
+
+
+async def test_save_into_a_missing_folder(tmp_path: Path) -> None:
+    """A missing folder is an OSError that names it, and nothing is left behind."""
+    with pytest.raises(OSError, match="missing"):
+        await Image(PNG).save(tmp_path / "missing" / "boat.png")
+    assert names_in(tmp_path) == []
+
+
+async def test_save_onto_a_folder(tmp_path: Path) -> None:
+    """A folder of that name is an OSError, and no half-written file is left beside it."""
+    (tmp_path / "boat.png").mkdir()
+    with pytest.raises(OSError, match="boat"):
+        await Image(PNG).save(tmp_path / "boat.png")
+    assert names_in(tmp_path) == ["boat.png"]
+
+
+async def test_save_concurrently(tmp_path: Path) -> None:
+    """Many saves to one name leave one whole file, the last one's or any other's."""
+    target = tmp_path / "boat.png"
+    contents = [PNG + bytes([number]) * 50_000 for number in range(10)]
+    await asyncio.gather(*(Image(content).save(target) for content in contents))
+    assert target.read_bytes() in contents
+    assert names_in(tmp_path) == ["boat.png"]
+
+
+async def test_save_a_long_name(tmp_path: Path) -> None:
+    """A name as long as the file system takes can be saved to."""
+    name = "b" * 251 + ".png"
+    assert (await Image(PNG).save(tmp_path / name)).read_bytes() == PNG
+
+
+async def test_save_a_long_name_of_wide_characters(tmp_path: Path) -> None:
+    """The same for a name whose characters take several bytes each, such as one made from a prompt."""
+    name = "猫" * 80 + ".png"
+    assert (await Image(PNG).save(tmp_path / name)).read_bytes() == PNG
+
+
+# --- an image that came as a URL --------------------------------------------
+
+
+@pytest.fixture
+async def host() -> AsyncIterator[Canned]:
+    """An image host, apart from the API."""
+    async with Canned(answer(PNG, content_type="image/png")) as host:
+        yield host
+
+
+async def image_at(url: str, **options: Any) -> tuple[AsyncImages, Image]:
+    """An open client and its image, which the API gave as `url`."""
+    async with Canned(answer({"data": [{"url": url}]})) as api:
+        client = AsyncImages(KEY, base_url=api.base_url, **options)
+        try:
+            (image,) = await client.generate("a boat")
+        except BaseException:
+            await client.aclose()
+            raise
+    return client, image
+
+
+async def failure_of(host: Canned, reply: Reply, **options: Any) -> DownloadError:
+    """How reading an image fails whose host gives this reply."""
+    host.reply_with(reply)
+    client, image = await image_at(f"{host.origin}/a.png?signature=hush", **options)
+    async with client:
+        with pytest.raises(DownloadError) as caught:
+            await image.read()
+    error = caught.value
+    assert image.content is None
+    assert error.billing == "billed"
+    assert error.url == f"{host.origin}/a.png"
+    assert "hush" not in str(error)
+    assert error.__cause__ is None
+    assert error.__context__ is None
+    return error
+
+
+async def test_read_bytes() -> None:
+    """Bytes that are there are given at once."""
+    assert await Image(PNG).read() == PNG
+
+
+async def test_read_a_url(host: Canned) -> None:
+    """The URL is fetched at the first `read` only, and without the API key."""
+    client, image = await image_at(f"{host.origin}/a.png?signature=1%2F2")
+    async with client:
+        assert host.requests == []
+        assert await image.read() == await image.read() == image.content == PNG
+        assert image.media_type == "image/png"
+    (request,) = host.requests
+    assert request.method == "GET"
+    assert "authorization" not in request.headers
+    assert "idempotency-key" not in request.headers
+    assert KEY not in repr(request)
+
+
+async def test_read_a_signed_url(host: Canned) -> None:
+    """The address is asked for as it was given: escapes that are part of a signature stay."""
+    target = "/a%20boat/b.png?sig=a%2Bb%2Fc%3D%3D&se=2030-01-01T00%3A00%3A00Z"
+    client, image = await image_at(host.origin + target)
+    async with client:
+        await image.read()
+    assert host.requests[0].target == target
+
+
+async def test_read_without_the_clients_headers(host: Canned) -> None:
+    """Headers that the caller adds for the API do not go to the image host, which may be a stranger."""
+    client, image = await image_at(f"{host.origin}/a.png", headers={"X-Team": "hush"})
+    async with client:
+        await image.read()
+    assert "x-team" not in host.requests[0].headers
+
+
+async def test_read_concurrently(host: Canned) -> None:
+    """Tasks that read the same image at once share one download."""
+    client, image = await image_at(f"{host.origin}/a.png")
+    async with client:
+        contents = await asyncio.gather(*(image.read() for _ in range(10)))
+    assert contents == [PNG] * 10
+    assert len(host.requests) == 1
+
+
+async def test_save_a_url(host: Canned, tmp_path: Path) -> None:
+    """`save` fetches what is only a URL."""
+    client, image = await image_at(f"{host.origin}/a.png")
+    async with client:
+        assert (await image.save(tmp_path / "boat")).read_bytes() == PNG
+
+
+async def test_read_again_after_a_failure(host: Canned) -> None:
+    """A failed download can be tried again with the same image."""
+    host.reply_with(answer(b"busy", status=503), answer(PNG))
+    client, image = await image_at(f"{host.origin}/a.png")
+    async with client:
+        with pytest.raises(DownloadError):
+            await image.read()
+        assert await image.read() == PNG
+
+
+async def test_cancelled_read_can_be_repeated(host: Canned) -> None:
+    """A read that was cancelled leaves the image as it was, and no connection."""
+    host.reply_with([End.HOLD], answer(PNG))
+    client, image = await image_at(f"{host.origin}/a.png")
+    async with client:
+        task = asyncio.create_task(image.read())
+        await host.wait_until(lambda: len(host.requests) == 1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await host.wait_disconnected()
+        assert await image.read() == PNG
+
+
+async def test_read_over_the_local_server(tmp_path: Path) -> None:
+    """A dall-e image of the local server comes as a URL and is read from there."""
+    async with (
+        LocalServer(light=True, delay=0) as server,
+        AsyncImages(server.api_key, base_url=server.base_url) as client,
+    ):
+        (image,) = await client.generate("a boat", model="dall-e-3")
+        assert image.content is None
+        assert image.url is not None
+        assert image.revised_prompt is not None
+        assert (await image.save(tmp_path / "boat")).suffix == ".png"
+        assert image.to_pil().size == (1024, 1024)
+        assert server.requests[-1].method == "GET"
+        assert "authorization" not in server.requests[-1].headers
+
+
+@pytest.mark.parametrize(
+    "location", ["/b.png", "b.png", "//{host}/b.png", "http://{host}/b.png?x=1"]
+)
+async def test_redirect(host: Canned, location: str) -> None:
+    """A redirect of the image host is followed, relative ones as well."""
+    address = location.format(host=host.origin.removeprefix("http://"))
+    host.reply_with([head(302, Location=address, Content_Length="0")], answer(PNG))
+    client, image = await image_at(f"{host.origin}/a.png")
+    async with client:
+        assert await image.read() == PNG
+    assert [request.target.partition("?")[0] for request in host.requests] == ["/a.png", "/b.png"]
+
+
+async def test_redirects_without_end(host: Canned) -> None:
+    """After five redirects it is enough."""
+    host.reply_with([head(302, Location="/a.png", Content_Length="0")])
+    client, image = await image_at(f"{host.origin}/a.png")
+    async with client:
+        with pytest.raises(DownloadError, match="redirects more than 5 times"):
+            await image.read()
+    assert len(host.requests) == 6
+
+
+async def test_redirect_to_a_broken_address(host: Canned) -> None:
+    """A redirect to an address that cannot be read is a DownloadError as well."""
+    host.reply_with([head(302, Location="http://[::1/b.png", Content_Length="0")])
+    client, image = await image_at(f"{host.origin}/a.png")
+    async with client:
+        with pytest.raises(DownloadError) as caught:
+            await image.read()
+    assert caught.value.billing == "billed"
+
+
+async def test_redirect_to_a_file(host: Canned, tmp_path: Path) -> None:
+    """A redirect to something that is not HTTP is not followed."""
+    (tmp_path / "boat.png").write_bytes(PNG)
+    place = (tmp_path / "boat.png").as_uri()
+    host.reply_with([head(302, Location=place, Content_Length="0")])
+    client, image = await image_at(f"{host.origin}/a.png")
+    async with client:
+        with pytest.raises(DownloadError, match="neither http nor https") as caught:
+            await image.read()
+    assert caught.value.billing == "billed"
+
+
+@pytest.mark.parametrize("status", [204, 400, 403, 404, 410, 500, 503])
+async def test_download_refused(host: Canned, status: int) -> None:
+    """Any other status is named in the error."""
+    body = b"" if status == 204 else b"gone"
+    error = await failure_of(host, answer(body, status=status))
+    assert error.status == status
+    assert str(status) in str(error)
+
+
+async def test_redirect_without_a_place(host: Canned) -> None:
+    """A redirect that names no place is a plain failure, told as one."""
+    error = await failure_of(host, answer(b"", status=302))
+    assert error.status == 302
+
+
+@pytest.mark.parametrize("content_type", ["text/html", "image/png"])
+async def test_download_of_a_web_page(host: Canned, content_type: str) -> None:
+    """A web page is no image, whatever it is called."""
+    page = b"<!doctype html><title>Sign in</title>"
+    error = await failure_of(host, answer(page, content_type=content_type))
+    assert "no image" in str(error)
+    assert error.status == 200
+
+
+async def test_download_of_nothing(host: Canned) -> None:
+    """An empty file is no image."""
+    assert "no image" in str(await failure_of(host, answer(b"")))
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_download_too_large(host: Canned, told: bool) -> None:
+    """An image over the limit is not read on, whether its length is told before or not."""
+    content = PNG + bytes(100_000)
+    reply = answer(content) if told else [*open_stream(content), End.HOLD]
+    limits = Limits(max_response_bytes=100_000)
+    error = await failure_of(host, reply, limits=limits)
+    assert "larger than 100,000 bytes" in str(error)
+    await host.wait_disconnected()
+
+
+async def test_download_as_large_as_allowed(host: Canned) -> None:
+    """An image of exactly the limit is taken."""
+    host.reply_with(answer(PNG + bytes(1_000 - len(PNG))))
+    client, image = await image_at(f"{host.origin}/a.png", limits=Limits(max_response_bytes=1_000))
+    async with client:
+        assert len(await image.read()) == 1_000
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        [End.CLOSE],
+        [End.RESET],
+        [head(200, Content_Length="5000"), PNG, End.CLOSE],
+        [head(200, Content_Length="5000"), PNG, End.RESET],
+        [*open_stream(PNG), End.CLOSE],
+        [b"what is this?\r\n\r\n", End.CLOSE],
+    ],
+    ids=["closed", "reset", "cut", "reset-in-body", "cut-chunks", "no-http"],
+)
+async def test_download_broken_off(host: Canned, reply: Reply) -> None:
+    """A broken download is a DownloadError, whatever broke it."""
+    assert str(await failure_of(host, reply))
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [[End.HOLD], [head(200, Content_Length="5000"), PNG, End.HOLD]],
+    ids=["no-answer", "no-more"],
+)
+async def test_download_takes_too_long(host: Canned, reply: Reply) -> None:
+    """The download has its own limit, and the error says how to raise it."""
+    error = await failure_of(host, reply, timeout=Timeout(download=0.1))
+    assert "download" in str(error)
+    assert "Timeout(download=" in str(error)
+
+
+async def test_download_takes_too_long_for_the_call(host: Canned) -> None:
+    """The limits of the call, which is over, do not hold for the download."""
+    gate = asyncio.Event()
+    host.reply_with([gate, *answer(PNG)])
+    client, image = await image_at(f"{host.origin}/a.png", timeout=Timeout(total=0.5, idle=0.05))
+    async with client:
+        reading = asyncio.ensure_future(image.read())
+        await asyncio.wait([reading], timeout=0.1)
+        assert not reading.done()
+        gate.set()
+        assert await reading == PNG
+
+
+async def test_download_from_nobody() -> None:
+    """A host that cannot be reached is a DownloadError that names it."""
+    async with Canned(answer(PNG)) as gone:
+        origin = gone.origin
+    client, image = await image_at(f"{origin}/a.png")
+    async with client:
+        with pytest.raises(DownloadError, match="cannot be reached") as caught:
+            await image.read()
+    assert caught.value.url == f"{origin}/a.png"
+    assert caught.value.billing == "billed"
+
+
+@pytest.mark.parametrize("url", ["ftp://host/a.png", "file:///etc/hostname", "mailto:a@b"])
+async def test_download_of_another_kind_of_address(url: str) -> None:
+    """An address that is not HTTP is not fetched."""
+    client, image = await image_at(url)
+    async with client:
+        with pytest.raises(DownloadError, match="neither http nor https"):
+            await image.read()
+
+
+@pytest.mark.parametrize(
+    "url", ["http://", "http://[::1", "http://host:port/a.png", "http://host\x00/"]
+)
+async def test_download_of_a_broken_address(url: str) -> None:
+    """An address that cannot be read is a DownloadError, for the image was made."""
+    client, image = await image_at(url)
+    async with client:
+        with pytest.raises(DownloadError) as caught:
+            await image.read()
+    assert caught.value.billing == "billed"
+
+
+class Anywhere(aiohttp.abc.AbstractResolver):
+    """Finds every name on this machine."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[aiohttp.abc.ResolveResult]:
+        return [
+            {
+                "hostname": host,
+                "host": "127.0.0.1",
+                "port": port,
+                "family": family,
+                "proto": 0,
+                "flags": 0,
+            }
+        ]
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+@pytest.fixture
+async def public() -> AsyncIterator[tuple[Canned, aiohttp.ClientSession]]:
+    """An API that seems to be on the internet, and the session that finds it."""
+    connector = aiohttp.TCPConnector(resolver=Anywhere())
+    async with Canned() as api, aiohttp.ClientSession(connector=connector) as session:
+        yield api, session
+
+
+PRIVATE_HOSTS = [
+    "127.0.0.1",
+    "localhost",
+    "127.1",
+    "2130706433",
+    "0x7f000001",
+    "0177.0.0.1",
+    "0.0.0.0",
+    "[::ffff:127.0.0.1]",
+    "[::1]",
+    "169.254.169.254",
+    "10.0.0.1",
+    "[fe80::1%25lo]",
+]
+
+
+@pytest.mark.parametrize("name", PRIVATE_HOSTS)
+async def test_private_address(
+    host: Canned, public: tuple[Canned, aiohttp.ClientSession], name: str
+) -> None:
+    """A server on the internet cannot make the client ask machines of the private network."""
+    api, session = public
+    api.reply_with(answer({"data": [{"url": f"http://{name}:{host.port}/a.png"}]}))
+    base_url = f"http://api.invalid:{api.port}/v1"
+    async with AsyncImages(KEY, base_url=base_url, session=session) as client:
+        (image,) = await client.generate("a boat")
+        with pytest.raises(DownloadError, match=r"private|cannot be used") as caught:
+            await image.read()
+    assert caught.value.billing == "billed"
+    assert host.accepted == 0
+
+
+async def test_private_address_that_is_allowed(
+    host: Canned, public: tuple[Canned, aiohttp.ClientSession]
+) -> None:
+    """The caller can allow it."""
+    api, session = public
+    api.reply_with(answer({"data": [{"url": f"{host.origin}/a.png"}]}))
+    base_url = f"http://api.invalid:{api.port}/v1"
+    limits = Limits(private_downloads=True)
+    async with AsyncImages(KEY, base_url=base_url, session=session, limits=limits) as client:
+        (image,) = await client.generate("a boat")
+        assert await image.read() == PNG
+
+
+async def test_read_without_a_client() -> None:
+    """An image that no client gave, such as an unpickled one, says that it cannot be fetched."""
+    with pytest.raises(DownloadError, match="no client to fetch") as caught:
+        await pickle.loads(pickle.dumps(Image(url="https://host/a.png"))).read()
+    assert caught.value.billing == "billed"
+    assert caught.value.url == "https://host/a.png"
+
+
+async def test_read_after_the_client_was_closed(host: Canned) -> None:
+    """With its client closed, a URL is not fetched: the error says so, and no connection is opened."""
+    client, image = await image_at(f"{host.origin}/a.png")
+    await client.aclose()
+    try:
+        with pytest.raises(DownloadError, match="closed"):
+            await image.read()
+    finally:
+        await client.aclose()
+    assert host.requests == []
+
+
+async def test_read_within_a_stream(host: Canned) -> None:
+    """A completed event may carry a URL instead of bytes; it is read in the same way."""
+    async with (
+        Canned(answer({"data": [{"url": f"{host.origin}/a.png"}]})) as api,
+        AsyncImages(KEY, base_url=api.base_url) as client,
+    ):
+        async with client.generate("a boat", stream=True) as stream:
+            async for event in stream:
+                assert event.b64_json is None
+                assert await event.image.read() == PNG
+                assert event.b64_json == Image(PNG).b64_json
+            result: ImagesResponse = await stream.result()
+        assert result[0].content == PNG
+    assert len(host.requests) == 1

@@ -1,0 +1,246 @@
+"""The public `openai` client as a second opinion: the same calls to the same server, with both clients."""
+
+import base64
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import openai
+import pytest
+
+from elkimg_async import APIError, AsyncImages, CompletedImage, PartialImage, errors
+from elkimg_async.local import LocalServer
+from tests.canned import DONE, KEY, PNG, Canned, answer, event, stream
+
+B64 = base64.b64encode(PNG).decode()
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[LocalServer]:
+    async with LocalServer(light=True, delay=0) as server:
+        yield server
+
+
+@pytest.fixture
+async def ours(server: LocalServer) -> AsyncIterator[AsyncImages]:
+    async with AsyncImages(server.api_key, base_url=server.base_url, retry=0) as client:
+        yield client
+
+
+@pytest.fixture
+async def theirs(server: LocalServer) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(
+        api_key=server.api_key, base_url=server.base_url, max_retries=0
+    ) as client:
+        yield client
+
+
+def plain(value: Any) -> Any:
+    """What two libraries' objects have in common: the names and values of `usage`."""
+    if value is None or isinstance(value, (int, float, str)):
+        return value
+    names = ("total_tokens", "input_tokens", "output_tokens", "text_tokens", "image_tokens")
+    details = ("input_tokens_details", "output_tokens_details")
+    found = {name: plain(getattr(value, name, None)) for name in names + details}
+    return {name: said for name, said in found.items() if said is not None}
+
+
+SIDE_DATA = ("size", "quality", "background", "output_format")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"n": 3},
+        {"model": "gpt-image-1", "size": "1024x1536", "quality": "low", "user": "u-1"},
+        {"output_format": "jpeg", "output_compression": 40, "moderation": "low"},
+        {"output_format": "webp", "background": "transparent"},
+        {"model": "dall-e-3", "response_format": "b64_json", "style": "natural"},
+        {"model": "dall-e-2", "size": "256x256", "n": 2, "response_format": "url"},
+    ],
+    ids=lambda options: "+".join(options) or "bare",
+)
+async def test_batch(
+    server: LocalServer, ours: AsyncImages, theirs: openai.AsyncOpenAI, options: dict[str, Any]
+) -> None:
+    """A batch call sends the same fields, and gives the same images, URLs, usage and side data."""
+    options = {"model": "gpt-image-1.5", **options}
+    mine = await ours.generate("a boat", **options)
+    other = await theirs.images.generate(prompt="a boat", **options)
+    assert server.requests[-2].fields == server.requests[-1].fields
+    assert other.data is not None
+    assert [image.b64_json for image in mine.data] == [image.b64_json for image in other.data]
+    assert [image.url for image in mine.data] == [image.url for image in other.data]
+    assert [image.revised_prompt for image in mine.data] == [
+        image.revised_prompt for image in other.data
+    ]
+    assert plain(mine.usage) == plain(other.usage)
+    assert mine.usage is not None
+    for name in SIDE_DATA:
+        assert getattr(mine, name) == getattr(other, name)
+    assert mine.created is not None
+    assert 0 <= other.created - mine.created <= 60
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"partial_images": 0},
+        {"partial_images": 3},
+        {"partial_images": 1, "n": 2},
+        {"partial_images": 2, "output_format": "webp", "size": "1536x1024"},
+    ],
+    ids=str,
+)
+async def test_stream(
+    server: LocalServer, ours: AsyncImages, theirs: openai.AsyncOpenAI, options: dict[str, Any]
+) -> None:
+    """A stream sends the same fields, and gives the same events with the same images and usage."""
+    options = {"model": "gpt-image-1.5", **options}
+    mine = [each async for each in ours.generate("a boat", stream=True, **options)]
+    opened = await theirs.images.generate(prompt="a boat", stream=True, **options)
+    others = [each async for each in opened]
+    assert server.requests[-2].fields == server.requests[-1].fields
+    assert len(mine) == len(others) == options["partial_images"] + options.get("n", 1)
+    for one, other in zip(mine, others, strict=True):
+        assert one.type == other.type
+        assert one.b64_json == other.b64_json
+        for name in SIDE_DATA:
+            assert getattr(one, name) == getattr(other, name)
+        if isinstance(one, PartialImage):
+            assert other.type == "image_generation.partial_image"
+            assert one.partial_image_index == other.partial_image_index
+        else:
+            assert isinstance(one, CompletedImage)
+            assert other.type == "image_generation.completed"
+            assert one.usage is not None
+            assert plain(one.usage) == plain(other.usage)
+
+
+async def test_code_that_moves_over(ours: AsyncImages, theirs: openai.AsyncOpenAI) -> None:
+    """The same lines of code run with either client."""
+
+    async def use(generate: Callable[..., Any]) -> list[Any]:
+        result = await generate(prompt="a boat", model="gpt-image-1", n=2, size="1024x1024")
+        seen = [item.b64_json for item in result.data] + [result.usage.total_tokens]
+        stream = await generate(prompt="a boat", model="gpt-image-1", stream=True, partial_images=1)
+        async for each in stream:
+            if each.type == "image_generation.partial_image":
+                seen += [each.partial_image_index, each.b64_json]
+            else:
+                seen += [each.b64_json, each.usage.total_tokens]
+        return seen
+
+    assert await use(ours.generate) == await use(theirs.images.generate)
+
+
+ERRORS = [
+    ({"model": "nobody"}, errors.NotFoundError, 503),
+    ({"n": 11}, errors.BadRequestError, 500),
+    ({"model": "gpt-image-1", "response_format": "url"}, errors.BadRequestError, 400),
+]
+
+
+@pytest.mark.parametrize(("options", "kind", "status"), ERRORS, ids=str)
+async def test_refusal(
+    server: LocalServer,
+    theirs: openai.AsyncOpenAI,
+    options: dict[str, Any],
+    kind: type[APIError],
+    status: int,
+) -> None:
+    """Both clients report the same status, code and parameter of a refusal."""
+    async with AsyncImages(
+        server.api_key, base_url=server.base_url, retry=0, validate="off"
+    ) as ours:
+        with pytest.raises(kind) as caught:
+            await ours.generate("a boat", **options)
+    with pytest.raises(openai.APIStatusError) as other:
+        await theirs.images.generate(prompt="a boat", **options)
+    assert caught.value.status == other.value.status_code == status
+    assert caught.value.code == (other.value.code or None)
+    assert caught.value.param == (other.value.param or None)
+    assert caught.value.type == (other.value.type or None)
+
+
+async def test_wrong_key(server: LocalServer) -> None:
+    """Both clients take a 401 for what it is."""
+    async with AsyncImages(KEY, base_url=server.base_url) as ours:
+        with pytest.raises(errors.AuthenticationError):
+            await ours.generate("a boat")
+    async with openai.AsyncOpenAI(api_key=KEY, base_url=server.base_url) as theirs:
+        with pytest.raises(openai.AuthenticationError):
+            await theirs.images.generate(prompt="a boat")
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("with_done", [False, True])
+async def test_canned_stream(with_done: bool) -> None:
+    """The contract's own sample of a stream is read alike by both."""
+    usage = {
+        "total_tokens": 3,
+        "input_tokens": 1,
+        "output_tokens": 2,
+        "input_tokens_details": {"text_tokens": 1, "image_tokens": 0},
+    }
+    frames = [
+        b": PING\n\n",
+        event(
+            {
+                "type": "image_generation.partial_image",
+                "b64_json": B64,
+                "partial_image_index": 0,
+            },
+            "image_generation.partial_image",
+        ),
+        event(
+            {
+                "type": "image_generation.completed",
+                "created_at": 1710000000,
+                "b64_json": B64,
+                "usage": usage,
+            },
+            "image_generation.completed",
+        ),
+    ]
+    if with_done:
+        frames.append(DONE)
+    async with (
+        Canned(stream(*frames)) as server,
+        AsyncImages(KEY, base_url=server.base_url) as ours,
+        openai.AsyncOpenAI(api_key=KEY, base_url=server.base_url) as theirs,
+    ):
+        mine = [each async for each in ours.generate("a boat", stream=True)]
+        opened = await theirs.images.generate(prompt="a boat", stream=True)
+        others = [each async for each in opened]
+    assert [(each.type, each.b64_json, each.created_at) for each in mine][1:] == [
+        (each.type, each.b64_json, each.created_at) for each in others
+    ][1:]
+    assert mine[0].b64_json == others[0].b64_json == B64
+    assert isinstance(mine[1], CompletedImage)
+    assert plain(mine[1].usage) == plain(getattr(others[1], "usage", None))
+
+
+async def test_canned_json() -> None:
+    """The service's own example of an answer, with both fields in an item, is read alike by both."""
+    body = {
+        "created": 1710000000,
+        "data": [{"b64_json": B64, "url": "https://host/a.png"}],
+        "usage": {
+            "total_tokens": 3,
+            "input_tokens": 1,
+            "output_tokens": 2,
+            "input_tokens_details": {"text_tokens": 1, "image_tokens": 0},
+        },
+    }
+    async with (
+        Canned(answer(body)) as server,
+        AsyncImages(KEY, base_url=server.base_url) as ours,
+        openai.AsyncOpenAI(api_key=KEY, base_url=server.base_url) as theirs,
+    ):
+        mine = await ours.generate("a boat")
+        other = await theirs.images.generate(prompt="a boat")
+    assert other.data is not None
+    assert mine.created == other.created
+    assert (mine[0].b64_json, mine[0].url) == (other.data[0].b64_json, other.data[0].url)
+    assert plain(mine.usage) == plain(other.usage)

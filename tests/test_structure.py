@@ -1,0 +1,256 @@
+"""The map of the package: who may import whom, and what the pure part may not do."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import elkimg_async
+
+PACKAGE = Path(elkimg_async.__file__).parent
+NAME = PACKAGE.name
+LAYERS = [
+    {"errors"},
+    {"image", "hooks"},
+    {"sansio"},
+    {"options", "watchdog"},
+    {"transport"},
+    {"download"},
+    {"call"},
+    {"client"},
+    {"batch"},
+    {"cli", "ray", "otel", "web", "pytest_plugin"},
+    {"__main__"},
+    {"__init__"},
+]
+"""From the bottom to the top: a part imports from the layers below its own only."""
+ONLY = {
+    "errors": set(),
+    "hooks": set(),
+    "image": {"errors"},
+    "stream": {"errors", "sansio"},
+    "local": {"errors", "options", "sansio"},
+}
+"""Parts that import less than their layer would let them."""
+RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
+RANK |= {"stream": RANK["download"], "local": RANK["batch"]}
+
+ASKS_THE_SURFACE = {"cli", "__main__", "pytest_plugin"}
+"""Parts that may use the package as its users do."""
+
+IMPURE = {"aiohttp", "anyio", "asyncio", "io", "os", "pathlib", "random", "secrets", "select"}
+IMPURE |= {
+    "shutil",
+    "signal",
+    "socket",
+    "ssl",
+    "subprocess",
+    "tempfile",
+    "threading",
+    "time",
+    "uuid",
+}
+ASYNC = (ast.AsyncFunctionDef, ast.AsyncFor, ast.AsyncWith, ast.Await)
+CALLS = {"open", "input", "print", "__import__", "exec", "eval", "breakpoint"}
+
+
+def modules() -> dict[str, ast.Module]:
+    """Every module of the package by its dotted name, parsed."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    return found
+
+
+MODULES = modules()
+
+
+class AtRunTime(ast.NodeTransformer):
+    """Leaves out what only a type checker sees."""
+
+    def visit_If(self, node: ast.If) -> ast.If:
+        if "TYPE_CHECKING" in ast.dump(node.test):
+            node.body = [ast.Pass()]
+        return node
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """The dotted name of all that a module imports, those within functions included."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            assert node.module is not None
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def ours(tree: ast.AST) -> set[str]:
+    """The modules of the package that a module imports."""
+    found = set()
+    for name in imports(tree):
+        if name.partition(".")[0] == NAME:
+            while name not in MODULES:
+                name = name.rpartition(".")[0]
+            found.add(name)
+    return found
+
+
+def part_of(module: str) -> str:
+    """The part of the map that a module belongs to."""
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def misplaced(module: str, tree: ast.AST) -> list[str]:
+    """What a module imports against the direction of the map."""
+    part = part_of(module)
+    wrong = []
+    for other in map(part_of, ours(tree) - ({NAME} if part in ASKS_THE_SURFACE else set())):
+        below = RANK[other] < RANK[part] if part not in ONLY else other in ONLY[part]
+        if other != part and not below:
+            wrong.append(other)
+    return wrong
+
+
+def impurities(tree: ast.AST) -> list[str]:
+    """What waits, or reads a clock, chance, the environment or a file."""
+    wrong = [name for name in imports(tree) if name.partition(".")[0] in IMPURE]
+    for node in ast.walk(tree):
+        if isinstance(node, ASYNC):
+            wrong.append(type(node).__name__)
+        elif (
+            isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in CALLS
+        ):
+            wrong.append(node.func.id)
+        elif isinstance(node, ast.comprehension) and node.is_async:
+            wrong.append("async for")
+    return wrong
+
+
+SANSIO = [name for name in MODULES if part_of(name) == "sansio"]
+
+
+def test_structure_is_on_the_map() -> None:
+    """Each module belongs to a part that the map knows, and the basic parts are there."""
+    parts = {part_of(module) for module in MODULES}
+    assert parts <= RANK.keys()
+    assert parts >= {
+        "errors",
+        "image",
+        "hooks",
+        "sansio",
+        "options",
+        "transport",
+        "stream",
+        "client",
+    }
+    assert {name.rpartition(".")[2] for name in SANSIO} >= {
+        "requests",
+        "models",
+        "responses",
+        "wire",
+        "payload",
+        "sse",
+        "retry",
+    }
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_structure_direction(module: str) -> None:
+    """Imports go down the map and never up, those for type checkers and within functions included."""
+    assert misplaced(module, MODULES[module]) == []
+
+
+def test_structure_has_no_cycles() -> None:
+    """No module imports itself through others."""
+    left = {
+        module: ours(tree) - {module, NAME} for module, tree in MODULES.items() if module != NAME
+    }
+    while free := {module for module, needs in left.items() if not needs & left.keys()}:
+        left = {module: needs for module, needs in left.items() if module not in free}
+    assert left == {}
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != NAME])
+def test_structure_nobody_imports_the_surface(module: str) -> None:
+    """The surface is for users, and for the command, which is one."""
+    assert NAME not in ours(MODULES[module]) or part_of(module) in ASKS_THE_SURFACE
+
+
+@pytest.mark.parametrize("module", SANSIO)
+def test_structure_sansio_is_pure(module: str) -> None:
+    """What can be decided without waiting neither waits nor looks at the world."""
+    assert impurities(MODULES[module]) == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_structure_transport_alone_touches_the_http_client(module: str) -> None:
+    """aiohttp is imported by the transport, and by what is a server itself."""
+    allowed = {"transport", "local", "web", "pytest_plugin"}
+    tree = AtRunTime().visit(ast.parse(ast.unparse(MODULES[module])))
+    used = {name.partition(".")[0] for name in imports(tree)}
+    assert "aiohttp" not in used or part_of(module) in allowed
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_structure_options_alone_read_the_environment(module: str) -> None:
+    """The environment is read in one place."""
+    reads = {
+        node.attr
+        for node in ast.walk(MODULES[module])
+        if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "getproxies")
+    }
+    assert not reads or part_of(module) in ("options", "cli")
+
+
+# The checks themselves
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "wrong"),
+    [
+        ("errors", "from elkimg_async import image", ["image"]),
+        ("errors", "from elkimg_async.image import Image", ["image"]),
+        ("image", "from elkimg_async.errors import APIError", []),
+        ("image", "import elkimg_async.hooks", ["hooks"]),
+        ("hooks", "from elkimg_async.errors import APIError", ["errors"]),
+        ("sansio.sse", "from elkimg_async.options import Timeout", ["options"]),
+        ("sansio.sse", "from elkimg_async.sansio import payload", []),
+        ("sansio.sse", "def f():\n    from elkimg_async import client", ["client"]),
+        ("options", "from elkimg_async.sansio.wire import generate", []),
+        ("options", "from elkimg_async.watchdog import Watchdog", ["watchdog"]),
+        ("transport", "from elkimg_async import call", ["call"]),
+        ("stream", "from elkimg_async.options import Timeout", ["options"]),
+        ("stream", "if TYPE_CHECKING:\n    from elkimg_async.transport import X", ["transport"]),
+        ("local.server", "from elkimg_async.client import AsyncImages", ["client"]),
+        ("local.server", "from elkimg_async.options import Timeout", []),
+        ("local.server", "from elkimg_async import AsyncImages", ["__init__"]),
+        ("client", "from elkimg_async.local import LocalServer", ["local"]),
+        ("client", "from elkimg_async import Image", ["__init__"]),
+        ("cli", "from elkimg_async import __version__", []),
+        ("cli", "from elkimg_async.local import LocalServer", []),
+    ],
+)
+def test_structure_check_of_direction(module: str, source: str, wrong: list[str]) -> None:
+    """The check sees an import against the direction, however it is written."""
+    assert misplaced(f"{NAME}.{module}", ast.parse(source)) == wrong
+
+
+@pytest.mark.parametrize(
+    ("source", "wrong"),
+    [
+        ("import random", ["random"]),
+        ("import os.path", ["os.path"]),
+        ("from time import monotonic", ["time.monotonic"]),
+        ("def f():\n    import socket", ["socket"]),
+        ("async def f(): pass", ["AsyncFunctionDef"]),
+        ("def f(x):\n    return open(x)", ["open"]),
+        ("import email.utils, re, json", []),
+    ],
+)
+def test_structure_check_of_purity(source: str, wrong: list[str]) -> None:
+    """The check sees what is not pure."""
+    assert impurities(ast.parse(source)) == wrong

@@ -1,0 +1,410 @@
+"""The whole public surface with its types stated: checked by mypy and pyright, never run."""
+
+import asyncio
+import math
+from collections.abc import Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any, assert_type
+
+import aiohttp
+import anyio
+from PIL.Image import Image as PILImage
+
+import elkimg_async
+from elkimg_async import (
+    APIError,
+    AsyncImages,
+    AuthenticationError,
+    BadRequestError,
+    BatchError,
+    BatchStoppedError,
+    Billing,
+    CompletedImage,
+    ConfigurationError,
+    ConnectError,
+    DisconnectedError,
+    DownloadError,
+    ElkImagesError,
+    EmptyResultError,
+    GenerateRequest,
+    Image,
+    ImagesResponse,
+    ImageStream,
+    InvalidRequestError,
+    JournalError,
+    Limits,
+    Meta,
+    ModerationError,
+    NetworkError,
+    NotFoundError,
+    PartialImage,
+    PermissionDeniedError,
+    QuotaExceededError,
+    RateLimit,
+    RateLimitError,
+    RequestTimeoutError,
+    ResponseError,
+    RetryPolicy,
+    ServerError,
+    StreamError,
+    StreamIncompleteError,
+    StreamStateError,
+    Timeout,
+    TokenDetails,
+    Usage,
+    errors,
+)
+from elkimg_async.hooks import (
+    AttemptStarted,
+    EventReceived,
+    EventSkipped,
+    Hook,
+    Record,
+    RequestFinished,
+    RequestStarted,
+    ResponseStarted,
+    RetryScheduled,
+)
+from elkimg_async.local import FAULTS, Fault, LocalServer, ReceivedRequest, parse
+
+version: str = elkimg_async.__version__
+
+
+# --- the client -------------------------------------------------------------
+
+
+async def rotating_key() -> str:
+    return "sk-1"
+
+
+def hook(record: Record) -> None:
+    match record:
+        case RequestStarted(call=call, stream=stream):
+            assert_type(call, int)
+            assert_type(stream, bool)
+        case AttemptStarted(attempt=attempt):
+            assert_type(attempt, int)
+        case ResponseStarted(status=status, request_id=request_id, first_byte=first_byte):
+            assert_type(status, int)
+            assert_type(request_id, str | None)
+            assert_type(first_byte, float)
+        case RetryScheduled(error=error, delay=delay):
+            assert_type(error, Exception)
+            assert_type(delay, float)
+        case EventReceived() | EventSkipped():
+            pass
+        case RequestFinished(elapsed=elapsed, error=failure):
+            assert_type(elapsed, float)
+            assert_type(failure, BaseException | None)
+
+
+def make(session: aiohttp.ClientSession) -> list[AsyncImages]:
+    a_hook: Hook = hook
+    return [
+        AsyncImages(),
+        AsyncImages("sk-1"),
+        AsyncImages(api_key=rotating_key),
+        AsyncImages(timeout=5, retry=3),
+        AsyncImages(timeout=2.5, retry=0),
+        AsyncImages(
+            None,
+            base_url="http://127.0.0.1:8000/v1",
+            timeout=Timeout(total=600, connect=10, first_byte=None, idle=math.inf, download=60.0),
+            retry=RetryPolicy(
+                max_retries=2, initial_backoff=0.5, max_backoff=8, max_retry_after=120
+            ),
+            idempotency="replay",
+            validate="warn",
+            limits=Limits(max_response_bytes=2**20),
+            headers={"X-Team": "one"},
+            session=session,
+            hooks=[hook, a_hook, print, lambda record: None],
+        ),
+    ]
+
+
+async def close(client: AsyncImages) -> None:
+    async with client as entered:
+        assert_type(entered, AsyncImages)
+    assert_type(await client.aclose(), None)
+    assert_type(client.base_url, str)
+    view = client.with_options(timeout=5, retry=RetryPolicy(0), headers={"X-A": "b"})
+    assert_type(view, AsyncImages)
+
+
+# --- generate ---------------------------------------------------------------
+
+
+async def batch(client: AsyncImages) -> None:
+    call = client.generate("a boat")
+    assert_type(await assert_type(call, Coroutine[Any, Any, ImagesResponse]), ImagesResponse)
+    assert_type(await client.generate("a boat", stream=False), ImagesResponse)
+    assert_type(await client.generate(prompt="a boat"), ImagesResponse)
+
+
+async def tasks(client: AsyncImages, prompts: Sequence[str]) -> None:
+    task = asyncio.create_task(client.generate("a boat"))
+    assert_type(task, "asyncio.Task[ImagesResponse]")
+    async with asyncio.TaskGroup() as group:
+        in_group = group.create_task(client.generate("a boat", n=2))
+    assert_type(in_group.result(), ImagesResponse)
+    one, two = await asyncio.gather(client.generate("a"), client.generate("b"))
+    assert_type(one, ImagesResponse)
+    assert_type(two, ImagesResponse)
+    many: list[ImagesResponse] = await asyncio.gather(
+        *(client.generate(prompt) for prompt in prompts)
+    )
+    assert len(many) == len(prompts)
+    waited: ImagesResponse = await asyncio.wait_for(client.generate("a"), 5)
+    assert waited
+    async with anyio.create_task_group() as anyio_group:
+        anyio_group.start_soon(client.generate, "a boat")
+        anyio_group.start_soon(save, client, "a boat", Path("out"))
+
+
+async def save(client: AsyncImages, prompt: str, folder: Path) -> None:
+    for number, image in enumerate(await client.generate(prompt)):
+        await image.save(folder / f"{number}")
+
+
+async def streaming(client: AsyncImages) -> None:
+    stream = client.generate("a boat", stream=True)
+    assert_type(stream, ImageStream)
+    assert_type(await stream, ImageStream)
+    async with client.generate("a boat", stream=True, partial_images=2) as entered:
+        assert_type(entered, ImageStream)
+        async for event in entered:
+            assert_type(event, PartialImage | CompletedImage)
+            match event:
+                case PartialImage(image=image, partial_image_index=index):
+                    assert_type(image, Image)
+                    assert_type(index, int | None)
+                case CompletedImage(image=image, usage=usage):
+                    assert_type(image, Image)
+                    assert_type(usage, Usage | None)
+            assert_type(event.type, str)
+            assert_type(event.b64_json, str | None)
+            assert_type(event.created_at, int | float | None)
+            assert_type(event.size, str | None)
+            assert_type(event.quality, str | None)
+            assert_type(event.background, str | None)
+            assert_type(event.output_format, str | None)
+        assert_type(await entered.result(), ImagesResponse)
+    assert_type(await entered.aclose(), None)
+    async for event in client.generate("a boat", stream=True):
+        if isinstance(event, CompletedImage):
+            assert_type(event, CompletedImage)
+        else:
+            assert_type(event, PartialImage)
+    assert_type(await anext(stream), PartialImage | CompletedImage)
+    listed: list[PartialImage | CompletedImage] = [event async for event in stream]
+    assert listed
+
+
+async def either(client: AsyncImages, stream: bool) -> ImagesResponse:
+    """A bool known only at run time gives the union, and both can be awaited."""
+    made = client.generate("a boat", stream=stream)
+    assert_type(made, Coroutine[Any, Any, ImagesResponse] | ImageStream)
+    if isinstance(made, ImageStream):
+        async with made:
+            return await made.result()
+    return await made
+
+
+async def every_option(client: AsyncImages) -> None:
+    result = await client.generate(
+        "a boat",
+        model="gpt-image-1",
+        n=1,
+        size="1024x1024",
+        quality="high",
+        background="opaque",
+        moderation="low",
+        style="vivid",
+        user="u-1",
+        output_format="webp",
+        output_compression=80,
+        partial_images=0,
+        response_format="url",
+        extra_body={"seed": 7},
+        extra_headers={"X-A": "b"},
+        timeout=Timeout(idle=5),
+        retry=1,
+    )
+    assert_type(result, ImagesResponse)
+    none = await client.generate(
+        "a boat",
+        model=None,
+        n=None,
+        size=None,
+        quality=None,
+        background=None,
+        moderation=None,
+        style=None,
+        user=None,
+        output_format=None,
+        output_compression=None,
+        partial_images=None,
+        response_format=None,
+        extra_body=None,
+        extra_headers=None,
+        timeout=None,
+        retry=None,
+    )
+    assert_type(none, ImagesResponse)
+
+
+async def other_prompts(client: AsyncImages, rows: Sequence[Mapping[str, object]]) -> None:
+    request = GenerateRequest(prompt="a boat", n=2, extra_body={"seed": 7})
+    assert_type(request.prompt, str)
+    assert_type(request.n, int | None)
+    assert_type(await client.generate(request), ImagesResponse)
+    assert_type(client.generate(request, stream=True), ImageStream)
+    assert_type(await client.generate({"prompt": "a boat", "n": 2}), ImagesResponse)
+    calls = map(client.generate, rows)
+    assert_type(await next(calls), ImagesResponse)
+    prompts: list[str | GenerateRequest | Mapping[str, Any]] = ["a", request, {"prompt": "b"}]
+    results: list[ImagesResponse] = await asyncio.gather(*map(client.generate, prompts))
+    assert results
+
+
+def refused_by_the_checker(client: AsyncImages) -> None:
+    """What the checkers must not let through; an unused ignore would be an error of mypy's."""
+    client.generate("a boat", n="2")  # type: ignore[call-overload] # pyright: ignore
+    client.generate("a boat", sise="auto")  # type: ignore[call-overload] # pyright: ignore
+    client.generate()  # type: ignore[call-overload] # pyright: ignore
+    client.generate("a boat", "gpt-image-1")  # type: ignore[call-overload] # pyright: ignore
+    AsyncImages("sk", validate="loose")  # type: ignore[arg-type] # pyright: ignore
+    AsyncImages("sk", "http://host/v1")  # type: ignore[call-arg] # pyright: ignore
+
+
+# --- results ----------------------------------------------------------------
+
+
+def results(response: ImagesResponse) -> None:
+    sequence: Sequence[Image] = response
+    assert_type(len(sequence), int)
+    assert_type(response[0], Image)
+    assert_type(response[1:], list[Image])
+    assert_type(response.data, list[Image])
+    for image in response:
+        assert_type(image, Image)
+    assert_type(response.created, int | float | None)
+    assert_type(response.size, str | None)
+    assert_type(response.quality, str | None)
+    assert_type(response.background, str | None)
+    assert_type(response.output_format, str | None)
+    assert_type(response.meta, Meta)
+    assert_type(response.meta.request_id, str | None)
+    assert_type(response.meta.status, int)
+    assert_type(response.meta.attempts, int)
+    assert_type(response.meta.elapsed, float)
+    assert_type(response.meta.first_byte, float)
+    assert_type(response.meta.idempotency_key, str | None)
+    assert_type(response.meta.rate_limit, RateLimit | None)
+    if (limit := response.meta.rate_limit) is not None:
+        assert_type(limit.limit_requests, int | None)
+        assert_type(limit.remaining_tokens, int | None)
+        assert_type(limit.reset_requests, float | None)
+    assert_type(response.usage, Usage | None)
+    if (usage := response.usage) is not None:
+        assert_type(usage.total_tokens, int | float | None)
+        assert_type(usage.input_tokens_details, TokenDetails | None)
+        if (details := usage.output_tokens_details) is not None:
+            assert_type(details.image_tokens, int | float | None)
+
+
+async def images(image: Image) -> None:
+    assert_type(image.content, bytes | None)
+    assert_type(image.url, str | None)
+    assert_type(image.revised_prompt, str | None)
+    assert_type(image.media_type, str | None)
+    assert_type(image.b64_json, str | None)
+    assert_type(await image.read(), bytes)
+    assert_type(await image.save("boat.png"), Path)
+    assert_type(await image.save(Path("boat")), Path)
+    assert_type(image.to_pil(), PILImage)
+    assert_type(Image(b"", url=None, revised_prompt="a boat"), Image)
+
+
+# --- errors -----------------------------------------------------------------
+
+leaves: tuple[type[ElkImagesError], ...] = (
+    ConfigurationError,
+    ModerationError,
+    AuthenticationError,
+    NotFoundError,
+    RateLimitError,
+    ServerError,
+    ConnectError,
+    EmptyResultError,
+    StreamStateError,
+    JournalError,
+)
+moderation: type[BadRequestError] = ModerationError
+quota: type[PermissionDeniedError] = QuotaExceededError
+value_error: type[ValueError] = InvalidRequestError
+timeout_error: type[TimeoutError] = RequestTimeoutError
+network: tuple[type[NetworkError], ...] = (ConnectError, RequestTimeoutError, DisconnectedError)
+batch_errors: tuple[type[BatchError], ...] = (BatchStoppedError, JournalError)
+root: type[ElkImagesError] = errors.ElkImagesError
+
+
+async def handling(client: AsyncImages) -> None:
+    try:
+        await client.generate("a boat")
+    except InvalidRequestError as error:
+        assert_type(error.param, str | None)
+    except APIError as error:
+        assert_type(error.status, int | None)
+        assert_type(error.code, str | None)
+        assert_type(error.type, str | None)
+        assert_type(error.param, str | None)
+        assert_type(error.headers, Mapping[str, str])
+        assert_type(error.retry_after, float | None)
+    except RequestTimeoutError as error:
+        assert_type(error.limit, str | None)
+        assert_type(error.phase, str | None)
+    except NetworkError as error:
+        assert_type(error.phase, str | None)
+    except ResponseError as error:
+        assert_type(error.status, int | None)
+        assert_type(error.body, str | None)
+        assert_type(len(error.images), int)
+    except StreamIncompleteError as error:
+        assert_type(len(error.partials), int)
+    except DownloadError as error:
+        assert_type(error.url, str | None)
+        assert_type(error.status, int | None)
+    except BatchStoppedError as error:
+        assert_type(error.reason, str | None)
+    except StreamError as error:
+        assert_type(str(error), str)
+    except ElkImagesError as error:
+        assert_type(error.message, str)
+        assert_type(error.request_id, str | None)
+        assert_type(error.attempts, int)
+        assert_type(error.billing, Billing)
+
+
+# --- the local server -------------------------------------------------------
+
+
+async def local() -> None:
+    async with LocalServer() as server:
+        assert_type(server, LocalServer)
+        async with AsyncImages(server.api_key, base_url=server.base_url) as client:
+            await client.generate("a boat")
+        assert_type(server.generations, int)
+        assert_type(server.requests[-1], ReceivedRequest)
+        assert_type(server.requests[-1].fields, dict[str, Any])
+        assert_type(server.connections, int)
+        server.inject("rate-limit*2", Fault("stall-body", 100), parse("html"))
+        await server.wait_disconnected(1)
+        await server.wait_until(lambda: server.generations > 1)
+    started = LocalServer(
+        api_key="sk-1", host="127.0.0.1", port=0, delay=0.0, faults=["none"], light=True
+    )
+    await started.start()
+    await started.aclose()
+    assert_type(FAULTS, dict[str, str])
