@@ -4,17 +4,16 @@ import importlib.util
 import io
 import os
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import anyio
-import anyio.to_thread
 import msgspec
 import pybase64
 
 from elkimg_async.errors import ConfigurationError, DownloadError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from PIL.Image import Image as PILImage
 
 Download = Callable[[str], Awaitable[bytes]]
@@ -67,7 +66,7 @@ class Image(msgspec.Struct, eq=False):
     url: str | None = None
     revised_prompt: str | None = None
     _download: Download | None = None
-    _lock: anyio.Lock | None = None
+    _lock: Any = None
 
     def download_with(self, download: Download) -> None:
         """Let `read` fetch the URL with `download`; the client does this for the images that it gives."""
@@ -91,6 +90,8 @@ class Image(msgspec.Struct, eq=False):
         """
         if self.content is not None:
             return self.content
+        import anyio  # here and below: what only waiting and files need is imported late
+
         if self._lock is None:
             self._lock = anyio.Lock()
         async with self._lock:
@@ -102,7 +103,7 @@ class Image(msgspec.Struct, eq=False):
                 self.content = await self._download(self.url)
         return self.content
 
-    async def save(self, path: str | os.PathLike[str]) -> Path:
+    async def save(self, path: str | os.PathLike[str]) -> "Path":
         """Write the image to `path` and return it, with the extension filled in where it has none.
 
         The file appears whole or not at all, and replaces one of the same name.
@@ -111,6 +112,10 @@ class Image(msgspec.Struct, eq=False):
             DownloadError: by the image host, where the image is still a URL.
             OSError: by the caller or the file system: no such folder, no right, no room.
         """
+        from pathlib import Path
+
+        import anyio.to_thread
+
         content = await self.read()
         target = Path(path)
         if not target.suffix:
@@ -151,7 +156,7 @@ class Image(msgspec.Struct, eq=False):
         return {media_type: shown, "text/plain": repr(self)}
 
 
-def write_atomically(target: Path, content: bytes) -> None:
+def write_atomically(target: "Path", content: bytes) -> None:
     """Write a file that is whole at any moment at which it exists."""
     part = target.with_name(f".{os.urandom(8).hex()}.part")
     try:

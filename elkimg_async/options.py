@@ -11,6 +11,7 @@ import msgspec
 
 from elkimg_async.errors import ConfigurationError
 from elkimg_async.hooks import Hook
+from elkimg_async.sansio.payload import map_strings
 from elkimg_async.sansio.retry import RetryBudget
 
 DEFAULT_BASE_URL = "https://api.elkapi.com/v1"
@@ -133,13 +134,7 @@ class Secret:
         """The same text, mapping or sequence without this string in it, unless it is too short to tell."""
         if len(self._value) < _LEAST_SECRET:
             return value
-        if isinstance(value, str):
-            return value.replace(self._value, "***")
-        if isinstance(value, dict):
-            return {self.redact(name): self.redact(item) for name, item in value.items()}
-        if type(value) in (list, tuple):
-            return type(value)(self.redact(item) for item in value)
-        return value
+        return map_strings(value, lambda text: text.replace(self._value, "***"))
 
     def __repr__(self) -> str:
         return "<secret>"

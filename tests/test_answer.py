@@ -354,7 +354,7 @@ def test_answer_usage(usage: Any, expected: Usage | None) -> None:
     for body in (answer(item(ONE), usage=usage), frame(COMPLETED, ONE, usage=usage)):
         found = outcome(body, exhaustive=False)
         assert found.response is not None
-        assert found.response.usage == expected
+        assert repr(found.response.usage) == repr(expected)  # 2 and 2.0 are not the same here
         assert isinstance(found.events[0], CompletedImage)
         assert found.events[0].usage == expected
 

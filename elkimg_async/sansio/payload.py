@@ -23,6 +23,7 @@ silence.
 
 import binascii
 import re
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import msgspec
@@ -72,11 +73,7 @@ class Document(msgspec.Struct, frozen=True):
 
     def readable(self, value: Any) -> Any:
         """The same without placeholders, for a person to read."""
-        if isinstance(value, dict):
-            return {name: self.readable(item) for name, item in value.items()}
-        if isinstance(value, list):
-            return [self.readable(item) for item in value]
-        return "…" if isinstance(value, str) and value in self.images else value
+        return map_strings(value, lambda text: "…" if text in self.images else text)
 
     def is_image(self, value: str) -> bool:
         """Whether a string stands for, or is, a `data:` URL."""
@@ -184,6 +181,22 @@ class JSONDecoder:
         self._base64 = None
         self._step = _LEAST_STEP
         return quote
+
+
+def map_strings(value: Any, change: Callable[[str], str], depth: int = 20) -> Any:
+    """Plain data with every string changed; what is nested deeper than `depth` becomes "…"."""
+    if isinstance(value, str):
+        return change(value)
+    if type(value) not in (dict, list, tuple):
+        return value
+    if depth == 0:
+        return "…"
+    if isinstance(value, dict):
+        return {
+            map_strings(name, change, depth - 1): map_strings(item, change, depth - 1)
+            for name, item in value.items()
+        }
+    return type(value)(map_strings(item, change, depth - 1) for item in value)
 
 
 def splice(
