@@ -11,10 +11,9 @@ import warnings
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
-from urllib.parse import urljoin
 
 from elkimg_async import hooks
-from elkimg_async.download import download
+from elkimg_async.download import download, resolve
 from elkimg_async.errors import (
     ConfigurationError,
     ElkImagesError,
@@ -126,7 +125,9 @@ class Call:
             if isinstance(failure, NetworkError):
                 if self._is_whole():
                     continue
-                failure = self._refusal() or failure
+                exchange = self._exchange
+                if exchange is not None and exchange.status and self._decoder is None:
+                    failure = self._refusal(exchange)
             await self._recover(failure)
 
     def _prepare(self) -> Watchdog:
@@ -144,11 +145,7 @@ class Call:
                 self._key = os.urandom(16).hex()
             written = wire.generate(request, stream=self._stream, key=self._key)
             self._request = wire.with_headers(written, {**settings.headers, **extra_headers})
-            if settings.hooks:
-                started = hooks.RequestStarted(
-                    call=self._number, request=request, stream=self._stream
-                )
-                tell(settings.hooks, started)
+            self._tell(hooks.RequestStarted, request=request, stream=self._stream)
         return self._watchdog
 
     def _validate(self, request: GenerateRequest) -> None:
@@ -167,8 +164,7 @@ class Call:
         self._transport.check_open()
         self._attempts += 1
         self._attempt_started = time.monotonic()
-        if settings.hooks:
-            tell(settings.hooks, hooks.AttemptStarted(call=self._number, attempt=self._attempts))
+        self._tell(hooks.AttemptStarted, attempt=self._attempts)
         self._secret = await self._current_key()
         exchange = self._exchange = self._transport.exchange(
             settings.base_url + self._request.path,
@@ -178,20 +174,18 @@ class Call:
         )
         await exchange.open(watchdog, first_byte=limits.first_byte, idle=limits.idle)
         self._first_byte = time.monotonic() - self._attempt_started
-        if settings.hooks:
-            began = hooks.ResponseStarted(
-                call=self._number,
-                attempt=self._attempts,
-                status=exchange.status,
-                request_id=wire.request_id(exchange.headers),
-                first_byte=self._first_byte,
-            )
-            tell(settings.hooks, began)
+        self._tell(
+            hooks.ResponseStarted,
+            attempt=self._attempts,
+            status=exchange.status,
+            request_id=wire.request_id(exchange.headers),
+            first_byte=self._first_byte,
+        )
         if not 200 <= exchange.status < 300:
             watchdog.allow("idle", limits.idle)
             while len(self._error_body) < _MAX_ERROR_BODY and (chunk := await exchange.read()):
                 self._error_body += chunk
-            raise self._refusal() or AssertionError
+            raise self._refusal(exchange)
         max_bytes = settings.limits.max_response_bytes
         self._decoder = AnswerDecoder(stream=self._stream, max_bytes=max_bytes)
         return self._decoder
@@ -207,11 +201,8 @@ class Call:
             raise ConfigurationError("api_key must be a string or an async function.")
         return make_key(await promised)
 
-    def _refusal(self) -> ElkImagesError | None:
-        """What an answer other than 2xx means, as far as it came; None where there is none."""
-        exchange = self._exchange
-        if exchange is None or exchange.status == 0 or self._decoder is not None:
-            return None
+    def _refusal(self, exchange: Exchange) -> ElkImagesError:
+        """What an answer other than 2xx means, as far as it came."""
         body = bytes(self._error_body[:_MAX_ERROR_BODY])
         return wire.read_error(exchange.status, exchange.headers, body, now=time.time())
 
@@ -244,17 +235,12 @@ class Call:
     def _take_event(self, decoder: AnswerDecoder) -> ImageEvent | None:
         while (event := decoder.next_event()) is not None:
             if isinstance(event, SkippedEvent):
-                if self._settings.hooks:
-                    skipped = hooks.EventSkipped(
-                        call=self._number, type=event.type, reason=event.reason
-                    )
-                    tell(self._settings.hooks, skipped)
+                self._tell(hooks.EventSkipped, type=event.type, reason=event.reason)
                 continue
             if event.image.url is not None:
                 self._connect_image(event.image)
             self._given = True
-            if self._settings.hooks:
-                tell(self._settings.hooks, hooks.EventReceived(call=self._number, event=event))
+            self._tell(hooks.EventReceived, event=event)
             return event
         return None
 
@@ -262,7 +248,7 @@ class Call:
         """Make the address of an image absolute, and teach the image to fetch it."""
         base_url, limits = self._settings.base_url, self._settings.limits
         if not (image.url or "").startswith(("https://", "http://")):
-            image.url = urljoin(base_url + "/", image.url or "")
+            image.url = resolve(base_url + "/", image.url or "")
         image.download_with(
             partial(
                 download,
@@ -299,11 +285,12 @@ class Call:
             rate_limit=wire.rate_limit(exchange.headers),
             idempotency_key=self._key,
         )
-        if not exchange.at_end:
+        try:
             with contextlib.suppress(NetworkError), Watchdog(_END_GRACE):
-                while await exchange.read():
+                while not exchange.at_end and await exchange.read():
                     pass
-        self._let_go()
+        finally:
+            self._let_go()
         if self._settings.hooks:
             self._tell_end(result=decoder.response())
 
@@ -329,11 +316,7 @@ class Call:
         self._decoder = None
         self._error_body.clear()
         self._ended = False
-        if self._settings.hooks:
-            scheduled = hooks.RetryScheduled(
-                call=self._number, attempt=self._attempts, error=failure, delay=delay
-            )
-            tell(self._settings.hooks, scheduled)
+        self._tell(hooks.RetryScheduled, attempt=self._attempts, error=failure, delay=delay)
         await asyncio.sleep(delay)
 
     def _complete(self, failure: ElkImagesError) -> None:
@@ -355,10 +338,11 @@ class Call:
     def _tell_end(
         self, result: ImagesResponse | None = None, error: BaseException | None = None
     ) -> None:
-        if self._settings.hooks and self._started and not self._told_end:
+        if self._started and not self._told_end:
             self._told_end = True
             elapsed = time.monotonic() - self._started
-            finished = hooks.RequestFinished(
-                call=self._number, elapsed=elapsed, result=result, error=error
-            )
-            tell(self._settings.hooks, finished)
+            self._tell(hooks.RequestFinished, elapsed=elapsed, result=result, error=error)
+
+    def _tell(self, record: type[hooks.Record], **fields: Any) -> None:
+        if self._settings.hooks:
+            tell(self._settings.hooks, record(call=self._number, **fields))
