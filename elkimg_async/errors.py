@@ -61,13 +61,13 @@ class ElkImagesError(Exception):
 
     def __str__(self) -> str:
         text = " ".join(part for part in (self.message, self._advise()) if part)
-        if self.request_id is None or self.request_id in text:
+        if self.request_id is None or f"request id: {self.request_id}" in text:
             return text
         return f"{text} (request id: {self.request_id})"
 
     @classmethod
     def _fields(cls) -> set[str]:
-        annotated = (vars(base).get("__annotations__", {}) for base in cls.__mro__)
+        annotated = (getattr(base, "__annotations__", {}) for base in cls.__mro__)
         return {name for names in annotated for name in names} - {"advice"}
 
     def _advise(self) -> str:

@@ -777,7 +777,6 @@ def test_answer_error_with_a_strange_code(code: str) -> None:
 @pytest.mark.parametrize("depth", [100, 400, 900, 2_000, 50_000])
 def test_answer_nested(depth: int) -> None:
     """Nesting of any depth, in an error, beside an image or in an event, raises nothing of Python's."""
-    # Fails at a depth of 900: a `RecursionError` from `Document.readable` leaves `feed` and `finish`.
     nest = "[" * depth + "]" * depth
     for body in (f'{{"error":{{"x":{nest}}}}}', f'{{"error":{nest}}}', f'{{"data":{nest}}}', nest):
         for frame in (body, f"data: {body}\n\n"):

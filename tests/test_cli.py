@@ -73,7 +73,8 @@ async def started(
     """Run `elkimg`, without a key but that of `server`; or other Python `code`."""
     hidden = ("ELKAPI_", "FORCE_COLOR", "PYTHON", "COLUMNS")
     variables = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
-    variables["PYTHONPATH"] = str(Path(elkimg_async.__file__).parent.parent)
+    package = str(Path(elkimg_async.__file__).parent.parent)
+    variables["PYTHONPATH"] = os.pathsep.join([package, *sys.path])
     variables["PYTHONIOENCODING"] = "utf-8"
     if server:
         variables |= {"ELKAPI_API_KEY": server.api_key, "ELKAPI_BASE_URL": server.base_url}

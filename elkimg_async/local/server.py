@@ -52,6 +52,9 @@ class ReceivedRequest(msgspec.Struct, kw_only=True, eq=False):
     outcome: Outcome = "open"
 
 
+_CLOSING = 5.0  # seconds for connections to end after they were broken off
+
+
 class LocalServer:
     """A server for trying things without a key, and for tests.
 
@@ -156,7 +159,9 @@ class LocalServer:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
         served.abort()
-        await self.wait_until(lambda: not served.open)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSING):
+                await self.wait_until(lambda: not served.open)
         await served.shutdown(1.0)
 
     def inject(self, *faults: Fault | str) -> None:

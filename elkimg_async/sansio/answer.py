@@ -123,8 +123,9 @@ class AnswerDecoder:
 
     def _fail(self, error: ElkImagesError) -> None:
         error.__context__ = None
-        if isinstance(error, (APIError, ResponseError)) and not error.images:
-            error.images = tuple(event.image for event in self._completed)
+        if isinstance(error, (APIError, ResponseError)):
+            completed = tuple(event.image for event in self._completed)
+            error.images = (*completed, *error.images)
         self.failure = error
 
     def _feed(self, chunk: bytes) -> None:
@@ -237,7 +238,8 @@ class AnswerDecoder:
                     f"The {len(images)} good ones are in .images.",
                     images=tuple(images),
                 )
-        self._note_empty(len(slots) - len(images) if slots else 1)
+        self._usage = read_usage(value.get("usage")) or self._usage
+        self._note_empty(len(slots) - len(images) if slots or not self._completed else 0)
         created, usage = read_number(value.get("created")), read_usage(value.get("usage"))
         side = read_side_data(value)
         for image in images:

@@ -138,7 +138,7 @@ def _problems(fields: dict[str, Any], rules: ModelRules, stream: bool) -> Iterat
             f"the prompt has {len(prompt):,} characters, at most {rules.prompt_length:,} are allowed.",
         )
     if not 1 <= n <= rules.n:
-        yield "n", f"n is {n}, it must be {'1' if rules.n == 1 else f'1 to {rules.n}'}."
+        yield "n", f"n is {_short(n)}, it must be {'1' if rules.n == 1 else f'1 to {rules.n}'}."
     if size is not None and size not in rules.sizes:
         yield "size", f"size {size!r} is not offered; choose {_choices(rules.sizes)}."
     if stream and not rules.streams:
@@ -157,7 +157,10 @@ def _combinations(fields: dict[str, Any], stream: bool) -> Iterator[tuple[str, s
         yield "background", "jpeg cannot be transparent; choose output_format png or webp."
     compression = fields.get("output_compression", 100)
     if not 0 <= compression <= 100:
-        yield "output_compression", f"output_compression is {compression}, it must be 0 to 100."
+        yield (
+            "output_compression",
+            f"output_compression is {_short(compression)}, it must be 0 to 100.",
+        )
     if compression < 100 and output_format == "png":
         yield (
             "output_compression",
@@ -165,10 +168,14 @@ def _combinations(fields: dict[str, Any], stream: bool) -> Iterator[tuple[str, s
         )
     partial_images = fields.get("partial_images", 0)
     if not 0 <= partial_images <= 3:
-        yield "partial_images", f"partial_images is {partial_images}, it must be 0 to 3."
+        yield "partial_images", f"partial_images is {_short(partial_images)}, it must be 0 to 3."
     if partial_images and not stream:
         yield "partial_images", "partial images come with a stream only; add stream=True."
 
 
 def _choices(allowed: tuple[str, ...] | FreeSizes) -> str:
     return ", ".join(allowed) if isinstance(allowed, tuple) else str(allowed)
+
+
+def _short(number: int) -> str:
+    return str(number) if abs(number) < 10**9 else "out of all bounds"

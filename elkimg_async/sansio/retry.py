@@ -103,5 +103,5 @@ def is_transient(error: ElkImagesError, *, replay: bool = False) -> bool:
     if should_retry == "false" or _FINAL_CODES & {error.code, error.type}:
         return False
     if error.status == 409:
-        return any(_IN_FLIGHT in label for label in (error.code or "", error.type or ""))
+        return any(_IN_FLIGHT.search(label) for label in (error.code or "", error.type or ""))
     return should_retry == "true" or error.status in _TRANSIENT_STATUSES
