@@ -4,6 +4,7 @@ A repeated POST can be a second paid image, so a failure whose outcome is unknow
 ends the call, unless the server is known to replay the idempotency key.
 """
 
+import re
 from typing import Protocol
 
 from elkimg_async.errors import (
@@ -18,9 +19,8 @@ from elkimg_async.errors import (
 # 408 and 425: the request was not taken up. 429: too much at once. 500 and 503 are the server's own.
 _TRANSIENT_STATUSES = {408, 425, 429, 500, 503}
 _FINAL_CODES = {"invalid_request", "model_not_found"}
-_IN_FLIGHT = (
-    "idempotency"  # a 409 whose code or type names the key is our own attempt, still running
-)
+# The code or type of a 409 about our own attempt, which is still running.
+_IN_FLIGHT = re.compile("idempoten.*(in_flight|in_progress|processing|concurrent)")
 
 
 class RetryBudget:
