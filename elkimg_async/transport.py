@@ -15,7 +15,6 @@ import os
 import socket
 import struct
 import threading
-import time
 import warnings
 from collections.abc import AsyncGenerator, Mapping
 from contextvars import ContextVar
@@ -43,8 +42,8 @@ MAX_CONNECTIONS = 500
 """Connections of a pool of ours; further calls wait for one, which counts towards `total`."""
 
 _READ_SIZE = 512 * 1024  # bytes; with less, reading is paused and resumed around every receive
-_IDLE = 0.02  # seconds after which the server may have closed a pooled connection
 
+_CLOSING = 5.0  # seconds for another loop to close its pool
 _LONG_UPLOAD = 64 * 1024  # bytes; less than this leaves at once, into the kernel's buffers
 
 _forgotten: list[object] = []  # pools of a parent process; closing or collecting them would harm it
@@ -62,7 +61,7 @@ class Transport:
     ) -> None:
         self._borrowed = session
         self._made_at = made_at
-        self._pools: dict[tuple[asyncio.AbstractEventLoop, bool], _Pool] = {}
+        self._pools: dict[tuple[asyncio.AbstractEventLoop, bool, bool], _Pool] = {}
         self._pid = os.getpid()
         self._proxies: dict[str, str | None] = {}
         self._lock = threading.Lock()
@@ -83,7 +82,10 @@ class Transport:
         private address is refused.
         """
         proxy = self._proxy(url)
-        pool = self._pool(public_only and proxy is None)  # a proxy looks names up itself
+        # A download never goes through a borrowed session, whose headers are meant for the API; and
+        # a proxy looks names up itself.
+        borrowed = None if key is None else self._borrowed
+        pool = self._pool(borrowed, public_only and proxy is None)
         return Exchange(pool, url, request, key, connect, proxy)
 
     def check_open(self) -> None:
@@ -99,20 +101,22 @@ class Transport:
 
     async def aclose(self) -> None:
         """Close every pool of ours; a second time does nothing."""
-        self.closed = True
         self._forget_parent()
         with self._lock:
+            self.closed = True
             pools, self._pools = self._pools, {}
         here = asyncio.get_running_loop()
-        for (loop, _), pool in pools.items():
+        for (loop, *_), pool in pools.items():
             if loop is here:
                 await pool.aclose()
             elif loop.is_running():
-                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(pool.aclose(), loop))
+                # That loop may be ending itself, and then cancels this, or never comes to it.
+                closing = asyncio.run_coroutine_threadsafe(pool.aclose(), loop)
+                await asyncio.wait([asyncio.wrap_future(closing)], timeout=_CLOSING)
 
     def __del__(self) -> None:
         if getattr(self, "_pools", None) and not self.closed and self._pid == os.getpid():
-            for (loop, _), pool in self._pools.items():
+            for (loop, *_), pool in self._pools.items():
                 with contextlib.suppress(RuntimeError):  # the loop has ended, and the pool with it
                     loop.call_soon_threadsafe(_close_later, loop, pool)
             warnings.warn(
@@ -129,17 +133,17 @@ class Transport:
             self._proxies[origin] = proxy_for(url)
         return self._proxies[origin]
 
-    def _pool(self, public_only: bool) -> "_Pool":
+    def _pool(self, borrowed: "aiohttp.ClientSession | None", public_only: bool) -> "_Pool":
         if self._pid != os.getpid():
             self._forget_parent()
-        place = asyncio.get_running_loop(), public_only
+        place = asyncio.get_running_loop(), borrowed is not None, public_only
         pool = self._pools.get(place)
         if pool is None or pool.session.closed:
-            pool = _Pool(self._borrowed if not public_only else None, public_only=public_only)
             with self._lock:
+                self.check_open()
                 for known in [known for known in self._pools if known[0].is_closed()]:
                     del self._pools[known]
-                self._pools[place] = pool
+                pool = self._pools[place] = _Pool(borrowed, public_only=public_only)
         return pool
 
     def _forget_parent(self) -> None:
@@ -153,7 +157,6 @@ class _Pool:
     """A session of one loop, closed with it unless it is borrowed."""
 
     def __init__(self, borrowed: "aiohttp.ClientSession | None", *, public_only: bool) -> None:
-        self.last_used = 0.0
         self.session = _new_session(public_only) if borrowed is None else borrowed
         if borrowed is None:
             keeper = _keepers[self.session] = _keep(self.session)
@@ -245,14 +248,24 @@ def _public_resolver() -> "AbstractResolver":
     return PublicResolver()
 
 
+# IPv6 that carries an IPv4 address, any one: compatible, NAT64, Teredo, 6to4.
+_TUNNELS = [
+    ipaddress.IPv6Network(network)
+    for network in ("::/96", "64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16")
+]
+
+
 def is_public(host: str) -> bool:
     """Whether an address is one of the internet; a name that is no address counts as one."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0].strip("[]"))
     except ValueError:
         return True
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
+        elif any(address in tunnel for tunnel in _TUNNELS):
+            return False
     return address.is_global and not address.is_multicast
 
 
@@ -369,7 +382,6 @@ class Exchange:
 
     def close(self) -> None:
         """Close the connection, unless the body was read to its end and it went back to the pool."""
-        self._pool.last_used = time.monotonic()
         if self._sending is not None:
             _reset(self._sending)
             self._sending = None
@@ -388,10 +400,10 @@ class Exchange:
         if self._key is not None:
             headers["Authorization"] = f"Bearer {self._key.reveal()}"
         limit = None if self._connect == math.inf else self._connect
-        if time.monotonic() - self._pool.last_used > _IDLE:
-            # Let the loop see which pooled connections the server has closed by now.
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
+        # Two turns of the loop: in the first it learns which pooled connections the server has closed by
+        # now, in the second they leave the pool.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
         self._tracker = aiohttp.UploadTracker()
         _exchange.set(self)
         try:
@@ -431,7 +443,10 @@ class Exchange:
             reason = (
                 error.os_error if isinstance(error, aiohttp.ClientConnectorError) else "the proxy"
             )
-            return ConnectError(f"{host} cannot be reached: {_reason(reason)}.", phase="connect")
+            phase = (
+                "tls" if isinstance(error, aiohttp.ClientConnectorCertificateError) else "connect"
+            )
+            return ConnectError(f"{host} cannot be reached: {_reason(reason)}.", phase=phase)
         if isinstance(error, aiohttp.InvalidURL):
             return ConfigurationError(f"The address of {host} cannot be used; check it.")
         if self._pool.session.closed:

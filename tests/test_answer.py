@@ -879,7 +879,7 @@ def sound(body: bytes, chunks: list[bytes], *, stream: bool) -> None:
         assert str(whole.failure)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     seed=st.sampled_from(SEEDS),
     edits=st.lists(
@@ -899,7 +899,7 @@ def test_answer_mutated(seed: str, edits: list[Any], where: list[int], stream: b
     sound(bytes(body), one_by_one(bytes(body)), stream=stream)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     body=st.binary(max_size=80) | st.lists(st.sampled_from(TOKENS), max_size=20).map(b"".join),
     where=st.lists(st.integers(0, 80), max_size=4),
@@ -945,7 +945,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(values=st.lists(json_values, min_size=1, max_size=3), name=st.sampled_from(["", "error", COMPLETED, PARTIAL, "x"]))  # fmt: skip
 def test_answer_of_any_values(values: list[Any], name: str) -> None:
     """Any JSON values, as an answer or as events, end as images or as one of our errors."""

@@ -22,6 +22,8 @@ from benchmarks.scenarios import SCENARIOS
 from benchmarks.summary import Key, summarize, verdicts
 from benchmarks.targets import TARGETS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def lines() -> list[str]:

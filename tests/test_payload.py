@@ -287,7 +287,7 @@ def mutations(draw: st.DrawFn) -> bytes:
     return draw(prefixes) + bytes(inside)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(prefix=prefixes, body=spellings(), where=places)
 def test_base64_round_trip(prefix: bytes, body: bytes, where: list[int]) -> None:
     """Any bytes in any spelling and any split come back."""
@@ -300,7 +300,7 @@ def test_base64_round_trip(prefix: bytes, body: bytes, where: list[int]) -> None
     assert resolved(found) == {"b64_json": expected or None}
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(inside=mutations(), where=places)
 def test_base64_mutated(inside: bytes, where: list[int]) -> None:
     """Damaged base64 gives the bytes that the reference gives, or is bad: never other bytes."""
@@ -310,7 +310,7 @@ def test_base64_mutated(inside: bytes, where: list[int]) -> None:
         assert isinstance(found, BadBase64) if expected is None else found == expected
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(inside=mutations(), where=places)
 def test_json_mutated(inside: bytes, where: list[int]) -> None:
     """A damaged document is what `json` finds in it, or invalid, or has a bad image, on any split."""
@@ -356,7 +356,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     value=json_values,
     where=places,
@@ -624,7 +624,7 @@ def test_json_nested_too_deeply(frame: tuple[bytes, bytes], depth: int) -> None:
         document([frame[0] * depth + b"1" + frame[1] * depth])
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(
     parts=st.lists(
         st.sampled_from(
@@ -652,7 +652,7 @@ def test_json_of_any_parts(parts: list[bytes], where: list[int]) -> None:
     assert repr(outcome(one_by_one(text))) == expected
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=200), places)
 def test_json_of_any_bytes(data: bytes, where: list[int]) -> None:
     """Arbitrary bytes raise nothing but `InvalidJSON`."""

@@ -512,7 +512,7 @@ PARTS = [
 streams = st.lists(st.sampled_from(PARTS), max_size=25).map(b"".join)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(stream=streams, where=places)
 def test_sse_against_reference(stream: bytes, where: list[int]) -> None:
     """Any stream on any split has the events, to the byte, that reading it line by line finds."""
@@ -521,7 +521,7 @@ def test_sse_against_reference(stream: bytes, where: list[int]) -> None:
         assert recorded(chunks) == expected
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(stream=st.binary(max_size=120), where=places)
 def test_sse_of_any_bytes(stream: bytes, where: list[int]) -> None:
     """Arbitrary bytes raise nothing, and cuts change nothing."""
@@ -552,7 +552,7 @@ JSON_PARTS = [
 ]
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(stream=st.lists(st.sampled_from(JSON_PARTS), max_size=10).map(b"".join), where=places)
 def test_sse_with_images_against_reference(stream: bytes, where: list[int]) -> None:
     """Images come out of a stream as they do out of each event's data, cut as it may be."""

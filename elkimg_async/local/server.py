@@ -384,7 +384,8 @@ class LocalServer:
         transport = request.transport
         if transport is None:
             raise ConnectionResetError
-        transport.set_write_buffer_limits(0)  # so that what was drained has left the process
+        # So that what was drained has left the process; TLS never resumes from a limit of 0.
+        transport.set_write_buffer_limits(high=1 if request.secure else 0, low=0)
         for step in script:
             match step:
                 case bytes():

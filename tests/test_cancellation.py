@@ -1,0 +1,417 @@
+"""Cancelling a call at each await of its path.
+
+Each test names what was interrupted. Afterwards the server sees no connection of the call, no task is
+left, and the next call on the same client works.
+"""
+
+import asyncio
+import os
+import socket
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import anyio.to_thread
+import pytest
+
+from elkimg_async import AsyncImages, Image, ImagesResponse, PartialImage, RetryPolicy, transport
+from elkimg_async.hooks import Record, RetryScheduled
+from tests.canned import KEY, PNG, Canned, End, Reply, _Connection, answer, head, open_stream
+from tests.test_client import GOOD, PARTIAL, ask, check_secret, in_both_modes
+
+HALF = [head(200, Content_Length="1000"), b'{"data": [{"b64_json": "iVBOR', End.HOLD]
+
+
+@pytest.fixture(autouse=True)
+async def no_task_is_left() -> AsyncIterator[None]:
+    """Whatever a test does, it leaves no task behind."""
+    before = running()
+    yield
+    await until(lambda: running() <= before)
+
+
+@pytest.fixture
+async def canned() -> AsyncIterator[Canned]:
+    async with Canned(GOOD) as canned:
+        yield canned
+
+
+@pytest.fixture
+async def client(canned: Canned) -> AsyncIterator[AsyncImages]:
+    async with AsyncImages(KEY, base_url=canned.base_url, timeout=10) as client:
+        yield client
+
+
+def running() -> "set[asyncio.Task[Any]]":
+    """The tasks of this loop, without those of the test runner."""
+    return {task for task in asyncio.all_tasks() if "TestRunner" not in repr(task.get_coro())}
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop run until `condition` holds."""
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+async def cancel(task: "asyncio.Task[Any]") -> None:
+    """Cancel, and see it end by that, at once and without a look at the key."""
+    task.cancel()
+    async with asyncio.timeout(5):
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await task
+    check_secret(caught.value)
+
+
+async def check_works(client: AsyncImages, canned: Canned) -> None:
+    """The same client makes the next calls, on a single new connection."""
+    canned.reply_with(GOOD)
+    accepted = canned.accepted
+    for streaming in (False, True):
+        _, result = await ask(client, streaming)
+        assert len(result) == 1
+    assert canned.accepted == accepted + 1
+    assert canned.connections == 1
+
+
+@in_both_modes
+async def test_before_its_first_step(client: AsyncImages, canned: Canned, streaming: bool) -> None:
+    """A call that was cancelled before it began opens nothing."""
+    task = asyncio.create_task(ask(client, streaming))
+    await cancel(task)
+    assert canned.accepted == 0
+    await check_works(client, canned)
+
+
+@in_both_modes
+async def test_while_asking_for_the_key(canned: Canned, streaming: bool) -> None:
+    """A call that waits for its key opens nothing."""
+    asked = asyncio.Event()
+
+    async def key() -> str:
+        asked.set()
+        if canned.accepted == 0 and not ready:
+            await asyncio.get_running_loop().create_future()
+        return KEY
+
+    ready: list[bool] = []
+    async with AsyncImages(key, base_url=canned.base_url) as client:
+        task = asyncio.create_task(ask(client, streaming))
+        await asked.wait()
+        await cancel(task)
+        assert canned.accepted == 0
+        ready.append(True)
+        await check_works(client, canned)
+
+
+@in_both_modes
+async def test_waiting_for_the_pool(
+    client: AsyncImages, canned: Canned, streaming: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that waits for a connection leaves the queue; the others and the next ones get theirs."""
+    monkeypatch.setattr(transport, "MAX_CONNECTIONS", 1)
+    gate = asyncio.Event()
+    canned.reply_with([gate, *GOOD])
+    first = asyncio.create_task(ask(client, streaming))
+    await canned.wait_until(lambda: len(canned.requests) == 1)
+    waiting = [asyncio.create_task(ask(client, streaming)) for _ in range(3)]
+    (pool,) = client._transport._pools.values()
+    connector: Any = pool.session.connector
+    await until(lambda: sum(map(len, connector._waiters.values())) == 3)
+    await cancel(waiting[0])
+    await cancel(waiting[2])
+    assert len(canned.requests) == 1
+    gate.set()
+    for task in (first, waiting[1]):
+        _, result = await task
+        assert len(result) == 1
+    assert canned.accepted == canned.connections == 1
+    canned.reply_with(GOOD)
+    await ask(client, streaming)
+    assert canned.accepted == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's queue of connections")
+@in_both_modes
+async def test_connecting(streaming: bool) -> None:
+    """A call that waits for an answer to its SYN leaves no socket behind."""
+    with socket.socket() as listener, socket.socket() as first, socket.socket() as second:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)  # room for one; the kernel leaves those after it unanswered
+        listener.setblocking(False)
+        for filler in (first, second):
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        base_url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        async with AsyncImages(KEY, base_url=base_url) as client:
+            before = open_sockets()
+            task = asyncio.create_task(ask(client, streaming))
+            await until(lambda: len(open_sockets()) > len(before))
+            await cancel(task)
+            await until(lambda: open_sockets() == before)
+            first.close()
+            second.close()
+            async with Canned(GOOD) as canned:
+                assert canned._server is not None
+                serve = asyncio.get_running_loop().create_server
+                server = await serve(lambda: _Connection(canned), sock=listener)
+                await canned.wait_until(lambda: canned.accepted >= 1)
+                await canned.wait_until(lambda: canned.connections == 0)  # the fillers
+                await check_works(client, canned)
+                server.close()
+
+
+def open_sockets() -> set[str]:
+    """The sockets of this process."""
+    links = set()
+    for link in Path("/proc/self/fd").iterdir():
+        try:
+            links.add(os.readlink(link))  # noqa: PTH115
+        except OSError:
+            continue
+    return {link for link in links if link.startswith("socket:")}
+
+
+@in_both_modes
+async def test_uploading(streaming: bool) -> None:
+    """A call whose server does not read resets its connection instead of waiting for it."""
+    async with (
+        Canned(GOOD, reading=False) as deaf,
+        AsyncImages(KEY, base_url=deaf.base_url) as client,
+    ):
+        task, call = begin(client, streaming, extra_body={"padding": "x" * 30_000_000})
+        await until(lambda: phase_of(call) == "upload")
+        await cancel(task)
+        deaf.read_on()
+        await deaf.wait_disconnected()
+        assert not deaf.requests
+        await check_works(client, deaf)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@in_both_modes
+async def test_uploading_through_a_borrowed_session(streaming: bool) -> None:
+    """A borrowed session's connection is reset as well, though the server never reads on."""
+    async with (
+        Canned(GOOD, reading=False) as deaf,
+        aiohttp.ClientSession() as session,
+        AsyncImages(KEY, base_url=deaf.base_url, session=session) as client,
+    ):
+        before = open_sockets()
+        task, call = begin(client, streaming, extra_body={"padding": "x" * 30_000_000})
+        await deaf.wait_until(lambda: deaf.connections == 1)
+        await until(lambda: phase_of(call) == "upload")
+        assert len(open_sockets() - before) == 2
+        await cancel(task)
+        await until(lambda: len(open_sockets() - before) <= 1)  # the server's own end
+        deaf.read_on()
+        await deaf.wait_disconnected()
+
+
+@in_both_modes
+@pytest.mark.parametrize(
+    ("reply", "phase"), [([End.HOLD], "first_byte"), (HALF, "body")], ids=["headers", "body"]
+)
+async def test_waiting_for_the_answer(
+    client: AsyncImages, canned: Canned, reply: Reply, phase: str, streaming: bool
+) -> None:
+    """A call that waits for headers, or for more of the body, closes its connection."""
+    canned.reply_with(reply)
+    task, call = begin(client, streaming)
+    await canned.wait_until(lambda: len(canned.requests) == 1)
+    await until(lambda: phase_of(call) == phase)
+    await cancel(task)
+    await canned.wait_disconnected()
+    assert len(canned.requests) == 1
+    await check_works(client, canned)
+
+
+def begin(
+    client: AsyncImages, streaming: bool, **options: Any
+) -> "tuple[asyncio.Task[ImagesResponse], Any]":
+    """A call as a task, and the object in which it goes on."""
+    if streaming:
+        stream = client.generate("a boat", stream=True, **options)
+        return asyncio.create_task(stream.result()), stream._source
+    batch: Any = client.generate("a boat", **options)
+    return asyncio.create_task(batch), batch.cr_frame.f_locals["self"]
+
+
+def phase_of(call: Any) -> str | None:
+    """Where its attempt stands; None before the first."""
+    return None if call._exchange is None else call._exchange.phase
+
+
+@pytest.mark.parametrize("way", ["next", "result", "open"])
+async def test_within_a_stream(client: AsyncImages, canned: Canned, way: str) -> None:
+    """A stream that is cancelled between two events, or while it is opened, closes its connection."""
+    canned.reply_with([End.HOLD] if way == "open" else [*open_stream(PARTIAL), End.HOLD])
+    seen = asyncio.Event()
+
+    async def read() -> None:
+        async with client.generate("a boat", stream=True) as stream:
+            assert isinstance(await anext(stream), PartialImage)
+            seen.set()
+            await (anext(stream) if way == "next" else stream.result())
+
+    task = asyncio.create_task(read())
+    if way == "open":
+        await canned.wait_until(lambda: len(canned.requests) == 1)
+    else:
+        await seen.wait()
+    await cancel(task)
+    await canned.wait_disconnected()
+    await check_works(client, canned)
+
+
+async def test_left_between_events(client: AsyncImages, canned: Canned) -> None:
+    """A task that is cancelled in its own code, inside the block of a stream, closes the connection too."""
+    canned.reply_with([*open_stream(PARTIAL), End.HOLD])
+    seen = asyncio.Event()
+
+    async def read() -> None:
+        async with client.generate("a boat", stream=True) as stream:
+            async for _ in stream:
+                seen.set()
+                await asyncio.get_running_loop().create_future()
+
+    task = asyncio.create_task(read())
+    await seen.wait()
+    await cancel(task)
+    await canned.wait_disconnected()
+    await check_works(client, canned)
+
+
+@in_both_modes
+async def test_waiting_for_the_retry(canned: Canned, streaming: bool) -> None:
+    """A call that waits before its next attempt makes none."""
+    scheduled = asyncio.Event()
+
+    def hook(record: Record) -> None:
+        if isinstance(record, RetryScheduled):
+            scheduled.set()
+
+    canned.reply_with([*answer({"error": "busy"}, status=429, Retry_After="60")])
+    policy = RetryPolicy(max_retries=5)
+    async with AsyncImages(KEY, base_url=canned.base_url, hooks=[hook], retry=policy) as client:
+        task = asyncio.create_task(ask(client, streaming))
+        await scheduled.wait()
+        await until(lambda: canned.connections == 1)
+        await cancel(task)
+        assert len(canned.requests) == 1
+        canned.reply_with(GOOD)
+        assert len(await client.generate("a boat")) == 1
+        assert canned.accepted == 1
+
+
+@in_both_modes
+async def test_within_a_refusal(client: AsyncImages, canned: Canned, streaming: bool) -> None:
+    """A call that reads the body of a refusal closes its connection."""
+    cut: Reply = [head(503, Content_Length="1000"), b'{"error": ', End.HOLD]
+    canned.reply_with(cut)
+    task = asyncio.create_task(ask(client, streaming))
+    await canned.wait_until(lambda: len(canned.requests) == 1)
+    await cancel(task)
+    await canned.wait_disconnected()
+    await check_works(client, canned)
+
+
+# --- images -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "reply", [[End.HOLD], [head(200, "image/png", Content_Length="999"), PNG[:99], End.HOLD]],
+    ids=["headers", "body"],
+)  # fmt: skip
+async def test_downloading(
+    client: AsyncImages, canned: Canned, reply: Reply, tmp_path: Path
+) -> None:
+    """A save that waits for its download writes nothing, closes the connection, and can be repeated."""
+    async with Canned(reply) as host:
+        canned.reply_with(answer({"data": [{"url": f"{host.origin}/a.png"}]}))
+        (image,) = await client.generate("a boat")
+        task = asyncio.create_task(image.save(tmp_path / "boat"))
+        await host.wait_until(lambda: len(host.requests) == 1)
+        await cancel(task)
+        await host.wait_disconnected()
+        assert not list(tmp_path.iterdir())
+        host.reply_with(answer(PNG))
+        assert (await image.save(tmp_path / "boat")).read_bytes() == PNG
+        assert len(canned.requests) == 1
+        canned.reply_with(GOOD)
+        await ask(client)
+        assert canned.accepted == canned.connections == 1
+
+
+async def test_saving_before_a_thread_is_free(tmp_path: Path) -> None:
+    """A save that waits for a thread writes nothing."""
+    limiter = anyio.to_thread.current_default_thread_limiter()
+    tokens, limiter.total_tokens = limiter.total_tokens, 1
+    holder = object()
+    await limiter.acquire_on_behalf_of(holder)
+    try:
+        task = asyncio.create_task(Image(PNG).save(tmp_path / "boat"))
+        await until(lambda: limiter.statistics().tasks_waiting == 1)
+        await cancel(task)
+    finally:
+        limiter.release_on_behalf_of(holder)
+        limiter.total_tokens = tokens
+    assert not list(tmp_path.iterdir())
+    assert (await Image(PNG).save(tmp_path / "boat")).read_bytes() == PNG
+
+
+@pytest.mark.parametrize("old", [None, b"the old one"], ids=["new", "replaced"])
+async def test_saving(tmp_path: Path, old: bytes | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A save that is cancelled while it writes leaves the old file or the whole new one, and no part."""
+    target = tmp_path / "boat.png"
+    if old is not None:
+        target.write_bytes(old)
+    writing, go_on = threading.Event(), threading.Event()
+    fsync = os.fsync
+
+    def held(descriptor: int) -> None:
+        writing.set()
+        assert go_on.wait(10)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", held)
+    task = asyncio.create_task(Image(PNG).save(target))
+    await until(writing.is_set)
+    task.cancel()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert (target.read_bytes() if target.exists() else None) == old
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await until(lambda: not list(tmp_path.glob(".*")))
+    assert (target.read_bytes() if target.exists() else None) in (old, PNG)
+
+
+async def test_many_at_random_steps(client: AsyncImages, canned: Canned) -> None:
+    """However many steps of the loop a call was given, cancelling it leaves the client as good as new."""
+    canned.reply_with([head(200, Content_Length="1000"), b'{"data":', *[b" "] * 9, End.HOLD])
+    for steps in range(40):
+        task = asyncio.create_task(ask(client, steps % 2 == 1))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        await cancel(task)
+        await canned.wait_until(lambda: canned.connections == 0)
+    await check_works(client, canned)
+
+
+@in_both_modes
+async def test_by_a_timeout_of_the_callers(
+    client: AsyncImages, canned: Canned, streaming: bool
+) -> None:
+    """The caller's own time-out stays a TimeoutError of the caller's, and frees everything as well."""
+    canned.reply_with([End.HOLD])
+    with pytest.raises(TimeoutError) as caught:
+        async with asyncio.timeout(0.2):
+            await ask(client, streaming)
+    assert type(caught.value) is TimeoutError
+    await canned.wait_disconnected()
+    await check_works(client, canned)

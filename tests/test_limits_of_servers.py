@@ -1,0 +1,389 @@
+"""What a server can do to the client, and where that ends.
+
+A private address in place of an image is in `test_image`; here are the judge of addresses and the
+resolver by themselves.
+"""
+
+import gzip
+import itertools
+import json
+import socket
+import tracemalloc
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+from aiohttp.abc import AbstractResolver
+
+from elkimg_async import (
+    AsyncImages,
+    CompletedImage,
+    ElkImagesError,
+    EmptyResultError,
+    Limits,
+    RequestTimeoutError,
+    ResponseError,
+    Timeout,
+)
+from elkimg_async.local import LocalServer
+from elkimg_async.transport import _public_resolver, is_public
+from tests.canned import DONE, KEY, PNG, Canned, End, answer, event, head, open_stream, stream
+from tests.test_client import (
+    B64,
+    COMPLETED,
+    COMPLETED_TYPE,
+    GOOD,
+    PARTIAL,
+    ask,
+    check_clean,
+    failure,
+    in_both_modes,
+)
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture
+async def canned() -> AsyncIterator[Canned]:
+    async with Canned(GOOD) as canned:
+        yield canned
+
+
+@pytest.fixture
+async def client(canned: Canned) -> AsyncIterator[AsyncImages]:
+    """Limited to a MiB and ten seconds."""
+    limits = Limits(max_response_bytes=MIB)
+    async with AsyncImages(KEY, base_url=canned.base_url, timeout=10, limits=limits) as client:
+        yield client
+
+
+# --- bytes ------------------------------------------------------------------
+
+
+@in_both_modes
+async def test_answer_at_the_limit(canned: Canned, streaming: bool) -> None:
+    """An answer of exactly the limit is whole; one byte less is too little."""
+    body = COMPLETED + DONE if streaming else json.dumps({"data": [{"b64_json": B64}]}).encode()
+    for limit, fits in ((len(body), True), (len(body) - 1, False)):
+        canned.reply_with(stream(body) if streaming else answer(body))
+        limits = Limits(max_response_bytes=limit)
+        async with AsyncImages(KEY, base_url=canned.base_url, limits=limits) as client:
+            if fits:
+                _, result = await ask(client, streaming)
+                assert result[0].content == PNG
+            else:
+                error = await failure(ResponseError, client, streaming)
+                assert error.billing == "unknown"
+
+
+@in_both_modes
+async def test_endless_answer_keeps_no_more_than_the_limit(
+    client: AsyncImages, canned: Canned, streaming: bool
+) -> None:
+    """An image without end is given up at the limit, and hardly more than that was held."""
+    start = b'{"data": [{"b64_json": "' if not streaming else b'data: {"b64_json": "'
+    piece = b"A" * 64 * 1024
+    canned.reply_with([*open_stream(start, *[piece] * 64), End.HOLD])
+    await ask_good(client, canned)
+    canned.reply_with([*open_stream(start, *[piece] * 64), End.HOLD])
+    tracemalloc.start()
+    try:
+        error = await failure(ResponseError, client, streaming)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert "max_response_bytes" in str(error)
+    assert peak < 6 * MIB
+    await canned.wait_disconnected()
+
+
+async def ask_good(client: AsyncImages, canned: Canned) -> None:
+    """One call that goes well, so that what only the first one costs is paid."""
+    canned.reply_with(GOOD)
+    assert len(await client.generate("a boat")) == 1
+
+
+@in_both_modes
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "identity, gzip", "gzip, gzip", "br"])
+async def test_coded_answer(
+    client: AsyncImages, canned: Canned, encoding: str, streaming: bool
+) -> None:
+    """An answer in a coding that nobody asked for is an image or an error of ours, never wrong bytes."""
+    body = COMPLETED + DONE if streaming else json.dumps({"data": [{"b64_json": B64}]}).encode()
+    canned.reply_with(answer(gzip.compress(body), Content_Encoding=encoding))
+    await image_or_failure(client, streaming)
+
+
+@in_both_modes
+async def test_gzip_bomb(streaming: bool) -> None:
+    """An answer that swells from half a MiB to 512 is given up at the limit, with little memory."""
+    limits = Limits(max_response_bytes=4 * MIB)
+    async with (
+        LocalServer(api_key=KEY, light=True, delay=0) as server,
+        AsyncImages(KEY, base_url=server.base_url, limits=limits, timeout=20) as client,
+    ):
+        await client.generate("a boat")
+        server.inject("gzip-bomb")
+        error = await failure(ResponseError, client, streaming)
+        assert "longer than 4,194,304 bytes" in str(error)
+        assert (error.billing, error.attempts) == ("unknown", 1)
+        await server.wait_until(lambda: server.connections == 0)
+
+
+@in_both_modes
+async def test_gzip_that_is_cut(client: AsyncImages, canned: Canned, streaming: bool) -> None:
+    """A gzipped answer that ends too early is not taken for whole."""
+    whole = gzip.compress(json.dumps({"data": [{"b64_json": B64}]}).encode(), mtime=0)
+    canned.reply_with(answer(whole[: len(whole) // 2], Content_Encoding="gzip"))
+    error = await failure_of_any_kind(client, streaming)
+    assert error.billing == "unknown"
+
+
+async def image_or_failure(client: AsyncImages, streaming: bool) -> None:
+    """The right image, or an error of ours after a single attempt; nothing else."""
+    try:
+        _, result = await ask(client, streaming)
+    except ElkImagesError as error:
+        failed: ElkImagesError | None = error
+    else:
+        failed = None
+        assert result[0].content == PNG
+    if failed is not None:
+        check_clean(failed)
+        assert (failed.billing, failed.attempts) == ("unknown", 1)
+
+
+async def failure_of_any_kind(client: AsyncImages, streaming: bool) -> ElkImagesError:
+    """The error of a call, of any class of ours."""
+    with pytest.raises(ElkImagesError) as caught:
+        await ask(client, streaming)
+    check_clean(caught.value)
+    return caught.value
+
+
+# --- headers ----------------------------------------------------------------
+
+
+@in_both_modes
+@pytest.mark.parametrize(
+    "start",
+    [
+        [b"HTTP/1.1 200 OK\r\n", *[b"X-Endless: " + b"x" * 1000 + b"\r\n"] * 2000],
+        [b"HTTP/1.1 200 OK\r\nX-Long: ", *[b"x" * 4000] * 500],
+        [b"HTTP/1.1 200 " + b"x" * 100_000],
+        [b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n"],
+        [b"SSH-2.0-OpenSSH_9.2\r\n"],
+        [b"\x16\x03\x01\x00\x00"],
+    ],
+    ids=["many", "long", "reason", "no-colon", "no-http", "binary"],
+)
+async def test_head_without_end_or_sense(
+    client: AsyncImages, canned: Canned, start: list[bytes], streaming: bool
+) -> None:
+    """Headers without end, and what is no HTTP at all, end as an error of ours, at once and untried again."""
+    canned.reply_with([*start, End.HOLD])
+    error = await failure_of_any_kind(client, streaming)
+    assert isinstance(error, ResponseError)
+    assert (error.billing, error.attempts) == ("unknown", 1)
+    await canned.wait_disconnected()
+    await ask_good(client, canned)
+
+
+@in_both_modes
+async def test_cookies_are_not_kept(client: AsyncImages, canned: Canned, streaming: bool) -> None:
+    """A cookie that a server sets is not sent back."""
+    canned.reply_with([head(200, Set_Cookie="a=b; Path=/", Content_Length="2"), b"{}"])
+    await failure(EmptyResultError, client, streaming)
+    await ask_good(client, canned)
+    assert canned.accepted == 1
+    assert all("cookie" not in request.headers for request in canned.requests)
+
+
+@in_both_modes
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 304, 307, 308])
+async def test_redirect_is_refused(
+    client: AsyncImages, canned: Canned, status: int, streaming: bool
+) -> None:
+    """A redirect of the POST is an error that names where it leads; nothing is sent there, and nothing again."""
+    async with Canned(GOOD) as elsewhere:
+        location = f"{elsewhere.base_url}/images/generations?token=secret"
+        canned.reply_with([head(status, Location=location, Content_Length="0")])
+        error = await failure_of_any_kind(client, streaming)
+        assert elsewhere.accepted == 0
+    assert error.attempts == len(canned.requests) == 1
+    assert isinstance(error, ResponseError)
+    if status != 304:
+        assert elsewhere.origin in str(error)
+
+
+# --- streams ----------------------------------------------------------------
+
+
+@in_both_modes
+@pytest.mark.parametrize(
+    ("ping", "pause"),
+    [
+        (b": PING\n\n", False),
+        (b"data:\n\n", False),
+        (b'data: {"type": "keepalive"}\n\n', False),
+        (b"\n", True),
+    ],
+    ids=["comment", "empty", "keepalive", "blank"],
+)
+async def test_pings_do_not_feed_the_idle_limit(
+    canned: Canned, ping: bytes, pause: bool, streaming: bool
+) -> None:
+    """Pings of each kind let the idle limit pass; the answer after them is lost with the connection."""
+    canned.reply_with([*open_stream(*[ping] * 50), End.HOLD])
+    timeout = Timeout(total=20, idle=0.2)
+    async with AsyncImages(KEY, base_url=canned.base_url, timeout=timeout) as client:
+        error = await failure(RequestTimeoutError, client, streaming)
+    assert (error.limit, error.phase, error.billing) == ("idle", "body", "unknown")
+    await canned.wait_disconnected()
+
+
+@in_both_modes
+async def test_endless_pings_that_count(streaming: bool) -> None:
+    """Pings that count hold a call beyond its idle limit, but neither the total nor the bytes."""
+    async with LocalServer(api_key=KEY, light=True, delay=0) as server:
+        timeout = Timeout(total=20, idle=0.2, pings_count=True)
+        limits = Limits(max_response_bytes=1000)
+        async with AsyncImages(
+            KEY, base_url=server.base_url, timeout=timeout, limits=limits
+        ) as client:
+            server.inject("endless-pings=0.005")
+            error = await failure(ResponseError, client, streaming)
+            assert "longer than 1,000 bytes" in str(error)
+            await server.wait_until(lambda: server.connections == 0)
+
+
+@in_both_modes
+@pytest.mark.parametrize("name", [b"event: ", b"id: ", b"retry: ", b"foo: ", b": "])
+async def test_endless_field_line(
+    client: AsyncImages, canned: Canned, name: bytes, streaming: bool
+) -> None:
+    """A line without end, other than data, is passed over; at the byte limit the call ends."""
+    canned.reply_with(stream(name + b"x" * 300_000 + b"\n\n", COMPLETED, DONE))
+    _, result = await ask(client, streaming)
+    assert result[0].content == PNG
+    canned.reply_with([*open_stream(name, *[b"x" * 60_000] * 20), End.HOLD])
+    error = await failure(ResponseError, client, streaming)
+    assert "max_response_bytes" in str(error)
+
+
+@in_both_modes
+@pytest.mark.parametrize("frame", [b"data: {}\n\n", b'data: {"type": "x"}\n\n', b"data: x\n\n"])
+async def test_events_without_an_image(
+    client: AsyncImages, canned: Canned, frame: bytes, streaming: bool
+) -> None:
+    """Thousands of events that say nothing cost nothing but their time, and the image after them is taken."""
+    canned.reply_with(stream(frame * 20_000, COMPLETED, DONE))
+    events, result = await ask(client, streaming)
+    assert result[0].content == PNG
+    assert [type(each) for each in events] == [CompletedImage] * streaming
+
+
+@in_both_modes
+@pytest.mark.parametrize("opening", [b"[", b'{"a":', b'{"data":[', b'[{"b64_json":'])
+@pytest.mark.parametrize("closed", [False, True])
+async def test_deep_json(
+    client: AsyncImages, canned: Canned, opening: bytes, closed: bool, streaming: bool
+) -> None:
+    """JSON that is nested without measure is an error of ours, in a body and in an event."""
+    closing = {b"[": b"]", b'{"a":': b"}", b'{"data":[': b"]}", b'[{"b64_json":': b"}]"}[opening]
+    deep = opening * 20_000 + (b"1" + closing * 20_000 if closed else b"")
+    bodies = [answer(deep), stream(b"data: " + deep + b"\n\n"), answer(deep, status=400)]
+    for body in bodies:
+        canned.reply_with(body)
+        error = await failure_of_any_kind(client, streaming)
+        assert error.attempts == 1
+
+
+@in_both_modes
+async def test_deep_json_beside_an_image(
+    client: AsyncImages, canned: Canned, streaming: bool
+) -> None:
+    """A completed image is not lost to a field beside it that is nested too deep, or it is said that it is."""
+    deep = b"[" * 5_000 + b"]" * 5_000
+    fields = json.dumps({"type": COMPLETED_TYPE, "b64_json": B64, "deep": 0}).encode()
+    canned.reply_with(stream(event(fields.replace(b'"deep": 0', b'"deep": ' + deep)), DONE))
+    await image_or_failure(client, streaming)
+
+
+# --- addresses --------------------------------------------------------------
+
+PRIVATE = [
+    "127.0.0.1", "127.255.255.254", "0.0.0.0", "10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.1.1",
+    "169.254.169.254", "100.64.0.1", "192.0.0.1", "192.0.2.1", "198.18.0.1", "224.0.0.1", "240.0.0.1",
+    "255.255.255.255", "::", "::1", "[::1]", "fe80::1", "fe80::1%eth0", "fc00::1", "fd12::1", "ff02::1",
+    "2001:db8::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "::ffff:169.254.169.254",
+]  # fmt: skip
+TUNNELS = [
+    "64:ff9b::127.0.0.1",
+    "64:ff9b::a9fe:a9fe",
+    "2002:7f00:1::",
+    "2002:a9fe:a9fe::",
+    "::127.0.0.1",
+]
+PUBLIC = [
+    "8.8.8.8",
+    "1.1.1.1",
+    "172.32.0.1",
+    "100.128.0.1",
+    "2606:4700:4700::1111",
+    "::ffff:8.8.8.8",
+]
+
+
+@pytest.mark.parametrize("address", PRIVATE)
+def test_private_addresses(address: str) -> None:
+    """Private, loopback, link-local, shared, reserved and multicast addresses are none of the internet."""
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize("address", TUNNELS)
+def test_private_addresses_in_tunnels(address: str) -> None:
+    """An IPv6 address that only carries a private IPv4 one is no better than that."""
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize("address", PUBLIC)
+def test_public_addresses(address: str) -> None:
+    """Addresses of the internet are taken as such."""
+    assert is_public(address)
+
+
+async def test_public_resolver() -> None:
+    """The resolver refuses a name as soon as one of its addresses is private, and says why."""
+    resolver = _public_resolver()
+    assert isinstance(resolver, AbstractResolver)
+    for name, family in itertools.product(
+        ("localhost", "127.0.0.1"), (socket.AF_UNSPEC, socket.AF_INET)
+    ):
+        with pytest.raises(OSError, match="private address"):
+            await resolver.resolve(name, 80, family)
+    await resolver.close()
+
+
+async def test_headers_of_a_borrowed_session_stay_with_the_api(canned: Canned) -> None:
+    """The image host is not sent what the caller's session adds to every request, such as its credentials."""
+    async with Canned(answer(PNG)) as host:
+        canned.reply_with(answer({"data": [{"url": f"{host.origin}/a.png"}]}))
+        secrets = {"X-Api-Key": "hush", "Authorization": "Bearer hush"}
+        async with (
+            aiohttp.ClientSession(headers=secrets) as session,
+            AsyncImages(KEY, base_url=canned.base_url, session=session) as client,
+        ):
+            (image,) = await client.generate("a boat")
+            assert await image.read() == PNG
+        assert "hush" not in str(host.requests[0].headers)
+
+
+@pytest.mark.parametrize("streaming", [True])
+async def test_error_after_a_partial_image(
+    client: AsyncImages, canned: Canned, streaming: bool
+) -> None:
+    """The server's own word that it failed is a refusal, after a partial image as well."""
+    canned.reply_with(stream(PARTIAL, event({"error": {"message": "it broke"}}, "error")))
+    error = await failure_of_any_kind(client, streaming)
+    assert error.billing == "refused"
