@@ -27,7 +27,7 @@ from elkimg_async.local import LocalServer
 from tests.canned import KEY, PNG, Canned, End, Reply, answer, head, open_stream
 from tests.test_client import GOOD, PARTIAL, ask, check_clean
 
-HOME = str(Path(elkimg_async.__file__).parents[1])
+HOME = os.pathsep.join([str(Path(elkimg_async.__file__).parent.parent), *sys.path])
 SOON = 2.0  # seconds, for what has to be at once, on a busy machine
 
 

@@ -19,7 +19,7 @@ from elkimg_async.local import LocalServer
 from tests.canned import KEY
 from tests.test_client import QUICK, ask, failure, in_both_modes
 
-HOME = str(Path(elkimg_async.__file__).parents[1])
+HOME = os.pathsep.join([str(Path(elkimg_async.__file__).parent.parent), *sys.path])
 PAST = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
 
 
