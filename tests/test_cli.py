@@ -15,7 +15,7 @@ from PIL import Image as Pillow
 
 import elkimg_async
 from elkimg_async import AsyncImages, GenerateRequest
-from elkimg_async.cli import Names
+from elkimg_async.cli.generate import Names
 from elkimg_async.local import FAULTS, LocalServer
 
 SMALL = ("--local", "--model", "dall-e-2", "--size", "256x256", "--response-format", "b64_json")

@@ -1,0 +1,18 @@
+"""The command `elkimg`: arguments, progress, files; each command is a few lines over the client.
+
+A command is a function that `app` lists; its signature and docstrings are its help, and it
+returns the exit code. Progress and errors go to stderr, results to stdout.
+"""
+
+import sys
+from importlib.util import find_spec
+
+
+def main() -> int:
+    """Run the command; returns 0, 1 for a failure, 2 for wrong usage, or 130 for Ctrl-C."""
+    if None in (find_spec("cyclopts"), find_spec("rich")):
+        sys.stderr.write('The command needs its extra: pip install "elkimg-async[cli]"\n')
+        return 1
+    from elkimg_async.cli.app import run
+
+    return run()
