@@ -595,9 +595,8 @@ class Counted(bytes):
 
     def find(self, sub: Any, start: Any = 0, end: Any = None) -> int:
         place = super().find(sub, start, end)
-        Counted.touched += (
-            place - start if place >= 0 else (len(self) if end is None else end) - start
-        )
+        last = len(self) if end is None else min(len(self), end)
+        Counted.touched += (place if place >= 0 else last) - start
         return place
 
 

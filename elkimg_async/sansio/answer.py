@@ -23,7 +23,13 @@ from elkimg_async.errors import (
     StreamIncompleteError,
 )
 from elkimg_async.image import Image
-from elkimg_async.sansio.payload import BadBase64, Document, InvalidJSON, JSONDecoder
+from elkimg_async.sansio.payload import (
+    BadBase64,
+    Document,
+    InvalidJSON,
+    JSONDecoder,
+    SplicedDocument,
+)
 from elkimg_async.sansio.responses import (
     COMPLETED_TYPES,
     PARTIAL_TYPES,
@@ -34,6 +40,7 @@ from elkimg_async.sansio.responses import (
     read_completed,
     read_number,
     read_partial,
+    read_plain_partial,
     read_side_data,
     read_slot,
     read_slots,
@@ -257,8 +264,12 @@ class AnswerDecoder:
                 self._take_server_sent_event(event)
 
     def _take_server_sent_event(self, event: ServerSentEvent) -> None:
+        data = event.data
+        if isinstance(data, SplicedDocument) and (partial := read_plain_partial(event.name, data)):
+            self._take_partial(partial)
+            return
         try:
-            document = event.data.finish()
+            document = data.finish()
         except InvalidJSON:
             self._take_text(event, None)
             return
@@ -306,9 +317,7 @@ class AnswerDecoder:
             if type in COMPLETED_TYPES:
                 self._complete(read_completed(type, slot, value))
             else:
-                partial = read_partial(type, slot, value)
-                self._partials.append(partial)
-                self.events.append(partial)
+                self._take_partial(read_partial(type, slot, value))
         elif type in PARTIAL_TYPES:
             self._skip(type, f"its image is broken: {slot.reason}" if slot else "it has no image")
         elif slot is None:
@@ -319,6 +328,10 @@ class AnswerDecoder:
                 f"A completed image is broken: {slot.reason}. "
                 f"The {len(self._completed)} good ones before it are in .images."
             )
+
+    def _take_partial(self, partial: PartialImage) -> None:
+        self._partials.append(partial)
+        self.events.append(partial)
 
     def _complete(self, event: CompletedImage) -> None:
         self._completed.append(event)

@@ -36,7 +36,9 @@ _IMAGE_KEY = re.compile(
 _LONGEST_KEY = 64  # no match of _IMAGE_KEY is longer
 _LEAST_STEP, _MOST_STEP = 128, 4096  # bytes of text that are searched at a time
 _PLACEHOLDER = "#image "  # "#" is neither base64 nor the beginning of an address
-_SPLICED = f"{_PLACEHOLDER}0"
+SPLICED = f"{_PLACEHOLDER}0"
+"""The placeholder of the image of a `SplicedDocument`."""
+_SPLICED = SPLICED.encode()
 
 _UNIT = 8  # bytes to see before decoding begins, so that a `data:` prefix is never taken for base64
 _LONGEST_PREFIX = 256
@@ -199,36 +201,32 @@ def map_strings(value: Any, change: Callable[[str], str], depth: int = 20) -> An
     return type(value)(map_strings(item, change, depth - 1) for item in value)
 
 
-def splice(
-    data: bytes, head: bytes, start: int, stop: int, tail: bytes
-) -> "SplicedDocument | None":
-    """The document `head + data[start:stop] + tail`, decoded at once, where it is as simple as most are.
-
-    `head` ends, without a backslash in it, in the opening quote of the first `b64_json` string, which
-    is all of `data[start:stop]`. None for base64 that is not clean and for a second such string.
-    """
-    if head.count(b'"b64_json"') > 1 or b'"b64_json"' in tail or b'"url"' in tail or b"\\" in tail:
-        return None
-    try:
-        decoded = pybase64.b64decode(memoryview(data)[start:stop], validate=True)
-    except binascii.Error:
-        return None
-    return SplicedDocument(head + _SPLICED.encode() + tail, decoded)
-
-
 class SplicedDocument(msgspec.Struct, frozen=True):
-    """A document whose skeleton and one image are known already; finished like a `JSONDecoder`."""
+    """A document with an image that was whole in a chunk; finished like a `JSONDecoder`."""
 
     skeleton: bytes
     image: bytes
 
     def finish(self) -> Document:
         """The document; raises `InvalidJSON` where it is not JSON."""
-        return Document(decode(self.skeleton), {_SPLICED: self.image})
+        return Document(decode(self.skeleton), {SPLICED: self.image})
 
     def text(self, length: int) -> str:
         """The beginning of the document for a message, images left out."""
         return _text(self.skeleton, length)
+
+
+def splice(head: bytes, data: bytes, start: int, stop: int, tail: bytes) -> SplicedDocument | None:
+    """The document `head + data[start:stop] + tail`, its image decoded at once.
+
+    `head` ends in the opening quote of a `b64_json` string, and `tail` begins with the closing one.
+    None for base64 that is not clean.
+    """
+    try:
+        decoded = pybase64.b64decode(memoryview(data)[start:stop], validate=True)
+    except binascii.Error:
+        return None
+    return SplicedDocument(head + _SPLICED + tail, decoded)
 
 
 class Base64Decoder:

@@ -5,12 +5,12 @@ is not what it should be becomes None; it never costs an image.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeAlias, overload
+from typing import Annotated, Any, TypeAlias, overload
 
 import msgspec
 
 from elkimg_async.image import Image
-from elkimg_async.sansio.payload import BadBase64, Document
+from elkimg_async.sansio.payload import SPLICED, BadBase64, Document, SplicedDocument
 
 Number: TypeAlias = int | float
 
@@ -179,6 +179,54 @@ def read_partial(type: str, image: Image, value: dict[str, Any]) -> PartialImage
     )
 
 
+_Said = Annotated[str, msgspec.Meta(min_length=1)]
+
+
+class _PlainPartial(msgspec.Struct):
+    """An event with an image on its way, where all that it says is as the API describes it."""
+
+    b64_json: str
+    type: str | None = None
+    url: None = None
+    error: None = None
+    created: None = None
+    revised_prompt: _Said | None = None
+    created_at: int | None = None
+    size: _Said | None = None
+    quality: _Said | None = None
+    background: _Said | None = None
+    output_format: _Said | None = None
+    partial_image_index: int | None = None
+
+
+_plain_partials = msgspec.json.Decoder(_PlainPartial)
+
+
+def read_plain_partial(name: str, document: SplicedDocument) -> PartialImage | None:
+    """What `read_partial` gives, several times as fast; None for all that needs a closer look.
+
+    `name` is that of the `event:` line.
+    """
+    try:
+        plain = _plain_partials.decode(document.skeleton)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    stated = plain.type or name
+    usual = stated in PARTIAL_TYPES and name != "error"
+    if not (usual and plain.b64_json == SPLICED and document.image):
+        return None
+    return PartialImage(
+        type=stated,
+        image=Image(document.image, revised_prompt=plain.revised_prompt),
+        created_at=plain.created_at,
+        size=plain.size,
+        quality=plain.quality,
+        background=plain.background,
+        output_format=plain.output_format,
+        partial_image_index=plain.partial_image_index,
+    )
+
+
 def read_completed(type: str, image: Image, value: dict[str, Any]) -> CompletedImage:
     """The event around a finished image."""
     return CompletedImage(
@@ -219,6 +267,32 @@ def read_usage(value: Any) -> Usage | None:
         output_tokens_details=_read_details(
             _either(value, "output_tokens_details", "completion_tokens_details")
         ),
+    )
+
+
+def add_usage(one: Usage | None, other: Usage | None) -> Usage | None:
+    """Both together; None counts as nothing."""
+    if one is None or other is None:
+        return one or other
+    return Usage(
+        total_tokens=_add(one.total_tokens, other.total_tokens),
+        input_tokens=_add(one.input_tokens, other.input_tokens),
+        output_tokens=_add(one.output_tokens, other.output_tokens),
+        input_tokens_details=_add_details(one.input_tokens_details, other.input_tokens_details),
+        output_tokens_details=_add_details(one.output_tokens_details, other.output_tokens_details),
+    )
+
+
+def _add(one: Number | None, other: Number | None) -> Number | None:
+    return other if one is None else one if other is None else one + other
+
+
+def _add_details(one: TokenDetails | None, other: TokenDetails | None) -> TokenDetails | None:
+    if one is None or other is None:
+        return one or other
+    return TokenDetails(
+        text_tokens=_add(one.text_tokens, other.text_tokens),
+        image_tokens=_add(one.image_tokens, other.image_tokens),
     )
 
 
