@@ -3,9 +3,11 @@
 from elkimg_async import errors
 from elkimg_async.client import AsyncImages
 from elkimg_async.errors import *  # noqa: F403
-from elkimg_async.image import Image
+from elkimg_async.image import Image, ImageInput
 from elkimg_async.options import Limits, RetryPolicy, Timeout
-from elkimg_async.sansio.requests import GenerateRequest
+from elkimg_async.run import MapItem, MapRun, Totals
+from elkimg_async.sansio.listing import Model, Models
+from elkimg_async.sansio.requests import EditRequest, GenerateRequest
 from elkimg_async.sansio.responses import (
     CompletedImage,
     ImagesResponse,
@@ -22,17 +24,24 @@ __version__ = "0.1.0"
 __all__ = [
     "AsyncImages",
     "CompletedImage",
+    "EditRequest",
     "GenerateRequest",
     "Image",
+    "ImageInput",
     "ImageStream",
     "ImagesResponse",
     "Limits",
+    "MapItem",
+    "MapRun",
     "Meta",
+    "Model",
+    "Models",
     "PartialImage",
     "RateLimit",
     "RetryPolicy",
     "Timeout",
     "TokenDetails",
+    "Totals",
     "Usage",
     "__version__",
 ]

@@ -4,33 +4,35 @@ import asyncio
 import contextlib
 import inspect
 import itertools
+import logging
 import os
 import random
 import time
-import warnings
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
-from elkimg_async import hooks
-from elkimg_async.download import download, resolve
+from elkimg_async import hooks, logs
+from elkimg_async.download import connect_image
+from elkimg_async.endpoints import AnswerT, Decoder, Endpoint
 from elkimg_async.errors import (
+    APIError,
     ConfigurationError,
     ElkImagesError,
     InvalidRequestError,
     NetworkError,
+    RateLimitError,
     RequestTimeoutError,
     ResponseError,
 )
 from elkimg_async.hooks import tell
-from elkimg_async.image import Image
 from elkimg_async.options import Secret, Settings, default_key, make_key
 from elkimg_async.sansio import wire
-from elkimg_async.sansio.answer import AnswerDecoder, ImageEvent, SkippedEvent
+from elkimg_async.sansio.answer import ImageEvent, SkippedEvent
 from elkimg_async.sansio.models import validate
-from elkimg_async.sansio.requests import GenerateRequest, make_request
-from elkimg_async.sansio.responses import ImagesResponse, Meta
-from elkimg_async.sansio.retry import decide
+from elkimg_async.sansio.pacing import Permit
+from elkimg_async.sansio.requests import ImageRequest
+from elkimg_async.sansio.responses import Meta, RateLimit
+from elkimg_async.sansio.retry import decide, is_transient
 from elkimg_async.transport import Exchange, Transport
 from elkimg_async.watchdog import Watchdog
 
@@ -40,8 +42,8 @@ T = TypeVar("T")
 _numbers = itertools.count(1)
 
 
-class Call:
-    """One call, batch or streaming: to both an answer is a sequence of events.
+class Call(Generic[AnswerT]):
+    """One call, batch or streaming: to both an answer is a sequence of events, and then whole.
 
     `open` and `next_event` take as many attempts as the policy allows; once an event was
     given, nothing is tried again.
@@ -51,24 +53,31 @@ class Call:
         self,
         settings: Settings,
         transport: Transport,
+        endpoint: Endpoint[AnswerT],
         *,
-        prompt: str | GenerateRequest | Mapping[str, Any],
-        options: Mapping[str, Any],
-        stream: bool,
+        stream: bool = False,
+        extra_headers: Mapping[str, str] | None = None,
     ) -> None:
         self._settings = settings
         self._transport = transport
-        self._prompt = prompt
-        self._options = options
+        self._endpoint = endpoint
+        self._extra_headers = extra_headers
         self._stream = stream
         self._limits = settings.stream_limits if stream else settings.batch_limits
         self._number = next(_numbers)
+        self._caller = logs.Caller() if settings.validate == "warn" else None
+        self._hooks = settings.hooks
+        if logs.logger.isEnabledFor(logging.INFO):
+            self._hooks = (logs.CallLog(), *settings.hooks)
         self._key: str | None = None
         self._secret: Secret | None = None
         self._request: wire.HTTPRequest | None = None
         self._watchdog: Watchdog | None = None
         self._exchange: Exchange | None = None
-        self._decoder: AnswerDecoder | None = None
+        self._weight = 1
+        self._permit: Permit | None = None
+        self._rate_limit: RateLimit | None = None
+        self._decoder: Decoder[AnswerT] | None = None
         self._error_body = bytearray()
         self._started = self._attempt_started = self._first_byte = 0.0
         self._attempts = 0
@@ -92,7 +101,7 @@ class Call:
         """The next partial or completed image, or None when the answer is whole."""
         return await self._advance(self._read_event)
 
-    async def drain(self) -> ImagesResponse:
+    async def drain(self) -> AnswerT:
         """Read what is left, and return the whole answer."""
         return await self._advance(self._read_all)
 
@@ -105,13 +114,18 @@ class Call:
         if self._exchange is not None:
             self._exchange.close()
             self._exchange = None
+        if self._permit is not None:
+            self._settings.limiter.leave(self._permit)
+            self._permit = None
 
-    async def _advance(self, read: Callable[[AnswerDecoder, Watchdog], Awaitable[T]]) -> T:
+    async def _advance(self, read: Callable[[Decoder[AnswerT], Watchdog], Awaitable[T]]) -> T:
         """The one retry loop: as many attempts as it takes until `read` has what it wants of an answer."""
         while True:
             try:
-                watchdog = self._prepare()
+                watchdog = self._start()
                 with watchdog:
+                    if self._request is None:
+                        await self._prepare()
                     decoder = self._decoder or await self._attempt(watchdog)
                     return await read(decoder, watchdog)
             except ElkImagesError as error:
@@ -130,25 +144,38 @@ class Call:
                     failure = self._refusal(exchange)
             await self._recover(failure)
 
-    def _prepare(self) -> Watchdog:
-        """Check and write the request, once."""
+    def _start(self) -> Watchdog:
+        """Let the time of the call begin, once."""
         if self._watchdog is None:
             self._watchdog = Watchdog(self._limits.total, soonest=self._limits.soonest)
             self._started = time.monotonic()
-        if self._request is None:
-            settings = self._settings
-            options = dict(self._options)
-            extra_headers = wire.check_headers(options.pop("extra_headers", None))
-            request = make_request(self._prompt, options)
-            self._validate(request)
-            if settings.idempotency != "off":
-                self._key = os.urandom(16).hex()
-            written = wire.generate(request, stream=self._stream, key=self._key)
-            self._request = wire.with_headers(written, {**settings.headers, **extra_headers})
-            self._tell(hooks.RequestStarted, request=request, stream=self._stream)
         return self._watchdog
 
-    def _validate(self, request: GenerateRequest) -> None:
+    async def _prepare(self) -> None:
+        """Check and write the request."""
+        settings, endpoint = self._settings, self._endpoint
+        extra_headers = wire.check_headers(self._extra_headers)
+        request = await endpoint.request()
+        self._weight = 0
+        if request is not None:
+            self._validate(request)
+            self._weight = max(1, request.n or 1)
+        headers = {**settings.headers, **extra_headers}
+        if endpoint.paid:
+            self._key = wire.take_key(headers)
+            if self._key is None and settings.idempotency != "off":
+                self._key = os.urandom(16).hex()
+        written = endpoint.write(request, stream=self._stream, key=self._key)
+        self._request = wire.with_headers(written, headers)
+        self._tell(
+            hooks.RequestStarted,
+            request=request,
+            stream=self._stream,
+            url=settings.base_url + self._request.path,
+            method=self._request.method,
+        )
+
+    def _validate(self, request: ImageRequest) -> None:
         if self._settings.validate == "off":
             return
         try:
@@ -156,15 +183,20 @@ class Call:
         except InvalidRequestError as error:
             if self._settings.validate == "strict":
                 raise
-            warnings.warn(str(error), stacklevel=2)
+            if self._caller is not None:
+                self._caller.warn(str(error))
 
-    async def _attempt(self, watchdog: Watchdog) -> AnswerDecoder:
+    async def _attempt(self, watchdog: Watchdog) -> Decoder[AnswerT]:
         settings, limits = self._settings, self._limits
         assert self._request is not None
         self._transport.check_open()
+        permit = self._permit = settings.limiter.enter(self._weight)
+        if permit.started is None:
+            await settings.limiter.wait(permit)
         self._attempts += 1
         self._attempt_started = time.monotonic()
         self._tell(hooks.AttemptStarted, attempt=self._attempts)
+        watchdog.allow("first_byte", limits.first_byte)
         self._secret = await self._current_key()
         exchange = self._exchange = self._transport.exchange(
             settings.base_url + self._request.path,
@@ -178,16 +210,18 @@ class Call:
             hooks.ResponseStarted,
             attempt=self._attempts,
             status=exchange.status,
-            request_id=wire.request_id(exchange.headers),
+            request_id=self._request_id(exchange),
             first_byte=self._first_byte,
         )
+        self._rate_limit = wire.rate_limit(exchange.headers)
         if not 200 <= exchange.status < 300:
             watchdog.allow("idle", limits.idle)
             while len(self._error_body) < _MAX_ERROR_BODY and (chunk := await exchange.read()):
                 self._error_body += chunk
             raise self._refusal(exchange)
+        settings.limiter.answered(permit, self._rate_limit)
         max_bytes = settings.limits.max_response_bytes
-        self._decoder = AnswerDecoder(stream=self._stream, max_bytes=max_bytes)
+        self._decoder = self._endpoint.decoder(stream=self._stream, max_bytes=max_bytes)
         return self._decoder
 
     async def _current_key(self) -> Secret:
@@ -199,17 +233,27 @@ class Call:
         promised = key()
         if not inspect.isawaitable(promised):
             raise ConfigurationError("api_key must be a string or an async function.")
-        return make_key(await promised)
+        try:
+            return make_key(await promised)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+        raise ConfigurationError("The function for the API key was cancelled from within; no key.")
+
+    def _request_id(self, exchange: Exchange) -> str | None:
+        named = wire.request_id(exchange.headers)
+        return named if self._secret is None else self._secret.redact(named)
 
     def _refusal(self, exchange: Exchange) -> ElkImagesError:
         """What an answer other than 2xx means, as far as it came."""
         body = bytes(self._error_body[:_MAX_ERROR_BODY])
         return wire.read_error(exchange.status, exchange.headers, body, now=time.time())
 
-    async def _read_nothing(self, decoder: AnswerDecoder, watchdog: Watchdog) -> None:
+    async def _read_nothing(self, decoder: Decoder[AnswerT], watchdog: Watchdog) -> None:
         """What `open` wants of an answer: that it is there."""
 
-    async def _read_event(self, decoder: AnswerDecoder, watchdog: Watchdog) -> ImageEvent | None:
+    async def _read_event(self, decoder: Decoder[AnswerT], watchdog: Watchdog) -> ImageEvent | None:
         exchange, limits = self._exchange, self._limits
         watchdog.allow("idle", limits.idle)
         while (event := self._take_event(decoder)) is None:
@@ -224,7 +268,7 @@ class Call:
                 decoder.finish()
         return event
 
-    async def _read_all(self, decoder: AnswerDecoder, watchdog: Watchdog) -> ImagesResponse:
+    async def _read_all(self, decoder: Decoder[AnswerT], watchdog: Watchdog) -> AnswerT:
         while await self._read_event(decoder, watchdog) is not None:
             pass
         response = decoder.response()
@@ -232,34 +276,17 @@ class Call:
         response.meta = self._meta
         return response
 
-    def _take_event(self, decoder: AnswerDecoder) -> ImageEvent | None:
+    def _take_event(self, decoder: Decoder[AnswerT]) -> ImageEvent | None:
         while (event := decoder.next_event()) is not None:
             if isinstance(event, SkippedEvent):
                 self._tell(hooks.EventSkipped, type=event.type, reason=event.reason)
                 continue
             if event.image.url is not None:
-                self._connect_image(event.image)
+                connect_image(event.image, self._transport, self._settings)
             self._given = True
             self._tell(hooks.EventReceived, event=event)
             return event
         return None
-
-    def _connect_image(self, image: Image) -> None:
-        """Make the address of an image absolute, and teach the image to fetch it."""
-        base_url, limits = self._settings.base_url, self._settings.limits
-        if not (image.url or "").startswith(("https://", "http://")):
-            image.url = resolve(base_url + "/", image.url or "")
-        image.download_with(
-            partial(
-                download,
-                self._transport,
-                base_url=base_url,
-                private=limits.private_downloads,
-                seconds=self._limits.download,
-                connect=self._limits.connect,
-                max_bytes=limits.max_response_bytes,
-            )
-        )
 
     def _is_whole(self) -> bool:
         """Whether the answer was complete before the connection failed, so that nothing is lost."""
@@ -269,7 +296,7 @@ class Call:
         self._decoder.finish()
         return self._decoder.failure is None
 
-    async def _finish(self, decoder: AnswerDecoder) -> None:
+    async def _finish(self, decoder: Decoder[AnswerT]) -> None:
         """Note what is known of the exchange, and give the connection back."""
         if self._meta is not None:
             return
@@ -277,28 +304,33 @@ class Call:
         assert exchange is not None
         self._settings.budget.give_back()
         self._meta = Meta(
-            request_id=wire.request_id(exchange.headers),
+            request_id=self._request_id(exchange),
             status=exchange.status,
             attempts=self._attempts,
             elapsed=time.monotonic() - self._started,
             first_byte=self._first_byte,
-            rate_limit=wire.rate_limit(exchange.headers),
+            rate_limit=self._rate_limit,
             idempotency_key=self._key,
         )
         try:
-            with contextlib.suppress(NetworkError), Watchdog(_END_GRACE):
-                while not exchange.at_end and await exchange.read():
-                    pass
+            if not exchange.at_end:
+                with contextlib.suppress(NetworkError), Watchdog(_END_GRACE):
+                    while await exchange.read():
+                        pass
         finally:
             self._let_go()
-        if self._settings.hooks:
-            self._tell_end(result=decoder.response())
+        if self._hooks or self._weight > 1:
+            result: Any = decoder.response()
+            if len(result) < self._weight:
+                logs.warn_of_missing(self._number, self._weight, len(result), self._meta.request_id)
+            self._tell_end(result=result)
 
     async def _recover(self, failure: ElkImagesError) -> None:
         """Wait until the next attempt, or raise the failure."""
         self._complete(failure)
+        self._tell_limiter(failure)
         self._let_go()
-        policy, replay = self._settings.retry, self._settings.idempotency == "replay"
+        policy, paid = self._settings.retry, self._endpoint.paid
         remaining = self._watchdog.remaining if self._watchdog else 0.0
         delay = None
         if not self._given:
@@ -308,9 +340,11 @@ class Call:
                 attempt=self._attempts,
                 remaining=remaining,
                 jitter=random.random(),  # noqa: S311
-                replay=replay,
+                replay=self._settings.idempotency == "replay" or not paid,
             )
         if delay is None or not self._settings.budget.take():
+            if not paid and failure.billing == "unknown":
+                failure.billing = "not_sent"
             self._tell_end(error=failure)
             raise failure
         self._decoder = None
@@ -318,6 +352,20 @@ class Call:
         self._ended = False
         self._tell(hooks.RetryScheduled, attempt=self._attempts, error=failure, delay=delay)
         await asyncio.sleep(delay)
+
+    def _tell_limiter(self, failure: ElkImagesError) -> None:
+        """Let all calls slow down where the server has too much to do, and know its rate limits."""
+        permit = self._permit
+        if permit is None or not isinstance(failure, APIError):
+            return
+        overload = failure.status == 503 and is_transient(failure)
+        if overload or isinstance(failure, RateLimitError):
+            self._settings.limiter.refused(
+                permit,
+                retry_after=failure.retry_after,
+                limit=self._rate_limit,
+                overload=overload,
+            )
 
     def _complete(self, failure: ElkImagesError) -> None:
         """Add to a failure what only the call knows, and take from it what nobody may see."""
@@ -329,20 +377,19 @@ class Call:
             if isinstance(failure, ResponseError) and exchange.status:
                 failure.status = exchange.status
         if isinstance(failure, RequestTimeoutError) and failure.phase is None:
-            failure.phase = exchange.phase if exchange else "connect"
+            queued = self._permit is not None and self._permit.started is None
+            failure.phase = exchange.phase if exchange else "queue" if queued else "connect"
             failure.billing = exchange.billing if exchange else "not_sent"
         if self._secret is not None:
             failure.__dict__.update(self._secret.redact(failure.__dict__))
             failure.args = (failure.message,)
 
-    def _tell_end(
-        self, result: ImagesResponse | None = None, error: BaseException | None = None
-    ) -> None:
+    def _tell_end(self, result: AnswerT | None = None, error: BaseException | None = None) -> None:
         if self._started and not self._told_end:
             self._told_end = True
             elapsed = time.monotonic() - self._started
             self._tell(hooks.RequestFinished, elapsed=elapsed, result=result, error=error)
 
     def _tell(self, record: type[hooks.Record], **fields: Any) -> None:
-        if self._settings.hooks:
-            tell(self._settings.hooks, record(call=self._number, **fields))
+        if self._hooks:
+            tell(self._hooks, record(call=self._number, **fields))

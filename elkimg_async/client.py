@@ -1,14 +1,26 @@
 """`AsyncImages`: the calls that a user makes."""
 
+import math
+import os
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import (
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Mapping,
+)
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, get_args, overload
 
 import msgspec
 
+from elkimg_async.arguments import EditOptions, GenerateOptions, Images, Prompt
 from elkimg_async.errors import ConfigurationError, InvalidRequestError
 from elkimg_async.hooks import Hook
+from elkimg_async.image import ImageInput
 from elkimg_async.options import (
     IdempotencyMode,
     Limits,
@@ -22,7 +34,8 @@ from elkimg_async.options import (
     make_retry,
     make_timeout,
 )
-from elkimg_async.sansio.requests import GenerateRequest
+from elkimg_async.run import MapRun
+from elkimg_async.sansio.listing import Models
 from elkimg_async.sansio.responses import ImagesResponse
 from elkimg_async.sansio.retry import RetryBudget
 from elkimg_async.sansio.wire import check_headers
@@ -31,28 +44,7 @@ from elkimg_async.stream import ImageStream
 if TYPE_CHECKING:
     import aiohttp
 
-Prompt = str | GenerateRequest | Mapping[str, Any]
-
-
-class GenerateOptions(TypedDict, total=False):
-    """The options of `AsyncImages.generate`; its docstring says what they mean."""
-
-    model: str | None
-    n: int | None
-    size: str | None
-    quality: str | None
-    background: str | None
-    moderation: str | None
-    style: str | None
-    user: str | None
-    output_format: str | None
-    output_compression: int | None
-    partial_images: int | None
-    response_format: str | None
-    extra_body: Mapping[str, Any] | None
-    extra_headers: Mapping[str, str] | None
-    timeout: Timeout | float | None
-    retry: RetryPolicy | int | None
+    from elkimg_async.endpoints import Endpoint
 
 
 class AsyncImages:
@@ -108,7 +100,10 @@ class AsyncImages:
             key = make_key(api_key) if api_key.strip() else None
         elif api_key is not None and not callable(api_key):
             raise ConfigurationError("api_key must be a string or an async function.")
-        policy = make_retry(retry)
+        from elkimg_async.limiter import Limiter  # asyncio and all below it, late
+        from elkimg_async.transport import Transport
+
+        policy, limits = make_retry(retry), limits or Limits()
         self._settings = Settings(
             api_key=key,
             base_url=make_base_url(base_url),
@@ -117,12 +112,15 @@ class AsyncImages:
             budget=RetryBudget(policy.budget),
             idempotency=idempotency,
             validate=validate,
-            limits=limits or Limits(),
+            limits=limits,
             headers=_client_headers(headers),
             hooks=tuple(hooks),
+            limiter=Limiter(
+                max_concurrency=limits.max_concurrency,
+                requests_per_minute=limits.requests_per_minute,
+                images_per_minute=limits.images_per_minute,
+            ),
         )
-        from elkimg_async.transport import Transport  # asyncio and all below it, late
-
         maker = sys._getframe(1)  # noqa: SLF001
         made_at = f"{maker.f_code.co_filename}:{maker.f_lineno}"
         self._transport = Transport(session, made_at=made_at)
@@ -230,36 +228,221 @@ class AsyncImages:
             NetworkError: by the network, or a limit of `timeout`; `billing` tells what is known.
             ResponseError, StreamError: by the server, whose answer is none.
         """
+        from elkimg_async.endpoints import Generate  # late, as Transport is
+
+        endpoint = Generate(
+            prompt,
+            {
+                "model": model,
+                "n": n,
+                "size": size,
+                "quality": quality,
+                "background": background,
+                "moderation": moderation,
+                "style": style,
+                "user": user,
+                "output_format": output_format,
+                "output_compression": output_compression,
+                "partial_images": partial_images,
+                "response_format": response_format,
+                "extra_body": extra_body,
+            },
+        )
+        return self._images(endpoint, stream, extra_headers, timeout, retry)
+
+    @overload
+    def edit(
+        self,
+        image: Images,
+        prompt: str,
+        *,
+        stream: Literal[False] = False,
+        **options: Unpack[EditOptions],
+    ) -> Coroutine[Any, Any, ImagesResponse]: ...
+    @overload
+    def edit(
+        self, image: Images, prompt: str, *, stream: Literal[True], **options: Unpack[EditOptions]
+    ) -> ImageStream: ...
+    @overload
+    def edit(
+        self, image: Images, prompt: str, *, stream: bool, **options: Unpack[EditOptions]
+    ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream: ...
+    def edit(
+        self,
+        image: Images,
+        prompt: str,
+        *,
+        mask: ImageInput | None = None,
+        input_fidelity: str | None = None,
+        stream: bool = False,
+        extra_headers: Mapping[str, str] | None = None,
+        timeout: Timeout | float | None = None,
+        retry: RetryPolicy | int | None = None,
+        **options: Any,
+    ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream:
+        """Edit pictures as a text says: `await` it for all results, or stream them with `stream=True`.
+
+        A file is read while it leaves, piece by piece in a worker thread, and again for a retry. Until the
+        call is over it must stay as it is.
+
+        Args:
+            image: A path, bytes, a file opened in binary mode, or an `Image`; or a list of up to 16. They
+                are png, webp or jpeg, and less than 50 MB each. A file object is sent from its beginning and
+                left standing where it stood; one that cannot seek is read into memory.
+            prompt: What the result shows.
+            mask: A picture of the size of the first image; where it is fully transparent, the image is
+                edited. None: everywhere.
+            input_fidelity: `high` keeps features such as faces closer to the image, `low` costs less.
+            **options: `model`, `n`, `size`, `quality`, `background`, `user`, `output_format`,
+                `output_compression`, `partial_images`, `response_format`, `stream`, `extra_body`,
+                `extra_headers`, `timeout` and `retry` are those of `generate`.
+
+        Raises:
+            InvalidRequestError: by the caller, also for a file that cannot be read or is no picture.
+            ElkImagesError: the others are those of `generate`.
+        """
+        from elkimg_async.endpoints import Edit
+
+        endpoint = Edit(image, mask, prompt, {**options, "input_fidelity": input_fidelity})
+        return self._images(endpoint, stream, extra_headers, timeout, retry)
+
+    def _images(
+        self,
+        endpoint: "Endpoint[ImagesResponse]",
+        stream: bool,
+        extra_headers: Mapping[str, str] | None,
+        timeout: Timeout | float | None,
+        retry: RetryPolicy | int | None,
+    ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream:
         if not isinstance(stream, bool):
             raise InvalidRequestError("stream must be True or False.", param="stream")
-        from elkimg_async.call import Call  # late, as Transport is
+        from elkimg_async.call import Call
 
-        call = Call(
-            self._settings_with(timeout, retry, None),
-            self._transport,
-            prompt=prompt,
-            options=_given(
-                model=model,
-                n=n,
-                size=size,
-                quality=quality,
-                background=background,
-                moderation=moderation,
-                style=style,
-                user=user,
-                output_format=output_format,
-                output_compression=output_compression,
-                partial_images=partial_images,
-                response_format=response_format,
-                extra_body=extra_body,
-                extra_headers=extra_headers,
-            ),
-            stream=stream,
-        )
+        settings = self._settings_with(timeout, retry, None)
+        call = Call(settings, self._transport, endpoint, stream=stream, extra_headers=extra_headers)
         return ImageStream(call) if stream else call.drain()
+
+    def models(
+        self,
+        *,
+        extra_headers: Mapping[str, str] | None = None,
+        timeout: Timeout | float | None = None,
+        retry: RetryPolicy | int | None = None,
+    ) -> Coroutine[Any, Any, Models]:
+        """The models of the server, in its order; `Model.is_image` tells those that make images.
+
+        Args:
+            extra_headers: Further headers of this request.
+            timeout: Limits of this call in seconds; a number limits all of it. None: the client's.
+            retry: When to try this call again; a number is how often. None: the client's.
+
+        Raises:
+            ElkImagesError: the same as for `generate`; it never costs anything, so whatever may pass is
+                tried again.
+        """
+        from elkimg_async.call import Call
+        from elkimg_async.endpoints import ListModels
+
+        settings = self._settings_with(timeout, retry, None)
+        call = Call(settings, self._transport, ListModels(), extra_headers=extra_headers)
+        return call.drain()
+
+    def map(
+        self,
+        requests: Iterable[Prompt] | AsyncIterable[Prompt],
+        *,
+        concurrency: int = 32,
+        ordered: bool = False,
+        output_dir: str | os.PathLike[str] | None = None,
+        journal: str | os.PathLike[str] | None = None,
+        max_errors: int | None = None,
+        max_images: int | None = None,
+        max_total_tokens: int | None = None,
+        skip_failed: bool = False,
+        stream: bool = False,
+        **options: Unpack[GenerateOptions],
+    ) -> MapRun:
+        """Make images of many requests, a bounded number at a time; one failure never stops the rest.
+
+            async with client.map(prompts, output_dir="out", journal="run.jsonl") as run:
+                async for item in run:
+                    print(item.index, item.paths if item.ok else item.error)
+
+        Entering the block starts the work; iterating gives one `MapItem` for each request; leaving it
+        cancels what is under way. What is finished and not yet taken counts towards `concurrency`, so
+        a slow loop body slows the requests, and memory stays bounded.
+
+        Args:
+            requests: Prompts, `GenerateRequest`s or mappings of their fields, in any iterable or async
+                iterable, read as needed. An iterable that is no list or the like is read in a thread of its
+                own, at most `concurrency` items ahead. An item that is no request is a failed item.
+            concurrency: How many requests are under way at a time, where the client's `limits` allow.
+            ordered: Give the items in the order of the requests instead of as they end; while a slow one
+                is waited for, at most twice as many are under way or done.
+            output_dir: A folder for the images, made when missing, with `manifest.jsonl`; the items then
+                have `paths` and no `result`. One run at a time may use it. None: the items have a `result`.
+            journal: A file that tells the same run, started again, what is left: what was not done yet, and what
+                has failed. Finished items are given at once, as `resumed` and without their `result`.
+                It belongs to these requests; more of them may follow at the end. None: none.
+            max_errors: The number of failed items that ends the run. None: they never do.
+            max_images: How many images may be paid for, those in the journal included, and those that a
+                failed request may have made. None: no limit.
+            max_total_tokens: The same for tokens, as far as the server tells them: the next request is taken to
+                cost what an image has cost so far; until one is known, they go one by one. None: no limit.
+            skip_failed: Leave what has failed in an earlier run as it is; its items have the error of then.
+            stream: Ask for streams, which keep connections alive through proxies that cut silent ones; only
+                finished images are used, and `partial_images=0` saves the cost of the others.
+            options: Those of `generate`: fields for requests that do not say otherwise, and headers, `timeout`
+                and `retry` for each call. Where neither these nor the client set a total time, a call
+                waits for its turn as long as it takes.
+
+        Raises:
+            ConfigurationError, InvalidRequestError: by the caller, for options that cannot work.
+            JournalError: on entering or iterating; the journal is in use, unreadable, or of other requests.
+            BatchStoppedError: on iterating, after the last item, where `max_errors`, `max_images` or
+                `max_total_tokens` ended the run before its input did.
+            BatchError: by the caller, who iterates outside the block, twice, or from two tasks; or by the
+                disk, which takes no more images.
+        """
+        if unknown := options.keys() - GenerateOptions.__annotations__.keys():
+            raise TypeError(f"map() got an unexpected keyword argument {min(unknown)!r}")
+        from elkimg_async.batch import Batch, Options  # late, as Call is
+        from elkimg_async.download import connect_image
+
+        defaults = _given(**options)
+        headers = check_headers(defaults.pop("extra_headers", None))
+        settings = self._settings_with(
+            defaults.pop("timeout", None), defaults.pop("retry", None), None
+        )
+        timeout = settings.timeout
+        if timeout.total is None:
+            timeout = msgspec.structs.replace(timeout, total=math.inf)
+        return MapRun(
+            Batch(
+                requests,
+                Options(
+                    concurrency=concurrency,
+                    ordered=ordered,
+                    output_dir=output_dir,
+                    journal=journal,
+                    max_errors=max_errors,
+                    max_images=max_images,
+                    max_total_tokens=max_total_tokens,
+                    skip_failed=skip_failed,
+                    stream=stream,
+                ),
+                defaults=defaults,
+                headers=headers,
+                keys=settings.idempotency != "off",
+                generate=partial(self.generate, timeout=timeout, retry=settings.retry),
+                connect=partial(connect_image, transport=self._transport, settings=settings),
+                rate=lambda: settings.limiter.rate,
+            )
+        )
 
     async def aclose(self) -> None:
         """Close the connections; a second time does nothing. Calls that are running fail."""
+        self._settings.limiter.close()
         await self._transport.aclose()
 
     async def __aenter__(self) -> Self:

@@ -2,12 +2,17 @@
 
 import asyncio
 import math
+import time
+from functools import partial
 from urllib.parse import urljoin, urlsplit
 
+from elkimg_async import logs
+from elkimg_async.addresses import is_public
 from elkimg_async.errors import DownloadError, ElkImagesError, RequestTimeoutError
-from elkimg_async.image import UNKNOWN_TYPE, media_type_of
+from elkimg_async.image import UNKNOWN_TYPE, Image, media_type_of
+from elkimg_async.options import Settings
 from elkimg_async.sansio.wire import HTTPRequest
-from elkimg_async.transport import Exchange, Transport, is_public
+from elkimg_async.transport import Exchange, Transport
 from elkimg_async.watchdog import Watchdog
 
 MAX_REDIRECTS = 5
@@ -33,6 +38,7 @@ async def download(
         DownloadError: by the image host, which gave no image.
     """
     failure: ElkImagesError
+    started = time.monotonic()
     try:
         transport.check_open()
         with Watchdog(seconds, name="download") as watchdog:
@@ -44,6 +50,7 @@ async def download(
                 )
                 content, url = await _fetch(exchange, url, watchdog, max_bytes)
                 if content is not None:
+                    logs.log_download(url, time.monotonic() - started, len(content))
                     return content
         raise DownloadError(f"The image host redirects more than {MAX_REDIRECTS} times.")
     except ElkImagesError as error:
@@ -53,7 +60,26 @@ async def download(
         failure = DownloadError(f"The image could not be fetched: {reason}")
     failure.url = url.partition("?")[0]
     failure.__context__ = None
+    logs.log_download(url, time.monotonic() - started, failure)
     raise failure
+
+
+def connect_image(image: Image, transport: Transport, settings: Settings) -> None:
+    """Make the address of an image absolute, and teach the image to fetch it."""
+    base_url, limits, timeout = settings.base_url, settings.limits, settings.batch_limits
+    if not (image.url or "").startswith(("https://", "http://")):
+        image.url = resolve(base_url + "/", image.url or "")
+    image.download_with(
+        partial(
+            download,
+            transport,
+            base_url=base_url,
+            private=limits.private_downloads,
+            seconds=timeout.download,
+            connect=timeout.connect,
+            max_bytes=limits.max_response_bytes,
+        )
+    )
 
 
 def resolve(base: str, url: str) -> str:

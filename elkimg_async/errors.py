@@ -180,7 +180,8 @@ class NetworkError(ElkImagesError):
     """There was no answer, or only a part of one."""
 
     phase: str | None = None
-    """Where it failed: `connect`, `tls` (a bad certificate), `upload`, `first_byte` or `body`."""
+    """Where it failed: `queue` (waiting for its turn within `Limits`, or while the server wants it slower),
+    `connect`, `tls` (a bad certificate), `upload`, `first_byte` or `body`."""
 
 
 class ConnectError(NetworkError):

@@ -18,10 +18,16 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RequestStarted(Record, frozen=True):
-    """A call begins. `request` is the `GenerateRequest`."""
+    """A call begins.
+
+    `request` is the `GenerateRequest` or `EditRequest`, or None for the list of models; it goes with
+    `method` to `url`.
+    """
 
     request: Any
     stream: bool
+    url: str = ""
+    method: str = "POST"
 
 
 class AttemptStarted(Record, frozen=True):

@@ -4,7 +4,7 @@ import importlib.util
 import io
 import os
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self, TypeAlias
 
 import msgspec
 import pybase64
@@ -29,6 +29,10 @@ EXTENSIONS = {
     "image/bmp": ".bmp",
     "image/tiff": ".tiff",
 }
+
+
+_SHOWN_AS_THEY_ARE = {"image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"}
+_SHOWN_AS_ELEMENTS = {"image/svg+xml", "image/avif"}
 
 
 def media_type_of(content: bytes) -> str:
@@ -125,13 +129,32 @@ class Image(msgspec.Struct, eq=False):
 
     def to_pil(self) -> "PILImage":
         """A `PIL.Image.Image`; needs the extra `pil`, and the bytes (`await image.read()` first)."""
-        if importlib.util.find_spec("PIL") is None:
-            raise ConfigurationError('Pillow is missing: pip install "elkimg-async[pil]".')
+        _require_pillow()
         import PIL.Image
 
         if self.content is None:
             raise DownloadError("The image is still a URL: await image.read() first.", url=self.url)
         return PIL.Image.open(io.BytesIO(self.content))
+
+    @classmethod
+    def from_pil(
+        cls, picture: "PILImage", *, format: Literal["png", "jpeg", "webp"] = "png"
+    ) -> Self:
+        """An image made of a `PIL.Image.Image`, for edits; needs the extra `pil`.
+
+        The pixels are kept as they are: png and webp lose nothing, jpeg little. What is neither grey nor
+        RGB, such as CMYK or a palette, becomes RGB, with its transparency.
+
+        Raises:
+            ConfigurationError: by the caller; not a picture, one of 16 or 32 bits, transparency in a jpeg,
+                or a format that is not one of the three.
+        """
+        _require_pillow()
+        if format not in _SAVED_WITH:
+            raise ConfigurationError(f"format must be png, jpeg or webp, not {format!r}.")
+        file = io.BytesIO()
+        _fit_for(format, picture).save(file, format, **_SAVED_WITH[format])
+        return cls(file.getvalue())
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Image):
@@ -149,11 +172,69 @@ class Image(msgspec.Struct, eq=False):
         return Image, (self.content, self.url, self.revised_prompt)
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, bytes | str]:
-        if self.content is None:
-            return {"text/plain": repr(self)}
-        media_type = media_type_of(self.content)
-        shown = self.content.decode("utf-8", "replace") if "svg" in media_type else self.content
-        return {media_type: shown, "text/plain": repr(self)}
+        shown: dict[str, bytes | str] = {"text/plain": repr(self)}
+        if self.content is not None:
+            media_type = media_type_of(self.content)
+            if media_type in _SHOWN_AS_THEY_ARE:
+                shown[media_type] = self.content
+            elif source := data_uri(self):
+                shown["text/html"] = f'<img src="{source}" style="max-width:100%">'
+        return shown
+
+
+def data_uri(image: Image) -> str | None:
+    """The image as an address for an `img` element, within which an svg cannot run scripts.
+
+    None for what has no bytes, or is nothing that a browser shows.
+    """
+    media_type = image.media_type
+    if media_type not in _SHOWN_AS_THEY_ARE | _SHOWN_AS_ELEMENTS:
+        return None
+    return f"data:{media_type};base64,{image.b64_json}"
+
+
+_SAVED_WITH: dict[str, dict[str, Any]] = {
+    "png": {},
+    "jpeg": {"quality": 95},
+    "webp": {"lossless": True, "exact": True},
+}
+
+
+def _require_pillow() -> None:
+    if importlib.util.find_spec("PIL") is None:
+        raise ConfigurationError('Pillow is missing: pip install "elkimg-async[pil]".')
+
+
+def _fit_for(format: str, picture: object) -> "PILImage":
+    """The picture in a mode that the format, and the servers, take."""
+    import PIL.Image
+
+    if not isinstance(picture, PIL.Image.Image):
+        raise ConfigurationError(f"from_pil takes a PIL.Image.Image, not {type(picture).__name__}.")
+    if picture.mode.startswith(("I", "F")):
+        raise ConfigurationError(
+            f"A picture of the mode {picture.mode} has more than 8 bits; convert it to RGB first."
+        )
+    transparent = picture.has_transparency_data
+    if format == "jpeg" and transparent:
+        raise ConfigurationError(
+            'jpeg knows no transparency: choose png or webp, or picture.convert("RGB") first.'
+        )
+    if picture.mode in (("LA", "RGBA") if transparent else ("L", "RGB")):
+        return picture
+    try:
+        fit = picture.convert("RGBA" if transparent else "RGB")
+    except ValueError:
+        raise ConfigurationError(
+            f"Pillow cannot make RGB of a picture of the mode {picture.mode}; convert it first."
+        ) from None
+    if picture.mode not in ("1", "L", "P", "PA", "RGB"):
+        fit.info.pop("icc_profile", None)  # it is for the colours of before
+    return fit
+
+
+ImageInput: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image
+"""A picture to send: a path, the bytes, a file opened in binary mode, or an `Image`."""
 
 
 def write_atomically(target: "Path", content: bytes) -> None:

@@ -4,14 +4,16 @@ import math
 import os
 from collections.abc import Awaitable, Callable
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 import msgspec
 
 from elkimg_async.errors import ConfigurationError
 from elkimg_async.hooks import Hook
+from elkimg_async.sansio.pacing import Permit
 from elkimg_async.sansio.payload import map_strings
+from elkimg_async.sansio.responses import RateLimit
 from elkimg_async.sansio.retry import RetryBudget
 
 DEFAULT_BASE_URL = "https://api.elkapi.com/v1"
@@ -31,7 +33,7 @@ class Timeout(msgspec.Struct, frozen=True):
     total: float | None = None
     """The whole call: queueing, every attempt, back-off and body. 600; a stream has none."""
     connect: float | None = None
-    """Finding and reaching the server, TLS included. 10."""
+    """Finding and reaching the server, TLS included. 10. In a borrowed session: each connection that is tried."""
     first_byte: float | None = None
     """From the beginning of an attempt to the headers of its answer. 600."""
     idle: float | None = None
@@ -101,18 +103,68 @@ class RetryPolicy(msgspec.Struct, frozen=True):
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What all calls of a client share.
 
+    At most `max_concurrency` requests are in flight, and in each minute at most `requests_per_minute`
+    are sent and `images_per_minute` asked for, where a request of n images counts n; None sets no limit. What
+    goes beyond waits, first come first served, and the wait counts towards `Timeout.total`. Each attempt
+    counts, and is in flight until its answer was read to the end or left: a stream that is open but
+    not read holds its place until it is closed. Whatever is set here, the client slows down when the
+    server refuses for haste, and keeps to the rate limits that its headers tell.
+
     `max_response_bytes` limits one answer, decompressed, and one downloaded image. `private_downloads`
     lets an image's URL lead to a private, loopback or link-local address, as it may anyway when
     the base URL itself does.
     """
 
+    max_concurrency: int | None = None
+    requests_per_minute: float | None = None
+    images_per_minute: float | None = None
     max_response_bytes: int = 256 * 1024 * 1024
     private_downloads: bool = False
 
     def __post_init__(self) -> None:
+        if self.max_concurrency is not None and type(self.max_concurrency) is not int:
+            raise ConfigurationError("Limits(max_concurrency=…) must be a whole number.")
+        for name in ("max_concurrency", "requests_per_minute", "images_per_minute"):
+            if (value := getattr(self, name)) is not None:
+                _check_number(f"Limits({name}=…)", value, unit="a number", zero=False)
         _check_number(
             "Limits(max_response_bytes=…)", self.max_response_bytes, unit="bytes", zero=False
         )
+
+
+class Pacing(Protocol):
+    """Who says when an attempt may be sent; `elkimg_async.limiter.Limiter` does for one client."""
+
+    @property
+    def rate(self) -> float:
+        """Starts for each second that are held to now; `math.inf` while nothing is known to limit them."""
+        ...
+
+    def enter(self, weight: int) -> Permit:
+        """Ask for a turn of so many images; where `started` is still None, `wait` for it."""
+        ...
+
+    async def wait(self, permit: Permit) -> None:
+        """Wait for the turn."""
+
+    def answered(self, permit: Permit, limit: RateLimit | None = None) -> None:
+        """Note that an answer began well, and its rate-limit headers."""
+
+    def refused(
+        self,
+        permit: Permit,
+        *,
+        retry_after: float | None = None,
+        limit: RateLimit | None = None,
+        overload: bool = False,
+    ) -> None:
+        """Note a 429, or with `overload` a 503."""
+
+    def leave(self, permit: Permit) -> None:
+        """Note that the attempt is over, or that nobody waits for its turn any more; it may be said twice."""
+
+    def close(self) -> None:
+        """Note that the client was closed."""
 
 
 _LEAST_SECRET = 8  # characters; a shorter key is somebody's test, and part of ordinary words
@@ -156,6 +208,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     headers: dict[str, str]
     hooks: tuple[Hook, ...]
     budget: RetryBudget
+    limiter: "Pacing"
 
     @cached_property
     def batch_limits(self) -> TimeoutLimits:

@@ -6,7 +6,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 from elkimg_async.errors import StreamStateError
 from elkimg_async.sansio.answer import ImageEvent
-from elkimg_async.sansio.responses import ImagesResponse
+from elkimg_async.sansio.responses import CompletedImage, ImagesResponse
 
 T = TypeVar("T")
 
@@ -86,6 +86,20 @@ class ImageStream:
             self._response = await self._run(self._source.drain())
             self._state = "finished"
         return self._response
+
+    async def display(self) -> ImagesResponse:
+        """Show the pictures in a notebook, each in the place of the one before, and return all of the answer.
+
+        Raises:
+            ConfigurationError: by the caller; no notebook runs here. Nothing was sent, unless the stream was open.
+        """
+        from elkimg_async.notebook import LiveDisplay
+
+        place = LiveDisplay()
+        async with self:
+            async for event in self:
+                place.show(event.image, finished=isinstance(event, CompletedImage))
+            return await self.result()
 
     async def aclose(self) -> None:
         """Close the connection; more than once is fine."""

@@ -8,17 +8,14 @@ the failure, and the error is made and raised outside.
 import asyncio
 import contextlib
 import functools
-import io
-import ipaddress
 import math
 import os
 import socket
 import struct
 import threading
 import warnings
-from collections.abc import AsyncGenerator, Mapping
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from elkimg_async.errors import (
     Billing,
@@ -30,16 +27,15 @@ from elkimg_async.errors import (
     ResponseError,
 )
 from elkimg_async.options import Secret, proxy_for
+from elkimg_async.pool import Pool, close_later, note_connection, turn_twice
+from elkimg_async.sansio.forms import Upload
 from elkimg_async.sansio.wire import HTTPRequest
+from elkimg_async.uploads import Reader
 from elkimg_async.watchdog import Watchdog
 
 if TYPE_CHECKING:
     import aiohttp
     import yarl
-    from aiohttp.abc import AbstractResolver, ResolveResult
-
-MAX_CONNECTIONS = 500
-"""Connections of a pool of ours; further calls wait for one, which counts towards `total`."""
 
 _READ_SIZE = 512 * 1024  # bytes; with less, reading is paused and resumed around every receive
 
@@ -61,7 +57,7 @@ class Transport:
     ) -> None:
         self._borrowed = session
         self._made_at = made_at
-        self._pools: dict[tuple[asyncio.AbstractEventLoop, bool, bool], _Pool] = {}
+        self._pools: dict[tuple[asyncio.AbstractEventLoop, bool, bool], Pool] = {}
         self._pid = os.getpid()
         self._proxies: dict[str, str | None] = {}
         self._lock = threading.Lock()
@@ -118,7 +114,7 @@ class Transport:
         if getattr(self, "_pools", None) and not self.closed and self._pid == os.getpid():
             for (loop, *_), pool in self._pools.items():
                 with contextlib.suppress(RuntimeError):  # the loop has ended, and the pool with it
-                    loop.call_soon_threadsafe(_close_later, loop, pool)
+                    loop.call_soon_threadsafe(close_later, loop, pool)
             warnings.warn(
                 f"An AsyncImages made at {self._made_at} was never closed; "
                 "use `async with`, or `await client.aclose()`.",
@@ -133,7 +129,7 @@ class Transport:
             self._proxies[origin] = proxy_for(url)
         return self._proxies[origin]
 
-    def _pool(self, borrowed: "aiohttp.ClientSession | None", public_only: bool) -> "_Pool":
+    def _pool(self, borrowed: "aiohttp.ClientSession | None", public_only: bool) -> "Pool":
         if self._pid != os.getpid():
             self._forget_parent()
         place = asyncio.get_running_loop(), borrowed is not None, public_only
@@ -143,7 +139,7 @@ class Transport:
                 self.check_open()
                 for known in [known for known in self._pools if known[0].is_closed()]:
                     del self._pools[known]
-                pool = self._pools[place] = _Pool(borrowed, public_only=public_only)
+                pool = self._pools[place] = Pool(borrowed, public_only=public_only)
         return pool
 
     def _forget_parent(self) -> None:
@@ -151,133 +147,6 @@ class Transport:
         if self._pid != os.getpid():
             _forgotten.append(self._pools)
             self._pools, self._pid, self._lock = {}, os.getpid(), threading.Lock()
-
-
-class _Pool:
-    """A session of one loop, closed with it unless it is borrowed."""
-
-    def __init__(self, borrowed: "aiohttp.ClientSession | None", *, public_only: bool) -> None:
-        self.session = _new_session(public_only) if borrowed is None else borrowed
-        if borrowed is None:
-            keeper = _keepers[self.session] = _keep(self.session)
-            # Its first step tells the loop of the generator, which it then closes before it ends itself.
-            with contextlib.suppress(StopIteration):
-                keeper.__anext__().send(None)
-
-    async def aclose(self) -> None:
-        """Close the session, unless it is borrowed or closed."""
-        if (keeper := _keepers.get(self.session)) is not None:
-            await keeper.aclose()
-
-
-def _close_later(loop: asyncio.AbstractEventLoop, pool: _Pool) -> None:
-    task = loop.create_task(pool.aclose())
-    _closing.add(task)
-    task.add_done_callback(_closing.discard)
-
-
-_closing: set[asyncio.Task[None]] = set()
-_keepers: dict["aiohttp.ClientSession", AsyncGenerator[None, None]] = {}
-
-
-async def _keep(session: "aiohttp.ClientSession") -> AsyncGenerator[None, None]:
-    try:
-        yield
-    finally:
-        _keepers.pop(session, None)
-        await session.close()
-
-
-def _new_session(public_only: bool) -> "aiohttp.ClientSession":
-    import aiohttp
-
-    _keep_freed_memory()
-    connector = aiohttp.TCPConnector(
-        limit=MAX_CONNECTIONS,
-        socket_factory=_kept_alive_socket,
-        resolver=_public_resolver() if public_only else None,
-    )
-    return aiohttp.ClientSession(
-        connector=connector,
-        request_class=_request_class(),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        headers={"Accept-Encoding": "identity", "User-Agent": "elkimg_async"},
-    )
-
-
-@functools.cache
-def _keep_freed_memory() -> None:
-    """Let glibc keep the memory of freed images for the next ones, instead of unmapping and mapping it anew.
-
-    Freeing one large block raises the threshold from which it maps blocks; this one is never touched.
-    Without it, faulting fresh pages in costs several times as much as decoding.
-    """
-    bytes(31 * 1024 * 1024)
-
-
-@functools.cache
-def _request_class() -> "type[aiohttp.ClientRequest]":
-    import aiohttp
-
-    class NotedRequest(aiohttp.ClientRequest):
-        """Tells the exchange on which connection it is sent."""
-
-        async def send(self, conn: aiohttp.connector.Connection) -> aiohttp.ClientResponse:
-            if (exchange := _exchange.get()) is not None:
-                exchange.sends_on(conn.transport)
-            return await super().send(conn)
-
-    return NotedRequest
-
-
-_exchange: ContextVar["Exchange | None"] = ContextVar("_exchange", default=None)
-
-
-def _public_resolver() -> "AbstractResolver":
-    import aiohttp
-
-    class PublicResolver(aiohttp.ThreadedResolver):
-        async def resolve(
-            self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-        ) -> list["ResolveResult"]:
-            found = await super().resolve(host, port, family)
-            if not all(is_public(result["host"]) for result in found):
-                raise OSError(None, "it leads to a private address")
-            return found
-
-    return PublicResolver()
-
-
-# IPv6 that carries an IPv4 address, any one: compatible, NAT64, Teredo, 6to4.
-_TUNNELS = [
-    ipaddress.IPv6Network(network)
-    for network in ("::/96", "64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16")
-]
-
-
-def is_public(host: str) -> bool:
-    """Whether an address is one of the internet; a name that is no address counts as one."""
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0].strip("[]"))
-    except ValueError:
-        return True
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            address = address.ipv4_mapped
-        elif any(address in tunnel for tunnel in _TUNNELS):
-            return False
-    return address.is_global and not address.is_multicast
-
-
-def _kept_alive_socket(address: Any) -> socket.socket:
-    """A socket that notices a peer that is gone, though nothing is sent for minutes."""
-    family, kind, protocol = address[:3]
-    made = socket.socket(family=family, type=kind, proto=protocol)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
-        if hasattr(socket, name):
-            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    return made
 
 
 class Exchange:
@@ -289,7 +158,7 @@ class Exchange:
 
     def __init__(
         self,
-        pool: _Pool,
+        pool: Pool,
         url: str,
         request: HTTPRequest,
         key: Secret | None,
@@ -395,36 +264,40 @@ class Exchange:
     async def _send(self) -> ElkImagesError | None:
         import aiohttp
 
-        request = self._request
-        headers = dict(request.headers)
-        if self._key is not None:
-            headers["Authorization"] = f"Bearer {self._key.reveal()}"
-        limit = None if self._connect == math.inf else self._connect
-        # Two turns of the loop: in the first it learns which pooled connections the server has closed by
-        # now, in the second they leave the pool.
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        if self._pool.borrowed:
+            await turn_twice()  # so that connections that the server has closed leave the pool
         self._tracker = aiohttp.UploadTracker()
-        _exchange.set(self)
+        note_connection.set(self.sends_on)
+        payload = _payload(self._request.body, self._tracker)
         try:
             response = await self._pool.session.request(
-                request.method,
+                self._request.method,
                 _as_written(self._url),
-                data=_payload(request.body),
-                headers=headers,
+                data=payload,
+                headers=self._headers(),
                 allow_redirects=False,
                 raise_for_status=False,
                 proxy=self._proxy,
-                timeout=_client_timeout(limit),
+                timeout=_client_timeout(None if self._connect == math.inf else self._connect),
                 upload_tracker=self._tracker,
             )
         except Exception as error:  # noqa: BLE001
+            if isinstance(payload, Reader) and payload.failure is not None:
+                return payload.failure
             return self._translate(error)
         self._response, self._sending = response, None
         self.status = response.status
         self.headers = response.headers
         response.content.set_read_chunk_size(_READ_SIZE)
         return None
+
+    def _headers(self) -> dict[str, str]:
+        headers = dict(self._request.headers)
+        if self._key is not None:
+            headers["Authorization"] = f"Bearer {self._key.reveal()}"
+        if (body := self._request.body) is not None:
+            headers["Content-Length"] = str(len(body))
+        return headers
 
     def _translate(self, error: Exception) -> ElkImagesError:
         import aiohttp
@@ -491,9 +364,14 @@ def _reset(transport: asyncio.Transport) -> None:
     transport.abort()
 
 
-def _payload(body: bytes | None) -> io.BytesIO | bytes | None:
+def _payload(
+    body: bytes | Upload | None, tracker: "aiohttp.UploadTracker"
+) -> Reader | bytes | None:
     """The body in the form in which the library sends it piece by piece, where it is large."""
-    return io.BytesIO(body) if body is not None and len(body) > _LONG_UPLOAD else body
+    if body is None or (isinstance(body, bytes) and len(body) <= _LONG_UPLOAD):
+        return body
+    # Once the connection has broken, the tracker tells no more than it told before.
+    return Reader(body, before_each=lambda: tracker.bytes_written)
 
 
 def _reason(error: object) -> str:

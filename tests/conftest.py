@@ -2,6 +2,8 @@
 
 import pytest
 
+collect_ignore = ["plugin_project"]  # a project of its own, run by test_pytest_plugin
+
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:

@@ -25,13 +25,17 @@ from elkimg_async.errors import (
 )
 from elkimg_async.image import Image
 from elkimg_async.sansio.answer import AnswerDecoder, SkippedEvent
+from elkimg_async.sansio.payload import JSONDecoder, SplicedDocument
 from elkimg_async.sansio.responses import (
     CompletedImage,
     ImagesResponse,
     PartialImage,
     TokenDetails,
     Usage,
+    read_plain_answer,
+    read_plain_partial,
 )
+from elkimg_async.sansio.sse import SSEDecoder
 from tests.splits import cut, every_split, one_by_one
 
 ONE, TWO, THREE = b"first image", b"the second one", b"\xfb\xef\xbe third"
@@ -1015,3 +1019,43 @@ def test_answer_the_short_way_differs_in_nothing(side: str, name: str | None) ->
             whole = Outcome([body], stream=True)
             assert repr(whole) == repr(Outcome(one_by_one(body), stream=True))
             assert whole.failure or {TWO, THREE} <= {event.image.content for event in whole.events}
+
+
+@pytest.mark.parametrize("side", ODD_SIDES, ids=range(len(ODD_SIDES)))
+def test_answer_the_short_way_of_a_batch_differs_in_nothing(side: str) -> None:
+    """An answer with something odd beside its images, or in one, is read as the longer way reads it."""
+    image, address = '{"b64_json":"QUJD"}', '{"url":"https://example.com/x.png"}'
+    usage = '"usage":{"total_tokens":3,"input_tokens":1,"output_tokens":2}'
+    for fields in (
+        f'"data":[{image},{address}],{usage},{side}',
+        f'{side},"created":5,"data":[{image}]',
+        f'"data":[{{"b64_json":"QUJD",{side}}},{image}]',
+        f'"data":[{{"url":"https://example.com/x.png",{side}}}]',
+        f'"data":[{image}],"usage":{{"prompt_tokens":1,{side}}}',
+        f'"data":[{image}],"usage":{{"input_tokens":1.0,"total_tokens":"7",{side}}}',
+        f'"data":[{{}},{{{side}}},{image}]',
+    ):
+        short = Outcome([("{" + fields + "}").encode()], stream=False)
+        longer = Outcome([('{"type":"",' + fields + "}").encode()], stream=False)
+        assert type(short.failure) is type(longer.failure)
+        if not isinstance(short.failure, ResponseError | APIError):
+            assert repr(short) == repr(longer)
+
+
+def test_answer_the_short_way_is_taken() -> None:
+    """An answer and an event as the API describes them need no closer look."""
+    decoder = JSONDecoder()
+    decoder.feed(
+        json.dumps({"created": 5, "data": [item(ONE), item(TWO)], "usage": USAGE}).encode()
+    )
+    answer = read_plain_answer(decoder)
+    assert answer is not None
+    assert [image.content for image in answer] == [ONE, TWO]
+    stream = SSEDecoder()
+    stream.feed(frame(PARTIAL, ONE, name=PARTIAL, partial_image_index=0).encode())
+    event = stream.next_event()
+    assert event is not None
+    assert isinstance(event.data, SplicedDocument)
+    partial = read_plain_partial(event.name, event.data)
+    assert partial is not None
+    assert partial.image.content == ONE

@@ -17,7 +17,7 @@ import aiohttp
 import anyio.to_thread
 import pytest
 
-from elkimg_async import AsyncImages, Image, ImagesResponse, PartialImage, RetryPolicy, transport
+from elkimg_async import AsyncImages, Image, ImagesResponse, PartialImage, RetryPolicy, pool
 from elkimg_async.hooks import Record, RetryScheduled
 from tests.canned import KEY, PNG, Canned, End, Reply, _Connection, answer, head, open_stream
 from tests.test_client import GOOD, PARTIAL, ask, check_secret, in_both_modes
@@ -112,14 +112,14 @@ async def test_waiting_for_the_pool(
     client: AsyncImages, canned: Canned, streaming: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call that waits for a connection leaves the queue; the others and the next ones get theirs."""
-    monkeypatch.setattr(transport, "MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(pool, "MAX_CONNECTIONS", 1)
     gate = asyncio.Event()
     canned.reply_with([gate, *GOOD])
     first = asyncio.create_task(ask(client, streaming))
     await canned.wait_until(lambda: len(canned.requests) == 1)
     waiting = [asyncio.create_task(ask(client, streaming)) for _ in range(3)]
-    (pool,) = client._transport._pools.values()
-    connector: Any = pool.session.connector
+    (loops_pool,) = client._transport._pools.values()
+    connector: Any = loops_pool.session.connector
     await until(lambda: sum(map(len, connector._waiters.values())) == 3)
     await cancel(waiting[0])
     await cancel(waiting[2])
@@ -294,7 +294,8 @@ async def test_waiting_for_the_retry(canned: Canned, streaming: bool) -> None:
         if isinstance(record, RetryScheduled):
             scheduled.set()
 
-    canned.reply_with([*answer({"error": "busy"}, status=429, Retry_After="60")])
+    # Not 429, whose Retry-After would hold back the other call as well.
+    canned.reply_with([*answer({"error": "busy"}, status=500, Retry_After="60")])
     policy = RetryPolicy(max_retries=5)
     async with AsyncImages(KEY, base_url=canned.base_url, hooks=[hook], retry=policy) as client:
         task = asyncio.create_task(ask(client, streaming))

@@ -1151,6 +1151,27 @@ async def test_validate_warn(server: LocalServer, streaming: bool) -> None:
     assert server.requests[-1].fields["n"] == 11
 
 
+async def test_validate_warn_points_at_the_call(server: LocalServer) -> None:
+    """The warning names the line that called `generate`, wherever and whenever the call then runs."""
+    async with AsyncImages(
+        server.api_key, base_url=server.base_url, validate="warn", retry=0
+    ) as client:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")
+            coroutine = client.generate("a boat", n=11)
+            stream = client.generate("a boat", n=11, stream=True)
+            line = inspect.getframeinfo(inspect.currentframe() or sys._getframe()).lineno
+            task = asyncio.create_task(coroutine)
+            for waiting in (task, stream):
+                with pytest.raises(BadRequestError):
+                    await waiting
+    assert [(warning.filename, warning.lineno) for warning in caught] == [
+        (__file__, line - 2),
+        (__file__, line - 1),
+    ]
+    assert all(warning.category is UserWarning for warning in caught)
+
+
 # --- the key ----------------------------------------------------------------
 
 
@@ -1822,8 +1843,9 @@ async def test_with_options(canned: Canned) -> None:
         assert (await failure(RateLimitError, view)).attempts == 3
         assert (await failure(RateLimitError, client)).attempts == 1
         canned.reply_with(NOTHING)
-        error = await failure(RequestTimeoutError, client.with_options(timeout=0.1))
-        assert error.limit == "total"
+        # Not shorter: after four refusals the client has slowed down.
+        error = await failure(RequestTimeoutError, client.with_options(timeout=3))
+        assert (error.limit, error.phase) == ("total", "first_byte")
         assert canned.accepted == 1
     sent = [request.headers.get("x-view") for request in canned.requests]
     assert sent == ["yes", "yes", "yes", None, None]
@@ -1999,6 +2021,7 @@ ENDINGS: dict[str, tuple[type[ElkImagesError] | None, type[ElkImagesError] | Non
     "after-done": (None, None),
     "gzip": (None, None),
     "gzip-bomb=1": (ResponseError, ResponseError),
+    "truncated-gzip": (ResponseError, StreamIncompleteError),
     "refuse": (ConnectError, ConnectError),
 }
 

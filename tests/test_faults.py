@@ -96,6 +96,7 @@ EXPECTED: dict[str, tuple[Ending, Ending, Ending, Ending]] = {
     "twice-completed": (TWO, TWO, TWO, TWO),
     "after-done": (OK, OK, OK, OK),
     "gzip": (OK, OK, OK, OK),
+    "truncated-gzip": (BROKEN, BROKEN, OPEN, OPEN),
     "gzip-bomb=2": (BROKEN, BROKEN, BROKEN, BROKEN),
 }
 

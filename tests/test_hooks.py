@@ -93,6 +93,7 @@ async def test_batch() -> None:
     started, attempt, response, received, finished = told.records
     assert started.request == GenerateRequest(prompt="a boat", n=1)
     assert started.stream is False
+    assert started.url.endswith("/v1/images/generations")
     assert attempt.attempt == response.attempt == 1
     assert (response.status, response.request_id) == (200, REQUEST_ID)
     assert isinstance(received.event, CompletedImage)
@@ -263,6 +264,26 @@ async def test_records_hold_no_key() -> None:
     error = told.records[-1].error
     assert KEY not in repr(vars(error))
     assert "***" in str(error)
+
+
+async def test_records_are_not_made_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a hook no record is made, so that nobody pays for what nobody hears."""
+
+    def made(*arguments: Any, **fields: Any) -> None:
+        raise AssertionError("a record was made")
+
+    for name in ("RequestStarted", "AttemptStarted", "ResponseStarted", "EventReceived"):
+        monkeypatch.setattr(f"elkimg_async.hooks.{name}", made)
+    monkeypatch.setattr("elkimg_async.hooks.RequestFinished", made)
+    async with (
+        Canned(GOOD) as server,
+        AsyncImages(KEY, base_url=server.base_url) as client,
+    ):
+        assert len(await client.generate("a boat")) == 1
+        listening = AsyncImages(KEY, base_url=server.base_url, hooks=[print])
+        with pytest.raises(AssertionError, match="a record was made"):
+            await listening.generate("a boat")
+        await listening.aclose()
 
 
 def test_records_are_frozen() -> None:

@@ -144,8 +144,17 @@ def test_notebook() -> None:
 
 
 def test_notebook_svg() -> None:
-    """A notebook takes svg as text, as its display protocol says."""
-    assert Image(SVG)._repr_mimebundle_()["image/svg+xml"] == SVG.decode()
+    """An svg is shown as an image element, in which no script of its can run."""
+    bundle = Image(SVG)._repr_mimebundle_()
+    assert bundle.keys() == {"text/plain", "text/html"}
+    encoded = base64.b64encode(SVG).decode()
+    assert f'src="data:image/svg+xml;base64,{encoded}"' in str(bundle["text/html"])
+
+
+def test_notebook_of_what_no_browser_shows() -> None:
+    """Bytes that are no picture of a browser's are shown as text."""
+    for content in (CONTENTS["image/tiff"], b"whatever"):
+        assert Image(content)._repr_mimebundle_().keys() == {"text/plain"}
 
 
 def test_to_pil() -> None:
@@ -161,6 +170,87 @@ def test_to_pil_of_a_url() -> None:
     with pytest.raises(DownloadError, match="read") as caught:
         Image(url="https://host/a.png").to_pil()
     assert caught.value.url == "https://host/a.png"
+
+
+def pattern(mode: str) -> PIL.Image.Image:
+    """A small picture of some colours, where the mode has them with some transparency."""
+    picture = PIL.Image.new("RGBA", (16, 16))
+    picture.putdata([(x * 16, y * 16, 128, x * 17) for y in range(16) for x in range(16)])
+    return picture.convert(mode)
+
+
+@pytest.mark.parametrize("format", ["png", "webp"])
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+def test_from_pil_round_trip(mode: str, format: Any) -> None:
+    """A picture of grey or RGB, transparent or not, comes back pixel for pixel."""
+    picture = pattern(mode)
+    image = Image.from_pil(picture, format=format)
+    assert image.media_type == f"image/{format}"
+    again = image.to_pil()
+    assert again.convert("RGBA").tobytes() == picture.convert("RGBA").tobytes()
+    if format == "png":
+        assert again.mode == mode
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "CMYK", "YCbCr", "HSV"])
+@pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
+def test_from_pil_converts(mode: str, format: Any) -> None:
+    """What is neither grey nor RGB becomes what it looks like in RGB."""
+    picture = pattern("RGB").convert(mode)
+    again = Image.from_pil(picture, format=format).to_pil()
+    assert again.mode == "RGB"
+    wanted = picture.convert("RGB")
+    if format != "jpeg":
+        assert again.tobytes() == wanted.tobytes()
+    assert again.size == wanted.size
+
+
+def test_from_pil_keeps_the_transparency_of_a_palette() -> None:
+    """A palette with a transparent colour becomes RGBA."""
+    picture = PIL.Image.new("P", (2, 1), 1)
+    picture.putpalette([0, 0, 0, 10, 20, 30])
+    picture.putpixel((1, 0), 0)
+    picture.info["transparency"] = 0
+    for image in (Image.from_pil(picture), Image.from_pil(picture, format="webp")):
+        again = image.to_pil()
+        assert again.mode == "RGBA"
+        assert again.getpixel((0, 0)) == (10, 20, 30, 255)
+        pixel = again.getpixel((1, 0))
+        assert isinstance(pixel, tuple)
+        assert pixel[3] == 0
+
+
+def test_from_pil_drops_a_profile_that_no_longer_fits() -> None:
+    """The colour profile of a CMYK picture is not written beside RGB; that of an RGB picture is kept."""
+    for mode, kept in (("CMYK", None), ("RGB", b"profile")):
+        picture = pattern("RGB").convert(mode)
+        picture.info["icc_profile"] = b"profile"
+        assert Image.from_pil(picture).to_pil().info.get("icc_profile") == kept
+
+
+@pytest.mark.parametrize(
+    ("picture", "format", "told"),
+    [
+        (PIL.Image.new("RGBA", (1, 1)), "jpeg", "transparency"),
+        (PIL.Image.new("I;16", (1, 1)), "png", "more than 8 bits"),
+        (PIL.Image.new("F", (1, 1)), "png", "more than 8 bits"),
+        (PIL.Image.new("La", (1, 1)), "png", "the mode La"),
+        (PIL.Image.new("RGB", (1, 1)), "gif", "png, jpeg or webp"),
+        (b"bytes", "png", "not bytes"),
+    ],
+)
+def test_from_pil_refuses(picture: Any, format: Any, told: str) -> None:
+    """What would lose something unseen, or cannot be, is the caller's error and says what to do."""
+    with pytest.raises(ConfigurationError, match=told):
+        Image.from_pil(picture, format=format)
+
+
+def test_from_pil_without_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Pillow, `from_pil` names the extra to install."""
+    picture = PIL.Image.new("L", (1, 1))
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ConfigurationError, match=r"elkimg-async\[pil\]"):
+        Image.from_pil(picture)
 
 
 def test_to_pil_without_pillow(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,19 +1,15 @@
 """What a server can do to the client, and where that ends.
 
-A private address in place of an image is in `test_image`; here are the judge of addresses and the
-resolver by themselves.
+A private address in place of an image is in `test_image`.
 """
 
 import gzip
-import itertools
 import json
-import socket
 import tracemalloc
 from collections.abc import AsyncIterator
 
 import aiohttp
 import pytest
-from aiohttp.abc import AbstractResolver
 
 from elkimg_async import (
     AsyncImages,
@@ -26,7 +22,6 @@ from elkimg_async import (
     Timeout,
 )
 from elkimg_async.local import LocalServer
-from elkimg_async.transport import _public_resolver, is_public
 from tests.canned import DONE, KEY, PNG, Canned, End, answer, event, head, open_stream, stream
 from tests.test_client import (
     B64,
@@ -310,59 +305,7 @@ async def test_deep_json_beside_an_image(
     await image_or_failure(client, streaming)
 
 
-# --- addresses --------------------------------------------------------------
-
-PRIVATE = [
-    "127.0.0.1", "127.255.255.254", "0.0.0.0", "10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.1.1",
-    "169.254.169.254", "100.64.0.1", "192.0.0.1", "192.0.2.1", "198.18.0.1", "224.0.0.1", "240.0.0.1",
-    "255.255.255.255", "::", "::1", "[::1]", "fe80::1", "fe80::1%eth0", "fc00::1", "fd12::1", "ff02::1",
-    "2001:db8::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "::ffff:169.254.169.254",
-]  # fmt: skip
-TUNNELS = [
-    "64:ff9b::127.0.0.1",
-    "64:ff9b::a9fe:a9fe",
-    "2002:7f00:1::",
-    "2002:a9fe:a9fe::",
-    "::127.0.0.1",
-]
-PUBLIC = [
-    "8.8.8.8",
-    "1.1.1.1",
-    "172.32.0.1",
-    "100.128.0.1",
-    "2606:4700:4700::1111",
-    "::ffff:8.8.8.8",
-]
-
-
-@pytest.mark.parametrize("address", PRIVATE)
-def test_private_addresses(address: str) -> None:
-    """Private, loopback, link-local, shared, reserved and multicast addresses are none of the internet."""
-    assert not is_public(address)
-
-
-@pytest.mark.parametrize("address", TUNNELS)
-def test_private_addresses_in_tunnels(address: str) -> None:
-    """An IPv6 address that only carries a private IPv4 one is no better than that."""
-    assert not is_public(address)
-
-
-@pytest.mark.parametrize("address", PUBLIC)
-def test_public_addresses(address: str) -> None:
-    """Addresses of the internet are taken as such."""
-    assert is_public(address)
-
-
-async def test_public_resolver() -> None:
-    """The resolver refuses a name as soon as one of its addresses is private, and says why."""
-    resolver = _public_resolver()
-    assert isinstance(resolver, AbstractResolver)
-    for name, family in itertools.product(
-        ("localhost", "127.0.0.1"), (socket.AF_UNSPEC, socket.AF_INET)
-    ):
-        with pytest.raises(OSError, match="private address"):
-            await resolver.resolve(name, 80, family)
-    await resolver.close()
+# --- what a session and a stream say -----------------------------------------
 
 
 async def test_headers_of_a_borrowed_session_stay_with_the_api(canned: Canned) -> None:

@@ -515,6 +515,22 @@ async def test_gzip(server: LocalServer, stream: bool) -> None:
     assert json.loads((await post(server, "gzip"))[2])["data"] == json.loads(plain)["data"]
 
 
+@pytest.mark.parametrize("size", [None, 20])
+async def test_truncated_gzip(server: LocalServer, size: int | None) -> None:
+    """Half of the coded body comes, or so many bytes, and the answer is whole by its own length."""
+    fault = "truncated-gzip" if size is None else f"truncated-gzip={size}"
+    async with Raw(server) as raw:
+        raw.ask(fault)
+        head = (await raw.until(b"\r\n\r\n")).partition(b"\r\n\r\n")[0]
+        length = int(head.partition(b"Content-Length: ")[2].partition(b"\r\n")[0])
+        while len(raw.received) < len(head) + 4 + length:
+            await raw.more()
+    assert b"Content-Encoding: gzip" in head
+    assert length > 1_000 if size is None else length == size
+    with pytest.raises(EOFError):
+        gzip.decompress(raw.received[len(head) + 4 :])
+
+
 async def test_gzip_bomb(server: LocalServer) -> None:
     """A small answer becomes as large as was asked for, and is still right at the end."""
     async with Raw(server) as raw:

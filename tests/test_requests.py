@@ -55,7 +55,7 @@ class Number(int):
 
 def test_request_fields() -> None:
     """A request has the documented fields, keyword-only and frozen."""
-    assert GenerateRequest.__struct_fields__ == ("prompt", *OPTIONS)
+    assert set(GenerateRequest.__struct_fields__) == {"prompt", *OPTIONS}
     request = GenerateRequest(prompt="a")
     with pytest.raises(AttributeError):
         request.prompt = "b"  # type: ignore[misc]

@@ -16,7 +16,7 @@ import pytest
 
 from elkimg_async import AsyncImages, ElkImagesError, RetryPolicy, Timeout
 from tests.canned import DONE, KEY, Canned, End, Reply, answer, head, open_stream, stream
-from tests.test_client import B64, BUSY, COMPLETED, GOOD, PARTIAL, ask
+from tests.test_client import B64, COMPLETED, GOOD, PARTIAL, ask
 
 CALLS = int(os.environ.get("ELKIMG_SOAK_CALLS", "20000"))
 AT_ONCE = 16
@@ -28,7 +28,7 @@ REPLIES: list[Reply] = [
     stream(PARTIAL, COMPLETED, DONE),
     [End.RESET],
     [End.CLOSE],
-    BUSY,
+    answer(b"", status=408),  # not 429, for which every call would slow down
     [head(200, Content_Length="1000")[:40], End.RESET],
     [head(200, Content_Length="1000"), b'{"data": [{"b64', End.CLOSE],
     [*open_stream(PARTIAL), End.RESET],

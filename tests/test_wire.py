@@ -32,7 +32,7 @@ NOW = 1_700_000_000.0
 
 def sent(stream: bool = False, **fields: Any) -> dict[str, Any]:
     request = wire.generate(GenerateRequest(prompt="a", **fields), stream=stream)
-    assert request.body is not None
+    assert isinstance(request.body, bytes)
     value = json.loads(request.body)
     assert isinstance(value, dict)
     return value

@@ -8,5 +8,14 @@ It is not a model: what it paints depends on the prompt, but shows nothing of it
 
 from elkimg_async.local.faults import FAULT_HEADER, FAULTS, Fault, parse
 from elkimg_async.local.server import LocalServer, ReceivedRequest
+from elkimg_async.local.thread import ThreadedServer
 
-__all__ = ["FAULTS", "FAULT_HEADER", "Fault", "LocalServer", "ReceivedRequest", "parse"]
+__all__ = [
+    "FAULTS",
+    "FAULT_HEADER",
+    "Fault",
+    "LocalServer",
+    "ReceivedRequest",
+    "ThreadedServer",
+    "parse",
+]

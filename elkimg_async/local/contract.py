@@ -14,12 +14,16 @@ import pybase64
 from elkimg_async.errors import InvalidRequestError
 from elkimg_async.local.script import Answer
 from elkimg_async.sansio.models import MODELS, is_gpt_image, validate
-from elkimg_async.sansio.requests import DEFAULT_MODEL, GenerateRequest
+from elkimg_async.sansio.pictures import InputImage
+from elkimg_async.sansio.requests import DEFAULT_MODEL, EditRequest, GenerateRequest
 
 REQUEST_ID = "X-Oneapi-Request-Id"
 BODY_LIMIT = 128 * 1024 * 1024
 PARTIAL_IMAGE_TOKENS = 100
 """What each partial image costs in output tokens."""
+
+MOST_PIXELS = 40_000_000
+"""What a picture to be edited may have; a stand-in need not take more."""
 
 _TOKENS = {"low": 272, "standard": 1_056, "medium": 1_056, "high": 4_160, "hd": 4_160}
 _PING = b": PING\n\n"
@@ -46,7 +50,7 @@ class RefusalError(Exception):
 class Order(msgspec.Struct, frozen=True, kw_only=True):
     """A request that is in order, with every default filled in."""
 
-    request: GenerateRequest
+    request: GenerateRequest | EditRequest
     stream: bool = False
     model: str
     n: int = 1
@@ -58,6 +62,11 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     compression: int = 100
     partial_images: int = 0
     by_url: bool = False
+
+    @property
+    def event(self) -> str:
+        """What the types of its events begin with."""
+        return "image_edit" if isinstance(self.request, EditRequest) else "image_generation"
 
     @property
     def described(self) -> dict[str, str]:
@@ -95,7 +104,15 @@ def read_order(body: bytes) -> Order:
     Raises:
         RefusalError: by the client; the status and code are the gateway's.
     """
-    fields = _fields(body)
+    return order_from(_fields(body), GenerateRequest)
+
+
+def order_from(fields: dict[str, Any], kind: type[GenerateRequest] | type[EditRequest]) -> Order:
+    """The order in the fields of a body, which are those of `kind` and `stream`; others are dropped.
+
+    Raises:
+        RefusalError: by the client; the status and code are the gateway's.
+    """
     model = fields.get("model") or DEFAULT_MODEL
     if isinstance(model, str) and model not in MODELS:
         raise RefusalError(
@@ -103,10 +120,10 @@ def read_order(body: bytes) -> Order:
         )
     stream = fields.pop("stream", False)
     if not isinstance(stream, bool):
-        raise _invalid("stream must be a JSON boolean", "stream")
+        raise invalid("stream must be a JSON boolean", "stream")
     if "prompt" not in fields:
-        raise _invalid("prompt is required", "prompt")
-    known = {name: fields[name] for name in GenerateRequest.__struct_fields__ if name in fields}
+        raise invalid("prompt is required", "prompt")
+    known = {name: fields[name] for name in kind.__struct_fields__ if name in fields}
     known.pop("extra_body", None)
     if is_gpt_image(str(model)) and "response_format" in known:
         raise RefusalError(
@@ -117,12 +134,12 @@ def read_order(body: bytes) -> Order:
             kind="invalid_request_error",
         )
     try:
-        request = msgspec.convert(known, GenerateRequest)
+        request = msgspec.convert(known, kind)
         validate(request, stream=stream)
     except msgspec.ValidationError as error:
-        raise _invalid(str(error)) from None
+        raise invalid(str(error)) from None
     except InvalidRequestError as error:
-        raise _invalid(error.message, error.param or "") from None
+        raise invalid(error.message, error.param or "") from None
     return _resolved(request, stream)
 
 
@@ -130,24 +147,23 @@ def _fields(body: bytes) -> dict[str, Any]:
     try:
         fields = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _invalid(f"the body is not JSON: {error}") from None
+        raise invalid(f"the body is not JSON: {error}") from None
     if not isinstance(fields, dict):
-        raise _invalid("the body must be a JSON object")
+        raise invalid("the body must be a JSON object")
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _invalid(message: str, param: str = "") -> RefusalError:
+def invalid(message: str, param: str = "") -> RefusalError:
     return RefusalError(500, message, code="invalid_request", param=param)
 
 
-def _resolved(request: GenerateRequest, stream: bool) -> Order:
+def _resolved(request: GenerateRequest | EditRequest, stream: bool) -> Order:
     model = request.model or DEFAULT_MODEL
     gpt = is_gpt_image(model)
     output_format = request.output_format or "png"
     if output_format == "svg":
-        raise _invalid("this stand-in draws no svg; choose another output_format", "output_format")
-    size = "1024x1024" if request.size in (None, "auto") else request.size or ""
-    width, height = map(int, size.split("x"))
+        raise invalid("this stand-in draws no svg; choose another output_format", "output_format")
+    width, height = _size_of(request)
     quality = "medium" if gpt else "standard"
     if request.quality not in (None, "auto"):
         quality = request.quality or quality
@@ -166,6 +182,23 @@ def _resolved(request: GenerateRequest, stream: bool) -> Order:
         partial_images=request.partial_images or 0,
         by_url=not gpt and request.response_format != "b64_json",
     )
+
+
+def _size_of(request: GenerateRequest | EditRequest) -> tuple[int, int]:
+    if request.size is not None and request.size != "auto":
+        width, height = map(int, request.size.split("x"))
+        return width, height
+    if not isinstance(request, EditRequest):
+        return 1024, 1024
+    if any(width * height > MOST_PIXELS for width, height in map(_pixels, request.image)):
+        raise invalid(
+            f"this stand-in edits no picture of more than {MOST_PIXELS:,} pixels", "image"
+        )
+    return _pixels(request.image[0])
+
+
+def _pixels(image: InputImage) -> tuple[int, int]:
+    return image.pixels or (1024, 1024)
 
 
 # --- what is answered -------------------------------------------------------
@@ -210,8 +243,8 @@ def _events(order: Order, result: Result) -> list[bytes]:
         for index in range(len(result.images))
     ]
     return [
-        *(event("image_generation.partial_image", fields) for fields in partials),
-        *(event("image_generation.completed", fields) for fields in completed),
+        *(event(f"{order.event}.partial_image", fields) for fields in partials),
+        *(event(f"{order.event}.completed", fields) for fields in completed),
     ]
 
 
@@ -234,17 +267,29 @@ def _base64(content: bytes) -> str:
 
 
 def usage(order: Order) -> dict[str, Any]:
-    """Tokens that add up: about four characters of text each, images by quality and size."""
+    """Tokens that add up: about four characters of text each, images by quality and size.
+
+    Pictures that came in count by tiles of 512 pixels, and a faithful edit counts the first once more.
+    """
     text = max(1, math.ceil(len(order.request.prompt) / 4))
     area = order.width * order.height / (1024 * 1024)
+    seen = 0
+    if isinstance(order.request, EditRequest):
+        counted = [_picture_tokens(image) for image in order.request.image]
+        seen = sum(counted) + (counted[0] if order.request.input_fidelity == "high" else 0)
     each = round(_TOKENS.get(order.quality, 4_160) * area)
     made = each * order.n + PARTIAL_IMAGE_TOKENS * order.partial_images
     return {
-        "total_tokens": text + made,
-        "input_tokens": text,
+        "total_tokens": text + seen + made,
+        "input_tokens": text + seen,
         "output_tokens": made,
-        "input_tokens_details": {"text_tokens": text, "image_tokens": 0},
+        "input_tokens_details": {"text_tokens": text, "image_tokens": seen},
     }
+
+
+def _picture_tokens(image: InputImage) -> int:
+    width, height = _pixels(image)
+    return 65 + 129 * math.ceil(width / 512) * math.ceil(height / 512)
 
 
 def json_answer(

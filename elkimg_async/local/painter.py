@@ -81,7 +81,7 @@ def _finish(scene: "Pillow.Image", spec: Spec, seed: bytes, strength: int) -> by
     image = scene if spec.light else _grained(scene, seed, GRAIN * strength)
     if spec.transparent:
         image = _medallion(image)
-    return _encode(_captioned(image, spec.prompt), spec)
+    return encode(_captioned(image, spec.prompt), spec)
 
 
 def _vague(scene: "Pillow.Image", cells: int, light: bool) -> "Pillow.Image":
@@ -103,7 +103,8 @@ def _grained(image: "Pillow.Image", seed: bytes, most: int) -> "Pillow.Image":
     return ImageChops.add(image, grain, offset=-most)
 
 
-def _encode(image: "Pillow.Image", spec: Spec) -> bytes:
+def encode(image: "Pillow.Image", spec: Spec) -> bytes:
+    """The picture as a file in the format that `spec` asks for."""
     options: dict[str, Any] = {
         "png": {"compress_level": 6 if spec.light else 1},
         "jpeg": {"quality": max(1, spec.compression)},

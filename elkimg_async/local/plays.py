@@ -386,9 +386,17 @@ def _after_done(answer: Answer, _: None) -> Iterator[Step]:
 
 @_fault("gzip", "the right body, gzipped")
 def _gzip(answer: Answer, _: None) -> Iterator[Step]:
-    coder = zlib.compressobj(wbits=31)
-    frames = [coder.compress(frame) + coder.flush(zlib.Z_SYNC_FLUSH) for frame in answer.frames]
-    yield from steps(_coded(_with(answer, *frames, coder.flush())))
+    yield from steps(_coded(_with(answer, *_gzipped(answer))))
+
+
+@_fault(
+    "truncated-gzip",
+    "half of the gzipped body, or =BYTES of it, in an answer that is otherwise whole",
+    _amount,
+)
+def _truncated_gzip(answer: Answer, size: int | None) -> Iterator[Step]:
+    coded = b"".join(_gzipped(answer))
+    yield from steps(_coded(_with(answer, coded[: len(coded) // 2 if size is None else size])))
 
 
 @_fault("gzip-bomb", "the right body after 512 MiB, or =MIB, of white space, gzipped", _size, 512)
@@ -421,6 +429,13 @@ def _with(answer: Answer, *frames: bytes) -> Answer:
 def _typed(answer: Answer, content_type: str) -> Answer:
     headers = {**answer.headers, "Content-Type": content_type}
     return msgspec.structs.replace(answer, headers=headers)
+
+
+def _gzipped(answer: Answer) -> Iterator[bytes]:
+    coder = zlib.compressobj(wbits=31)
+    for frame in answer.frames:
+        yield coder.compress(frame) + coder.flush(zlib.Z_SYNC_FLUSH)
+    yield coder.flush()
 
 
 def _coded(answer: Answer) -> Answer:

@@ -6,7 +6,9 @@ and `faults`; here is what waits: sockets, worker threads, the clock.
 
 import asyncio
 import contextlib
+import functools
 import hashlib
+import math
 import ssl
 import time
 import uuid
@@ -19,19 +21,21 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from elkimg_async.errors import ConfigurationError
-from elkimg_async.local import contract
+from elkimg_async.local import contract, forms
 from elkimg_async.local.contract import Order, RefusalError, Result
 from elkimg_async.local.faults import FAULT_HEADER, Fault, parse
-from elkimg_async.local.painter import Spec, paint, require_pillow
+from elkimg_async.local.painter import Picture, Spec, paint, require_pillow
+from elkimg_async.local.retouch import prepare, retouch
 from elkimg_async.local.script import Answer, Deaf, End, Pause, Step, steps
 from elkimg_async.local.sockets import Gate, Sent, Web, pause, read, reset, write
+from elkimg_async.sansio.requests import EditRequest
 
-GENERATIONS_PATH = "/v1/images/generations"
+GENERATIONS_PATH, EDITS_PATH = "/v1/images/generations", "/v1/images/edits"
 Outcome = Literal["open", "answered", "cut", "disconnected"]
 
 _KEPT_REQUESTS = 1_000
 _KEPT_IMAGES = 32
-_KEPT_GENERATIONS = 32
+_KEPT_GENERATIONS, _KEPT_LIGHT = 32, 1_000
 _MINUTE = 60.0
 
 
@@ -39,7 +43,7 @@ class ReceivedRequest(msgspec.Struct, kw_only=True, eq=False):
     """One request that came in.
 
     `headers` has names in lower case, and Authorization without its value. `fields` are those of a
-    JSON body. `fault` is the one played; None if none was. `outcome` is `open` while the server is
+    JSON body, or of a form, with `filename`, `type` and `size` of each file in it. `fault` is the one played; None if none was. `outcome` is `open` while the server is
     at it, then `answered`, `cut` (a fault broke it off) or `disconnected` (the client left first).
     """
 
@@ -67,11 +71,14 @@ class LocalServer:
         delay: seconds before an answer, and before each event of a stream.
         faults: what to play, one for each POST for images, in order: a `Fault`, or text for `parse`.
         light: paint quickly and in large pixels: some 30 kB for a png of 1024x1024 instead of 2 MB.
-        requests_per_minute: what goes beyond is refused with 429; the rate-limit headers tell it.
+        requests_per_minute: how fast a bucket of requests fills; what finds it empty is refused with 429.
+        burst: how many requests the bucket holds; None: a minute's.
+        rate_limit_headers: whether answers tell the limits, and refusals how long to wait.
         ssl_context: for https; None for http.
 
     Attributes:
         requests: the latest thousand requests, the newest last.
+        requests_per_minute: as above; it may be changed at any time.
         generations: how many POSTs had images painted; replays for an Idempotency-Key do not count.
     """
 
@@ -84,14 +91,18 @@ class LocalServer:
         delay: float = 0.01,
         faults: Iterable[Fault | str] = (),
         light: bool = False,
-        requests_per_minute: int = 1_000_000,
+        requests_per_minute: float = 1_000_000,
+        burst: int | None = None,
+        rate_limit_headers: bool = True,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self.api_key = api_key
         self.requests: deque[ReceivedRequest] = deque(maxlen=_KEPT_REQUESTS)
         self.generations = 0
         self._delay, self._light = delay, light
-        self._allowance = _Allowance(requests_per_minute)
+        self._allowance = _Allowance(
+            requests_per_minute, burst=burst, tells=rate_limit_headers, now=time.monotonic()
+        )
         self._gate = Gate(host, port, ssl_context)
         self._web: Web | None = None
         self._faults: deque[Fault] = deque()
@@ -117,6 +128,15 @@ class LocalServer:
     def base_url(self) -> str:
         """What a client needs, `/v1` included."""
         return f"{self._gate.origin}/v1"
+
+    @property
+    def requests_per_minute(self) -> float:
+        """How fast the bucket of requests fills."""
+        return self._allowance.per_minute
+
+    @requests_per_minute.setter
+    def requests_per_minute(self, value: float) -> None:
+        self._allowance.change(value, time.monotonic())
 
     @property
     def connections(self) -> int:
@@ -239,11 +259,15 @@ class LocalServer:
         """What to send: the contract's answer, or what a fault makes of it."""
         try:
             body = await read(request)
-            seen.fields = _fields(body)
             seen.fault = self._fault_for(request)
+            parts = None
+            if request.method == "POST" and request.path == EDITS_PATH:
+                kind = request.headers.get("Content-Type", "")
+                parts = await asyncio.to_thread(forms.parse, kind, body)
+            seen.fields = _fields(body) if parts is None else forms.shown(parts)
             if seen.fault and not seen.fault.makes:
                 return seen.fault.play(Answer(headers=headers))
-            answer = await self._answer(request, body, seen, headers)
+            answer = await self._answer(request, body, parts, seen, headers)
         except RefusalError as refusal:
             answer = contract.error_answer(refusal, headers)
         if request.method == "HEAD":
@@ -253,7 +277,12 @@ class LocalServer:
         return seen.fault.play(answer) if seen.fault else steps(answer)
 
     async def _answer(
-        self, request: web.BaseRequest, body: bytes, seen: ReceivedRequest, headers: dict[str, str]
+        self,
+        request: web.BaseRequest,
+        body: bytes,
+        parts: list[forms.Part] | None,
+        seen: ReceivedRequest,
+        headers: dict[str, str],
     ) -> Answer:
         path = request.path.rstrip("/")
         if content := self._images.get(path):
@@ -264,12 +293,12 @@ class LocalServer:
         match request.method, path:
             case ("GET" | "HEAD", "/v1/models"):
                 return contract.models_answer(headers)
-            case "POST", "/v1/images/generations":
+            case "POST", "/v1/images/generations" | "/v1/images/edits":
                 allowed, limits = self._allowance.take(time.monotonic())
                 headers.update(limits)
                 if not allowed:
                     raise RefusalError(429, "Too many requests in this minute")
-                order = contract.read_order(body)
+                order = contract.read_order(body) if parts is None else forms.read_edit(parts)
                 result = await self._result(order, body, seen, headers)
                 form = seen.fault.stream if seen.fault else None
                 stream = order.stream if form is None else form
@@ -292,7 +321,7 @@ class LocalServer:
             known = _Generation(fingerprint, self._spawn(self._make(order)), seen)
             if key:
                 self._kept[key] = known
-                _trim(self._kept, _KEPT_GENERATIONS)
+                _trim(self._kept, _KEPT_LIGHT if self._light else _KEPT_GENERATIONS)
         elif known.fingerprint != fingerprint:
             raise contract.reused_key()
         elif known.seen.outcome == "open" or not known.task.done():
@@ -303,6 +332,10 @@ class LocalServer:
         return await asyncio.shield(known.task)
 
     async def _make(self, order: Order) -> Result:
+        make: Callable[[Spec], Picture] = paint
+        if isinstance(order.request, EditRequest):
+            canvas = await asyncio.to_thread(prepare, order.request, order.width, order.height)
+            make = functools.partial(retouch, canvas)
         self.generations += 1
         self._notify()
         specs = [
@@ -319,7 +352,7 @@ class LocalServer:
             )
             for index in range(order.n)
         ]
-        pictures = await asyncio.gather(*(asyncio.to_thread(paint, spec) for spec in specs))
+        pictures = await asyncio.gather(*(asyncio.to_thread(make, spec) for spec in specs))
         images = tuple(picture.image for picture in pictures)
         return Result(
             created=int(time.time()),
@@ -337,7 +370,7 @@ class LocalServer:
     # --- what goes wrong ----------------------------------------------------
 
     def _fault_for(self, request: web.BaseRequest) -> Fault | None:
-        if request.method != "POST" or request.path != GENERATIONS_PATH:
+        if request.method != "POST" or request.path not in (GENERATIONS_PATH, EDITS_PATH):
             return None
         if text := request.headers.get(FAULT_HEADER):
             try:
@@ -418,19 +451,38 @@ class _Generation(msgspec.Struct):
 
 
 class _Allowance:
-    """So many requests in each minute."""
+    """A bucket of requests, full at first, that fills evenly."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit, self._used, self._ends = limit, 0, 0.0
+    def __init__(self, per_minute: float, *, burst: int | None, tells: bool, now: float) -> None:
+        self.per_minute, self._burst, self._tells = per_minute, burst, tells
+        self._left, self._at = float(self._holds), now
+
+    @property
+    def _holds(self) -> int:
+        return max(1, int(self.per_minute)) if self._burst is None else self._burst
+
+    def change(self, per_minute: float, now: float) -> None:
+        """Fill at another rate from now on."""
+        self._fill(now)
+        self.per_minute = per_minute
 
     def take(self, now: float) -> tuple[bool, dict[str, str]]:
         """Whether one more may come, and the headers that tell what is left."""
-        if now >= self._ends:
-            self._used, self._ends = 0, now + _MINUTE
-        self._used += 1
-        left = max(0, self._limit - self._used)
-        headers = contract.rate_limit_headers(self._limit, left, self._ends - now)
-        return self._used <= self._limit, headers
+        self._fill(now)
+        allowed = self._left >= 1.0
+        if allowed:
+            self._left -= 1.0
+        if not self._tells:
+            return allowed, {}
+        holds, second = self._holds, self.per_minute / _MINUTE
+        headers = contract.rate_limit_headers(holds, int(self._left), (holds - self._left) / second)
+        if not allowed:
+            headers["retry-after-ms"] = str(math.ceil((1.0 - self._left) / second * 1000))
+        return allowed, headers
+
+    def _fill(self, now: float) -> None:
+        flown = (now - self._at) * self.per_minute / _MINUTE
+        self._left, self._at = min(float(self._holds), self._left + flown), now
 
 
 def _fields(body: bytes) -> dict[str, Any]:

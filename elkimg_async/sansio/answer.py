@@ -40,6 +40,7 @@ from elkimg_async.sansio.responses import (
     read_completed,
     read_number,
     read_partial,
+    read_plain_answer,
     read_plain_partial,
     read_side_data,
     read_slot,
@@ -217,6 +218,9 @@ class AnswerDecoder:
         self._take_server_sent_events(decoder)
 
     def _finish_json(self, decoder: JSONDecoder) -> None:
+        if (response := read_plain_answer(decoder)) is not None:
+            self._respond(response)
+            return
         try:
             document = decoder.finish()
         except InvalidJSON as error:
@@ -245,18 +249,28 @@ class AnswerDecoder:
                     f"The {len(images)} good ones are in .images.",
                     images=tuple(images),
                 )
-        self._usage = read_usage(value.get("usage")) or self._usage
+        usage = read_usage(value.get("usage"))
+        self._usage = usage or self._usage
         self._note_empty(len(slots) - len(images) if slots or not self._completed else 0)
-        created, usage = read_number(value.get("created")), read_usage(value.get("usage"))
-        side = read_side_data(value)
-        for image in images:
+        created, side = read_number(value.get("created")), read_side_data(value)
+        self._respond(ImagesResponse(images, created=created, usage=usage, **side))
+
+    def _respond(self, response: ImagesResponse) -> None:
+        for image in response:
             self._complete(
                 CompletedImage(
-                    type=COMPLETED_TYPES[0], image=image, created_at=created, usage=usage, **side
+                    type=COMPLETED_TYPES[0],
+                    image=image,
+                    created_at=response.created,
+                    usage=response.usage,
+                    size=response.size,
+                    quality=response.quality,
+                    background=response.background,
+                    output_format=response.output_format,
                 )
             )
-        if self._json is not None and images:
-            self._response = ImagesResponse(images, created=created, usage=usage, **side)
+        if self._json is not None and response.data:
+            self._response = response
 
     def _take_server_sent_events(self, decoder: SSEDecoder) -> None:
         while (event := decoder.next_event()) is not None:

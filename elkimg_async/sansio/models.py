@@ -5,10 +5,12 @@ refused: models come every month, and the server knows better.
 
 Sources: the service's own documentation of `POST /v1/images/generations` (prompt
 length, n, size, background, moderation), and OpenAI's specification of the same
-endpoint (quality, style, response_format, output_format, output_compression,
-partial_images, gpt-image-2's rule for sizes).
+endpoint and of `POST /v1/images/edits` (quality, style, response_format,
+output_format, output_compression, partial_images, gpt-image-2's rule for sizes,
+input_fidelity, the pictures and the mask).
 """
 
+import itertools
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +18,12 @@ from typing import Any
 import msgspec
 
 from elkimg_async.errors import InvalidRequestError
-from elkimg_async.sansio.requests import DEFAULT_MODEL, GenerateRequest
+from elkimg_async.sansio.pictures import InputImage
+from elkimg_async.sansio.requests import DEFAULT_MODEL, EditRequest, ImageRequest
+
+_MB = 1024 * 1024
+MOST_UPLOADED = 128 * _MB
+"""Bytes of a whole body that the gateway takes."""
 
 
 class FreeSizes(msgspec.Struct, frozen=True):
@@ -48,8 +55,21 @@ class FreeSizes(msgspec.Struct, frozen=True):
         )
 
 
+class PictureRules(msgspec.Struct, frozen=True, kw_only=True):
+    """What pictures one model edits: how many, of which types and sizes in bytes, and whether only squares."""
+
+    most: int = 16
+    types: tuple[str, ...] = ("png", "webp", "jpeg")
+    size: int = 50 * _MB
+    square: bool = False
+
+
 class ModelRules(msgspec.Struct, frozen=True, kw_only=True):
-    """What one model accepts. `values` maps a parameter to its values; `absent` lists parameters it lacks."""
+    """What one model accepts.
+
+    `values` maps a parameter to its values; `absent` lists parameters it lacks; `pictures` is None where
+    it edits none.
+    """
 
     prompt_length: int
     n: int = 10
@@ -57,6 +77,7 @@ class ModelRules(msgspec.Struct, frozen=True, kw_only=True):
     values: dict[str, tuple[str, ...]]
     absent: frozenset[str]
     streams: bool = True
+    pictures: PictureRules | None = PictureRules()
 
 
 _GPT_VALUES = {
@@ -64,9 +85,17 @@ _GPT_VALUES = {
     "background": ("transparent", "opaque", "auto"),
     "moderation": ("low", "auto"),
     "output_format": ("png", "jpeg", "webp"),
+    "input_fidelity": ("high", "low"),
 }
 _GPT_ONLY = frozenset(
-    ("background", "moderation", "output_format", "output_compression", "partial_images")
+    (
+        "background",
+        "input_fidelity",
+        "moderation",
+        "output_format",
+        "output_compression",
+        "partial_images",
+    )
 )
 _GPT_IMAGE_1 = ModelRules(
     prompt_length=32_000,
@@ -81,6 +110,7 @@ MODELS = {
         values={"quality": ("standard", "auto"), "response_format": ("url", "b64_json")},
         absent=_GPT_ONLY | {"style"},
         streams=False,
+        pictures=PictureRules(most=1, types=("png",), size=4 * _MB, square=True),
     ),
     "dall-e-3": ModelRules(
         prompt_length=4_000,
@@ -93,13 +123,17 @@ MODELS = {
         },
         absent=_GPT_ONLY,
         streams=False,
+        pictures=None,
     ),
     "gpt-image-1": _GPT_IMAGE_1,
-    "gpt-image-1-mini": _GPT_IMAGE_1,
+    "gpt-image-1-mini": msgspec.structs.replace(
+        _GPT_IMAGE_1, values={**_GPT_VALUES, "input_fidelity": ("low",)}
+    ),
     "gpt-image-1.5": _GPT_IMAGE_1,
     "gpt-image-2": msgspec.structs.replace(
         _GPT_IMAGE_1,
         sizes=FreeSizes(),
+        absent=_GPT_IMAGE_1.absent | {"input_fidelity"},
         values={
             **_GPT_VALUES,
             "quality": (*_GPT_VALUES["quality"], "xhigh", "max"),
@@ -114,7 +148,7 @@ def is_gpt_image(model: str) -> bool:
     return model.startswith("gpt-image")
 
 
-def validate(request: GenerateRequest, *, stream: bool = False) -> None:
+def validate(request: ImageRequest, *, stream: bool = False) -> None:
     """Refuse what the request's model is known to refuse.
 
     Raises:
@@ -124,8 +158,65 @@ def validate(request: GenerateRequest, *, stream: bool = False) -> None:
     rules = MODELS.get(model)
     if rules is None:
         return
-    for param, problem in _problems(request.fields(), rules, stream):
+    problems = _problems(request.fields(), rules, stream)
+    if isinstance(request, EditRequest):
+        problems = itertools.chain(_picture_problems(request, rules.pictures), problems)
+    for param, problem in problems:
         raise InvalidRequestError(f"{model}: {problem}", param=param)
+
+
+def _picture_problems(
+    request: EditRequest, rules: PictureRules | None
+) -> Iterator[tuple[str, str]]:
+    if rules is None:
+        yield "model", "this model cannot edit; choose another."
+        return
+    images, mask = request.image, request.mask
+    if len(images) > rules.most:
+        yield (
+            "image",
+            f"there are {len(images)} images, at most {rules.most} {'is' if rules.most == 1 else 'are'} allowed.",
+        )
+    for param, image in [
+        *(("image", image) for image in images),
+        *([("mask", mask)] if mask else []),
+    ]:
+        kind = image.media_type.removeprefix("image/")
+        if kind not in rules.types:
+            yield param, f"{image.name} is {image.media_type}; choose {', '.join(rules.types)}."
+        if image.size >= rules.size:
+            yield (
+                param,
+                f"{image.name} has {image.size:,} bytes, it must have less than {rules.size:,}.",
+            )
+    if sum(map(len, images)) + (mask.size if mask else 0) >= MOST_UPLOADED:
+        yield "image", f"the files have more than {MOST_UPLOADED:,} bytes together."
+    if rules.square and images[0].pixels and images[0].width != images[0].height:
+        yield "image", f"{images[0].name} is {_by(images[0])}; it must be square."
+    if mask is not None:
+        yield from _mask_problems(images[0], mask)
+
+
+def _mask_problems(image: InputImage, mask: InputImage) -> Iterator[tuple[str, str]]:
+    if mask.alpha is False:
+        yield (
+            "mask",
+            f"{mask.name} has no transparency; what is to be edited must be transparent in the mask.",
+        )
+    sizes = {image.pixels}
+    if image.pixels and image.media_type == "image/jpeg":
+        # A photograph may lie on its side, with a note in it how it is to be turned.
+        width, height = image.pixels
+        sizes.add((height, width))
+    if image.pixels and mask.pixels and mask.pixels not in sizes:
+        yield (
+            "mask",
+            f"{mask.name} is {_by(mask)} and {image.name} is {_by(image)}; they must be of equal size.",
+        )
+
+
+def _by(image: InputImage) -> str:
+    return f"{image.width}x{image.height}"
 
 
 def _problems(fields: dict[str, Any], rules: ModelRules, stream: bool) -> Iterator[tuple[str, str]]:

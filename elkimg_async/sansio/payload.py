@@ -24,7 +24,7 @@ silence.
 import binascii
 import re
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 import pybase64
@@ -52,6 +52,8 @@ _REFUSED = b"?"  # stands for what base64 never holds
 _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _WHITE_SPACE = b" \t\r\n"
+_UNFIT = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+T = TypeVar("T")
 
 
 class BadBase64(msgspec.Struct, frozen=True):
@@ -133,6 +135,14 @@ class JSONDecoder:
         self.size += end - start
         return end
 
+    def finish_as(self, decoder: msgspec.json.Decoder[T]) -> tuple[T, dict[str, Decoded]] | None:
+        """What a strict decoder makes of the whole document, and its images by their placeholders.
+
+        None where it does not fit.
+        """
+        plain = None if self._base64 is not None else _decode_as(self._skeleton, decoder)
+        return None if plain is None else (plain, self._images)
+
     def finish(self) -> Document:
         """The document.
 
@@ -206,6 +216,10 @@ class SplicedDocument(msgspec.Struct, frozen=True):
 
     skeleton: bytes
     image: bytes
+
+    def finish_as(self, decoder: msgspec.json.Decoder[T]) -> T | None:
+        """What a strict decoder makes of it, with the placeholder; None where it does not fit."""
+        return _decode_as(self.skeleton, decoder)
 
     def finish(self) -> Document:
         """The document; raises `InvalidJSON` where it is not JSON."""
@@ -372,9 +386,16 @@ def decode(skeleton: bytes | bytearray) -> Any:
     """JSON as it is, or as good as it can be read; raises `InvalidJSON` where it is none."""
     try:
         return msgspec.json.decode(skeleton)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except _UNFIT:
         pass
     return _decode_tolerantly(skeleton)
+
+
+def _decode_as(skeleton: bytes | bytearray, decoder: msgspec.json.Decoder[T]) -> T | None:
+    try:
+        return decoder.decode(skeleton)
+    except _UNFIT:
+        return None
 
 
 def _decode_tolerantly(skeleton: bytes | bytearray) -> Any:

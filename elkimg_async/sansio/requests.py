@@ -1,21 +1,24 @@
 """What a caller may ask for."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
 from elkimg_async.errors import InvalidRequestError
+from elkimg_async.sansio.pictures import InputImage
 
 DEFAULT_MODEL = "gpt-image-1.5"
 
 
-class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One request for images. A field that is None is not sent.
+class ImageRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What every request for images holds. A field that is None is not sent.
 
     `model` is the exception: None means `gpt-image-1.5`, which is sent, because
     the service's documentation contradicts itself about its own default.
     """
+
+    _apart: ClassVar[frozenset[str]] = frozenset(("extra_body",))
 
     prompt: str
     model: str | None = None
@@ -23,8 +26,6 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     size: str | None = None
     quality: str | None = None
     background: str | None = None
-    moderation: str | None = None
-    style: str | None = None
     user: str | None = None
     output_format: str | None = None
     output_compression: int | None = None
@@ -33,15 +34,38 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     extra_body: dict[str, Any] | None = None
 
     def fields(self) -> dict[str, Any]:
-        """The fields that are set, `extra_body` left out and `model` always in."""
+        """The fields that are set, `model` always in; `extra_body` and pictures are left out."""
         every = msgspec.structs.asdict(self)
-        del every["extra_body"]
-        fields = {name: value for name, value in every.items() if value is not None}
+        fields = {
+            name: value
+            for name, value in every.items()
+            if value is not None and name not in self._apart
+        }
         fields.setdefault("model", DEFAULT_MODEL)
         return fields
 
 
-_FIELDS = frozenset(GenerateRequest.__struct_fields__)
+class GenerateRequest(ImageRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One request for images from a text. A field that is None is not sent, but for `model`."""
+
+    moderation: str | None = None
+    style: str | None = None
+
+
+class EditRequest(ImageRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One request for edits of pictures. A field that is None is not sent, but for `model`."""
+
+    _apart: ClassVar[frozenset[str]] = frozenset(("extra_body", "image", "mask"))
+
+    image: tuple[InputImage, ...]
+    mask: InputImage | None = None
+    input_fidelity: str | None = None
+
+
+_Request = TypeVar("_Request", bound=ImageRequest)
+_NAMES: dict[type[ImageRequest], frozenset[str]] = {
+    kind: frozenset(kind.__struct_fields__) for kind in (GenerateRequest, EditRequest)
+}
 
 
 def make_request(
@@ -59,8 +83,26 @@ def make_request(
             fields = dict(prompt)
         case _:
             fields = {"prompt": prompt}
-    fields.update((name, value) for name, value in options.items() if value is not None)
-    if unknown := fields.keys() - _FIELDS:
+    return _make(GenerateRequest, fields, options)
+
+
+def make_edit(
+    image: tuple[InputImage, ...],
+    mask: InputImage | None,
+    prompt: str,
+    options: Mapping[str, Any],
+) -> EditRequest:
+    """The request of an edit.
+
+    Raises:
+        InvalidRequestError: by the caller; a value of the wrong type, or a field that does not exist.
+    """
+    return _make(EditRequest, {"image": image, "mask": mask, "prompt": prompt}, options)
+
+
+def _make(kind: type[_Request], fields: dict[str, Any], options: Mapping[str, Any]) -> _Request:
+    fields |= {name: value for name, value in options.items() if value is not None}
+    if unknown := [name for name in fields if name not in _NAMES[kind]]:
         name = min(map(str, unknown))
         raise InvalidRequestError(
             f"A request has no field {name!r}. Put what the client does not know into extra_body.",
@@ -69,18 +111,16 @@ def make_request(
     if fields.get("prompt") is None:
         raise InvalidRequestError("A request needs a prompt: some text.", param="prompt")
     for name, value in fields.items():
-        if isinstance(value, str):
+        if type(value) is not str and isinstance(value, str):
             fields[name] = str.__str__(value)  # the text of an enum's member
     try:
-        return msgspec.convert(fields, GenerateRequest)
+        return msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
         path = str(error).partition("`$.")[2]
         param = path.strip("`").partition("[")[0].partition(".")[0]
     except (TypeError, RecursionError):
         param = "extra_body"
-    annotation = next(
-        field.type for field in msgspec.structs.fields(GenerateRequest) if field.name == param
-    )
+    annotation = next(field.type for field in msgspec.structs.fields(kind) if field.name == param)
     raise InvalidRequestError(
         f"{param} must be {_IN_WORDS.get(annotation, 'a mapping of plain data')}, "
         f"not {type(fields[param]).__name__}.",

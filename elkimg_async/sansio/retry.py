@@ -103,5 +103,11 @@ def is_transient(error: ElkImagesError, *, replay: bool = False) -> bool:
     if should_retry == "false" or _FINAL_CODES & {error.code, error.type}:
         return False
     if error.status == 409:
-        return any(_IN_FLIGHT.search(label) for label in (error.code or "", error.type or ""))
+        return is_in_flight(error)
     return should_retry == "true" or error.status in _TRANSIENT_STATUSES
+
+
+def is_in_flight(error: APIError) -> bool:
+    """Whether the server says that it is still busy with an earlier attempt of the same request."""
+    labels = (error.code or "", error.type or "")
+    return error.status == 409 and any(_IN_FLIGHT.search(label) for label in labels)

@@ -16,9 +16,11 @@ import msgspec
 
 from elkimg_async import errors
 from elkimg_async.errors import APIError, Billing, InvalidRequestError, ResponseError
+from elkimg_async.sansio import forms
+from elkimg_async.sansio.forms import Upload
 from elkimg_async.sansio.models import is_gpt_image
 from elkimg_async.sansio.payload import InvalidJSON, decode
-from elkimg_async.sansio.requests import GenerateRequest
+from elkimg_async.sansio.requests import EditRequest, GenerateRequest, ImageRequest
 from elkimg_async.sansio.responses import RateLimit, read_str
 
 BODY_IN_ERRORS = 2_000
@@ -53,7 +55,7 @@ class HTTPRequest(msgspec.Struct, frozen=True):
     method: str
     headers: dict[str, str]
     path: str = ""
-    body: bytes | None = None
+    body: bytes | Upload | None = None
 
 
 def generate(request: GenerateRequest, *, stream: bool, key: str | None = None) -> HTTPRequest:
@@ -62,19 +64,59 @@ def generate(request: GenerateRequest, *, stream: bool, key: str | None = None) 
     Raises:
         InvalidRequestError: by the caller, for text or an `extra_body` that JSON cannot hold.
     """
+    body = _encode(_fields(request, stream))
+    return _post("/images/generations", "application/json", body, stream, key)
+
+
+def edit(
+    request: EditRequest, *, stream: bool, boundary: str, key: str | None = None
+) -> HTTPRequest:
+    """`POST /images/edits`, a form; `boundary` may occur in none of its values.
+
+    What is no text in it, numbers and `stream` for instance, is written as JSON writes it.
+
+    Raises:
+        InvalidRequestError: by the caller, for text or an `extra_body` that a form cannot hold.
+    """
+    fields = _fields(request, stream)
+    texts = [(name, _text(name, value)) for name, value in fields.items() if value is not None]
+    name = "image" if len(request.image) == 1 else "image[]"
+    files = [(name, image) for image in request.image]
+    if request.mask is not None:
+        files.append(("mask", request.mask))
+    body = forms.encode(texts, files, boundary)
+    return _post("/images/edits", forms.content_type(boundary), body, stream, key)
+
+
+def models() -> HTTPRequest:
+    """`GET /models`."""
+    return HTTPRequest("GET", {"Accept": "application/json"}, "/models")
+
+
+def _fields(request: ImageRequest, stream: bool) -> dict[str, Any]:
     fields = request.fields()
     if stream:
         fields["stream"] = True
         if is_gpt_image(fields["model"]):
             fields.setdefault("partial_images", 1)
-    fields.update(request.extra_body or {})
+    return {**fields, **(request.extra_body or {})}
+
+
+def _post(
+    path: str, content_type: str, body: bytes | Upload, stream: bool, key: str | None
+) -> HTTPRequest:
     headers = {
-        "Content-Type": "application/json",
+        "Content-Type": content_type,
         "Accept": "text/event-stream, application/json" if stream else "application/json",
     }
     if key is not None:
         headers["Idempotency-Key"] = key
-    return HTTPRequest("POST", headers, "/images/generations", _encode(fields))
+    return HTTPRequest("POST", headers, path, body)
+
+
+def _text(name: str, value: Any) -> bytes:
+    _encode({name: value})  # refuses what is no plain data, and text that is no Unicode
+    return value.encode() if isinstance(value, str) else msgspec.json.encode(value)
 
 
 def _encode(fields: dict[str, Any]) -> bytes:
@@ -132,6 +174,14 @@ def check_headers(headers: Any) -> dict[str, str]:
     if problem:
         raise InvalidRequestError(f"The extra headers are wrong: {problem}.", param="extra_headers")
     return dict(headers)
+
+
+def take_key(headers: dict[str, str]) -> str | None:
+    """Take the caller's own Idempotency-Key out of the headers, the last where there are several."""
+    key = None
+    for name in [name for name in headers if name.lower() == "idempotency-key"]:
+        key = headers.pop(name)
+    return key
 
 
 def with_headers(request: HTTPRequest, headers: Mapping[str, str]) -> HTTPRequest:

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, assert_type
 
@@ -24,16 +24,22 @@ from elkimg_async import (
     ConnectError,
     DisconnectedError,
     DownloadError,
+    EditRequest,
     ElkImagesError,
     EmptyResultError,
     GenerateRequest,
     Image,
+    ImageInput,
     ImagesResponse,
     ImageStream,
     InvalidRequestError,
     JournalError,
     Limits,
+    MapItem,
+    MapRun,
     Meta,
+    Model,
+    Models,
     ModerationError,
     NetworkError,
     NotFoundError,
@@ -51,6 +57,7 @@ from elkimg_async import (
     StreamStateError,
     Timeout,
     TokenDetails,
+    Totals,
     Usage,
     errors,
 )
@@ -65,7 +72,8 @@ from elkimg_async.hooks import (
     ResponseStarted,
     RetryScheduled,
 )
-from elkimg_async.local import FAULTS, Fault, LocalServer, ReceivedRequest, parse
+from elkimg_async.local import FAULTS, Fault, LocalServer, ReceivedRequest, ThreadedServer, parse
+from elkimg_async.otel import Telemetry
 
 version: str = elkimg_async.__version__
 
@@ -118,7 +126,7 @@ def make(session: aiohttp.ClientSession) -> list[AsyncImages]:
             limits=Limits(max_response_bytes=2**20),
             headers={"X-Team": "one"},
             session=session,
-            hooks=[hook, a_hook, print, lambda record: None],
+            hooks=[hook, a_hook, print, lambda record: None, Telemetry(capture_prompts=True)],
         ),
     ]
 
@@ -191,6 +199,7 @@ async def streaming(client: AsyncImages) -> None:
             assert_type(event.output_format, str | None)
         assert_type(await entered.result(), ImagesResponse)
     assert_type(await entered.aclose(), None)
+    assert_type(await client.generate("a boat", stream=True).display(), ImagesResponse)
     async for event in client.generate("a boat", stream=True):
         if isinstance(event, CompletedImage):
             assert_type(event, CompletedImage)
@@ -324,6 +333,7 @@ async def images(image: Image) -> None:
     assert_type(await image.save("boat.png"), Path)
     assert_type(await image.save(Path("boat")), Path)
     assert_type(image.to_pil(), PILImage)
+    assert_type(Image.from_pil(image.to_pil(), format="webp"), Image)
     assert_type(Image(b"", url=None, revised_prompt="a boat"), Image)
 
 
@@ -387,6 +397,105 @@ async def handling(client: AsyncImages) -> None:
         assert_type(error.billing, Billing)
 
 
+# --- edits and models -------------------------------------------------------
+
+
+async def edits(client: AsyncImages, image: Image, streaming: bool) -> None:
+    inputs: list[ImageInput] = ["a.png", Path("a.png"), b"", bytearray(), memoryview(b""), image]
+    with Path("a.png").open("rb") as file:
+        inputs.append(file)
+        assert_type(await client.edit(file, "a hat"), ImagesResponse)
+    assert_type(await client.edit(inputs, "a hat", mask="mask.png"), ImagesResponse)
+    assert_type(await client.edit([image, b"", "a.png"], "a hat", stream=False), ImagesResponse)
+    assert_type(client.edit(image, "a hat", stream=True), ImageStream)
+    assert_type(
+        client.edit(image, "a hat", stream=streaming),
+        Coroutine[Any, Any, ImagesResponse] | ImageStream,
+    )
+    await client.edit(
+        await client.generate("a boat"),
+        prompt="a hat",
+        mask=None,
+        input_fidelity="high",
+        model="gpt-image-1.5",
+        n=1,
+        size="auto",
+        quality="low",
+        background="opaque",
+        user="u-1",
+        output_format="webp",
+        output_compression=50,
+        response_format=None,
+        extra_body={"seed": 7},
+        extra_headers={"X-Team": "one"},
+        timeout=60,
+        retry=0,
+    )
+    async with client.edit("a.png", "a hat", stream=True, partial_images=2) as events:
+        async for event in events:
+            assert_type(event, PartialImage | CompletedImage)
+    models = await client.models(timeout=10, retry=1, extra_headers={"X-Team": "one"})
+    assert_type(models, Models)
+    assert_type(models[0], Model)
+    assert_type(models.meta, Meta)
+    assert_type(models[0].id, str)
+    assert_type(models[0].owned_by, str | None)
+    assert_type(models[0].created, int | float | None)
+    assert_type(models[0].is_image, bool | None)
+    assert_type(EditRequest(image=(), prompt="a hat").input_fidelity, str | None)
+
+
+# --- many requests ----------------------------------------------------------
+
+
+async def fan_out(
+    client: AsyncImages,
+    prompts: Sequence[str],
+    rows: AsyncIterator[Mapping[str, object]],
+    mixed: list[str | GenerateRequest | dict[str, Any]],
+) -> None:
+    run = client.map(
+        prompts,
+        concurrency=8,
+        ordered=True,
+        output_dir=Path("out"),
+        journal="run.jsonl",
+        max_errors=10,
+        max_images=100,
+        max_total_tokens=10**6,
+        skip_failed=True,
+        stream=False,
+        model="gpt-image-1",
+        size="1024x1024",
+        extra_headers={"X-Team": "a"},
+        timeout=60,
+        retry=1,
+    )
+    assert_type(run, MapRun)
+    client.map(rows)
+    client.map(mixed)
+    client.map((f"a boat {n}" for n in range(3)), stream=True, partial_images=0)
+    async with run as entered:
+        assert_type(entered, MapRun)
+        async for item in entered:
+            assert_type(item, MapItem)
+            assert_type(item.index, int)
+            assert_type(item.request, GenerateRequest | None)
+            assert_type(item.ok, bool)
+            assert_type(item.result, ImagesResponse | None)
+            assert_type(item.error, ElkImagesError | None)
+            assert_type(item.paths, Sequence[Path])
+            assert_type(item.attempts, int)
+            assert_type(item.meta, Meta | None)
+            assert_type(item.usage, Usage | None)
+            assert_type(item.resumed, bool)
+        assert_type(entered.totals, Totals)
+        assert_type(entered.totals.usage, Usage | None)
+        assert_type(entered.totals.elapsed, float)
+        assert_type(entered.in_flight, int)
+        assert_type(entered.rate, float)
+
+
 # --- the local server -------------------------------------------------------
 
 
@@ -408,3 +517,8 @@ async def local() -> None:
     await started.start()
     await started.aclose()
     assert_type(FAULTS, dict[str, str])
+    with ThreadedServer(LocalServer()) as threaded:
+        assert_type(threaded.requests, list[ReceivedRequest])
+        assert_type(threaded.base_url, str)
+        threaded.inject("rate-limit*2", parse("html"))
+        await threaded.wait_until(lambda: threaded.generations > 1, within=1)

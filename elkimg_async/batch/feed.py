@@ -1,0 +1,140 @@
+"""The requests of a run, read as they are needed.
+
+What waits in memory is read in place, and an async iterable in the loop. Any other iterable may block (a file, a pipe, a
+database), so it is read in a thread of its own, a bounded number of items ahead.
+"""
+
+import asyncio
+import contextlib
+import contextvars
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, ItemsView, Iterable, Iterator, KeysView, ValuesView
+from typing import Any, Protocol
+
+from elkimg_async.errors import BatchError, InvalidRequestError
+
+_IN_MEMORY = (list, tuple, set, frozenset, deque, range, KeysView, ItemsView, ValuesView)
+
+
+class Feed(Protocol):
+    """Where requests come from."""
+
+    async def next(self) -> Any:
+        """The next item; raises StopAsyncIteration at the end, and whatever the iterable raises."""
+
+    def close(self) -> None:
+        """Read no more."""
+
+
+def make_feed(requests: Any, *, ahead: int) -> Feed:
+    """The feed that suits an iterable; `ahead` limits how far a thread reads ahead."""
+    if isinstance(requests, _IN_MEMORY):
+        return _InPlace(iter(requests))
+    if hasattr(requests, "__aiter__"):
+        return _InLoop(aiter(requests))
+    return _InThread(requests, ahead)
+
+
+def check_iterable(requests: Any) -> None:
+    """Refuse what is a single request, or none."""
+    if isinstance(requests, (str, bytes)) or hasattr(requests, "__struct_fields__"):
+        problem = "a single request"
+    elif hasattr(requests, "keys"):
+        problem = "a mapping"
+    elif not (hasattr(requests, "__iter__") or hasattr(requests, "__aiter__")):
+        problem = f"of type {type(requests).__name__}"
+    else:
+        return
+    raise InvalidRequestError(
+        f"map takes an iterable of prompts or requests; this is {problem}. Put a single one into a list, or "
+        "use generate.",
+        param="requests",
+    )
+
+
+class _InPlace:
+    def __init__(self, items: Iterator[Any]) -> None:
+        self._items = items
+
+    async def next(self) -> Any:
+        for item in self._items:
+            return item
+        raise StopAsyncIteration
+
+    def close(self) -> None:
+        self._items = iter(())
+
+
+class _InLoop:
+    def __init__(self, items: AsyncIterator[Any]) -> None:
+        self._items = items
+
+    async def next(self) -> Any:
+        return await anext(self._items)
+
+    def close(self) -> None:
+        """Nothing is read but in `next`."""
+
+
+class _End(Exception):  # noqa: N818 - the end of the items, not an error
+    """Stands after the last item; its cause is what the iterable raised."""
+
+
+class _InThread:
+    """Items pass through a deque, which needs no lock; the loop is woken only while it waits."""
+
+    def __init__(self, items: Iterable[Any], ahead: int) -> None:
+        self._iterable = items
+        self._items: deque[Any] = deque()
+        self._room = threading.Semaphore(ahead)
+        self._loop = asyncio.get_running_loop()
+        self._arrived = asyncio.Event()
+        self._waiting = self._closed = False
+        self._thread: threading.Thread | None = None
+
+    async def next(self) -> Any:
+        if self._thread is None:
+            run = contextvars.copy_context().run
+            # A daemon, because nothing can wake it from a read that never ends.
+            self._thread = threading.Thread(
+                target=run, args=(self._read,), name="elkimg-map-input", daemon=True
+            )
+            self._thread.start()
+        while not self._items:
+            self._arrived.clear()
+            self._waiting = True
+            if self._items:  # it came between the two
+                break
+            await self._arrived.wait()
+        self._waiting = False
+        item = self._items[0]
+        if isinstance(item, _End):
+            raise item.__cause__ or StopAsyncIteration
+        self._room.release()
+        return self._items.popleft()
+
+    def close(self) -> None:
+        self._closed = True
+        self._room.release()
+
+    def _read(self) -> None:
+        end = _End()
+        try:
+            self._room.acquire()
+            for item in self._iterable:
+                self._put(item)
+                self._room.acquire()
+                if self._closed:
+                    return
+        except Exception as error:  # noqa: BLE001 - it is raised in the loop
+            end.__cause__ = error
+        except BaseException as error:  # noqa: BLE001 - it would end the loop, and not this run
+            end.__cause__ = BatchError(f"The requests cannot be read: {error!r}.")
+        self._put(end)
+
+    def _put(self, item: Any) -> None:
+        self._items.append(item)
+        if self._waiting:
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                self._loop.call_soon_threadsafe(self._arrived.set)

@@ -1,0 +1,302 @@
+"""Edits at the local server: the form, what is painted where, and the answers."""
+
+import base64
+import io
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import pytest
+from PIL import Image as Pillow
+from PIL import ImageChops, ImageDraw
+
+from elkimg_async.local import LocalServer
+from elkimg_async.local.contract import RefusalError
+from elkimg_async.local.forms import MOST_PARTS, parse, read_edit, shown
+from elkimg_async.local.server import EDITS_PATH
+
+KIND = "multipart/form-data; boundary=XX"
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[LocalServer]:
+    async with LocalServer(light=True, delay=0) as server:
+        yield server
+
+
+def picture(size: tuple[int, int] = (96, 64), format: str = "PNG", mode: str = "RGB") -> bytes:
+    """A picture in which no two neighbours are alike."""
+    noise = bytes(n * 37 % 251 for n in range(size[0] * size[1] * len(mode)))
+    out = io.BytesIO()
+    Pillow.frombytes(mode, size, noise).save(out, format)
+    return out.getvalue()
+
+
+def mask(size: tuple[int, int] = (96, 64)) -> bytes:
+    """Opaque, but for a hole."""
+    image = Pillow.new("RGBA", size, (0, 0, 0, 255))
+    ImageDraw.Draw(image).rectangle(HOLE, (0, 0, 0, 0))
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
+
+
+HOLE = (20, 10, 59, 39)
+
+
+def opened(content: bytes) -> Pillow.Image:
+    return Pillow.open(io.BytesIO(content)).convert("RGBA")
+
+
+def form(**fields: Any) -> aiohttp.FormData:
+    """A form; bytes are files, and lists are several of the same name."""
+    data = aiohttp.FormData()
+    for name, value in {"prompt": "a hat", **fields}.items():
+        key = "image[]" if isinstance(value, list) else name
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, bytes):
+                data.add_field(key, item, filename=f"{name}.png", content_type="image/png")
+            else:
+                data.add_field(key, item)
+    return data
+
+
+async def post(server: LocalServer, data: Any, **headers: str) -> tuple[int, bytes]:
+    url = server.base_url.removesuffix("/v1") + EDITS_PATH
+    key = {"Authorization": f"Bearer {server.api_key}"}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(url, data=data, headers={**key, **headers}) as answer,
+    ):
+        return answer.status, await answer.read()
+
+
+async def edited(server: LocalServer, **fields: Any) -> tuple[Pillow.Image, dict[str, Any]]:
+    status, body = await post(server, form(**fields))
+    value: dict[str, Any] = json.loads(body)
+    assert status == 200, value
+    return opened(base64.b64decode(value["data"][0]["b64_json"])), value
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+async def test_edit_paints_within_the_mask(server: LocalServer, mode: str) -> None:
+    """Where the mask is transparent the picture is painted anew; every other pixel stays as it was."""
+    content = picture(mode=mode)
+    image, value = await edited(server, image=content, mask=mask())
+    before = opened(content)
+    assert image.size == before.size
+    assert value["size"] == "96x64"
+    changed = 0
+    for x in range(image.width):
+        for y in range(image.height):
+            inside = HOLE[0] <= x <= HOLE[2] and HOLE[1] <= y <= HOLE[3]
+            if image.getpixel((x, y)) != before.getpixel((x, y)):
+                assert inside, (x, y)
+                changed += 1
+    assert changed > 0.95 * 40 * 30
+
+
+async def test_edit_half_transparent_mask(server: LocalServer) -> None:
+    """Half transparency in the mask mixes the picture and the paint."""
+    out = io.BytesIO()
+    Pillow.new("RGBA", (96, 64), (0, 0, 0, 128)).save(out, "PNG")
+    half, _ = await edited(server, image=picture(), mask=out.getvalue())
+    full, _ = await edited(server, image=picture(), mask=mask())
+    point = (30, 20)
+    pixels = [image.getpixel(point) for image in (opened(picture()), half, full)]
+    before, mixed, paint = (pixel[0] for pixel in pixels if isinstance(pixel, tuple))
+    assert abs(mixed - (before + paint) / 2) <= 2
+
+
+async def test_edit_without_a_mask(server: LocalServer) -> None:
+    """The picture can be seen to be edited: its upper edge stays, and the rest gives way to paint."""
+    content = picture()
+    image, _ = await edited(server, image=content)
+    before = opened(content)
+    top = (0, 0, 96, 10)
+    assert image.crop(top).tobytes() == before.crop(top).tobytes()
+    assert ImageChops.difference(image.convert("RGB"), before.convert("RGB")).getbbox() is not None
+    other, _ = await edited(server, image=picture(mode="RGBA"))
+    assert image.tobytes() != other.tobytes()
+
+
+async def test_edit_shows_every_picture(server: LocalServer) -> None:
+    """Each further picture is to be seen in the result."""
+    results = set()
+    for images in (
+        [picture()],
+        [picture()] * 2,
+        [picture(), picture(mode="RGBA")],
+        [picture()] * 5,
+    ):
+        image, value = await edited(server, images=images)
+        results.add(image.tobytes())
+        tokens = value["usage"]["input_tokens_details"]
+        assert tokens == {"text_tokens": 2, "image_tokens": len(images) * (65 + 129)}
+        assert value["usage"]["input_tokens"] == 2 + tokens["image_tokens"]
+    assert len(results) == 4
+
+
+@pytest.mark.parametrize("output_format", ["jpeg", "webp"])
+async def test_edit_options(server: LocalServer, output_format: str) -> None:
+    """n, size and the output's format are those asked for; each image is another."""
+    fields = {"n": "2", "size": "1024x1536", "output_format": output_format, "quality": "low"}
+    status, body = await post(server, form(image=picture(), **fields))
+    value = json.loads(body)
+    assert (status, len(value["data"])) == (200, 2)
+    contents = [base64.b64decode(item["b64_json"]) for item in value["data"]]
+    assert contents[0] != contents[1]
+    with Pillow.open(io.BytesIO(contents[0])) as image:
+        assert (image.size, (image.format or "").lower()) == ((1024, 1536), output_format)
+    assert (value["size"], value["quality"]) == ("1024x1536", "low")
+
+
+async def test_edit_stream(server: LocalServer) -> None:
+    """A stream has events of edits, its partial images keep the rest of the picture as well."""
+    data = form(image=picture(), mask=mask(), stream="true", partial_images="2")
+    status, body = await post(server, data)
+    assert status == 200
+    events = [line for line in body.split(b"\n") if line.startswith(b"event: ")]
+    assert events == [b"event: image_edit.partial_image"] * 2 + [b"event: image_edit.completed"]
+    values = [json.loads(line[6:]) for line in body.split(b"\n") if line.startswith(b"data: {")]
+    images = [opened(base64.b64decode(value["b64_json"])) for value in values]
+    before = opened(picture())
+    left = (0, 0, HOLE[0], 64)
+    assert all(image.crop(left).tobytes() == before.crop(left).tobytes() for image in images)
+    assert len({image.tobytes() for image in images}) == 3
+    assert values[-1]["usage"]["input_tokens_details"]["image_tokens"] == 194
+
+
+async def test_edit_is_recorded(server: LocalServer) -> None:
+    """The record of a request has the texts of its form, and name, type and size of its files."""
+    await edited(server, images=[picture(), picture()], mask=mask(), user="u-1")
+    fields = server.requests[-1].fields
+    file = {"filename": "images.png", "type": "image/png", "size": len(picture())}
+    assert fields["image[]"] == [file, file]
+    assert fields["mask"]["size"] == len(mask())
+    assert (fields["prompt"], fields["user"]) == ("a hat", "u-1")
+    assert server.generations == 1
+
+
+async def test_edit_replays_and_plays_faults(server: LocalServer) -> None:
+    """The same key and body give the same answer, made once; another body is refused; faults strike."""
+    body = b"".join(
+        b'--XX\r\nContent-Disposition: form-data; name="%b\r\n\r\n%b\r\n' % part
+        for part in ((b'prompt"', b"a"), (b'image"; filename="a.png"', picture()))
+    )
+    headers = {"Content-Type": KIND, "Idempotency-Key": "k-1"}
+    first = await post(server, body + b"--XX--\r\n", **headers)
+    assert first == await post(server, body + b"--XX--\r\n", **headers)
+    assert server.generations == 1
+    status, _ = await post(server, body + b"--XX--", **headers)
+    assert status == 422
+    server.inject("error=503/overloaded")
+    status, refused = await post(server, form(image=picture()))
+    assert (status, json.loads(refused)["error"]["code"]) == (503, "overloaded")
+    assert str(server.requests[-1].fault) == "error=503/overloaded"
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "code", "param"),
+    [
+        ({"mask": mask()}, 500, "invalid_request", "image"),
+        ({"image": "text", "mask": mask()}, 500, "invalid_request", "image"),
+        ({"image": b"no picture"}, 400, "invalid_image_file", "image"),
+        ({"image": picture()[:200]}, 400, "invalid_image_file", "image"),
+        ({"image": picture(), "mask": mask()[:90]}, 400, "invalid_image_file", "mask"),
+        ({"image": picture(), "mask": mask((96, 65))}, 500, "invalid_request", "mask"),
+        ({"image": picture(), "mask": picture()}, 500, "invalid_request", "mask"),
+        ({"images": [picture()] * 17}, 500, "invalid_request", "image"),
+        ({"image": picture(), "n": "two"}, 500, "invalid_request", "n"),
+        ({"image": picture(), "n": "11"}, 500, "invalid_request", "n"),
+        ({"image": picture(), "stream": "1"}, 500, "invalid_request", "stream"),
+        ({"image": picture(), "size": "9x9"}, 500, "invalid_request", "size"),
+        ({"image": picture(), "prompt": picture()}, 500, "invalid_request", "prompt"),
+        ({"image": picture(), "model": "gpt-9"}, 503, "model_not_found", "model"),
+        ({"image": picture(), "model": "dall-e-3"}, 500, "invalid_request", "model"),
+        (
+            {"image": picture(), "response_format": "url"},
+            400,
+            "unknown_parameter",
+            "response_format",
+        ),
+    ],
+)
+async def test_edit_refusals(
+    server: LocalServer, fields: dict[str, Any], status: int, code: str, param: str
+) -> None:
+    """What is wrong with a form is refused in the gateway's style, and nothing is counted as made."""
+    answered, body = await post(server, form(**fields))
+    error = json.loads(body)["error"]
+    assert (answered, error["code"], error["param"]) == (status, code, param)
+    assert server.generations == 0
+
+
+async def test_edit_needs_the_key(server: LocalServer) -> None:
+    """A wrong key is refused."""
+    status, _ = await post(server, form(image=picture()), Authorization="Bearer wrong")
+    assert status == 401
+
+
+def part(head: bytes, content: bytes = b"x") -> bytes:
+    return b"--XX\r\n" + head + b"\r\n\r\n" + content + b"\r\n"
+
+
+NAMED = b'Content-Disposition: form-data; name="a"'
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("application/json", b"{}"),
+        ("multipart/form-data", part(NAMED) + b"--XX--"),
+        ("multipart/form-data; boundary=", part(NAMED) + b"--XX--"),
+        (KIND, b""),
+        (KIND, b"no form"),
+        (KIND, part(NAMED)),
+        (KIND, part(NAMED)[:-5]),
+        (KIND, part(NAMED) + b"--XX"),
+        (KIND, part(b"Content-Type: text/plain") + b"--XX--"),
+        (KIND, b"--XX\r\n" + NAMED + b"\r\n--XX--"),
+        (KIND, part(NAMED) * (MOST_PARTS + 1) + b"--XX--"),
+    ],
+)
+def test_parse_of_what_is_no_form(kind: str, body: bytes) -> None:
+    """A form without boundary, cut, or out of shape is refused."""
+    with pytest.raises(RefusalError) as caught:
+        parse(kind, body)
+    assert (caught.value.status, caught.value.code) == (500, "invalid_request")
+
+
+def test_parse() -> None:
+    """Texts and files come out as they went in, whatever is in them, and in any usual spelling."""
+    content = b"\r\n--X\r\n--\r\n\0"
+    body = (
+        b"preamble\r\n"
+        + part(b'content-disposition: form-data; name="a%22b"', "é".encode())
+        + part(
+            b'Content-Disposition: form-data; filename="x; name=y.png"; name=pic\r\nContent-Type: image/png',
+            content,
+        )
+        + part(NAMED)
+        + part(NAMED, b"")
+        + b"--XX--\r\nepilogue"
+    )
+    parts = parse('Multipart/Form-Data; charset=utf-8; Boundary="XX"', body)
+    assert [part.name for part in parts] == ['a"b', "pic", "a", "a"]
+    assert parts[0].shown == "é"
+    assert (parts[1].filename, parts[1].media_type) == ("x; name=y.png", "image/png")
+    assert parts[1].content == content
+    assert shown(parts)["a"] == ["x", ""]
+
+
+def test_read_edit_twice_the_same() -> None:
+    """A text or a mask that is given twice is refused."""
+    for name, filename in (("prompt", b""), ("mask", b'; filename="m.png"')):
+        head = f'Content-Disposition: form-data; name="{name}"'.encode() + filename
+        image = b'Content-Disposition: form-data; name="image"; filename="i.png"'
+        body = part(image, picture()) + part(head, mask()) * 2 + b"--XX--"
+        with pytest.raises(RefusalError) as caught:
+            read_edit(parse(KIND, body))
+        assert caught.value.param == name

@@ -1,0 +1,205 @@
+"""The lines of the logger: what they tell, and what they never do."""
+
+import base64
+import logging
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from elkimg_async import (
+    AsyncImages,
+    AuthenticationError,
+    DisconnectedError,
+    DownloadError,
+    ElkImagesError,
+    Timeout,
+)
+from elkimg_async.logs import logger
+from tests.canned import DONE, PNG, REQUEST_ID, Canned, End, Reply, answer, event, head, stream
+from tests.test_client import BUSY, COMPLETED, GOOD, PARTIAL, QUICK, ask, in_both_modes
+
+KEY = "sk-planted-1f2e3d4c5b6a"
+PROMPT = "a planted prompt of mine"
+BODY = "planted-in-the-body"
+HEADER = "planted-in-a-header"
+NAMED = f"(request id: {REQUEST_ID})"
+NO = {"error": {"message": f"{BODY}: {PROMPT} {KEY}", "code": BODY, "type": BODY, "param": BODY}}
+
+
+@pytest.fixture
+async def canned() -> AsyncIterator[Canned]:
+    async with Canned(GOOD) as canned:
+        yield canned
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """All lines of our logger; that nothing planted is in them is seen in each test."""
+    caplog.set_level(logging.DEBUG, "elkimg_async")
+    return caplog
+
+
+def lines(log: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
+    """Level and text of each line, the number of the call left out, each number of seconds as S."""
+    for planted in (KEY, PROMPT, BODY, HEADER, base64.b64encode(PNG).decode()[:24]):
+        assert planted not in log.text
+        assert not any(planted in str(vars(record)) for record in log.records)
+    found = []
+    for record in log.records:
+        assert record.name == "elkimg_async"
+        text = re.sub(r"^call \d+: ", "", record.getMessage())
+        assert text != record.getMessage() or text.startswith("an image from")
+        found.append((record.levelname, re.sub(r"\b\d+\.\d{3} s", "S s", text)))
+    return found
+
+
+async def play(
+    canned: Canned, *replies: Reply, streaming: bool = False, **options: Any
+) -> ElkImagesError | None:
+    """One call full of secrets against these replies."""
+    canned.reply_with(*replies)
+    async with AsyncImages(KEY, base_url=canned.base_url, retry=QUICK) as client:
+        headers = {"X-Secret": HEADER}
+        try:
+            await ask(client, streaming, PROMPT, extra_headers=headers, user=PROMPT, **options)
+        except ElkImagesError as error:
+            return error
+    return None
+
+
+@in_both_modes
+async def test_success(canned: Canned, log: pytest.LogCaptureFixture, streaming: bool) -> None:
+    """A good call: its attempt, its answer, its end, with request id and seconds."""
+    assert await play(canned, GOOD, streaming=streaming) is None
+    assert lines(log) == [
+        ("DEBUG", f"POST {canned.base_url}/images/generations, attempt 1"),
+        ("DEBUG", f"status 200 after S s {NAMED}"),
+        ("DEBUG", f"1 in the answer after S s {NAMED}"),
+    ]
+
+
+async def test_stream_with_an_event_that_is_skipped(
+    canned: Canned, log: pytest.LogCaptureFixture
+) -> None:
+    """What is passed over is a line, in our words."""
+    strange = event({"type": BODY, "text": PROMPT})
+    reply = stream(PARTIAL, strange, COMPLETED, DONE)
+    assert await play(canned, reply, streaming=True) is None
+    assert lines(log)[2:] == [
+        ("DEBUG", "an event is skipped: its type is not known"),
+        ("DEBUG", f"1 in the answer after S s {NAMED}"),
+    ]
+
+
+@in_both_modes
+async def test_retry(canned: Canned, log: pytest.LogCaptureFixture, streaming: bool) -> None:
+    """A retry is INFO: why, and when the next attempt comes."""
+    busy = answer(NO, status=429, Retry_After_Ms="5")
+    assert await play(canned, busy, GOOD, streaming=streaming) is None
+    found = lines(log)
+    assert found[2] == (
+        "INFO",
+        f"attempt 1 failed: RateLimitError 429 (refused); the next one in S s {NAMED}",
+    )
+    assert [text.partition(", ")[2] for _, text in found if "attempt" in text] == [
+        "attempt 1", "", "attempt 2",
+    ]  # fmt: skip
+
+
+@in_both_modes
+async def test_failure(canned: Canned, log: pytest.LogCaptureFixture, streaming: bool) -> None:
+    """A refusal ends with its kind; its text, which may quote anything, is the error's alone."""
+    error = await play(canned, answer(NO, status=401), streaming=streaming)
+    assert isinstance(error, AuthenticationError)
+    assert PROMPT in str(error)
+    assert lines(log)[1:] == [
+        ("DEBUG", f"status 401 after S s {NAMED}"),
+        ("DEBUG", f"failed: AuthenticationError 401 (refused) after S s {NAMED}"),
+    ]
+
+
+@in_both_modes
+@pytest.mark.parametrize(
+    "reply",
+    [
+        answer(BODY.encode(), content_type="text/plain"),
+        answer({"data": [{"b64_json": f"!!{BODY}"}]}),
+        stream(event({"error": {"message": f"{PROMPT} {KEY}"}}, "error")),
+        answer(f"<html>{KEY}{BODY}</html>".encode(), status=502),
+        answer(NO, status=307, Location=f"http://{BODY}/{KEY}"),
+    ],
+    ids=["text", "bad base64", "error event", "page", "redirect"],
+)
+async def test_failure_that_quotes(
+    canned: Canned, log: pytest.LogCaptureFixture, reply: Reply, streaming: bool
+) -> None:
+    """Whatever comes back, it is not in the lines."""
+    assert await play(canned, reply, streaming=streaming) is not None
+    assert lines(log)[-1][1].endswith(f"after S s {NAMED}")
+
+
+async def test_no_answer(canned: Canned, log: pytest.LogCaptureFixture) -> None:
+    """A connection that breaks and a limit that passes are told by their names."""
+    assert isinstance(await play(canned, [End.RESET]), DisconnectedError)
+    await play(canned, [head(), End.HOLD], timeout=Timeout(idle=0.05))
+    assert [text for _, text in lines(log) if "failed" in text] == [
+        "failed: DisconnectedError (unknown) after S s (request id: None)",
+        f"failed: RequestTimeoutError idle (unknown) after S s {NAMED}",
+    ]
+
+
+async def test_stream_that_is_left(canned: Canned, log: pytest.LogCaptureFixture) -> None:
+    """Leaving is no failure."""
+    canned.reply_with([*stream(PARTIAL)[:-1], End.HOLD])
+    async with (
+        AsyncImages(KEY, base_url=canned.base_url) as client,
+        client.generate(PROMPT, stream=True) as opened,
+    ):
+        await anext(opened)
+    assert lines(log)[-1] == ("DEBUG", f"left after S s {NAMED}")
+
+
+async def test_download(canned: Canned, log: pytest.LogCaptureFixture) -> None:
+    """A download has its host, size and time; path and query, which may be a key to the image, never."""
+    async with Canned(answer(PNG), answer(b"", status=404)) as host:
+        url = f"http://user:{BODY}@127.0.0.1:{host.port}/{BODY}.png?signature={BODY}"
+        canned.reply_with(answer({"data": [{"url": url}, {"url": url}]}))
+        async with AsyncImages(KEY, base_url=canned.base_url) as client:
+            first, second = await client.generate(PROMPT, n=2)
+            await first.read()
+            with pytest.raises(DownloadError):
+                await second.read()
+    assert lines(log)[-2:] == [
+        ("DEBUG", f"an image from 127.0.0.1:{host.port}: {len(PNG)} bytes after S s"),
+        (
+            "DEBUG",
+            f"an image from 127.0.0.1:{host.port}: failed: DownloadError 404 (billed) after S s",
+        ),
+    ]
+
+
+@in_both_modes
+async def test_fewer_images_than_asked(
+    canned: Canned, caplog: pytest.LogCaptureFixture, streaming: bool
+) -> None:
+    """An answer that ends well with fewer images than were asked for is a warning, at the default level."""
+    reply = stream(COMPLETED) if streaming else GOOD
+    assert await play(canned, reply, streaming=streaming, n=3) is None
+    assert lines(caplog) == [("WARNING", f"3 images were asked for, and 1 came {NAMED}")]
+
+
+async def test_request_id_that_is_the_key(canned: Canned, log: pytest.LogCaptureFixture) -> None:
+    """A server that names the request after the key does not get it into the log."""
+    (first, *rest) = GOOD
+    assert isinstance(first, bytes)
+    await play(canned, [first.replace(REQUEST_ID.encode(), KEY.encode()), *rest])
+    assert lines(log)[-1][1].endswith("(request id: ***)")
+
+
+async def test_silent_by_default(canned: Canned, caplog: pytest.LogCaptureFixture) -> None:
+    """Without a level of its own the logger says nothing of a call that goes well, retries included."""
+    assert logger.level == logging.NOTSET
+    assert await play(canned, BUSY, GOOD) is None
+    assert caplog.records == []

@@ -1,0 +1,272 @@
+"""Servers at the edge of HTTP, and beyond: what they cost, and what they cannot do."""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from elkimg_async import (
+    AsyncImages,
+    ConfigurationError,
+    DownloadError,
+    ElkImagesError,
+    RequestTimeoutError,
+    ResponseError,
+    Timeout,
+)
+from tests.canned import KEY, PNG, Canned, End, Reply, answer, head
+from tests.test_client import (
+    B64,
+    GOOD,
+    QUICK,
+    ask,
+    failure,
+    failure_of_any_kind,
+    in_both_modes,
+)
+
+BODY = json.dumps({"data": [{"b64_json": B64}]}).encode()
+
+
+@pytest.fixture
+async def canned() -> AsyncIterator[Canned]:
+    async with Canned(GOOD) as canned:
+        yield canned
+
+
+@pytest.fixture
+async def client(canned: Canned) -> AsyncIterator[AsyncImages]:
+    async with AsyncImages(KEY, base_url=canned.base_url, retry=QUICK, timeout=10) as client:
+        yield client
+
+
+def raw(status: str, *lines: str, body: bytes = b"") -> Reply:
+    """An answer word for word."""
+    return ["\r\n".join([f"HTTP/1.1 {status}", *lines, "", ""]).encode() + body]
+
+
+LENGTH = f"Content-Length: {len(BODY)}"
+INTERIM = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+CHUNKED = b"%x\r\n%b\r\n0\r\nX-Checksum: 1\r\nX-Trailer: a trailer\r\n\r\n" % (len(BODY), BODY)
+GOOD_IN_ANY_FORM = {
+    "interim answers": [INTERIM, *GOOD],
+    "interim answers in one piece": [INTERIM + b"".join(p for p in GOOD if isinstance(p, bytes))],
+    "trailers": raw("200 OK", "Transfer-Encoding: chunked", body=CHUNKED),
+    "no reason": raw("200", LENGTH, body=BODY),
+    "status 201": raw("201 Created", LENGTH, body=BODY),
+    "a header twice": raw("200 OK", LENGTH, "X-A: 1", "X-A: 2", body=BODY),
+    "a header in Latin-1": [b"HTTP/1.1 200 OK\r\nX-A: caf\xe9\r\n" + LENGTH.encode() + b"\r\n\r\n" + BODY],
+    "until the end": [*raw("200 OK", "Connection: close", body=BODY), End.CLOSE],
+    "reset after the whole of it": [*raw("200 OK", "Connection: close", body=BODY), End.RESET],
+    "shorter than its length": [*raw("200 OK", f"Content-Length: {len(BODY) + 9}", body=BODY), End.CLOSE],
+    "HTTP/1.0": [b"HTTP/1.0 200 OK\r\n\r\n" + BODY, End.CLOSE],
+    "chunks with extensions": raw("200 OK", "Transfer-Encoding: chunked", body=b"%x;a=b\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)),
+}  # fmt: skip
+
+
+@in_both_modes
+@pytest.mark.parametrize("reply", GOOD_IN_ANY_FORM.values(), ids=GOOD_IN_ANY_FORM.keys())
+async def test_good_answer(
+    client: AsyncImages, canned: Canned, reply: Reply, streaming: bool
+) -> None:
+    """A whole image is taken, however HTTP's freedoms are used."""
+    canned.reply_with(reply)
+    _, result = await ask(client, streaming)
+    assert [image.content for image in result] == [PNG]
+    assert len(canned.requests) == 1
+
+
+BAD = {
+    "two lengths": raw("200 OK", LENGTH, "Content-Length: 5", body=BODY),
+    "length and chunks": raw("200 OK", LENGTH, "Transfer-Encoding: chunked", body=CHUNKED),
+    "a negative length": raw("200 OK", "Content-Length: -5", body=BODY),
+    "a length in words": raw("200 OK", "Content-Length: five", body=BODY),
+    "another protocol": [b"SSH-2.0-OpenSSH_9.6\r\n"],
+    "HTTP/2": [b"\0\0\x12\x04\0\0\0\0\0\0\x03\0\0\0d", End.CLOSE],
+    "NUL in a header": raw("200 OK", "X-A: a\0b", LENGTH, body=BODY),
+    "no content": raw("204 No Content"),
+    "a thousand headers": raw(
+        "200 OK", *[f"X-{n}: {n}" for n in range(100_000)], LENGTH, body=BODY
+    ),
+    "an endless status line": [b"HTTP/1.1 200 " + b"x" * 100_000],
+}
+
+
+@in_both_modes
+@pytest.mark.parametrize("reply", BAD.values(), ids=BAD.keys())
+async def test_bad_answer(
+    client: AsyncImages, canned: Canned, reply: Reply, streaming: bool
+) -> None:
+    """What no rule allows is an error of ours at once, unknown, and never asked for again."""
+    canned.reply_with(reply)
+    error = await failure_of_any_kind(client, streaming)
+    assert error.billing == "unknown"
+    assert not isinstance(error, RequestTimeoutError)
+    assert len(canned.requests) == 1
+
+
+@in_both_modes
+async def test_switched_protocol(client: AsyncImages, canned: Canned, streaming: bool) -> None:
+    """A server that switches to a protocol nobody asked for is no answer, and does not hold the call."""
+    canned.reply_with(
+        [*raw("101 Switching Protocols", "Upgrade: x", "Connection: upgrade"), End.HOLD]
+    )
+    started = time.monotonic()
+    error = await failure_of_any_kind(client, streaming, timeout=Timeout(total=5, idle=0.2))
+    assert isinstance(error, (ResponseError, RequestTimeoutError))
+    assert error.billing == "unknown"
+    assert time.monotonic() - started < 2
+
+
+@in_both_modes
+async def test_headers_that_trickle(canned: Canned, streaming: bool) -> None:
+    """Headers that come byte by byte do not move the limit for them."""
+    pieces: list[Any] = []
+    gates = [asyncio.Event() for _ in range(40)]
+    for byte, gate in zip(head()[:40], gates, strict=True):
+        pieces += [bytes((byte,)), gate]
+    canned.reply_with([*pieces, End.HOLD])
+
+    async def trickle() -> None:
+        for gate in gates:
+            await asyncio.sleep(0.02)
+            gate.set()
+
+    task = asyncio.create_task(trickle())
+    timeout = Timeout(first_byte=0.2)
+    async with AsyncImages(KEY, base_url=canned.base_url, timeout=timeout, retry=0) as client:
+        error = await failure(RequestTimeoutError, client, streaming)
+    assert (error.limit, error.billing) == ("first_byte", "unknown")
+    task.cancel()
+
+
+@in_both_modes
+async def test_refusal_during_the_upload(streaming: bool) -> None:
+    """A server that refuses before it has read the whole request is heard, and asked again."""
+    seen: list[bytes] = []
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await reader.readuntil(b"\r\n\r\n"))
+        if len(seen) == 1:
+            writer.write(b"".join(raw("429 Busy", "Content-Length: 0", "Retry-After: 0")))  # type: ignore[arg-type]
+            await writer.drain()
+            while await reader.read(1 << 16):
+                pass
+        else:
+            length = int(seen[-1].lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+            await reader.readexactly(length)
+            writer.write(b"".join(raw("200 OK", LENGTH, body=BODY)))  # type: ignore[arg-type]
+        writer.close()
+
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        base_url = f"http://127.0.0.1:{port}/v1"
+        async with AsyncImages(KEY, base_url=base_url, retry=QUICK, timeout=20) as client:
+            _, result = await ask(client, streaming, extra_body={"x": "y" * 20_000_000})
+            assert result[0].content == PNG
+            assert result.meta.attempts == 2
+    assert len(seen) == 2
+
+
+@in_both_modes
+async def test_answer_that_nobody_asked_for(
+    client: AsyncImages, canned: Canned, streaming: bool
+) -> None:
+    """A second answer on a connection that waits in the pool is not taken for that of the next call."""
+    wait = asyncio.Event()
+    other = answer({"data": [{"b64_json": "R0lGODlhb3RoZXI="}]})
+    canned.reply_with([*GOOD, wait, *other], GOOD)
+    _, first = await ask(client, streaming)
+    wait.set()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    _, second = await ask(client, streaming)
+    assert first[0].content == second[0].content == PNG
+
+
+@in_both_modes
+async def test_answer_with_another_behind_it(
+    client: AsyncImages, canned: Canned, streaming: bool
+) -> None:
+    """The same where the second answer comes in one piece with the first."""
+    other = answer({"data": [{"b64_json": "R0lGODlhb3RoZXI="}]})
+    canned.reply_with([b"".join(p for p in [*GOOD, *other] if isinstance(p, bytes))], GOOD)
+    for _ in range(3):
+        _, result = await ask(client, streaming)
+        assert result[0].content == PNG
+
+
+@pytest.mark.parametrize("url", ["http://{}/v1\r\nX-Evil: 1", "http://{}/v1\nX: 1", "http://{}/v 1", "http://{}/v1\t", "http://{}\r\n.evil/v1"])  # fmt: skip
+async def test_base_url_with_a_line_break(canned: Canned, url: str) -> None:
+    """An address cannot smuggle a header in; it is refused, or used without the break."""
+    with contextlib.suppress(ElkImagesError):
+        async with AsyncImages(KEY, base_url=url.format(canned.origin[7:]), retry=0) as client:
+            await client.generate("a boat")
+    for request in canned.requests:
+        assert "x-evil" not in request.headers
+        assert "x" not in request.headers
+
+
+@pytest.mark.parametrize("path", ["a\r\nX-Evil: 1", "a\nX-Evil: 1", "a b HTTP/1.1\r\nX-Evil: 1\r\n\r\n", "a\x00b", "a\rb"])  # fmt: skip
+async def test_image_url_with_a_line_break(canned: Canned, path: str) -> None:
+    """The address of an image cannot smuggle a header into the request for it."""
+    async with Canned(answer(PNG)) as host:
+        canned.reply_with(answer({"data": [{"url": f"{host.origin}/{path}"}]}))
+        async with AsyncImages(KEY, base_url=canned.base_url, timeout=5) as client:
+            (image,) = await client.generate("a boat")
+            with contextlib.suppress(DownloadError):
+                await image.read()
+        assert all("x-evil" not in request.headers for request in host.requests)
+        assert len(host.requests) <= 1
+
+
+# --- the key ----------------------------------------------------------------
+
+
+@in_both_modes
+async def test_key_function_is_within_first_byte(canned: Canned, streaming: bool) -> None:
+    """A key that does not come is limited in a stream too, which has no total."""
+
+    async def key() -> str:
+        await asyncio.get_running_loop().create_future()
+        return KEY
+
+    timeout = Timeout(total=float("inf"), first_byte=0.2)
+    async with AsyncImages(key, base_url=canned.base_url, timeout=timeout, retry=0) as client:
+        error = await failure(RequestTimeoutError, client, streaming)
+    assert (error.limit, error.billing) == ("first_byte", "not_sent")
+    assert canned.requests == []
+
+
+@in_both_modes
+async def test_key_function_that_is_cancelled_within(canned: Canned, streaming: bool) -> None:
+    """A key function whose own work was cancelled does not make the call look cancelled."""
+
+    async def key() -> str:
+        work = asyncio.create_task(asyncio.sleep(10))
+        work.cancel()
+        await work
+        return KEY
+
+    async with AsyncImages(key, base_url=canned.base_url) as client:
+        error = await failure(ConfigurationError, client, streaming)
+    assert error.billing == "not_sent"
+    assert canned.requests == []
+
+
+@in_both_modes
+async def test_key_with_a_line_break(canned: Canned, streaming: bool) -> None:
+    """A key function cannot smuggle a header in."""
+
+    async def key() -> str:
+        return f"{KEY}\r\nX-Evil: 1"
+
+    async with AsyncImages(key, base_url=canned.base_url) as client:
+        error = await failure(ConfigurationError, client, streaming)
+    assert KEY not in str(error)
+    assert canned.requests == []
