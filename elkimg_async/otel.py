@@ -1,0 +1,295 @@
+"""OpenTelemetry for a client: a span and metrics for each call, by the GenAI semantic conventions.
+
+    client = AsyncImages(hooks=[otel.Telemetry()])
+
+Needs the extra `otel`, and an SDK that you set up as for everything else. The names are those of
+https://github.com/open-telemetry/semantic-conventions-genai, which are still in development; what
+they do not name begins with `elkimg.`.
+"""
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from elkimg_async import hooks
+from elkimg_async.errors import ConfigurationError
+from elkimg_async.sansio.requests import ImageRequest
+from elkimg_async.sansio.responses import CompletedImage, ImagesResponse, PartialImage, Usage
+
+if TYPE_CHECKING:
+    from opentelemetry.metrics import MeterProvider
+    from opentelemetry.trace import Span, TracerProvider
+
+_SECONDS = [0.01 * 2**power for power in range(16)]
+"""The boundaries of the conventions, and 163.84 and 327.68 s beyond, since pictures take that long."""
+_TOKENS = [4**power for power in range(14)]
+_MOST = 65_536
+"""Calls that are followed at once. Each ends by itself; this keeps a mistake from growing for ever."""
+
+
+class Telemetry:
+    """A hook that makes a span and measures for each call of a client.
+
+    The span is of the kind CLIENT, a child of the span that is current where the call begins, and lasts over all
+    attempts and the whole stream. A stream that is left ends its span, with `elkimg.stream.left`. Attempts,
+    answers, retries, images and skipped events are its events. A call that was refused before
+    anything was sent has none. Neither the API key nor an image is ever in it.
+
+    Metrics: `gen_ai.client.operation.duration`, `gen_ai.client.token.usage`, and for streams
+    `gen_ai.client.operation.time_to_first_chunk`, which is the time to the first picture.
+
+    `error.type` is the name of the error's class.
+    """
+
+    def __init__(
+        self,
+        *,
+        tracer_provider: "TracerProvider | None" = None,
+        meter_provider: "MeterProvider | None" = None,
+        provider: str = "openai",
+        capture_prompts: bool = False,
+    ) -> None:
+        """Make a hook, to be given to any number of clients.
+
+        Args:
+            tracer_provider: Where spans go. None: the global one.
+            meter_provider: Where measurements go. None: the global one.
+            provider: `gen_ai.provider.name`, which tells the dialect rather than the company.
+            capture_prompts: Whether spans hold prompts, and the texts of errors, in which a server may quote them.
+
+        Raises:
+            ConfigurationError: by the caller; OpenTelemetry is not installed.
+        """
+        try:
+            from opentelemetry import metrics, trace
+        except ImportError:
+            raise ConfigurationError(
+                'OpenTelemetry is missing: pip install "elkimg-async[otel]".'
+            ) from None
+        self._tracer = trace.get_tracer("elkimg_async", tracer_provider=tracer_provider)
+        meter = metrics.get_meter("elkimg_async", meter_provider=meter_provider)
+        self._duration = meter.create_histogram(
+            "gen_ai.client.operation.duration",
+            unit="s",
+            description="GenAI operation duration.",
+            explicit_bucket_boundaries_advisory=_SECONDS,
+        )
+        self._first_chunk = meter.create_histogram(
+            "gen_ai.client.operation.time_to_first_chunk",
+            unit="s",
+            description="Time to receive the first chunk of a stream.",
+            explicit_bucket_boundaries_advisory=_SECONDS,
+        )
+        self._tokens = meter.create_histogram(
+            "gen_ai.client.token.usage",
+            unit="{token}",
+            description="Number of input and output tokens used.",
+            explicit_bucket_boundaries_advisory=_TOKENS,
+        )
+        self._provider = provider
+        self._capture_prompts = capture_prompts
+        self._lock = threading.Lock()
+        self._running: dict[int, _Running] = {}
+
+    def __call__(self, record: hooks.Record) -> None:
+        """Take one record of a client."""
+        if isinstance(record, hooks.RequestStarted):
+            self._start(record)
+            return
+        running = self._running.get(record.call)
+        if running is None:
+            return
+        match record:
+            case hooks.EventReceived(event=event):
+                self._receive(running, event)
+            case hooks.RequestFinished():
+                self._finish(running, record)
+            case _:
+                _add_event(running.span, record)
+
+    def _start(self, record: hooks.RequestStarted) -> None:
+        from opentelemetry.trace import SpanKind
+
+        parts = urlsplit(record.url)
+        sent = _sent(record.request)
+        operation, model = _operation(parts.path), sent.get("model")
+        shared = _given(
+            {
+                "gen_ai.operation.name": operation,
+                "gen_ai.provider.name": self._provider,
+                "gen_ai.request.model": model,
+                "server.address": parts.hostname,
+                "server.port": parts.port or (443 if parts.scheme == "https" else 80),
+            }
+        )
+        own = {
+            "gen_ai.output.type": "image" if sent else None,
+            "gen_ai.request.stream": record.stream or None,
+            "gen_ai.request.choice.count": None if sent.get("n") == 1 else sent.get("n"),
+            "elkimg.size": sent.get("size"),
+            "elkimg.quality": sent.get("quality"),
+        }
+        if self._capture_prompts and sent:
+            own["gen_ai.input.messages"] = _messages(sent["prompt"])
+        span = self._tracer.start_span(
+            operation if model is None else f"{operation} {model}",
+            kind=SpanKind.CLIENT,
+            attributes=shared | _given(own),
+        )
+        with self._lock:
+            self._running[record.call] = _Running(span, shared, record.stream, time.monotonic())
+            oldest = self._running.pop(min(self._running)) if len(self._running) > _MOST else None
+        if oldest is not None:
+            oldest.span.end()
+
+    def _receive(self, running: "_Running", event: Any) -> None:
+        span = running.span
+        if running.stream and running.first_chunk is None:
+            running.first_chunk = time.monotonic() - running.started
+            self._first_chunk.record(running.first_chunk, running.shared)
+            span.set_attribute("gen_ai.response.time_to_first_chunk", running.first_chunk)
+        match event:
+            case PartialImage(partial_image_index=index):
+                span.add_event("partial_image", _given({"elkimg.partial_image_index": index}))
+            case CompletedImage(usage=usage):
+                span.add_event("completed_image")
+                running.images += 1
+                running.usage = usage or running.usage
+
+    def _finish(self, running: "_Running", record: hooks.RequestFinished) -> None:
+        with self._lock:
+            self._running.pop(record.call, None)
+        span, shared = running.span, running.shared
+        if isinstance(record.result, ImagesResponse):
+            running.usage = record.result.usage or running.usage
+            running.images = len(record.result)
+        if "gen_ai.request.model" in shared:
+            span.set_attribute("elkimg.images", running.images)
+        if running.usage is not None:
+            span.set_attributes(_usage_attributes(running.usage))
+            for kind, count in (
+                ("input", running.usage.input_tokens),
+                ("output", running.usage.output_tokens),
+            ):
+                if count is not None:
+                    self._tokens.record(count, {**shared, "gen_ai.token.type": kind})
+        if record.error is not None:
+            failed = {"error.type": _name(record.error)}
+            self._duration.record(record.elapsed, shared | failed)
+            self._fail(span, record.error)
+        else:
+            self._duration.record(record.elapsed, shared)
+            if record.result is None:
+                span.set_attribute("elkimg.stream.left", True)
+        span.end()
+
+    def _fail(self, span: "Span", error: BaseException) -> None:
+        from opentelemetry.trace import StatusCode
+
+        span.set_attributes(
+            _given(
+                {
+                    "error.type": _name(error),
+                    "elkimg.error.code": getattr(error, "code", None),
+                    "elkimg.error.billing": getattr(error, "billing", None),
+                }
+            )
+        )
+        told = str(error) if self._capture_prompts else ""
+        span.set_status(StatusCode.ERROR, told or _name(error))
+
+
+class _Running(msgspec.Struct):
+    """A call that has begun. `shared` are the attributes that its metrics have too."""
+
+    span: "Span"
+    shared: dict[str, Any]
+    stream: bool
+    started: float
+    first_chunk: float | None = None
+    usage: Usage | None = None
+    images: int = 0
+
+
+def _add_event(span: "Span", record: hooks.Record) -> None:
+    """Tell of what happens once for each attempt."""
+    match record:
+        case hooks.AttemptStarted(attempt=attempt):
+            span.set_attribute("elkimg.attempts", attempt)
+            span.add_event("attempt", {"elkimg.attempt": attempt})
+        case hooks.ResponseStarted():
+            known = _given(
+                {
+                    "http.response.status_code": record.status,
+                    "elkimg.request_id": record.request_id,
+                }
+            )
+            span.set_attributes(known)
+            span.add_event("response", {"elkimg.attempt": record.attempt, **known})
+        case hooks.RetryScheduled():
+            span.add_event(
+                "retry",
+                {
+                    "elkimg.attempt": record.attempt,
+                    "elkimg.delay": record.delay,
+                    "error.type": _name(record.error),
+                },
+            )
+        case hooks.EventSkipped():
+            span.add_event(
+                "skipped_event",
+                _given({"elkimg.event.type": record.type, "elkimg.reason": record.reason}),
+            )
+        case _:  # a record that is new, and of no concern here
+            pass
+
+
+_OPERATIONS = {"generations": "image_generation", "edits": "image_edit", "models": "list_models"}
+"""Names of our own, as the events of streams have them: the conventions have none for pictures."""
+
+
+def _operation(path: str) -> str:
+    name = path.rpartition("/")[2]
+    return _OPERATIONS.get(name, name)
+
+
+def _sent(request: ImageRequest | None) -> dict[str, Any]:
+    """The plain fields that the server gets; none for the list of models."""
+    if request is None:
+        return {}
+    fields = {**request.fields(), **(request.extra_body or {})}
+    return {name: value for name, value in fields.items() if isinstance(value, str | int)}
+
+
+def _usage_attributes(usage: Usage) -> dict[str, Any]:
+    taken, made = usage.input_tokens_details, usage.output_tokens_details
+    return _given(
+        {
+            "gen_ai.usage.input_tokens": usage.input_tokens,
+            "gen_ai.usage.output_tokens": usage.output_tokens,
+            "gen_ai.usage.text.input_tokens": taken and taken.text_tokens,
+            "gen_ai.usage.image.input_tokens": taken and taken.image_tokens,
+            "gen_ai.usage.text.output_tokens": made and made.text_tokens,
+            "gen_ai.usage.image.output_tokens": made and made.image_tokens,
+        }
+    )
+
+
+def _messages(prompt: str) -> str:
+    """A prompt in the conventions' JSON."""
+    message = {"role": "user", "parts": [{"type": "text", "content": prompt}]}
+    return msgspec.json.encode([message]).decode()
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _name(error: BaseException) -> str:
+    return type(error).__name__
+
+
+__all__ = ["Telemetry"]
