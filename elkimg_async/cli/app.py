@@ -5,11 +5,15 @@ import sys
 from cyclopts import App, CycloptsError, Parameter
 
 from elkimg_async import __version__, errors
+from elkimg_async.cli.batch import batch
+from elkimg_async.cli.edit import edit
 from elkimg_async.cli.generate import generate
+from elkimg_async.cli.models import models
 from elkimg_async.cli.report import ERR, plain, sentence
 from elkimg_async.cli.serve import serve
+from elkimg_async.cli.studio import studio
 
-COMMANDS = (generate, serve)
+COMMANDS = (generate, edit, batch, models, serve, studio)
 
 
 def run() -> int:

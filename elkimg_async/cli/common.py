@@ -11,12 +11,13 @@ from typing import Annotated, Any
 import msgspec
 from cyclopts import Parameter
 
-from elkimg_async import AsyncImages, Timeout, errors
+from elkimg_async import AsyncImages, Limits, Timeout, errors
 from elkimg_async.cli.report import Report
 from elkimg_async.options import KEY_VARIABLE, default_key
 from elkimg_async.sansio.models import is_gpt_image
 from elkimg_async.sansio.requests import DEFAULT_MODEL
 
+LOCAL_KEY = "elkimg-local"
 LOCAL_DELAY = 0.6  # seconds; enough to see partial images come one by one
 FORMATS = {".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
@@ -35,8 +36,8 @@ OBJECT = Parameter(converter=_strict, accepts_keys=False, n_tokens=1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """The options of `AsyncImages.generate`; what is None is left to the server."""
+class ImageOptions:
+    """The options that `AsyncImages.generate` and `edit` share; what is None is left to the server."""
 
     model: str | None = None
     """The model; gpt-image-1.5 if not given."""
@@ -48,10 +49,6 @@ class Picture:
     """low, medium, high or auto; standard or hd for dall-e-3."""
     background: str | None = None
     """transparent (png and webp only), opaque or auto."""
-    moderation: str | None = None
-    """low or auto."""
-    style: str | None = None
-    """vivid or natural, dall-e-3 only."""
     user: str | None = None
     """Your own name for the end user, for the provider's abuse checks."""
     output_format: str | None = None
@@ -71,6 +68,16 @@ class Picture:
         if self.output_format is None and is_gpt_image(self.model or DEFAULT_MODEL):
             options["output_format"] = FORMATS.get(Path(output or "").suffix.lower())
         return options
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture(ImageOptions):
+    """The options of `AsyncImages.generate`."""
+
+    moderation: str | None = None
+    """low or auto."""
+    style: str | None = None
+    """vivid or natural, dall-e-3 only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,19 +105,30 @@ class Connection:
                 "or add --local to try things without one."
             ) from None
 
+    def key(self) -> str:
+        """The API key, for other processes."""
+        return LOCAL_KEY if self.local else default_key().reveal()
+
     @contextlib.asynccontextmanager
-    async def client(self, report: Report) -> AsyncIterator[AsyncImages]:
+    async def client(
+        self, report: Report, limits: Limits | None = None
+    ) -> AsyncIterator[AsyncImages]:
         """A client as the options say, with the local server where it is wanted."""
         key, url = None, self.base_url
         async with contextlib.AsyncExitStack() as stack:
             if self.local:
                 from elkimg_async.local import LocalServer
 
-                server = await stack.enter_async_context(LocalServer(delay=LOCAL_DELAY))
+                server = await stack.enter_async_context(LocalServer(api_key=LOCAL_KEY, delay=LOCAL_DELAY))
                 key, url = server.api_key, server.base_url
                 report.say("Local server: the picture is a stand-in, not made by a model.")
             limit = Timeout(total=self.timeout, first_byte=self.timeout, idle=self.timeout)
             client = AsyncImages(
-                key, base_url=url, timeout=limit, retry=self.retries, hooks=[report.hear]
+                key,
+                base_url=url,
+                timeout=limit,
+                retry=self.retries,
+                limits=limits,
+                hooks=[report.hear],
             )
             yield await stack.enter_async_context(client)

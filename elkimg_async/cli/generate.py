@@ -8,6 +8,7 @@ import re
 import tempfile
 import time
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,9 +44,14 @@ def generate(
         raise errors.ConfigurationError('Say what to make: elkimg generate "A small kitten".')
     connection.check()
     options, names, report = picture.options(output), Names(output), Report()
-    orders = [Order(prompt, options, names, report) for prompt in prompts]
+    return run([Order(prompt, options, names, report) for prompt in prompts], connection, stream)
 
-    async def run() -> None:
+
+def run(orders: list[Order], connection: Connection, stream: bool) -> int:
+    """Carry out the orders, side by side; returns the exit code."""
+    report = orders[0].report
+
+    async def carry_out() -> None:
         limiter = anyio.CapacityLimiter(_CONCURRENCY)
         with report.bars if ERR.is_interactive else contextlib.nullcontext():
             async with connection.client(report) as client, anyio.create_task_group() as tasks:
@@ -53,17 +59,25 @@ def generate(
                     tasks.start_soon(order.run, client, stream, limiter)
 
     try:
-        anyio.run(run)
+        anyio.run(carry_out)
     finally:
         report.print_table()
     return 1 if report.failed else 0
 
 
 class Order:
-    """One prompt: the call, and where its images go."""
+    """One prompt: the call, and where its images go; with `images` it is an edit of those."""
 
-    def __init__(self, prompt: str, options: dict[str, Any], names: Names, report: Report) -> None:
-        self._prompt, self._options, self._names, self._report = prompt, options, names, report
+    def __init__(
+        self,
+        prompt: str,
+        options: dict[str, Any],
+        names: Names,
+        report: Report,
+        images: Sequence[str] = (),
+    ) -> None:
+        self._prompt, self._options, self._names, self.report = prompt, options, names, report
+        self._images = images
         stems = [names.reserve(prompt) for _ in range(min(max(options["n"] or 1, 1), 10))]
         more = (names.reserve(prompt) for _ in itertools.count())  # than were asked for
         self._stems = itertools.chain(stems, more)
@@ -74,16 +88,19 @@ class Order:
         """Ask for the images and save them as they come; a failure is reported, not raised."""
         async with limiter:
             self._began = time.monotonic()
-            task = self._report.begin(self._prompt)
+            task = self.report.begin(self._prompt)
             try:
                 await (self._stream(client) if stream else self._batch(client))
             except errors.ElkImagesError as error:
-                self._report.fail(sentence(error), self._prompt)
-            self._report.bars.remove_task(task)
+                self.report.fail(sentence(error), self._prompt)
+            self.report.bars.remove_task(task)
 
     async def _batch(self, client: AsyncImages) -> None:
         try:
-            response = await client.generate(self._prompt, **self._options)
+            if self._images:
+                response = await client.edit(self._images, self._prompt, **self._options)
+            else:
+                response = await client.generate(self._prompt, **self._options)
         except errors.ElkImagesError as error:
             for image in getattr(error, "images", ()):  # the good ones are paid for all the same
                 await self._save(next(self._stems), image)
@@ -92,7 +109,11 @@ class Order:
             await self._save(next(self._stems), image, response.size, response.usage)
 
     async def _stream(self, client: AsyncImages) -> None:
-        async with client.generate(self._prompt, stream=True, **self._options) as stream:
+        if self._images:
+            asked = client.edit(self._images, self._prompt, stream=True, **self._options)
+        else:
+            asked = client.generate(self._prompt, stream=True, **self._options)
+        async with asked as stream:
             async for event in stream:
                 if isinstance(event, PartialImage):
                     await self._save(next(self._partials), event.image, event.size)
@@ -106,14 +127,14 @@ class Order:
             await image.read()
             path = await image.save(self._names.path(stem, image))
         except errors.DownloadError as error:
-            self._report.fail(f"{sentence(error)} The image is at {image.url}", self._prompt)
+            self.report.fail(f"{sentence(error)} The image is at {image.url}", self._prompt)
         except OSError as error:
-            self._report.fail(f"{stem} could not be saved: {error.strerror}.", self._prompt)
+            self.report.fail(f"{stem} could not be saved: {error.strerror}.", self._prompt)
         else:
             # Each image comes with the usage of the whole call.
             tokens = usage.total_tokens if usage and not self._counted else None
             self._counted = self._counted or usage is not None
-            self._report.add(path, image, size, tokens, time.monotonic() - self._began)
+            self.report.add(path, image, size, tokens, time.monotonic() - self._began)
 
 
 class Names:

@@ -1,0 +1,91 @@
+"""A contact sheet: the pictures of a run at a glance, each with its number and the start of its prompt."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import anyio.to_thread
+
+from elkimg_async import errors
+
+_PER_PAGE = 400
+_LARGE, _SMALL = 192, 128  # pixels of a picture's edge, for up to a hundred pictures and for more
+_FEW = 100
+_GAP, _CAPTION = 8, 28  # pixels
+_PAPER, _INK, _RED, _PALE = (250, 250, 248), (40, 40, 40), (150, 30, 30), (245, 224, 222)
+
+
+class Tile(NamedTuple):
+    """One place on the sheet: a picture, or why there is none."""
+
+    number: int
+    prompt: str
+    path: Path | None = None
+    error: str | None = None
+
+
+async def draw(tiles: Sequence[Tile], path: Path) -> list[Path]:
+    """Draw the tiles in the order of their numbers; returns the pages, of at most 400 tiles each.
+
+    Raises:
+        ConfigurationError: by the user; Pillow is missing, or the sheet cannot be saved.
+    """
+    return await anyio.to_thread.run_sync(_draw, sorted(tiles, key=lambda tile: tile.number), path)
+
+
+def _draw(tiles: Sequence[Tile], path: Path) -> list[Path]:
+    pages = []
+    for number, start in enumerate(range(0, len(tiles), _PER_PAGE), 1):
+        page = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+        try:
+            _draw_page(tiles[start : start + _PER_PAGE], page)
+        except (OSError, ValueError) as error:
+            raise errors.ConfigurationError(
+                f"The contact sheet cannot be saved as {page}: {error}."
+            ) from None
+        pages.append(page)
+    return pages
+
+
+def _draw_page(tiles: Sequence[Tile], path: Path) -> None:
+    from PIL import Image, ImageDraw, ImageFont
+
+    edge = _LARGE if len(tiles) <= _FEW else _SMALL
+    columns = math.ceil(math.sqrt(len(tiles)))
+    rows = math.ceil(len(tiles) / columns)
+    wide, high = edge + _GAP, edge + _CAPTION + _GAP
+    sheet = Image.new("RGB", (columns * wide + _GAP, rows * high + _GAP), _PAPER)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    letters = edge // 6
+    for place, tile in enumerate(tiles):
+        row, column = divmod(place, columns)
+        x, y = _GAP + column * wide, _GAP + row * high
+        problem = tile.error
+        if tile.path is not None:
+            try:
+                with Image.open(tile.path) as picture:
+                    picture.thumbnail((edge, edge))
+                    shown = picture.convert("RGBA")
+                middle = (x + (edge - shown.width) // 2, y + (edge - shown.height) // 2)
+                sheet.paste(shown, middle, shown)
+            except (OSError, ValueError, Image.DecompressionBombError):
+                problem = f"{tile.path.name} cannot be shown"
+        if problem is not None:
+            pen.rectangle((x, y, x + edge - 1, y + edge - 1), _PALE, _RED)
+            lines = textwrap.wrap(problem, letters - 2)[: edge // 14 - 1]
+            _write(pen, (x + 6, y + 6), "\n".join(lines), _RED, font)
+        caption = textwrap.shorten(f"{tile.number}: {tile.prompt}", letters * 2, placeholder="…")
+        _write(pen, (x, y + edge + 2), textwrap.fill(caption, letters), _INK, font)
+    sheet.save(path)
+
+
+def _write(
+    pen: object, place: tuple[int, int], text: str, ink: tuple[int, int, int], font: object
+) -> None:
+    with contextlib.suppress(UnicodeError):  # a font without Unicode is at a loss
+        pen.multiline_text(place, text, ink, font, spacing=1)  # type: ignore[attr-defined]
