@@ -12,6 +12,7 @@ from . import (
     bench_imports,
     bench_latency,
     bench_memory,
+    bench_pacing,
     bench_stalls,
     bench_stream,
     report,
@@ -26,6 +27,7 @@ TOPICS: dict[str, ModuleType] = {
     "stalls": bench_stalls,
     "growth": bench_growth,
     "fanout": bench_fanout,
+    "pacing": bench_pacing,
     "imports": bench_imports,
 }
 ROUNDS, QUICK_ROUNDS = 5, 3

@@ -5,10 +5,12 @@ no retries, images decoded. `take` is called with each image (or URL) at the mom
 it. Optional packages are imported by name, only in the process of their contender.
 """
 
+import asyncio
 import base64
 import contextlib
 import importlib
 import json
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -159,6 +161,34 @@ class HandWritten(Client):
                     scanned = 0
 
 
+class Polling(HandWritten):
+    """The usual script for many requests: a file of them, and a loop that looks a thousand times a second
+    whether it may start the next one."""
+
+    async def fan_out(self, take: Take, count: int, concurrency: int) -> None:
+        tasks: set[asyncio.Task[None]] = set()
+        with tempfile.TemporaryFile("w+") as file:
+            file.writelines(json.dumps(request_body(1)) + "\n" for _ in range(count))
+            file.seek(0)
+            line = file.readline()
+            while line or tasks:
+                if line and len(tasks) < concurrency:
+                    task = asyncio.create_task(self._send(take, json.loads(line)))
+                    tasks.add(task)
+                    line = file.readline()
+                for task in [task for task in tasks if task.done()]:
+                    tasks.remove(task)
+                    task.result()
+                await asyncio.sleep(0.001)
+
+    async def _send(self, take: Take, body: dict[str, Any]) -> None:
+        async with self._session.post(self._url, json=body) as response:
+            answer = await response.json()
+        for item in answer["data"]:
+            url = item.get("url")
+            take(url.encode() if url else base64.b64decode(item["b64_json"]))
+
+
 class BareRead(Client):
     """aiohttp doing nothing but reading the body: the floor."""
 
@@ -249,6 +279,14 @@ _ALL = (
     Contender("openai-aiohttp", "AsyncOpenAI on aiohttp", open_openai_aiohttp, ("openai",), _BENCH),
     Contender("litellm", "litellm", open_litellm, ("litellm",), _BENCH, streams=False),
     Contender("handwritten", "aiohttp by hand", _open_aiohttp(HandWritten), ("aiohttp",), _NEEDED),
+    Contender(
+        "poll",
+        "a polling script",
+        _open_aiohttp(Polling),
+        ("aiohttp",),
+        _NEEDED,
+        own_fan_out=True,
+    ),
     Contender(BARE, "aiohttp, bare read", _open_aiohttp(BareRead), ("aiohttp",), _NEEDED, raw=True),
     Contender(OURS, "elkimg_async", open_elkimg, ("msgspec", "pybase64", "anyio"), _NEEDED),
     Contender(

@@ -64,6 +64,7 @@ class Lab:
     ) -> None:
         self.rounds, self.quick, self.say = rounds, quick, say
         self.samples: list[Sample] = []
+        self.series: dict[str, list[list[float]]] = {}  # of pacing: allowed, admitted, refused
         self.versions = versions(("aiohttp", "matplotlib"))
         self._names = contenders
         self._present: dict[str, bool] = {}

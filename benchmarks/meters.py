@@ -23,6 +23,7 @@ import json
 import os
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -86,6 +87,14 @@ async def cpu(
         "wall_ms": wall / requests * 1e3,
         "faults": (after.ru_minflt - before.ru_minflt) / requests,
     }
+
+
+def peak() -> float:
+    """The most memory that this process has held, in megabytes."""
+    if Path("/proc/self/status").exists():
+        return _status("VmHWM") / 1e6  # the other figure begins with what the parent held
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / 1e6 if sys.platform == "darwin" else most * 1024 / 1e6
 
 
 async def memory(call: Call, decoded: int) -> Values:

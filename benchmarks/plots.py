@@ -20,13 +20,19 @@ COLOURS = {
 }
 
 
-def draw(figures: dict[Key, Figure], folder: Path, say: Callable[[str], None]) -> list[Path]:
-    """The pictures for which there are figures; returns their files."""
+def draw(
+    figures: dict[Key, Figure],
+    folder: Path,
+    say: Callable[[str], None],
+    series: dict[str, list[list[float]]] | None = None,
+) -> list[Path]:
+    """The pictures for which there are figures, and those of pacing over time; returns their files."""
     wanted = [
         (name, painter)
         for name, topic, painter in (
             ("growth.png", "growth", _growth),
             ("stalls.png", "stalls", _stalls),
+            ("pacing.png", "pacing", lambda pyplot, _: _pacing(pyplot, series or {})),
         )
         if any(key.topic == topic for key in figures)
     ]
@@ -124,6 +130,35 @@ def _stalls(pyplot: Any, figures: dict[Key, Figure]) -> Any:
         axes.set_yticks(range(len(names)), [CONTENDERS[name].title for name in names])
         _tidy(axes)
     panels[0][0].invert_yaxis()
+    return picture
+
+
+def _pacing(pyplot: Any, series: dict[str, list[list[float]]]) -> Any:
+    picture, rows = pyplot.subplots(
+        2,
+        len(series),
+        figsize=(11, 5.2),
+        layout="constrained",
+        sharex=True,
+        squeeze=False,
+        sharey="row",
+    )
+    for (scenario, book), upper, lower in zip(series.items(), *rows, strict=True):
+        allowed, admitted, refused = zip(*book, strict=True)
+        seconds = range(len(book))
+        upper.step(
+            seconds, allowed, where="post", color=COLOURS[BARE], label="what the server allows"
+        )
+        upper.plot(seconds, admitted, color=COLOURS[OURS], label="admitted")
+        lower.bar(seconds, refused, align="edge", width=1.0, color=COLOURS[OPENAI], label="refused")
+        upper.set_title(scenario.capitalize())
+        lower.set_xlabel("seconds")
+        for axes in (upper, lower):
+            axes.legend(frameon=False, loc="best", fontsize=8)
+            _tidy(axes)
+    for axes in (rows[0][0], rows[1][0]):
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel("requests each second")
     return picture
 
 

@@ -24,9 +24,12 @@ METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
     "handoff_ms": ("from the last byte sent to the image in hand, ms", ()),
     "above_x": ("peak memory above the images, times their size", ()),
     "above_mb": ("peak memory above the images, MB", ()),
+    "peak_mb": ("peak memory of the process, MB", (OPENAI,)),
     "stall_ms": ("longest turn of the loop in a request, ms", ()),
     "stall_cpu_ms": ("longest turn of the loop, in its thread's processor time, ms", ()),
     "stall_worst_ms": ("the longest of all turns, ms", ()),
+    "paced_percent": ("admitted, of what the server would have admitted, per cent", ()),
+    "refused_percent": ("refused, of all requests, per cent", ()),
     "growth_x": ("CPU for each byte, 64 MB event to 1 MB event", ()),
     "import_ms": ("wall time, ms", (BARE, OPENAI)),
     "import_cpu_ms": ("CPU time, ms", (BARE,)),
@@ -62,7 +65,7 @@ def write(
     results, report = folder / "results.json", folder / "report.md"
     results.write_text(json.dumps(as_json(lab, about, figures), indent=1) + "\n", "utf-8")
     report.write_text(markdown(lab, about, titles, figures), "utf-8")
-    return [results, report, *plots.draw(figures, folder, lab.say)]
+    return [results, report, *plots.draw(figures, folder, lab.say, lab.series)]
 
 
 def describe(lab: Lab) -> dict[str, Any]:

@@ -60,6 +60,7 @@ _ALL = (
     Scenario("d", "(d) stream, four 2 MiB events", Spec("stream", 4, 2 * MIB), 8),
     Scenario("e", "(e) stream, fifty 10 KB events", Spec("stream", 50, 10_000), 40),
     Scenario("fanout", "300 x (b), concurrency 32", Spec("json", 1, 2 * MIB), 300, 32, True),
+    Scenario("fanout-small", "20,000 x (a), concurrency 32", Spec("url"), 20_000, 32, True),
     *map(_event, EVENT_MEGABYTES),
     *map(_several, IMAGE_COUNTS),
 )

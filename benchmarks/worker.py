@@ -69,6 +69,8 @@ async def _cpu(
     warmup = max(2, scenario.concurrency, 20 if scenario.spec.kind == "url" else 0)
     least = 0.2 if quick else 0.6
     values = await meters.cpu(run, scenario.count(quick), warmup, least)
+    if scenario.fan_out:
+        values["peak_mb"] = meters.peak()
     megabytes = scenario.spec.decoded * 4 / 3 / 1e6
     return values | ({"cpu_ms_per_mb": values["cpu_ms"] / megabytes} if megabytes else {})
 
