@@ -119,7 +119,9 @@ class Connection:
             if self.local:
                 from elkimg_async.local import LocalServer
 
-                server = await stack.enter_async_context(LocalServer(api_key=LOCAL_KEY, delay=LOCAL_DELAY))
+                server = await stack.enter_async_context(
+                    LocalServer(api_key=LOCAL_KEY, delay=LOCAL_DELAY)
+                )
                 key, url = server.api_key, server.base_url
                 report.say("Local server: the picture is a stand-in, not made by a model.")
             limit = Timeout(total=self.timeout, first_byte=self.timeout, idle=self.timeout)

@@ -25,7 +25,7 @@ LEAST_HOLD = 4.0  # seconds between two probes
 CLIMB = 0.15  # the share by which a probe climbs slowly
 GROWTH = 1.0  # seconds in which the pace of a probe then grows by a factor e
 SLOWEST, FASTEST = 0.05, 1e6
-OUTAGE_RATE = 1.0  # starts for each second that go on while everything is refused, to see the end of it
+OUTAGE_RATE = 1.0  # starts that go on while everything is refused, to see its end
 LONG_GOOD = 10.0  # seconds after which good answers open the window by one each
 
 MARGIN = 0.05  # seconds by which a new window is awaited
