@@ -1,6 +1,11 @@
 """What every test shares."""
 
+from collections.abc import AsyncIterator
+
 import pytest
+
+from elkimg_async.image import Image
+from tests.canned import PNG, Canned, answer
 
 collect_ignore = ["plugin_project"]  # a project of its own, run by test_pytest_plugin
 
@@ -9,3 +14,12 @@ collect_ignore = ["plugin_project"]  # a project of its own, run by test_pytest_
 def anyio_backend() -> str:
     """The tests run on asyncio."""
     return "asyncio"
+
+
+@pytest.fixture
+async def canned() -> AsyncIterator[Canned]:
+    """A server that answers with one good image, unless it is told otherwise."""
+    async with Canned(
+        answer({"created": 1, "data": [{"b64_json": Image(PNG).b64_json}]})
+    ) as canned:
+        yield canned

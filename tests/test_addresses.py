@@ -6,7 +6,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import anyio
@@ -16,7 +16,7 @@ from aiohttp.abc import AbstractResolver
 from elkimg_async import AsyncImages, RequestTimeoutError, Timeout
 from elkimg_async.addresses import is_public, public_resolver
 from tests.canned import KEY, Canned, End
-from tests.test_client import GOOD, QUICK, ask, failure, in_both_modes
+from tests.test_client import QUICK, ask, failure, in_both_modes
 
 LATE = 0.5  # seconds that a busy machine may be late
 NAME = "hangs.example"
@@ -91,12 +91,6 @@ def look_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     yield gate
     gate.set()
-
-
-@pytest.fixture
-async def canned() -> AsyncIterator[Canned]:
-    async with Canned(GOOD) as canned:
-        yield canned
 
 
 @in_both_modes

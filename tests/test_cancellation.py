@@ -34,12 +34,6 @@ async def no_task_is_left() -> AsyncIterator[None]:
 
 
 @pytest.fixture
-async def canned() -> AsyncIterator[Canned]:
-    async with Canned(GOOD) as canned:
-        yield canned
-
-
-@pytest.fixture
 async def client(canned: Canned) -> AsyncIterator[AsyncImages]:
     async with AsyncImages(KEY, base_url=canned.base_url, timeout=10) as client:
         yield client

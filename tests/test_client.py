@@ -103,12 +103,6 @@ async def client(server: LocalServer) -> AsyncIterator[AsyncImages]:
 
 
 @pytest.fixture
-async def canned() -> AsyncIterator[Canned]:
-    async with Canned(GOOD) as canned:
-        yield canned
-
-
-@pytest.fixture
 async def guest(canned: Canned) -> AsyncIterator[AsyncImages]:
     """A client of the canned server."""
     async with AsyncImages(KEY, base_url=canned.base_url, retry=QUICK) as client:

@@ -44,12 +44,6 @@ QUICK = RetryPolicy(initial_backoff=0)
 
 
 @pytest.fixture
-async def canned() -> AsyncIterator[Canned]:
-    async with Canned(GOOD) as canned:
-        yield canned
-
-
-@pytest.fixture
 async def client(canned: Canned) -> AsyncIterator[AsyncImages]:
     async with AsyncImages(KEY, base_url=canned.base_url, retry=QUICK) as client:
         yield client

@@ -39,12 +39,6 @@ MIB = 1024 * 1024
 
 
 @pytest.fixture
-async def canned() -> AsyncIterator[Canned]:
-    async with Canned(GOOD) as canned:
-        yield canned
-
-
-@pytest.fixture
 async def client(canned: Canned) -> AsyncIterator[AsyncImages]:
     """Limited to a MiB and ten seconds."""
     limits = Limits(max_response_bytes=MIB)

@@ -3,7 +3,6 @@
 import base64
 import logging
 import re
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -26,12 +25,6 @@ BODY = "planted-in-the-body"
 HEADER = "planted-in-a-header"
 NAMED = f"(request id: {REQUEST_ID})"
 NO = {"error": {"message": f"{BODY}: {PROMPT} {KEY}", "code": BODY, "type": BODY, "param": BODY}}
-
-
-@pytest.fixture
-async def canned() -> AsyncIterator[Canned]:
-    async with Canned(GOOD) as canned:
-        yield canned
 
 
 @pytest.fixture

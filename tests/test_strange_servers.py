@@ -33,12 +33,6 @@ BODY = json.dumps({"data": [{"b64_json": B64}]}).encode()
 
 
 @pytest.fixture
-async def canned() -> AsyncIterator[Canned]:
-    async with Canned(GOOD) as canned:
-        yield canned
-
-
-@pytest.fixture
 async def client(canned: Canned) -> AsyncIterator[AsyncImages]:
     async with AsyncImages(KEY, base_url=canned.base_url, retry=QUICK, timeout=10) as client:
         yield client
