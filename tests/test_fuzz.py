@@ -208,7 +208,7 @@ def test_checks_see_what_is_wrong(
 @pytest.mark.parametrize("target", fuzz.CHECKS)
 def test_search(target: str, tmp_path: Path) -> None:
     """Searching for a while with the help of coverage finds nothing."""
-    command = [sys.executable, "-m", "tests.fuzz_decoders", target, "-max_total_time=6"]
+    command = [sys.executable, "-m", "tests.fuzz_decoders", target, "-max_total_time=4"]
     environment = {**os.environ, "PYTHONPATH": HOME}
     ended = subprocess.run(
         [*command, f"-artifact_prefix={tmp_path}/"],
