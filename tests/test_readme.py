@@ -18,7 +18,8 @@ from elkimg_async.local import LocalServer
 
 README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-OTHERS = ("web.run_app", "uvicorn.run", "elkimg_client")  # the last is run by test_pytest_plugin
+OTHERS = ("web.run_app", "uvicorn.run", "elkimg_client", "generate_dataset")
+# They are run below, by test_pytest_plugin, and not at all, for a cluster takes its time.
 SCRIPTS = [block for block in BLOCKS if not any(other in block for other in OTHERS)]
 (WEB,) = [block for block in BLOCKS if "web.run_app" in block]
 (FASTAPI,) = [block for block in BLOCKS if "uvicorn.run" in block]

@@ -1,0 +1,391 @@
+"""Workers on Ray, with two real ones on this machine against the local server."""
+
+import asyncio
+import importlib
+import importlib.util
+import json
+import logging
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import elkimg_async
+from elkimg_async import Limits
+from elkimg_async.errors import ConfigurationError
+from elkimg_async.image import media_type_of
+from elkimg_async.local import LocalServer, ThreadedServer
+from elkimg_async.ray import GenerateImages, generate_dataset
+from elkimg_async.ray.rate import NAMESPACE, RateKeeper, SharedRate, actor_name
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(240),
+    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed"),
+    pytest.mark.filterwarnings("ignore"),  # Ray's own, and pyarrow's
+]
+
+KEY = "sk-a-key-that-nobody-may-see"
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@pytest.fixture(scope="module")
+def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Ray on this machine, with room for two workers."""
+    package = str(Path(elkimg_async.__file__).parent.parent)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in QUIET.items():
+            patch.setenv(name, value)
+        patch.setenv("PYTHONPATH", os.pathsep.join([package, *filter(None, sys.path)]))
+        patch.delenv("ELKAPI_API_KEY", raising=False)
+        ray = importlib.import_module("ray")
+        importlib.import_module("ray.data")
+        ray.init(
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            object_store_memory=100_000_000,
+        )
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        yield ray
+        ray.shutdown()
+
+
+@pytest.fixture
+def server() -> Iterator[ThreadedServer]:
+    """A server that takes its time, and takes one key."""
+    with ThreadedServer(LocalServer(api_key=KEY, light=True, delay=0.3)) as running:
+        yield running
+
+
+def dataset(ray: Any, rows: list[dict[str, Any]]) -> Any:
+    """A dataset of one block, as a file gives."""
+    return ray.data.from_items(rows, override_num_blocks=1)
+
+
+def arrow() -> Any:
+    """The package pyarrow, which comes with Ray Data."""
+    return importlib.import_module("pyarrow")
+
+
+def workers() -> list[int]:
+    """The processes of Ray Data's workers."""
+    listed = subprocess.run(
+        ["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
+    )
+    parents = {line.split()[0]: line.split()[1] for line in listed.stdout.splitlines()}
+
+    def ours(pid: str) -> bool:
+        while pid not in ("0", "1", str(os.getpid())):
+            pid = parents.get(pid, "0")
+        return pid == str(os.getpid())
+
+    found = [line.split() for line in listed.stdout.splitlines() if "ray::MapWorker" in line]
+    return [int(words[0]) for words in found if ours(words[0])]
+
+
+def in_loop(server: ThreadedServer, condition: Callable[[], bool]) -> None:
+    """Wait until something holds at the server."""
+    asyncio.run(server.wait_until(condition, within=60.0))
+
+
+def test_generate_dataset_gives_bytes_and_failures_as_columns(
+    ray: Any, server: ThreadedServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Rows have their own options, failed ones say why, and the key is nowhere to be read."""
+    rows: list[dict[str, Any]] = [{"prompt": "a cat", "n": 1, "note": "x"} for _ in range(5)]
+    rows += [{"prompt": "two", "n": 2, "note": "y"}, {"prompt": "many", "n": 99, "note": "z"}]
+    rows += [{"prompt": None, "n": 1, "note": "w"}]
+    made = generate_dataset(
+        dataset(ray, rows), api_key=KEY, base_url=server.base_url, batch_size=4, quality="low"
+    )
+    assert server.generations == 0  # lazy
+    result = made.take_all()
+    by_note = {row["note"]: row for row in result}
+    assert len(result) == 8
+    assert [row["note"] for row in result if not row["ok"]] == ["z", "w"] or not by_note["z"]["ok"]
+    assert (by_note["z"]["error"], by_note["z"]["billing"]) == ("InvalidRequestError", "not_sent")
+    assert "n is 99" in by_note["z"]["error_message"]
+    assert by_note["w"]["error"] == "InvalidRequestError"
+    assert [media_type_of(image) for image in by_note["y"]["images"]] == ["image/png"] * 2
+    good = [row for row in result if row["ok"]]
+    assert len(good) == server.generations == 6
+    assert len({row["id"] for row in result}) == len({row["request_id"] for row in good}) + 2 == 8
+    assert all(row["attempts"] == 1 and row["total_tokens"] > 0 for row in good)
+    sent = {seen.headers["idempotency-key"] for seen in server.requests}
+    assert sent == {row["idempotency_key"] for row in good}
+    assert all(seen.fields["quality"] == "low" for seen in server.requests)
+    plan = ray.cloudpickle.dumps(made._logical_plan.dag)
+    shown = [repr(made), str(made.stats()), repr(plan), *capfd.readouterr()]
+    assert not any(KEY in text for text in shown)
+    session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
+    logs = [path.read_bytes() for path in (session / "logs").rglob("*") if path.is_file()]
+    assert logs
+    assert not any(KEY.encode() in log for log in logs)
+
+
+@pytest.mark.parametrize("as_files", [True, False], ids=["files", "bytes"])
+def test_worker_that_is_killed_loses_and_repeats_nothing(
+    ray: Any, server: ThreadedServer, tmp_path: Path, as_files: bool
+) -> None:
+    """One of two workers dies in the middle: all rows are there, each generated once; again, none is."""
+    rows = [{"id": number, "prompt": f"kitten {number}"} for number in range(32)]
+    folder = tmp_path / "images"
+
+    def made() -> Any:
+        return generate_dataset(
+            dataset(ray, rows),
+            run=f"killed with {folder.name if as_files else 'bytes'}",
+            api_key=KEY,
+            base_url=server.base_url,
+            output_dir=str(folder) if as_files else None,
+            batch_size=8,
+            requests_at_once=3,
+            idempotency="replay",
+        )
+
+    def in_the_middle() -> bool:  # and both workers have requests open
+        opened = sum(seen.outcome == "open" for seen in server._server.requests)
+        return server.generations >= 9 and opened >= 4
+
+    result: list[dict[str, Any]] = []
+    earlier = workers()
+    thread = threading.Thread(target=lambda: result.extend(made().take_all()))
+    thread.start()
+    in_loop(server, in_the_middle)
+    first, _ = {*workers()} - {*earlier}
+    os.kill(first, signal.SIGKILL)
+    thread.join()
+    asked = len(server.requests)
+    assert sorted(row["id"] for row in result) == list(range(32))
+    assert all(row["ok"] for row in result)
+    assert server.generations == 32
+    assert asked > 32  # what the dead one had under way was asked for again
+    again = made().take_all()
+    assert server.generations == 32
+    assert all(row["ok"] for row in again)
+    if as_files:
+        assert all(row["resumed"] for row in again)
+        assert len(server.requests) == asked
+        names = [path.name for path in folder.iterdir() if path.suffix != ".part"]
+        assert sorted(names) == sorted(f"{n}{end}" for n in range(32) for end in (".json", ".png"))
+    else:
+        images = [{row["id"]: row["images"] for row in run} for run in (result, again)]
+        assert images[0] == images[1]
+
+
+def test_two_workers_share_one_rate(ray: Any, server: ThreadedServer) -> None:
+    """Limits hold for both workers together, and both of them work."""
+    rows = [{"id": number, "prompt": f"boat {number}"} for number in range(24)]
+    most, times = 0, list[float]()
+
+    def watch() -> bool:
+        nonlocal most
+        seen = server._server.requests
+        most = max(most, sum(request.outcome == "open" for request in seen))
+        while len(times) < len(seen):
+            times.append(time.monotonic())
+        return len(seen) >= 24
+
+    class Noting(GenerateImages):
+        def __call__(self, batch: Any) -> Any:
+            done = super().__call__(batch)
+            return done.append_column("pid", arrow().array([os.getpid()] * len(done)))
+
+    made = dataset(ray, rows).repartition(target_num_rows_per_block=4)
+    made = made.map_batches(
+        Noting,
+        fn_constructor_kwargs={
+            "run": "paced",
+            "api_key": ray.put(KEY),
+            "base_url": server.base_url,
+            "limits": Limits(requests_per_minute=240, max_concurrency=3),
+        },
+        batch_size=4,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=2),
+        num_cpus=0.25,
+    )
+
+    async def run() -> list[dict[str, Any]]:
+        watcher = asyncio.create_task(server.wait_until(watch, within=100.0))
+        taken: list[dict[str, Any]] = await asyncio.to_thread(made.take_all)
+        await watcher
+        return taken
+
+    result = asyncio.run(run())
+    pids = {row["pid"] for row in result}
+    assert all(row["ok"] for row in result)
+    assert len(pids) == 2
+    assert most <= 3
+    # 3.4 start at once, and 3.96 in each second after that: 5.2 s, or 2.2 s at a rate for each worker.
+    assert times[-1] - times[0] > 4.0
+    counts = [sum(start <= t < start + 2.0 for t in times) for start in times]
+    assert max(counts) <= 15
+
+
+async def test_shared_rate_survives_the_loss_of_its_actor(ray: Any) -> None:
+    """When the actor dies, those who wait ask a new one of the same name."""
+    rate = SharedRate("lost", {"max_concurrency": 1})
+    first, second = rate.enter(1), rate.enter(1)
+    await rate.wait(first)
+    waiter = asyncio.create_task(rate.wait(second))
+    keeper = ray.get_actor(actor_name("lost"), namespace=NAMESPACE)
+    while (await keeper.state.remote())["waiting"] == 0:
+        await asyncio.sleep(0.05)
+    ray.kill(keeper)
+    await waiter
+    assert second.started is not None
+    successor = ray.get_actor(actor_name("lost"), namespace=NAMESPACE)
+    assert successor != keeper
+    rate.leave(first)
+    rate.leave(second)
+    rate.close()
+    while await successor.state.remote() != {"waiting": 0, "in_flight": 0, "workers": 0}:
+        await asyncio.sleep(0.05)
+    ray.kill(successor)
+
+
+async def test_rate_actor_ends_when_there_is_no_worker(ray: Any) -> None:
+    """A silent worker's turn goes to the next, and the actor does not outlive the workers for long."""
+    name = actor_name("short")
+    actor = ray.remote(num_cpus=0, max_concurrency=10)(RateKeeper)
+    keeper = actor.options(name=name, namespace=NAMESPACE, lifetime="detached").remote(
+        {"max_concurrency": 1}, lease=1.0, idle=0.5
+    )
+    keeper.watch.remote()
+    assert await keeper.take.remote("dead", 1, 1)
+    turn = asyncio.ensure_future(keeper.take.remote("alive", 1, 1))
+    while not turn.done():
+        await keeper.renew.remote("alive")
+    assert turn.result()
+    while name in [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]:
+        await asyncio.sleep(0.1)
+
+
+def test_worker_refuses_what_is_wrong_for_all_rows(ray: Any, server: ThreadedServer) -> None:
+    """No key, no prompts, no ids and another format of batches are the caller's to mend."""
+    pyarrow = arrow()
+    with pytest.raises(ConfigurationError, match="ELKAPI_API_KEY"):
+        GenerateImages(run="wrong", base_url=server.base_url)
+    worker = GenerateImages(run="wrong", api_key=KEY, base_url=server.base_url)
+    assert KEY not in repr(worker)
+    with pytest.raises(ConfigurationError, match="pyarrow"):
+        worker({"prompt": ["a cat"]})
+    with pytest.raises(ConfigurationError, match="prompt_column"):
+        worker(pyarrow.table({"id": [1]}))
+    with pytest.raises(ConfigurationError, match="id_column"):
+        worker(pyarrow.table({"prompt": ["a cat"]}))
+    with pytest.raises(TypeError):
+        pickle.dumps(worker)
+    empty = worker(pyarrow.table({"id": [], "prompt": []}))
+    assert "ok" in empty.column_names
+    worker.close()
+    worker.close()
+    assert not worker._thread.is_alive()
+
+
+def test_worker_gives_what_was_made_of_a_failed_answer(ray: Any, server: ThreadedServer) -> None:
+    """Refusals are columns; images behind URLs are fetched, and a column tells where they were."""
+    pyarrow = arrow()
+    worker = GenerateImages(run="some", api_key=KEY, base_url=server.base_url, retry=0)
+    server.inject("error=400/content_policy_violation")
+    table = pyarrow.table(
+        {
+            "id": [1, 2],
+            "prompt": ["a cat", "a dog"],
+            "model": ["dall-e-3", "dall-e-3"],
+            "response_format": ["url", "url"],
+            "ok": ["replaced", "replaced"],
+        }
+    )
+    done = worker(table).to_pylist()
+    worker.close()
+    (bad,) = [row for row in done if not row["ok"]]
+    (good,) = [row for row in done if row["ok"]]
+    assert (bad["error"], bad["billing"], bad["images"]) == ("ModerationError", "refused", [])
+    assert media_type_of(good["images"][0]) == "image/png"
+    assert good["urls"][0].startswith("http://127.0.0.1")
+
+
+def test_worker_stops_paying_when_the_disk_takes_nothing(
+    ray: Any, server: ThreadedServer, tmp_path: Path
+) -> None:
+    """A folder that goes away fails the batch, and the rows after those under way are not asked for."""
+    pyarrow = arrow()
+    folder = tmp_path / "images"
+    worker = GenerateImages(
+        run="full",
+        api_key=KEY,
+        base_url=server.base_url,
+        output_dir=str(folder),
+        requests_at_once=1,
+    )
+    folder.rmdir()
+    rows = {"id": list(range(5)), "prompt": ["a cat"] * 5}
+    with pytest.raises(elkimg_async.errors.BatchError, match="cannot be saved"):
+        worker(pyarrow.table(rows))
+    worker.close()
+    assert server.generations == 1
+
+
+def test_batch_on_ray(ray: Any, server: ThreadedServer, tmp_path: Path) -> None:
+    """The command gives its requests to a cluster, leaves the same files, and again asks for nothing."""
+    (tmp_path / "prompts.jsonl").write_text(
+        '{"prompt": "a cat"}\n{"prompt": "two", "n": 2}\n{"prompt": "many", "n": 99}\n'
+        '{"prompt": "a boat", "extra_body": {"seed": 3}}\n{"wrong": 1}\n'
+    )
+    command = [sys.executable, "-m", "elkimg_async", "batch", "prompts.jsonl", "-o", "out", "--ray"]
+    environment = {"ELKAPI_API_KEY": KEY, "ELKAPI_BASE_URL": server.base_url}
+    address = ray.get_runtime_context().gcs_address
+    for before in (0, 3):
+        ended = subprocess.run(
+            [*command, address],
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ended.returncode == 1, ended.stderr
+        assert re.findall(r"^(?:done|failed)  +(\d+)", ended.stdout, re.MULTILINE) == ["3", "2"]
+        assert f"done before  {before}" in ended.stdout
+        assert "“many”: 2: gpt-image-1.5: n is 99, it must be 1 to 10." in ended.stderr
+        assert KEY not in ended.stdout + ended.stderr
+        assert server.generations == 3
+    (seeded,) = [seen for seen in server.requests if seen.fields["prompt"] == "a boat"]
+    assert seeded.fields["seed"] == 3
+    lines = (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()
+    names = [[file["name"] for file in json.loads(line)["files"]] for line in lines]
+    assert names == [
+        ["000000-a-cat.png"],
+        ["000001-two.1.png", "000001-two.2.png"],
+        ["000003-a-boat.png"],
+    ]
+    assert all((tmp_path / "out" / name).stat().st_size for line in names for name in line)
+    ended = subprocess.run(
+        [*command, "127.0.0.1:1"],
+        cwd=tmp_path,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, "There is no Ray cluster to be reached" in ended.stderr) == (1, True)
