@@ -234,12 +234,17 @@ def _problems(fields: dict[str, Any], rules: ModelRules, stream: bool) -> Iterat
         yield "size", f"size {size!r} is not offered; choose {_choices(rules.sizes)}."
     if stream and not rules.streams:
         yield "stream", "this model cannot stream; leave stream out."
-    for param in sorted(rules.absent & fields.keys()):
+    special = fields.keys() - _PLAIN
+    for param in sorted(rules.absent & special):
         yield param, f"{param} is not for this model; leave it out."
-    for param, allowed in rules.values.items():
-        if param in fields and fields[param] not in allowed:
+    for param in sorted(rules.values.keys() & special):
+        if fields[param] not in (allowed := rules.values[param]):
             yield param, f"{param} {fields[param]!r} is not offered; choose {_choices(allowed)}."
-    yield from _combinations(fields, stream)
+    if special:
+        yield from _combinations(fields, stream)
+
+
+_PLAIN = {"prompt", "model", "n", "size"}  # looked at apart, and all that most requests have
 
 
 def _combinations(fields: dict[str, Any], stream: bool) -> Iterator[tuple[str, str]]:

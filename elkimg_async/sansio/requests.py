@@ -102,8 +102,8 @@ def make_edit(
 
 def _make(kind: type[_Request], fields: dict[str, Any], options: Mapping[str, Any]) -> _Request:
     fields |= {name: value for name, value in options.items() if value is not None}
-    if unknown := [name for name in fields if name not in _NAMES[kind]]:
-        name = min(map(str, unknown))
+    if not fields.keys() <= _NAMES[kind]:
+        name = min(map(str, fields.keys() - _NAMES[kind]))
         raise InvalidRequestError(
             f"A request has no field {name!r}. Put what the client does not know into extra_body.",
             param=name,
