@@ -82,6 +82,7 @@ class Call(Generic[AnswerT]):
         self._started = self._attempt_started = self._first_byte = 0.0
         self._attempts = 0
         self._given = False
+        self._unknown = False
         self._ended = False
         self._told_end = False
         self._meta: Meta | None = None
@@ -93,8 +94,8 @@ class Call(Generic[AnswerT]):
     def ready_event(self) -> ImageEvent | None:
         """The next event if it is here already, without waiting."""
         decoder = self._decoder
-        if decoder is None or not decoder.events:
-            return None
+        if decoder is None or not decoder.events or decoder.failure is not None:
+            return None  # a failure goes through `_advance`, which redacts it and lets go
         return self._take_event(decoder)
 
     async def next_event(self) -> ImageEvent | None:
@@ -160,7 +161,7 @@ class Call(Generic[AnswerT]):
         if request is not None:
             self._validate(request)
             self._weight = max(1, request.n or 1)
-        headers = {**settings.headers, **extra_headers}
+        headers = wire.merge(settings.headers, extra_headers)
         if endpoint.paid:
             self._key = wire.take_key(headers)
             if self._key is None and settings.idempotency != "off":
@@ -230,16 +231,21 @@ class Call(Generic[AnswerT]):
             return default_key()
         if isinstance(key, Secret):
             return key
-        promised = key()
-        if not inspect.isawaitable(promised):
-            raise ConfigurationError("api_key must be a string or an async function.")
         try:
+            promised = key()
+            if not inspect.isawaitable(promised):
+                raise ConfigurationError("api_key must be a string or an async function.")
             return make_key(await promised)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-        raise ConfigurationError("The function for the API key was cancelled from within; no key.")
+            problem = "was cancelled from within"
+        except ElkImagesError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the caller's own, whose text may hold the key
+            problem = f"failed with {type(error).__name__}; mend it"
+        raise ConfigurationError(f"The function for the API key {problem}; there is no key.")
 
     def _request_id(self, exchange: Exchange) -> str | None:
         named = wire.request_id(exchange.headers)
@@ -342,16 +348,23 @@ class Call(Generic[AnswerT]):
                 jitter=random.random(),  # noqa: S311
                 replay=self._settings.idempotency == "replay" or not paid,
             )
+        self._unknown = self._unknown or failure.billing == "unknown"
         if delay is None or not self._settings.budget.take():
             if not paid and failure.billing == "unknown":
                 failure.billing = "not_sent"
+            elif paid and self._unknown and failure.billing in ("not_sent", "refused"):
+                failure.billing = "unknown"  # an earlier attempt may have made it
             self._tell_end(error=failure)
             raise failure
         self._decoder = None
         self._error_body.clear()
         self._ended = False
         self._tell(hooks.RetryScheduled, attempt=self._attempts, error=failure, delay=delay)
-        await asyncio.sleep(delay)
+        try:
+            await asyncio.sleep(delay)
+        except BaseException as error:
+            self._tell_end(error=error)
+            raise
 
     def _tell_limiter(self, failure: ElkImagesError) -> None:
         """Let all calls slow down where the server has too much to do, and know its rate limits."""

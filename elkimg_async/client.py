@@ -38,7 +38,7 @@ from elkimg_async.run import MapRun
 from elkimg_async.sansio.listing import Models
 from elkimg_async.sansio.responses import ImagesResponse
 from elkimg_async.sansio.retry import RetryBudget
-from elkimg_async.sansio.wire import check_headers
+from elkimg_async.sansio.wire import check_headers, merge
 from elkimg_async.stream import ImageStream
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class AsyncImages:
         check_choice("validate", validate, get_args(ValidateMode))
         key: Any = api_key
         if isinstance(api_key, str):
-            key = make_key(api_key) if api_key.strip() else None
+            key = make_key(api_key) if api_key.strip() else _no_key
         elif api_key is not None and not callable(api_key):
             raise ConfigurationError("api_key must be a string or an async function.")
         from elkimg_async.limiter import Limiter  # asyncio and all below it, late
@@ -159,7 +159,7 @@ class AsyncImages:
             settings,
             timeout=settings.timeout if timeout is None else make_timeout(timeout),
             retry=settings.retry if retry is None else make_retry(retry),
-            headers={**settings.headers, **_client_headers(headers)},
+            headers=merge(settings.headers, _client_headers(headers)),
         )
 
     @overload
@@ -458,6 +458,11 @@ class AsyncImages:
 
     def __repr__(self) -> str:
         return f"<AsyncImages for {self.base_url}{', closed' if self._transport.closed else ''}>"
+
+
+async def _no_key() -> str:
+    """For an empty key: not the environment's, which may be meant for another server."""
+    return ""
 
 
 def _given(**options: Any) -> dict[str, Any]:

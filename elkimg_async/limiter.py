@@ -61,7 +61,9 @@ class Limiter:
     def rate(self) -> float:
         """Starts for each second that are held to now; `math.inf` while nothing is known to limit them."""
         with self._lock:
-            return self._pacer.rate(_clock())
+            rate = self._pacer.rate(_clock())
+        self._settle()
+        return rate
 
     def enter(self, weight: int) -> Permit:
         """Join the queue; where nothing forbids it the permit has started, else `wait` for it.
@@ -91,6 +93,7 @@ class Limiter:
                     permit.waiter = loop, turn
                     self._loops.setdefault(loop, _Alarm()).waiters += 1
                     self._work()
+            self._settle()
             if permit.waiter is not None:
                 try:
                     await turn
@@ -210,6 +213,7 @@ class Limiter:
                 if not alarm.waiters:
                     alarm.stop()
                     del self._loops[loop]
+        self._settle()
 
 
 class _Alarm:

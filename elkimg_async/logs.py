@@ -1,8 +1,8 @@
 """What happens to a call, as lines of the logger `elkimg_async`, and as warnings.
 
 DEBUG has each attempt and how it ended, INFO the retries, WARNING what was lost. A line has no text that
-the caller or the server wrote, except the address and the request id: no prompt, no key, no body, no
-message of an error, which may quote any of them. Who wants those asks for them with a hook.
+the caller or the server wrote, except the address and the request id: no prompt, no key, no body, nothing
+that a server says, which may quote any of them. Who wants those asks for them with a hook.
 """
 
 import logging

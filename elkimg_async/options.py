@@ -308,12 +308,22 @@ def _check_number(name: str, value: object, *, unit: str, zero: bool) -> None:
         raise ConfigurationError(f"{name} must be {'0 or more' if zero else 'more than 0'}.")
 
 
+def _is_loopback(host: str) -> bool:
+    import ipaddress  # late, as what else only a proxy needs
+
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def proxy_for(url: str) -> str | None:
-    """The proxy that the environment names for an address, or None."""
+    """The proxy that the environment names for an address, or None; none for this machine itself."""
     import urllib.request
 
     parts = urlsplit(url)
     proxies = urllib.request.getproxies()
-    if not proxies or not parts.hostname or urllib.request.proxy_bypass(parts.hostname):
+    host = parts.hostname
+    if not proxies or not host or _is_loopback(host) or urllib.request.proxy_bypass(host):
         return None
     return proxies.get(parts.scheme) or proxies.get("all")

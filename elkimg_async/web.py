@@ -42,7 +42,7 @@ import anyio
 import msgspec
 import pybase64
 
-from elkimg_async import errors
+from elkimg_async import errors, logs
 from elkimg_async.errors import ConfigurationError, ElkImagesError, InvalidRequestError
 from elkimg_async.sansio.answer import ImageEvent
 
@@ -221,7 +221,11 @@ def _said(value: Any) -> Any:
 
 def _write_error(error: Exception) -> bytes:
     if isinstance(error, ElkImagesError):
-        _log.warning("a stream that was relayed to a browser failed: %r", error)
+        told = logs.describe(error) if isinstance(error, errors.APIError) else repr(error)
+        _log.warning(
+            "a stream that was relayed to a browser failed: %s (request id: %s)",
+            told, error.request_id,
+        )  # fmt: skip
     else:
         _log.error("a stream that was relayed to a browser failed", exc_info=error)
     return b"event: error\ndata: %b\n\n" % msgspec.json.encode(error_body(error))
@@ -333,7 +337,8 @@ _OWN_PARAMS = ("extra_headers", "extra_body")  # set by the backend, not by the 
 _ADDRESS_OR_KEY = re.compile(
     r"://|\bbearer\b|\b(?:sk|pk|rk|org|proj|sess)-\w"
     r"|\b\d{1,3}(?:\.\d{1,3}){3}\b|\[[0-9a-f:]*::[0-9a-f:]*\]|\blocalhost\b"
-    r"|[\w-]+\.[a-z]{2,}\b|[a-z][\w-]*:\d{2,5}\b",
+    r"|[\w-]+\.[a-z]{2,}\b|[a-z][\w-]*:\d{2,5}\b"
+    r"|(?<![\w/])/\w[\w.-]*/|\b[a-z]:\\",
     re.IGNORECASE,
 )
 

@@ -34,6 +34,8 @@ from elkimg_async import (
     JournalError,
     MapItem,
     MapRun,
+    PermissionDeniedError,
+    RetryPolicy,
     ServerError,
     Totals,
     Usage,
@@ -828,6 +830,93 @@ async def test_max_total_tokens_stops_before_it_is_passed(
     assert error.reason == "max_total_tokens"
     assert error.totals.usage == Usage(total_tokens=1000)
     assert len(server.requests) == 10
+
+
+async def test_max_errors_counts_items_that_are_no_requests(client: AsyncImages) -> None:
+    """Wrong items end a run like other failures."""
+    seen, error = await until_the_end(client.map([{"wrong": 1}] * 50, max_errors=3))
+    assert isinstance(error, BatchStoppedError)
+    assert len(seen) == 3
+
+
+async def test_input_cancelled_from_within_is_told(server: Server, client: AsyncImages) -> None:
+    """An input whose own task was cancelled is no good end, and harms nothing in flight."""
+
+    async def prompts() -> AsyncIterator[str]:
+        yield "0"
+        future = asyncio.get_running_loop().create_future()
+        future.cancel()
+        await future
+
+    seen, error = await until_the_end(client.map(prompts()))
+    assert [item.ok for item in seen] == [True]
+    assert isinstance(error, BatchError)
+    assert "cancelled from within" in str(error)
+
+
+async def test_key_function_that_fails_once_costs_one_item(server: Server) -> None:
+    """A foreign error of the function for the key is a failure of one item, without its text."""
+    asked = 0
+
+    async def key() -> str:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            raise OSError(f"no vault for {KEY}")
+        return KEY
+
+    async with AsyncImages(key, base_url=server.base_url) as client:
+        seen, error = await until_the_end(client.map(map(str, range(4)), concurrency=1))
+    assert error is None
+    assert [item.ok for item in in_order(seen)] == [True, False, True, True]
+    (failed,) = (item.error for item in seen if item.error is not None)
+    assert isinstance(failed, ConfigurationError)
+    assert "OSError" in str(failed)
+    assert KEY not in repr(failed)
+
+
+async def test_item_that_was_never_given_is_done_again(
+    server: Server, client: AsyncImages, tmp_path: Path
+) -> None:
+    """Cancelled while an item is being noted, before anybody had it, the run says that it is still to be done."""
+    journal = tmp_path / "run.jsonl"
+    async with client.map(["0"], journal=journal) as run:
+        await server.wait_until(lambda: len(server.requests) == 1 and not server.in_flight)
+        while not run._work._ready:  # type: ignore[attr-defined]
+            await asyncio.sleep(0.001)
+        taking = asyncio.create_task(anext(run))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        taking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await taking
+    again = await everything(client.map(["0"], journal=journal))
+    assert [(item.ok, item.resumed, item.result is None) for item in again] == [
+        (True, False, False)
+    ]
+    assert server.keys[0] == server.keys[1]
+
+
+async def test_outcome_of_an_earlier_attempt_stays_unknown(server: Server, tmp_path: Path) -> None:
+    """What an attempt may have made is not forgotten for the refusal of the next, and its key is used again."""
+    calls = 0
+
+    async def answer(fields: Fields) -> Fields | web.Response:
+        nonlocal calls
+        calls += 1
+        return refusal(502) if calls == 1 else refusal(403) if calls == 2 else images(PNG)
+
+    server.answer = answer
+    async with AsyncImages(
+        KEY, base_url=server.base_url, idempotency="replay", retry=RetryPolicy(initial_backoff=0)
+    ) as client:
+        journal = tmp_path / "run.jsonl"
+        (item,) = await everything(client.map(["0"], journal=journal))
+        assert isinstance(item.error, PermissionDeniedError)
+        assert item.error.billing == "unknown"
+        (item,) = await everything(client.map(["0"], journal=journal))
+    assert item.ok
+    assert len(set(server.keys)) == 1
 
 
 async def test_max_errors_stops_the_run(server: Server, client: AsyncImages) -> None:

@@ -66,3 +66,13 @@ def test_budget_lets_pass_what_is_paid_for() -> None:
     """Fetching images that were made before costs nothing."""
     assert Budget(max_images=3, images=3).obstacle(0) is None
     assert Budget(max_images=3, images=3).obstacle(1) == "max_images"
+
+
+def test_budget_of_tokens_does_not_learn_from_a_failure() -> None:
+    """After a failure that may have made an image no price is known yet; after an answer without usage none will be."""
+    budget = Budget(max_total_tokens=1000)
+    budget.spend(1, None, answered=False)
+    budget.begin(1)
+    assert budget.obstacle(1) == "max_total_tokens"
+    budget.spend(1, None)
+    assert budget.obstacle(1) is None

@@ -1,11 +1,13 @@
 """What hooks are told, and what happens when they fail."""
 
+import asyncio
 import logging
 from typing import Any
 
 import pytest
 
 from elkimg_async import (
+    APIError,
     AsyncImages,
     AuthenticationError,
     CompletedImage,
@@ -291,3 +293,41 @@ def test_records_are_frozen() -> None:
     record = AttemptStarted(call=1, attempt=1)
     with pytest.raises(AttributeError):
         record.attempt = 2  # type: ignore[misc]
+
+
+async def test_stream_that_fails_after_a_skipped_event() -> None:
+    """The failure is the call's own, without the key in it, and the end is told, also where events were skipped before."""
+    told = Told()
+    broken = event({"error": {"message": f"bad key {KEY}", "code": "x"}})
+    unknown = event({"type": "image_generation.thought"})
+    async with (
+        Canned(open_stream(PARTIAL + unknown + broken)) as server,
+        AsyncImages(KEY, base_url=server.base_url, hooks=[told]) as client,
+    ):
+        stream = client.generate("a boat", stream=True)
+        with pytest.raises(APIError) as caught:
+            async for _ in stream:
+                pass
+        assert (caught.value.attempts, caught.value.request_id) == (1, REQUEST_ID)
+        assert KEY not in str(caught.value)
+        assert told.one(RequestFinished).error is caught.value
+        await server.wait_disconnected()
+
+
+async def test_cancelled_during_back_off() -> None:
+    """The end of a call is told, too, when it is cancelled while it waits for its next attempt."""
+    told = Told()
+    busy = answer(
+        {"error": {"message": "busy", "code": "do_request_failed"}}, status=500, retry_after="30"
+    )
+    async with (
+        Canned(busy) as server,
+        AsyncImages(KEY, base_url=server.base_url, hooks=[told]) as client,
+    ):
+        task = asyncio.create_task(client.generate("a boat"))
+        while RetryScheduled not in told.types:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert isinstance(told.one(RequestFinished).error, asyncio.CancelledError)

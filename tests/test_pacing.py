@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -230,6 +231,24 @@ def test_outage_is_over_soon_after_its_end(latency: float) -> None:
     log = simulate(Outage(1200, 20), 80.0, latency=latency)
     assert sum(30.0 <= when < 50.0 for when, _ in log) <= 25
     assert figures(log, 65.0, 80.0, 1200)[0] > 0.9
+
+
+@pytest.mark.parametrize(("left", "reset"), [(1000, 86_400.0), (10, 1.7e9), (10, 5e8)])
+def test_header_of_a_long_window_holds_nothing_up(left: int, reset: float) -> None:
+    """What is allowed for a day may be used now, and a time that is none does not stop the client."""
+    pacer, now, started = Pacer(), 0.0, 0
+    limit = RateLimit(limit_requests=1000, remaining_requests=left, reset_requests=reset)
+    while now < 600.0 and started < 60:
+        permit = pacer.enter(1, now)
+        while permit.started is None:
+            now = pacer.next_time(now)
+            assert now < math.inf
+            pacer.admit(now)
+        started += 1
+        limit = msgspec.structs.replace(limit, remaining_requests=max(0, left - started))
+        pacer.answered(permit, now, limit)
+        pacer.leave(permit)
+    assert now < 600.0 if left > 60 else started >= 5
 
 
 def test_gentle_start() -> None:

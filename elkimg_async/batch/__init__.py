@@ -23,10 +23,11 @@ from elkimg_async.batch.feed import Feed, check_iterable, make_feed
 from elkimg_async.batch.files import Folder, Ledger
 from elkimg_async.batch.orders import Desk, Order, Outcome
 from elkimg_async.batch.work import Worker
-from elkimg_async.errors import BatchStoppedError, ConfigurationError
+from elkimg_async.errors import BatchStoppedError, ConfigurationError, JournalError
 from elkimg_async.image import Image
 from elkimg_async.run import MapItem, Totals
 from elkimg_async.sansio.budget import Budget, Limit
+from elkimg_async.sansio.journal import Done, Sent
 from elkimg_async.sansio.responses import add_usage
 
 
@@ -98,6 +99,7 @@ class Batch:
         self._totals, self._began = Totals(), 0.0
         self._over = False
         self._failure: BaseException | None = None
+        self._noted: Outcome | None = None  # written as finished, and not given yet
         self._supervisor: asyncio.Task[None] | None = None
         self._scope: anyio.CancelScope | None = None
 
@@ -152,6 +154,8 @@ class Batch:
         await asyncio.wait([self._supervisor])
         if self._opened.done():
             self._opened.exception()  # seen, should nobody wait for it any more
+        if self._noted is not None and isinstance(record := self._noted.record, Done):
+            self._ledger.note(Sent(index=record.index, hash=record.hash, key=record.key))
         await self._ledger.aclose()
 
     # --- giving -------------------------------------------------------------
@@ -169,10 +173,14 @@ class Batch:
             self._given.clear()
             await self._given.wait()
         outcome = self._ready[0]
-        if outcome.record is not None:  # its images are nowhere but in the hands of the caller
-            await self._ledger.commit(outcome.record)
-            self._ready[0] = msgspec.structs.replace(outcome, record=None)
+        if outcome.record is not None and self._noted is not outcome:
+            self._noted = outcome  # cancelled, it is written all the same, once
+            try:
+                await self._ledger.commit(outcome.record)
+            except JournalError as error:
+                self._stop(error)  # raised after the last item: this one is here, and paid for
         self._ready.popleft()
+        self._noted = None
         self._ungiven -= 1
         self._room.set()
         return outcome.item
@@ -275,6 +283,9 @@ class Batch:
                 self.in_flight += 1
                 self._budget.begin(found.n)
                 tasks.start_soon(self._work, worker, found)
+            elif not found.item.resumed and (limit := self._budget.obstacle(0)) is not None:
+                self._stop(self._stopped(limit))
+                return
             else:
                 self._ungiven += 1
                 self._give(found)

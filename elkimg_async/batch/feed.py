@@ -71,7 +71,15 @@ class _InLoop:
         self._items = items
 
     async def next(self) -> Any:
-        return await anext(self._items)
+        try:
+            return await anext(self._items)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+        raise BatchError(
+            "The requests cannot be read on: their iterator was cancelled from within."
+        )
 
     def close(self) -> None:
         """Nothing is read but in `next`."""

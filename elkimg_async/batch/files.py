@@ -203,6 +203,11 @@ class Ledger:
         """Whether there is a journal."""
         return self._journal is not None
 
+    def note(self, record: AnyRecord) -> None:
+        """Have a record on the disk by the end of the run at the latest."""
+        if self._journal is not None:
+            self._group.journal.append(encode(record))
+
     async def commit(self, record: AnyRecord, line: ManifestLine | None = None) -> None:
         """Have a record, and a line of the manifest, on the disk when this returns.
 
@@ -227,8 +232,15 @@ class Ledger:
     async def _write_groups(self) -> None:
         while self._group.journal or self._group.manifest:
             group, self._group = self._group, _Group()
-            await anyio.to_thread.run_sync(self._write, group)
-            group.written.set()
+            try:
+                await anyio.to_thread.run_sync(self._write, group)
+            except RuntimeError as error:  # no thread is to be had
+                self._failure = (
+                    f"The journal or the manifest cannot be written: {error}. Mend that, and start the same "
+                    "run again."
+                )
+            finally:
+                group.written.set()
         self._writer = None
 
     def _write(self, group: _Group) -> None:

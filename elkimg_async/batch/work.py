@@ -105,7 +105,13 @@ class Worker:
                 return await self._ask(order)
             except APIError as error:
                 waited = time.monotonic() - since
-                if order.record is None or not is_in_flight(error) or waited > IN_FLIGHT_LIMIT:
+                earlier = order.record is not None or error.billing == "unknown"
+                if not (earlier and is_in_flight(error)):
+                    raise
+                if waited > IN_FLIGHT_LIMIT:
+                    error.billing = (
+                        "unknown"  # the earlier attempt may still make it, under its key
+                    )
                     raise
             await asyncio.sleep(IN_FLIGHT_PAUSE)
 
@@ -125,7 +131,7 @@ class Worker:
     async def _fail(self, order: Order, error: ElkImagesError) -> Outcome:
         """Note a failure, and keep the good images that came with it: they are paid for."""
         spent = order.n if error.billing in ("unknown", "billed") else 0
-        self._budget.spend(spent, None)
+        self._budget.spend(spent, None, answered=False)
         made = Made(**order.fields(), images=spent)
         if self._folder is not None:
             good = [image for image in getattr(error, "images", ()) if image.content]

@@ -78,6 +78,7 @@ def batch(
     requests = Input(file, format)
     output = output or Path(_folder_name(file, connection.local))
     journal = journal or output / ("journal-local.jsonl" if connection.local else "journal.jsonl")
+    _refuse_other_kind(output, journal, ray=ray is not False)
     options = picture.options(None)
     if dry_run:
         return _say_what_is_left(requests, options, output, journal, skip_failed)
@@ -123,6 +124,9 @@ def batch(
         anyio.run(run)
     except errors.BatchStoppedError as error:
         report.stopped(error)
+    except errors.ElkImagesError:
+        report.print_summary(output)
+        raise
     except KeyboardInterrupt:
         report.print_summary(output)
         report.say(f"Interrupted. To go on:\n{_command()}")
@@ -136,6 +140,17 @@ def _refuse_with_ray(**given: object) -> None:
         if value:
             option = name.replace("_", "-")
             raise errors.ConfigurationError(f"--{option} and --ray do not go together.")
+
+
+def _refuse_other_kind(output: Path, journal: Path, *, ray: bool) -> None:
+    """A run with --ray and one without do not know what the other has paid for."""
+    records = output.is_dir() and any(file.suffix == ".json" for file in output.iterdir())
+    other = journal.exists() if ray else records and not journal.exists()
+    if other:
+        raise errors.ConfigurationError(
+            f"{output} holds a run {'without' if ray else 'with'} --ray, which would be paid for again; "
+            "choose another folder with -o."
+        )
 
 
 class BatchReport(Report):

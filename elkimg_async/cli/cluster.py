@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import logging
@@ -113,7 +114,14 @@ class RayRun:
         if item is None:
             return None
         old = self._totals
-        files = [path.stat().st_size for path in item.paths]
+        try:
+            files = [path.stat().st_size for path in item.paths]
+        except OSError as problem:
+            raise errors.BatchError(
+                f"A worker has saved an image that is not here ({problem.strerror}): {self._output} must be a "
+                "folder that all workers and this machine share.",
+                billing="billed",
+            ) from None
         self._totals = msgspec.structs.replace(
             old,
             done=old.done + item.ok,
@@ -130,7 +138,8 @@ class RayRun:
         # What is interrupted would be told as an error of Ray.
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         await anyio.to_thread.run_sync(self._ray.shutdown)
-        lines = sorted(self._lines, key=lambda line: line.index)
+        known = {line.index: line for line in (*_lines_of(self._output / MANIFEST), *self._lines)}
+        lines = [known[index] for index in sorted(known)]
         content = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
         write_atomically(self._output / MANIFEST, content)
 
@@ -210,6 +219,16 @@ def _row(index: int, request: GenerateRequest) -> dict[str, Any]:
     body = fields["extra_body"]
     fields["extra_body"] = None if body is None else msgspec.json.encode(body).decode()
     return {"id": stem_of(index, request.prompt), "index": index, **fields}
+
+
+def _lines_of(manifest: Path) -> list[ManifestLine]:
+    """What an earlier run has written, as far as it can be read."""
+    found = []
+    if manifest.exists():
+        for line in manifest.read_bytes().splitlines():
+            with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                found.append(msgspec.json.decode(line, type=ManifestLine))
+    return found
 
 
 def _line(index: int, record: RowRecord) -> ManifestLine:

@@ -41,7 +41,7 @@ def edit(
     """
     if prompt is None:
         *files, prompt = images or ("",)
-        if not prompt.strip() or Path(prompt).is_file():
+        if not prompt.strip() or _is_file(prompt):
             raise errors.ConfigurationError(f"Say what to change, after the files: {_EXAMPLE}.")
     else:
         files = list(images)
@@ -50,3 +50,10 @@ def edit(
     connection.check()
     options = {**picture.options(output), "mask": mask, "input_fidelity": input_fidelity}
     return run([Order(prompt, options, Names(output), Report(), files)], connection, stream)
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:  # too long for a name, as many a prompt is
+        return False

@@ -23,6 +23,7 @@ _WORDS = {  # of the client, and what the command says instead
     r"RetryPolicy\(\w+=…\)": "--retries",
     "stream=True": "--stream",
 }
+_ARGUMENTS = r"\b(?:output_format|output_compression|partial_images|response_format|extra_body|input_fidelity)\b"
 
 
 class Report:
@@ -82,7 +83,7 @@ def sentence(error: Exception) -> str:
     for theirs, ours in _WORDS.items():
         text = re.sub(theirs, ours, text)
     if isinstance(error, errors.InvalidRequestError):
-        text = re.sub(r"\b[a-z]+_[a-z]+\b", lambda name: "--" + name[0].replace("_", "-"), text)
+        text = re.sub(_ARGUMENTS, lambda name: "--" + name[0].replace("_", "-"), text)
     return text
 
 

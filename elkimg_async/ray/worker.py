@@ -19,6 +19,7 @@ from elkimg_async.errors import (
     APIError,
     BatchError,
     ConfigurationError,
+    DownloadError,
     ElkImagesError,
     InvalidRequestError,
 )
@@ -223,8 +224,14 @@ class GenerateImages:
             images, meta = list(response), response.meta
             outcome.usage, outcome.request_id = response.usage, meta.request_id
             outcome.attempts = meta.attempts
+            failed: DownloadError | None = None
             for image in images:
-                await image.read()
+                try:
+                    await image.read()
+                except DownloadError as error:
+                    failed = error
+            if failed is not None:
+                raise failed
         except ElkImagesError as error:
             outcome.error, outcome.attempts = error, outcome.attempts or error.attempts
             outcome.request_id = outcome.request_id or error.request_id

@@ -171,7 +171,10 @@ class AnswerDecoder:
                 body=self._start.decode("utf-8", "replace").strip(),
             )
         if self._json is not None or self._empty_slots:
-            raise EmptyResultError("The server reported success but gave no image.")
+            said = self._json.text(BODY_IN_ERRORS) if self._json is not None else ""
+            raise EmptyResultError(
+                "The server reported success but gave no image.", body=said or None
+            )
         if self._sse is None and not self._stream:
             raise EmptyResultError("The server reported success with an empty answer.")
         raise StreamIncompleteError(

@@ -34,6 +34,7 @@ class Budget:
         self._images, self._tokens, self._errors = images, tokens, 0
         self._asked = 0
         self._priced = images if tokens else 0
+        self._silent = False  # an answer did not tell its tokens
 
     def obstacle(self, n: int) -> Limit | None:
         """The limit that a further request for `n` images may pass, with those in flight; None if none."""
@@ -50,7 +51,7 @@ class Budget:
 
     def _has_tokens(self, asked: int) -> bool:
         assert self._max_tokens is not None
-        if not self._images:
+        if not self._priced and not self._silent:
             return self._asked == 0
         price = self._tokens / self._priced if self._priced else 0.0
         return self._tokens + asked * price <= self._max_tokens
@@ -63,12 +64,14 @@ class Budget:
         """It is over, whatever became of it."""
         self._asked -= n
 
-    def spend(self, images: int, tokens: float | None) -> None:
+    def spend(self, images: int, tokens: float | None, *, answered: bool = True) -> None:
         """Images may have been paid for; `tokens` is None where nobody told what they cost."""
         self._images += images
         if tokens is not None:
             self._priced += images
             self._tokens += tokens
+        elif answered:
+            self._silent = True
 
     def fail(self) -> None:
         """An item has failed."""

@@ -332,7 +332,8 @@ class Told:
         """Starts for each second that are held to now."""
         left, until = self._left(now, total)
         if self._window:
-            return max(0.0, left) / max(until - now, 0.05)
+            # A window longer than a minute need not be spread over all of itself.
+            return max(0.0, left) / max(min(until - now, MINUTE + MARGIN), 0.05)
         filling = self._fill_rate()
         return math.inf if filling is None else filling + max(0.0, left - 1.0) / SPREAD
 
@@ -367,7 +368,9 @@ class Told:
         if now > self._filled_at:
             level = most if rate == math.inf else self._level + (now - self._filled_at) * rate
             self._level, self._filled_at = min(most, level), now
-        return now if self._level >= 1.0 - 1e-9 else now + (1.0 - self._level) / rate
+        if self._level >= ENOUGH:
+            return now
+        return min(now + (1.0 - self._level) / rate, max(now, self._last_start + LONGEST))
 
     def started(self, now: float) -> None:
         """Note a start."""

@@ -188,9 +188,14 @@ def with_headers(request: HTTPRequest, headers: Mapping[str, str]) -> HTTPReques
     """The request with the caller's own headers, which replace ours whatever the case of their names."""
     if not headers:
         return request
-    replaced = {name.lower() for name in headers}
-    ours = {name: value for name, value in request.headers.items() if name.lower() not in replaced}
-    return msgspec.structs.replace(request, headers={**ours, **headers})
+    return msgspec.structs.replace(request, headers=merge(request.headers, headers))
+
+
+def merge(headers: Mapping[str, str], more: Mapping[str, str]) -> dict[str, str]:
+    """Both; `more` replaces, whatever the case of the names."""
+    replaced = {name.lower() for name in more}
+    kept = {name: value for name, value in headers.items() if name.lower() not in replaced}
+    return {**kept, **more}
 
 
 def request_id(headers: Mapping[str, str]) -> str | None:

@@ -146,7 +146,8 @@ class Studio:
 
     def __init__(self, client: AsyncImages, *, port: int, local: bool, gallery: Gallery) -> None:
         self._client, self._local, self._gallery = client, local, gallery
-        self._hosts = {f"{name}:{port}" for name in (HOST, "localhost", "[::1]")}
+        suffix = "" if port == 80 else f":{port}"  # browsers leave that port out
+        self._hosts = {name + suffix for name in (HOST, "localhost", "[::1]")}
 
     def app(self) -> web.Application:
         """The application: the page, and what it asks for."""
