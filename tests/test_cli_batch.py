@@ -120,6 +120,27 @@ async def test_batch_makes_all_and_then_what_is_left(server: LocalServer, tmp_pa
     ]
 
 
+async def test_batch_refuses_what_the_other_kind_of_run_has_made(
+    server: LocalServer, tmp_path: Path
+) -> None:
+    """A folder of a run with Ray is not paid for again without it, nor the reverse; other JSON files are no matter."""
+    (tmp_path / "prompts.txt").write_text("a red fox\n", "utf-8")
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    record = folder / "000000-a-red-fox.json"
+    record.write_text("{}", "utf-8")
+    ended = await run("prompts.txt", "-o", "pictures", folder=tmp_path, server=server)
+    assert (ended.code, server.generations) == (1, 0)
+    assert "pictures holds a run with --ray" in ended.err
+    record.rename(folder / "package.json")
+    ended = await run("prompts.txt", "-o", "pictures", folder=tmp_path, server=server)
+    assert ended.code == 0
+    ended = await run("prompts.txt", "-o", "pictures", "--ray", folder=tmp_path, server=server)
+    assert ended.code == 1
+    assert "pictures holds a run without --ray" in ended.err
+    assert server.generations == 1
+
+
 async def test_batch_reads_standard_input(server: LocalServer, tmp_path: Path) -> None:
     """With - requests come from a pipe, and their form is told by the first line."""
     typed = '{"prompt": "a fox", "size": "1536x1024"}\n{"prompt": "an owl"}\n{"broken\n'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -144,7 +145,8 @@ def _refuse_with_ray(**given: object) -> None:
 
 def _refuse_other_kind(output: Path, journal: Path, *, ray: bool) -> None:
     """A run with --ray and one without do not know what the other has paid for."""
-    records = output.is_dir() and any(file.suffix == ".json" for file in output.iterdir())
+    files = output.iterdir() if output.is_dir() else ()
+    records = any(re.fullmatch(r"\d{6}.*\.json", file.name) for file in files)
     other = journal.exists() if ray else records and not journal.exists()
     if other:
         raise errors.ConfigurationError(
