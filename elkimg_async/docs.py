@@ -7,6 +7,7 @@ import ast
 import functools
 import importlib.util
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 from elkimg_async import __all__ as surface
@@ -229,5 +230,7 @@ def _tree(module: str) -> ast.Module:
 @functools.cache
 def _source(module: str) -> str:
     spec = importlib.util.find_spec(module)
-    get_source = getattr(spec and spec.loader, "get_source", None)
-    return (get_source and get_source(module)) or ""
+    origin = spec.origin if spec is not None else None
+    return (
+        "" if origin is None else Path(origin).read_text("utf-8")
+    )  # not every loader tells the source

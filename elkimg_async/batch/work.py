@@ -11,7 +11,13 @@ import msgspec
 
 from elkimg_async.batch.files import Folder, Ledger, ManifestLine, stem_of
 from elkimg_async.batch.orders import Order, Outcome, paths_of, size_of
-from elkimg_async.errors import APIError, BatchError, DownloadError, ElkImagesError
+from elkimg_async.errors import (
+    APIError,
+    BatchError,
+    ConfigurationError,
+    DownloadError,
+    ElkImagesError,
+)
 from elkimg_async.image import Image
 from elkimg_async.run import MapItem
 from elkimg_async.sansio.budget import Budget
@@ -85,6 +91,9 @@ class Worker:
             response = await self._answer(order)
         except ElkImagesError as error:
             return await self._fail(order, error)
+        except Exception as error:  # noqa: BLE001 - the caller's own, whose text may hold the key
+            problem = f"The function for the API key failed with {type(error).__name__}; mend it."
+            return await self._fail(order, ConfigurationError(problem))
         tokens = response.usage.total_tokens if response.usage else None
         self._budget.spend(len(response), tokens)
         made = Made(
