@@ -11,12 +11,12 @@ from elkimg_async.addresses import is_public
 from elkimg_async.errors import DownloadError, ElkImagesError, RequestTimeoutError
 from elkimg_async.image import UNKNOWN_TYPE, Image, media_type_of
 from elkimg_async.options import Settings
-from elkimg_async.sansio.wire import HTTPRequest
+from elkimg_async.sansio import wire
 from elkimg_async.transport import Exchange, Transport
 from elkimg_async.watchdog import Watchdog
 
 MAX_REDIRECTS = 5
-_REQUEST = HTTPRequest("GET", {"Accept": "image/*"})
+_REQUEST = wire.get("image/*")
 
 
 async def download(

@@ -3,38 +3,50 @@
 import asyncio
 import contextlib
 import functools
-import select
-from collections.abc import AsyncGenerator, Callable
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
-
-from elkimg_async.addresses import kept_alive_socket, public_resolver
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import aiohttp
-    from aiohttp.client_proto import ResponseHandler
-    from aiohttp.client_reqrep import ConnectionKey
+    import yarl
 
-MAX_CONNECTIONS = 500
-"""Connections of a pool of ours; further calls wait for one, which counts towards `total`."""
-
-note_connection: ContextVar[Callable[[asyncio.Transport | None], None] | None] = ContextVar(
-    "note_connection", default=None
-)
-"""Who is told on which connection the request of the current task leaves."""
+_MOST_DESTINATIONS = 64
 
 
 class Pool:
     """A session of one loop, closed with it unless it is borrowed."""
 
     def __init__(self, borrowed: "aiohttp.ClientSession | None", *, public_only: bool) -> None:
-        self.session = _new_session(public_only) if borrowed is None else borrowed
+        from elkimg_async import connections  # late, as aiohttp is
+
         self.borrowed = borrowed is not None
-        if borrowed is None:
-            keeper = _keepers[self.session] = _keep(self.session)
-            # Its first step tells the loop of the generator, which it then closes before it ends itself.
-            with contextlib.suppress(StopIteration):
-                keeper.__anext__().send(None)
+        self.has_short_way = borrowed is None and connections.HAS_SHORT_WAY
+        """Whether a request can be sent as a `connections.Response` does it."""
+        self._destinations: dict[str, aiohttp.ClientRequest] = {}
+        if borrowed is not None:
+            self.session = borrowed
+            return
+        _keep_freed_memory()
+        self.session = connections.new_session(public_only=public_only)
+        keeper = _keepers[self.session] = _keep(self.session)
+        # Its first step tells the loop of the generator, which it then closes before it ends itself.
+        with contextlib.suppress(StopIteration):
+            keeper.__anext__().send(None)
+
+    async def connect(
+        self,
+        url: str,
+        timeout: "aiohttp.ClientTimeout",  # noqa: ASYNC109
+    ) -> "tuple[yarl.URL, aiohttp.connector.Connection]":
+        """A connection to where `url` leads, new or kept, and the address in its parts."""
+        from elkimg_async import connections
+
+        destination = self._destinations.get(url)
+        if destination is None:
+            if len(self._destinations) == _MOST_DESTINATIONS:
+                self._destinations.clear()
+            destination = self._destinations[url] = connections.make_destination(url)
+        return destination.url, await connections.connect(self.session, destination, timeout)
 
     async def aclose(self) -> None:
         """Close the session, unless it is borrowed or closed."""
@@ -61,23 +73,6 @@ async def _keep(session: "aiohttp.ClientSession") -> AsyncGenerator[None, None]:
         await session.close()
 
 
-def _new_session(public_only: bool) -> "aiohttp.ClientSession":
-    import aiohttp
-
-    _keep_freed_memory()
-    connector = _connector_class()(
-        limit=MAX_CONNECTIONS,
-        socket_factory=kept_alive_socket,
-        resolver=public_resolver() if public_only else None,
-    )
-    return aiohttp.ClientSession(
-        connector=connector,
-        request_class=_request_class(),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        headers={"Accept-Encoding": "identity", "User-Agent": "elkimg_async"},
-    )
-
-
 @functools.cache
 def _keep_freed_memory() -> None:
     """Let glibc keep the memory of freed images for the next ones, instead of unmapping and mapping it anew.
@@ -86,70 +81,3 @@ def _keep_freed_memory() -> None:
     Without it, faulting fresh pages in costs several times as much as decoding.
     """
     bytes(31 * 1024 * 1024)
-
-
-@functools.cache
-def _connector_class() -> "type[aiohttp.TCPConnector]":
-    import aiohttp
-
-    class CarefulConnector(aiohttp.TCPConnector):
-        """Holds `connect` for all that connecting takes, and gives no waiting connection that has ended.
-
-        The library limits each socket by itself, but not the look-up of the name, the further addresses, the
-        proxy and TLS. It would send a request into a connection whose end has come but was not read yet, and
-        take what had come in unasked for the answer to it.
-        """
-
-        async def _create_connection(
-            self,
-            req: aiohttp.ClientRequest,
-            traces: list[Any],
-            timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109
-        ) -> "ResponseHandler":
-            async with asyncio.timeout(timeout.sock_connect):
-                return await super()._create_connection(req, traces, timeout)
-
-        async def _get(
-            self, key: "ConnectionKey", traces: list[Any]
-        ) -> aiohttp.connector.Connection | None:
-            while (connection := await super()._get(key, traces)) is not None:
-                if connection.transport is not None and _has_input(connection.transport):
-                    await turn_twice()
-                protocol = connection.protocol
-                if protocol is not None and protocol.is_connected() and not protocol.should_close:
-                    break
-                connection.close()
-            return connection
-
-    return CarefulConnector
-
-
-@functools.cache
-def _request_class() -> "type[aiohttp.ClientRequest]":
-    import aiohttp
-
-    class NotedRequest(aiohttp.ClientRequest):
-        """Tells on which connection it is sent."""
-
-        async def send(self, conn: aiohttp.connector.Connection) -> aiohttp.ClientResponse:
-            if (note := note_connection.get()) is not None:
-                note(conn.transport)
-            return await super().send(conn)
-
-    return NotedRequest
-
-
-def _has_input(transport: asyncio.Transport) -> bool:
-    """Whether the server has sent or closed what the loop has not read yet."""
-    connected = transport.get_extra_info("socket")
-    if not hasattr(select, "poll"):
-        return bool(select.select([connected], [], [], 0)[0])
-    poll = select.poll()
-    poll.register(connected, select.POLLIN)
-    return bool(poll.poll(0))
-
-
-async def turn_twice() -> None:
-    """Let the loop read what has come, and then see what that closes."""
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)

@@ -27,17 +27,16 @@ from elkimg_async.errors import (
     ResponseError,
 )
 from elkimg_async.options import Secret, proxy_for
-from elkimg_async.pool import Pool, close_later, note_connection, turn_twice
+from elkimg_async.pool import Pool, close_later
 from elkimg_async.sansio.forms import Upload
-from elkimg_async.sansio.wire import HTTPRequest
+from elkimg_async.sansio.wire import USER_AGENT, HTTPRequest, message
 from elkimg_async.uploads import Reader
 from elkimg_async.watchdog import Watchdog
 
 if TYPE_CHECKING:
     import aiohttp
-    import yarl
 
-_READ_SIZE = 512 * 1024  # bytes; with less, reading is paused and resumed around every receive
+    from elkimg_async.connections import Response
 
 _CLOSING = 5.0  # seconds for another loop to close its pool
 _LONG_UPLOAD = 64 * 1024  # bytes; less than this leaves at once, into the kernel's buffers
@@ -153,7 +152,7 @@ class Exchange:
     """One request and its answer: `open`, then `read` until it gives nothing, or `close` early."""
 
     __slots__ = (
-        "_connect", "_key", "_pool", "_proxy", "_request", "_response", "_sending", "_tracker", "_url", "headers", "status",
+        "_connect", "_key", "_pool", "_proxy", "_request", "_response", "_sending", "_sent", "_tracker", "_url", "headers", "status",
     )  # fmt: skip
 
     def __init__(
@@ -171,7 +170,8 @@ class Exchange:
         self._key = key
         self._connect = connect
         self._proxy = proxy
-        self._response: aiohttp.ClientResponse | None = None
+        self._response: Response | aiohttp.ClientResponse | None = None
+        self._sent = False
         self._tracker: aiohttp.UploadTracker | None = None
         self._sending: asyncio.Transport | None = None
         self.status = 0
@@ -183,13 +183,16 @@ class Exchange:
         """Where it stands: `connect`, `upload`, `first_byte` or `body`."""
         if self.status:
             return "body"
-        if not self._written:
+        if not self._sent and not self._written:
             return "connect"
         return "first_byte" if self._written >= len(self._request.body or b"") else "upload"
 
     @property
     def _written(self) -> int:
-        return 0 if self._tracker is None else self._tracker.bytes_written
+        """Bytes of the body that have left, as far as is known."""
+        if self._tracker is not None:
+            return self._tracker.bytes_written
+        return len(self._request.body or b"") if self._sent else 0
 
     @property
     def billing(self) -> Billing:
@@ -197,7 +200,7 @@ class Exchange:
         return "not_sent" if self.phase == "connect" else "unknown"
 
     def sends_on(self, transport: asyncio.Transport | None) -> None:
-        """Note the connection on which the request leaves."""
+        """Note the connection on which the library sends the request."""
         self._sending = transport
 
     async def open(self, watchdog: Watchdog, *, first_byte: float, idle: float) -> None:
@@ -211,24 +214,24 @@ class Exchange:
             ResponseError: by the server, for an answer that is not HTTP.
             ConfigurationError: by the caller, who closed the client or the borrowed session.
         """
-        uploaded = 0
-
-        def extend() -> None:
-            nonlocal uploaded
-            before, uploaded = uploaded, self._written
-            if uploaded > before:
-                done = self.phase == "first_byte"
-                watchdog.allow(
-                    *(("first_byte", first_byte) if done else ("idle", idle)), extend=extend
-                )
-
         if len(self._request.body or b"") > _LONG_UPLOAD:
-            watchdog.allow("idle", idle, extend=extend)
+            self._watch_upload(watchdog, first_byte, idle)
         else:
             watchdog.allow("first_byte", first_byte)
         failure = await self._send()
         if failure is not None:
             raise failure
+
+    def _watch_upload(
+        self, watchdog: Watchdog, first_byte: float, idle: float, before: int = -1
+    ) -> None:
+        """Allow more time where more than `before` bytes of the body have left."""
+        if (written := self._written) > before:
+            again = functools.partial(self._watch_upload, watchdog, first_byte, idle, written)
+            if self.phase == "first_byte":
+                watchdog.allow("first_byte", first_byte, extend=again)
+            else:
+                watchdog.allow("idle", idle, extend=again)
 
     async def read(self) -> bytes:
         """The next bytes of the body, b"" at its end.
@@ -262,25 +265,17 @@ class Exchange:
         response.close()
 
     async def _send(self) -> ElkImagesError | None:
-        import aiohttp
-
-        if self._pool.borrowed:
-            await turn_twice()  # so that connections that the server has closed leave the pool
-        self._tracker = aiohttp.UploadTracker()
-        note_connection.set(self.sends_on)
-        payload = _payload(self._request.body, self._tracker)
+        response: Response | aiohttp.ClientResponse
+        payload = None
         try:
-            response = await self._pool.session.request(
-                self._request.method,
-                _as_written(self._url),
-                data=payload,
-                headers=self._headers(),
-                allow_redirects=False,
-                raise_for_status=False,
-                proxy=self._proxy,
-                timeout=_client_timeout(None if self._connect == math.inf else self._connect),
-                upload_tracker=self._tracker,
-            )
+            if self._is_short:
+                response = await self._ask()
+            else:
+                from aiohttp import UploadTracker
+
+                self._tracker = UploadTracker()
+                payload = _payload(self._request.body, self._tracker)
+                response = await self._ask_session(payload)
         except Exception as error:  # noqa: BLE001
             if isinstance(payload, Reader) and payload.failure is not None:
                 return payload.failure
@@ -288,8 +283,51 @@ class Exchange:
         self._response, self._sending = response, None
         self.status = response.status
         self.headers = response.headers
-        response.content.set_read_chunk_size(_READ_SIZE)
         return None
+
+    @property
+    def _is_short(self) -> bool:
+        """Whether the request can be written at once, on a connection of ours that leads to the server itself."""
+        body = self._request.body
+        small = body is None or (isinstance(body, bytes) and len(body) <= _LONG_UPLOAD)
+        return small and self._proxy is None and self._pool.has_short_way
+
+    async def _ask(self) -> "Response":
+        from elkimg_async.connections import Response  # late, as aiohttp is
+
+        url, connection = await self._pool.connect(self._url, _client_timeout(self._connect))
+        response = Response(connection)
+        response.send(
+            message(self._request, url.raw_path_qs, url.host_port_subcomponent, self._headers())
+        )
+        self._sent = True
+        await response.start()
+        return response
+
+    async def _ask_session(self, payload: Reader | bytes | None) -> "aiohttp.ClientResponse":
+        """Leave all of it to the library."""
+        from elkimg_async import connections
+
+        headers = self._headers()
+        if self._pool.borrowed:
+            # So that connections that the server has closed leave the pool.
+            await connections.turn_twice()
+            if headers.get("User-Agent") == USER_AGENT:
+                del headers["User-Agent"]  # the session may have its own
+        connections.note_connection.set(self.sends_on)
+        response = await self._pool.session.request(
+            self._request.method,
+            connections.as_written(self._url),
+            data=payload,
+            headers=headers,
+            allow_redirects=False,
+            raise_for_status=False,
+            proxy=self._proxy,
+            timeout=_client_timeout(self._connect),
+            upload_tracker=self._tracker,
+        )
+        response.content.set_read_chunk_size(connections.READ_SIZE)
+        return response
 
     def _headers(self) -> dict[str, str]:
         headers = dict(self._request.headers)
@@ -340,20 +378,14 @@ class Exchange:
         )
 
 
-@functools.lru_cache(maxsize=64)
-def _as_written(url: str) -> "yarl.URL":
-    """The address without changes, which a signature in it would not survive."""
-    import yarl
-
-    return yarl.URL(url, encoded=url.isascii() and " " not in url)
-
-
 @functools.lru_cache(maxsize=16)
-def _client_timeout(connect: float | None) -> "aiohttp.ClientTimeout":
-    """Only the limit of connecting, not rounded; the others are the watchdog's."""
+def _client_timeout(connect: float) -> "aiohttp.ClientTimeout":
+    """Only the limit of connecting, in seconds, not rounded; the others are the watchdog's."""
     import aiohttp
 
-    return aiohttp.ClientTimeout(total=None, sock_connect=connect, ceil_threshold=math.inf)
+    return aiohttp.ClientTimeout(
+        total=None, sock_connect=None if connect == math.inf else connect, ceil_threshold=math.inf
+    )
 
 
 def _reset(transport: asyncio.Transport) -> None:

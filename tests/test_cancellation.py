@@ -17,7 +17,7 @@ import aiohttp
 import anyio.to_thread
 import pytest
 
-from elkimg_async import AsyncImages, Image, ImagesResponse, PartialImage, RetryPolicy, pool
+from elkimg_async import AsyncImages, Image, ImagesResponse, PartialImage, RetryPolicy, connections
 from elkimg_async.hooks import Record, RetryScheduled
 from tests.canned import KEY, PNG, Canned, End, Reply, _Connection, answer, head, open_stream
 from tests.test_client import GOOD, PARTIAL, ask, check_secret, in_both_modes
@@ -106,7 +106,7 @@ async def test_waiting_for_the_pool(
     client: AsyncImages, canned: Canned, streaming: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call that waits for a connection leaves the queue; the others and the next ones get theirs."""
-    monkeypatch.setattr(pool, "MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 1)
     gate = asyncio.Event()
     canned.reply_with([gate, *GOOD])
     first = asyncio.create_task(ask(client, streaming))

@@ -16,6 +16,7 @@ LAYERS = [
     {"notebook"},
     {"sansio"},
     {"options", "watchdog", "uploads", "limiter", "addresses", "logs"},
+    {"connections"},
     {"pool"},
     {"transport"},
     {"download", "endpoints", "arguments"},
@@ -33,7 +34,8 @@ ONLY = {
     "errors": set(),
     "hooks": set(),
     "addresses": set(),
-    "pool": {"addresses"},
+    "connections": {"addresses"},
+    "pool": {"connections"},
     "image": {"errors"},
     "notebook": {"errors", "image"},
     "stream": {"errors", "notebook", "sansio"},
@@ -197,7 +199,7 @@ def test_structure_sansio_is_pure(module: str) -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_structure_transport_alone_touches_the_http_client(module: str) -> None:
     """aiohttp is imported by the transport, and by what is a server itself."""
-    allowed = {"transport", "pool", "addresses", "local", "web", "studio", "pytest_plugin"}
+    allowed = {"transport", "connections", "addresses", "local", "web", "studio", "pytest_plugin"}
     tree = AtRunTime().visit(ast.parse(ast.unparse(MODULES[module])))
     used = {name.partition(".")[0] for name in imports(tree)}
     assert "aiohttp" not in used or part_of(module) in allowed

@@ -109,6 +109,8 @@ def test_generate_headers(key: str | None, stream: bool) -> None:
     expected = {
         "Content-Type": "application/json",
         "Accept": "text/event-stream, application/json" if stream else "application/json",
+        "Accept-Encoding": "identity",
+        "User-Agent": "elkimg_async",
     }
     assert request.headers == (expected if key is None else {**expected, "Idempotency-Key": key})
 
@@ -184,6 +186,9 @@ def test_check_headers() -> None:
         {"X": "\x7f"},
         {"Authorization": "Bearer x"},
         {"aUTHORIZATION": "x"},
+        {"content-Length": "1"},
+        {"Transfer-Encoding": "chunked"},
+        {"X": "\ud800"},
     ],
     ids=repr,
 )
@@ -195,12 +200,39 @@ def test_check_headers_refuses(headers: Any) -> None:
     assert "Bearer" not in str(caught.value)
 
 
+def test_message() -> None:
+    """A request as HTTP/1.1 writes it, with the body right behind the head."""
+    request = wire.generate(GenerateRequest(prompt="é"), stream=False)
+    headers = {**request.headers, "X-A": "ü", "Content-Length": "38"}
+    sent = wire.message(request, "/v1/images/generations?a=1", "[::1]:80", headers)
+    assert sent.decode() == (
+        "POST /v1/images/generations?a=1 HTTP/1.1\r\nHost: [::1]:80\r\n"
+        "Content-Type: application/json\r\nAccept: application/json\r\n"
+        "Accept-Encoding: identity\r\nUser-Agent: elkimg_async\r\nX-A: ü\r\nContent-Length: 38\r\n\r\n"
+        '{"prompt":"é","model":"gpt-image-1.5"}'
+    )
+    assert wire.message(wire.get("*/*"), "/", "a", {}) == b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+def test_message_to_a_host_of_the_callers_own() -> None:
+    """A Host that the caller gives, in whatever case, is the only one."""
+    headers = wire.check_headers({"hOST": "other"})
+    sent = wire.message(wire.get("*/*"), "/", "a", headers)
+    assert sent == b"GET / HTTP/1.1\r\nHost: other\r\n\r\n"
+
+
 def test_with_headers() -> None:
     """The caller's headers replace ours whatever their case, and leave the request as it was."""
     request = wire.generate(GenerateRequest(prompt="a"), stream=False)
     assert wire.with_headers(request, {}) is request
-    changed = wire.with_headers(request, {"ACCEPT": "x", "X-A": "1"})
-    assert changed.headers == {"Content-Type": "application/json", "ACCEPT": "x", "X-A": "1"}
+    changed = wire.with_headers(request, {"ACCEPT": "x", "user-agent": "y", "X-A": "1"})
+    assert changed.headers == {
+        "Content-Type": "application/json",
+        "Accept-Encoding": "identity",
+        "ACCEPT": "x",
+        "user-agent": "y",
+        "X-A": "1",
+    }
     assert changed.body == request.body
     assert request.headers["Accept"] == "application/json"
 

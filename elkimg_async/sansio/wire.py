@@ -49,8 +49,13 @@ _STATUS_OF_TYPE = {
 }
 
 
+USER_AGENT = "elkimg_async"
+_COMMON = {"Accept-Encoding": "identity", "User-Agent": USER_AGENT}
+"""Headers of every request: base64 gains nothing from compression, and costs time."""
+
+
 class HTTPRequest(msgspec.Struct, frozen=True):
-    """What goes over the wire, the key left out; the path is added to the base URL."""
+    """What goes over the wire, the key and what only the transport knows left out; the path is added to the base URL."""
 
     method: str
     headers: dict[str, str]
@@ -90,7 +95,27 @@ def edit(
 
 def models() -> HTTPRequest:
     """`GET /models`."""
-    return HTTPRequest("GET", {"Accept": "application/json"}, "/models")
+    return get("application/json", "/models")
+
+
+def get(accept: str, path: str = "") -> HTTPRequest:
+    """A request for what is there."""
+    return HTTPRequest("GET", {"Accept": accept, **_COMMON}, path)
+
+
+def message(
+    request: HTTPRequest, target: str, host: str | None, headers: Mapping[str, str]
+) -> bytes:
+    """A request whose body is at hand as HTTP/1.1 writes it, with `headers` instead of its own.
+
+    A Host among them replaces `host`.
+    """
+    lines = [f"{request.method} {target} HTTP/1.1"]
+    if "Host" not in headers:
+        lines.append(f"Host: {host}")
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    head = "\r\n".join((*lines, "\r\n")).encode()
+    return head + request.body if isinstance(request.body, bytes) else head
 
 
 def _fields(request: ImageRequest, stream: bool) -> dict[str, Any]:
@@ -108,6 +133,7 @@ def _post(
     headers = {
         "Content-Type": content_type,
         "Accept": "text/event-stream, application/json" if stream else "application/json",
+        **_COMMON,
     }
     if key is not None:
         headers["Idempotency-Key"] = key
@@ -171,9 +197,16 @@ def check_headers(headers: Any) -> dict[str, str]:
                 problem = f"the value of {name} must be a string without line breaks"
             elif name.lower() == "authorization":
                 problem = "pass the key as api_key, not as a header"
+            elif name.lower() in _FRAMING:
+                problem = f"{name} follows from the body and cannot be set"
+            elif not _is_json(value):
+                problem = f"the value of {name} is not valid Unicode"
     if problem:
         raise InvalidRequestError(f"The extra headers are wrong: {problem}.", param="extra_headers")
-    return dict(headers)
+    return {"Host" if name.lower() == "host" else name: value for name, value in headers.items()}
+
+
+_FRAMING = {"content-length", "transfer-encoding"}
 
 
 def take_key(headers: dict[str, str]) -> str | None:
