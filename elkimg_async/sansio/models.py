@@ -234,20 +234,21 @@ def _problems(fields: dict[str, Any], rules: ModelRules, stream: bool) -> Iterat
         yield "size", f"size {size!r} is not offered; choose {_choices(rules.sizes)}."
     if stream and not rules.streams:
         yield "stream", "this model cannot stream; leave stream out."
-    special = fields.keys() - _PLAIN
-    for param in sorted(rules.absent & special):
-        yield param, f"{param} is not for this model; leave it out."
-    for param in sorted(rules.values.keys() & special):
-        if fields[param] not in (allowed := rules.values[param]):
-            yield param, f"{param} {fields[param]!r} is not offered; choose {_choices(allowed)}."
-    if special:
-        yield from _combinations(fields, stream)
+    if special := fields.keys() - _PLAIN:
+        yield from _special_problems(fields, special, rules, stream)
 
 
 _PLAIN = {"prompt", "model", "n", "size"}  # looked at apart, and all that most requests have
 
 
-def _combinations(fields: dict[str, Any], stream: bool) -> Iterator[tuple[str, str]]:
+def _special_problems(
+    fields: dict[str, Any], special: set[str], rules: ModelRules, stream: bool
+) -> Iterator[tuple[str, str]]:
+    for param in sorted(rules.absent & special):
+        yield param, f"{param} is not for this model; leave it out."
+    for param in sorted(rules.values.keys() & special):
+        if fields[param] not in (allowed := rules.values[param]):
+            yield param, f"{param} {fields[param]!r} is not offered; choose {_choices(allowed)}."
     output_format = fields.get("output_format", "png")
     if fields.get("background") == "transparent" and output_format == "jpeg":
         yield "background", "jpeg cannot be transparent; choose output_format png or webp."

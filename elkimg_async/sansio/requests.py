@@ -1,9 +1,10 @@
 """What a caller may ask for."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from elkimg_async.errors import InvalidRequestError
 from elkimg_async.sansio.pictures import InputImage
@@ -11,14 +12,14 @@ from elkimg_async.sansio.pictures import InputImage
 DEFAULT_MODEL = "gpt-image-1.5"
 
 
-class ImageRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ImageRequest(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
     """What every request for images holds. A field that is None is not sent.
 
     `model` is the exception: None means `gpt-image-1.5`, which is sent, because
     the service's documentation contradicts itself about its own default.
     """
-
-    _apart: ClassVar[frozenset[str]] = frozenset(("extra_body",))
 
     prompt: str
     model: str | None = None
@@ -35,14 +36,20 @@ class ImageRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     def fields(self) -> dict[str, Any]:
         """The fields that are set, `model` always in; `extra_body` and pictures are left out."""
-        every = msgspec.structs.asdict(self)
-        fields = {
-            name: value
-            for name, value in every.items()
-            if value is not None and name not in self._apart
+        return _fields(self if self.extra_body is None else replace(self, extra_body=None))
+
+
+def _fields(request: ImageRequest) -> dict[str, Any]:
+    try:
+        fields: dict[str, Any] = msgspec.to_builtins(request)
+    except TypeError:  # text of a subclass, an enum's member for instance
+        every = msgspec.structs.asdict(request)
+        texts = {
+            name: str.__str__(value) for name, value in every.items() if isinstance(value, str)
         }
-        fields.setdefault("model", DEFAULT_MODEL)
-        return fields
+        fields = msgspec.to_builtins(replace(request, **texts))
+    fields.setdefault("model", DEFAULT_MODEL)
+    return fields
 
 
 class GenerateRequest(ImageRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -55,11 +62,15 @@ class GenerateRequest(ImageRequest, frozen=True, kw_only=True, forbid_unknown_fi
 class EditRequest(ImageRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One request for edits of pictures. A field that is None is not sent, but for `model`."""
 
-    _apart: ClassVar[frozenset[str]] = frozenset(("extra_body", "image", "mask"))
-
     image: tuple[InputImage, ...]
     mask: InputImage | None = None
     input_fidelity: str | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """The fields that are set, `model` always in; `extra_body` and pictures are left out."""
+        fields = _fields(replace(self, extra_body=None, image=(), mask=None))
+        del fields["image"]
+        return fields
 
 
 _Request = TypeVar("_Request", bound=ImageRequest)
@@ -76,6 +87,8 @@ def make_request(
     Raises:
         InvalidRequestError: by the caller; a value of the wrong type, or a field that does not exist.
     """
+    if isinstance(prompt, str):
+        return _make(GenerateRequest, {**options, "prompt": prompt})
     match prompt:
         case GenerateRequest():
             fields = msgspec.structs.asdict(prompt)
@@ -83,7 +96,8 @@ def make_request(
             fields = dict(prompt)
         case _:
             fields = {"prompt": prompt}
-    return _make(GenerateRequest, fields, options)
+    given = {name: value for name, value in options.items() if value is not None}
+    return _make(GenerateRequest, {**fields, **given})
 
 
 def make_edit(
@@ -97,11 +111,11 @@ def make_edit(
     Raises:
         InvalidRequestError: by the caller; a value of the wrong type, or a field that does not exist.
     """
-    return _make(EditRequest, {"image": image, "mask": mask, "prompt": prompt}, options)
+    return _make(EditRequest, {**options, "image": image, "mask": mask, "prompt": prompt})
 
 
-def _make(kind: type[_Request], fields: dict[str, Any], options: Mapping[str, Any]) -> _Request:
-    fields |= {name: value for name, value in options.items() if value is not None}
+def _make(kind: type[_Request], fields: dict[str, Any]) -> _Request:
+    """A request of its fields, None among them for what is unset."""
     if not fields.keys() <= _NAMES[kind]:
         name = min(map(str, fields.keys() - _NAMES[kind]))
         raise InvalidRequestError(
@@ -110,9 +124,6 @@ def _make(kind: type[_Request], fields: dict[str, Any], options: Mapping[str, An
         )
     if fields.get("prompt") is None:
         raise InvalidRequestError("A request needs a prompt: some text.", param="prompt")
-    for name, value in fields.items():
-        if type(value) is not str and isinstance(value, str):
-            fields[name] = str.__str__(value)  # the text of an enum's member
     try:
         return msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
