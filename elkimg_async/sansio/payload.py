@@ -34,7 +34,7 @@ _IMAGE_KEY = re.compile(
     rb'|"url"[ \t\r\n]{0,16}:[ \t\r\n]{0,16}"[Dd][Aa][Tt][Aa]:'
 )
 _LONGEST_KEY = 64  # no match of _IMAGE_KEY is longer
-_LEAST_STEP, _MOST_STEP = 128, 4096  # bytes of text that are searched at a time
+_LONG = 16_384  # bytes of base64 from which trying to decode them is cheaper than looking for their end first
 _PLACEHOLDER = "#image "  # "#" is neither base64 nor the beginning of an address
 SPLICED = f"{_PLACEHOLDER}0"
 """The placeholder of the image of a `SplicedDocument`."""
@@ -99,14 +99,13 @@ class Document(msgspec.Struct, frozen=True):
 class JSONDecoder:
     """One JSON document, fed in any split."""
 
-    __slots__ = ("_base64", "_images", "_searched", "_skeleton", "_step", "size")
+    __slots__ = ("_base64", "_images", "_searched", "_skeleton", "size")
 
     def __init__(self) -> None:
         self._skeleton = bytearray()
         self._searched = 0  # no key begins before this place in the skeleton
         self._images: dict[str, Decoded] = {}
         self._base64: Base64Decoder | None = None
-        self._step = _LEAST_STEP
         self.size = 0
         """Bytes fed so far."""
 
@@ -115,6 +114,13 @@ class JSONDecoder:
         if end is None:
             end = len(data)
         self.size += end - start
+        # Most pieces of a large image hold nothing else, which decoding them tells as well as a search.
+        if (
+            self._base64 is not None
+            and end - start > _LONG
+            and self._base64.feed_clean(memoryview(data)[start:end])
+        ):
+            return
         while start < end:
             if self._base64 is None:
                 start = self._feed_text(data, start, end)
@@ -128,10 +134,12 @@ class JSONDecoder:
         """
         if self._base64 is None:
             return start
-        quote = data.find(b'"', start)
-        end = len(data) if quote < 0 else quote
-        if not self._base64.feed_clean(memoryview(data)[start:end]):
-            return start
+        view, end = memoryview(data), len(data)
+        if end - start <= _LONG or not self._base64.feed_clean(view[start:]):
+            quote = data.find(b'"', start)
+            end = end if quote < 0 else quote
+            if not self._base64.feed_clean(view[start:end]):
+                return start
         self.size += end - start
         return end
 
@@ -158,24 +166,39 @@ class JSONDecoder:
         return _text(self._skeleton, length)
 
     def _feed_text(self, data: bytes, start: int, end: int) -> int:
+        """Take text up to the next image, or all of it; returns where it ends."""
         skeleton = self._skeleton
-        end = min(end, start + self._step)
-        searched = max(self._searched, len(skeleton) - _LONGEST_KEY)
-        skeleton += memoryview(data)[start:end]
-        while match := _IMAGE_KEY.search(skeleton, searched):
-            if match.start() and skeleton[match.start() - 1] == 0x5C:
-                searched = match.start() + 1
-                continue
-            surplus = len(skeleton) - match.end()
-            self._base64 = Base64Decoder()
-            if skeleton[match.end() - 1] == 0x3A:
-                del skeleton[match.end() - len("data:") :]
-                self._base64.feed(b"data:")
-            else:
-                del skeleton[match.end() :]
-            return end - surplus
-        self._step = min(_MOST_STEP, 2 * self._step)
-        return end
+        stop = self._find_split_key(data, start, end) if len(skeleton) > self._searched else 0
+        match = None if stop else _IMAGE_KEY.search(data, start, end)
+        while match:
+            before = (
+                data[match.start() - 1 : match.start()] if match.start() > start else skeleton[-1:]
+            )
+            if before != b"\\":
+                stop = match.end()
+                break
+            match = _IMAGE_KEY.search(data, match.start() + 1, end)
+        skeleton += memoryview(data)[start : stop or end]
+        if not stop:
+            self._searched = max(self._searched, len(skeleton) - _LONGEST_KEY)
+            return end
+        self._base64 = Base64Decoder()
+        if skeleton[-1] == 0x3A:
+            del skeleton[-len("data:") :]
+            self._base64.feed(b"data:")
+        return stop
+
+    def _find_split_key(self, data: bytes, start: int, end: int) -> int:
+        """Where a key ends that began in the bytes before; 0 where there is none."""
+        begin = max(0, self._searched - 1)
+        tail = bytes(self._skeleton[begin:])
+        seam = tail + data[start : min(end, start + _LONGEST_KEY)]
+        at = self._searched - begin
+        while (match := _IMAGE_KEY.search(seam, at)) and match.start() < len(tail):
+            if match.start() == 0 or seam[match.start() - 1] != 0x5C:
+                return start + match.end() - len(tail)
+            at = match.start() + 1
+        return 0
 
     def _feed_base64(self, base64: "Base64Decoder", data: bytes, start: int, end: int) -> int:
         quote = data.find(b'"', start, end)
@@ -191,7 +214,6 @@ class JSONDecoder:
         self._searched = len(self._skeleton)
         self._images[placeholder] = base64.finish()
         self._base64 = None
-        self._step = _LEAST_STEP
         return quote
 
 
