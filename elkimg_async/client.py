@@ -11,6 +11,7 @@ from collections.abc import (
     Iterable,
     Mapping,
 )
+from copy import copy
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, get_args, overload
@@ -100,9 +101,11 @@ class AsyncImages:
             key = make_key(api_key) if api_key.strip() else _no_key
         elif api_key is not None and not callable(api_key):
             raise ConfigurationError("api_key must be a string or an async function.")
-        from elkimg_async.limiter import Limiter  # asyncio and all below it, late
+        from elkimg_async import call, endpoints  # asyncio and all below it, late
+        from elkimg_async.limiter import Limiter
         from elkimg_async.transport import Transport
 
+        self._call, self._endpoints = call.Call, endpoints
         policy, limits = make_retry(retry), limits or Limits()
         self._settings = Settings(
             api_key=key,
@@ -141,9 +144,8 @@ class AsyncImages:
 
         `headers` are added to those of the client. Closing either closes both.
         """
-        view = object.__new__(type(self))
-        view._transport = self._transport
-        view._settings = self._settings_with(timeout, retry, headers)
+        view = copy(self)
+        view.__dict__["_settings"] = self._settings_with(timeout, retry, headers)
         return view
 
     def _settings_with(
@@ -228,9 +230,7 @@ class AsyncImages:
             NetworkError: by the network, or a limit of `timeout`; `billing` tells what is known.
             ResponseError, StreamError: by the server, whose answer is none.
         """
-        from elkimg_async.endpoints import Generate  # late, as Transport is
-
-        endpoint = Generate(
+        endpoint = self._endpoints.Generate(
             prompt,
             {
                 "model": model,
@@ -301,9 +301,8 @@ class AsyncImages:
             InvalidRequestError: by the caller, also for a file that cannot be read or is no picture.
             ElkImagesError: the others are those of `generate`.
         """
-        from elkimg_async.endpoints import Edit
-
-        endpoint = Edit(image, mask, prompt, {**options, "input_fidelity": input_fidelity})
+        options["input_fidelity"] = input_fidelity
+        endpoint = self._endpoints.Edit(image, mask, prompt, options)
         return self._images(endpoint, stream, extra_headers, timeout, retry)
 
     def _images(
@@ -316,10 +315,13 @@ class AsyncImages:
     ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream:
         if not isinstance(stream, bool):
             raise InvalidRequestError("stream must be True or False.", param="stream")
-        from elkimg_async.call import Call
-
-        settings = self._settings_with(timeout, retry, None)
-        call = Call(settings, self._transport, endpoint, stream=stream, extra_headers=extra_headers)
+        call = self._call(
+            self._settings_with(timeout, retry, None),
+            self._transport,
+            endpoint,
+            stream=stream,
+            extra_headers=extra_headers,
+        )
         return ImageStream(call) if stream else call.drain()
 
     def models(
@@ -340,12 +342,8 @@ class AsyncImages:
             ElkImagesError: the same as for `generate`; it never costs anything, so whatever may pass is
                 tried again.
         """
-        from elkimg_async.call import Call
-        from elkimg_async.endpoints import ListModels
-
-        settings = self._settings_with(timeout, retry, None)
-        call = Call(settings, self._transport, ListModels(), extra_headers=extra_headers)
-        return call.drain()
+        settings, endpoint = self._settings_with(timeout, retry, None), self._endpoints.ListModels()
+        return self._call(settings, self._transport, endpoint, extra_headers=extra_headers).drain()
 
     def map(
         self,
