@@ -86,13 +86,12 @@ class Response:
 
     __slots__ = ("connection", "content", "headers", "status")
 
-    connection: aiohttp.connector.Connection | None
-    content: aiohttp.StreamReader
     headers: Mapping[str, str]
     status: int
 
     def __init__(self, connection: aiohttp.connector.Connection) -> None:
-        self.connection = connection
+        self.connection: aiohttp.connector.Connection | None = connection
+        self.content: aiohttp.StreamReader = None  # type: ignore[assignment] # until it has started
         assert connection.protocol is not None
         connection.protocol.set_response_params(read_until_eof=True, read_bufsize=READ_SIZE)
 
@@ -125,9 +124,11 @@ class Response:
         content.on_eof(self._release)
 
     def close(self) -> None:
-        """Close the connection, unless it went back to the pool."""
+        """Close the connection, unless it went back to the pool; who waits for more of the body is told."""
         connection, self.connection = self.connection, None
         if connection is not None:
+            if self.content is not None:
+                self.content.set_exception(aiohttp.ClientConnectionError("Connection closed"))
             connection.close()
 
     def _release(self) -> None:
