@@ -168,13 +168,14 @@ class Call(Generic[AnswerT]):
                 self._key = os.urandom(16).hex()
         written = endpoint.write(request, stream=self._stream, key=self._key)
         self._request = wire.with_headers(written, headers)
-        self._tell(
-            hooks.RequestStarted,
-            request=request,
-            stream=self._stream,
-            url=settings.base_url + self._request.path,
-            method=self._request.method,
-        )
+        if self._hooks:
+            self._tell(
+                hooks.RequestStarted,
+                request=request,
+                stream=self._stream,
+                url=settings.base_url + self._request.path,
+                method=self._request.method,
+            )
 
     def _validate(self, request: ImageRequest) -> None:
         if self._settings.validate == "off":
@@ -196,9 +197,11 @@ class Call(Generic[AnswerT]):
             await settings.limiter.wait(permit)
         self._attempts += 1
         self._attempt_started = time.monotonic()
-        self._tell(hooks.AttemptStarted, attempt=self._attempts)
+        if self._hooks:
+            self._tell(hooks.AttemptStarted, attempt=self._attempts)
         watchdog.allow("first_byte", limits.first_byte)
-        self._secret = await self._current_key()
+        key = settings.api_key
+        self._secret = key if isinstance(key, Secret) else await self._ask_for_key(key)
         exchange = self._exchange = self._transport.exchange(
             settings.base_url + self._request.path,
             self._request,
@@ -207,13 +210,14 @@ class Call(Generic[AnswerT]):
         )
         await exchange.open(watchdog, first_byte=limits.first_byte, idle=limits.idle)
         self._first_byte = time.monotonic() - self._attempt_started
-        self._tell(
-            hooks.ResponseStarted,
-            attempt=self._attempts,
-            status=exchange.status,
-            request_id=self._request_id(exchange),
-            first_byte=self._first_byte,
-        )
+        if self._hooks:
+            self._tell(
+                hooks.ResponseStarted,
+                attempt=self._attempts,
+                status=exchange.status,
+                request_id=self._request_id(exchange),
+                first_byte=self._first_byte,
+            )
         self._rate_limit = wire.rate_limit(exchange.headers)
         if not 200 <= exchange.status < 300:
             watchdog.allow("idle", limits.idle)
@@ -225,12 +229,9 @@ class Call(Generic[AnswerT]):
         self._decoder = self._endpoint.decoder(stream=self._stream, max_bytes=max_bytes)
         return self._decoder
 
-    async def _current_key(self) -> Secret:
-        key = self._settings.api_key
+    async def _ask_for_key(self, key: Callable[[], Awaitable[str]] | None) -> Secret:
         if key is None:
             return default_key()
-        if isinstance(key, Secret):
-            return key
         try:
             promised = key()
             if not inspect.isawaitable(promised):
@@ -285,7 +286,8 @@ class Call(Generic[AnswerT]):
             if event.image.url is not None:
                 connect_image(event.image, self._transport, self._settings)
             self._given = True
-            self._tell(hooks.EventReceived, event=event)
+            if self._hooks:
+                self._tell(hooks.EventReceived, event=event)
             return event
         return None
 
@@ -399,5 +401,4 @@ class Call(Generic[AnswerT]):
             self._tell(hooks.RequestFinished, elapsed=elapsed, result=result, error=error)
 
     def _tell(self, record: type[hooks.Record], **fields: Any) -> None:
-        if self._hooks:
-            tell(self._hooks, record(call=self._number, **fields))
+        tell(self._hooks, record(call=self._number, **fields))

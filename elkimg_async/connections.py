@@ -67,11 +67,11 @@ async def connect(
     session: aiohttp.ClientSession,
     destination: aiohttp.ClientRequest,
     timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109
-) -> aiohttp.connector.Connection:
-    """A connection to where `destination` leads, new or from the pool."""
+) -> "Response":
+    """A connection to where `destination` leads, new or from the pool, for one request."""
     assert session.connector is not None
     try:
-        return await session.connector.connect(destination, traces=[], timeout=timeout)
+        return Response(await session.connector.connect(destination, traces=[], timeout=timeout))
     except TimeoutError as error:
         raise aiohttp.ConnectionTimeoutError from error
 

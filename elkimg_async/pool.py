@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     import aiohttp
     import yarl
 
+    from elkimg_async.connections import Response
+
 _MOST_DESTINATIONS = 64
 
 
@@ -19,6 +21,7 @@ class Pool:
     def __init__(self, borrowed: "aiohttp.ClientSession | None", *, public_only: bool) -> None:
         from elkimg_async import connections  # late, as aiohttp is
 
+        self._connections = connections
         self.borrowed = borrowed is not None
         self.has_short_way = borrowed is None and connections.HAS_SHORT_WAY
         """Whether a request can be sent as a `connections.Response` does it."""
@@ -37,10 +40,9 @@ class Pool:
         self,
         url: str,
         timeout: "aiohttp.ClientTimeout",  # noqa: ASYNC109
-    ) -> "tuple[yarl.URL, aiohttp.connector.Connection]":
-        """A connection to where `url` leads, new or kept, and the address in its parts."""
-        from elkimg_async import connections
-
+    ) -> "tuple[yarl.URL, Response]":
+        """The parts of an address, and a connection to where it leads, new or kept, for one request."""
+        connections = self._connections
         destination = self._destinations.get(url)
         if destination is None:
             if len(self._destinations) == _MOST_DESTINATIONS:

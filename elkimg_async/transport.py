@@ -293,10 +293,7 @@ class Exchange:
         return small and self._proxy is None and self._pool.has_short_way
 
     async def _ask(self) -> "Response":
-        from elkimg_async.connections import Response  # late, as aiohttp is
-
-        url, connection = await self._pool.connect(self._url, _client_timeout(self._connect))
-        response = Response(connection)
+        url, response = await self._pool.connect(self._url, _client_timeout(self._connect))
         response.send(
             message(self._request, url.raw_path_qs, url.host_port_subcomponent, self._headers())
         )

@@ -58,6 +58,7 @@ _BLANK = b" \t\r\n"
 _BOM = b"\xef\xbb\xbf"
 _ERROR_TYPES = ("error", "upstream_error")
 _PINGS = ("keepalive", "ping")
+_DONE = "[DONE]"
 _PING_BYTES = 1024  # an event that has not ended yet and is longer than this is no ping
 
 
@@ -285,6 +286,9 @@ class AnswerDecoder:
         if isinstance(data, SplicedDocument) and (partial := read_plain_partial(event.name, data)):
             self._take_partial(partial)
             return
+        if isinstance(data, JSONDecoder) and data.size == len(_DONE) and data.text(8) == _DONE:
+            self.done = True
+            return
         try:
             document = data.finish()
         except InvalidJSON:
@@ -309,7 +313,7 @@ class AnswerDecoder:
     def _take_text(self, event: ServerSentEvent, value: Any) -> None:
         """Data that is no JSON object; `value` is what it is as JSON, or None."""
         text = value if isinstance(value, str) else event.data.text(BODY_IN_ERRORS)
-        if text == "[DONE]":
+        if text == _DONE:
             self.done = True
         elif event.name == "error":
             raise api_error(200, text)

@@ -226,6 +226,8 @@ def with_headers(request: HTTPRequest, headers: Mapping[str, str]) -> HTTPReques
 
 def merge(headers: Mapping[str, str], more: Mapping[str, str]) -> dict[str, str]:
     """Both; `more` replaces, whatever the case of the names."""
+    if not more:
+        return dict(headers)
     replaced = {name.lower() for name in more}
     kept = {name: value for name, value in headers.items() if name.lower() not in replaced}
     return {**kept, **more}
