@@ -113,7 +113,7 @@ class Response:
         try:
             while True:
                 head, content = await protocol.read()
-                if head.code >= 200:
+                if head.code >= 200 or head.code == 101:
                     break
         except BaseException:
             if protocol.transport is not None:
