@@ -851,7 +851,7 @@ def test_meter_counts_a_rescan(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("beginning", [b"QUJD", b"\\u0051UJD", b"data:image/png;base64,QUJD"])
 def test_memory_of_one_image(beginning: bytes) -> None:
-    """While an image comes it is held once, at the end twice for a moment, and its text never."""
+    """An image is held once, with some room to grow, from its first piece to its last; its text never."""
     unit, count = b"QUJDREVGR0hJSktM" * 4096, 256
     size = 3 + len(unit) * count * 3 // 4
     decoder = JSONDecoder()
@@ -868,12 +868,11 @@ def test_memory_of_one_image(beginning: bytes) -> None:
     finally:
         tracemalloc.stop()
     assert found.image(found.value["b64_json"]) == b"ABC" + b"ABCDEFGHIJKL" * (size // 12)
-    assert held <= fed <= 1.05 * size
-    assert peak <= 2.1 * size
+    assert held <= fed <= peak <= 1.15 * size  # an eighth in advance, and what is being decoded
 
 
 def test_memory_of_several_images() -> None:
-    """With several images, only the one that is being joined is held twice."""
+    """With several images, each is held once."""
     unit, count = b"QUJDREVGR0hJSktM" * 4096, 32
     size = len(unit) * count * 3 // 4
     decoder = JSONDecoder()
@@ -887,4 +886,4 @@ def test_memory_of_several_images() -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak <= 9.2 * size
+    assert peak <= 8.2 * size

@@ -3,10 +3,9 @@
 Wanted: `feed` bytes in any split, then `finish` for the document, in which every
 `b64_json` string, and every `url` string that is a `data:` URL, has become bytes.
 
-Cost goal: each byte is looked at a fixed number of times and copied at most
-twice, into a decoded piece and once more when the pieces are joined; neither the
-text of the document nor a base64 string is ever held whole; linear in the worst
-case.
+Cost goal: each byte is looked at a fixed number of times; neither the text of the
+document nor a base64 string is ever held whole, and an image is held once: it grows in
+one buffer, which becomes the image without a copy; linear in the worst case.
 
 Plan: all but the inside of those strings is gathered as the *skeleton*, a small
 ordinary JSON document with a placeholder for each decoded string. No tokenizer is
@@ -24,6 +23,7 @@ silence.
 import binascii
 import re
 from collections.abc import Callable
+from io import BytesIO
 from typing import Any, TypeAlias, TypeVar
 
 import msgspec
@@ -274,10 +274,10 @@ class Base64Decoder:
     `_carry` what does not fill a group of four characters yet.
     """
 
-    __slots__ = ("_bad", "_carry", "_clean", "_head", "_padded", "_pieces", "_raw")
+    __slots__ = ("_bad", "_carry", "_clean", "_decoded", "_head", "_padded", "_raw")
 
     def __init__(self) -> None:
-        self._pieces: list[bytes] = []
+        self._decoded = BytesIO()  # its value is given away without a copy
         self._carry = b""
         self._padded = False
         self._bad: str | None = None
@@ -317,7 +317,8 @@ class Base64Decoder:
         if (padded_first and rest) or ((padded_first or padded_rest) and end < size):
             return False
         self._padded = padded_first or padded_rest
-        self._pieces += (first, rest) if first else (rest,)
+        self._decoded.write(first)
+        self._decoded.write(rest)
         self._carry = held
         return True
 
@@ -335,12 +336,12 @@ class Base64Decoder:
             self._decode(self._cut_prefix(b"", final=True), final=True)
         if self._bad:
             return BadBase64(self._bad)
-        return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        return self._decoded.getvalue()
 
     def _leave_fast_path(self) -> None:
         if self._clean:
             self._clean = False
-            self._head = not self._pieces
+            self._head = not self._decoded.tell()
             carry, self._carry = self._carry, b""
             self._feed_slowly(carry)
 
@@ -390,7 +391,7 @@ class Base64Decoder:
             self._bad = _NOT_BASE64
             return
         self._padded = 4 * len(decoded) < 3 * end
-        self._pieces.append(decoded)
+        self._decoded.write(decoded)
 
 
 def _unescape(match: re.Match[bytes]) -> bytes:
