@@ -383,10 +383,13 @@ class AsyncImages:
                 has failed. Finished items are given at once, as `resumed` and without their `result`.
                 It belongs to these requests; more of them may follow at the end. None: none.
             max_errors: The number of failed items that ends the run. None: they never do.
-            max_images: How many images may be paid for, those in the journal included, and those that a
-                failed request may have made. None: no limit.
-            max_total_tokens: The same for tokens, as far as the server tells them: the next request is taken to
-                cost what an image has cost so far; until one is known, they go one by one. None: no limit.
+            max_images: How many images may be paid for, those in the journal included, and those that may have
+                been made by a request that failed, or that was under way when an earlier run was left or
+                killed. Asking for that again counts anew, unless the client's `idempotency` is `replay`. None:
+                no limit.
+            max_total_tokens: The same for tokens, as far as the server tells them: the next request, and what
+                may have been made without an answer, is taken to cost what an image has cost so far; until that
+                is known, requests go one by one. None: no limit.
             skip_failed: Leave what has failed in an earlier run as it is; its items have the error of then.
             stream: Ask for streams, which keep connections alive through proxies that cut silent ones; only
                 finished images are used, and `partial_images=0` saves the cost of the others.
@@ -431,7 +434,7 @@ class AsyncImages:
                 ),
                 defaults=defaults,
                 headers=headers,
-                keys=settings.idempotency != "off",
+                idempotency=settings.idempotency,
                 generate=partial(self.generate, timeout=timeout, retry=settings.retry),
                 connect=partial(connect_image, transport=self._transport, settings=settings),
                 rate=lambda: settings.limiter.rate,

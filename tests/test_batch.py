@@ -43,6 +43,7 @@ from elkimg_async import (
 from elkimg_async.batch.files import MANIFEST, stem_of
 from elkimg_async.image import media_type_of
 from elkimg_async.local import LocalServer
+from elkimg_async.options import IdempotencyMode
 from elkimg_async.sansio.journal import Replay
 
 from .canned import JPEG, KEY, PNG
@@ -815,6 +816,85 @@ async def test_max_images_counts_what_may_have_been_paid_for(
     assert len(server.requests) == 3
 
 
+@pytest.mark.parametrize(("mode", "given"), [("off", 2), ("send", 2), ("replay", 8)])
+async def test_max_images_counts_what_earlier_runs_have_lost(
+    server: Server, tmp_path: Path, mode: IdempotencyMode, given: int
+) -> None:
+    """What was under way when a run died may have been paid for each time; once where its key is replayed."""
+    requests = [{"prompt": f"{number}", "n": 2} for number in range(20)]
+
+    async def answer(fields: Fields) -> Fields | web.Response:
+        return images(PNG, PNG)
+
+    async with AsyncImages(KEY, base_url=server.base_url, idempotency=mode) as client:
+
+        def run(limit: int | None = None) -> MapRun:
+            journal = tmp_path / "j.jsonl"
+            return client.map(requests, concurrency=3, journal=journal, max_images=limit)
+
+        hold(server)
+        for _ in range(2):
+            async with run():
+                await server.wait_until(lambda: server.in_flight == 3)
+            await server.wait_until(lambda: server.in_flight == 0)
+        server.answer = answer
+        items, error = await until_the_end(run(16))
+        assert isinstance(error, BatchStoppedError)
+        assert (len(items), error.reason) == (given, "max_images")
+        paid = set(server.keys) if mode == "replay" else server.requests
+        assert 2 * len(paid) == 16
+        items, _ = await until_the_end(run(19))
+        assert sum(not item.resumed for item in items) == 1
+
+
+async def test_max_total_tokens_counts_what_an_earlier_run_has_lost(
+    server: Server, client: AsyncImages, tmp_path: Path
+) -> None:
+    """What nobody told the price of is taken to have cost what the others did."""
+
+    async def answer(fields: Fields) -> Fields | web.Response:
+        if not released and fields["prompt"] != "0":
+            await asyncio.Event().wait()
+        return images(PNG, tokens=100)
+
+    server.answer, released = answer, False
+    options: Any = {"concurrency": 3, "journal": tmp_path / "j.jsonl"}
+    async with client.map(map(str, range(9)), **options) as run:
+        await anext(run)
+        await server.wait_until(lambda: server.in_flight == 3)
+    released = True
+    run = client.map(map(str, range(9)), max_total_tokens=650, **options)
+    items, error = await until_the_end(run)
+    assert isinstance(error, BatchStoppedError)
+    assert error.reason == "max_total_tokens"
+    assert len(items) == 3
+    assert len(server.requests) == 6
+
+
+async def test_refusal_of_what_an_earlier_run_has_lost_leaves_it_unknown(
+    server: Server, tmp_path: Path
+) -> None:
+    """Where the server replays keys, what may have been made is not given up for a refusal of today."""
+    async with AsyncImages(KEY, base_url=server.base_url, retry=0, idempotency="replay") as client:
+        options: Any = {"journal": tmp_path / "j.jsonl", "max_images": 1}
+        hold(server)
+        async with client.map(["0", "1"], **options):
+            await server.wait_until(lambda: server.in_flight == 1)
+
+        async def answer(fields: Fields) -> Fields | web.Response:
+            return refusal(403)
+
+        server.answer = answer
+        items, error = await until_the_end(client.map(["0", "1"], **options))
+        assert isinstance(error, BatchStoppedError)
+        assert [item.error.billing for item in items if item.error] == ["unknown"]
+        server.answer = one_image
+        items, _ = await until_the_end(client.map(["0"], journal=options["journal"]))
+    assert [item.ok for item in items] == [True]
+    assert len(server.keys) == 3
+    assert len(set(server.keys)) == 1
+
+
 async def test_max_total_tokens_stops_before_it_is_passed(
     server: Server, client: AsyncImages
 ) -> None:
@@ -1169,7 +1249,7 @@ async def killed_until_done(
             "ELKAPI_API_KEY": server.api_key,
             "ELKAPI_BASE_URL": server.base_url,
         }
-        allowed, finished = count, set[int]()
+        allowed, finished, replay = count, set[int](), Replay()
         for number in range(kills + 1):
             seen = len(server.requests)
             process = await asyncio.create_subprocess_exec(
@@ -1198,12 +1278,14 @@ async def killed_until_done(
             if journal.exists():
                 for line in journal.read_bytes().splitlines(keepends=True):
                     replay.feed(line)
+            assert server.generations <= replay.images, "more was made than the journal knows of"
             states = [replay.state(index) for index in range(count)]
             finished = {index for index in range(count) if states[index] == "done"}
             if number < kills:
                 allowed += states.count("sent")
         assert finished == set(range(count))
         generations = server.generations
+    assert mode != "replay" or replay.images == count
     assert generations == count if mode == "replay" else count <= generations <= allowed
     manifest = lines(folder / MANIFEST)
     assert sorted(line["index"] for line in manifest) == list(range(count))

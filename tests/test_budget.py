@@ -68,6 +68,29 @@ def test_budget_lets_pass_what_is_paid_for() -> None:
     assert Budget(max_images=3, images=3).obstacle(1) == "max_images"
 
 
+def test_budget_of_tokens_counts_what_was_lost() -> None:
+    """Images that no answer told the tokens of are taken to cost what the others did, and make them no cheaper."""
+    budget = Budget(max_total_tokens=1000, images=5, lost=3, tokens=200)
+    assert budget.obstacle(5) is None
+    assert budget.obstacle(6) == "max_total_tokens"
+    budget.spend(1, None, answered=False)
+    assert budget.obstacle(5) == "max_total_tokens"
+
+
+def test_budget_takes_back_what_is_billed_once() -> None:
+    """Where lost images are asked for again under their key, they cost what the answer says."""
+    budget = Budget(max_images=5, max_total_tokens=500, images=5, lost=3, tokens=200)
+    assert budget.obstacle(1) == "max_images"
+    budget.take_back(3)
+    assert budget.obstacle(3) is None
+    budget.begin(3)
+    assert budget.obstacle(1) == "max_images"
+    budget.end(3)
+    budget.spend(2, 200)
+    assert budget.obstacle(1) is None
+    assert budget.obstacle(2) == "max_images"
+
+
 def test_budget_of_tokens_does_not_learn_from_a_failure() -> None:
     """After a failure that may have made an image no price is known yet; after an answer without usage none will be."""
     budget = Budget(max_total_tokens=1000)

@@ -161,6 +161,29 @@ def test_replay_counts_what_was_paid_once() -> None:
     assert [seen.state(0), seen.state(1)] == ["done", "done"]
 
 
+def test_replay_counts_what_was_sent_until_its_answer_is_known() -> None:
+    """An attempt may have cost all that it asked for; what is known afterwards holds for the last one alone."""
+    sent = Sent(index=0, images=4)
+    known: list[tuple[list[AnyRecord], int, int]] = [
+        ([sent], 4, 4),
+        ([sent, sent], 8, 8),
+        ([sent, sent, Done(index=0, images=3, usage=USAGE)], 7, 4),
+        ([sent, Failed(index=0)], 0, 0),
+        ([sent, Failed(index=0, images=4), sent], 8, 8),
+        ([sent, Made(index=0, images=4, urls=(Waiting(0, "http://h/0"),), usage=USAGE)], 4, 0),
+        ([sent, Done(index=0, images=4, meta=META), Sent(index=0, images=0)], 4, 0),
+    ]
+    for records, images, lost in known:
+        seen = replay(journal(*records))
+        assert (seen.images, seen.lost) == (images, lost)
+
+
+def test_replay_reads_a_journal_that_does_not_tell_what_was_asked_for() -> None:
+    """Records of before count as one image."""
+    seen = replay(encode(Header()) + b'{"type":"sent","index":3,"hash":"h","key":"k"}\n')
+    assert (seen.state(3), seen.images) == ("sent", 1)
+
+
 def test_replay_keeps_a_few_bytes_for_each_request() -> None:
     """What is kept of a hundred thousand requests is less than two megabytes."""
     import tracemalloc
@@ -171,6 +194,7 @@ def test_replay_keeps_a_few_bytes_for_each_request() -> None:
         seen.feed(line)
     tracemalloc.start()
     for index in range(1000, 101_000):
+        seen.feed(b'{"type":"sent","index":%d,"images":4}\n' % index)
         seen.feed(b'{"type":"done","index":%d}\n' % index)
     kept = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
@@ -184,7 +208,13 @@ SOMETHING = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 @given(
     st.lists(
         st.one_of(
-            st.builds(Sent, index=st.integers(0, 50), hash=SOMETHING, key=st.none() | SOMETHING),
+            st.builds(
+                Sent,
+                index=st.integers(0, 50),
+                hash=SOMETHING,
+                key=st.none() | SOMETHING,
+                images=st.integers(0, 10),
+            ),
             st.builds(
                 Done,
                 index=st.integers(0, 50),

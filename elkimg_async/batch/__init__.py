@@ -25,6 +25,7 @@ from elkimg_async.batch.orders import Desk, Order, Outcome
 from elkimg_async.batch.work import Worker
 from elkimg_async.errors import BatchStoppedError, ConfigurationError, JournalError
 from elkimg_async.image import Image
+from elkimg_async.options import IdempotencyMode
 from elkimg_async.run import MapItem, Totals
 from elkimg_async.sansio.budget import Budget, Limit
 from elkimg_async.sansio.journal import Done, Sent
@@ -66,7 +67,7 @@ class Batch:
         options: what the caller wants.
         defaults: the fields of a request for those that do not say otherwise.
         headers: further headers of every request.
-        keys: whether requests have an Idempotency-Key.
+        idempotency: whether requests have an Idempotency-Key, and the server is known to replay it.
         generate: `AsyncImages.generate`.
         connect: teaches an image to fetch its URL.
         rate: the requests for each second that the client holds itself to.
@@ -82,7 +83,7 @@ class Batch:
         *,
         defaults: Mapping[str, Any],
         headers: Mapping[str, str],
-        keys: bool,
+        idempotency: IdempotencyMode,
         generate: Callable[..., Any],
         connect: Callable[[Image], None],
         rate: Callable[[], float],
@@ -90,7 +91,8 @@ class Batch:
         options.check()
         check_iterable(requests)
         self._requests, self._options = requests, options
-        self._defaults, self._headers, self._keys = defaults, headers, keys
+        self._defaults, self._headers = defaults, headers
+        self._idempotency: IdempotencyMode = idempotency
         self._generate, self._connect, self._rate = generate, connect, rate
         self._window = options.concurrency * (2 if options.ordered else 1)
         self._ready: deque[Outcome] = deque()
@@ -155,7 +157,7 @@ class Batch:
         if self._opened.done():
             self._opened.exception()  # seen, should nobody wait for it any more
         if self._noted is not None and isinstance(record := self._noted.record, Done):
-            self._ledger.note(Sent(index=record.index, hash=record.hash, key=record.key))
+            self._ledger.note(Sent(index=record.index, hash=record.hash, key=record.key, images=0))
         await self._ledger.aclose()
 
     # --- giving -------------------------------------------------------------
@@ -242,12 +244,13 @@ class Batch:
             max_images=options.max_images,
             max_total_tokens=options.max_total_tokens,
             images=ledger.replay.images,
+            lost=ledger.replay.lost,
             tokens=ledger.replay.tokens,
         )
         desk = Desk(
             defaults=self._defaults,
             stream=options.stream,
-            keys=self._keys,
+            idempotency=self._idempotency,
             skip_failed=options.skip_failed,
             known=ledger.record if ledger.journaling else None,
             folder=folder,
@@ -277,6 +280,8 @@ class Batch:
                 self._stop(error)
                 return
             if isinstance(found, Order):
+                if found.again is not None:
+                    self._budget.take_back(found.again.images)
                 if not await self._may_start(found):
                     return
                 self._ungiven += 1

@@ -9,6 +9,7 @@ import msgspec
 
 from elkimg_async.batch.files import Folder
 from elkimg_async.errors import InvalidRequestError
+from elkimg_async.options import IdempotencyMode
 from elkimg_async.run import MapItem
 from elkimg_async.sansio.journal import (
     Answered,
@@ -16,6 +17,7 @@ from elkimg_async.sansio.journal import (
     Done,
     Failed,
     File,
+    Sent,
     check_same,
     fingerprint,
     read_error,
@@ -25,13 +27,18 @@ from elkimg_async.sansio.requests import GenerateRequest, make_request
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """One request to be done. `record` is the journal's last about it; None where it knows none."""
+    """One request to be done. `record` is the journal's last about it; None where it knows none.
+
+    `again` is the attempt of an earlier run that was left without an answer, where the server is known to
+    replay its key: to go on with it costs nothing more. None where an attempt costs what it costs.
+    """
 
     index: int
     request: GenerateRequest
     hash: str | None = None
     key: str | None = None
     record: AnyRecord | None = None
+    again: Sent | None = None
 
     @property
     def n(self) -> int:
@@ -63,7 +70,7 @@ class Desk:
     Args:
         defaults: the fields of a request for those that do not say otherwise.
         stream: whether requests ask for streams, which makes them other requests.
-        keys: whether requests have an Idempotency-Key.
+        idempotency: whether requests have an Idempotency-Key, and the server is known to replay it.
         skip_failed: whether what has failed before stays so.
         known: the journal's last record of an index; None without a journal.
         folder: where the files of finished requests are.
@@ -74,12 +81,12 @@ class Desk:
         *,
         defaults: Mapping[str, Any],
         stream: bool,
-        keys: bool,
+        idempotency: IdempotencyMode,
         skip_failed: bool,
         known: Callable[[int], AnyRecord | None] | None,
         folder: Folder | None,
     ) -> None:
-        self._defaults, self._stream, self._keys = defaults, stream, keys
+        self._defaults, self._stream, self._idempotency = defaults, stream, idempotency
         self._skip_failed, self._known, self._folder = skip_failed, known, folder
 
     def take(self, index: int, given: Any) -> Order | Outcome:
@@ -106,8 +113,10 @@ class Desk:
             check_same(record, index, mark)
             if isinstance(record, Done) or (isinstance(record, Failed) and self._skip_failed):
                 return self._resumed(record, request)
-        key = self._key(record) if self._known and self._keys else None
-        return Order(index=index, request=request, hash=mark, key=key, record=record)
+        key = self._key(record) if self._known and self._idempotency != "off" else None
+        lost = record if isinstance(record, Sent) and record.key is not None else None
+        again = lost if self._idempotency == "replay" else None
+        return Order(index=index, request=request, hash=mark, key=key, record=record, again=again)
 
     def _request(self, given: Any) -> GenerateRequest:
         match given:

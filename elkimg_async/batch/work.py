@@ -85,8 +85,8 @@ class Worker:
             return _hand_over(
                 order, record, ImagesResponse((image for _, image in slots), usage=record.usage)
             )
-        if not isinstance(record, Sent) or record.key != order.key:
-            await self._ledger.commit(Sent(**order.fields()))
+        if order.again is None:
+            await self._ledger.commit(Sent(**order.fields(), images=order.n))
         try:
             response = await self._answer(order)
         except ElkImagesError as error:
@@ -139,6 +139,8 @@ class Worker:
 
     async def _fail(self, order: Order, error: ElkImagesError) -> Outcome:
         """Note a failure, and keep the good images that came with it: they are paid for."""
+        if order.again is not None and error.billing in ("not_sent", "refused"):
+            error.billing = "unknown"  # the earlier attempt may have made it, under the same key
         spent = order.n if error.billing in ("unknown", "billed") else 0
         self._budget.spend(spent, None, answered=False)
         made = Made(**order.fields(), images=spent)

@@ -259,7 +259,7 @@ def _say_what_is_left(
     desk = Desk(
         defaults={name: value for name, value in options.items() if value is not None},
         stream=False,
-        keys=True,
+        idempotency="send",
         skip_failed=skip_failed,
         known=ledger.record,
         folder=Folder(output),

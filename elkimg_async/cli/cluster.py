@@ -148,7 +148,7 @@ class RayRun:
         desk = Desk(
             defaults=self._defaults,
             stream=False,
-            keys=False,
+            idempotency="off",
             skip_failed=False,
             known=None,
             folder=None,

@@ -10,13 +10,15 @@ class Budget:
 
     Images are counted as they are asked for, so that their limit holds exactly. Tokens are known only
     afterwards: a request is taken to cost what an image has cost so far, and until one has been made,
-    requests go one by one. Where the server tells no tokens, their limit is never reached.
+    requests go one by one. What was lost without an answer is taken to have cost as much. Where the
+    server tells no tokens, their limit is never reached.
 
     Args:
         max_errors: the failed items that end the run.
         max_images: the images that may be paid for, those of `images` included.
         max_total_tokens: the same for tokens.
-        images: those that were made before.
+        images: those that may have been paid for before.
+        lost: those of them that no answer told the tokens of.
         tokens: those that were spent before.
     """
 
@@ -27,13 +29,14 @@ class Budget:
         max_images: int | None = None,
         max_total_tokens: float | None = None,
         images: int = 0,
+        lost: int = 0,
         tokens: float = 0,
     ) -> None:
         self._max_errors, self._max_images = max_errors, max_images
         self._max_tokens = max_total_tokens
         self._images, self._tokens, self._errors = images, tokens, 0
-        self._asked = 0
-        self._priced = images if tokens else 0
+        self._asked, self._lost = 0, lost
+        self._priced = images - lost if tokens else 0
         self._silent = False  # an answer did not tell its tokens
 
     def obstacle(self, n: int) -> Limit | None:
@@ -54,7 +57,7 @@ class Budget:
         if not self._priced and not self._silent:
             return self._asked == 0
         price = self._tokens / self._priced if self._priced else 0.0
-        return self._tokens + asked * price <= self._max_tokens
+        return self._tokens + (asked + self._lost) * price <= self._max_tokens
 
     def begin(self, n: int) -> None:
         """A request for `n` images leaves."""
@@ -72,6 +75,13 @@ class Budget:
             self._tokens += tokens
         elif answered:
             self._silent = True
+        else:
+            self._lost += images
+
+    def take_back(self, images: int) -> None:
+        """Images that count as lost are asked for again, of a server that bills their key once."""
+        self._images -= images
+        self._lost -= images
 
     def fail(self) -> None:
         """An item has failed."""

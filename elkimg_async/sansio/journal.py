@@ -2,6 +2,8 @@
 
 A run of `map` appends a line before a request leaves (`sent`), where its answer has only addresses
 of images (`made`), and when it is over (`done`, `failed`). The last line of an index holds for it.
+Each `sent` is an attempt that may have been paid for: what comes after it says what it cost, and
+where nothing does, it may have cost all that it asked for.
 The file may be a hundred thousand lines long, and its process may have died at any byte, so
 reading it takes one pass, keeps nine bytes for each request, and forgives only the end of the file.
 """
@@ -63,7 +65,13 @@ class Record(
 
 
 class Sent(Record, frozen=True, kw_only=True):
-    """The request is about to leave."""
+    """The request is about to leave.
+
+    `images` is how many may be paid for if nothing more is heard of it: as many as it asks for, and none
+    where an earlier record tells of them. Journals of before do not say: one.
+    """
+
+    images: int = 1
 
 
 class Answered(Record, frozen=True, kw_only=True):
@@ -122,17 +130,19 @@ class Replay:
         end: how many bytes of the file are good; what follows is the torn end of a killed process.
         unended: whether the last good line lacks its line feed.
         images: how many images the run may have paid for.
+        lost: how many of them nobody told the tokens of, since no answer came.
         tokens: how many tokens the servers told.
     """
 
     def __init__(self) -> None:
         self.end = 0
         self.unended = False
-        self.images = 0
+        self.images = self.lost = 0
         self.tokens: float = 0
         self._lines = 0
         self._offsets = array("q")
         self._codes = bytearray()
+        self._open: dict[int, int] = {}  # what each `sent` without an answer may cost
 
     def __len__(self) -> int:
         return len(self._codes)
@@ -178,14 +188,22 @@ class Replay:
             self._offsets.extend([0] * missing)
             self._codes.extend(bytes(missing))
         code = _CODES[type(record)]
-        if isinstance(record, Answered):
+        if isinstance(record, Sent):
+            self._open[index] = record.images
+            self._count(record.images, lost=True)
+        else:
+            self._count(-self._open.pop(index, 0), lost=True)
             if self._codes[index] not in _MADE:  # else it was counted then
-                self.images += record.images
+                self._count(record.images, lost=record.meta is None and record.usage is None)
                 self.tokens += (record.usage and record.usage.total_tokens) or 0
             if isinstance(record, Failed) and record.urls:
                 code = 5
         self._offsets[index] = self.end
         self._codes[index] = code
+
+    def _count(self, images: int, *, lost: bool) -> None:
+        self.images += images
+        self.lost += images if lost else 0
 
     def state(self, index: int) -> State:
         """What became of a request."""
