@@ -40,7 +40,8 @@ from elkimg_async import (
     Totals,
     Usage,
 )
-from elkimg_async.batch.files import MANIFEST, stem_of
+from elkimg_async.batch import files
+from elkimg_async.batch.files import MANIFEST, Folder, Ledger, stem_of
 from elkimg_async.image import media_type_of
 from elkimg_async.local import LocalServer
 from elkimg_async.options import IdempotencyMode
@@ -1219,6 +1220,49 @@ async def test_manifest_of_an_unfinished_request_is_taken_back(
     keys = [line["key"] for line in lines(tmp_path / MANIFEST)]
     assert keys == [server.keys[0], "of another run", server.keys[2]]
     assert server.keys[1] == server.keys[2]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it replaces no file that is open")
+@pytest.mark.parametrize("moment", ["opened before", "just before", "just after"])
+def test_manifest_being_mended_lets_nobody_else_in(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At no moment can another run take the folder, not even one that had opened the old manifest by then."""
+    manifest = tmp_path / MANIFEST
+    manifest.write_text("torn")
+    ledger, lock, replace = Ledger(None, Folder(tmp_path)), files._lock, Path.replace
+
+    def intrude() -> None:
+        with pytest.raises(JournalError, match="Another run"):
+            files._open_locked(manifest)
+        intruded.append(moment)
+
+    def lock_late(descriptor: int, path: Path) -> None:
+        monkeypatch.setattr(files, "_lock", lock)
+        ledger.open()
+        lock(descriptor, path)
+
+    def replace_watched(part: Path, path: Path) -> Path:
+        if moment == "just before":
+            intrude()
+        replaced = replace(part, path)
+        if moment == "just after":
+            intrude()
+        return replaced
+
+    intruded: list[str] = []
+    monkeypatch.setattr(Path, "replace", replace_watched)
+    if moment == "opened before":
+        monkeypatch.setattr(files, "_lock", lock_late)
+        intrude()
+    else:
+        ledger.open()
+    intrude()
+    ledger.close()
+    assert intruded == [moment] * 2
+    assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]
+    assert manifest.read_bytes() == b""
+    os.close(files._open_locked(manifest))
 
 
 async def test_call_with_a_key_of_the_callers_uses_it(server: Server, client: AsyncImages) -> None:

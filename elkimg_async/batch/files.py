@@ -165,14 +165,22 @@ class Ledger:
             ) from None
 
     def _mend_manifest(self, path: Path) -> None:
-        """Write it anew without the lines of requests that the journal does not know as finished."""
+        """Write it anew without the lines of requests that the journal does not know as finished.
+
+        The new file is locked before it has the name. Windows replaces no file that is open: a run that
+        takes the lock while it is free there makes this one fail, and harms nothing.
+        """
+        assert self._manifest is not None
         part = path.with_name(f".{os.urandom(8).hex()}.part")
-        with path.open("rb") as lines, part.open("xb") as mended:
+        with path.open("rb") as lines, os.fdopen(_open_locked(part), "wb") as mended:
             mended.writelines(line for line in lines if self._stays(line))
             mended.flush()
             os.fsync(mended.fileno())
-        assert self._manifest is not None
-        os.close(self._manifest)  # some systems replace no file that is open
+            if sys.platform != "win32":
+                part.replace(path)
+                os.dup2(mended.fileno(), self._manifest, inheritable=False)
+                return
+        os.close(self._manifest)
         self._manifest = None
         part.replace(path)
         self._manifest = _open_locked(path)
@@ -299,7 +307,7 @@ def _open_locked(path: Path) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, flags, 0o666)
     try:
-        _lock(descriptor)
+        _lock(descriptor, path)
     except (BlockingIOError, PermissionError):
         os.close(descriptor)
         raise JournalError(
@@ -314,12 +322,14 @@ def _open_locked(path: Path) -> int:
 if sys.platform == "win32":
     import msvcrt
 
-    def _lock(descriptor: int) -> None:
+    def _lock(descriptor: int, path: Path) -> None:
         os.lseek(descriptor, 1 << 40, os.SEEK_SET)  # no byte that is ever read or written
         msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
 
 else:
     import fcntl
 
-    def _lock(descriptor: int) -> None:
+    def _lock(descriptor: int, path: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(descriptor), path.stat()):
+            raise BlockingIOError  # another run has mended it meanwhile, and has the new one
