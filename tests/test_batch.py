@@ -764,6 +764,28 @@ async def test_download_that_was_left_is_repeated_and_not_the_generation(
     assert len(server.requests) == 1
 
 
+async def test_download_that_the_disk_did_not_take_is_repeated_and_not_the_generation(
+    server: Server, client: AsyncImages, tmp_path: Path
+) -> None:
+    """Where the images are stays known, so that after the disk is mended they are only fetched."""
+    server.answer = by_url(server, 1)
+    folder = tmp_path / "out"
+
+    async def file(name: str) -> web.Response:
+        shutil.rmtree(folder)
+        return web.Response(body=PNG)
+
+    server.file = file
+    options: Any = {"output_dir": folder, "journal": tmp_path / "j", "model": "dall-e-2"}
+    _, error = await until_the_end(client.map(["a"], **options))
+    assert isinstance(error, BatchError)
+    assert "cannot be saved" in str(error)
+    server.file = one_file
+    (item,) = await everything(client.map(["a"], **options))
+    assert item.ok
+    assert len(server.requests) == 1
+
+
 # --- budget -----------------------------------------------------------------
 
 

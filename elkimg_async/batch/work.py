@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import anyio
@@ -79,7 +80,7 @@ class Worker:
         """
         record = order.record
         if isinstance(record, Answered) and record.urls:  # made and paid for: only fetch it
-            slots = self._waiting(record.urls)
+            slots = slots_of(record.urls, self._connect)
             if self._folder is not None:
                 return await self._keep(order, _as(Made, record), slots, None)
             return _hand_over(
@@ -157,43 +158,19 @@ class Worker:
         self, order: Order, made: Made, slots: Slots, response: ImagesResponse | None
     ) -> Outcome:
         """Bring the images of an answer to the disk; those behind URLs after noting where they are."""
-        here = [(position, image) for position, image in slots if image.content is not None]
-        left = {position: image for position, image in slots if image.content is None}
+        here, left = divide(slots)
+        save = partial(self._save, order, many=made.images > 1)
         try:
-            made, failure = await self._fetch_and_save(
-                order, made, here, left, response is not None
-            )
+            made = _with(made, await _shielded(save(here)), waiting(left))
+            if left and response is not None:
+                await _shielded(self._ledger.commit(made))
+            saved, urls, failure = await fetch(left, save)
         except OSError as problem:
             return await self._lose(order, made, problem, response)
+        made = _with(made, saved, urls)
         if failure is not None:
             return await self._end_badly(order, made, failure)
         return await _shielded(self._end_well(order, made))
-
-    async def _fetch_and_save(
-        self, order: Order, made: Made, here: Slots, left: dict[int, Image], new: bool
-    ) -> tuple[Made, DownloadError | None]:
-        """What is kept then, what still waits at its URL, and why."""
-        many = made.images > 1
-        made = _with(made, await _shielded(self._save(order, here, many=many)), left)
-        if left and new:
-            await _shielded(self._ledger.commit(made))
-        failure: DownloadError | None = None
-        for position, image in list(left.items()):
-            try:
-                await image.read()
-            except DownloadError as error:
-                failure = error
-                continue
-            del left[position]
-            saved = await _shielded(self._save(order, [(position, image)], many=many))
-            made = _with(made, saved, left)
-        return made, failure
-
-    def _waiting(self, urls: tuple[Waiting, ...]) -> Slots:
-        slots = [(waiting.position, Image(url=waiting.url)) for waiting in urls]
-        for _, image in slots:
-            self._connect(image)
-        return slots
 
     async def _save(self, order: Order, slots: Slots, *, many: bool) -> tuple[File, ...]:
         if not slots:
@@ -259,9 +236,46 @@ def _as(kind: Any, record: Answered) -> Any:
     return kind(**{name: getattr(record, name) for name in Answered.__struct_fields__})
 
 
-def _with(made: Made, files: tuple[File, ...], left: Mapping[int, Image]) -> Made:
-    urls = tuple(Waiting(position, image.url or "") for position, image in left.items())
+def _with(made: Made, files: tuple[File, ...], urls: tuple[Waiting, ...]) -> Made:
     return msgspec.structs.replace(made, files=made.files + files, urls=urls)
+
+
+def divide(slots: Slots) -> tuple[Slots, Slots]:
+    """The images that are here, and those that wait at their URLs."""
+    here = [(position, image) for position, image in slots if image.content is not None]
+    left = [(position, image) for position, image in slots if image.content is None]
+    return here, left
+
+
+def waiting(slots: Slots) -> tuple[Waiting, ...]:
+    """Where images wait."""
+    return tuple(Waiting(position, image.url or "") for position, image in slots)
+
+
+def slots_of(urls: tuple[Waiting, ...], connect: Callable[[Image], None]) -> Slots:
+    """The images that wait there; `connect` teaches each to fetch its URL."""
+    slots = [(where.position, Image(url=where.url)) for where in urls]
+    for _, image in slots:
+        connect(image)
+    return slots
+
+
+async def fetch(
+    slots: Slots, save: Callable[[Slots], Coroutine[Any, Any, tuple[File, ...]]]
+) -> tuple[tuple[File, ...], tuple[Waiting, ...], DownloadError | None]:
+    """Fetch images and `save` each; gives the files, what still waits at its URL, and why."""
+    files: tuple[File, ...] = ()
+    left: Slots = []
+    failure: DownloadError | None = None
+    for position, image in slots:
+        try:
+            await image.read()
+        except DownloadError as error:
+            failure = error
+            left.append((position, image))
+        else:
+            files += await _shielded(save([(position, image)]))
+    return files, waiting(left), failure
 
 
 async def _shielded(step: Coroutine[Any, Any, T]) -> T:
