@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import elkimg_async
 from elkimg_async import Limits
 from elkimg_async.errors import ConfigurationError
 from elkimg_async.image import media_type_of
-from elkimg_async.local import LocalServer, ThreadedServer
+from elkimg_async.local import LocalServer, ThreadedServer, contract
 from elkimg_async.ray import GenerateImages, generate_dataset
 from elkimg_async.ray.rate import NAMESPACE, RateKeeper, SharedRate, actor_name
 
@@ -323,6 +324,70 @@ def test_worker_gives_what_was_made_of_a_failed_answer(ray: Any, server: Threade
     assert (bad["error"], bad["billing"], bad["images"]) == ("ModerationError", "refused", [])
     assert media_type_of(good["images"][0]) == "image/png"
     assert good["urls"][0].startswith("http://127.0.0.1")
+
+
+def test_worker_only_fetches_what_could_not_be_fetched(
+    ray: Any, server: ThreadedServer, tmp_path: Path
+) -> None:
+    """An image behind a URL is paid for: the next execution fetches it, and what is gone stays a failure."""
+    known: list[bool] = []
+
+    class Watched(OrderedDict[str, bytes]):
+        def get(self, path: str, default: Any = None) -> Any:
+            if path.startswith("/images/"):
+                known.append((tmp_path / "a-cat.json").exists())
+            if path in withheld:
+                raise contract.missing("GET", path)
+            return super().get(path, default)
+
+    images = server._server._images = Watched()
+    withheld: dict[str, bytes] = {}
+    ways: list[str] = []
+
+    def publish(image: bytes, order: Any) -> str:
+        path = f"/images/{len(ways)}.png"
+        ways.append(path)
+        (withheld if path == "/images/0.png" else images)[path] = image
+        return server.base_url.removesuffix("/v1") + path
+
+    server._server._published = publish  # type: ignore[method-assign]
+    table = arrow().table({"id": ["a-cat"], "prompt": ["a cat"], "n": [2]})
+
+    def made() -> dict[str, Any]:
+        options: Any = {"api_key": KEY, "base_url": server.base_url, "idempotency": "off"}
+        worker = GenerateImages(
+            run="fetched", model="dall-e-2", output_dir=str(tmp_path), **options
+        )
+        try:
+            (row,) = worker(table).to_pylist()
+        finally:
+            worker.close()
+        return {**row, "paths": [Path(path).name for path in row["paths"]]}
+
+    first, again = made(), made()
+    assert server.generations == 1
+    for row in (first, again):
+        assert (row["ok"], row["error"], row["billing"]) == (False, "DownloadError", "billed")
+        assert "404" in row["error_message"]
+        assert row["paths"] == ["a-cat.2.png"]
+        assert row["request_id"] == first["request_id"]
+    images.update(withheld)
+    withheld.clear()
+    fetched, found = made(), made()
+    for row in (fetched, found):
+        assert (row["ok"], row["error"]) == (True, None)
+        assert row["paths"] == ["a-cat.1.png", "a-cat.2.png"]
+        assert row["request_id"] == first["request_id"]
+        assert (row["total_tokens"], row["attempts"]) == (first["total_tokens"], 1)
+    assert (fetched["resumed"], found["resumed"]) == (False, True)
+    assert len(fetched["urls"]) == 1
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [
+        "a-cat.1.png",
+        "a-cat.2.png",
+        "a-cat.json",
+    ]
+    assert known == [True] * 4  # in the folder before it is fetched, should the worker die
+    assert [seen.method for seen in server.requests].count("POST") == 1
 
 
 def test_worker_stops_paying_when_the_disk_takes_nothing(

@@ -1,6 +1,7 @@
 """What can be said of workers on Ray without Ray: rows, files, and whose permit is whose."""
 
 import asyncio
+import json
 import math
 import os
 import sys
@@ -132,7 +133,7 @@ def store(shelf: Shelf, row_id: str, *images: bytes, mark: str = "m") -> RowReco
         key="k",
         prompt="a cat",
         parameters={},
-        files=shelf.write(row_id, [Image(image) for image in images]),
+        files=shelf.write(row_id, [*enumerate(map(Image, images))], many=len(images) > 1),
         usage=None,
         request_id=None,
         attempts=1,
@@ -150,6 +151,16 @@ def test_shelf_finds_what_is_done(tmp_path: Path) -> None:
     assert [Path(path).name for path in shelf.paths(record.files)] == ["7.1.png", "7.2.png"]
     assert shelf.find("7", "other") is None
     assert shelf.find("8", "m") is None
+
+
+def test_shelf_reads_a_record_that_does_not_tell_urls(tmp_path: Path) -> None:
+    """Records of before are of rows that are done."""
+    shelf = Shelf(str(tmp_path))
+    record = store(shelf, "7", PNG)
+    fields = json.loads((tmp_path / "7.json").read_bytes())
+    assert fields.pop("urls") == []
+    (tmp_path / "7.json").write_text(json.dumps(fields))
+    assert shelf.find("7", "m") == record
 
 
 @pytest.mark.parametrize("harm", ["cut", "missing", "no record", "broken record"])

@@ -51,7 +51,8 @@ def generate_dataset(
 
     A worker that dies is replaced by Ray, and its batch is done again with the same idempotency keys, which are
     made of `run`, the row's `id` and its request. A server that replays them makes and bills nothing twice. Any
-    other may do so for what was under way; not for files in `output_dir`, which are never asked for again.
+    other may do so for what was under way; not for files in `output_dir`, which are never asked for again, nor
+    for images that still wait at their URLs: with `output_dir` the next execution only fetches them.
 
     Args:
         ds: The rows. Where they have no `id` (whole numbers or text, different in each row), one is

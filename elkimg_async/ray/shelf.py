@@ -1,6 +1,7 @@
 """Images as files on a path that all workers see, with a record beside them for each row.
 
-Files appear whole or not at all, and the record after them: where it is, the row is done.
+Files appear whole or not at all, and the record after them: where it is, the row is paid for, and
+done unless some of its images still wait at their URLs.
 """
 
 from collections.abc import Sequence
@@ -10,15 +11,19 @@ from typing import Any
 import msgspec
 
 from elkimg_async.batch.files import Folder
+from elkimg_async.batch.work import Slots
 from elkimg_async.errors import ConfigurationError
-from elkimg_async.image import Image, write_atomically
+from elkimg_async.image import write_atomically
 from elkimg_async.ray.rows import file_stem
-from elkimg_async.sansio.journal import File
+from elkimg_async.sansio.journal import File, Waiting
 from elkimg_async.sansio.responses import Usage
 
 
 class RowRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One row that is done; `hash` is the fingerprint of its request, `elapsed` in seconds."""
+    """One row whose images are made: `files` are here, and those of `urls` are not fetched yet.
+
+    `hash` is the fingerprint of its request, `elapsed` the seconds spent on it so far.
+    """
 
     id: str
     hash: str
@@ -26,6 +31,7 @@ class RowRecord(msgspec.Struct, frozen=True, kw_only=True):
     prompt: str
     parameters: dict[str, Any]
     files: tuple[File, ...]
+    urls: tuple[Waiting, ...] = ()
     usage: Usage | None
     request_id: str | None
     attempts: int
@@ -65,20 +71,20 @@ class Shelf:
             return None
         return record if whole and (record.id, record.hash) == (row_id, mark) else None
 
-    def write(self, row_id: str, images: Sequence[Image]) -> tuple[File, ...]:
-        """Write the images of a row.
+    def write(self, row_id: str, slots: Slots, *, many: bool) -> tuple[File, ...]:
+        """Write images of a row, which has `many` or one.
 
         Raises:
             OSError: by the file system.
         """
-        stem, many = file_stem(row_id), len(images) > 1
+        stem = file_stem(row_id)
         return tuple(
             self._folder.write(f"{stem}.{position + 1}" if many else stem, image, position)
-            for position, image in enumerate(images)
+            for position, image in slots
         )
 
     def note(self, record: RowRecord) -> None:
-        """Write that a row is done.
+        """Write what is known of a row.
 
         Raises:
             OSError: by the file system.

@@ -6,15 +6,24 @@ import importlib
 import math
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Unpack
 
 import msgspec
 
 from elkimg_async.arguments import GenerateOptions
-from elkimg_async.batch.work import IN_FLIGHT_LIMIT, IN_FLIGHT_PAUSE
+from elkimg_async.batch.work import (
+    IN_FLIGHT_LIMIT,
+    IN_FLIGHT_PAUSE,
+    Slots,
+    divide,
+    fetch,
+    slots_of,
+    waiting,
+)
 from elkimg_async.client import AsyncImages
+from elkimg_async.download import connect_image
 from elkimg_async.errors import (
     APIError,
     BatchError,
@@ -37,7 +46,7 @@ from elkimg_async.ray import rows
 from elkimg_async.ray.rate import SharedRate, load_ray
 from elkimg_async.ray.rows import Outcome
 from elkimg_async.ray.shelf import RowRecord, Shelf
-from elkimg_async.sansio.journal import fingerprint
+from elkimg_async.sansio.journal import File, Waiting, fingerprint
 from elkimg_async.sansio.requests import GenerateRequest, make_request
 from elkimg_async.sansio.responses import ImagesResponse
 from elkimg_async.sansio.retry import is_in_flight
@@ -84,7 +93,8 @@ class GenerateImages:
         id_column: The column of ids, different in each row; `id` if not given.
         requests_at_once: How many rows of its batch a worker does at a time; 16 if not given.
         output_dir: A folder that all workers see, for images named after the ids, with a JSON file beside them for
-            each finished row. What is there whole is not asked for again. None: the column `images`.
+            each row that was made. What is there whole is not asked for again, and what still waits at its
+            URL is only fetched. None: the column `images`.
         limits: What all workers share together, as all calls of a client do. None: `Limits()`.
         api_key: The key, better as `ray.put(key)`, which keeps it out of the plan; or an async function
             that returns it. None: ELKAPI_API_KEY in the worker's environment.
@@ -204,7 +214,7 @@ class GenerateImages:
         return [outcome for task in tasks if (outcome := task.result()) is not None]
 
     async def _do(self, row: dict[str, Any]) -> Outcome:
-        """One row: found, made, or failed."""
+        """One row: found, fetched, made, or failed."""
         began = time.monotonic()
         outcome = Outcome(id=rows.read_id(row, self._id_column))
         try:
@@ -217,27 +227,26 @@ class GenerateImages:
         if self._shelf is not None:
             record = await asyncio.to_thread(self._shelf.find, outcome.id, mark)
             if record is not None:
-                return _found(record, self._shelf)
-        images: Iterable[Image] = ()
+                outcome = _found(record, self._shelf)
+                if record.urls:
+                    await self._keep(outcome, record, slots_of(record.urls, self._client.connect))
+                return outcome
         try:
             response = await self._answer(request, outcome.key)
             images, meta = list(response), response.meta
             outcome.usage, outcome.request_id = response.usage, meta.request_id
             outcome.attempts = meta.attempts
-            failed: DownloadError | None = None
-            for image in images:
-                try:
-                    await image.read()
-                except DownloadError as error:
-                    failed = error
-            if failed is not None:
-                raise failed
         except ElkImagesError as error:
-            outcome.error, outcome.attempts = error, outcome.attempts or error.attempts
-            outcome.request_id = outcome.request_id or error.request_id
-            images = images or getattr(error, "images", ())
+            outcome.error, outcome.attempts = error, error.attempts
+            outcome.request_id = error.request_id
+            images = [image for image in getattr(error, "images", ()) if image.content]
+        outcome.urls = [image.url for image in images if image.url is not None]
         outcome.elapsed = time.monotonic() - began
-        await self._keep(outcome, images, request, mark)
+        if self._shelf is None:
+            await _read(outcome, images)
+        else:
+            record = _new_record(outcome, request, mark)
+            await self._keep(outcome, record, list(enumerate(images)))
         return outcome
 
     async def _answer(self, request: GenerateRequest, key: str | None) -> ImagesResponse:
@@ -258,31 +267,27 @@ class GenerateImages:
         async with self._client.generate(request, stream=True, extra_headers=headers) as stream:
             return await stream.result()
 
-    async def _keep(
-        self, outcome: Outcome, images: Iterable[Image], request: GenerateRequest, mark: str
-    ) -> None:
-        """Bring what has been paid for into the outcome, or to the disk."""
-        outcome.urls = [image.url for image in images if image.url is not None]
-        whole = [image for image in images if image.content is not None]
-        if self._shelf is None:
-            outcome.images = [image.content or b"" for image in whole]
-            return
-        shelf = self._shelf
-        parameters = request.fields() | (request.extra_body or {})
-        parameters.pop("prompt", None)
+    async def _keep(self, outcome: Outcome, record: RowRecord, slots: Slots) -> None:
+        """Bring images to the disk, those behind URLs after noting where they are."""
+        shelf, began = self._shelf, time.monotonic()
+        assert shelf is not None
+        many = len(record.files) + len(slots) > 1
 
-        def write() -> None:
-            files = shelf.write(outcome.id, whole)
-            outcome.paths = shelf.paths(files)
-            if outcome.error is None:
-                kept = {name: getattr(outcome, name) for name in _KEPT}
-                record = RowRecord(
-                    hash=mark, prompt=request.prompt, parameters=parameters, files=files, **kept
-                )
-                shelf.note(record)
+        async def save(slots: Slots) -> tuple[File, ...]:
+            return await asyncio.to_thread(shelf.write, outcome.id, slots, many=many)
 
+        here, left = divide(slots)
         try:
-            await asyncio.to_thread(write)
+            record = _with(record, await save(here), waiting(left))
+            if left:
+                await asyncio.to_thread(shelf.note, record)
+            saved, urls, failure = await fetch(left, save)
+            outcome.error = outcome.error or failure
+            outcome.elapsed += time.monotonic() - began
+            record = _with(record, saved, urls, elapsed=outcome.elapsed)
+            outcome.paths = shelf.paths(record.files)
+            if outcome.error is None or urls:
+                await asyncio.to_thread(shelf.note, record)
         except OSError as problem:
             raise BatchError(
                 f"The image was made, but cannot be saved: {problem.strerror}. Mend that, and start "
@@ -319,7 +324,34 @@ _KEPT = ("id", "key", "usage", "request_id", "attempts", "elapsed")
 
 def _found(record: RowRecord, shelf: Shelf) -> Outcome:
     kept = {name: getattr(record, name) for name in _KEPT}
-    return Outcome(paths=shelf.paths(record.files), resumed=True, **kept)
+    urls = [where.url for where in record.urls]
+    return Outcome(paths=shelf.paths(record.files), urls=urls, resumed=not urls, **kept)
+
+
+def _new_record(outcome: Outcome, request: GenerateRequest, mark: str) -> RowRecord:
+    kept = {name: getattr(outcome, name) for name in _KEPT}
+    parameters = request.fields() | (request.extra_body or {})
+    parameters.pop("prompt", None)
+    return RowRecord(hash=mark, prompt=request.prompt, parameters=parameters, files=(), **kept)
+
+
+def _with(
+    record: RowRecord, files: tuple[File, ...], urls: tuple[Waiting, ...], **changes: Any
+) -> RowRecord:
+    known = sorted(record.files + files, key=lambda file: file.position)
+    return msgspec.structs.replace(record, files=tuple(known), urls=urls, **changes)
+
+
+async def _read(outcome: Outcome, images: Sequence[Image]) -> None:
+    """Bring images into the outcome."""
+    began = time.monotonic()
+    for image in images:
+        try:
+            await image.read()
+        except DownloadError as error:
+            outcome.error = error
+    outcome.images = [image.content for image in images if image.content is not None]
+    outcome.elapsed += time.monotonic() - began
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -356,3 +388,7 @@ class _PacedImages(AsyncImages):
     def __init__(self, pacing: Pacing, **options: Any) -> None:
         super().__init__(**options)
         self._settings = msgspec.structs.replace(self._settings, limiter=pacing)
+
+    def connect(self, image: Image) -> None:
+        """Teach an image to fetch its URL."""
+        connect_image(image, self._transport, self._settings)
