@@ -192,7 +192,10 @@ def test_change_of_rate_is_followed(
 
 
 @pytest.mark.parametrize("latency", [0.01, 1.0])
-@pytest.mark.parametrize(("per_minute", "burst"), [(60, 60), (600, 60), (600, 600)])
+@pytest.mark.parametrize(
+    ("per_minute", "burst"),
+    [(60, 5), (60, 6), (60, 60), (100, 10), (333, 7), (600, 60), (600, 600)],
+)
 def test_headers_of_a_bucket_are_followed_from_the_start(
     per_minute: int, burst: int, latency: float
 ) -> None:

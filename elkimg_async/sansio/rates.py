@@ -30,7 +30,10 @@ LONG_GOOD = 10.0  # seconds after which good answers open the window by one each
 
 MARGIN = 0.05  # seconds by which a new window is awaited
 HEADERS_KEPT = 16
-SPREAD = 10.0  # seconds over which what a bucket has in store is used up
+ROUNDING = 0.001  # seconds to which a reset is exact, unless it is in whole ones
+SPREAD = 1 / 6  # of the time in which a bucket fills: in so much is used up what it has in store,
+LONGEST_SPREAD = 10.0  # but in no more than so many seconds
+RESERVE = 0.25  # of a request is left in a bucket: its level is known no better
 
 
 class Adaptive:
@@ -273,6 +276,7 @@ class Told:
         self._window = self._rolled = self._refused = False
         self._length = MINUTE
         self._rates: list[tuple[int, float, float]] = []  # number, and the least and most it can be
+        self._least, self._most = 0.0, math.inf  # what the latest of them agree on
         self._level, self._filled_at = 1.0, 0.0
         self._last_start = -math.inf
 
@@ -285,8 +289,7 @@ class Told:
             return False
         most = max(left, 1 if most is None else most)
         if reset > 0.0 and most > left:
-            insort(self._rates, (number, (most - left - 1) / reset, (most - left) / reset))
-            del self._rates[:-HEADERS_KEPT]
+            self._bound_rate(number, most - left, reset, refused)
         if number < self._number + self._rolled:
             return True
         if not refused and not self._refused and self._number and most == self._limit:
@@ -301,28 +304,29 @@ class Told:
 
     def _tell_kind(self, started: float, number: int, reset: float) -> None:
         """See whether the requests since the last header, all admitted, have put the end off."""
-        filling = self._fill_rate()
-        if filling is None or started >= self._at + self._reset:
+        if started >= self._at + self._reset:
             return
-        expected = (number - self._number) / filling
+        expected = (number - self._number) / self._most
         if expected > 2.5 * (1.0 if reset == int(reset) else 0.1):
             moved = started + reset - self._at - self._reset
-            self._window = moved < 0.4 * expected
+            self._window = abs(moved) < 0.4 * expected
 
-    def _fill_rate(self) -> float | None:
-        """What flows into the bucket in a second, from the latest headers that agree; None if unknown."""
-        if not self._rates:
-            return None
-        low = high = None
+    def _bound_rate(self, number: int, missing: int, reset: float, refused: bool) -> None:
+        """See what flows into a bucket in a second, from the latest headers that agree.
+
+        Of the missing a fraction is not told, though what was admitted has just taken one, and a
+        reset in whole seconds has been rounded up.
+        """
+        surely = max(missing - 1, 0 if refused else 1)
+        rest = max(reset - 1.0, reset / 2) if reset == int(reset) else reset + ROUNDING
+        most = missing / rest if rest > 0.0 else math.inf
+        insort(self._rates, (number, surely / (reset + ROUNDING), most))
+        del self._rates[:-HEADERS_KEPT]
+        _, self._least, self._most = self._rates[-1]
         for _, least, most in reversed(self._rates):
-            if low is None or high is None:
-                low, high = least, most
-            elif least > high or most < low:
+            if least > self._most or most < self._least:
                 break
-            else:
-                low, high = max(low, least), min(high, most)
-        assert high is not None
-        return high
+            self._least, self._most = max(self._least, least), min(self._most, most)
 
     def known(self, now: float) -> bool:
         """Whether there are headers that are not out of date."""
@@ -334,19 +338,23 @@ class Told:
         if self._window:
             # A window longer than a minute need not be spread over all of itself.
             return max(0.0, left) / max(min(until - now, MINUTE + MARGIN), 0.05)
-        filling = self._fill_rate()
-        return math.inf if filling is None else filling + max(0.0, left - 1.0) / SPREAD
+        if self._most == math.inf:
+            return math.inf
+        store = max(0.0, left - 1.0)
+        return self._most + store / min(LONGEST_SPREAD, SPREAD * self._limit / self._most)
 
     def _left(self, now: float, total: int) -> tuple[float, float]:
         """How many may still start, and until when."""
         since = total - self._number
         end = self._at + self._reset + (MARGIN if self._window else 0.0)
         if not self._window:
-            missing = (end - now) * (
-                self._fill_rate() or 0.0
-            )  # to be whole, were it not for those since
-            left = float(self._limit) - max(missing, 0.0) - since + max(-missing, 0.0)
-            return min(left, float(self._limit)), end
+            least = self._least
+            left = self._remaining + (now - self._at) * least  # at least, but for those since
+            if now >= end:
+                left = max(left, self._limit + (now - end) * least)
+            elif self._most < math.inf:
+                left = max(left, self._limit - (end - now) * self._most)
+            return min(left - since, float(self._limit)), end
         if now >= end:  # a new window, of which no answer has told yet
             self._at = end + (now - end) // self._length * self._length
             self._reset, self._rolled = self._length, True
@@ -358,8 +366,9 @@ class Told:
         """When the next may start."""
         left, until = self._left(now, total)
         rate = self.rate(now, total)
-        if left < ENOUGH:
-            when = until if self._window else now + (1.0 - left) / rate if rate > 0.0 else until
+        needed = 1.0 if self._window else min(1.0 + RESERVE, self._limit)
+        if left < needed * ENOUGH:
+            when = until if self._window else now + (needed - left) / rate if rate > 0.0 else until
             if when <= now:
                 when = now + 1.0
             # However long a header forbids everything, now and then one is sent to look.
