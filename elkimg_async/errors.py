@@ -71,7 +71,7 @@ class ElkImagesError(Exception):
         return {name for names in annotated for name in names} - {"advice"}
 
     def _advise(self) -> str:
-        return self.advice
+        return _PERHAPS_MADE if self.billing == "unknown" else self.advice
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self)!r})"
@@ -84,6 +84,9 @@ class ElkImagesError(Exception):
         if self.request_id is None:
             self.request_id = request_id
         return self
+
+
+_PERHAPS_MADE = "The image may have been made; check before you ask for it again."
 
 
 def _restore(
@@ -133,6 +136,13 @@ class BadRequestError(APIError):
 
     advice = "Change the request; sending it again as it is will fail again."
 
+    def _advise(self) -> str:
+        if self.status == 407:
+            return "Check the proxy settings."
+        return (
+            "Send it again a little later." if self.status in (408, 409, 425) else super()._advise()
+        )
+
 
 class ModerationError(BadRequestError):
     """The prompt or the picture was blocked by the server's content rules."""
@@ -173,7 +183,7 @@ class RateLimitError(APIError):
 class ServerError(APIError):
     """The server failed."""
 
-    advice = "This is the server's failure, not the request's."
+    advice = "This is the server's failure, not the request's; ask again later."
 
 
 class NetworkError(ElkImagesError):
@@ -204,10 +214,8 @@ class RequestTimeoutError(NetworkError, TimeoutError):
 class DisconnectedError(NetworkError):
     """The connection broke before the answer was whole."""
 
-    advice = "The image may have been made; check before you ask for it again."
-
     def _advise(self) -> str:
-        return "" if self.billing == "not_sent" else self.advice
+        return "Ask again." if self.billing == "not_sent" else super()._advise()
 
 
 class ResponseError(ElkImagesError):
@@ -235,8 +243,6 @@ class StreamError(ElkImagesError):
 class StreamIncompleteError(StreamError):
     """The stream ended without a completed image."""
 
-    advice = "The image may have been made; check before you ask for it again."
-
 
 class StreamStateError(StreamError):
     """The caller used a stream twice, from two tasks at once, or after closing it."""
@@ -248,6 +254,7 @@ class DownloadError(ElkImagesError):
     """The image was made, but its URL could not be fetched; fetch it again, never generate it again."""
 
     billing: Billing = "billed"
+    advice = "The image was made: read it again, never generate it again."
     url: str | None = None
     """The address without its query, which may hold a signature; None when it is unknown."""
     status: int | None = None

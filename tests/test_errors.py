@@ -197,11 +197,17 @@ def test_error_text(cls: type[ElkImagesError]) -> None:
 
 @classes
 def test_error_advice(cls: type[ElkImagesError]) -> None:
-    """The advice is a whole sentence; who gives none has messages that say what to do."""
+    """The advice is a whole sentence; who gives none has messages that say what to do.
+
+    Where an image may have been made, that is the advice.
+    """
     speaking = {"ElkImagesError", "ConfigurationError", "InvalidRequestError", "APIError"}
     speaking |= {"NetworkError", "RequestTimeoutError", "ResponseError", "EmptyResultError"}
-    speaking |= {"StreamError", "StreamStateError", "DownloadError", "BatchError"}
-    speaking |= {"BatchStoppedError", "JournalError"}
+    speaking |= {"StreamError", "StreamStateError", "BatchError", "BatchStoppedError"}
+    speaking |= {"JournalError", "DisconnectedError", "StreamIncompleteError"}
+    assert (
+        "may have been made" in str(cls("What.", billing="unknown")) or cls is RequestTimeoutError
+    )
     assert bool(cls.advice) is (cls.__name__ not in speaking)
     assert not cls.advice or (cls.advice[0].isupper() and cls.advice.endswith("."))
 
