@@ -241,7 +241,12 @@ class Call(Generic[AnswerT]):
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-        raise ConfigurationError("The function for the API key was cancelled from within; no key.")
+            problem = "was cancelled from within; it gave no key"
+        except ElkImagesError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the caller's own, whose text may hold the key
+            problem = f"failed with {type(error).__name__}; mend it"
+        raise ConfigurationError(f"The function for the API key {problem}.")
 
     def _request_id(self, exchange: Exchange) -> str | None:
         named = wire.request_id(exchange.headers)

@@ -15,7 +15,6 @@ from elkimg_async.batch.orders import Order, Outcome, paths_of, size_of
 from elkimg_async.errors import (
     APIError,
     BatchError,
-    ConfigurationError,
     DownloadError,
     ElkImagesError,
 )
@@ -92,9 +91,6 @@ class Worker:
             response = await self._answer(order)
         except ElkImagesError as error:
             return await self._fail(order, error)
-        except Exception as error:  # noqa: BLE001 - the caller's own, whose text may hold the key
-            problem = f"The function for the API key failed with {type(error).__name__}; mend it."
-            return await self._fail(order, ConfigurationError(problem))
         tokens = response.usage.total_tokens if response.usage else None
         self._budget.spend(len(response), tokens)
         made = Made(
