@@ -717,7 +717,9 @@ def test_answer_error_inside(
         assert isinstance(found, APIError)
         assert (found.status, found.code) == (200, code)
         assert found.body == value or "b64_json" in value
-        assert found.billing == "refused"
+        came = [image.content for image in found.images]
+        assert came == ([ONE] if "b64_json" in value else [])
+        assert found.billing == ("unknown" if came else "refused")
         assert "no" in str(found) or isinstance(value["error"], list)
 
 
@@ -728,6 +730,7 @@ def test_answer_error_after_images() -> None:
     assert found.given == [ONE, TWO]
     assert type(found.failure) is APIError
     assert [image.content for image in found.failure.images] == [TWO]
+    assert found.failure.billing == "unknown"
 
 
 def test_answer_error_after_half_an_image() -> None:

@@ -135,6 +135,8 @@ class AnswerDecoder:
         if isinstance(error, (APIError, ResponseError)):
             completed = tuple(event.image for event in self._completed)
             error.images = (*completed, *error.images)
+            if error.images and error.billing == "refused":
+                error.billing = "unknown"  # what came was made, whatever became of the rest
         self.failure = error
 
     def _feed(self, chunk: bytes) -> None:
@@ -243,14 +245,14 @@ class AnswerDecoder:
         if isinstance(value, list):
             value = {"data": value}
         if value.get("error") or value.get("type") in _ERROR_TYPES:
-            raise api_error(200, document.readable(value))
+            raise _error_inside(value, document)
         slots = read_slots(value, document)
         images = [slot for slot in slots if isinstance(slot, Image)]
         for number, slot in enumerate(slots, 1):
             if isinstance(slot, BadBase64):
                 raise ResponseError(
-                    f"Image {number} of {len(slots)} is broken: {slot.reason}. "
-                    f"The {len(images)} good ones are in .images.",
+                    f"Image {number} of {len(slots)} is broken: {slot.reason}."
+                    + (f" The {len(images)} good ones are in .images." if images else ""),
                     images=tuple(images),
                 )
         usage = read_usage(value.get("usage"))
@@ -299,7 +301,7 @@ class AnswerDecoder:
             self._take_text(event, value)
             return
         if value.get("error") or value.get("type") in _ERROR_TYPES or event.name == "error":
-            raise api_error(200, document.readable(value))
+            raise _error_inside(value, document)
         stated = read_str(value.get("type"))
         for name in (stated, event.name):
             if name in COMPLETED_TYPES or name in PARTIAL_TYPES:
@@ -345,9 +347,10 @@ class AnswerDecoder:
             self._note_empty(1)
             self._skip(type, "it has no image")
         else:
+            good = len(self._completed)
             raise ResponseError(
-                f"A completed image is broken: {slot.reason}. "
-                f"The {len(self._completed)} good ones before it are in .images."
+                f"A completed image is broken: {slot.reason}."
+                + (f" The {good} good ones before it are in .images." if good else "")
             )
 
     def _take_partial(self, partial: PartialImage) -> None:
@@ -365,3 +368,10 @@ class AnswerDecoder:
 
     def _skip(self, type: str | None, reason: str) -> None:
         self.events.append(SkippedEvent(type, reason))
+
+
+def _error_inside(value: dict[str, Any], document: Document) -> APIError:
+    """The error of a good answer, with the images that stand beside it."""
+    error = api_error(200, document.readable(value))
+    error.images = tuple(slot for slot in read_slots(value, document) if isinstance(slot, Image))
+    return error
