@@ -20,7 +20,7 @@ from elkimg_async.errors import (
 _TRANSIENT_STATUSES = {408, 425, 429, 500, 503}
 _FINAL_CODES = {"invalid_request", "model_not_found"}
 # The code or type of a 409 about our own attempt, which is still running.
-_IN_FLIGHT = re.compile("idempoten.*(in_flight|in_progress|processing|concurrent)")
+_IN_FLIGHT = re.compile("idempoten.*(in_flight|in_progress|in_use|processing|concurrent)")
 
 
 class RetryBudget:
@@ -100,11 +100,11 @@ def is_transient(error: ElkImagesError, *, replay: bool = False) -> bool:
     if error.billing == "unknown":
         return replay
     should_retry = error.headers.get("x-should-retry")
-    if should_retry == "false" or _FINAL_CODES & {error.code, error.type}:
+    if should_retry in ("true", "false"):
+        return should_retry == "true"
+    if _FINAL_CODES & {error.code, error.type}:
         return False
-    if error.status == 409:
-        return is_in_flight(error)
-    return should_retry == "true" or error.status in _TRANSIENT_STATUSES
+    return is_in_flight(error) if error.status == 409 else error.status in _TRANSIENT_STATUSES
 
 
 def is_in_flight(error: APIError) -> bool:
