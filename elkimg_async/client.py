@@ -101,12 +101,15 @@ class AsyncImages:
             key = make_key(api_key) if api_key.strip() else _no_key
         elif api_key is not None and not callable(api_key):
             raise ConfigurationError("api_key must be a string or an async function.")
+        api_key = None  # so that the traceback of what fails below does not hold it
         from elkimg_async import call, endpoints  # asyncio and all below it, late
         from elkimg_async.limiter import Limiter
         from elkimg_async.transport import Transport
 
         self._call, self._endpoints = call.Call, endpoints
         policy, limits = make_retry(retry), limits or Limits()
+        if not isinstance(limits, Limits):
+            raise ConfigurationError(f"limits must be Limits(…), not {type(limits).__name__}.")
         self._settings = Settings(
             api_key=key,
             base_url=make_base_url(base_url),
@@ -458,6 +461,8 @@ class AsyncImages:
         await self.aclose()
 
     def __repr__(self) -> str:
+        if not hasattr(self, "_transport"):  # its options were refused
+            return "<AsyncImages, not set up>"
         return f"<AsyncImages for {self.base_url}{', closed' if self._transport.closed else ''}>"
 
 

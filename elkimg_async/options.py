@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Awaitable, Callable
 from functools import cached_property
 from typing import Any, Literal, Protocol
@@ -294,6 +295,8 @@ def make_base_url(url: str | None) -> str:
             problem = "it must not hold a user or password"
         elif parts.query or parts.fragment:
             problem = "it must end with its path, such as /v1"
+        elif re.search(r"[\s\x00-\x1f\x7f]", str(url).strip()):
+            problem = "it holds white space"
     if problem:
         raise ConfigurationError(
             f"The base URL is wrong: {problem}. An example of a good one is {DEFAULT_BASE_URL}."
