@@ -145,7 +145,7 @@ class ImageStream:
                 return done
         finally:
             self._busy = False
-        raise StreamStateError("This stream was closed while it was being read.")
+        raise StreamStateError("This stream was closed while it was being read.", billing="unknown")
 
     def _check(self) -> None:
         if self._busy:

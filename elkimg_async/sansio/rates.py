@@ -319,8 +319,7 @@ class Told:
         """
         surely = max(missing - 1, 0 if refused else 1)
         rest = max(reset - 1.0, reset / 2) if reset == int(reset) else reset + ROUNDING
-        most = missing / rest if rest > 0.0 else math.inf
-        insort(self._rates, (number, surely / (reset + ROUNDING), most))
+        insort(self._rates, (number, surely / (reset + ROUNDING), missing / rest))
         del self._rates[:-HEADERS_KEPT]
         _, self._least, self._most = self._rates[-1]
         for _, least, most in reversed(self._rates):
