@@ -79,9 +79,9 @@ async def connect(
 class Response:
     """One request and its answer, written in one piece and read by the library's parser.
 
-    Three quarters of what a session does for a request are of no use to one that is small, complete and
-    never sent elsewhere: merged headers and cookies, a task that writes the body, redirects, timers.
-    Beyond that, the attributes are those of `aiohttp.ClientResponse`.
+    Most of what a session does for a request is of no use to one that is small, complete and never sent
+    elsewhere: merged headers and cookies, a task that writes the body, redirects, timers.
+    The attributes are those of `aiohttp.ClientResponse`.
     """
 
     __slots__ = ("connection", "content", "headers", "status")

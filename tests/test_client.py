@@ -50,6 +50,7 @@ from elkimg_async import (
     Timeout,
     TokenDetails,
     Usage,
+    connections,
 )
 from elkimg_async.hooks import AttemptStarted, Record, RetryScheduled
 from elkimg_async.local import FAULTS, LocalServer
@@ -2052,3 +2053,44 @@ async def test_fault(server: LocalServer, fault: str, streaming: bool) -> None:
         if fault != "refuse":
             again = await client.generate("a boat", timeout=30, retry=QUICK)
             assert again.data == reference.data
+
+
+# The way over a connection
+
+
+@in_both_modes
+async def test_both_ways_are_the_same_to_a_server(
+    canned: Canned, monkeypatch: pytest.MonkeyPatch, streaming: bool
+) -> None:
+    """With an HTTP library that the short way does not know, the same requests leave, and the same comes back."""
+    headers = {"host": "images.example", "X-Team": "bücher"}
+    results = []
+    for short in (True, False):
+        monkeypatch.setattr(connections, "HAS_SHORT_WAY", short)
+        async with AsyncImages(
+            KEY, base_url=canned.base_url, idempotency="off", headers=headers
+        ) as client:
+            results.append((await ask(client, streaming))[1][0].content)
+    assert results == [PNG, PNG]
+    assert canned.requests[0] == canned.requests[1]
+    assert canned.requests[0].headers["host"] == "images.example"
+
+
+@in_both_modes
+async def test_call_leaves_nothing_to_the_garbage_collector(
+    canned: Canned, guest: AsyncImages, streaming: bool
+) -> None:
+    """What a call held, images of megabytes among it, is free with the last reference to it."""
+    await ask(guest, streaming)
+    gc.collect()
+    gc.disable()
+    try:
+        await ask(guest, streaming)
+        left = [
+            type(thing).__name__
+            for thing in gc.get_objects()
+            if type(thing).__name__ in ("Call", "Exchange", "Watchdog", "ImagesResponse", "Image")
+        ]
+    finally:
+        gc.enable()
+    assert left == []
