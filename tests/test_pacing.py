@@ -208,6 +208,22 @@ def test_headers_of_a_bucket_are_followed_from_the_start(
     assert_follows(log, 120, 180, per_minute // 2)
 
 
+def test_headers_that_leave_the_rate_open_hold_nothing_up() -> None:
+    """Whole seconds say nothing of a bucket that is full in less; then refusals teach the rate."""
+
+    class Rounded(TokenBucket):
+        def ask(self, now: float) -> Verdict:
+            admitted, limit, _ = super().ask(now)
+            assert limit is not None
+            assert limit.reset_requests is not None
+            reset = float(math.ceil(limit.reset_requests))
+            return admitted, msgspec.structs.replace(limit, reset_requests=reset), None
+
+    for burst in (5, 10):
+        log = simulate(Rounded(1200, burst, tells=True), 120, latency=1.0)
+        assert_follows(log, 20, 120, 1200)
+
+
 @pytest.mark.parametrize("whole_seconds", [False, True])
 @pytest.mark.parametrize("latency", [0.01, 1.0])
 @pytest.mark.parametrize("per_minute", [60, 600])

@@ -175,6 +175,7 @@ class Pacer:
             limit is not None
             and self._told.learn(permit.started, permit.number, limit, refused=True)
             and limit.remaining_requests == 0
+            and not self._told.vague
         ):
             return  # the header says it all
         news = self._adaptive.refused(permit.started, permit.number, now, pause=pause)
@@ -185,18 +186,20 @@ class Pacer:
         adaptive, running = self._adaptive, len(self._running)
         if running >= self._most or running >= adaptive.window:
             return math.inf
-        when = self._paused_until
-        told = self._told.ready_at(now, self._number) if self._told.known(now) else None
-        if told is not None and told > when:
-            when = told
-        if told is None or not adaptive.free:
-            learnt = adaptive.ready_at(now)
-            when = max(when, learnt)
+        when = max(self._paused_until, self._server_ready_at(now))
         if self._requests is not None:
             when = max(when, self._requests.ready_at(1, now))
         if self._images is not None:
             when = max(when, self._images.ready_at(permit.weight, now))
         return when
+
+    def _server_ready_at(self, now: float) -> float:
+        """What the headers tell, and what the refusals have taught; of vague headers only the latter."""
+        adaptive, told = self._adaptive, self._told
+        if not told.known(now) or (told.vague and not adaptive.free):
+            return adaptive.ready_at(now)
+        when = told.ready_at(now, self._number)
+        return when if adaptive.free else max(when, adaptive.ready_at(now))
 
     def _start(self, permit: Permit, now: float) -> None:
         self._number += 1

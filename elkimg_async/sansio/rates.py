@@ -34,6 +34,7 @@ ROUNDING = 0.001  # seconds to which a reset is exact, unless it is in whole one
 SPREAD = 1 / 6  # of the time in which a bucket fills: in so much is used up what it has in store,
 LONGEST_SPREAD = 10.0  # but in no more than so many seconds
 RESERVE = 0.25  # of a request is left in a bucket: its level is known no better
+VAGUE = 2.0  # the factor within which a rate must be known to be kept to
 
 
 class Adaptive:
@@ -263,6 +264,10 @@ class Told:
     bucket is whole, and each request puts that moment off. Where it is a window of time, it is the end of
     the window, and no request moves it. The second answer and those that follow tell which.
 
+    Of a bucket neither the rate nor the level is told, but each header bounds both. It is taken to hold the least that
+    the bounds allow, and to fill at the most: where that is too much the level says so at once, while what was
+    held back from a small bucket is lost.
+
     What an answer says was true when its request came in, and the requests sent after that one are not in it. So a
     header counts from the start of its request, less what has started since; of answers out
     of order, that of the latest request is believed.
@@ -318,8 +323,9 @@ class Told:
         reset in whole seconds has been rounded up.
         """
         surely = max(missing - 1, 0 if refused else 1)
-        rest = max(reset - 1.0, reset / 2) if reset == int(reset) else reset + ROUNDING
-        insort(self._rates, (number, surely / (reset + ROUNDING), missing / rest))
+        rest = reset - 1.0 if reset == int(reset) else reset + ROUNDING
+        most = missing / rest if rest > 0.0 else math.inf
+        insort(self._rates, (number, surely / (reset + ROUNDING), most))
         del self._rates[:-HEADERS_KEPT]
         _, self._least, self._most = self._rates[-1]
         for _, least, most in reversed(self._rates):
@@ -331,15 +337,23 @@ class Told:
         """Whether there are headers that are not out of date."""
         return now < self._until
 
+    @property
+    def vague(self) -> bool:
+        """Whether a rate is left open, as by whole seconds for a bucket that is full in a few of them."""
+        coarse = self._reset == int(self._reset) and self._limit > 1 and not self._window
+        return coarse and self._most > VAGUE * self._least
+
     def rate(self, now: float, total: int) -> float:
         """Starts for each second that are held to now."""
         left, until = self._left(now, total)
         if self._window:
             # A window longer than a minute need not be spread over all of itself.
             return max(0.0, left) / max(min(until - now, MINUTE + MARGIN), 0.05)
+        store = max(0.0, left - 1.0)
+        if self.vague:
+            return max(GENTLE_RATE, VAGUE * self._least) + store
         if self._most == math.inf:
             return math.inf
-        store = max(0.0, left - 1.0)
         return self._most + store / min(LONGEST_SPREAD, SPREAD * self._limit / self._most)
 
     def _left(self, now: float, total: int) -> tuple[float, float]:
@@ -366,7 +380,7 @@ class Told:
         left, until = self._left(now, total)
         rate = self.rate(now, total)
         needed = 1.0 if self._window else min(1.0 + RESERVE, self._limit)
-        if left < needed * ENOUGH:
+        if left < needed * ENOUGH and not self.vague:
             when = until if self._window else now + (needed - left) / rate if rate > 0.0 else until
             if when <= now:
                 when = now + 1.0
