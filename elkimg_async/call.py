@@ -226,7 +226,9 @@ class Call(Generic[AnswerT]):
             raise self._refusal(exchange)
         settings.limiter.answered(permit, self._rate_limit)
         max_bytes = settings.limits.max_response_bytes
-        self._decoder = self._endpoint.decoder(stream=self._stream, max_bytes=max_bytes)
+        self._decoder = self._endpoint.decoder(
+            stream=self._stream, max_bytes=max_bytes, length=wire.length(exchange.headers)
+        )
         return self._decoder
 
     async def _ask_for_key(self, key: Callable[[], Awaitable[str]] | None) -> Secret:

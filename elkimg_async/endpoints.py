@@ -61,8 +61,8 @@ class Endpoint(Protocol[AnswerT_co]):
         """The request as HTTP; `key` is the idempotency key, or None for none."""
         ...
 
-    def decoder(self, *, stream: bool, max_bytes: int) -> Decoder[AnswerT_co]:
-        """What reads the answer."""
+    def decoder(self, *, stream: bool, max_bytes: int, length: int) -> Decoder[AnswerT_co]:
+        """What reads the answer; `length` is how many bytes it says it has, 0 where it does not say."""
         ...
 
 
@@ -82,8 +82,8 @@ class Generate:
     def write(self, request: GenerateRequest, *, stream: bool, key: str | None) -> wire.HTTPRequest:
         return wire.generate(request, stream=stream, key=key)
 
-    def decoder(self, *, stream: bool, max_bytes: int) -> Decoder[ImagesResponse]:
-        return AnswerDecoder(stream=stream, max_bytes=max_bytes)
+    def decoder(self, *, stream: bool, max_bytes: int, length: int) -> Decoder[ImagesResponse]:
+        return AnswerDecoder(stream=stream, max_bytes=max_bytes, length=length)
 
 
 class Edit:
@@ -105,8 +105,8 @@ class Edit:
         boundary = "elkimg-" + hashlib.sha256(seed).hexdigest()[:32]
         return wire.edit(request, stream=stream, boundary=boundary, key=key)
 
-    def decoder(self, *, stream: bool, max_bytes: int) -> Decoder[ImagesResponse]:
-        return AnswerDecoder(stream=stream, max_bytes=max_bytes)
+    def decoder(self, *, stream: bool, max_bytes: int, length: int) -> Decoder[ImagesResponse]:
+        return AnswerDecoder(stream=stream, max_bytes=max_bytes, length=length)
 
 
 class ListModels:
@@ -120,5 +120,5 @@ class ListModels:
     def write(self, request: None, *, stream: bool, key: str | None) -> wire.HTTPRequest:
         return wire.models()
 
-    def decoder(self, *, stream: bool, max_bytes: int) -> Decoder[Models]:
+    def decoder(self, *, stream: bool, max_bytes: int, length: int) -> Decoder[Models]:
         return ListingDecoder(max_bytes=max_bytes)

@@ -871,6 +871,21 @@ def test_memory_of_one_image(beginning: bytes) -> None:
     assert held <= fed <= peak <= 1.15 * size  # an eighth in advance, and what is being decoded
 
 
+@pytest.mark.parametrize("length", [0, 1, 50, 10_000, 10**15])
+def test_length_that_a_document_is_said_to_have(length: int) -> None:
+    """What is said of the length prepares for images, and changes none, were it a lie."""
+    images = [bytes(range(250)) * times for times in (1, 40, 3)]
+    text = b'{"data":[%b]}' % b",".join(
+        b'{"b64_json":"%b"}' % pybase64.b64encode(image) for image in images
+    )
+    for size in (1, 100, len(text)):
+        decoder = JSONDecoder(length)
+        for start in range(0, len(text), size):
+            decoder.feed(text[start : start + size])
+        document = decoder.finish()
+        assert [document.image(item["b64_json"]) for item in document.value["data"]] == images
+
+
 def test_memory_of_several_images() -> None:
     """With several images, each is held once."""
     unit, count = b"QUJDREVGR0hJSktM" * 4096, 32

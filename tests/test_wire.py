@@ -221,6 +221,15 @@ def test_message_to_a_host_of_the_callers_own() -> None:
     assert sent == b"GET / HTTP/1.1\r\nHost: other\r\n\r\n"
 
 
+@pytest.mark.parametrize(
+    ("said", "length"),
+    [("12", 12), (None, 0), ("", 0), ("-1", 0), ("1e3", 0), ("²", 0), ("9" * 30, 0)],
+)
+def test_length(said: str | None, length: int) -> None:
+    """The length that a body says it has, where that is a number that can be."""
+    assert wire.length({} if said is None else {"content-length": said}) == length
+
+
 def test_with_headers() -> None:
     """The caller's headers replace ours whatever their case, and leave the request as it was."""
     request = wire.generate(GenerateRequest(prompt="a"), stream=False)

@@ -74,11 +74,12 @@ class AnswerDecoder:
 
     What is wrong with the body is raised by `next_event`, after the events before it.
     `stream` is what was asked for; it only chooses the error for an answer without images.
-    `max_bytes` limits the body.
+    `max_bytes` limits the body; `length` is how long it says it is, 0 where it does not say.
     """
 
-    def __init__(self, *, stream: bool, max_bytes: int) -> None:
+    def __init__(self, *, stream: bool, max_bytes: int, length: int = 0) -> None:
         self._stream = stream
+        self._length = length
         self._left = self._max_bytes = max_bytes
         self._json: JSONDecoder | None = None
         self._sse: SSEDecoder | None = None
@@ -209,7 +210,7 @@ class AnswerDecoder:
             return
         self._start = b""
         if text[0] in b"{[":
-            self._json = JSONDecoder()
+            self._json = JSONDecoder(self._length)
             self._json.feed(text)
         elif text[0] == 0x3C:
             self._page = text[:BODY_IN_ERRORS]

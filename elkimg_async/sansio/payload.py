@@ -34,6 +34,7 @@ _IMAGE_KEY = re.compile(
     rb'|"url"[ \t\r\n]{0,16}:[ \t\r\n]{0,16}"[Dd][Aa][Tt][Aa]:'
 )
 _LONGEST_KEY = 64  # no match of _IMAGE_KEY is longer
+_MOST_ROOM = 4 * 1024 * 1024  # bytes to be prepared for before the size of any image is known
 _LONG = 16_384  # bytes of base64 from which trying to decode them is cheaper than looking for their end first
 _PLACEHOLDER = "#image "  # "#" is neither base64 nor the beginning of an address
 SPLICED = f"{_PLACEHOLDER}0"
@@ -97,11 +98,16 @@ class Document(msgspec.Struct, frozen=True):
 
 
 class JSONDecoder:
-    """One JSON document, fed in any split."""
+    """One JSON document, fed in any split.
 
-    __slots__ = ("_base64", "_images", "_searched", "_skeleton", "size")
+    `length` is how many bytes it is said to have, 0 where nobody says; only to be prepared for its images.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_base64", "_images", "_length", "_room", "_searched", "_skeleton", "size")
+
+    def __init__(self, length: int = 0) -> None:
+        self._length = length
+        self._room = _MOST_ROOM  # for the next image, should so much be to come
         self._skeleton = bytearray()
         self._searched = 0  # no key begins before this place in the skeleton
         self._images: dict[str, Decoded] = {}
@@ -182,7 +188,8 @@ class JSONDecoder:
         if not stop:
             self._searched = max(self._searched, len(skeleton) - _LONGEST_KEY)
             return end
-        self._base64 = Base64Decoder()
+        to_come = self._length - self.size + end - stop
+        self._base64 = Base64Decoder(max(0, min(self._room, 3 * to_come // 4)))
         if skeleton[-1] == 0x3A:
             del skeleton[-len("data:") :]
             self._base64.feed(b"data:")
@@ -212,7 +219,9 @@ class JSONDecoder:
         placeholder = f"{_PLACEHOLDER}{id(self):x} {len(self._images)}"
         self._skeleton += placeholder.encode()
         self._searched = len(self._skeleton)
-        self._images[placeholder] = base64.finish()
+        image = self._images[placeholder] = base64.finish()
+        if isinstance(image, bytes):
+            self._room = len(image) + len(image) // 8  # the next one is as large, more or less
         self._base64 = None
         return quote
 
@@ -276,8 +285,9 @@ class Base64Decoder:
 
     __slots__ = ("_bad", "_carry", "_clean", "_decoded", "_head", "_padded", "_raw")
 
-    def __init__(self) -> None:
-        self._decoded = BytesIO()  # its value is given away without a copy
+    def __init__(self, room: int = 0) -> None:
+        """`room` is for how many bytes to be prepared; moving what has come to a larger place takes time."""
+        self._decoded = BytesIO(bytes(room))  # its value is given away without a copy
         self._carry = b""
         self._padded = False
         self._bad: str | None = None
@@ -336,6 +346,7 @@ class Base64Decoder:
             self._decode(self._cut_prefix(b"", final=True), final=True)
         if self._bad:
             return BadBase64(self._bad)
+        self._decoded.truncate()
         return self._decoded.getvalue()
 
     def _leave_fast_path(self) -> None:

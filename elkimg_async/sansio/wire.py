@@ -238,6 +238,12 @@ def request_id(headers: Mapping[str, str]) -> str | None:
     return headers.get("x-oneapi-request-id") or headers.get("x-request-id") or None
 
 
+def length(headers: Mapping[str, str]) -> int:
+    """The bytes that a body says it has; 0 where it does not say."""
+    said = headers.get("content-length") or ""
+    return int(said) if said.isascii() and said.isdigit() and len(said) < 16 else 0
+
+
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
     """The seconds that a server asks to wait; `now` is in seconds since 1970."""
     if (milliseconds := _number(headers.get("retry-after-ms"))) is not None:
