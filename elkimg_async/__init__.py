@@ -1,12 +1,12 @@
 """An asyncio-first client for ElkAPI's image API and every OpenAI-compatible one."""
 
 from elkimg_async import errors
+from elkimg_async.batch.run import MapItem, MapRun, Totals
 from elkimg_async.client import AsyncImages
+from elkimg_async.config import Limits, RetryPolicy, Timeout
 from elkimg_async.errors import *  # noqa: F403
 from elkimg_async.image import Image, ImageInput
-from elkimg_async.options import Limits, RetryPolicy, Timeout
-from elkimg_async.run import MapItem, MapRun, Totals
-from elkimg_async.sansio.listing import Model, Models
+from elkimg_async.sansio.models import Model, Models
 from elkimg_async.sansio.requests import EditRequest, GenerateRequest
 from elkimg_async.sansio.responses import (
     CompletedImage,

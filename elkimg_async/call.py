@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 from elkimg_async import hooks, logs
-from elkimg_async.download import connect_image
+from elkimg_async.config import Secret, Settings, default_key, make_key
 from elkimg_async.endpoints import AnswerT, Decoder, Endpoint
 from elkimg_async.errors import (
     APIError,
@@ -25,16 +25,25 @@ from elkimg_async.errors import (
     ResponseError,
 )
 from elkimg_async.hooks import tell
-from elkimg_async.options import Secret, Settings, default_key, make_key
-from elkimg_async.sansio import wire
-from elkimg_async.sansio.answer import ImageEvent, SkippedEvent
-from elkimg_async.sansio.models import validate
-from elkimg_async.sansio.pacing import Permit
+from elkimg_async.ratelimit.pacing import Permit
+from elkimg_async.sansio import encode, error_mapping
+from elkimg_async.sansio.decoder import ImageEvent, SkippedEvent
+from elkimg_async.sansio.headers import (
+    check_headers,
+    length,
+    merge,
+    rate_limit,
+    request_id,
+    take_key,
+    with_headers,
+)
+from elkimg_async.sansio.model_rules import validate
 from elkimg_async.sansio.requests import ImageRequest
 from elkimg_async.sansio.responses import Meta, RateLimit
 from elkimg_async.sansio.retry import decide, is_transient
-from elkimg_async.transport import Exchange, Transport
-from elkimg_async.watchdog import Watchdog
+from elkimg_async.transport.deadline import Watchdog
+from elkimg_async.transport.download import connect_image
+from elkimg_async.transport.exchange import Exchange, Transport
 
 _END_GRACE = 0.1  # seconds for the end of the body after [DONE], so that the connection can be kept
 _MAX_ERROR_BODY = 1024 * 1024
@@ -71,7 +80,7 @@ class Call(Generic[AnswerT]):
             self._hooks = (logs.CallLog(), *settings.hooks)
         self._key: str | None = None
         self._secret: Secret | None = None
-        self._request: wire.HTTPRequest | None = None
+        self._request: encode.HTTPRequest | None = None
         self._watchdog: Watchdog | None = None
         self._exchange: Exchange | None = None
         self._weight = 1
@@ -155,19 +164,19 @@ class Call(Generic[AnswerT]):
     async def _prepare(self) -> None:
         """Check and write the request."""
         settings, endpoint = self._settings, self._endpoint
-        extra_headers = wire.check_headers(self._extra_headers)
+        extra_headers = check_headers(self._extra_headers)
         request = await endpoint.request()
         self._weight = 0
         if request is not None:
             self._validate(request)
             self._weight = max(1, request.n or 1)
-        headers = wire.merge(settings.headers, extra_headers)
+        headers = merge(settings.headers, extra_headers)
         if endpoint.paid:
-            self._key = wire.take_key(headers)
+            self._key = take_key(headers)
             if self._key is None and settings.idempotency != "off":
                 self._key = os.urandom(16).hex()
         written = endpoint.write(request, stream=self._stream, key=self._key)
-        self._request = wire.with_headers(written, headers)
+        self._request = with_headers(written, headers)
         if self._hooks:
             self._tell(
                 hooks.RequestStarted,
@@ -218,7 +227,7 @@ class Call(Generic[AnswerT]):
                 request_id=self._request_id(exchange),
                 first_byte=self._first_byte,
             )
-        self._rate_limit = wire.rate_limit(exchange.headers)
+        self._rate_limit = rate_limit(exchange.headers)
         if not 200 <= exchange.status < 300:
             watchdog.allow("idle", limits.idle)
             while len(self._error_body) < _MAX_ERROR_BODY and (chunk := await exchange.read()):
@@ -227,7 +236,7 @@ class Call(Generic[AnswerT]):
         settings.limiter.answered(permit, self._rate_limit)
         max_bytes = settings.limits.max_response_bytes
         self._decoder = self._endpoint.decoder(
-            stream=self._stream, max_bytes=max_bytes, length=wire.length(exchange.headers)
+            stream=self._stream, max_bytes=max_bytes, length=length(exchange.headers)
         )
         return self._decoder
 
@@ -251,13 +260,13 @@ class Call(Generic[AnswerT]):
         raise ConfigurationError(f"The function for the API key {problem}.")
 
     def _request_id(self, exchange: Exchange) -> str | None:
-        named = wire.request_id(exchange.headers)
+        named = request_id(exchange.headers)
         return named if self._secret is None else self._secret.redact(named)
 
     def _refusal(self, exchange: Exchange) -> ElkImagesError:
         """What an answer other than 2xx means, as far as it came."""
         body = bytes(self._error_body[:_MAX_ERROR_BODY])
-        return wire.read_error(exchange.status, exchange.headers, body, now=time.time())
+        return error_mapping.read_error(exchange.status, exchange.headers, body, now=time.time())
 
     async def _read_nothing(self, decoder: Decoder[AnswerT], watchdog: Watchdog) -> None:
         """What `open` wants of an answer: that it is there."""
@@ -390,7 +399,7 @@ class Call(Generic[AnswerT]):
         failure.attempts = self._attempts
         exchange = self._exchange
         if exchange is not None:
-            failure.locate(wire.request_id(exchange.headers))
+            failure.locate(request_id(exchange.headers))
             if isinstance(failure, ResponseError) and exchange.status:
                 failure.status = exchange.status
         if isinstance(failure, RequestTimeoutError) and failure.phase is None:

@@ -18,11 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, get_args, overload
 
 import msgspec
 
-from elkimg_async.arguments import EditOptions, GenerateOptions, Images, Prompt
-from elkimg_async.errors import ConfigurationError, InvalidRequestError
-from elkimg_async.hooks import Hook
-from elkimg_async.image import ImageInput
-from elkimg_async.options import (
+from elkimg_async.batch.run import MapRun
+from elkimg_async.config import (
     IdempotencyMode,
     Limits,
     RetryPolicy,
@@ -35,12 +32,15 @@ from elkimg_async.options import (
     make_retry,
     make_timeout,
 )
-from elkimg_async.run import MapRun
-from elkimg_async.sansio.listing import Models
+from elkimg_async.errors import ConfigurationError, InvalidRequestError
+from elkimg_async.hooks import Hook
+from elkimg_async.image import ImageInput
+from elkimg_async.sansio.headers import check_headers, merge
+from elkimg_async.sansio.models import Models
 from elkimg_async.sansio.responses import ImagesResponse
 from elkimg_async.sansio.retry import RetryBudget
-from elkimg_async.sansio.wire import check_headers, merge
 from elkimg_async.stream import ImageStream
+from elkimg_async.types import EditOptions, GenerateOptions, Images, Prompt
 
 if TYPE_CHECKING:
     import aiohttp
@@ -103,8 +103,8 @@ class AsyncImages:
             raise ConfigurationError("api_key must be a string or an async function.")
         api_key = None  # so that the traceback of what fails below does not hold it
         from elkimg_async import call, endpoints  # asyncio and all below it, late
-        from elkimg_async.limiter import Limiter
-        from elkimg_async.transport import Transport
+        from elkimg_async.ratelimit.limiter import Limiter
+        from elkimg_async.transport.exchange import Transport
 
         self._call, self._endpoints = call.Call, endpoints
         policy, limits = make_retry(retry), limits or Limits()
@@ -410,8 +410,8 @@ class AsyncImages:
         """
         if unknown := options.keys() - GenerateOptions.__annotations__.keys():
             raise TypeError(f"map() got an unexpected keyword argument {min(unknown)!r}")
-        from elkimg_async.batch import Batch, Options  # late, as Call is
-        from elkimg_async.download import connect_image
+        from elkimg_async.batch.runner import Batch, Options  # late, as Call is
+        from elkimg_async.transport.download import connect_image
 
         defaults = _given(**options)
         headers = check_headers(defaults.pop("extra_headers", None))

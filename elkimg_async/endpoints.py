@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sized
 from typing import Any, Protocol, TypeVar
 
 from elkimg_async.errors import ElkImagesError
-from elkimg_async.sansio import wire
-from elkimg_async.sansio.answer import AnswerDecoder, ImageEvent, SkippedEvent
-from elkimg_async.sansio.listing import ListingDecoder, Models
+from elkimg_async.sansio import encode
+from elkimg_async.sansio.decoder import AnswerDecoder, ImageEvent, SkippedEvent
+from elkimg_async.sansio.models import ListingDecoder, Models
 from elkimg_async.sansio.requests import (
     EditRequest,
     GenerateRequest,
@@ -17,7 +17,7 @@ from elkimg_async.sansio.requests import (
     make_request,
 )
 from elkimg_async.sansio.responses import ImagesResponse, Meta
-from elkimg_async.uploads import look_at, look_at_all
+from elkimg_async.transport.uploads import look_at, look_at_all
 
 
 class Answer(Protocol):
@@ -57,7 +57,7 @@ class Endpoint(Protocol[AnswerT_co]):
     async def request(self) -> ImageRequest | None:
         """The arguments as a request to be checked; None where there is nothing to check."""
 
-    def write(self, request: Any, *, stream: bool, key: str | None) -> wire.HTTPRequest:
+    def write(self, request: Any, *, stream: bool, key: str | None) -> encode.HTTPRequest:
         """The request as HTTP; `key` is the idempotency key, or None for none."""
         ...
 
@@ -79,8 +79,10 @@ class Generate:
     async def request(self) -> GenerateRequest:
         return make_request(self._prompt, self._options)
 
-    def write(self, request: GenerateRequest, *, stream: bool, key: str | None) -> wire.HTTPRequest:
-        return wire.generate(request, stream=stream, key=key)
+    def write(
+        self, request: GenerateRequest, *, stream: bool, key: str | None
+    ) -> encode.HTTPRequest:
+        return encode.generate(request, stream=stream, key=key)
 
     def decoder(self, *, stream: bool, max_bytes: int, length: int) -> Decoder[ImagesResponse]:
         return AnswerDecoder(stream=stream, max_bytes=max_bytes, length=length)
@@ -99,11 +101,11 @@ class Edit:
         mask = None if self._mask is None else await look_at(self._mask, "mask")
         return make_edit(images, mask, self._prompt, self._options)
 
-    def write(self, request: EditRequest, *, stream: bool, key: str | None) -> wire.HTTPRequest:
+    def write(self, request: EditRequest, *, stream: bool, key: str | None) -> encode.HTTPRequest:
         # The same for the same key, so that a server which replays sees the same body.
         seed = os.urandom(16) if key is None else key.encode("utf-8", "surrogatepass")
         boundary = "elkimg-" + hashlib.sha256(seed).hexdigest()[:32]
-        return wire.edit(request, stream=stream, boundary=boundary, key=key)
+        return encode.edit(request, stream=stream, boundary=boundary, key=key)
 
     def decoder(self, *, stream: bool, max_bytes: int, length: int) -> Decoder[ImagesResponse]:
         return AnswerDecoder(stream=stream, max_bytes=max_bytes, length=length)
@@ -117,8 +119,8 @@ class ListModels:
     async def request(self) -> None:
         return None
 
-    def write(self, request: None, *, stream: bool, key: str | None) -> wire.HTTPRequest:
-        return wire.models()
+    def write(self, request: None, *, stream: bool, key: str | None) -> encode.HTTPRequest:
+        return encode.models()
 
     def decoder(self, *, stream: bool, max_bytes: int, length: int) -> Decoder[Models]:
         return ListingDecoder(max_bytes=max_bytes)

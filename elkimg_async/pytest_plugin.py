@@ -41,9 +41,9 @@ def elkimg_server(
     During the test ELKAPI_API_KEY and ELKAPI_BASE_URL lead to it, so that no client of the code
     under test can spend anything.
     """
+    from elkimg_async.config import KEY_VARIABLE, URL_VARIABLE
     from elkimg_async.errors import ConfigurationError
     from elkimg_async.local import LocalServer, ThreadedServer
-    from elkimg_async.options import KEY_VARIABLE, URL_VARIABLE
 
     marker = request.node.get_closest_marker("elkimg_faults")
     faults = marker.args if marker else ()

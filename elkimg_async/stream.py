@@ -5,7 +5,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 from elkimg_async.errors import StreamStateError
-from elkimg_async.sansio.answer import ImageEvent
+from elkimg_async.sansio.decoder import ImageEvent
 from elkimg_async.sansio.responses import CompletedImage, ImagesResponse
 
 T = TypeVar("T")

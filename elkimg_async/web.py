@@ -44,7 +44,7 @@ import pybase64
 
 from elkimg_async import errors, logs
 from elkimg_async.errors import ConfigurationError, ElkImagesError, InvalidRequestError
-from elkimg_async.sansio.answer import ImageEvent
+from elkimg_async.sansio.decoder import ImageEvent
 
 if TYPE_CHECKING:
     from aiohttp.web import BaseRequest, StreamResponse

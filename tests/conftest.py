@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from elkimg_async.image import Image
-from tests.canned import PNG, Canned, answer
+from tests.helpers.canned import PNG, Canned, answer
 
 collect_ignore = ["plugin_project"]  # a project of its own, run by test_pytest_plugin
 

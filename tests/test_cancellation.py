@@ -17,10 +17,21 @@ import aiohttp
 import anyio.to_thread
 import pytest
 
-from elkimg_async import AsyncImages, Image, ImagesResponse, PartialImage, RetryPolicy, connections
+from elkimg_async import AsyncImages, Image, ImagesResponse, PartialImage, RetryPolicy
 from elkimg_async.hooks import Record, RetryScheduled
-from tests.canned import KEY, PNG, Canned, End, Reply, _Connection, answer, head, open_stream
-from tests.test_client import GOOD, PARTIAL, ask, check_secret, in_both_modes
+from elkimg_async.transport import connections
+from tests.helpers.calls import GOOD, PARTIAL, ask, check_secret, in_both_modes
+from tests.helpers.canned import (
+    KEY,
+    PNG,
+    Canned,
+    End,
+    Reply,
+    _Connection,
+    answer,
+    head,
+    open_stream,
+)
 
 HALF = [head(200, Content_Length="1000"), b'{"data": [{"b64_json": "iVBOR', End.HOLD]
 

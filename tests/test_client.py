@@ -8,11 +8,10 @@ import json
 import math
 import socket
 import sys
-import traceback
 import warnings
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import aiohttp
 import anyio
@@ -51,12 +50,27 @@ from elkimg_async import (
     Timeout,
     TokenDetails,
     Usage,
-    connections,
 )
 from elkimg_async.hooks import AttemptStarted, Record, RetryScheduled
 from elkimg_async.local import FAULTS, LocalServer
-from elkimg_async.sansio.answer import ImageEvent
-from tests.canned import (
+from elkimg_async.transport import connections
+from tests.helpers.calls import (
+    B64,
+    BUSY,
+    COMPLETED,
+    COMPLETED_TYPE,
+    GOOD,
+    PARTIAL,
+    PARTIAL_TYPE,
+    QUICK,
+    ask,
+    check_clean,
+    check_secret,
+    failure,
+    failure_of_any_kind,
+    in_both_modes,
+)
+from tests.helpers.canned import (
     DONE,
     JPEG,
     KEY,
@@ -72,18 +86,6 @@ from tests.canned import (
     open_stream,
     stream,
 )
-
-E = TypeVar("E", bound=BaseException)
-
-B64 = base64.b64encode(PNG).decode()
-GOOD = answer({"created": 1, "data": [{"b64_json": B64}]})
-BUSY = answer({"error": {"message": "busy"}}, status=429)
-QUICK = RetryPolicy(initial_backoff=0.002)
-PARTIAL_TYPE = "image_generation.partial_image"
-COMPLETED_TYPE = "image_generation.completed"
-PARTIAL = event({"type": PARTIAL_TYPE, "b64_json": B64, "partial_image_index": 0})
-COMPLETED = event({"type": COMPLETED_TYPE, "b64_json": B64})
-in_both_modes = pytest.mark.parametrize("streaming", [False, True], ids=["batch", "stream"])
 
 
 @pytest.fixture(autouse=True)
@@ -109,53 +111,6 @@ async def guest(canned: Canned) -> AsyncIterator[AsyncImages]:
     """A client of the canned server."""
     async with AsyncImages(KEY, base_url=canned.base_url, retry=QUICK) as client:
         yield client
-
-
-async def ask(
-    client: AsyncImages, streaming: bool = False, prompt: Any = "a boat", **options: Any
-) -> tuple[list[ImageEvent], ImagesResponse]:
-    """One call, to its end: the events, none for a batch call, and the result."""
-    if not streaming:
-        return [], await client.generate(prompt, **options)
-    async with client.generate(prompt, stream=True, **options) as stream:
-        events = [each async for each in stream]
-        return events, await stream.result()
-
-
-async def failure(kind: type[E], client: AsyncImages, streaming: bool = False, **options: Any) -> E:
-    """The error of a call, of exactly this class, which shows nothing that it must not."""
-    with pytest.raises(kind) as caught:
-        await ask(client, streaming, **options)
-    assert type(caught.value) is kind
-    check_clean(caught.value)
-    return caught.value
-
-
-async def failure_of_any_kind(
-    client: AsyncImages, streaming: bool, **options: Any
-) -> ElkImagesError:
-    """The error of a call, of any class of ours."""
-    with pytest.raises(ElkImagesError) as caught:
-        await ask(client, streaming, **options)
-    check_clean(caught.value)
-    return caught.value
-
-
-def check_clean(error: BaseException) -> None:
-    """Neither a foreign exception nor the key can be reached from an error of ours."""
-    links: list[BaseException | None] = [error]
-    for link in links:
-        if link is not None:
-            assert type(link).__module__ == "elkimg_async.errors", repr(link)
-            links += [link.__cause__, link.__context__]
-    check_secret(error)
-
-
-def check_secret(error: BaseException) -> None:
-    """The key is in no text that an error can become, the locals of its traceback included."""
-    shown = traceback.TracebackException.from_exception(error, capture_locals=True)
-    for text in (str(error), repr(error), repr(vars(error)), "".join(shown.format())):
-        assert KEY not in text
 
 
 # --- what is sent -----------------------------------------------------------

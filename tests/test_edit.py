@@ -34,9 +34,9 @@ from elkimg_async import (
 )
 from elkimg_async.hooks import Record, RequestStarted, RetryScheduled
 from elkimg_async.local import LocalServer
-from tests.canned import DONE, KEY, Canned, CannedRequest, answer, event, stream
-from tests.test_client import B64, GOOD
-from tests.test_local_edits import mask, picture
+from tests.helpers.calls import B64, GOOD
+from tests.helpers.canned import DONE, KEY, Canned, CannedRequest, answer, event, stream
+from tests.local.test_edits import mask, picture
 
 PNG, JPEG, WEBP = (picture(format=kind) for kind in ("PNG", "JPEG", "WEBP"))
 BROKEN = answer({"error": {"message": "x", "code": "do_request_failed"}}, status=500)

@@ -24,8 +24,8 @@ from elkimg_async import (
     ElkImagesError,
 )
 from elkimg_async.local import LocalServer
-from tests.canned import KEY, PNG, Canned, End, Reply, answer, head, open_stream
-from tests.test_client import GOOD, PARTIAL, ask, check_clean
+from tests.helpers.calls import GOOD, PARTIAL, ask, check_clean
+from tests.helpers.canned import KEY, PNG, Canned, End, Reply, answer, head, open_stream
 
 HOME = os.pathsep.join([str(Path(elkimg_async.__file__).parent.parent), *sys.path])
 SOON = 2.0  # seconds, for what has to be at once, on a busy machine

@@ -13,8 +13,8 @@ import pytest
 
 from elkimg_async import AsyncImages, ElkImagesError, Limits, RetryPolicy, Timeout
 from elkimg_async.local import FAULTS, LocalServer
-from tests.canned import KEY
-from tests.test_client import ask, check_clean
+from tests.helpers.calls import ask, check_clean
+from tests.helpers.canned import KEY
 
 Idempotency = Literal["send", "replay"]
 Case = tuple[bool, Idempotency]

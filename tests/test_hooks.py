@@ -29,7 +29,7 @@ from elkimg_async.hooks import (
     tell,
 )
 from elkimg_async.image import Image
-from tests.canned import (
+from tests.helpers.canned import (
     DONE,
     KEY,
     PNG,

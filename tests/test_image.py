@@ -27,7 +27,7 @@ from elkimg_async import (
 )
 from elkimg_async.image import media_type_of
 from elkimg_async.local import LocalServer
-from tests.canned import JPEG, KEY, PNG, Canned, End, Reply, answer, head, open_stream
+from tests.helpers.canned import JPEG, KEY, PNG, Canned, End, Reply, answer, head, open_stream
 
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"/>'
 CONTENTS = {

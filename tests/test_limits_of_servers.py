@@ -22,8 +22,7 @@ from elkimg_async import (
     Timeout,
 )
 from elkimg_async.local import LocalServer
-from tests.canned import DONE, KEY, PNG, Canned, End, answer, event, head, open_stream, stream
-from tests.test_client import (
+from tests.helpers.calls import (
     B64,
     COMPLETED,
     COMPLETED_TYPE,
@@ -33,6 +32,18 @@ from tests.test_client import (
     check_clean,
     failure,
     in_both_modes,
+)
+from tests.helpers.canned import (
+    DONE,
+    KEY,
+    PNG,
+    Canned,
+    End,
+    answer,
+    event,
+    head,
+    open_stream,
+    stream,
 )
 
 MIB = 1024 * 1024

@@ -16,8 +16,19 @@ from elkimg_async import (
     Timeout,
 )
 from elkimg_async.logs import logger
-from tests.canned import DONE, PNG, REQUEST_ID, Canned, End, Reply, answer, event, head, stream
-from tests.test_client import BUSY, COMPLETED, GOOD, PARTIAL, QUICK, ask, in_both_modes
+from tests.helpers.calls import BUSY, COMPLETED, GOOD, PARTIAL, QUICK, ask, in_both_modes
+from tests.helpers.canned import (
+    DONE,
+    PNG,
+    REQUEST_ID,
+    Canned,
+    End,
+    Reply,
+    answer,
+    event,
+    head,
+    stream,
+)
 
 KEY = "sk-planted-1f2e3d4c5b6a"
 PROMPT = "a planted prompt of mine"

@@ -9,7 +9,7 @@ import pytest
 
 from elkimg_async import APIError, AsyncImages, CompletedImage, PartialImage, errors
 from elkimg_async.local import LocalServer
-from tests.canned import DONE, KEY, PNG, Canned, answer, event, stream
+from tests.helpers.canned import DONE, KEY, PNG, Canned, answer, event, stream
 
 B64 = base64.b64encode(PNG).decode()
 

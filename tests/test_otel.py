@@ -30,7 +30,7 @@ from elkimg_async.hooks import AttemptStarted, RequestFinished, RequestStarted
 from elkimg_async.image import Image
 from elkimg_async.local import LocalServer
 from elkimg_async.otel import Telemetry
-from tests.canned import (
+from tests.helpers.canned import (
     DONE,
     KEY,
     PNG,

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from elkimg_async import AsyncImages, ElkImagesError, RetryPolicy, Timeout
-from tests.canned import DONE, KEY, Canned, End, Reply, answer, head, open_stream, stream
-from tests.test_client import B64, COMPLETED, GOOD, PARTIAL, ask
+from tests.helpers.calls import B64, COMPLETED, GOOD, PARTIAL, ask
+from tests.helpers.canned import DONE, KEY, Canned, End, Reply, answer, head, open_stream, stream
 
 CALLS = int(os.environ.get("ELKIMG_SOAK_CALLS", "20000"))
 AT_ONCE = 16

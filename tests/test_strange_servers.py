@@ -18,8 +18,7 @@ from elkimg_async import (
     ResponseError,
     Timeout,
 )
-from tests.canned import KEY, PNG, Canned, End, Reply, answer, head
-from tests.test_client import (
+from tests.helpers.calls import (
     B64,
     GOOD,
     QUICK,
@@ -28,6 +27,7 @@ from tests.test_client import (
     failure_of_any_kind,
     in_both_modes,
 )
+from tests.helpers.canned import KEY, PNG, Canned, End, Reply, answer, head
 
 BODY = json.dumps({"data": [{"b64_json": B64}]}).encode()
 

@@ -19,8 +19,8 @@ from elkimg_async import (
     StreamStateError,
 )
 from elkimg_async.local import LocalServer
-from elkimg_async.sansio.answer import ImageEvent
-from tests.canned import KEY, PNG, Canned, End, answer, event, open_stream
+from elkimg_async.sansio.decoder import ImageEvent
+from tests.helpers.canned import KEY, PNG, Canned, End, answer, event, open_stream
 
 PARTIAL = PartialImage(
     type="image_generation.partial_image", image=Image(b"half"), partial_image_index=0

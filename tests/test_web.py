@@ -32,8 +32,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import elkimg_async
 from elkimg_async import AsyncImages, CompletedImage, Image, PartialImage, errors, web
 from elkimg_async.local import LocalServer
-from elkimg_async.sansio.answer import ImageEvent
-from tests.canned import DONE, KEY, PNG, Canned, End, answer, event, open_stream, stream
+from elkimg_async.sansio.decoder import ImageEvent
+from tests.helpers.canned import DONE, KEY, PNG, Canned, End, answer, event, open_stream, stream
 from tests.test_cancellation import running, until
 
 BIG = PNG + bytes(1024 * 1024)

@@ -18,15 +18,15 @@ from rich.table import Table
 from rich.text import Text
 
 from elkimg_async import Limits, MapItem, MapRun, Totals, errors
-from elkimg_async.batch.files import Folder, Ledger
-from elkimg_async.batch.orders import Desk, Order
+from elkimg_async.batch.planner import Desk, Order
+from elkimg_async.batch.storage import Folder, Ledger
 from elkimg_async.cli import sheet
 from elkimg_async.cli.cluster import RayRun
 from elkimg_async.cli.common import WHOLE, Connection, Picture
 from elkimg_async.cli.prompts import Input, Item
 from elkimg_async.cli.report import ERR, OUT, Report, plain, sentence, short
 from elkimg_async.hooks import Record
-from elkimg_async.sansio.models import validate
+from elkimg_async.sansio.model_rules import validate
 
 _EVERY = 5.0  # seconds between two lines of progress, where there is no terminal
 

@@ -19,14 +19,14 @@ import anyio.to_thread
 import msgspec
 
 from elkimg_async import Limits, MapItem, Timeout, Totals, errors
-from elkimg_async.batch.files import MANIFEST, ManifestLine, stem_of
-from elkimg_async.batch.orders import Desk, Order
+from elkimg_async.batch.journal import fingerprint, read_error
+from elkimg_async.batch.planner import Desk, Order
+from elkimg_async.batch.storage import MANIFEST, ManifestLine, stem_of
+from elkimg_async.config import make_base_url
 from elkimg_async.image import write_atomically
-from elkimg_async.options import make_base_url
 from elkimg_async.ray import generate_dataset
 from elkimg_async.ray.rate import load_ray
 from elkimg_async.ray.shelf import RowRecord, Shelf
-from elkimg_async.sansio.journal import fingerprint, read_error
 from elkimg_async.sansio.requests import GenerateRequest
 from elkimg_async.sansio.responses import add_usage
 

@@ -13,8 +13,8 @@ from cyclopts import Parameter
 
 from elkimg_async import AsyncImages, Limits, Timeout, errors
 from elkimg_async.cli.report import Report
-from elkimg_async.options import KEY_VARIABLE, default_key
-from elkimg_async.sansio.models import is_gpt_image
+from elkimg_async.config import KEY_VARIABLE, default_key
+from elkimg_async.sansio.model_rules import is_gpt_image
 from elkimg_async.sansio.requests import DEFAULT_MODEL
 
 LOCAL_KEY = "elkimg-local"

@@ -10,7 +10,7 @@ import anyio
 
 from elkimg_async.cli.common import LOCAL_DELAY, WHOLE
 from elkimg_async.cli.report import OUT
-from elkimg_async.options import KEY_VARIABLE, URL_VARIABLE
+from elkimg_async.config import KEY_VARIABLE, URL_VARIABLE
 
 
 def serve(

@@ -13,8 +13,8 @@ import pybase64
 
 from elkimg_async.errors import InvalidRequestError
 from elkimg_async.local.script import Answer
-from elkimg_async.sansio.models import MODELS, is_gpt_image, validate
-from elkimg_async.sansio.pictures import InputImage
+from elkimg_async.sansio.image_headers import InputImage
+from elkimg_async.sansio.model_rules import MODELS, is_gpt_image, validate
 from elkimg_async.sansio.requests import DEFAULT_MODEL, EditRequest, GenerateRequest
 
 REQUEST_ID = "X-Oneapi-Request-Id"

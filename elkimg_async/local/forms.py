@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from elkimg_async.local.contract import Order, RefusalError, invalid, order_from
-from elkimg_async.sansio.pictures import HEAD, InputImage, inspect
+from elkimg_async.sansio.image_headers import HEAD, InputImage, inspect
 from elkimg_async.sansio.requests import EditRequest
 
 MOST_PARTS = 100

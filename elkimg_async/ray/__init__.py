@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 from uuid import uuid4
 
+from elkimg_async.config import make_base_url
 from elkimg_async.errors import ConfigurationError
-from elkimg_async.options import make_base_url
 from elkimg_async.ray.rate import load_ray
 from elkimg_async.ray.rows import POSITION
 from elkimg_async.ray.worker import GenerateImages, WorkerOptions, check_options

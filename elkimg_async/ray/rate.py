@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from elkimg_async.errors import ConfigurationError
-from elkimg_async.limiter import Limiter
-from elkimg_async.sansio.pacing import Permit
+from elkimg_async.ratelimit.limiter import Limiter
+from elkimg_async.ratelimit.pacing import Permit
 from elkimg_async.sansio.responses import RateLimit
 
 NAMESPACE = "elkimg_async"

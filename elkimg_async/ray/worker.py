@@ -12,8 +12,7 @@ from typing import Any, Unpack
 
 import msgspec
 
-from elkimg_async.arguments import GenerateOptions
-from elkimg_async.batch.work import (
+from elkimg_async.batch.executor import (
     IN_FLIGHT_LIMIT,
     IN_FLIGHT_PAUSE,
     Slots,
@@ -22,8 +21,17 @@ from elkimg_async.batch.work import (
     slots_of,
     waiting,
 )
+from elkimg_async.batch.journal import File, Waiting, fingerprint
 from elkimg_async.client import AsyncImages
-from elkimg_async.download import connect_image
+from elkimg_async.config import (
+    IdempotencyMode,
+    Limits,
+    Pacing,
+    ValidateMode,
+    default_key,
+    make_retry,
+    make_timeout,
+)
 from elkimg_async.errors import (
     APIError,
     BatchError,
@@ -33,23 +41,15 @@ from elkimg_async.errors import (
     InvalidRequestError,
 )
 from elkimg_async.image import Image
-from elkimg_async.options import (
-    IdempotencyMode,
-    Limits,
-    Pacing,
-    ValidateMode,
-    default_key,
-    make_retry,
-    make_timeout,
-)
 from elkimg_async.ray import rows
 from elkimg_async.ray.rate import SharedRate, load_ray
 from elkimg_async.ray.rows import Outcome
 from elkimg_async.ray.shelf import RowRecord, Shelf
-from elkimg_async.sansio.journal import File, Waiting, fingerprint
 from elkimg_async.sansio.requests import GenerateRequest, make_request
 from elkimg_async.sansio.responses import ImagesResponse
 from elkimg_async.sansio.retry import is_in_flight
+from elkimg_async.transport.download import connect_image
+from elkimg_async.types import GenerateOptions
 
 _CLOSING = 5.0  # seconds for the connections to be closed
 

@@ -7,7 +7,7 @@ import msgspec
 from msgspec.structs import replace
 
 from elkimg_async.errors import InvalidRequestError
-from elkimg_async.sansio.pictures import InputImage
+from elkimg_async.sansio.image_headers import InputImage
 
 DEFAULT_MODEL = "gpt-image-1.5"
 

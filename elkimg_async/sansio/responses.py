@@ -10,7 +10,13 @@ from typing import Annotated, Any, TypeAlias, overload
 import msgspec
 
 from elkimg_async.image import Image
-from elkimg_async.sansio.payload import SPLICED, BadBase64, Document, JSONDecoder, SplicedDocument
+from elkimg_async.sansio.json_images import (
+    SPLICED,
+    BadBase64,
+    Document,
+    JSONDecoder,
+    SplicedDocument,
+)
 
 Number: TypeAlias = int | float
 

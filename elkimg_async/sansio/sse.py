@@ -18,7 +18,7 @@ from collections import deque
 
 import msgspec
 
-from elkimg_async.sansio.payload import JSONDecoder, SplicedDocument, splice
+from elkimg_async.sansio.json_images import JSONDecoder, SplicedDocument, splice
 
 _LINE_END = re.compile(rb"[\r\n]")
 _SIMPLE_HEAD = re.compile(rb'(?:event: ?([!-~]*)\n)?data: ?(\{[^\r\n\\]{0,1024}?"b64_json": ?")')

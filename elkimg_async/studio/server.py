@@ -27,8 +27,8 @@ from aiohttp import web
 from elkimg_async.client import AsyncImages
 from elkimg_async.errors import ConfigurationError
 from elkimg_async.image import media_type_of
-from elkimg_async.sansio.answer import ImageEvent
-from elkimg_async.sansio.models import MODELS, FreeSizes, ModelRules
+from elkimg_async.sansio.decoder import ImageEvent
+from elkimg_async.sansio.model_rules import MODELS, FreeSizes, ModelRules
 from elkimg_async.sansio.requests import DEFAULT_MODEL, GenerateRequest
 from elkimg_async.sansio.responses import CompletedImage, Usage
 from elkimg_async.web import aiohttp_response

@@ -1,0 +1,134 @@
+"""Request headers from the user, and what response headers mean."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from elkimg_async.errors import InvalidRequestError
+from elkimg_async.sansio.encode import HTTPRequest, is_json
+from elkimg_async.sansio.responses import RateLimit
+
+
+def check_headers(headers: Any) -> dict[str, str]:
+    """The caller's own headers; None means none.
+
+    Raises:
+        InvalidRequestError: by the caller, for what no header can hold, and for the key.
+    """
+    if headers is None:
+        return {}
+    problem = None
+    if not isinstance(headers, Mapping):
+        problem = "they must be a mapping of strings"
+    else:
+        for name, value in headers.items():
+            if not isinstance(name, str) or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
+                problem = f"{name!r} is no name of a header"
+            elif not isinstance(value, str) or re.search(r"[\x00-\x08\x0a-\x1f\x7f]", value):
+                problem = f"the value of {name} must be a string without line breaks"
+            elif name.lower() == "authorization":
+                problem = "pass the key as api_key, not as a header"
+            elif name.lower() in _FRAMING:
+                problem = f"{name} follows from the body and cannot be set"
+            elif not is_json(value):
+                problem = f"the value of {name} is not valid Unicode"
+    if problem:
+        raise InvalidRequestError(f"The extra headers are wrong: {problem}.", param="extra_headers")
+    return {"Host" if name.lower() == "host" else name: value for name, value in headers.items()}
+
+
+_FRAMING = {"content-length", "transfer-encoding"}
+
+
+def take_key(headers: dict[str, str]) -> str | None:
+    """Take the caller's own Idempotency-Key out of the headers, the last where there are several."""
+    key = None
+    for name in [name for name in headers if name.lower() == "idempotency-key"]:
+        key = headers.pop(name)
+    return key
+
+
+def with_headers(request: HTTPRequest, headers: Mapping[str, str]) -> HTTPRequest:
+    """The request with the caller's own headers, which replace ours whatever the case of their names."""
+    if not headers:
+        return request
+    return msgspec.structs.replace(request, headers=merge(request.headers, headers))
+
+
+def merge(headers: Mapping[str, str], more: Mapping[str, str]) -> dict[str, str]:
+    """Both; `more` replaces, whatever the case of the names."""
+    if not more:
+        return dict(headers)
+    replaced = {name.lower() for name in more}
+    kept = {name: value for name, value in headers.items() if name.lower() not in replaced}
+    return {**kept, **more}
+
+
+def request_id(headers: Mapping[str, str]) -> str | None:
+    """The gateway's name for the request, else the upstream's."""
+    return headers.get("x-oneapi-request-id") or headers.get("x-request-id") or None
+
+
+def length(headers: Mapping[str, str]) -> int:
+    """The bytes that a body says it has; 0 where it does not say."""
+    said = headers.get("content-length") or ""
+    return int(said) if said.isascii() and said.isdigit() and len(said) < 16 else 0
+
+
+def retry_after(headers: Mapping[str, str], now: float) -> float | None:
+    """The seconds that a server asks to wait; `now` is in seconds since 1970."""
+    if (milliseconds := _number(headers.get("retry-after-ms"))) is not None:
+        return milliseconds / 1000
+    value = headers.get("retry-after")
+    seconds = _number(value)
+    if value is None or seconds is not None:
+        return seconds
+    import email.utils  # slow to import, and rarely needed
+    from datetime import UTC
+
+    try:
+        date = email.utils.parsedate_to_datetime(value)
+        return max(0.0, (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now)
+    except (ValueError, OverflowError):
+        return None
+
+
+def rate_limit(headers: Mapping[str, str]) -> RateLimit | None:
+    """What the `x-ratelimit-*` headers say; None without any."""
+    said = {
+        name.replace("-", "_"): text
+        for name in _RATE_LIMITS
+        if (text := headers.get(f"x-ratelimit-{name}")) is not None
+    }
+    if not said:
+        return None
+    fields: dict[str, Any] = {}
+    for name, text in said.items():
+        number = _duration(text) if name.startswith("reset") else _number(text)
+        fields[name] = number if number is None or name.startswith("reset") else int(number)
+    return RateLimit(**fields)
+
+
+_RATE_LIMITS = [
+    f"{part}-{unit}" for part in ("limit", "remaining", "reset") for unit in ("requests", "tokens")
+]
+
+
+def _number(text: str | None) -> float | None:
+    """A plain decimal number, not negative."""
+    return float(text) if text and re.fullmatch(r"\s*\d{1,15}(\.\d{0,15})?\s*", text) else None
+
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def _duration(text: str | None) -> float | None:
+    """Seconds of `1s`, `6m30s`, `20ms`, or of a plain number."""
+    if (number := _number(text)) is not None or not text:
+        return number
+    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|[smhd])", text)
+    if "".join(number + unit for number, unit in parts) != text.strip():
+        return None
+    return sum(float(number) * _UNITS[unit] for number, unit in parts)

@@ -1,0 +1,329 @@
+"""The journal of a run, without a file: records, what they leave to be done, and how they break."""
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elkimg_async import errors
+from elkimg_async.batch.journal import (
+    MAX_GAP,
+    AnyRecord,
+    Done,
+    Failed,
+    File,
+    Header,
+    Made,
+    Replay,
+    Sent,
+    Waiting,
+    check_same,
+    decode_record,
+    encode,
+    fingerprint,
+    read_error,
+    write_error,
+)
+from elkimg_async.errors import (
+    APIError,
+    DownloadError,
+    InvalidRequestError,
+    JournalError,
+    ModerationError,
+    RequestTimeoutError,
+)
+from elkimg_async.sansio.requests import GenerateRequest
+from elkimg_async.sansio.responses import Meta, TokenDetails, Usage
+
+META = Meta(
+    request_id="r-1",
+    status=200,
+    attempts=2,
+    elapsed=1.5,
+    first_byte=0.5,
+    rate_limit=None,
+    idempotency_key="k0",
+)
+USAGE = Usage(total_tokens=100, input_tokens_details=TokenDetails(text_tokens=7))
+FILE = File(0, "000000-a-boat.png", 30, "ab" * 32)
+RECORDS: list[AnyRecord] = [
+    Sent(index=0, hash="h0", key="k0"),
+    Sent(index=1, hash="h1", key="k1"),
+    Done(index=0, hash="h0", key="k0", images=1, files=(FILE,), usage=USAGE, meta=META),
+    Made(index=1, hash="h1", key="k1", images=2, urls=(Waiting(1, "http://h/1"),), usage=USAGE),
+    Failed(index=3, error={"error": "APIError", "message": "no\nno"}, attempts=3),
+]
+
+
+def replay(data: bytes) -> Replay:
+    """What a file of these bytes says."""
+    replay = Replay()
+    for line in data.splitlines(keepends=True):
+        replay.feed(line)
+    return replay
+
+
+def journal(*records: AnyRecord) -> bytes:
+    return b"".join(map(encode, (Header(), *records)))
+
+
+def test_replay_tells_what_became_of_each_request() -> None:
+    """The last record of an index holds, and is found where it stands in the file."""
+    data = journal(*RECORDS)
+    seen = replay(data)
+    assert [seen.state(index) for index in range(5)] == ["done", "made", "new", "failed", "new"]
+    for index, record in ((0, RECORDS[2]), (1, RECORDS[3]), (3, RECORDS[4])):
+        offset = seen.offset(index)
+        assert offset is not None
+        assert decode_record(data[offset:].partition(b"\n")[0]) == record
+    assert seen.offset(2) is None
+    assert (seen.end, seen.unended, seen.empty) == (len(data), False, False)
+
+
+def test_replay_of_nothing_is_empty() -> None:
+    """A journal that does not exist yet leaves everything to be done."""
+    seen = replay(b"")
+    assert seen.empty
+    assert seen.state(0) == "new"
+    assert seen.end == 0
+
+
+def test_replay_forgives_an_end_torn_at_any_byte() -> None:
+    """A killed process leaves any beginning of the file; what was whole in it holds, and the rest is cut."""
+    whole = journal(*RECORDS)
+    for size in range(1, len(whole) + 1):
+        torn = whole[:size]
+        seen = replay(torn)
+        lines = torn.splitlines(keepends=True)
+        unended = whole[size : size + 1] == b"\n"
+        good = lines if unended or torn.endswith(b"\n") else lines[:-1]
+        assert seen.end == sum(map(len, good))
+        assert seen.unended == unended
+        for index in range(4):
+            assert seen.state(index) == replay(b"".join(good)).state(index)
+
+
+def test_replay_forgives_zeros_after_a_crash() -> None:
+    """Some file systems fill what was not written with zeros when the machine dies."""
+    data = journal(*RECORDS)
+    assert replay(data + bytes(50)).end == len(data)
+    assert replay(bytes(50)).empty
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\n",
+        b"nonsense\n",
+        b'{"type":"done"}\n',
+        b'{"type":"other","index":3}\n',
+        b'{"type":"sent","index":-1}\n',
+        b'{"type":"sent","index":"1"}\n',
+        b'{"type":"sent","index":%d}\n' % (MAX_GAP + 10),
+        b'{"type":"sent","index":\xff}\n',
+        b"[" * 100_000 + b"\n",
+        encode(Header()),
+    ],
+    ids=range(10),
+)
+def test_replay_refuses_a_broken_line(line: bytes) -> None:
+    """A line that is broken elsewhere than at the end names itself, and nothing is guessed."""
+    seen = replay(journal(RECORDS[0]))
+    with pytest.raises(JournalError, match="Line 3 of the journal is broken"):
+        seen.feed(line)
+
+
+@pytest.mark.parametrize(
+    "data", [b"a prompt\nanother\n", b"a prompt", b"{}\n", b'{"type":"sent","index":0}\n', b"\n"]
+)
+def test_replay_refuses_a_file_that_is_no_journal(data: bytes) -> None:
+    """Somebody's other file is not taken for a torn journal, and so not cut."""
+    with pytest.raises(JournalError, match="not a journal"):
+        replay(data)
+
+
+@pytest.mark.parametrize("header", [Header(version=2), Header(fingerprint=2)])
+def test_replay_refuses_another_version(header: Header) -> None:
+    """A later version's journal is not misread."""
+    with pytest.raises(JournalError, match="another version"):
+        replay(encode(header))
+
+
+def test_replay_counts_what_was_paid_once() -> None:
+    """Images that were made and fetched later count once; a request that was paid for twice counts twice."""
+    made = Made(index=0, images=2, usage=USAGE, urls=(Waiting(0, "http://h/0"),))
+    unfetched = Failed(index=0, images=2, usage=USAGE, urls=(Waiting(0, "http://h/0"),))
+    done = Done(index=0, images=2, usage=USAGE)
+    lost = Failed(index=1, images=1)
+    again = Done(index=1, images=1, usage=USAGE)
+    seen = replay(journal(made, unfetched, made, done, lost, again))
+    assert (seen.images, seen.tokens) == (4, 200)
+    assert [seen.state(0), seen.state(1)] == ["done", "done"]
+
+
+def test_replay_counts_what_was_sent_until_its_answer_is_known() -> None:
+    """An attempt may have cost all that it asked for; what is known afterwards holds for the last one alone."""
+    sent = Sent(index=0, images=4)
+    known: list[tuple[list[AnyRecord], int, int]] = [
+        ([sent], 4, 4),
+        ([sent, sent], 8, 8),
+        ([sent, sent, Done(index=0, images=3, usage=USAGE)], 7, 4),
+        ([sent, Failed(index=0)], 0, 0),
+        ([sent, Failed(index=0, images=4), sent], 8, 8),
+        ([sent, Made(index=0, images=4, urls=(Waiting(0, "http://h/0"),), usage=USAGE)], 4, 0),
+        ([sent, Done(index=0, images=4, meta=META), Sent(index=0, images=0)], 4, 0),
+    ]
+    for records, images, lost in known:
+        seen = replay(journal(*records))
+        assert (seen.images, seen.lost) == (images, lost)
+
+
+def test_replay_reads_a_journal_that_does_not_tell_what_was_asked_for() -> None:
+    """Records of before count as one image."""
+    seen = replay(encode(Header()) + b'{"type":"sent","index":3,"hash":"h","key":"k"}\n')
+    assert (seen.state(3), seen.images) == ("sent", 1)
+
+
+def test_replay_keeps_a_few_bytes_for_each_request() -> None:
+    """What is kept of a hundred thousand requests is less than two megabytes."""
+    import tracemalloc
+
+    seen = replay(journal())
+    lines = [encode(Done(index=index, hash="0" * 32, files=(FILE,))) for index in range(1000)]
+    for line in lines:
+        seen.feed(line)
+    tracemalloc.start()
+    for index in range(1000, 101_000):
+        seen.feed(b'{"type":"sent","index":%d,"images":4}\n' % index)
+        seen.feed(b'{"type":"done","index":%d}\n' % index)
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert len(seen) == 101_000
+    assert kept < 2_000_000
+
+
+SOMETHING = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.builds(
+                Sent,
+                index=st.integers(0, 50),
+                hash=SOMETHING,
+                key=st.none() | SOMETHING,
+                images=st.integers(0, 10),
+            ),
+            st.builds(
+                Done,
+                index=st.integers(0, 50),
+                images=st.integers(0, 10),
+                files=st.lists(
+                    st.builds(File, st.integers(0, 9), SOMETHING, st.integers(0), SOMETHING),
+                    max_size=3,
+                ).map(tuple),
+            ),
+            st.builds(
+                Failed,
+                index=st.integers(0, 50),
+                error=st.dictionaries(SOMETHING, SOMETHING, max_size=3),
+            ),
+        ),
+        max_size=20,
+    )
+)
+def test_journal_round_trip(records: list[AnyRecord]) -> None:
+    """Whatever is written is one line, is read back equal, and the last of an index is found."""
+    lines = [encode(record) for record in records]
+    assert all(line.count(b"\n") == 1 for line in lines)
+    data = journal(*records)
+    seen = replay(data)
+    for index, record in {record.index: record for record in records}.items():
+        offset = seen.offset(index)
+        assert offset is not None
+        assert decode_record(data[offset:].partition(b"\n")[0]) == record
+
+
+# --- whether requests are the same ------------------------------------------
+
+
+def test_fingerprint_of_the_same_request_is_the_same() -> None:
+    """It depends on what is sent alone: not on the order of keys, nor on what is left to the default."""
+    one = GenerateRequest(prompt="a boat", n=2, extra_body={"a": 1, "b": {"x": 1, "y": 2}})
+    other = GenerateRequest(
+        prompt="a boat", model="gpt-image-1.5", n=2, extra_body={"b": {"y": 2, "x": 1}, "a": 1}
+    )
+    assert fingerprint(one, stream=False) == fingerprint(other, stream=False)
+    assert fingerprint(GenerateRequest(prompt="a boat"), stream=False) == (
+        "146b9b2f436b9ecd62d0b2757fe1d30e"
+    )
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        GenerateRequest(prompt="a boat "),
+        GenerateRequest(prompt="a boat", n=1),
+        GenerateRequest(prompt="a boat", model="dall-e-3"),
+        GenerateRequest(prompt="a boat", extra_body={"n": 1}),
+    ],
+    ids=range(4),
+)
+def test_fingerprint_of_another_request_differs(other: GenerateRequest) -> None:
+    """Each thing that is sent counts."""
+    one = GenerateRequest(prompt="a boat")
+    assert fingerprint(one, stream=False) != fingerprint(other, stream=False)
+    assert fingerprint(one, stream=False) != fingerprint(one, stream=True)
+
+
+def test_fingerprint_refuses_what_cannot_be_sent() -> None:
+    """What JSON cannot hold is the caller's mistake, and said as such."""
+    with pytest.raises(InvalidRequestError, match="prompt cannot be written"):
+        fingerprint(GenerateRequest(prompt="\ud800"), stream=False)
+    with pytest.raises(InvalidRequestError, match="f cannot be written"):
+        fingerprint(GenerateRequest(prompt="a", extra_body={"f": object()}), stream=False)
+
+
+def test_check_same_names_the_request_that_differs() -> None:
+    """Another request in its place ends the run; one that could not be read then may have been mended."""
+    check_same(RECORDS[0], 0, "h0")
+    check_same(RECORDS[4], 3, "anything")
+    with pytest.raises(JournalError, match="number 0 "):
+        check_same(RECORDS[0], 0, "h1")
+    with pytest.raises(JournalError, match="number 0 "):
+        check_same(RECORDS[0], 0, None)
+
+
+# --- errors -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ModerationError(
+            "no", status=400, code="moderation_blocked", request_id="r", param="prompt"
+        ),
+        APIError("busy", status=503, retry_after=1.5, headers={"a": "b"}, body={"secret": 1}),
+        RequestTimeoutError("late", limit="total", phase="body", billing="unknown"),
+        DownloadError("gone", url="http://h/1", status=404),
+        InvalidRequestError("wrong", param="n"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_error_survives_the_journal(error: errors.ElkImagesError) -> None:
+    """An error comes back as its own type with its plain fields; bodies and headers are left out."""
+    written = msgspec.json.decode(msgspec.json.encode(write_error(error)))
+    again = read_error(written, attempts=3)
+    assert type(again) is type(error)
+    assert str(again) == str(error)
+    assert (again.billing, again.request_id, again.attempts) == (error.billing, error.request_id, 3)
+    assert getattr(again, "code", None) == getattr(error, "code", None)
+    assert getattr(again, "limit", None) == getattr(error, "limit", None)
+    assert b"secret" not in msgspec.json.encode(written)
+
+
+@pytest.mark.parametrize("name", ["Billing", "Exception", "os", "NoSuchError", 7])
+def test_error_of_an_unknown_type_is_the_root(name: object) -> None:
+    """What a journal says is data: it makes no object but errors of this package."""
+    assert type(read_error({"error": name, "message": "x"}, attempts=0)) is errors.ElkImagesError

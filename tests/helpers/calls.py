@@ -1,0 +1,70 @@
+"""One call in either mode, and what every error of a call must hold."""
+
+import base64
+import traceback
+from typing import Any, TypeVar
+
+import pytest
+
+from elkimg_async import AsyncImages, ElkImagesError, ImagesResponse, RetryPolicy
+from elkimg_async.sansio.decoder import ImageEvent
+from tests.helpers.canned import KEY, PNG, answer, event
+
+E = TypeVar("E", bound=BaseException)
+
+B64 = base64.b64encode(PNG).decode()
+GOOD = answer({"created": 1, "data": [{"b64_json": B64}]})
+BUSY = answer({"error": {"message": "busy"}}, status=429)
+QUICK = RetryPolicy(initial_backoff=0.002)
+PARTIAL_TYPE = "image_generation.partial_image"
+COMPLETED_TYPE = "image_generation.completed"
+PARTIAL = event({"type": PARTIAL_TYPE, "b64_json": B64, "partial_image_index": 0})
+COMPLETED = event({"type": COMPLETED_TYPE, "b64_json": B64})
+in_both_modes = pytest.mark.parametrize("streaming", [False, True], ids=["batch", "stream"])
+
+
+async def ask(
+    client: AsyncImages, streaming: bool = False, prompt: Any = "a boat", **options: Any
+) -> tuple[list[ImageEvent], ImagesResponse]:
+    """One call, to its end: the events, none for a batch call, and the result."""
+    if not streaming:
+        return [], await client.generate(prompt, **options)
+    async with client.generate(prompt, stream=True, **options) as stream:
+        events = [each async for each in stream]
+        return events, await stream.result()
+
+
+async def failure(kind: type[E], client: AsyncImages, streaming: bool = False, **options: Any) -> E:
+    """The error of a call, of exactly this class, which shows nothing that it must not."""
+    with pytest.raises(kind) as caught:
+        await ask(client, streaming, **options)
+    assert type(caught.value) is kind
+    check_clean(caught.value)
+    return caught.value
+
+
+async def failure_of_any_kind(
+    client: AsyncImages, streaming: bool, **options: Any
+) -> ElkImagesError:
+    """The error of a call, of any class of ours."""
+    with pytest.raises(ElkImagesError) as caught:
+        await ask(client, streaming, **options)
+    check_clean(caught.value)
+    return caught.value
+
+
+def check_clean(error: BaseException) -> None:
+    """Neither a foreign exception nor the key can be reached from an error of ours."""
+    links: list[BaseException | None] = [error]
+    for link in links:
+        if link is not None:
+            assert type(link).__module__ == "elkimg_async.errors", repr(link)
+            links += [link.__cause__, link.__context__]
+    check_secret(error)
+
+
+def check_secret(error: BaseException) -> None:
+    """The key is in no text that an error can become, the locals of its traceback included."""
+    shown = traceback.TracebackException.from_exception(error, capture_locals=True)
+    for text in (str(error), repr(error), repr(vars(error)), "".join(shown.format())):
+        assert KEY not in text

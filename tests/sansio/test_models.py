@@ -1,0 +1,180 @@
+"""`client.models()`: the list in its shapes, errors, retries and limits."""
+
+import json
+from typing import Any
+
+import pytest
+
+from elkimg_async import (
+    AsyncImages,
+    AuthenticationError,
+    DisconnectedError,
+    ElkImagesError,
+    Limits,
+    Model,
+    NotFoundError,
+    RequestTimeoutError,
+    ResponseError,
+    RetryPolicy,
+    ServerError,
+)
+from elkimg_async.hooks import Record, RequestFinished, RequestStarted
+from elkimg_async.local import LocalServer
+from elkimg_async.sansio.model_rules import MODELS
+from elkimg_async.sansio.models import ListingDecoder, read_models
+from tests.helpers.canned import KEY, Canned, End, Reply, answer, head
+
+FAST = RetryPolicy(initial_backoff=0)
+ONE = {"id": "gpt-image-1.5", "owned_by": "openai", "created": 7}
+LIST = answer({"object": "list", "data": [ONE]})
+
+
+async def test_models_of_the_local_server() -> None:
+    """The server's models come in its order, as image models, and with what is known of the exchange."""
+    async with (
+        LocalServer() as server,
+        AsyncImages(server.api_key, base_url=server.base_url) as client,
+    ):
+        models = await client.models()
+        assert [model.id for model in models] == list(MODELS)
+        assert all(model.is_image for model in models)
+        assert (models.meta.status, models.meta.attempts) == (200, 1)
+        assert models.meta.request_id == server.requests[-1].request_id
+        seen = server.requests[-1]
+        assert (seen.method, seen.path) == ("GET", "/v1/models")
+        assert {"content-type", "idempotency-key", "content-length"}.isdisjoint(seen.headers)
+        async with AsyncImages("wrong", base_url=server.base_url) as stranger:
+            with pytest.raises(AuthenticationError):
+                await stranger.models()
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"data": [ONE]}, [Model(id="gpt-image-1.5", owned_by="openai", created=7)]),
+        ({"models": ["a", {"id": "b"}]}, [Model(id="a"), Model(id="b")]),
+        ([{"id": "a"}], [Model(id="a")]),
+        ({"data": None}, []),
+        ({"data": []}, []),
+        ({"data": [{}, 7, None, {"id": ""}, {"id": "a", "created": "x"}]}, [Model(id="a")]),
+        (
+            {"data": [{"id": "a", "supported_endpoint_types": ["openai", "image-generation"]}]},
+            [Model(id="a", is_image=True)],
+        ),
+        (
+            {"data": [{"id": "a", "supported_endpoint_types": ["openai"]}]},
+            [Model(id="a", is_image=False)],
+        ),
+        ({"data": [{"id": "a", "supported_endpoint_types": []}]}, [Model(id="a")]),
+        (
+            {"data": [{"id": "a", "architecture": {"output_modalities": ["text", "image"]}}]},
+            [Model(id="a", is_image=True)],
+        ),
+    ],
+)
+def test_read_models(value: Any, expected: list[Model]) -> None:
+    """A list is found in each of its shapes, and what is wrong in it costs nothing else."""
+    assert read_models(json.dumps(value).encode()) == expected
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "no JSON"),
+        (b"<!doctype html>", "base URL ends in /v1"),
+        (b"\xef\xbb\xbf\n <html>", "base URL ends in /v1"),
+        (b"not found", "no JSON"),
+        (b'{"object": "list"}', "no list of models"),
+        (b'"a"', "no list of models"),
+    ],
+)
+def test_read_models_of_what_is_none(body: bytes, words: str) -> None:
+    """What is no list of models is an error that says what it is."""
+    with pytest.raises(ResponseError, match=words):
+        read_models(body)
+
+
+def test_decoder_in_any_split() -> None:
+    """The list is the same however its bytes come."""
+    body = LIST[-1]
+    assert isinstance(body, bytes)
+    for at in range(len(body) + 1):
+        decoder = ListingDecoder(max_bytes=1000)
+        decoder.feed(body[:at])
+        decoder.feed(body[at:])
+        decoder.finish()
+        decoder.next_event()
+        assert decoder.response()[0].id == "gpt-image-1.5"
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        answer({"error": "busy"}, status=500),
+        answer(b"<html>bad gateway", status=502, content_type="text/html"),
+        [head(200, Content_Length="100"), b'{"data": [', End.CLOSE],
+        [head(200, Content_Length="100"), End.RESET],
+        [End.CLOSE],
+    ],
+    ids=["500", "502", "cut", "reset", "no-answer"],
+)
+async def test_models_are_asked_for_again(failure: Reply) -> None:
+    """A list costs nothing, so it is asked for again also where an image would not be."""
+    async with (
+        Canned(failure, LIST) as canned,
+        AsyncImages(KEY, base_url=canned.base_url, retry=FAST) as client,
+    ):
+        models = await client.models()
+        assert [model.id for model in models] == ["gpt-image-1.5"]
+        assert [request.method for request in canned.requests] == ["GET", "GET"]
+
+
+async def test_models_failures_cost_nothing() -> None:
+    """Whatever goes wrong with a list, nothing was asked that could be billed."""
+    page = answer(b"<html>", content_type="text/html")
+    cut: Reply = [head(200, Content_Length="100"), End.CLOSE]
+    async with (
+        Canned() as canned,
+        AsyncImages(KEY, base_url=canned.base_url, retry=0) as client,
+    ):
+        replies: list[tuple[Reply, type[ElkImagesError], str]] = [
+            (page, ResponseError, "not_sent"),
+            (cut, DisconnectedError, "not_sent"),
+            (answer({"error": "x"}, status=404), NotFoundError, "refused"),
+            (answer(b"", status=502), ServerError, "not_sent"),
+        ]
+        for reply, error, billing in replies:
+            canned.reply_with(reply)
+            with pytest.raises(error) as caught:
+                await client.models()
+            assert caught.value.billing == billing
+
+
+async def test_models_limits() -> None:
+    """Limits of time and size hold for a list as well."""
+    async with (
+        Canned([head(200), b'{"data": [', End.HOLD]) as canned,
+        AsyncImages(KEY, base_url=canned.base_url, limits=Limits(max_response_bytes=5)) as client,
+    ):
+        with pytest.raises(ResponseError, match="longer than 5 bytes"):
+            await client.models()
+        canned.reply_with([End.HOLD])
+        with pytest.raises(RequestTimeoutError) as caught:
+            await client.models(timeout=0.05)
+        assert caught.value.limit == "total"
+        await canned.wait_disconnected()
+
+
+async def test_models_hooks_and_headers() -> None:
+    """Hooks see the call without a request, and its headers go along."""
+    seen: list[Record] = []
+    async with (
+        Canned(LIST) as canned,
+        AsyncImages(KEY, base_url=canned.base_url, hooks=[seen.append]) as client,
+    ):
+        models = await client.models(extra_headers={"X-Team": "birds"})
+        assert canned.requests[0].headers["x-team"] == "birds"
+    assert isinstance(seen[0], RequestStarted)
+    assert (seen[0].request, seen[0].stream) == (None, False)
+    assert isinstance(seen[-1], RequestFinished)
+    assert seen[-1].result == models

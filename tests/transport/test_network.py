@@ -1,0 +1,168 @@
+"""Addresses: which are public, and how long the way to one may take."""
+
+import itertools
+import math
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import anyio
+import pytest
+from aiohttp.abc import AbstractResolver
+
+from elkimg_async import AsyncImages, RequestTimeoutError, Timeout
+from elkimg_async.transport.network import is_public, public_resolver
+from tests.helpers.calls import QUICK, ask, failure, in_both_modes
+from tests.helpers.canned import KEY, Canned, End
+
+LATE = 0.5  # seconds that a busy machine may be late
+NAME = "hangs.example"
+
+PRIVATE = [
+    "127.0.0.1", "127.255.255.254", "0.0.0.0", "10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.1.1",
+    "169.254.169.254", "100.64.0.1", "192.0.0.1", "192.0.2.1", "198.18.0.1", "224.0.0.1", "240.0.0.1",
+    "255.255.255.255", "::", "::1", "[::1]", "fe80::1", "fe80::1%eth0", "fc00::1", "fd12::1", "ff02::1",
+    "2001:db8::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "::ffff:169.254.169.254",
+]  # fmt: skip
+TUNNELS = [
+    "64:ff9b::127.0.0.1",
+    "64:ff9b::a9fe:a9fe",
+    "2002:7f00:1::",
+    "2002:a9fe:a9fe::",
+    "::127.0.0.1",
+]
+PUBLIC = [
+    "8.8.8.8",
+    "1.1.1.1",
+    "172.32.0.1",
+    "100.128.0.1",
+    "2606:4700:4700::1111",
+    "::ffff:8.8.8.8",
+]
+
+
+@pytest.mark.parametrize("address", PRIVATE)
+def test_private_addresses(address: str) -> None:
+    """Private, loopback, link-local, shared, reserved and multicast addresses are none of the internet."""
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize("address", TUNNELS)
+def test_private_addresses_in_tunnels(address: str) -> None:
+    """An IPv6 address that only carries a private IPv4 one is no better than that."""
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize("address", PUBLIC)
+def test_public_addresses(address: str) -> None:
+    """Addresses of the internet are taken as such."""
+    assert is_public(address)
+
+
+async def test_public_resolver() -> None:
+    """The resolver refuses a name as soon as one of its addresses is private, and says why."""
+    resolver = public_resolver()
+    assert isinstance(resolver, AbstractResolver)
+    for name, family in itertools.product(
+        ("localhost", "127.0.0.1"), (socket.AF_UNSPEC, socket.AF_INET)
+    ):
+        with pytest.raises(OSError, match="private address"):
+            await resolver.resolve(name, 80, family)
+    await resolver.close()
+
+
+# --- the way to them --------------------------------------------------------
+
+
+@pytest.fixture
+def look_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """The system's look-up hangs for one name until the event is set, and then leads to this machine."""
+    gate, real = threading.Event(), socket.getaddrinfo
+
+    def getaddrinfo(host: Any, *others: Any, **more: Any) -> Any:
+        if host != NAME:
+            return real(host, *others, **more)
+        gate.wait(5)
+        return real("127.0.0.1", *others, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    yield gate
+    gate.set()
+
+
+@in_both_modes
+async def test_look_up_that_hangs(look_up: threading.Event, streaming: bool) -> None:
+    """Looking the name up is part of connecting: limited by `connect`, not sent, and tried again."""
+    timeout = Timeout(connect=0.1)
+    async with AsyncImages(
+        KEY, base_url=f"http://{NAME}/v1", timeout=timeout, retry=QUICK
+    ) as client:
+        started = time.monotonic()
+        error = await failure(RequestTimeoutError, client, streaming)
+        took = time.monotonic() - started
+    look_up.set()  # the end of the loop waits for the thread
+    assert (error.limit, error.phase, error.billing) == ("connect", "connect", "not_sent")
+    assert error.attempts == 3
+    assert took < 3 * 0.1 + LATE
+
+
+async def test_look_up_is_limited_for_each_call(look_up: threading.Event, canned: Canned) -> None:
+    """Calls that wait for the same look-up have each its own limit, and the patient one arrives."""
+    base_url = f"http://{NAME}:{canned.port}/v1"
+    done: list[str] = []
+    async with (
+        AsyncImages(KEY, base_url=base_url, retry=0) as client,
+        anyio.create_task_group() as group,
+    ):
+
+        async def hurried() -> None:
+            error = await failure(RequestTimeoutError, client, timeout=Timeout(connect=0.1))
+            done.append(str(error.limit))
+            look_up.set()
+
+        async def patient() -> None:
+            await ask(client, timeout=Timeout(connect=math.inf))
+            done.append("arrived")
+
+        group.start_soon(hurried)
+        group.start_soon(patient)
+    assert done == ["connect", "arrived"]
+    assert len(canned.requests) == 1
+
+
+async def test_proxy_that_says_nothing(canned: Canned, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a proxy takes to open the way is part of connecting."""
+    canned.reply_with([End.HOLD])
+    monkeypatch.setenv("https_proxy", canned.origin)
+    monkeypatch.delenv("no_proxy", raising=False)
+    timeout = Timeout(connect=0.2)
+    async with AsyncImages(
+        KEY, base_url="https://api.example/v1", timeout=timeout, retry=0
+    ) as client:
+        error = await failure(RequestTimeoutError, client)
+    assert (error.limit, error.billing) == ("connect", "not_sent")
+    assert canned.requests[0].method == "CONNECT"
+    assert KEY not in str(canned.requests)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's queue of connections")
+async def test_name_with_several_dead_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All the addresses of a name have `connect` together, not each for itself."""
+    with socket.socket() as listener, socket.socket() as first, socket.socket() as second:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)  # room for one; the kernel leaves those after it unanswered
+        for filler in (first, second):
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        port = listener.getsockname()[1]
+        found = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", port))
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [found] * 3)
+        base_url, timeout = f"http://{NAME}:{port}/v1", Timeout(connect=0.3)
+        async with AsyncImages(KEY, base_url=base_url, timeout=timeout, retry=0) as client:
+            started = time.monotonic()
+            error = await failure(RequestTimeoutError, client)
+            assert time.monotonic() - started < 0.3 + LATE / 2
+    assert error.limit == "connect"
