@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import inspect
 import itertools
 import logging
 import os
@@ -12,11 +11,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 from elkimg_async import hooks, logs
-from elkimg_async.config import Secret, Settings, default_key, make_key
+from elkimg_async.config import Settings
+from elkimg_async.credentials import Secret, resolve_api_key
 from elkimg_async.endpoints import AnswerT, Decoder, Endpoint
 from elkimg_async.errors import (
     APIError,
-    ConfigurationError,
     ElkImagesError,
     InvalidRequestError,
     NetworkError,
@@ -209,8 +208,7 @@ class Call(Generic[AnswerT]):
         if self._hooks:
             self._tell(hooks.AttemptStarted, attempt=self._attempts)
         watchdog.allow("first_byte", limits.first_byte)
-        key = settings.api_key
-        self._secret = key if isinstance(key, Secret) else await self._ask_for_key(key)
+        self._secret = await resolve_api_key(settings.api_key)
         exchange = self._exchange = self._transport.exchange(
             settings.base_url + self._request.path,
             self._request,
@@ -239,25 +237,6 @@ class Call(Generic[AnswerT]):
             stream=self._stream, max_bytes=max_bytes, length=length(exchange.headers)
         )
         return self._decoder
-
-    async def _ask_for_key(self, key: Callable[[], Awaitable[str]] | None) -> Secret:
-        if key is None:
-            return default_key()
-        try:
-            promised = key()
-            if not inspect.isawaitable(promised):
-                raise ConfigurationError("api_key must be a string or an async function.")
-            return make_key(await promised)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            problem = "was cancelled from within; it gave no key"
-        except ElkImagesError:
-            raise
-        except Exception as error:  # noqa: BLE001 - the caller's own, whose text may hold the key
-            problem = f"failed with {type(error).__name__}; mend it"
-        raise ConfigurationError(f"The function for the API key {problem}.")
 
     def _request_id(self, exchange: Exchange) -> str | None:
         named = request_id(exchange.headers)

@@ -28,10 +28,10 @@ from elkimg_async.config import (
     ValidateMode,
     check_choice,
     make_base_url,
-    make_key,
     make_retry,
     make_timeout,
 )
+from elkimg_async.credentials import make_source
 from elkimg_async.errors import ConfigurationError, InvalidRequestError
 from elkimg_async.hooks import Hook
 from elkimg_async.image import ImageInput
@@ -96,11 +96,7 @@ class AsyncImages:
         """
         check_choice("idempotency", idempotency, get_args(IdempotencyMode))
         check_choice("validate", validate, get_args(ValidateMode))
-        key: Any = api_key
-        if isinstance(api_key, str):
-            key = make_key(api_key) if api_key.strip() else _no_key
-        elif api_key is not None and not callable(api_key):
-            raise ConfigurationError("api_key must be a string or an async function.")
+        source = make_source(api_key)
         api_key = None  # so that the traceback of what fails below does not hold it
         from elkimg_async import call, endpoints  # asyncio and all below it, late
         from elkimg_async.ratelimit.limiter import Limiter
@@ -111,7 +107,7 @@ class AsyncImages:
         if not isinstance(limits, Limits):
             raise ConfigurationError(f"limits must be Limits(…), not {type(limits).__name__}.")
         self._settings = Settings(
-            api_key=key,
+            api_key=source,
             base_url=make_base_url(base_url),
             timeout=make_timeout(timeout),
             retry=policy,
@@ -464,11 +460,6 @@ class AsyncImages:
         if not hasattr(self, "_transport"):  # its options were refused
             return "<AsyncImages, not set up>"
         return f"<AsyncImages for {self.base_url}{', closed' if self._transport.closed else ''}>"
-
-
-async def _no_key() -> str:
-    """For an empty key: not the environment's, which may be meant for another server."""
-    return ""
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -3,22 +3,20 @@
 import math
 import os
 import re
-from collections.abc import Awaitable, Callable
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
 import msgspec
 
+from elkimg_async.credentials import ApiKeySource
 from elkimg_async.errors import ConfigurationError
 from elkimg_async.hooks import Hook
 from elkimg_async.ratelimit.pacing import Permit
-from elkimg_async.sansio.json_images import map_strings
 from elkimg_async.sansio.responses import RateLimit
 from elkimg_async.sansio.retry import RetryBudget
 
 DEFAULT_BASE_URL = "https://api.elkapi.com/v1"
-KEY_VARIABLE = "ELKAPI_API_KEY"
 URL_VARIABLE = "ELKAPI_BASE_URL"
 
 # Seconds. An image takes ten seconds to five minutes, and the server may say nothing until it is done.
@@ -168,38 +166,10 @@ class Pacing(Protocol):
         """Note that the client was closed."""
 
 
-_LEAST_SECRET = 8  # characters; a shorter key is somebody's test, and part of ordinary words
-
-
-class Secret:
-    """A string that does not print."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str) -> None:
-        self._value = value
-
-    def reveal(self) -> str:
-        """The string itself; the only way to it."""
-        return self._value
-
-    def redact(self, value: Any) -> Any:
-        """The same text, mapping or sequence without this string in it, unless it is too short to tell."""
-        if len(self._value) < _LEAST_SECRET:
-            return value
-        return map_strings(value, lambda text: text.replace(self._value, "***"))
-
-    def __repr__(self) -> str:
-        return "<secret>"
-
-    def __reduce__(self) -> str:
-        raise TypeError("a secret cannot be pickled")
-
-
 class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """What a client was told, checked and complete."""
 
-    api_key: Secret | Callable[[], Awaitable[str]] | None
+    api_key: ApiKeySource
     base_url: str
     timeout: Timeout
     retry: RetryPolicy
@@ -243,33 +213,6 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Refuse what is not among `choices`."""
     if value not in choices:
         raise ConfigurationError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
-
-
-def default_key() -> Secret:
-    """The key of the environment.
-
-    Raises:
-        ConfigurationError: by the caller, where there is none.
-    """
-    return make_key(os.environ.get(KEY_VARIABLE, ""))
-
-
-def make_key(key: object) -> Secret:
-    """A key fit for a header.
-
-    Raises:
-        ConfigurationError: by the caller, for an empty one or one that a header cannot hold.
-    """
-    if not isinstance(key, str) or not key.strip():
-        raise ConfigurationError(
-            f"There is no API key. Set {KEY_VARIABLE}, or pass AsyncImages(api_key=…). To try things "
-            "without a key, run against the local server: elkimg generate --local, or "
-            "elkimg_async.local.LocalServer."
-        )
-    key = key.strip()
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise ConfigurationError("The API key holds characters that no key has; copy it once more.")
-    return Secret(key)
 
 
 def make_base_url(url: str | None) -> str:

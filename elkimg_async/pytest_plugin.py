@@ -41,7 +41,8 @@ def elkimg_server(
     During the test ELKAPI_API_KEY and ELKAPI_BASE_URL lead to it, so that no client of the code
     under test can spend anything.
     """
-    from elkimg_async.config import KEY_VARIABLE, URL_VARIABLE
+    from elkimg_async.config import URL_VARIABLE
+    from elkimg_async.credentials import API_KEY_VARIABLE
     from elkimg_async.errors import ConfigurationError
     from elkimg_async.local import LocalServer, ThreadedServer
 
@@ -52,7 +53,7 @@ def elkimg_server(
         server.start()
     except ConfigurationError as error:
         raise pytest.fail.Exception(str(error), pytrace=False) from None
-    monkeypatch.setenv(KEY_VARIABLE, server.api_key)
+    monkeypatch.setenv(API_KEY_VARIABLE, server.api_key)
     monkeypatch.setenv(URL_VARIABLE, server.base_url)
     with server:
         yield server

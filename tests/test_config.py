@@ -1,8 +1,6 @@
 """What a client can be told, checked without a server."""
 
-import copy
 import math
-import pickle
 from typing import Any
 
 import pytest
@@ -10,10 +8,7 @@ import pytest
 from elkimg_async import AsyncImages, ConfigurationError, Limits, RetryPolicy, Timeout
 from elkimg_async.config import (
     DEFAULT_BASE_URL,
-    Secret,
-    default_key,
     make_base_url,
-    make_key,
     make_retry,
     make_timeout,
     proxy_for,
@@ -210,41 +205,7 @@ def test_base_url_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         AsyncImages(KEY)
 
 
-# --- the key ----------------------------------------------------------------
-
-
-def test_key_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The key of the environment is read when asked for, blanks around it removed."""
-    monkeypatch.setenv("ELKAPI_API_KEY", f" {KEY}\n")
-    assert default_key().reveal() == KEY
-
-
-@pytest.mark.parametrize("value", [None, "", "  \n"])
-def test_key_missing(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
-    """Without a key the error names the variable and the way without one."""
-    if value is not None:
-        monkeypatch.setenv("ELKAPI_API_KEY", value)
-    with pytest.raises(ConfigurationError) as caught:
-        default_key()
-    assert "ELKAPI_API_KEY" in str(caught.value)
-    assert "LocalServer" in str(caught.value)
-    assert "--local" in str(caught.value)
-    assert caught.value.billing == "not_sent"
-
-
-@pytest.mark.parametrize("key", ["sk\n-x", "sk x", "sk-ключ", "sk-\x00", "“sk-1”"])
-def test_key_that_no_header_holds(key: str) -> None:
-    """A key with characters that no header holds is refused at once, and not shown."""
-    with pytest.raises(ConfigurationError, match="characters that no key has") as caught:
-        AsyncImages(key)
-    assert key not in str(caught.value)
-
-
-@pytest.mark.parametrize("key", [5, b"sk", ["sk"]])
-def test_key_of_the_wrong_type(key: Any) -> None:
-    """A key is a string or an async function."""
-    with pytest.raises(ConfigurationError, match="api_key must be a string"):
-        AsyncImages(key)
+# --- modes and headers ------------------------------------------------------
 
 
 @pytest.mark.parametrize("option", ["idempotency", "validate"])
@@ -264,52 +225,6 @@ def test_headers_wrong(headers: Any) -> None:
     with pytest.raises(ConfigurationError, match="headers") as caught:
         AsyncImages(KEY, headers=headers)
     assert KEY not in str(caught.value)
-
-
-# --- Secret -----------------------------------------------------------------
-
-
-def test_secret_does_not_print() -> None:
-    """No usual way to make text of a secret shows it."""
-    secret = make_key(KEY)
-    assert secret.reveal() == KEY
-    for text in (repr(secret), str(secret), f"{secret}", f"{secret!r:>40}", "%s" % secret):  # noqa: UP031
-        assert KEY not in text
-    assert KEY not in repr([secret])
-    assert not hasattr(secret, "__dict__")
-
-
-def test_secret_does_not_pickle() -> None:
-    """A secret does not leave the process by pickle or copy."""
-    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
-        with pytest.raises(TypeError, match="cannot be pickled"):
-            pickle.dumps(make_key(KEY), protocol)
-    with pytest.raises(TypeError):
-        copy.deepcopy(make_key(KEY))
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        KEY,
-        f"Bearer {KEY}, {KEY}",
-        {"authorization": f"Bearer {KEY}", KEY: [KEY]},
-        [{"error": {"message": f"no such key: {KEY}"}}],
-        (f"a {KEY}",),
-    ],
-)
-def test_secret_redacts(value: Any) -> None:
-    """A value of the same shape comes back without the secret anywhere in it."""
-    redacted = Secret(KEY).redact(value)
-    assert type(redacted) is type(value)
-    assert KEY not in repr(redacted)
-    assert "***" in repr(redacted)
-
-
-@pytest.mark.parametrize("value", [None, 3, 1.5, True, "other text", {"a": ["b", 1]}, []])
-def test_secret_leaves_the_rest(value: Any) -> None:
-    """What does not hold the secret stays as it is."""
-    assert Secret(KEY).redact(value) == value
 
 
 # --- the proxy --------------------------------------------------------------

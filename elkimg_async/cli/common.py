@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from elkimg_async import AsyncImages, Limits, Timeout, errors
 from elkimg_async.cli.report import Report
-from elkimg_async.config import KEY_VARIABLE, default_key
+from elkimg_async.credentials import API_KEY_VARIABLE, default_api_key
 from elkimg_async.sansio.model_rules import is_gpt_image
 from elkimg_async.sansio.requests import DEFAULT_MODEL
 
@@ -98,16 +98,16 @@ class Connection:
         if self.local and self.base_url is not None:
             raise errors.ConfigurationError("--local and --base-url do not go together.")
         try:
-            _ = self.local or default_key()
+            _ = self.local or default_api_key()
         except errors.ConfigurationError:
             raise errors.ConfigurationError(
-                f"There is no usable API key: set the environment variable {KEY_VARIABLE} to yours, "
+                f"There is no usable API key: set the environment variable {API_KEY_VARIABLE} to yours, "
                 "or add --local to try things without one."
             ) from None
 
     def key(self) -> str:
         """The API key, for other processes."""
-        return LOCAL_KEY if self.local else default_key().reveal()
+        return LOCAL_KEY if self.local else default_api_key().reveal()
 
     @contextlib.asynccontextmanager
     async def client(

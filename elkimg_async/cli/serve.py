@@ -10,7 +10,8 @@ import anyio
 
 from elkimg_async.cli.common import LOCAL_DELAY, WHOLE
 from elkimg_async.cli.report import OUT
-from elkimg_async.config import KEY_VARIABLE, URL_VARIABLE
+from elkimg_async.config import URL_VARIABLE
+from elkimg_async.credentials import API_KEY_VARIABLE
 
 
 def serve(
@@ -50,7 +51,7 @@ Base URL: {base_url}
 API key: {api_key}
 
 For elkimg and elkimg_async:
-export {URL_VARIABLE}={base_url} {KEY_VARIABLE}={shlex.quote(api_key)}
+export {URL_VARIABLE}={base_url} {API_KEY_VARIABLE}={shlex.quote(api_key)}
 
 For anything else:
 curl {base_url}/images/generations -H {shlex.quote("Authorization: Bearer " + api_key)} \

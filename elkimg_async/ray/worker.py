@@ -28,10 +28,10 @@ from elkimg_async.config import (
     Limits,
     Pacing,
     ValidateMode,
-    default_key,
     make_retry,
     make_timeout,
 )
+from elkimg_async.credentials import default_api_key
 from elkimg_async.errors import (
     APIError,
     BatchError,
@@ -114,7 +114,7 @@ class GenerateImages:
         if isinstance(key, ray.ObjectRef):
             key = ray.get(key)
         if key is None:
-            default_key()  # fails here, once, and not in each row
+            default_api_key()  # fails here, once, and not in each row
         self._run = run
         self._prompt_column = options.get("prompt_column", "prompt")
         self._id_column = options.get("id_column", "id")

@@ -17,7 +17,8 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from elkimg_async.config import Secret, proxy_for
+from elkimg_async.config import proxy_for
+from elkimg_async.credentials import Secret
 from elkimg_async.errors import (
     Billing,
     ConfigurationError,
@@ -328,7 +329,7 @@ class Exchange:
 
     def _headers(self) -> dict[str, str]:
         headers = dict(self._request.headers)
-        if self._key is not None:
+        if self._key:
             headers["Authorization"] = f"Bearer {self._key.reveal()}"
         if (body := self._request.body) is not None:
             headers["Content-Length"] = str(len(body))

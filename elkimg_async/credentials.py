@@ -1,0 +1,129 @@
+"""The API key: holding it, asking for it, and keeping it out of every text."""
+
+import asyncio
+import inspect
+import os
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from elkimg_async.errors import ConfigurationError, ElkImagesError
+from elkimg_async.sansio.json_images import map_strings
+
+API_KEY_VARIABLE = "ELKAPI_API_KEY"
+MIN_REDACTED = 8
+"""Characters; a shorter API key is one for tests, and part of ordinary words."""
+
+_QUOTES = "\"'`“”‘’«»"  # noqa: RUF001
+
+
+class Secret:
+    """A string that does not print."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """Return the string itself; there is no other way to it."""
+        return self._value
+
+    def redact(self, value: Any) -> Any:
+        """Return the same text, mapping or sequence with `***` instead of this string."""
+        if len(self._value) < MIN_REDACTED:
+            return value
+        return map_strings(value, lambda text: text.replace(self._value, "***"))
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+    def __repr__(self) -> str:
+        return "<secret>"
+
+    def __reduce__(self) -> str:
+        raise TypeError("a secret cannot be pickled")
+
+
+ApiKeySource = Secret | Callable[[], Awaitable[str]] | None
+
+NO_API_KEY = Secret("")
+"""For a client that authenticates with a header of its own: no Authorization header is sent."""
+
+
+def make_api_key(api_key: object) -> Secret:
+    """Return an API key that fits into a header; `Bearer ` in front of it is removed.
+
+    Raises:
+        ConfigurationError: If it is empty, or has characters that no API key has.
+    """
+    text = api_key.strip() if isinstance(api_key, str) else ""
+    text = re.sub(r"^bearer\s+", "", text, flags=re.IGNORECASE)
+    if not text:
+        raise ConfigurationError(
+            f"There is no API key. Set {API_KEY_VARIABLE}, or pass AsyncImages(api_key=…). To try "
+            "things without one, use the local server: elkimg generate --local, or "
+            "elkimg_async.local.LocalServer."
+        )
+    if text[0] in _QUOTES or text[-1] in _QUOTES:
+        raise ConfigurationError("The API key is wrapped in quotes; remove them.")
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise ConfigurationError(
+            "The API key contains characters that no API key has; copy it once more."
+        )
+    return Secret(text)
+
+
+def default_api_key() -> Secret:
+    """Return the API key of the environment.
+
+    Raises:
+        ConfigurationError: If there is none.
+    """
+    return make_api_key(os.environ.get(API_KEY_VARIABLE, ""))
+
+
+def make_source(api_key: object) -> ApiKeySource:
+    """Return the `api_key` argument of a client as what `resolve_api_key` takes.
+
+    Raises:
+        ConfigurationError: If it is neither a string nor a function, or cannot be an API key.
+    """
+    if isinstance(api_key, str):
+        # An empty one does not stand for the environment's, which may belong to another server.
+        return make_api_key(api_key) if api_key.strip() else _empty
+    if api_key is not None and not callable(api_key):
+        raise ConfigurationError("api_key must be a string or an async function.")
+    return api_key
+
+
+async def resolve_api_key(source: ApiKeySource) -> Secret:
+    """Return the API key for one attempt.
+
+    Raises:
+        ConfigurationError: If there is no API key, or the function that should return it fails.
+            The text names only the type of its exception, which may hold the API key.
+    """
+    if isinstance(source, Secret):
+        return source
+    if source is None:
+        return default_api_key()
+    try:
+        pending = source()
+        if not inspect.isawaitable(pending):
+            raise ConfigurationError("api_key must be a string or an async function.")
+        return make_api_key(await pending)
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        problem = "was cancelled from within and returned no API key"
+    except ElkImagesError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the user's own, whose text may hold the API key
+        problem = f"failed with {type(error).__name__}; fix it"
+    raise ConfigurationError(f"The function passed as api_key {problem}.")
+
+
+async def _empty() -> str:
+    return ""

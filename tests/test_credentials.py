@@ -1,0 +1,171 @@
+"""The API key: where it comes from, what is accepted, and that no text shows it."""
+
+import asyncio
+import copy
+import pickle
+from typing import Any
+
+import pytest
+
+from elkimg_async import AsyncImages, ConfigurationError
+from elkimg_async.credentials import Secret, default_api_key, make_api_key, resolve_api_key
+from tests.helpers.calls import GOOD
+from tests.helpers.canned import KEY, Canned
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ELKAPI_API_KEY", raising=False)
+
+
+def test_default_api_key_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment's API key is read on use, and white space around it is ignored."""
+    monkeypatch.setenv("ELKAPI_API_KEY", f" {KEY}\n")
+    assert default_api_key().reveal() == KEY
+
+
+@pytest.mark.parametrize("value", [None, "", "  \n", "Bearer ", "bearer"])
+def test_default_api_key_missing(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
+    """Without an API key the error names the variable and the local server."""
+    if value is not None:
+        monkeypatch.setenv("ELKAPI_API_KEY", value)
+    if value == "bearer":
+        assert default_api_key().reveal() == "bearer"
+        return
+    with pytest.raises(ConfigurationError) as caught:
+        default_api_key()
+    for words in ("ELKAPI_API_KEY", "LocalServer", "--local"):
+        assert words in str(caught.value)
+    assert caught.value.billing == "not_sent"
+
+
+@pytest.mark.parametrize("api_key", ["sk\n-x", "sk x", "sk-ключ", "sk-\x00", "sk-\u200b"])
+def test_api_key_with_impossible_characters(api_key: str) -> None:
+    """An API key that no header can hold is rejected at once, and not shown."""
+    with pytest.raises(ConfigurationError, match="characters that no API key has") as caught:
+        AsyncImages(api_key)
+    assert api_key not in str(caught.value)
+
+
+@pytest.mark.parametrize("quotes", ['""', "''", "“”", "``", "«»", '"', "' '"])
+def test_api_key_in_quotes(quotes: str) -> None:
+    """An API key wrapped in quotes is rejected with a hint."""
+    with pytest.raises(ConfigurationError, match="wrapped in quotes; remove them") as caught:
+        AsyncImages(quotes[0] + KEY + quotes[1:])
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["Bearer ", "bearer ", "BEARER \t", " Bearer  "])
+async def test_api_key_with_its_scheme(canned: Canned, prefix: str) -> None:
+    """`Bearer ` in front of an API key is removed, wherever the key comes from."""
+
+    async def ask() -> str:
+        return prefix + KEY
+
+    for api_key in (prefix + KEY, ask):
+        async with AsyncImages(api_key, base_url=canned.base_url) as client:
+            await client.generate("a boat")
+    assert [each.headers["authorization"] for each in canned.requests] == [f"Bearer {KEY}"] * 2
+
+
+@pytest.mark.parametrize("api_key", [5, b"sk", ["sk"]])
+def test_api_key_of_the_wrong_type(api_key: Any) -> None:
+    """An API key is a string or an async function."""
+    with pytest.raises(ConfigurationError, match="api_key must be a string"):
+        AsyncImages(api_key)
+
+
+async def test_api_key_header_without_an_api_key(
+    canned: Canned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client with an `api-key` header needs no API key, and leaves the environment's alone."""
+    monkeypatch.setenv("ELKAPI_API_KEY", KEY)
+    async with AsyncImages(base_url=canned.base_url, headers={"API-Key": "azure"}) as client:
+        await client.generate("a boat")
+        with pytest.raises(ConfigurationError, match="no API key"):
+            async with AsyncImages("", base_url=canned.base_url) as other:
+                await other.generate("a boat")
+    async with AsyncImages(KEY, base_url=canned.base_url, headers={"api-key": "azure"}) as client:
+        await client.generate("a boat")
+    bare, both = canned.requests
+    assert "authorization" not in bare.headers
+    assert bare.headers["api-key"] == both.headers["api-key"] == "azure"
+    assert both.headers["authorization"] == f"Bearer {KEY}"
+
+
+# --- an async function ------------------------------------------------------
+
+
+async def test_resolve_api_key_failures() -> None:
+    """A function that fails is named by the type of its exception only, whose text may hold a secret."""
+
+    async def fails() -> str:
+        raise KeyError(KEY)
+
+    async def cancels() -> str:
+        raise asyncio.CancelledError
+
+    async def returns_nothing() -> Any:
+        return None
+
+    def is_not_async() -> Any:
+        return KEY
+
+    for source, words in (
+        (fails, "failed with KeyError"),
+        (cancels, "cancelled from within"),
+        (returns_nothing, "no API key"),
+        (is_not_async, "an async function"),
+    ):
+        with pytest.raises(ConfigurationError, match=words) as caught:
+            await resolve_api_key(source)
+        assert KEY not in str(caught.value)
+        assert caught.value.__context__ is None
+
+
+# --- Secret -----------------------------------------------------------------
+
+
+def test_secret_does_not_print() -> None:
+    """No usual way to make text of a secret shows it."""
+    secret = make_api_key(KEY)
+    assert secret.reveal() == KEY
+    for text in (repr(secret), str(secret), f"{secret}", f"{secret!r:>40}", "%s" % secret):  # noqa: UP031
+        assert KEY not in text
+    assert KEY not in repr([secret])
+    assert not hasattr(secret, "__dict__")
+    assert secret
+    assert not Secret("")
+
+
+def test_secret_does_not_pickle() -> None:
+    """A secret does not leave the process by pickle or copy."""
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        with pytest.raises(TypeError, match="cannot be pickled"):
+            pickle.dumps(make_api_key(KEY), protocol)
+    with pytest.raises(TypeError):
+        copy.deepcopy(make_api_key(KEY))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        KEY,
+        f"Bearer {KEY}, {KEY}",
+        {"authorization": f"Bearer {KEY}", KEY: [KEY]},
+        [{"error": {"message": f"no such key: {KEY}"}}],
+        (f"a {KEY}",),
+    ],
+)
+def test_secret_redacts(value: Any) -> None:
+    """A value of the same shape comes back without the secret anywhere in it."""
+    redacted = Secret(KEY).redact(value)
+    assert type(redacted) is type(value)
+    assert KEY not in repr(redacted)
+    assert "***" in repr(redacted)
+
+
+@pytest.mark.parametrize("value", [None, 3, 1.5, True, "other text", {"a": ["b", 1]}, []])
+def test_secret_leaves_the_rest(value: Any) -> None:
+    """A value that does not hold the secret stays as it is."""
+    assert Secret(KEY).redact(value) == value
