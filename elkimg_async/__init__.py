@@ -6,6 +6,7 @@ from elkimg_async.client import AsyncImages
 from elkimg_async.config import Limits, RetryPolicy, Timeout
 from elkimg_async.errors import *  # noqa: F403
 from elkimg_async.image import Image, ImageInput
+from elkimg_async.sansio.image_headers import ImageReference
 from elkimg_async.sansio.models import Model, Models
 from elkimg_async.sansio.requests import EditRequest, GenerateRequest
 from elkimg_async.sansio.responses import (
@@ -28,6 +29,7 @@ __all__ = [
     "GenerateRequest",
     "Image",
     "ImageInput",
+    "ImageReference",
     "ImageStream",
     "ImagesResponse",
     "Limits",

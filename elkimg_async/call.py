@@ -210,7 +210,7 @@ class Call(Generic[AnswerT]):
         watchdog.allow("first_byte", limits.first_byte)
         self._secret = await resolve_api_key(settings.api_key)
         exchange = self._exchange = self._transport.exchange(
-            settings.base_url + self._request.path,
+            settings.url(self._request.path),
             self._request,
             key=self._secret,
             connect=limits.connect,

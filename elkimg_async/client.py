@@ -1,5 +1,6 @@
 """`AsyncImages`: the calls that a user makes."""
 
+import datetime
 import math
 import os
 import sys
@@ -14,38 +15,62 @@ from collections.abc import (
 from copy import copy
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, get_args, overload
 
 import msgspec
 
+from elkimg_async import logs
 from elkimg_async.batch.run import MapRun
 from elkimg_async.config import (
     IdempotencyMode,
     Limits,
-    RetryPolicy,
     Settings,
-    Timeout,
     ValidateMode,
     check_choice,
-    make_base_url,
+    make_model,
+    make_query,
     make_retry,
     make_timeout,
+    split_base_url,
 )
-from elkimg_async.credentials import make_source
+from elkimg_async.credentials import NO_API_KEY, make_source
 from elkimg_async.errors import ConfigurationError, InvalidRequestError
 from elkimg_async.hooks import Hook
-from elkimg_async.image import ImageInput
+from elkimg_async.resources import ModelsAttribute, named, returns_awaitable
 from elkimg_async.sansio.headers import check_headers, merge
 from elkimg_async.sansio.models import Models
 from elkimg_async.sansio.responses import ImagesResponse
 from elkimg_async.sansio.retry import RetryBudget
 from elkimg_async.stream import ImageStream
-from elkimg_async.types import EditOptions, GenerateOptions, Images, Prompt
+from elkimg_async.types import (
+    Background,
+    Complexity,
+    EditOptions,
+    EditRequest,
+    GenerateOptions,
+    Images,
+    InputFidelity,
+    InputFile,
+    ModelName,
+    Moderation,
+    OutputFormat,
+    Prompt,
+    Quality,
+    ResponseFormat,
+    RetryLike,
+    Size,
+    Style,
+    Svg,
+    TimeoutLike,
+)
 
 if TYPE_CHECKING:
     import aiohttp
 
     from elkimg_async.endpoints import Endpoint
+
+T = TypeVar("T")
+_SHUTDOWN_NOTICE = datetime.timedelta(days=30)
 
 
 class AsyncImages:
@@ -56,7 +81,7 @@ class AsyncImages:
             await result[0].save("kitten.png")
 
     One client serves any number of tasks, and several event loops: it keeps a pool of connections
-    for each loop, made on first use. Close it with `async with` or `await client.aclose()`.
+    for each loop, opened on first use. Close it with `async with` or `await client.aclose()`.
     """
 
     def __init__(
@@ -64,35 +89,47 @@ class AsyncImages:
         api_key: str | Callable[[], Awaitable[str]] | None = None,
         *,
         base_url: str | None = None,
-        timeout: Timeout | float | None = None,
-        retry: RetryPolicy | int | None = None,
+        model: ModelName | None = None,
+        timeout: TimeoutLike | None = None,
+        retry: RetryLike | None = None,
         idempotency: IdempotencyMode = "send",
         validate: ValidateMode = "strict",
         limits: Limits | None = None,
         headers: Mapping[str, str] | None = None,
+        query: Mapping[str, Any] | None = None,
         session: "aiohttp.ClientSession | None" = None,
         hooks: Iterable[Hook] = (),
+        max_retries: int | None = None,
+        default_headers: Mapping[str, str] | None = None,
+        default_query: Mapping[str, Any] | None = None,
     ) -> None:
         """Set up a client; nothing is opened before the first call.
 
         Args:
-            api_key: The key, or an async function that returns it, asked before each attempt.
-                None: the environment's ELKAPI_API_KEY, looked up at each call.
-            base_url: The address up to and including /v1. None: ELKAPI_BASE_URL, else ElkAPI's.
+            api_key: The API key, or an async function that returns it, called before each attempt.
+                None: ELKAPI_API_KEY, read at each attempt; with an `api-key` among `headers`, none.
+            base_url: The address up to and including /v1, and a query for every request.
+                None: ELKAPI_BASE_URL, else ElkAPI's.
+            model: The default model of all calls. None: ELKAPI_MODEL, else gpt-image-1.5.
             timeout: Limits in seconds; a number limits the whole call. None: `Timeout()`.
-            retry: When to try again; a number is how often at most. None: `RetryPolicy()`.
-            idempotency: `off` sends no key; `send` sends an Idempotency-Key for each call, the same over its
-                attempts; `replay` says that the server is known to replay an answer for its key, so that
-                a call whose outcome is unknown may be tried again.
-            validate: What to do with a request that its model is known to refuse: `strict` raises
-                InvalidRequestError, `warn` gives a Python warning, `off` sends it. Types are always checked.
-            limits: What all calls of the client share. None: `Limits()`.
+            retry: When to retry; a number is how often at most. None: `RetryPolicy()`.
+            idempotency: `off` sends no Idempotency-Key; `send` sends one for each call, the same for
+                all its attempts; `replay` says that the server is known to replay its response, so
+                that a call whose outcome is unknown may be retried.
+            validate: What to do with a request that its model is known to reject: `strict` raises
+                InvalidRequestError, `warn` emits a Python warning, `off` sends it.
+            limits: Limits that all calls of the client share. None: `Limits()`.
             headers: Further headers of every request. None: none.
-            session: A session of yours to send through; it is never closed here. None: a pool of our own.
-            hooks: Functions that are told what happens; see `elkimg_async.hooks`.
+            query: Further query parameters of every request. None: none.
+            session: A session of yours to send through; it is never closed here. None: one of our own.
+            hooks: Functions that receive a record of everything that happens; see
+                `elkimg_async.hooks`.
+            max_retries: openai's name for a number passed as `retry`.
+            default_headers: openai's name for `headers`.
+            default_query: openai's name for `query`.
 
         Raises:
-            ConfigurationError: by the caller, for a value that cannot work.
+            ConfigurationError: If a value cannot work.
         """
         check_choice("idempotency", idempotency, get_args(IdempotencyMode))
         check_choice("validate", validate, get_args(ValidateMode))
@@ -103,25 +140,32 @@ class AsyncImages:
         from elkimg_async.transport.exchange import Transport
 
         self._call, self._endpoints = call.Call, endpoints
-        policy, limits = make_retry(retry), limits or Limits()
+        policy, limits = make_retry(retry, max_retries), limits or Limits()
         if not isinstance(limits, Limits):
             raise ConfigurationError(f"limits must be Limits(…), not {type(limits).__name__}.")
+        sent = _client_headers(_one("headers", headers, "default_headers", default_headers))
+        if source is None and any(name.lower() == "api-key" for name in sent):
+            source = NO_API_KEY
+        address, parameters = split_base_url(base_url)
         self._settings = Settings(
             api_key=source,
-            base_url=make_base_url(base_url),
+            base_url=address,
+            query=parameters | make_query(_one("query", query, "default_query", default_query)),
+            model=make_model(model),
             timeout=make_timeout(timeout),
             retry=policy,
             budget=RetryBudget(policy.budget),
             idempotency=idempotency,
             validate=validate,
             limits=limits,
-            headers=_client_headers(headers),
+            headers=sent,
             hooks=tuple(hooks),
             limiter=Limiter(
                 max_concurrency=limits.max_concurrency,
                 requests_per_minute=limits.requests_per_minute,
                 images_per_minute=limits.images_per_minute,
             ),
+            shutdowns={},
         )
         maker = sys._getframe(1)  # noqa: SLF001
         made_at = f"{maker.f_code.co_filename}:{maker.f_lineno}"
@@ -129,43 +173,70 @@ class AsyncImages:
 
     @property
     def base_url(self) -> str:
-        """The address that requests go to."""
+        """The address that requests are sent to, without its query."""
         return self._settings.base_url
+
+    @property
+    def model(self) -> str:
+        """The default model of all calls."""
+        return self._settings.model
+
+    @property
+    def images(self) -> Self:
+        """The client itself, for code written for openai: `client.images.generate(…)`."""
+        return self
+
+    models = returns_awaitable(ModelsAttribute())
 
     def with_options(
         self,
         *,
-        timeout: Timeout | float | None = None,
-        retry: RetryPolicy | int | None = None,
+        model: ModelName | None = None,
+        timeout: TimeoutLike | None = None,
+        retry: RetryLike | None = None,
         headers: Mapping[str, str] | None = None,
+        query: Mapping[str, Any] | None = None,
+        max_retries: int | None = None,
     ) -> "AsyncImages":
-        """A view of this client with other options, on the same connections; None keeps what is set.
+        """Return a view of this client with other options, on the same connections.
 
-        `headers` are added to those of the client. Closing either closes both.
+        None keeps what is set; `headers` and `query` are added to those of the client. Closing either
+        closes both.
         """
+        if max_retries is not None:
+            retry = make_retry(retry, max_retries)
         view = copy(self)
-        view.__dict__["_settings"] = self._settings_with(timeout, retry, headers)
+        settings = self._settings_with(timeout, retry, headers, query)
+        if model is not None:
+            settings = msgspec.structs.replace(settings, model=make_model(model))
+        view.__dict__["_settings"] = settings
         return view
 
     def _settings_with(
         self,
-        timeout: Timeout | float | None,
-        retry: RetryPolicy | int | None,
+        timeout: TimeoutLike | None,
+        retry: RetryLike | None,
         headers: Mapping[str, str] | None,
+        query: Mapping[str, Any] | None = None,
     ) -> Settings:
         settings = self._settings
-        if timeout is None and retry is None and headers is None:
+        if timeout is None and retry is None and headers is None and query is None:
             return settings
         return msgspec.structs.replace(
             settings,
             timeout=settings.timeout if timeout is None else make_timeout(timeout),
             retry=settings.retry if retry is None else make_retry(retry),
             headers=merge(settings.headers, _client_headers(headers)),
+            query=settings.query | make_query(query),
         )
 
     @overload
     def generate(
-        self, prompt: Prompt, *, stream: Literal[False] = False, **options: Unpack[GenerateOptions]
+        self,
+        prompt: Prompt,
+        *,
+        stream: Literal[False] | None = ...,
+        **options: Unpack[GenerateOptions],
     ) -> Coroutine[Any, Any, ImagesResponse]: ...
     @overload
     def generate(
@@ -173,149 +244,228 @@ class AsyncImages:
     ) -> ImageStream: ...
     @overload
     def generate(
-        self, prompt: Prompt, *, stream: bool, **options: Unpack[GenerateOptions]
+        self, prompt: Prompt, *, stream: bool | None, **options: Unpack[GenerateOptions]
     ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream: ...
+    @returns_awaitable
     def generate(
         self,
         prompt: Prompt,
         *,
-        model: str | None = None,
+        model: ModelName | None = None,
         n: int | None = None,
-        size: str | None = None,
-        quality: str | None = None,
-        background: str | None = None,
-        moderation: str | None = None,
-        style: str | None = None,
+        size: Size | None = None,
+        quality: Quality | None = None,
+        background: Background | None = None,
+        moderation: Moderation | None = None,
+        style: Style | None = None,
         user: str | None = None,
-        output_format: str | None = None,
+        safety_identifier: str | None = None,
+        output_format: OutputFormat | None = None,
         output_compression: int | None = None,
         partial_images: int | None = None,
-        response_format: str | None = None,
-        stream: bool = False,
+        response_format: ResponseFormat | None = None,
+        complexity: Complexity | None = None,
+        frame_count: int | None = None,
+        frame_duration_ms: int | None = None,
+        svg: Svg | None = None,
+        stream: bool | None = False,
         extra_body: Mapping[str, Any] | None = None,
+        extra_query: Mapping[str, Any] | None = None,
         extra_headers: Mapping[str, str] | None = None,
-        timeout: Timeout | float | None = None,
-        retry: RetryPolicy | int | None = None,
+        timeout: TimeoutLike | None = None,
+        retry: RetryLike | None = None,
     ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream:
-        """Make images from a text: `await` it for all of them, or stream them with `stream=True`.
+        """Create images from a prompt: `await` all of them, or stream them with `stream=True`.
 
         Args:
-            prompt: What the picture shows; or a `GenerateRequest`, or a mapping of its fields, which the
-                other arguments override.
-            model: None means gpt-image-1.5.
+            prompt: What the images show; or a `GenerateRequest`, or a mapping of its fields, which
+                the other arguments override.
+            model: None: the client's default.
             n: How many images, 1 to 10. None: the server's default, 1.
-            size: `1024x1024`, `1536x1024`, `1024x1536`, `auto`, or what else the model offers, in pixels.
-            quality: `low`, `medium`, `high`, `auto`; `standard` or `hd` for dall-e-3. Dearer is slower.
+            size: `1024x1024`, `1536x1024`, `1024x1536`, `auto`, or another size of the model.
+            quality: `low`, `medium`, `high`, `auto`; `xhigh`, `max` for gpt-image-2.5; `standard`, `hd`
+                for dall-e-3. Higher quality is slower and costs more.
             background: `transparent` (png and webp only), `opaque` or `auto`.
             moderation: `low` or `auto`.
             style: `vivid` or `natural`, dall-e-3 only.
-            user: Your own name for the end user, for the provider's abuse checks.
-            output_format: `png`, `jpeg` or `webp`.
+            user: Your own name for the end user; use `safety_identifier` instead.
+            safety_identifier: A stable, hashed identifier of the end user, for abuse detection.
+            output_format: `png`, `jpeg`, `webp`, `gif` or `svg`.
             output_compression: 0 to 100 per cent, jpeg and webp only.
-            partial_images: How many images on the way a stream shows, 0 to 3; fewer may come, and each
-                costs extra tokens. None: 1 from a GPT image model, 0 switches them off.
+            partial_images: How many partial images a stream sends, 0 to 3; fewer may arrive, and each
+                costs extra tokens. None: 1 from a GPT image model.
             response_format: `url` or `b64_json`, dall-e only.
-            stream: Whether to get an `ImageStream`, which gives images as they sharpen.
-            extra_body: Further keys of the request's body; they win over the arguments above.
+            complexity: How much planning goes into the image: `low`, `medium` or `high`.
+            frame_count: Frames of a gif, 2 to 16. None: the server's default, 9.
+            frame_duration_ms: Milliseconds for each frame of a gif. None: the server's default, 200.
+            svg: The model that writes an svg: `{"model": …, "reasoning": {"effort": …}}`.
+            stream: Whether to return an `ImageStream`, which shows images as they develop.
+            extra_body: Further fields of the request's body; they win over the arguments above.
+            extra_query: Further query parameters of this request.
             extra_headers: Further headers of this request.
             timeout: Limits of this call in seconds; a number limits all of it. None: the client's.
-            retry: When to try this call again; a number is how often. None: the client's.
+            retry: When to retry this call; a number is how often. None: the client's.
 
-        None means for each other option that it is not sent, and the server's default holds.
+        Any other option that is None is not sent, so that the server's default holds.
 
         Raises:
-            InvalidRequestError, ConfigurationError: by the caller; nothing was sent.
-            APIError: by the server, which said no; the subclass and `code` say why.
-            NetworkError: by the network, or a limit of `timeout`; `billing` tells what is known.
-            ResponseError, StreamError: by the server, whose answer is none.
+            InvalidRequestError: If the request cannot be right; nothing was sent.
+            ConfigurationError: If the client cannot work as it was set up; nothing was sent.
+            APIError: If the server returns an error; the subclass and `code` say which.
+            NetworkError: If no complete response arrives, or a limit of `timeout` passes.
+            ResponseError: If the response has no usable image.
+            StreamError: If a stream ends without a completed image.
         """
-        endpoint = self._endpoints.Generate(
-            prompt,
-            {
-                "model": model,
-                "n": n,
-                "size": size,
-                "quality": quality,
-                "background": background,
-                "moderation": moderation,
-                "style": style,
-                "user": user,
-                "output_format": output_format,
-                "output_compression": output_compression,
-                "partial_images": partial_images,
-                "response_format": response_format,
-                "extra_body": extra_body,
-            },
-        )
-        return self._images(endpoint, stream, extra_headers, timeout, retry)
+        options = {
+            "model": model,
+            "n": n,
+            "size": size,
+            "quality": quality,
+            "background": background,
+            "moderation": moderation,
+            "style": style,
+            "user": user,
+            "safety_identifier": safety_identifier,
+            "output_format": output_format,
+            "output_compression": output_compression,
+            "partial_images": partial_images,
+            "response_format": response_format,
+            "complexity": complexity,
+            "frame_count": frame_count,
+            "frame_duration_ms": frame_duration_ms,
+            "svg": svg,
+            "extra_body": extra_body,
+        }
+        self._warn_of_shutdown(model, prompt)
+        endpoint = self._endpoints.Generate(prompt, options, model=self.model)
+        result = self._images(endpoint, stream, extra_headers, timeout, retry, extra_query)
+        return named(result, "generate")
 
     @overload
     def edit(
         self,
-        image: Images,
-        prompt: str,
+        image: Images | EditRequest | Mapping[str, Any],
+        prompt: str | None = ...,
         *,
-        stream: Literal[False] = False,
+        stream: Literal[False] | None = ...,
         **options: Unpack[EditOptions],
     ) -> Coroutine[Any, Any, ImagesResponse]: ...
     @overload
     def edit(
-        self, image: Images, prompt: str, *, stream: Literal[True], **options: Unpack[EditOptions]
+        self,
+        image: Images | EditRequest | Mapping[str, Any],
+        prompt: str | None = ...,
+        *,
+        stream: Literal[True],
+        **options: Unpack[EditOptions],
     ) -> ImageStream: ...
     @overload
     def edit(
-        self, image: Images, prompt: str, *, stream: bool, **options: Unpack[EditOptions]
+        self,
+        image: Images | EditRequest | Mapping[str, Any],
+        prompt: str | None = ...,
+        *,
+        stream: bool | None,
+        **options: Unpack[EditOptions],
     ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream: ...
+    @returns_awaitable
     def edit(
         self,
-        image: Images,
-        prompt: str,
+        image: Images | EditRequest | Mapping[str, Any],
+        prompt: str | None = None,
         *,
-        mask: ImageInput | None = None,
-        input_fidelity: str | None = None,
-        stream: bool = False,
+        mask: InputFile | None = None,
+        markup: InputFile | None = None,
+        input_fidelity: InputFidelity | None = None,
+        model: ModelName | None = None,
+        n: int | None = None,
+        size: Size | None = None,
+        quality: Quality | None = None,
+        background: Background | None = None,
+        moderation: Moderation | None = None,
+        style: Style | None = None,
+        user: str | None = None,
+        safety_identifier: str | None = None,
+        output_format: OutputFormat | None = None,
+        output_compression: int | None = None,
+        partial_images: int | None = None,
+        response_format: ResponseFormat | None = None,
+        complexity: Complexity | None = None,
+        frame_count: int | None = None,
+        frame_duration_ms: int | None = None,
+        svg: Svg | None = None,
+        stream: bool | None = False,
+        extra_body: Mapping[str, Any] | None = None,
+        extra_query: Mapping[str, Any] | None = None,
         extra_headers: Mapping[str, str] | None = None,
-        timeout: Timeout | float | None = None,
-        retry: RetryPolicy | int | None = None,
-        **options: Any,
+        timeout: TimeoutLike | None = None,
+        retry: RetryLike | None = None,
     ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream:
-        """Edit pictures as a text says: `await` it for all results, or stream them with `stream=True`.
+        """Edit images as a prompt says: `await` all results, or stream them with `stream=True`.
 
-        A file is read while it leaves, piece by piece in a worker thread, and again for a retry. Until the
-        call is over it must stay as it is.
+        A file is read in chunks while it is sent, in a worker thread, and again for a retry. It must
+        not change until the call is over.
 
         Args:
-            image: A path, bytes, a file opened in binary mode, or an `Image`; or a list of up to 16. They
-                are png, webp or jpeg, and less than 50 MB each. A file object is sent from its beginning and
-                left standing where it stood; one that cannot seek is read into memory.
-            prompt: What the result shows.
-            mask: A picture of the size of the first image; where it is fully transparent, the image is
-                edited. None: everywhere.
+            image: A path, bytes, a file opened in binary mode, an `Image`, (name, content, type), a
+                `data:` or http(s) URL, an `ImageReference`, or a list of up to 16 of them. They are
+                png, webp or jpeg, and less than 50 MB each. URLs and references are sent as JSON, where
+                the server accepts that. Or a ready `EditRequest`, or a mapping of its fields.
+            prompt: What the result shows. None: that of the `EditRequest`.
+            mask: A png of the size of the first image, under 4 MB; where it is fully transparent, the
+                image is edited. None: everywhere.
+            markup: A png with transparency and of the size of the first image, with marks that guide
+                the edit; gpt-image-2.5 only, and not together with `mask`.
             input_fidelity: `high` keeps features such as faces closer to the image, `low` costs less.
-            **options: `model`, `n`, `size`, `quality`, `background`, `user`, `output_format`,
-                `output_compression`, `partial_images`, `response_format`, `stream`, `extra_body`,
-                `extra_headers`, `timeout` and `retry` are those of `generate`.
+            model, n, size, …: All others are those of `generate`.
 
         Raises:
-            InvalidRequestError: by the caller, also for a file that cannot be read or is no picture.
-            ElkImagesError: the others are those of `generate`.
+            InvalidRequestError: If the request cannot be right, or a file cannot be read.
+            ElkImagesError: The others are those of `generate`.
         """
-        options["input_fidelity"] = input_fidelity
-        endpoint = self._endpoints.Edit(image, mask, prompt, options)
-        return self._images(endpoint, stream, extra_headers, timeout, retry)
+        options = {
+            "prompt": prompt,
+            "mask": mask,
+            "markup": markup,
+            "input_fidelity": input_fidelity,
+            "model": model,
+            "n": n,
+            "size": size,
+            "quality": quality,
+            "background": background,
+            "moderation": moderation,
+            "style": style,
+            "user": user,
+            "safety_identifier": safety_identifier,
+            "output_format": output_format,
+            "output_compression": output_compression,
+            "partial_images": partial_images,
+            "response_format": response_format,
+            "complexity": complexity,
+            "frame_count": frame_count,
+            "frame_duration_ms": frame_duration_ms,
+            "svg": svg,
+            "extra_body": extra_body,
+        }
+        self._warn_of_shutdown(model, image)
+        endpoint = self._endpoints.Edit(image, options, model=self.model)
+        result = self._images(endpoint, stream, extra_headers, timeout, retry, extra_query)
+        return named(result, "edit")
 
     def _images(
         self,
         endpoint: "Endpoint[ImagesResponse]",
-        stream: bool,
+        stream: bool | None,
         extra_headers: Mapping[str, str] | None,
-        timeout: Timeout | float | None,
-        retry: RetryPolicy | int | None,
+        timeout: TimeoutLike | None,
+        retry: RetryLike | None,
+        extra_query: Mapping[str, Any] | None,
     ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream:
+        stream = False if stream is None else stream
         if not isinstance(stream, bool):
             raise InvalidRequestError("stream must be True or False.", param="stream")
         call = self._call(
-            self._settings_with(timeout, retry, None),
+            self._settings_with(timeout, retry, None, extra_query),
             self._transport,
             endpoint,
             stream=stream,
@@ -323,26 +473,43 @@ class AsyncImages:
         )
         return ImageStream(call) if stream else call.drain()
 
-    def models(
+    async def _list_models(
         self,
         *,
-        extra_headers: Mapping[str, str] | None = None,
-        timeout: Timeout | float | None = None,
-        retry: RetryPolicy | int | None = None,
-    ) -> Coroutine[Any, Any, Models]:
-        """The models of the server, in its order; `Model.is_image` tells those that make images.
+        extra_headers: Mapping[str, str] | None,
+        extra_query: Mapping[str, Any] | None,
+        timeout: TimeoutLike | None,  # noqa: ASYNC109 - limits of ours
+        retry: RetryLike | None,
+    ) -> Models:
+        settings = self._settings_with(timeout, retry, None, extra_query)
+        endpoint = self._endpoints.ListModels()
+        call = self._call(settings, self._transport, endpoint, extra_headers=extra_headers)
+        models = await call.drain()
+        for model in models:
+            if date := getattr(model, "shutdown_date", None):
+                settings.shutdowns.setdefault(model.id, date)
+        return models
 
-        Args:
-            extra_headers: Further headers of this request.
-            timeout: Limits of this call in seconds; a number limits all of it. None: the client's.
-            retry: When to try this call again; a number is how often. None: the client's.
-
-        Raises:
-            ElkImagesError: the same as for `generate`; it never costs anything, so whatever may pass is
-                tried again.
-        """
-        settings, endpoint = self._settings_with(timeout, retry, None), self._endpoints.ListModels()
-        return self._call(settings, self._transport, endpoint, extra_headers=extra_headers).drain()
+    def _warn_of_shutdown(self, model: str | None, request: Any) -> None:
+        """Log a warning, once for each model, if the server has named an end within 30 days."""
+        if not self._settings.shutdowns:
+            return
+        if model is None:
+            model = getattr(request, "model", None)
+        if model is None and isinstance(request, Mapping):
+            model = request.get("model")
+        model = model or self.model
+        try:
+            end = datetime.date.fromisoformat(self._settings.shutdowns.get(model, "")[:10])
+        except ValueError:
+            return
+        if end <= datetime.datetime.now(datetime.UTC).date() + _SHUTDOWN_NOTICE:
+            self._settings.shutdowns[model] = ""
+            logs.logger.warning(
+                "The server shuts down the model %s on %s; choose another (elkimg models).",
+                model,
+                end,
+            )
 
     def map(
         self,
@@ -411,9 +578,11 @@ class AsyncImages:
 
         defaults = _given(**options)
         headers = check_headers(defaults.pop("extra_headers", None))
+        query = defaults.pop("extra_query", None)
         settings = self._settings_with(
-            defaults.pop("timeout", None), defaults.pop("retry", None), None
+            defaults.pop("timeout", None), defaults.pop("retry", None), None, query
         )
+        defaults.setdefault("model", settings.model)
         timeout = settings.timeout
         if timeout.total is None:
             timeout = msgspec.structs.replace(timeout, total=math.inf)
@@ -434,16 +603,22 @@ class AsyncImages:
                 defaults=defaults,
                 headers=headers,
                 idempotency=settings.idempotency,
-                generate=partial(self.generate, timeout=timeout, retry=settings.retry),
+                generate=partial(
+                    self.generate, timeout=timeout, retry=settings.retry, extra_query=query
+                ),
                 connect=partial(connect_image, transport=self._transport, settings=settings),
                 rate=lambda: settings.limiter.rate,
             )
         )
 
     async def aclose(self) -> None:
-        """Close the connections; a second time does nothing. Calls that are running fail."""
+        """Close the connections; idempotent. Calls and streams in flight fail at once."""
         self._settings.limiter.close()
         await self._transport.aclose()
+
+    async def close(self) -> None:
+        """Close the client as `aclose` does; openai's name for it."""
+        await self.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -457,13 +632,20 @@ class AsyncImages:
         await self.aclose()
 
     def __repr__(self) -> str:
-        if not hasattr(self, "_transport"):  # its options were refused
+        if not hasattr(self, "_transport"):  # its options were rejected
             return "<AsyncImages, not set up>"
         return f"<AsyncImages for {self.base_url}{', closed' if self._transport.closed else ''}>"
 
 
 def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _one(name: str, value: T | None, other_name: str, other: T | None) -> T | None:
+    """Return the value that was passed under either of two names."""
+    if value is not None and other is not None:
+        raise ConfigurationError(f"Pass either {name} or {other_name}, not both.")
+    return other if value is None else value
 
 
 def _client_headers(headers: Mapping[str, str] | None) -> dict[str, str]:

@@ -1,11 +1,13 @@
-"""What a client can be told; the only reader of the environment."""
+"""The options of a client, checked; with `credentials`, the only reader of the environment."""
 
 import math
 import os
 import re
+from collections.abc import Mapping
+from datetime import timedelta
 from functools import cached_property
-from typing import Literal, Protocol
-from urllib.parse import urlsplit
+from typing import Any, Literal, Protocol
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import msgspec
 
@@ -13,11 +15,13 @@ from elkimg_async.credentials import ApiKeySource
 from elkimg_async.errors import ConfigurationError
 from elkimg_async.hooks import Hook
 from elkimg_async.ratelimit.pacing import Permit
+from elkimg_async.sansio.requests import DEFAULT_MODEL
 from elkimg_async.sansio.responses import RateLimit
 from elkimg_async.sansio.retry import RetryBudget
 
 DEFAULT_BASE_URL = "https://api.elkapi.com/v1"
 URL_VARIABLE = "ELKAPI_BASE_URL"
+MODEL_VARIABLE = "ELKAPI_MODEL"
 
 # Seconds. An image takes ten seconds to five minutes, and the server may say nothing until it is done.
 TOTAL, CONNECT, FIRST_BYTE, IDLE, DOWNLOAD = 600.0, 10.0, 600.0, 300.0, 120.0
@@ -32,15 +36,15 @@ class Timeout(msgspec.Struct, frozen=True):
     total: float | None = None
     """The whole call: queueing, every attempt, back-off and body. 600; a stream has none."""
     connect: float | None = None
-    """Finding and reaching the server, TLS included. 10. In a borrowed session: each connection that is tried."""
+    """Finding and reaching the server, TLS included. 10. In a borrowed session: each address tried."""
     first_byte: float | None = None
-    """From the beginning of an attempt to the headers of its answer. 600."""
+    """From the start of an attempt to the headers of its response. 600."""
     idle: float | None = None
-    """Between two pieces of an answer, and while nothing of an upload leaves. 300."""
+    """Between two chunks of a response, and while no byte of an upload is sent. 300."""
     download: float | None = None
-    """Fetching an image that came as a URL. 120."""
+    """Downloading an image that came as a URL. 120."""
     pings_count: bool = False
-    """Whether a ping is a piece of an answer; without it, `idle` ends a stream of nothing but pings."""
+    """Whether a ping counts as a chunk; otherwise `idle` ends a stream of nothing but pings."""
 
     def __post_init__(self) -> None:
         for name in ("total", "connect", "first_byte", "idle", "download"):
@@ -48,7 +52,7 @@ class Timeout(msgspec.Struct, frozen=True):
                 _check_number(f"Timeout({name}=…)", seconds, unit="seconds", zero=False)
 
     def limits(self, *, stream: bool) -> "TimeoutLimits":
-        """The same with the defaults filled in."""
+        """Return the limits with the defaults filled in."""
         return TimeoutLimits(
             total=(math.inf if stream else TOTAL) if self.total is None else self.total,
             connect=CONNECT if self.connect is None else self.connect,
@@ -60,7 +64,7 @@ class Timeout(msgspec.Struct, frozen=True):
 
 
 class TimeoutLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """A `Timeout` without gaps, all in seconds; `soonest` is the shortest limit of a wait."""
+    """A `Timeout` with its defaults, all in seconds; `soonest` is the shortest limit of a wait."""
 
     total: float
     connect: float
@@ -79,10 +83,10 @@ class TimeoutLimits(msgspec.Struct, frozen=True, kw_only=True):
 class RetryPolicy(msgspec.Struct, frozen=True):
     """How often a failed attempt is repeated, where that cannot cost a second image.
 
-    The wait before retry n is a random part of `initial_backoff` · 2^(n-1) seconds, at most
-    `max_backoff`, unless the server says how long; a server that asks for more than
-    `max_retry_after` seconds is not waited for. `budget` is the number of retries that all calls of a
-    client have together; each success gives one back.
+    The delay before retry n is a random part of `initial_backoff` · 2^(n-1) seconds, at most
+    `max_backoff`, unless the server names one; a call fails at once when the server names more than
+    `max_retry_after` seconds. `budget` is the number of retries that all calls of a client share;
+    each success returns one.
     """
 
     max_retries: int = 2
@@ -100,18 +104,18 @@ class RetryPolicy(msgspec.Struct, frozen=True):
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What all calls of a client share.
+    """Limits that all calls of a client share; None sets no limit.
 
     At most `max_concurrency` requests are in flight, and in each minute at most `requests_per_minute`
-    are sent and `images_per_minute` asked for, where a request of n images counts n; None sets no limit. What
-    goes beyond waits, first come first served, and the wait counts towards `Timeout.total`. Each attempt
-    counts, and is in flight until its answer was read to the end or left: a stream that is open but
-    not read holds its place until it is closed. Whatever is set here, the client slows down when the
-    server refuses for haste, and keeps to the rate limits that its headers tell.
+    are sent and `images_per_minute` requested, where a request for n images counts n. Further calls
+    wait, first come first served, and the wait counts towards `Timeout.total`. Each attempt counts,
+    and is in flight until its response has been read to the end or closed: an open stream that is
+    not read keeps its place. Whatever is set here, the client slows down when the server answers 429,
+    and keeps to the rate limits in its headers.
 
-    `max_response_bytes` limits one answer, decompressed, and one downloaded image. `private_downloads`
-    lets an image's URL lead to a private, loopback or link-local address, as it may anyway when
-    the base URL itself does.
+    `max_response_bytes` limits one response, decompressed, and one downloaded image.
+    `private_downloads` allows image URLs that lead to a private, loopback or link-local address, as
+    is always allowed when the base URL does so itself.
     """
 
     max_concurrency: int | None = None
@@ -167,10 +171,16 @@ class Pacing(Protocol):
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """What a client was told, checked and complete."""
+    """The options of a client, checked and complete.
+
+    `base_url` has no query; `query` is that of the base URL and of the client, sent with every
+    request. `shutdowns` is shared by all views of a client.
+    """
 
     api_key: ApiKeySource
     base_url: str
+    query: dict[str, Any]
+    model: str
     timeout: Timeout
     retry: RetryPolicy
     idempotency: IdempotencyMode
@@ -180,52 +190,150 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     hooks: tuple[Hook, ...]
     budget: RetryBudget
     limiter: "Pacing"
+    shutdowns: dict[str, str]
+
+    def url(self, path: str) -> str:
+        """Return the URL of an endpoint, with the query that every request has."""
+        return f"{self.base_url}{path}{'?' if self.query else ''}{_encoded(self.query)}"
 
     @cached_property
     def batch_limits(self) -> TimeoutLimits:
-        """The limits of a batch call."""
+        """Return the limits of a batch call."""
         return self.timeout.limits(stream=False)
 
     @cached_property
     def stream_limits(self) -> TimeoutLimits:
-        """The limits of a streaming call."""
+        """Return the limits of a streaming call."""
         return self.timeout.limits(stream=True)
 
 
-def make_timeout(timeout: Timeout | float | None) -> Timeout:
-    """A `Timeout`; a number is its `total`, and no limit within it is shorter by default."""
+def make_timeout(timeout: object) -> Timeout:
+    """Return a `Timeout`; a number of seconds or a `timedelta` is its `total`.
+
+    No default within the total is shorter than it. A `Timeout` of httpx or openai keeps its meaning:
+    no total, `connect` and `read` for each wait.
+
+    Raises:
+        ConfigurationError: If it is none of these.
+    """
     if isinstance(timeout, Timeout):
         return timeout
     if timeout is None:
         return Timeout()
+    if isinstance(timeout, timedelta):
+        timeout = timeout.total_seconds()
+    if all(hasattr(timeout, name) for name in ("connect", "read", "write", "pool")):
+        return _from_httpx(timeout)
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise ConfigurationError(
+            "timeout must be a number of seconds, a timedelta or elkimg_async.Timeout(…), "
+            f"not {type(timeout).__name__}."
+        )
     total = Timeout(total=timeout).total or 0.0
     return Timeout(total=total, first_byte=max(total, FIRST_BYTE), idle=max(total, IDLE))
 
 
-def make_retry(retry: RetryPolicy | int | None) -> RetryPolicy:
-    """A `RetryPolicy`; a number is its `max_retries`."""
+def _from_httpx(timeout: Any) -> Timeout:
+    def seconds(value: float | None) -> float:
+        return math.inf if value is None else value
+
+    read = seconds(timeout.read)
+    return Timeout(total=math.inf, connect=seconds(timeout.connect), first_byte=read, idle=read)
+
+
+def make_retry(retry: RetryPolicy | int | None, max_retries: int | None = None) -> RetryPolicy:
+    """Return a `RetryPolicy`; a number is its `max_retries`, for which `max_retries` is openai's name.
+
+    Raises:
+        ConfigurationError: If a value cannot work, or both are given.
+    """
+    if max_retries is not None:
+        if retry is not None:
+            raise ConfigurationError("Pass either retry or max_retries, not both.")
+        retry = max_retries
     if isinstance(retry, RetryPolicy):
         return retry
     return RetryPolicy() if retry is None else RetryPolicy(max_retries=retry)
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Refuse what is not among `choices`."""
+    """Raise `ConfigurationError` if a value is not among `choices`."""
     if value not in choices:
         raise ConfigurationError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
 
 
-def make_base_url(url: str | None) -> str:
-    """The base URL without a slash at its end; None means the environment's, else ElkAPI's.
+def make_model(model: object) -> str:
+    """Return the default model; None means the environment's, else `gpt-image-1.5`.
 
     Raises:
-        ConfigurationError: by the caller, for what is not an http or https address.
+        ConfigurationError: If it is not text.
+    """
+    if model is None:
+        return os.environ.get(MODEL_VARIABLE, "").strip() or DEFAULT_MODEL
+    if not isinstance(model, str) or not model.strip():
+        raise ConfigurationError(
+            f"model must be the name of a model, such as {DEFAULT_MODEL!r}, not {model!r}."
+        )
+    return model
+
+
+def make_query(query: object) -> dict[str, Any]:
+    """Return query parameters as text, lists for repeated ones; None means none.
+
+    Parameters that are None are left out.
+
+    Raises:
+        ConfigurationError: If it is not a mapping of names to text, numbers, booleans or lists of them.
+    """
+    if query is None:
+        return {}
+    if not isinstance(query, Mapping):
+        raise ConfigurationError(f"query must be a mapping, not {type(query).__name__}.")
+    found: dict[str, Any] = {}
+    for name, value in query.items():
+        values = list(value) if isinstance(value, (list, tuple)) else [value]
+        if not isinstance(name, str) or not all(
+            each is None or isinstance(each, (str, int, float)) for each in values
+        ):
+            raise ConfigurationError(
+                f"query parameter {name!r} must be text, a number or a boolean, or a list of them."
+            )
+        texts = [_query_text(each) for each in values if each is not None]
+        if texts:
+            found[name] = texts if len(texts) > 1 else texts[0]
+    return found
+
+
+def _encoded(query: Mapping[str, Any]) -> str:
+    return urlencode(query, doseq=True, quote_via=quote)
+
+
+def _query_text(value: str | float) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def make_base_url(url: str | None) -> str:
+    """Return the base URL, checked; None means the environment's, else ElkAPI's.
+
+    Raises:
+        ConfigurationError: If it is not an http or https address.
+    """
+    address, query = split_base_url(url)
+    return f"{address}{'?' if query else ''}{_encoded(query)}"
+
+
+def split_base_url(url: str | None) -> tuple[str, dict[str, Any]]:
+    """Return the base URL without a slash at its end, and the parameters of its query.
+
+    Raises:
+        ConfigurationError: If it is not an http or https address.
     """
     if url is None:
         url = os.environ.get(URL_VARIABLE) or DEFAULT_BASE_URL
+    address, _, query = str(url).strip().partition("?")
     problem = None
     try:
-        parts = urlsplit(str(url).strip())
+        parts = urlsplit(address)
         host, _ = parts.hostname, parts.port
     except ValueError:
         problem = "it cannot be read"
@@ -235,16 +343,19 @@ def make_base_url(url: str | None) -> str:
         elif not host:
             problem = "it names no host"
         elif parts.username or parts.password:
-            problem = "it must not hold a user or password"
-        elif parts.query or parts.fragment:
-            problem = "it must end with its path, such as /v1"
-        elif re.search(r"[\s\x00-\x1f\x7f]", str(url).strip()):
-            problem = "it holds white space"
+            problem = "it must not contain a user or password"
+        elif parts.fragment or "#" in query:
+            problem = "it must not contain a fragment (#…)"
+        elif re.search(r"[\s\x00-\x1f\x7f]", address + query):
+            problem = "it contains white space"
     if problem:
         raise ConfigurationError(
-            f"The base URL is wrong: {problem}. An example of a good one is {DEFAULT_BASE_URL}."
+            f"The base URL is wrong: {problem}. A correct example is {DEFAULT_BASE_URL}."
         )
-    return str(url).strip().rstrip("/")
+    parameters: dict[str, Any] = {}
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        parameters.setdefault(name, []).append(value)
+    return address.rstrip("/"), parameters
 
 
 def _check_number(name: str, value: object, *, unit: str, zero: bool) -> None:

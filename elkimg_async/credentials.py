@@ -58,7 +58,7 @@ def make_api_key(api_key: object) -> Secret:
         ConfigurationError: If it is empty, or has characters that no API key has.
     """
     text = api_key.strip() if isinstance(api_key, str) else ""
-    text = re.sub(r"^bearer\s+", "", text, flags=re.IGNORECASE)
+    text = re.sub(r"^bearer(\s+|$)", "", text, flags=re.IGNORECASE)
     if not text:
         raise ConfigurationError(
             f"There is no API key. Set {API_KEY_VARIABLE}, or pass AsyncImages(api_key=…). To try "

@@ -13,11 +13,10 @@ from elkimg_async.sansio.requests import (
     EditRequest,
     GenerateRequest,
     ImageRequest,
-    make_edit,
     make_request,
 )
 from elkimg_async.sansio.responses import ImagesResponse, Meta
-from elkimg_async.transport.uploads import look_at, look_at_all
+from elkimg_async.transport.uploads import build_edit
 
 
 class Answer(Protocol):
@@ -72,17 +71,21 @@ class Generate:
     paid = True
 
     def __init__(
-        self, prompt: str | GenerateRequest | Mapping[str, Any], options: Mapping[str, Any]
+        self,
+        prompt: str | GenerateRequest | Mapping[str, Any],
+        options: Mapping[str, Any],
+        *,
+        model: str | None = None,
     ) -> None:
-        self._prompt, self._options = prompt, options
+        self._prompt, self._options, self._model = prompt, options, model
 
     async def request(self) -> GenerateRequest:
-        return make_request(self._prompt, self._options)
+        return make_request(self._prompt, self._options, model=self._model)
 
     def write(
         self, request: GenerateRequest, *, stream: bool, key: str | None
     ) -> encode.HTTPRequest:
-        return encode.generate(request, stream=stream, key=key)
+        return encode.generate(request, stream=stream, idempotency_key=key)
 
     def decoder(self, *, stream: bool, max_bytes: int, length: int) -> Decoder[ImagesResponse]:
         return AnswerDecoder(stream=stream, max_bytes=max_bytes, length=length)
@@ -93,19 +96,17 @@ class Edit:
 
     paid = True
 
-    def __init__(self, image: Any, mask: Any, prompt: str, options: Mapping[str, Any]) -> None:
-        self._image, self._mask, self._prompt, self._options = image, mask, prompt, options
+    def __init__(self, image: Any, options: Mapping[str, Any], *, model: str | None = None) -> None:
+        self._image, self._options, self._model = image, options, model
 
     async def request(self) -> EditRequest:
-        images = await look_at_all(self._image, "image")
-        mask = None if self._mask is None else await look_at(self._mask, "mask")
-        return make_edit(images, mask, self._prompt, self._options)
+        return await build_edit(self._image, self._options, model=self._model)
 
     def write(self, request: EditRequest, *, stream: bool, key: str | None) -> encode.HTTPRequest:
         # The same for the same key, so that a server which replays sees the same body.
         seed = os.urandom(16) if key is None else key.encode("utf-8", "surrogatepass")
         boundary = "elkimg-" + hashlib.sha256(seed).hexdigest()[:32]
-        return encode.edit(request, stream=stream, boundary=boundary, key=key)
+        return encode.edit(request, stream=stream, boundary=boundary, idempotency_key=key)
 
     def decoder(self, *, stream: bool, max_bytes: int, length: int) -> Decoder[ImagesResponse]:
         return AnswerDecoder(stream=stream, max_bytes=max_bytes, length=length)

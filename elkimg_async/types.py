@@ -1,44 +1,119 @@
-"""What the calls of a client take, for type checkers."""
+"""The arguments of a client's calls, for editors and type checkers."""
 
+import os
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias, TypedDict
+from datetime import timedelta
+from typing import IO, Any, Protocol, TypeAlias, TypedDict
 
 from elkimg_async.config import RetryPolicy, Timeout
-from elkimg_async.image import ImageInput
-from elkimg_async.sansio.requests import GenerateRequest
+from elkimg_async.image import Image
+from elkimg_async.sansio.image_headers import ImageReference
+from elkimg_async.sansio.requests import EditRequest, GenerateRequest
+from elkimg_async.sansio.values import (
+    Background,
+    Complexity,
+    Effort,
+    InputFidelity,
+    ModelName,
+    Moderation,
+    OutputFormat,
+    Quality,
+    ResponseFormat,
+    Size,
+    Style,
+    Svg,
+    SvgReasoning,
+)
+
+
+class HttpxTimeout(Protocol):
+    """A `Timeout` of httpx or openai."""
+
+    @property
+    def connect(self) -> float | None: ...
+    @property
+    def read(self) -> float | None: ...
+    @property
+    def write(self) -> float | None: ...
+    @property
+    def pool(self) -> float | None: ...
+
 
 Prompt: TypeAlias = str | GenerateRequest | Mapping[str, Any]
-Images: TypeAlias = ImageInput | Sequence[ImageInput]
+FileContent: TypeAlias = bytes | bytearray | memoryview | IO[bytes] | os.PathLike[str]
+FileTuple: TypeAlias = tuple[str | None, FileContent] | tuple[str | None, FileContent, str | None]
+InputFile: TypeAlias = str | FileContent | FileTuple | Image | ImageReference
+"""One image to send: a path, an http(s) or `data:` URL, bytes, a binary file, an `Image`, an
+`ImageReference`, or openai's (name, content, type)."""
+Images: TypeAlias = InputFile | Sequence[InputFile]
+TimeoutLike: TypeAlias = Timeout | float | timedelta | HttpxTimeout
+RetryLike: TypeAlias = RetryPolicy | int
 
 
-class ImageOptions(TypedDict, total=False):
-    """The options that `AsyncImages.generate` and `edit` share; the docstring of `generate` says what they mean."""
+class CallOptions(TypedDict, total=False):
+    """The options of every call."""
 
-    model: str | None
+    extra_headers: Mapping[str, str] | None
+    extra_query: Mapping[str, Any] | None
+    timeout: TimeoutLike | None
+    retry: RetryLike | None
+
+
+class GenerateOptions(CallOptions, total=False):
+    """The options of `AsyncImages.generate`, whose docstring describes them."""
+
+    model: ModelName | None
     n: int | None
-    size: str | None
-    quality: str | None
-    background: str | None
+    size: Size | None
+    quality: Quality | None
+    background: Background | None
+    moderation: Moderation | None
+    style: Style | None
     user: str | None
-    output_format: str | None
+    safety_identifier: str | None
+    output_format: OutputFormat | None
     output_compression: int | None
     partial_images: int | None
-    response_format: str | None
+    response_format: ResponseFormat | None
+    complexity: Complexity | None
+    frame_count: int | None
+    frame_duration_ms: int | None
+    svg: Svg | None
     extra_body: Mapping[str, Any] | None
-    extra_headers: Mapping[str, str] | None
-    timeout: Timeout | float | None
-    retry: RetryPolicy | int | None
 
 
-class GenerateOptions(ImageOptions, total=False):
-    """The options of `AsyncImages.generate`."""
+class EditOptions(GenerateOptions, total=False):
+    """The options of `AsyncImages.edit`, whose docstring describes them."""
 
-    moderation: str | None
-    style: str | None
+    mask: InputFile | None
+    markup: InputFile | None
+    input_fidelity: InputFidelity | None
 
 
-class EditOptions(ImageOptions, total=False):
-    """The options of `AsyncImages.edit`."""
-
-    mask: ImageInput | None
-    input_fidelity: str | None
+__all__ = [
+    "Background",
+    "CallOptions",
+    "Complexity",
+    "EditOptions",
+    "EditRequest",
+    "Effort",
+    "FileContent",
+    "FileTuple",
+    "GenerateOptions",
+    "HttpxTimeout",
+    "Images",
+    "InputFidelity",
+    "InputFile",
+    "ModelName",
+    "Moderation",
+    "OutputFormat",
+    "Prompt",
+    "Quality",
+    "ResponseFormat",
+    "RetryLike",
+    "Size",
+    "Style",
+    "Svg",
+    "SvgReasoning",
+    "TimeoutLike",
+]

@@ -20,7 +20,7 @@ LAYERS = [
     {"transport", "types"},
     {"endpoints"},
     {"call"},
-    {"batch"},
+    {"batch", "resources"},
     {"client"},
     {"ray", "otel", "web", "pytest_plugin"},
     {"studio"},

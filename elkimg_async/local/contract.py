@@ -14,7 +14,7 @@ import pybase64
 from elkimg_async.errors import InvalidRequestError
 from elkimg_async.local.script import Answer
 from elkimg_async.sansio.image_headers import InputImage
-from elkimg_async.sansio.model_rules import MODELS, is_gpt_image, validate
+from elkimg_async.sansio.model_rules import MODELS, is_gpt_image, rules_for, validate
 from elkimg_async.sansio.requests import DEFAULT_MODEL, EditRequest, GenerateRequest
 
 REQUEST_ID = "X-Oneapi-Request-Id"
@@ -114,7 +114,7 @@ def order_from(fields: dict[str, Any], kind: type[GenerateRequest] | type[EditRe
         RefusalError: by the client; the status and code are the gateway's.
     """
     model = fields.get("model") or DEFAULT_MODEL
-    if isinstance(model, str) and model not in MODELS:
+    if isinstance(model, str) and rules_for(model) is None:
         raise RefusalError(
             503, f"No available channel for model {model}", code="model_not_found", param="model"
         )

@@ -4,13 +4,15 @@ What is unset is not sent, and `stream` is a JSON boolean.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
+import pybase64
 
 from elkimg_async.errors import InvalidRequestError
 from elkimg_async.sansio import multipart
+from elkimg_async.sansio.image_headers import ImageReference, InputImage
 from elkimg_async.sansio.model_rules import is_gpt_image
 from elkimg_async.sansio.multipart import Upload
 from elkimg_async.sansio.requests import EditRequest, GenerateRequest, ImageRequest
@@ -22,7 +24,7 @@ _COMMON = {"Accept-Encoding": "identity", "User-Agent": USER_AGENT}
 
 
 class HTTPRequest(msgspec.Struct, frozen=True):
-    """What goes over the wire, the key and what only the transport knows left out; the path is added to the base URL."""
+    """An HTTP request without what only the transport knows: the base URL and the API key."""
 
     method: str
     headers: dict[str, str]
@@ -30,50 +32,97 @@ class HTTPRequest(msgspec.Struct, frozen=True):
     body: bytes | Upload | None = None
 
 
-def generate(request: GenerateRequest, *, stream: bool, key: str | None = None) -> HTTPRequest:
-    """`POST /images/generations`; `key` is the idempotency key, or None for none.
+def generate(
+    request: GenerateRequest,
+    *,
+    stream: bool,
+    idempotency_key: str | None = None,
+    boundary: str = "",
+) -> HTTPRequest:
+    """Return `POST /images/generations`; it has no parts for `boundary` to separate.
 
     Raises:
-        InvalidRequestError: by the caller, for text or an `extra_body` that JSON cannot hold.
+        InvalidRequestError: If a text or the `extra_body` cannot be written as JSON.
     """
     body = _encode(_fields(request, stream))
-    return _post("/images/generations", "application/json", body, stream, key)
+    return _post("/images/generations", "application/json", body, stream, idempotency_key)
 
 
 def edit(
-    request: EditRequest, *, stream: bool, boundary: str, key: str | None = None
+    request: EditRequest, *, stream: bool, boundary: str, idempotency_key: str | None = None
 ) -> HTTPRequest:
-    """`POST /images/edits`, a form; `boundary` may occur in none of its values.
+    """Return `POST /images/edits` for images that are open.
 
-    What is no text in it, numbers and `stream` for instance, is written as JSON writes it.
+    It is a form, where `boundary` must not occur in any value, and what is not text is written as in
+    JSON. It is JSON where an image is a reference, or all of them are `data:` URLs.
 
     Raises:
-        InvalidRequestError: by the caller, for text or an `extra_body` that a form cannot hold.
+        InvalidRequestError: If a text or the `extra_body` cannot be written.
     """
     fields = _fields(request, stream)
-    texts = [(name, _text(name, value)) for name, value in fields.items() if value is not None]
-    name = "image" if len(request.image) == 1 else "image[]"
-    files = [(name, image) for image in request.image]
+    if _needs_json(request):
+        body = _encode({**_references(request), **fields})
+        return _post("/images/edits", "application/json", body, stream, idempotency_key)
+    texts = [
+        (part, _text(name, value))
+        for name, field in fields.items()
+        for part, value in _flat(name, field)
+        if value is not None
+    ]
+    name = "image" if len(request.images) == 1 else "image[]"
+    files = [(name, image) for image in request.images]
+    files += [(each, image) for each in ("mask", "markup") if (image := getattr(request, each))]
+    form = multipart.encode(texts, files, boundary)
+    return _post("/images/edits", multipart.content_type(boundary), form, stream, idempotency_key)
+
+
+def _needs_json(request: EditRequest) -> bool:
+    opened = (*request.images, *(each for each in (request.mask, request.markup) if each))
+    if any(isinstance(each, ImageReference) for each in opened):
+        return True
+    return request.markup is None and all(each.url is not None for each in opened)
+
+
+def _references(request: EditRequest) -> dict[str, Any]:
+    fields: dict[str, Any] = {"images": [_reference(image) for image in request.images]}
     if request.mask is not None:
-        files.append(("mask", request.mask))
-    body = multipart.encode(texts, files, boundary)
-    return _post("/images/edits", multipart.content_type(boundary), body, stream, key)
+        fields["mask"] = _reference(request.mask)
+    return fields
+
+
+def _reference(image: InputImage | ImageReference) -> dict[str, str]:
+    if isinstance(image, ImageReference) and image.file_id is not None:
+        return {"file_id": image.file_id}
+    url = image.url
+    if url is None:
+        assert isinstance(image, InputImage)
+        url = f"data:{image.media_type};base64,{pybase64.b64encode_as_string(image.source)}"
+    return {"image_url": url}
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the parts of a field: `svg[reasoning][effort]` for a mapping within a mapping."""
+    if name.partition("[")[0] == "svg" and isinstance(value, Mapping):
+        for inner, each in value.items():
+            yield from _flat(f"{name}[{inner}]", each)
+    else:
+        yield name, value
 
 
 def models() -> HTTPRequest:
-    """`GET /models`."""
+    """Return `GET /models`."""
     return get("application/json", "/models")
 
 
 def get(accept: str, path: str = "") -> HTTPRequest:
-    """A request for what is there."""
+    """Return a GET request."""
     return HTTPRequest("GET", {"Accept": accept, **_COMMON}, path)
 
 
 def message(
     request: HTTPRequest, target: str, host: str | None, headers: Mapping[str, str]
 ) -> bytes:
-    """A request whose body is at hand as HTTP/1.1 writes it, with `headers` instead of its own.
+    """Return a request whose body is in memory as HTTP/1.1 writes it, with `headers` for its own.
 
     A Host among them replaces `host`.
     """
@@ -89,26 +138,26 @@ def _fields(request: ImageRequest, stream: bool) -> dict[str, Any]:
     fields = request.fields()
     if stream:
         fields["stream"] = True
-        if is_gpt_image(fields["model"]):
+        if is_gpt_image(fields["model"]) and fields.get("output_format") not in ("gif", "svg"):
             fields.setdefault("partial_images", 1)
     return {**fields, **(request.extra_body or {})}
 
 
 def _post(
-    path: str, content_type: str, body: bytes | Upload, stream: bool, key: str | None
+    path: str, content_type: str, body: bytes | Upload, stream: bool, idempotency_key: str | None
 ) -> HTTPRequest:
     headers = {
         "Content-Type": content_type,
-        "Accept": "text/event-stream, application/json" if stream else "application/json",
+        "Accept": "application/json, text/event-stream" if stream else "application/json",
         **_COMMON,
     }
-    if key is not None:
-        headers["Idempotency-Key"] = key
+    if idempotency_key is not None:
+        headers["Idempotency-Key"] = idempotency_key
     return HTTPRequest("POST", headers, path, body)
 
 
 def _text(name: str, value: Any) -> bytes:
-    _encode({name: value})  # refuses what is no plain data, and text that is no Unicode
+    _encode({name: value})  # rejects what is not plain data, and text that is not Unicode
     return value.encode() if isinstance(value, str) else msgspec.json.encode(value)
 
 
@@ -126,7 +175,7 @@ def _encode(fields: dict[str, Any]) -> bytes:
 
 
 def _is_finite(value: Any) -> bool:
-    """Whether JSON has all the numbers of plain data; the encoder turns the others into null."""
+    """Return whether JSON has all the numbers of plain data; the encoder writes others as null."""
     if isinstance(value, Mapping):
         return all(map(_is_finite, value.values()))
     if isinstance(value, (list, tuple)):
@@ -138,6 +187,7 @@ _NOT_JSON = (TypeError, ValueError, msgspec.MsgspecError, RecursionError)
 
 
 def is_json(value: Any) -> bool:
+    """Return whether plain data can be written as JSON."""
     try:
         msgspec.json.encode(value)
     except _NOT_JSON:

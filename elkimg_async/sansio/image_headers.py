@@ -1,18 +1,19 @@
-"""What the first bytes of a picture tell: type, pixels, and whether it has transparency.
+"""What the first bytes of an image show: type, pixels, and whether it has transparency.
 
-Only headers are read, as the formats' specifications lay them out: PNG
-(https://www.w3.org/TR/png-3/), WebP (RFC 9649), JPEG (ITU-T T.81, annex B). What
-cannot be told from the bytes at hand is None, and never a reason to refuse a picture.
+Only headers are read, as the specifications of the formats lay them out: PNG
+(https://www.w3.org/TR/png-3/), WebP (RFC 9649), JPEG (ITU-T T.81, annex B). What the bytes at hand
+do not show is None, and never a reason to reject an image.
 """
 
 from typing import Any
 
 import msgspec
 
+from elkimg_async.errors import InvalidRequestError
 from elkimg_async.image import EXTENSIONS, UNKNOWN_TYPE, media_type_of
 
 HEAD = 128 * 1024
-"""How many of the first bytes are worth a look; photographs carry previews before their size."""
+"""How many of the first bytes are examined; photographs carry previews before their size."""
 
 _OTHER_EXTENSIONS = {"image/jpeg": (".jpeg", ".jpe")}
 _PNG_ALPHA = (4, 6)  # colour types
@@ -21,11 +22,12 @@ _JPEG_BARE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
 
 
 class InputImage(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """A picture that is sent.
+    """An image to send, whose bytes are known or can be read.
 
-    `name` is the file name under which it goes, `size` its bytes, `width` and `height` its pixels,
-    `alpha` whether it can be transparent; the last three are None where the first bytes do not tell.
-    `source` is the bytes themselves, or whatever can read them.
+    `name` is the file name that is sent, `size` its bytes, `width` and `height` its pixels, `alpha`
+    whether it can be transparent; the last three are None where the first bytes do not show it.
+    `source` is the bytes themselves, or an object that reads them. `url` is the `data:` URL that the
+    image was given as; None for any other.
     """
 
     name: str
@@ -35,6 +37,7 @@ class InputImage(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     height: int | None = None
     alpha: bool | None = None
     source: Any = None
+    url: str | None = None
 
     @property
     def pixels(self) -> tuple[int, int] | None:
@@ -48,50 +51,87 @@ class InputImage(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         return f"<InputImage {self.name}, {self.media_type}, {self.size:,} bytes>"
 
 
-def inspect(head: bytes, *, size: int, name: str, source: Any = None) -> InputImage:
-    """A picture of `size` bytes that begins with `head`; `name` is that of its file, or a stem."""
-    media_type = media_type_of(head)
-    read = {"image/png": _png, "image/webp": _webp, "image/jpeg": _jpeg}.get(media_type)
+class ImageReference(msgspec.Struct, frozen=True):
+    """An image that the server fetches itself: an http(s) or `data:` URL, or the id of an uploaded file.
+
+    Raises:
+        InvalidRequestError: Unless exactly one of `url` and `file_id` is given, as text.
+    """
+
+    url: str | None = None
+    file_id: str | None = None
+
+    def __post_init__(self) -> None:
+        values = [value for value in (self.url, self.file_id) if value is not None]
+        if len(values) != 1 or not isinstance(values[0], str) or not values[0].strip():
+            raise InvalidRequestError(
+                "An ImageReference needs either a url or a file_id.", param="image"
+            )
+
+    def __repr__(self) -> str:
+        if self.url is None:
+            return f"ImageReference(file_id={self.file_id!r})"
+        return f"ImageReference(url={short(self.url)})"
+
+
+def short(text: str) -> str:
+    """Return the text in quotes as an error can show it: cut, and without the query of a URL."""
+    if text.startswith(("http://", "https://")):
+        text = text.partition("?")[0]
+    return repr(text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…")
+
+
+MAX_SHOWN = 100
+"""Characters of a path or URL in an error; more of it may be the image itself."""
+
+
+def inspect(
+    head: bytes,
+    *,
+    size: int,
+    name: str,
+    source: Any = None,
+    media_type: str | None = None,
+    url: str | None = None,
+) -> InputImage:
+    """Return the image of `size` bytes that begins with `head`.
+
+    `name` is that of its file, or a stem. `media_type` is used where the bytes do not show the type.
+    """
+    found = media_type_of(head)
+    read = {"image/png": _png, "image/webp": _webp, "image/jpeg": _jpeg}.get(found)
     width, height, alpha = read(head) if read else (None, None, None)
     return InputImage(
-        name=file_name(name, media_type),
-        media_type=media_type,
+        name=file_name(name, found),
+        media_type=media_type if media_type and found == UNKNOWN_TYPE else found,
         size=size,
         width=width,
         height=height,
         alpha=alpha,
         source=source,
+        url=url,
     )
 
 
 def file_name(name: str, media_type: str) -> str:
-    """The name with the extension of its type, by which gateways go, and fit for a header."""
+    """Return the name with the extension of the type, which gateways go by, and fit for a header."""
     name = "".join(c if c.isprintable() else "_" for c in name).replace("/", "_")
-    stem, dot, last = name.rpartition(".")
     if media_type == UNKNOWN_TYPE:
         return name or "image"
+    stem, dot, last = name.rpartition(".")
+    last = f".{last.lower()}"
     extension = EXTENSIONS[media_type]
-    if (
-        stem
-        and dot
-        and f".{last.lower()}"
-        in (
-            extension,
-            *_OTHER_EXTENSIONS.get(media_type, ()),
-        )
-    ):
-        return f"{stem}.{last.lower()}"
+    if stem and dot and last in (extension, *_OTHER_EXTENSIONS.get(media_type, ())):
+        return stem + last
     known = {*EXTENSIONS.values(), *sum(_OTHER_EXTENSIONS.values(), ())}
-    if not (stem and f".{last.lower()}" in known):
-        stem = name
-    return (stem or "image") + extension
+    return ((stem if stem and last in known else name) or "image") + extension
 
 
-_Told = tuple[int | None, int | None, bool | None]
+_Facts = tuple[int | None, int | None, bool | None]
 
 
-def _png(head: bytes) -> _Told:
-    """IHDR comes first; transparency without an alpha channel is a chunk before the pixels."""
+def _png(head: bytes) -> _Facts:
+    """Read IHDR, which comes first; without an alpha channel, tRNS precedes the pixels."""
     if len(head) < 33 or head[12:16] != b"IHDR":
         return None, None, None
     width, height = int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
@@ -106,8 +146,8 @@ def _png(head: bytes) -> _Told:
     return width, height, None
 
 
-def _webp(head: bytes) -> _Told:
-    """The simple lossy form, the simple lossless one, or the extended one."""
+def _webp(head: bytes) -> _Facts:
+    """Read the simple lossy form, the simple lossless one, or the extended one."""
 
     def number(start: int, stop: int) -> int:
         return int.from_bytes(head[start:stop], "little")
@@ -125,8 +165,8 @@ def _webp(head: bytes) -> _Told:
     return None, None, None
 
 
-def _jpeg(head: bytes) -> _Told:
-    """The size stands in the frame header, after any number of other segments."""
+def _jpeg(head: bytes) -> _Facts:
+    """Read the frame header, which follows any number of other segments."""
     at = 2
     while len(head) >= at + 9 and head[at] == 0xFF:
         marker = head[at + 1]

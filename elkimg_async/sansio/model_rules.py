@@ -1,44 +1,43 @@
-"""What each documented model accepts: one table, and the check of a request against it.
+"""The rules of the documented model families: one row for each, and the check of a request against it.
 
-The table holds what is known to be refused. A model that is not in it is never
-refused: models come every month, and the server knows better.
+The table holds what a model is known to reject. A model without a row is never rejected: new ones
+appear every month, and the server knows better.
 
-Sources: the service's own documentation of `POST /v1/images/generations` (prompt
-length, n, size, background, moderation), and OpenAI's specification of the same
-endpoint and of `POST /v1/images/edits` (quality, style, response_format,
-output_format, output_compression, partial_images, gpt-image-2's rule for sizes,
-input_fidelity, the pictures and the mask).
+Sources: ElkAPI's documentation of `POST /v1/images/generations`, and OpenAI's specification of that
+endpoint and of `POST /v1/images/edits`, as `openai.types.ImageGenerateParams` and `ImageEditParams`
+quote it.
 """
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
 
 from elkimg_async.errors import InvalidRequestError
-from elkimg_async.sansio.image_headers import InputImage
+from elkimg_async.sansio.image_headers import ImageReference, InputImage
 from elkimg_async.sansio.requests import DEFAULT_MODEL, EditRequest, ImageRequest
 
 _MB = 1024 * 1024
-MOST_UPLOADED = 128 * _MB
-"""Bytes of a whole body that the gateway takes."""
+MAX_UPLOAD = 128 * _MB
+"""Bytes of a whole body that the gateway accepts."""
+_MAX_MASK = 4 * _MB
 
 
 class FreeSizes(msgspec.Struct, frozen=True):
-    """Any `WIDTHxHEIGHT` within these limits, and `auto`; all numbers are pixels, but `ratio`."""
+    """Any `WIDTHxHEIGHT` within these limits, and `auto`; all numbers but `ratio` are pixels."""
 
     multiple: int = 16
     edge: int = 3840
     ratio: int = 3
-    least: int = 655_360
-    most: int = 8_294_400
+    min_pixels: int = 655_360
+    max_pixels: int = 3840 * 2160
 
     def __str__(self) -> str:
         return (
-            f"auto or WIDTHxHEIGHT in multiples of {self.multiple}, no edge over {self.edge}, "
-            f"at most {self.ratio}:1, {self.least:,} to {self.most:,} pixels"
+            f"auto or WIDTHxHEIGHT in multiples of {self.multiple}, no edge over {self.edge}, at most "
+            f"{self.ratio}:1, {self.min_pixels:,} to {self.max_pixels:,} pixels"
         )
 
     def __contains__(self, size: object) -> bool:
@@ -51,68 +50,77 @@ class FreeSizes(msgspec.Struct, frozen=True):
             width % self.multiple == 0
             and height % self.multiple == 0
             and max(width, height) <= min(self.edge, self.ratio * min(width, height))
-            and self.least <= width * height <= self.most
+            and self.min_pixels <= width * height <= self.max_pixels
         )
 
 
-class PictureRules(msgspec.Struct, frozen=True, kw_only=True):
-    """What pictures one model edits: how many, of which types and sizes in bytes, and whether only squares."""
+class EditRules(msgspec.Struct, frozen=True, kw_only=True):
+    """The images that a model edits: how many, their types, and their size in bytes."""
 
-    most: int = 16
+    count: int = 16
     types: tuple[str, ...] = ("png", "webp", "jpeg")
     size: int = 50 * _MB
     square: bool = False
+    markup: bool = False
 
 
 class ModelRules(msgspec.Struct, frozen=True, kw_only=True):
-    """What one model accepts.
+    """The rules of one model family.
 
-    `values` maps a parameter to its values; `absent` lists parameters it lacks; `pictures` is None where
-    it edits none.
+    `values` maps a parameter to its values; `absent` lists parameters that do not exist; `edits` is
+    None where the family cannot edit; `legacy` marks those that OpenAI has retired, though other
+    servers may still offer them. `names` leaves out dated snapshots, which follow the same rules.
     """
 
-    prompt_length: int
+    names: tuple[str, ...]
+    prompt_length: int = 32_000
     n: int = 10
     sizes: tuple[str, ...] | FreeSizes
     values: dict[str, tuple[str, ...]]
     absent: frozenset[str]
     streams: bool = True
-    pictures: PictureRules | None = PictureRules()
+    edits: EditRules | None = EditRules()
+    legacy: bool = False
 
 
+_QUALITIES = ("low", "medium", "high", "auto")
+_GPT_SIZES = ("1024x1024", "1536x1024", "1024x1536", "auto")
 _GPT_VALUES = {
-    "quality": ("low", "medium", "high", "auto"),
+    "quality": _QUALITIES,
     "background": ("transparent", "opaque", "auto"),
     "moderation": ("low", "auto"),
-    "output_format": ("png", "jpeg", "webp"),
+    "output_format": ("png", "jpeg", "webp", "gif", "svg"),
+    "complexity": ("low", "medium", "high"),
     "input_fidelity": ("high", "low"),
 }
+_NOT_GPT = frozenset({"style", "response_format"})
 _GPT_ONLY = frozenset(
-    (
+    {
         "background",
+        "complexity",
+        "frame_count",
+        "frame_duration_ms",
         "input_fidelity",
         "moderation",
-        "output_format",
         "output_compression",
+        "output_format",
         "partial_images",
-    )
+        "svg",
+    }
 )
-_GPT_IMAGE_1 = ModelRules(
-    prompt_length=32_000,
-    sizes=("1024x1024", "1536x1024", "1024x1536", "auto"),
-    values=_GPT_VALUES,
-    absent=frozenset(("style", "response_format")),
-)
-MODELS = {
-    "dall-e-2": ModelRules(
+FAMILIES = (
+    ModelRules(
+        names=("dall-e-2",),
         prompt_length=1_000,
         sizes=("256x256", "512x512", "1024x1024"),
         values={"quality": ("standard", "auto"), "response_format": ("url", "b64_json")},
         absent=_GPT_ONLY | {"style"},
         streams=False,
-        pictures=PictureRules(most=1, types=("png",), size=4 * _MB, square=True),
+        edits=EditRules(count=1, types=("png",), size=4 * _MB, square=True),
+        legacy=True,
     ),
-    "dall-e-3": ModelRules(
+    ModelRules(
+        names=("dall-e-3",),
         prompt_length=4_000,
         n=1,
         sizes=("1024x1024", "1792x1024", "1024x1792"),
@@ -123,95 +131,141 @@ MODELS = {
         },
         absent=_GPT_ONLY,
         streams=False,
-        pictures=None,
+        edits=None,
+        legacy=True,
     ),
-    "gpt-image-1": _GPT_IMAGE_1,
-    "gpt-image-1-mini": msgspec.structs.replace(
-        _GPT_IMAGE_1, values={**_GPT_VALUES, "input_fidelity": ("low",)}
+    ModelRules(names=("gpt-image-1",), sizes=_GPT_SIZES, values=_GPT_VALUES, absent=_NOT_GPT),
+    ModelRules(
+        names=("gpt-image-1-mini",),
+        sizes=_GPT_SIZES,
+        values={**_GPT_VALUES, "input_fidelity": ("low",)},
+        absent=_NOT_GPT,
     ),
-    "gpt-image-1.5": _GPT_IMAGE_1,
-    "gpt-image-2": msgspec.structs.replace(
-        _GPT_IMAGE_1,
+    ModelRules(
+        names=("gpt-image-1.5", "chatgpt-image-latest"),
+        sizes=_GPT_SIZES,
+        values=_GPT_VALUES,
+        absent=_NOT_GPT,
+    ),
+    ModelRules(
+        names=("gpt-image-2",),
         sizes=FreeSizes(),
-        absent=_GPT_IMAGE_1.absent | {"input_fidelity"},
-        values={
-            **_GPT_VALUES,
-            "quality": (*_GPT_VALUES["quality"], "xhigh", "max"),
-            "output_format": (*_GPT_VALUES["output_format"], "gif", "svg"),
-        },
+        values=_GPT_VALUES,
+        absent=_NOT_GPT | {"input_fidelity"},
     ),
-}
+    ModelRules(
+        names=("gpt-image-2.5-sunburst", "gpt-image-2.5-flare"),
+        sizes=FreeSizes(),
+        values={**_GPT_VALUES, "quality": (*_QUALITIES, "xhigh", "max")},
+        absent=_NOT_GPT,
+        edits=EditRules(markup=True),
+    ),
+    ModelRules(
+        names=("gpt-image-2.6-sunburst", "gpt-image-2.6-flare"),
+        sizes=FreeSizes(),
+        values=_GPT_VALUES,
+        absent=_NOT_GPT,
+    ),
+)
+MODELS = {name: family for family in FAMILIES for name in family.names}
+"""The row of each model by its name, the newest last."""
+
+_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+
+
+def rules_for(model: str) -> ModelRules | None:
+    """Return the rules of a model or of a dated snapshot of it; None for an unknown model."""
+    return MODELS.get(model) or MODELS.get(re.sub(r"-\d{4}-\d\d-\d\d$", "", model))
 
 
 def is_gpt_image(model: str) -> bool:
-    """Whether the name is that of a GPT image model, those to come included."""
-    return model.startswith("gpt-image")
+    """Return whether the name is that of a GPT image model, future ones included."""
+    return model.startswith(("gpt-image", "chatgpt-image"))
 
 
 def validate(request: ImageRequest, *, stream: bool = False) -> None:
-    """Refuse what the request's model is known to refuse.
+    """Check a request against the rules of its model.
 
     Raises:
-        InvalidRequestError: by the caller, for the first problem found.
+        InvalidRequestError: If the model is known to reject it; for the first problem found.
     """
     model = request.model or DEFAULT_MODEL
-    rules = MODELS.get(model)
+    rules = rules_for(model)
     if rules is None:
         return
     problems = _problems(request.fields(), rules, stream)
     if isinstance(request, EditRequest):
-        problems = itertools.chain(_picture_problems(request, rules.pictures), problems)
+        problems = itertools.chain(_edit_problems(request, rules.edits), problems)
+    else:
+        problems = itertools.chain(problems, _svg_model_problems(request))
     for param, problem in problems:
         raise InvalidRequestError(f"{model}: {problem}", param=param)
 
 
-def _picture_problems(
-    request: EditRequest, rules: PictureRules | None
-) -> Iterator[tuple[str, str]]:
+# --- the images of an edit ----------------------------------------------------
+
+
+def _edit_problems(request: EditRequest, rules: EditRules | None) -> Iterator[tuple[str, str]]:
     if rules is None:
         yield "model", "this model cannot edit; choose another."
         return
-    images, mask = request.image, request.mask
-    if len(images) > rules.most:
-        yield (
-            "image",
-            f"there are {len(images)} images, at most {rules.most} {'is' if rules.most == 1 else 'are'} allowed.",
-        )
-    for param, image in [
-        *(("image", image) for image in images),
-        *([("mask", mask)] if mask else []),
-    ]:
-        kind = image.media_type.removeprefix("image/")
-        if kind not in rules.types:
-            yield param, f"{image.name} is {image.media_type}; choose {', '.join(rules.types)}."
-        if image.size >= rules.size:
-            yield (
-                param,
-                f"{image.name} has {image.size:,} bytes, it must have less than {rules.size:,}.",
-            )
-    if sum(map(len, images)) + (mask.size if mask else 0) >= MOST_UPLOADED:
-        yield "image", f"the files have more than {MOST_UPLOADED:,} bytes together."
-    if rules.square and images[0].pixels and images[0].width != images[0].height:
-        yield "image", f"{images[0].name} is {_by(images[0])}; it must be square."
+    images, mask, markup = request.images, request.mask, request.markup
+    if len(images) > rules.count:
+        allowed = f"{rules.count} {'is' if rules.count == 1 else 'are'} allowed"
+        yield "image", f"there are {len(images)} images, at most {allowed}."
+    for image in images:
+        yield from _file_problems("image", image, rules.types, rules.size)
+    first = images[0] if images else None
+    if rules.square and isinstance(first, InputImage) and first.width != first.height:
+        yield "image", f"{first.name} is {_by(first)}; it must be square."
     if mask is not None:
-        yield from _mask_problems(images[0], mask)
+        yield from _file_problems("mask", mask, ("png",), _MAX_MASK)
+        yield from _overlay_problems("mask", mask, first)
+        if request.output_format == "gif":
+            yield "mask", "gif cannot be combined with a mask; leave the mask out."
+    if markup is not None:
+        if not rules.markup:
+            yield "markup", "markup is not for this model; leave it out."
+        if mask is not None:
+            yield "markup", "markup and mask cannot be combined; leave one of them out."
+        yield from _file_problems("markup", markup, ("png",), rules.size)
+        yield from _overlay_problems("markup", markup, first)
+    files = [each for each in (*images, mask, markup) if isinstance(each, InputImage)]
+    if sum(map(len, files)) >= MAX_UPLOAD:
+        yield "image", f"the files have more than {MAX_UPLOAD:,} bytes together."
 
 
-def _mask_problems(image: InputImage, mask: InputImage) -> Iterator[tuple[str, str]]:
-    if mask.alpha is False:
-        yield (
-            "mask",
-            f"{mask.name} has no transparency; what is to be edited must be transparent in the mask.",
-        )
+def _file_problems(
+    param: str, image: InputImage | ImageReference, types: tuple[str, ...], size: int
+) -> Iterator[tuple[str, str]]:
+    if isinstance(image, ImageReference):
+        return
+    if image.media_type.removeprefix("image/") not in types:
+        yield param, f"{image.name} is {image.media_type}; choose {', '.join(types)}."
+    if image.size >= size:
+        yield param, f"{image.name} has {image.size:,} bytes, it must have less than {size:,}."
+
+
+def _overlay_problems(
+    param: str, overlay: InputImage | ImageReference, image: InputImage | ImageReference | None
+) -> Iterator[tuple[str, str]]:
+    """Check an image that lies over another: it is transparent in part, and of the same size."""
+    if isinstance(overlay, ImageReference):
+        return
+    if overlay.alpha is False:
+        yield param, f"{overlay.name} has no transparency; a {param} must be transparent in part."
+    if not isinstance(image, InputImage) or not image.pixels or not overlay.pixels:
+        return
     sizes = {image.pixels}
-    if image.pixels and image.media_type == "image/jpeg":
-        # A photograph may lie on its side, with a note in it how it is to be turned.
+    if image.media_type == "image/jpeg":
+        # A photograph may lie on its side, with a note in it of how it is to be turned.
         width, height = image.pixels
         sizes.add((height, width))
-    if image.pixels and mask.pixels and mask.pixels not in sizes:
+    if overlay.pixels not in sizes:
         yield (
-            "mask",
-            f"{mask.name} is {_by(mask)} and {image.name} is {_by(image)}; they must be of equal size.",
+            param,
+            f"{overlay.name} is {_by(overlay)} and {image.name} is {_by(image)}; "
+            "they must be of equal size.",
         )
 
 
@@ -219,14 +273,20 @@ def _by(image: InputImage) -> str:
     return f"{image.width}x{image.height}"
 
 
+# --- the other fields ---------------------------------------------------------
+
+_PLAIN = {"prompt", "model", "n", "size"}  # checked apart, and all that most requests have
+
+
 def _problems(fields: dict[str, Any], rules: ModelRules, stream: bool) -> Iterator[tuple[str, str]]:
     prompt, n, size = fields["prompt"], fields.get("n", 1), fields.get("size")
     if not prompt.strip():
-        yield "prompt", "the prompt is empty; say what the picture shows."
+        yield "prompt", "the prompt is empty; describe the image."
     if len(prompt) > rules.prompt_length:
         yield (
             "prompt",
-            f"the prompt has {len(prompt):,} characters, at most {rules.prompt_length:,} are allowed.",
+            f"the prompt has {len(prompt):,} characters, "
+            f"at most {rules.prompt_length:,} are allowed.",
         )
     if not 1 <= n <= rules.n:
         yield "n", f"n is {_short(n)}, it must be {'1' if rules.n == 1 else f'1 to {rules.n}'}."
@@ -235,24 +295,28 @@ def _problems(fields: dict[str, Any], rules: ModelRules, stream: bool) -> Iterat
     if stream and not rules.streams:
         yield "stream", "this model cannot stream; leave stream out."
     if special := fields.keys() - _PLAIN:
-        yield from _special_problems(fields, special, rules, stream)
+        for param in sorted(rules.absent & special):
+            yield param, f"{param} is not for this model; leave it out."
+        for param in sorted(rules.values.keys() & special):
+            if fields[param] not in (allowed := rules.values[param]):
+                yield (
+                    param,
+                    f"{param} {fields[param]!r} is not offered; choose {_choices(allowed)}.",
+                )
+        yield from _format_problems(fields, stream)
+        yield from _animation_problems(fields)
+        yield from _svg_problems(fields)
+        yield from _partial_problems(fields.get("partial_images", 0), stream)
 
 
-_PLAIN = {"prompt", "model", "n", "size"}  # looked at apart, and all that most requests have
-
-
-def _special_problems(
-    fields: dict[str, Any], special: set[str], rules: ModelRules, stream: bool
-) -> Iterator[tuple[str, str]]:
-    for param in sorted(rules.absent & special):
-        yield param, f"{param} is not for this model; leave it out."
-    for param in sorted(rules.values.keys() & special):
-        if fields[param] not in (allowed := rules.values[param]):
-            yield param, f"{param} {fields[param]!r} is not offered; choose {_choices(allowed)}."
+def _format_problems(fields: dict[str, Any], stream: bool) -> Iterator[tuple[str, str]]:
     output_format = fields.get("output_format", "png")
-    if fields.get("background") == "transparent" and output_format == "jpeg":
-        yield "background", "jpeg cannot be transparent; choose output_format png or webp."
     compression = fields.get("output_compression", 100)
+    if fields.get("background") == "transparent" and output_format not in ("png", "webp"):
+        yield (
+            "background",
+            f"{output_format} cannot be transparent; choose output_format png or webp.",
+        )
     if not 0 <= compression <= 100:
         yield (
             "output_compression",
@@ -263,7 +327,49 @@ def _special_problems(
             "output_compression",
             "png is never compressed with loss; choose output_format jpeg or webp.",
         )
-    partial_images = fields.get("partial_images", 0)
+    if output_format not in ("gif", "svg"):
+        return
+    if "output_compression" in fields:
+        yield "output_compression", f"{output_format} has no compression; leave it out."
+    if stream:
+        yield "stream", f"{output_format} cannot be streamed; leave stream out."
+    if fields.get("partial_images", 0):
+        yield "partial_images", f"{output_format} has no partial images; leave partial_images out."
+    if output_format == "svg" and fields.get("n", 1) != 1:
+        yield "n", f"n is {_short(fields['n'])}, it must be 1 with output_format svg."
+
+
+def _animation_problems(fields: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    count, duration = fields.get("frame_count", 9), fields.get("frame_duration_ms", 200)
+    for param in ("frame_count", "frame_duration_ms"):
+        if param in fields and fields.get("output_format") != "gif":
+            yield param, f"{param} is for gif only; add output_format gif."
+    if not 2 <= count <= 16:
+        yield "frame_count", f"frame_count is {_short(count)}, it must be 2 to 16."
+    if duration < 1:
+        yield "frame_duration_ms", f"frame_duration_ms is {_short(duration)}, it must be 1 or more."
+
+
+def _svg_problems(fields: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    if (svg := fields.get("svg")) is None:
+        return
+    if fields.get("output_format") != "svg":
+        yield "svg", "svg is for output_format svg only; add it, or leave svg out."
+    reasoning = svg.get("reasoning")
+    if not isinstance(svg.get("model", ""), str):
+        yield "svg", "svg['model'] must be a string."
+    if not isinstance(reasoning, Mapping | None):
+        yield "svg", "svg['reasoning'] must be a mapping, such as {'effort': 'low'}."
+    elif (effort := (reasoning or {}).get("effort")) is not None and effort not in _EFFORTS:
+        yield "svg", f"effort {effort!r} is not offered; choose {_choices(_EFFORTS)}."
+
+
+def _svg_model_problems(request: ImageRequest) -> Iterator[tuple[str, str]]:
+    if request.svg is not None and not request.svg.get("model"):
+        yield "svg", "svg needs a model, as in svg={'model': …}; or leave svg out."
+
+
+def _partial_problems(partial_images: int, stream: bool) -> Iterator[tuple[str, str]]:
     if not 0 <= partial_images <= 3:
         yield "partial_images", f"partial_images is {_short(partial_images)}, it must be 0 to 3."
     if partial_images and not stream:

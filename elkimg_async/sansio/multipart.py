@@ -1,6 +1,6 @@
-"""A form with files in it → a body of `multipart/form-data` (RFC 7578).
+"""Encode a form with files as a body of `multipart/form-data` (RFC 7578).
 
-The body is a sequence of pieces; those that are pictures are read by whoever sends it.
+The body is a sequence of parts; those that are images are read by the transport as it sends them.
 """
 
 from collections.abc import Iterable
@@ -13,34 +13,34 @@ _ESCAPES = {ord('"'): "%22", ord("\r"): "%0D", ord("\n"): "%0A"}
 
 
 class Upload(msgspec.Struct, frozen=True, eq=False):
-    """A body in pieces, of which pictures are read while they leave; its length is known."""
+    """A body of known length, whose images are read while it is sent."""
 
-    pieces: tuple[bytes | InputImage, ...]
+    parts: tuple[bytes | InputImage, ...]
 
     def __len__(self) -> int:
-        return sum(map(len, self.pieces))
+        return sum(map(len, self.parts))
 
 
 def content_type(boundary: str) -> str:
-    """The value of the header."""
+    """Return the value of the Content-Type header."""
     return f"multipart/form-data; boundary={boundary}"
 
 
 def encode(
     fields: Iterable[tuple[str, bytes]], files: Iterable[tuple[str, InputImage]], boundary: str
 ) -> Upload:
-    """The body; `boundary` may occur in none of the values."""
+    """Return the body; `boundary` must not occur in any of the values."""
     line = f"--{boundary}\r\nContent-Disposition: form-data; name=".encode()
-    pieces: list[bytes | InputImage] = [
+    parts: list[bytes | InputImage] = [
         line + _quoted(name) + b"\r\n\r\n" + value + b"\r\n" for name, value in fields
     ]
     for name, image in files:
-        named = _quoted(name) + b"; filename=" + _quoted(image.name)
-        kind = f"\r\nContent-Type: {image.media_type}\r\n\r\n".encode()
-        pieces += [line + named + kind, image, b"\r\n"]
-    return Upload((*pieces, f"--{boundary}--\r\n".encode()))
+        disposition = _quoted(name) + b"; filename=" + _quoted(image.name)
+        media_type = f"\r\nContent-Type: {image.media_type}\r\n\r\n".encode()
+        parts += [line + disposition + media_type, image, b"\r\n"]
+    return Upload((*parts, f"--{boundary}--\r\n".encode()))
 
 
 def _quoted(text: str) -> bytes:
-    """In quotation marks, as browsers write it (HTML, 4.10.21.8)."""
+    """Return the text in quotation marks, as browsers write it (HTML, 4.10.21.8)."""
     return f'"{text.translate(_ESCAPES)}"'.encode("utf-8", "replace")

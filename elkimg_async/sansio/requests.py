@@ -1,7 +1,7 @@
-"""What a caller may ask for."""
+"""What a user can ask for: the fields of a request, and how arguments become one."""
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -9,40 +9,75 @@ from msgspec.structs import replace
 from elkimg_async.errors import InvalidRequestError
 from elkimg_async.sansio.image_headers import InputImage
 
+if TYPE_CHECKING:
+    from elkimg_async.sansio.values import (
+        Background,
+        Complexity,
+        InputFidelity,
+        ModelName,
+        Moderation,
+        OutputFormat,
+        Quality,
+        ResponseFormat,
+        Size,
+        Style,
+        Svg,
+    )
+else:  # at run time any text is accepted, and msgspec has no union of a Literal and str
+    Background = Complexity = InputFidelity = ModelName = Moderation = OutputFormat = str
+    Quality = ResponseFormat = Size = Style = str
+    Svg = dict[str, Any]
+
 DEFAULT_MODEL = "gpt-image-1.5"
 
+_IMAGES = ("image", "mask", "markup")
 
-class ImageRequest(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+
+class _Prompt(
+    msgspec.Struct,
+    frozen=True,
+    forbid_unknown_fields=True,
+    omit_defaults=True,
+    repr_omit_defaults=True,
 ):
-    """What every request for images holds. A field that is None is not sent.
+    prompt: str
 
-    `model` is the exception: None means `gpt-image-1.5`, which is sent, because
-    the service's documentation contradicts itself about its own default.
+
+class ImageRequest(_Prompt, frozen=True, kw_only=True):
+    """The fields that all requests for images share. A field that is None is not sent.
+
+    `model` is the exception: without one the default is sent, `gpt-image-1.5` unless the client has
+    another, because the service's documentation contradicts itself about its own default.
     """
 
-    prompt: str
-    model: str | None = None
+    model: ModelName | None = None
     n: int | None = None
-    size: str | None = None
-    quality: str | None = None
-    background: str | None = None
+    size: Size | None = None
+    quality: Quality | None = None
+    background: Background | None = None
+    moderation: Moderation | None = None
+    style: Style | None = None
     user: str | None = None
-    output_format: str | None = None
+    safety_identifier: str | None = None
+    output_format: OutputFormat | None = None
     output_compression: int | None = None
     partial_images: int | None = None
-    response_format: str | None = None
+    response_format: ResponseFormat | None = None
+    complexity: Complexity | None = None
+    frame_count: int | None = None
+    frame_duration_ms: int | None = None
+    svg: Svg | None = None
     extra_body: dict[str, Any] | None = None
 
     def fields(self) -> dict[str, Any]:
-        """The fields that are set, `model` always in; `extra_body` and pictures are left out."""
+        """Return the fields that are set, and always `model`, without `extra_body` and images."""
         return _fields(self if self.extra_body is None else replace(self, extra_body=None))
 
 
 def _fields(request: ImageRequest) -> dict[str, Any]:
     try:
         fields: dict[str, Any] = msgspec.to_builtins(request)
-    except TypeError:  # text of a subclass, an enum's member for instance
+    except TypeError:  # text of a subclass, such as a member of an enumeration
         every = msgspec.structs.asdict(request)
         texts = {
             name: str.__str__(value) for name, value in every.items() if isinstance(value, str)
@@ -52,23 +87,26 @@ def _fields(request: ImageRequest) -> dict[str, Any]:
     return fields
 
 
-class GenerateRequest(ImageRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One request for images from a text. A field that is None is not sent, but for `model`."""
-
-    moderation: str | None = None
-    style: str | None = None
+class GenerateRequest(ImageRequest, frozen=True, kw_only=True):
+    """One request for images from a prompt, with the options of `AsyncImages.generate`."""
 
 
-class EditRequest(ImageRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One request for edits of pictures. A field that is None is not sent, but for `model`."""
+class EditRequest(ImageRequest, frozen=True, kw_only=True):
+    """One request for edits of images, with the arguments of `AsyncImages.edit`."""
 
-    image: tuple[InputImage, ...]
-    mask: InputImage | None = None
-    input_fidelity: str | None = None
+    image: Any
+    mask: Any = None
+    markup: Any = None
+    input_fidelity: InputFidelity | None = None
+
+    @property
+    def images(self) -> tuple[InputImage, ...]:
+        """The images of a request whose files have been opened, else none."""
+        return self.image if isinstance(self.image, tuple) else ()
 
     def fields(self) -> dict[str, Any]:
-        """The fields that are set, `model` always in; `extra_body` and pictures are left out."""
-        fields = _fields(replace(self, extra_body=None, image=(), mask=None))
+        """Return the fields that are set, and always `model`, without `extra_body` and images."""
+        fields = _fields(replace(self, extra_body=None, image=(), mask=None, markup=None))
         del fields["image"]
         return fields
 
@@ -80,15 +118,20 @@ _NAMES: dict[type[ImageRequest], frozenset[str]] = {
 
 
 def make_request(
-    prompt: str | GenerateRequest | Mapping[str, Any], options: Mapping[str, Any]
+    prompt: str | GenerateRequest | Mapping[str, Any],
+    options: Mapping[str, Any],
+    *,
+    model: str | None = None,
 ) -> GenerateRequest:
-    """The request of a call: `options` that are not None override what `prompt` brings along.
+    """Return the request of a call: `options` that are not None override the fields of `prompt`.
+
+    `model` is the one to use where neither names any.
 
     Raises:
-        InvalidRequestError: by the caller; a value of the wrong type, or a field that does not exist.
+        InvalidRequestError: If a value has the wrong type, or a field does not exist.
     """
     if isinstance(prompt, str):
-        return _make(GenerateRequest, {**options, "prompt": prompt})
+        return _make(GenerateRequest, {**options, "prompt": prompt}, model)
     match prompt:
         case GenerateRequest():
             fields = msgspec.structs.asdict(prompt)
@@ -96,47 +139,76 @@ def make_request(
             fields = dict(prompt)
         case _:
             fields = {"prompt": prompt}
-    given = {name: value for name, value in options.items() if value is not None}
-    return _make(GenerateRequest, {**fields, **given})
+    return _make(GenerateRequest, {**fields, **_without_none(options)}, model)
 
 
-def make_edit(
-    image: tuple[InputImage, ...],
-    mask: InputImage | None,
-    prompt: str,
-    options: Mapping[str, Any],
-) -> EditRequest:
-    """The request of an edit.
+def make_edit(image: Any, options: Mapping[str, Any], *, model: str | None = None) -> EditRequest:
+    """Return the request of an edit; as `make_request`.
+
+    `image` is what to edit, an `EditRequest`, or a mapping of its fields.
 
     Raises:
-        InvalidRequestError: by the caller; a value of the wrong type, or a field that does not exist.
+        InvalidRequestError: If a value has the wrong type, or a field does not exist.
     """
-    return _make(EditRequest, {**options, "image": image, "mask": mask, "prompt": prompt})
+    match image:
+        case EditRequest():
+            fields = msgspec.structs.asdict(image)
+        case Mapping():
+            fields = dict(image)
+        case _:
+            fields = {"image": image}
+    fields |= _without_none(options)
+    if fields.get("image") is None:
+        raise InvalidRequestError("An edit needs an image.", param="image")
+    return _make(EditRequest, fields, model)
 
 
-def _make(kind: type[_Request], fields: dict[str, Any]) -> _Request:
-    """A request of its fields, None among them for what is unset."""
+def _without_none(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _make(kind: type[_Request], fields: dict[str, Any], model: str | None) -> _Request:
+    """Return a request with these fields, of which None means unset."""
     if not fields.keys() <= _NAMES[kind]:
         name = min(map(str, fields.keys() - _NAMES[kind]))
-        raise InvalidRequestError(
-            f"A request has no field {name!r}. Put what the client does not know into extra_body.",
-            param=name,
-        )
+        raise InvalidRequestError(_unknown_field(kind, name), param=name)
     if fields.get("prompt") is None:
         raise InvalidRequestError("A request needs a prompt: some text.", param="prompt")
+    if model is not None and fields.get("model") is None:
+        fields["model"] = model
+    images = {name: fields.pop(name) for name in _IMAGES if name in fields}
+    blank = {"image": ()} if images else {}
     try:
-        return msgspec.convert(fields, kind)
+        request = msgspec.convert({**fields, **blank}, kind)
     except msgspec.ValidationError as error:
         path = str(error).partition("`$.")[2]
         param = path.strip("`").partition("[")[0].partition(".")[0]
     except (TypeError, RecursionError):
-        param = "extra_body"
+        param = "svg" if _is_deep(fields.get("svg")) else "extra_body"
+    else:
+        return replace(request, **images) if images else request
     annotation = next(field.type for field in msgspec.structs.fields(kind) if field.name == param)
     raise InvalidRequestError(
         f"{param} must be {_IN_WORDS.get(annotation, 'a mapping of plain data')}, "
         f"not {type(fields[param]).__name__}.",
         param=param,
     )
+
+
+def _unknown_field(kind: type[ImageRequest], name: str) -> str:
+    return (
+        f"A request has no field {name!r}; its fields are {', '.join(kind.__struct_fields__)}. "
+        "Put further fields for the server into extra_body, and, in map, data of your own into "
+        "metadata."
+    )
+
+
+def _is_deep(value: Any) -> bool:
+    try:
+        msgspec.convert(value, dict[str, Any] | None)
+    except (TypeError, RecursionError):
+        return True
+    return False
 
 
 _IN_WORDS: dict[Any, str] = {str: "a string", str | None: "a string", int | None: "a whole number"}

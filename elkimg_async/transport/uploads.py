@@ -1,80 +1,140 @@
-"""Pictures that a caller hands in: looked at before they are sent, and read while they leave.
+"""Images that a user passes in: examined before they are sent, and read while they are sent.
 
-A file is never whole in memory: it is opened for each piece, in a worker thread, so that
-nothing is held between two pieces, a retry begins anew, and a file that has changed in the
-meantime is noticed.
+A file is never whole in memory: it is opened for each chunk, in a worker thread. So nothing is held
+between two chunks, a retry starts over, and a file that has changed in the meantime is noticed.
 """
 
 import asyncio
+import base64
+import binascii
 import inspect
 import os
+import re
 import stat
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, Self
+from urllib.parse import unquote_to_bytes
+
+import anyio.to_thread
+import msgspec
 
 from elkimg_async.errors import ElkImagesError, InvalidRequestError
 from elkimg_async.image import Image
 from elkimg_async.sansio import image_headers
-from elkimg_async.sansio.image_headers import HEAD, InputImage
-from elkimg_async.sansio.model_rules import MOST_UPLOADED
+from elkimg_async.sansio.image_headers import HEAD, ImageReference, InputImage, short
+from elkimg_async.sansio.model_rules import MAX_UPLOAD
 from elkimg_async.sansio.multipart import Upload
+from elkimg_async.sansio.requests import EditRequest, make_edit
 
-PIECE = 128 * 1024
+CHUNK = 128 * 1024
 """Bytes that are read at once."""
+
+_BASE64 = re.compile(r"iVBORw0KGgo|/9j/|UklGR|R0lGOD|[A-Za-z0-9+/_-]{200}")
+_MEDIA_TYPE = re.compile(r"(image|application|binary)/[\w.+-]+")
 
 _lock = threading.Lock()  # of all file objects: two calls may share one, and so its position
 
 
 class Source(Protocol):
-    """Where a picture's bytes come from."""
+    """Where the bytes of an image come from."""
 
     def read(self, offset: int, size: int) -> bytes:
-        """Read in a worker thread; less than `size` bytes only where the file has become shorter."""
+        """Read in a worker thread; fewer than `size` bytes only if the file has become shorter."""
         ...
 
 
-async def look_at_all(images: Any, param: str) -> tuple[InputImage, ...]:
-    """One picture or several, as they are sent; `param` is what errors name.
+# --- from arguments to a request ----------------------------------------------
+
+
+async def build_edit(
+    image: Any, options: Mapping[str, Any], *, model: str | None = None
+) -> EditRequest:
+    """Return the request of an edit, its files opened and examined; as `make_edit`.
+
+    Where one of the images is a reference, the others are read, since they go in the same JSON.
 
     Raises:
-        InvalidRequestError: by the caller, for what is no picture, cannot be read, or is empty.
-        DownloadError: by the image host, for an `Image` that is a URL still.
+        InvalidRequestError: If an argument has the wrong type, or a file is not readable or empty.
+        DownloadError: If an `Image` is still a URL and cannot be downloaded.
+    """
+    request = make_edit(image, options, model=model)
+    images = await open_images(request.image, "image")
+    mask = None if request.mask is None else await open_image(request.mask, "mask")
+    markup = None if request.markup is None else await open_image(request.markup, "markup")
+    opened = [*images, *(each for each in (mask, markup) if each is not None)]
+    if any(isinstance(each, ImageReference) for each in opened):
+        if markup is not None:
+            raise InvalidRequestError(
+                "markup can only be sent together with files; pass the image as a file too.",
+                param="markup",
+            )
+        images = tuple([await _in_memory_copy(each) for each in images])
+        mask = None if mask is None else await _in_memory_copy(mask)
+    return msgspec.structs.replace(request, image=images, mask=mask, markup=markup)
+
+
+async def open_images(images: Any, param: str) -> tuple[InputImage | ImageReference, ...]:
+    """Return one image or several as they are sent; `param` is the argument that errors name.
+
+    Raises:
+        InvalidRequestError: If one is not an image, cannot be read, or is empty.
+        DownloadError: If an `Image` is still a URL and cannot be downloaded.
     """
     one = isinstance(images, (str, bytes, bytearray, memoryview)) or not isinstance(
         images, Sequence
     )
-    found = [await look_at(image, param) for image in ([images] if one else images)]
+    found = [
+        await open_image(image, param)
+        for image in ([images] if one or _is_file_tuple(images) else images)
+    ]
     if not found:
-        raise InvalidRequestError("There is no image to edit; give at least one.", param=param)
+        raise InvalidRequestError("There is no image to edit; pass at least one.", param=param)
     return tuple(found)
 
 
-async def look_at(image: Any, param: str) -> InputImage:
-    """One picture; as `look_at_all`."""
-    import anyio.to_thread
-
+async def open_image(image: Any, param: str) -> InputImage | ImageReference:
+    """Return one image as it is sent; as `open_images`."""
+    name = media_type = None
+    if _is_file_tuple(image):
+        name, image, media_type = _from_file_tuple(image, param)
     if isinstance(image, Image):
         image = await image.read()
+    if isinstance(image, str) and name is None:
+        if image[:5].lower() == "data:":
+            return _checked(_from_data_url(image, param), param)
+        if image[:8].lower().startswith(("http://", "https://")):
+            return ImageReference(url=image)
+    if isinstance(image, ImageReference) and name is None:
+        if (image.url or "")[:5].lower() == "data:":
+            return _checked(_from_data_url(image.url or "", param), param)
+        return image
+    if isinstance(image, InputImage):
+        return image
+    open_: Callable[[Any, str], InputImage]
     if isinstance(image, (bytes, bytearray, memoryview)):
-        return _checked(_in_memory(bytes(image), param), param)
-    if isinstance(image, (str, os.PathLike)):
-        look: Callable[[Any, str], InputImage] = _look_at_path
-    elif callable(getattr(image, "read", None)):
-        look = _look_at_file
+        found = _in_memory(bytes(image), param)
     else:
-        raise InvalidRequestError(
-            f"{param} must be a path, bytes, a file opened in binary mode, or an Image, "
-            f"not {type(image).__name__}.",
-            param=param,
-        )
-    return _checked(await anyio.to_thread.run_sync(look, image, param), param)
+        if isinstance(image, (str, os.PathLike)):
+            open_ = _open_path
+        elif callable(getattr(image, "read", None)):
+            open_ = _open_file
+        else:
+            raise InvalidRequestError(
+                f"{param} must be a path, bytes, a file opened in binary mode, an Image, a URL, or "
+                f"a (name, content, type) tuple, not {type(image).__name__}.",
+                param=param,
+            )
+        found = await anyio.to_thread.run_sync(open_, image, param)
+    if name is not None or media_type is not None:
+        found = _renamed(found, name, media_type)
+    return _checked(found, param)
 
 
 def _checked(image: InputImage, param: str) -> InputImage:
     if not image.size:
-        raise InvalidRequestError(f"{image.name} is empty; give a picture.", param=param)
+        raise InvalidRequestError(f"{image.name} is empty; pass an image.", param=param)
     return image
 
 
@@ -82,7 +142,77 @@ def _in_memory(content: bytes, name: str) -> InputImage:
     return image_headers.inspect(content[:HEAD], size=len(content), name=name, source=content)
 
 
-def _look_at_path(path: "str | os.PathLike[str]", param: str) -> InputImage:
+async def _in_memory_copy(image: InputImage | ImageReference) -> InputImage | ImageReference:
+    if isinstance(image, ImageReference) or isinstance(image.source, bytes):
+        return image
+    content = await anyio.to_thread.run_sync(image.source.read, 0, image.size)
+    return msgspec.structs.replace(image, source=content)
+
+
+# --- openai's file tuples and data: URLs --------------------------------------
+
+
+def _is_file_tuple(image: Any) -> bool:
+    """Whether this is (name, content[, type[, headers]]), and not a tuple of several images."""
+    if not isinstance(image, tuple) or not 2 <= len(image) <= 4:
+        return False
+    name, content, *more = image
+    return (
+        (name is None or isinstance(name, str))
+        and not isinstance(content, (str, tuple, Image, ImageReference))
+        and (not more or more[0] is None or _is_media_type(more[0]))
+    )
+
+
+def _is_media_type(value: Any) -> bool:
+    return isinstance(value, str) and _MEDIA_TYPE.fullmatch(value.partition(";")[0]) is not None
+
+
+def _from_file_tuple(image: Any, param: str) -> tuple[str | None, Any, str | None]:
+    name, content, media_type, headers = (*image, None, None)[:4]
+    if headers:
+        raise InvalidRequestError(
+            f"{param} cannot have headers of its own; pass (name, content, type).", param=param
+        )
+    return name, content, media_type
+
+
+def _renamed(image: InputImage, name: str | None, media_type: str | None) -> InputImage:
+    found = image.media_type
+    if name is not None:
+        image = msgspec.structs.replace(image, name=image_headers.file_name(name, found))
+    if media_type is not None and found == image_headers.UNKNOWN_TYPE:
+        image = msgspec.structs.replace(image, media_type=media_type)
+    return image
+
+
+def _from_data_url(url: str, param: str) -> InputImage:
+    head, comma, text = url.partition(",")
+    media_type, *parameters = head[len("data:") :].split(";")
+    try:
+        if not comma:
+            raise ValueError
+        content = unquote_to_bytes(text)
+        if "base64" in [each.strip().lower() for each in parameters]:
+            content = base64.b64decode(b"".join(content.split()), validate=True)
+    except (ValueError, binascii.Error):
+        content = None
+    if content is None:
+        raise InvalidRequestError(f"The data: URL passed as {param} is not valid.", param=param)
+    return image_headers.inspect(
+        content[:HEAD],
+        size=len(content),
+        name=param,
+        source=content,
+        media_type=media_type or None,
+        url=url,
+    )
+
+
+# --- paths and file objects ---------------------------------------------------
+
+
+def _open_path(path: "str | os.PathLike[str]", param: str) -> InputImage:
     try:
         source = _File(Path(path), param)
         head = source.read(0, HEAD)
@@ -90,16 +220,21 @@ def _look_at_path(path: "str | os.PathLike[str]", param: str) -> InputImage:
         reason = _reason(error)
     else:
         return image_headers.inspect(head, size=source.size, name=source.path.name, source=source)
-    raise InvalidRequestError(f"{os.fspath(path)!r} cannot be read: {reason}.", param=param)
+    text = os.fspath(path)
+    if _BASE64.match(text):
+        raise InvalidRequestError(
+            f"{param} is base64 text, not a path; decode it, or pass a data: URL.", param=param
+        )
+    raise InvalidRequestError(f"{short(text)} cannot be read: {reason}.", param=param)
 
 
 class _File:
-    """A file on disk, which must stay as it was."""
+    """A file on disk, which must not change."""
 
     def __init__(self, path: Path, param: str) -> None:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
-            raise OSError(None, "it is no file")
+            raise OSError(None, "not a regular file")
         self.path, self.size = path, found.st_size
         self._param, self._stamp = param, _stamp(found)
 
@@ -107,7 +242,7 @@ class _File:
         with self.path.open("rb") as file:
             if _stamp(os.fstat(file.fileno())) != self._stamp:
                 raise InvalidRequestError(
-                    f"{str(self.path)!r} was changed while it was sent; ask again.",
+                    f"{short(str(self.path))} was changed while it was sent; send it again.",
                     param=self._param,
                 )
             file.seek(offset)
@@ -118,8 +253,8 @@ def _stamp(found: os.stat_result) -> tuple[int, ...]:
     return found.st_size, found.st_mtime_ns, found.st_ino
 
 
-def _look_at_file(file: Any, param: str) -> InputImage:
-    """A file object, from its beginning, wherever it stands; one that cannot seek is read into memory."""
+def _open_file(file: Any, param: str) -> InputImage:
+    """Examine a file object from its beginning; one that cannot seek is read into memory."""
     name = getattr(file, "name", None)
     name = Path(name).name if isinstance(name, str) else param
     try:
@@ -131,16 +266,16 @@ def _look_at_file(file: Any, param: str) -> InputImage:
                 file.seek(at)
             source = _FileObject(file)
             return image_headers.inspect(source.read(0, HEAD), size=size, name=name, source=source)
-        content = _bytes(file.read(MOST_UPLOADED))
+        content = _bytes(file.read(MAX_UPLOAD))
     except Exception as error:  # noqa: BLE001
         reason = _reason(error)
     else:
         return _in_memory(content, name)
-    raise InvalidRequestError(f"The file of {param} cannot be read: {reason}.", param=param)
+    raise InvalidRequestError(f"The file passed as {param} cannot be read: {reason}.", param=param)
 
 
 class _FileObject:
-    """A file that the caller has opened; it is left standing where it stood."""
+    """A file that the user has opened; its position is restored after each read."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -160,48 +295,51 @@ def _bytes(content: Any) -> bytes:
         return content
     if inspect.iscoroutine(content):
         content.close()
-        raise ValueError("its read() must be waited for; give the file underneath, or the bytes")
+        raise ValueError("its read() is async; pass the underlying file, or the bytes")
     raise ValueError("open it in binary mode, as in open(path, 'rb')")
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return "open it in binary mode, as in open(path, 'rb')"
     return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
 
 
-class Reader:
-    """A body piece by piece, for one attempt; `failure` says why it ended early, where it did.
+# --- sending ------------------------------------------------------------------
 
-    `before_each` is called before each piece.
+
+class Reader:
+    """The chunks of a body, for one attempt.
+
+    `failure` is why it ended early, or None. `before_each` is called before each chunk.
     """
 
     def __init__(self, body: bytes | Upload, *, before_each: Callable[[], object]) -> None:
         self.failure: ElkImagesError | None = None
         self._before_each = before_each
-        self._windows = _windows((body,) if isinstance(body, bytes) else body.pieces)
+        self._windows = _windows((body,) if isinstance(body, bytes) else body.parts)
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> bytes:
-        import anyio.to_thread
-
         self._before_each()
         window = next(self._windows, None)
         if window is None:
             raise StopAsyncIteration
         source, at, size = window
         if isinstance(source, bytes):
-            await asyncio.sleep(0)  # a large one must not keep the loop to itself
+            await asyncio.sleep(0)  # a large body must not keep the loop to itself
             return source[at : at + size]
         try:
-            piece = await anyio.to_thread.run_sync(source.read, at, size)
+            chunk = await anyio.to_thread.run_sync(source.read, at, size)
         except ElkImagesError as error:
             self.failure = error
         except Exception as error:  # noqa: BLE001
             self.failure = _unreadable(_reason(error))
         else:
-            if len(piece) == size:
-                return piece
+            if len(chunk) == size:
+                return chunk
             self.failure = _unreadable("it has become shorter")
         raise OSError(None, "the upload ends early")
 
@@ -212,9 +350,9 @@ def _unreadable(reason: str) -> InvalidRequestError:
     )
 
 
-def _windows(pieces: Iterable[bytes | InputImage]) -> Iterator[tuple[bytes | Source, int, int]]:
-    """What to read, where and how much, for the whole body."""
-    for piece in pieces:
-        source = piece.source if isinstance(piece, InputImage) else piece
-        for at in range(0, len(piece), PIECE):
-            yield source, at, min(PIECE, len(piece) - at)
+def _windows(parts: Iterable[bytes | InputImage]) -> Iterator[tuple[bytes | Source, int, int]]:
+    """Yield what to read of the whole body: the source, the offset and the size."""
+    for part in parts:
+        source = part.source if isinstance(part, InputImage) else part
+        for at in range(0, len(part), CHUNK):
+            yield source, at, min(CHUNK, len(part) - at)
