@@ -13,7 +13,12 @@ T = TypeVar("T")
 
 
 def returns_awaitable(function: T) -> T:
-    """Mark a plain function as returning an awaitable, so that `AsyncMock(spec=…)` does so too."""
+    """Mark a call of `AsyncImages` as returning an awaitable, so that `AsyncMock(spec=…)` does too.
+
+    It is also named after that class, wherever it is written.
+    """
+    if inspect.isfunction(function):
+        function.__qualname__ = f"AsyncImages.{function.__name__}"
     if sys.version_info >= (3, 12):
         inspect.markcoroutinefunction(function)  # type: ignore[arg-type]
     else:

@@ -21,6 +21,7 @@ LAYERS = [
     {"endpoints"},
     {"call"},
     {"batch", "resources"},
+    {"image_calls"},
     {"client"},
     {"ray", "otel", "web", "pytest_plugin"},
     {"studio"},

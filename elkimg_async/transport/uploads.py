@@ -21,7 +21,7 @@ import anyio.to_thread
 import msgspec
 
 from elkimg_async.errors import ElkImagesError, InvalidRequestError
-from elkimg_async.image import Image
+from elkimg_async.image import UNKNOWN_TYPE, Image
 from elkimg_async.sansio import image_headers
 from elkimg_async.sansio.image_headers import HEAD, ImageReference, InputImage, short
 from elkimg_async.sansio.model_rules import MAX_UPLOAD
@@ -181,7 +181,7 @@ def _renamed(image: InputImage, name: str | None, media_type: str | None) -> Inp
     found = image.media_type
     if name is not None:
         image = msgspec.structs.replace(image, name=image_headers.file_name(name, found))
-    if media_type is not None and found == image_headers.UNKNOWN_TYPE:
+    if media_type is not None and found == UNKNOWN_TYPE:
         image = msgspec.structs.replace(image, media_type=media_type)
     return image
 

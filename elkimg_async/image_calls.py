@@ -1,0 +1,275 @@
+"""The calls that create images, `generate` and `edit`: their parameters and what they mean."""
+
+from collections.abc import Coroutine, Mapping
+from typing import Any, Literal, Unpack, overload
+
+from elkimg_async.resources import named, returns_awaitable
+from elkimg_async.sansio.responses import ImagesResponse
+from elkimg_async.stream import ImageStream
+from elkimg_async.types import (
+    Background,
+    Complexity,
+    EditOptions,
+    EditRequest,
+    GenerateOptions,
+    Images,
+    InputFidelity,
+    InputFile,
+    ModelName,
+    Moderation,
+    OutputFormat,
+    Prompt,
+    Quality,
+    ResponseFormat,
+    RetryLike,
+    Size,
+    Style,
+    Svg,
+    TimeoutLike,
+)
+
+
+class ImageCalls:
+    """The part of `AsyncImages` that creates images."""
+
+    @overload
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        stream: Literal[False] | None = ...,
+        **options: Unpack[GenerateOptions],
+    ) -> Coroutine[Any, Any, ImagesResponse]: ...
+    @overload
+    def generate(
+        self, prompt: Prompt, *, stream: Literal[True], **options: Unpack[GenerateOptions]
+    ) -> ImageStream: ...
+    @overload
+    def generate(
+        self, prompt: Prompt, *, stream: bool | None, **options: Unpack[GenerateOptions]
+    ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream: ...
+    @returns_awaitable
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        model: ModelName | None = None,
+        n: int | None = None,
+        size: Size | None = None,
+        quality: Quality | None = None,
+        background: Background | None = None,
+        moderation: Moderation | None = None,
+        style: Style | None = None,
+        user: str | None = None,
+        safety_identifier: str | None = None,
+        output_format: OutputFormat | None = None,
+        output_compression: int | None = None,
+        partial_images: int | None = None,
+        response_format: ResponseFormat | None = None,
+        complexity: Complexity | None = None,
+        frame_count: int | None = None,
+        frame_duration_ms: int | None = None,
+        svg: Svg | None = None,
+        stream: bool | None = False,
+        extra_body: Mapping[str, Any] | None = None,
+        extra_query: Mapping[str, Any] | None = None,
+        extra_headers: Mapping[str, str] | None = None,
+        timeout: TimeoutLike | None = None,
+        retry: RetryLike | None = None,
+    ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream:
+        """Create images from a prompt: `await` all of them, or stream them with `stream=True`.
+
+        Args:
+            prompt: What the images show; or a `GenerateRequest`, or a mapping of its fields, which
+                the other arguments override.
+            model: None: the client's default.
+            n: How many images, 1 to 10. None: the server's default, 1.
+            size: `1024x1024`, `1536x1024`, `1024x1536`, `auto`, or another size of the model.
+            quality: `low`, `medium`, `high`, `auto`; `xhigh`, `max` for gpt-image-2.5; `standard`, `hd`
+                for dall-e-3. Higher quality is slower and costs more.
+            background: `transparent` (png and webp only), `opaque` or `auto`.
+            moderation: `low` or `auto`.
+            style: `vivid` or `natural`, dall-e-3 only.
+            user: Your own name for the end user; use `safety_identifier` instead.
+            safety_identifier: A stable, hashed identifier of the end user, for abuse detection.
+            output_format: `png`, `jpeg`, `webp`, `gif` or `svg`.
+            output_compression: 0 to 100 per cent, jpeg and webp only.
+            partial_images: How many partial images a stream sends, 0 to 3; fewer may arrive, and each
+                costs extra tokens. None: 1 from a GPT image model.
+            response_format: `url` or `b64_json`, dall-e only.
+            complexity: How much planning goes into the image: `low`, `medium` or `high`.
+            frame_count: Frames of a gif, 2 to 16. None: the server's default, 9.
+            frame_duration_ms: Milliseconds for each frame of a gif. None: the server's default, 200.
+            svg: The model that writes an svg: `{"model": …, "reasoning": {"effort": …}}`.
+            stream: Whether to return an `ImageStream`, which shows images as they develop.
+            extra_body: Further fields of the request's body; they win over the arguments above.
+            extra_query: Further query parameters of this request.
+            extra_headers: Further headers of this request.
+            timeout: Limits of this call in seconds; a number limits all of it. None: the client's.
+            retry: When to retry this call; a number is how often. None: the client's.
+
+        Any other option that is None is not sent, so that the server's default holds.
+
+        Raises:
+            InvalidRequestError: If the request cannot be right; nothing was sent.
+            ConfigurationError: If the client cannot work as it was set up; nothing was sent.
+            APIError: If the server returns an error; the subclass and `code` say which.
+            NetworkError: If no complete response arrives, or a limit of `timeout` passes.
+            ResponseError: If the response has no usable image.
+            StreamError: If a stream ends without a completed image.
+        """
+        fields = {
+            "model": model,
+            "n": n,
+            "size": size,
+            "quality": quality,
+            "background": background,
+            "moderation": moderation,
+            "style": style,
+            "user": user,
+            "safety_identifier": safety_identifier,
+            "output_format": output_format,
+            "output_compression": output_compression,
+            "partial_images": partial_images,
+            "response_format": response_format,
+            "complexity": complexity,
+            "frame_count": frame_count,
+            "frame_duration_ms": frame_duration_ms,
+            "svg": svg,
+            "extra_body": extra_body,
+        }
+        result = self._generate(prompt, fields, stream, extra_headers, extra_query, timeout, retry)
+        return named(result, "generate")
+
+    @overload
+    def edit(
+        self,
+        image: Images | EditRequest | Mapping[str, Any],
+        prompt: str | None = ...,
+        *,
+        stream: Literal[False] | None = ...,
+        **options: Unpack[EditOptions],
+    ) -> Coroutine[Any, Any, ImagesResponse]: ...
+    @overload
+    def edit(
+        self,
+        image: Images | EditRequest | Mapping[str, Any],
+        prompt: str | None = ...,
+        *,
+        stream: Literal[True],
+        **options: Unpack[EditOptions],
+    ) -> ImageStream: ...
+    @overload
+    def edit(
+        self,
+        image: Images | EditRequest | Mapping[str, Any],
+        prompt: str | None = ...,
+        *,
+        stream: bool | None,
+        **options: Unpack[EditOptions],
+    ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream: ...
+    @returns_awaitable
+    def edit(
+        self,
+        image: Images | EditRequest | Mapping[str, Any],
+        prompt: str | None = None,
+        *,
+        mask: InputFile | None = None,
+        markup: InputFile | None = None,
+        input_fidelity: InputFidelity | None = None,
+        model: ModelName | None = None,
+        n: int | None = None,
+        size: Size | None = None,
+        quality: Quality | None = None,
+        background: Background | None = None,
+        moderation: Moderation | None = None,
+        style: Style | None = None,
+        user: str | None = None,
+        safety_identifier: str | None = None,
+        output_format: OutputFormat | None = None,
+        output_compression: int | None = None,
+        partial_images: int | None = None,
+        response_format: ResponseFormat | None = None,
+        complexity: Complexity | None = None,
+        frame_count: int | None = None,
+        frame_duration_ms: int | None = None,
+        svg: Svg | None = None,
+        stream: bool | None = False,
+        extra_body: Mapping[str, Any] | None = None,
+        extra_query: Mapping[str, Any] | None = None,
+        extra_headers: Mapping[str, str] | None = None,
+        timeout: TimeoutLike | None = None,
+        retry: RetryLike | None = None,
+    ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream:
+        """Edit images as a prompt says: `await` all results, or stream them with `stream=True`.
+
+        A file is read in chunks while it is sent, in a worker thread, and again for a retry. It must
+        not change until the call is over.
+
+        Args:
+            image: A path, bytes, a file opened in binary mode, an `Image`, (name, content, type), a
+                `data:` or http(s) URL, an `ImageReference`, or a list of up to 16 of them. They are
+                png, webp or jpeg, and less than 50 MB each. URLs and references are sent as JSON, where
+                the server accepts that. Or a ready `EditRequest`, or a mapping of its fields.
+            prompt: What the result shows. None: that of the `EditRequest`.
+            mask: A png of the size of the first image, under 4 MB; where it is fully transparent, the
+                image is edited. None: everywhere.
+            markup: A png with transparency and of the size of the first image, with marks that guide
+                the edit; gpt-image-2.5 only, and not together with `mask`.
+            input_fidelity: `high` keeps features such as faces closer to the image, `low` costs less.
+            model, n, size, …: All others are those of `generate`.
+
+        Raises:
+            InvalidRequestError: If the request cannot be right, or a file cannot be read.
+            ElkImagesError: The others are those of `generate`.
+        """
+        fields = {
+            "prompt": prompt,
+            "mask": mask,
+            "markup": markup,
+            "input_fidelity": input_fidelity,
+            "model": model,
+            "n": n,
+            "size": size,
+            "quality": quality,
+            "background": background,
+            "moderation": moderation,
+            "style": style,
+            "user": user,
+            "safety_identifier": safety_identifier,
+            "output_format": output_format,
+            "output_compression": output_compression,
+            "partial_images": partial_images,
+            "response_format": response_format,
+            "complexity": complexity,
+            "frame_count": frame_count,
+            "frame_duration_ms": frame_duration_ms,
+            "svg": svg,
+            "extra_body": extra_body,
+        }
+        result = self._edit(image, fields, stream, extra_headers, extra_query, timeout, retry)
+        return named(result, "edit")
+
+    def _generate(
+        self,
+        prompt: Prompt,
+        fields: Mapping[str, Any],
+        stream: bool | None,
+        extra_headers: Mapping[str, str] | None,
+        extra_query: Mapping[str, Any] | None,
+        timeout: TimeoutLike | None,
+        retry: RetryLike | None,
+    ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream:
+        raise NotImplementedError
+
+    def _edit(
+        self,
+        image: Any,
+        fields: Mapping[str, Any],
+        stream: bool | None,
+        extra_headers: Mapping[str, str] | None,
+        extra_query: Mapping[str, Any] | None,
+        timeout: TimeoutLike | None,
+        retry: RetryLike | None,
+    ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream:
+        raise NotImplementedError
