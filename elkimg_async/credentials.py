@@ -5,7 +5,7 @@ import inspect
 import os
 import re
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 from elkimg_async.errors import ConfigurationError, ElkImagesError
 from elkimg_async.sansio.json_images import map_strings
@@ -94,7 +94,8 @@ def make_source(api_key: object) -> ApiKeySource:
         return make_api_key(api_key) if api_key.strip() else _empty
     if api_key is not None and not callable(api_key):
         raise ConfigurationError("api_key must be a string or an async function.")
-    return api_key
+    source: Any = api_key
+    return cast("ApiKeySource", source)
 
 
 async def resolve_api_key(source: ApiKeySource) -> Secret:

@@ -1,8 +1,12 @@
-"""What a client can be told, checked without a server."""
+"""The options of a client, checked without a server."""
 
 import math
+from datetime import timedelta
 from typing import Any
 
+import aiohttp
+import httpx
+import openai
 import pytest
 
 from elkimg_async import AsyncImages, ConfigurationError, Limits, RetryPolicy, Timeout
@@ -146,6 +150,40 @@ def test_limits_default() -> None:
     assert Limits().max_response_bytes == 256 * 2**20
 
 
+# --- names of openai --------------------------------------------------------
+
+
+def test_timeout_of_other_libraries() -> None:
+    """A timedelta, and a Timeout of httpx or openai, mean what they mean there."""
+    assert make_timeout(timedelta(minutes=2)) == make_timeout(120)
+    for timeout in (httpx.Timeout(60, connect=5.0), openai.Timeout(60, connect=5.0)):
+        limits = make_timeout(timeout).limits(stream=False)
+        assert (limits.total, limits.connect) == (math.inf, 5.0)
+        assert limits.first_byte == limits.idle == 60.0
+    assert make_timeout(httpx.Timeout(None)).limits(stream=False).first_byte == math.inf
+    for wrong in (aiohttp.ClientTimeout(5), "5", True, [5]):
+        with pytest.raises(ConfigurationError, match=r"elkimg_async\.Timeout\(…\), not "):
+            make_timeout(wrong)
+
+
+def test_options_of_openai() -> None:
+    """`max_retries`, `default_headers` and `default_query` are taken under openai's names."""
+    client = AsyncImages(KEY, max_retries=5, default_headers={"X-A": "b"}, default_query={"q": "1"})
+    assert client._settings.retry == RetryPolicy(max_retries=5)
+    assert client._settings.headers == {"X-A": "b"}
+    assert client.with_options(max_retries=0)._settings.retry.max_retries == 0
+    options: dict[str, Any]
+    for options in (
+        {"retry": 1, "max_retries": 2},
+        {"headers": {}, "default_headers": {}},
+        {"query": {}, "default_query": {}},
+    ):
+        with pytest.raises(ConfigurationError, match="not both"):
+            AsyncImages(KEY, **options)
+    with pytest.raises(ConfigurationError, match="not both"):
+        client.with_options(retry=1, max_retries=2)
+
+
 # --- the base URL -----------------------------------------------------------
 
 
@@ -162,8 +200,9 @@ def test_limits_default() -> None:
         ("https://:443/v1", "names no host"),
         ("https://user@api.elkapi.com/v1", "user or password"),
         ("https://user:word@api.elkapi.com/v1", "user or password"),
-        ("https://api.elkapi.com/v1?model=x", "end with its path"),
-        ("https://api.elkapi.com/v1#top", "end with its path"),
+        ("https://api.elkapi.com/v1#top", "a fragment"),
+        ("https://api.elkapi.com/v1?a=b#top", "a fragment"),
+        ("https://api.elkapi.com/v1?a=b c", "white space"),
         ("https://api.elkapi.com:port/v1", "cannot be read"),
         ("https://api.elkapi.com:99999/v1", "cannot be read"),
         ("https://[::1/v1", "cannot be read"),
@@ -191,6 +230,58 @@ def test_base_url_good(url: str | None, used: str) -> None:
     """A good base URL is kept without blanks around it and a slash at its end."""
     assert make_base_url(url) == used
     assert AsyncImages(KEY, base_url=url).base_url == used
+
+
+@pytest.mark.parametrize(
+    ("url", "address", "query"),
+    [
+        ("https://host/v1?api-version=2025-04-01-preview", "https://host/v1", "api-version=2025-04-01-preview"),
+        ("https://host/v1/?a=1&a=2&b=&c=%2F+x", "https://host/v1", "a=1&a=2&b=&c=%2F%20x"),
+        ("https://host?", "https://host", ""),
+    ],
+)  # fmt: skip
+def test_base_url_with_a_query(url: str, address: str, query: str) -> None:
+    """A query in the base URL is sent with every request, behind the path of the endpoint."""
+    client = AsyncImages(KEY, base_url=url)
+    assert client.base_url == address
+    assert client._settings.url("/models") == f"{address}/models{'?' if query else ''}{query}"
+    assert make_base_url(url) == f"{address}{'?' if query else ''}{query}"
+
+
+def test_query_merges() -> None:
+    """The client's query adds to that of the base URL, a view's to both; None leaves a parameter out."""
+    client = AsyncImages(
+        KEY, base_url="https://host/v1?a=1&b=2", query={"b": 3, "c": None, "d": True}
+    )
+    assert client._settings.url("/x") == "https://host/v1/x?a=1&b=3&d=true"
+    view = client.with_options(query={"a": ["x", "y"], "e": "ü&="})
+    assert view._settings.url("/x") == "https://host/v1/x?a=x&a=y&b=3&d=true&e=%C3%BC%26%3D"
+    assert AsyncImages(KEY, base_url="https://host", default_query={"q": 1})._settings.url("/") == (
+        "https://host/?q=1"
+    )
+
+
+@pytest.mark.parametrize("query", ["a=1", [("a", 1)], {1: "a"}, {"a": {}}, {"a": [b"x"]}], ids=repr)
+def test_query_wrong(query: Any) -> None:
+    """A query that cannot be written is rejected when the client is created."""
+    with pytest.raises(ConfigurationError, match="query"):
+        AsyncImages(KEY, query=query)
+
+
+def test_model_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default model is the client's, else the environment's, else gpt-image-1.5."""
+    monkeypatch.delenv("ELKAPI_MODEL", raising=False)
+    assert AsyncImages(KEY).model == "gpt-image-1.5"
+    monkeypatch.setenv("ELKAPI_MODEL", " gpt-image-2\n")
+    assert AsyncImages(KEY).model == "gpt-image-2"
+    client = AsyncImages(KEY, model="flux")
+    view = client.with_options(model="sd")
+    assert (client.model, view.model) == ("flux", "sd")
+    assert view.with_options(timeout=3).model == "sd"
+    wrong: Any
+    for wrong in ("", " ", 5):
+        with pytest.raises(ConfigurationError, match="model must be the name"):
+            AsyncImages(KEY, model=wrong)
 
 
 def test_base_url_environment(monkeypatch: pytest.MonkeyPatch) -> None:

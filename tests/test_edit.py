@@ -236,7 +236,7 @@ async def test_edit_stream_fields(
     texts = {name: content for name, _, _, content in await parsed(canned.requests[0])}
     assert texts["stream"] == b"true"
     assert texts.get("partial_images") == (None if expected is None else expected.encode())
-    assert canned.requests[0].headers["accept"].startswith("text/event-stream")
+    assert canned.requests[0].headers["accept"] == "application/json, text/event-stream"
 
 
 async def test_edit_hooks_see_no_bytes(canned: Canned) -> None:
@@ -445,22 +445,23 @@ async def test_edit_refuses_what_no_server_takes(
         for image, words in (
             (tmp_path / "nope.png", "nope.png' cannot be read: No such file"),
             ("nul\0.png", "cannot be read"),
-            (tmp_path, "it is no file"),
+            (tmp_path, "not a regular file"),
             (empty, "empty.png is empty"),
             (b"", "is empty"),
             (io.BytesIO(), "is empty"),
             ([], "no image"),
             ([PNG, []], "not list"),
             (7, "image must be a path, bytes, .* not int"),
-            (None, "not NoneType"),
+            (None, "needs an image"),
             (io.StringIO("text"), "binary mode"),
             (closed_file(), "closed"),
-            (Awaited(), "waited for"),
+            (Awaited(), "is async"),
         ):
             await refused(client, image, "image", words, model="some-model")
         await refused(client, PNG, "mask", "cannot be read", mask=tmp_path / "nope.png")
         await refused(client, PNG, "mask", "mask must be a path", mask=[mask()])
-        await refused(client, PNG, "styel", "no field 'styel'", styel="vivid")
+        with pytest.raises(TypeError, match=r"AsyncImages.edit\(\) got .* 'styel'"):
+            client.edit(PNG, "a", styel="vivid")  # type: ignore[call-overload] # pyright: ignore
         await refused(client, PNG, "n", "whole number", n="2")
         wrong: Any = {"prompt": "a"}
         with pytest.raises(InvalidRequestError, match="prompt must be a string"):
@@ -488,7 +489,7 @@ async def test_edit_refuses_what_the_model_refuses(
         ([huge, huge, huge], "image", "huge.png", {}),
         (PNG, "mask", "64x96 and image.png is 96x64; they must be of equal size", {"mask": tall}),
         (PNG, "mask", "no transparency", {"mask": opaque}),
-        (PNG, "mask", "no transparency", {"mask": JPEG}),
+        (PNG, "mask", "mask.jpg is image/jpeg; choose png", {"mask": JPEG}),
         (PNG, "model", "cannot edit", {"model": "dall-e-3"}),
         (PNG, "image", "must be square", {"model": "dall-e-2"}),
         ([square] * 2, "image", "at most 1 is", {"model": "dall-e-2"}),

@@ -112,6 +112,7 @@ async def open_image(image: Any, param: str) -> InputImage | ImageReference:
         return image
     if isinstance(image, InputImage):
         return image
+    content: Any = image
     open_: Callable[[Any, str], InputImage]
     if isinstance(image, (bytes, bytearray, memoryview)):
         found = _in_memory(bytes(image), param)
@@ -126,7 +127,7 @@ async def open_image(image: Any, param: str) -> InputImage | ImageReference:
                 f"a (name, content, type) tuple, not {type(image).__name__}.",
                 param=param,
             )
-        found = await anyio.to_thread.run_sync(open_, image, param)
+        found = await anyio.to_thread.run_sync(open_, content, param)
     if name is not None or media_type is not None:
         found = _renamed(found, name, media_type)
     return _checked(found, param)

@@ -112,11 +112,11 @@ def test_generate_extra_body_wins() -> None:
 @pytest.mark.parametrize("key", [None, "k-1"])
 def test_generate_headers(key: str | None, stream: bool) -> None:
     """The head says what is sent and what is accepted, and has the idempotency key if there is one."""
-    request = encode.generate(GenerateRequest(prompt="a"), stream=stream, key=key)
+    request = encode.generate(GenerateRequest(prompt="a"), stream=stream, idempotency_key=key)
     assert (request.method, request.path) == ("POST", "/images/generations")
     expected = {
         "Content-Type": "application/json",
-        "Accept": "text/event-stream, application/json" if stream else "application/json",
+        "Accept": "application/json, text/event-stream" if stream else "application/json",
         "Accept-Encoding": "identity",
         "User-Agent": "elkimg_async",
     }

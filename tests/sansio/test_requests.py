@@ -1,4 +1,4 @@
-"""What a caller may ask for."""
+"""The fields of a request, and how arguments become one."""
 
 import enum
 import types
@@ -8,7 +8,13 @@ import msgspec
 import pytest
 
 from elkimg_async.errors import InvalidRequestError
-from elkimg_async.sansio.requests import DEFAULT_MODEL, GenerateRequest, make_request
+from elkimg_async.sansio.requests import (
+    DEFAULT_MODEL,
+    EditRequest,
+    GenerateRequest,
+    make_edit,
+    make_request,
+)
 
 OPTIONS: dict[str, Any] = {
     "model": "m",
@@ -23,6 +29,11 @@ OPTIONS: dict[str, Any] = {
     "output_compression": 0,
     "partial_images": 0,
     "response_format": "url",
+    "safety_identifier": "hashed",
+    "complexity": "low",
+    "frame_count": 2,
+    "frame_duration_ms": 100,
+    "svg": {"model": "gpt-5", "reasoning": {"effort": "low"}},
     "extra_body": {"seed": 1},
 }
 TEXTS = sorted(name for name, value in OPTIONS.items() if isinstance(value, str))
@@ -30,13 +41,13 @@ NUMBERS = sorted(name for name, value in OPTIONS.items() if isinstance(value, in
 
 
 class Size(enum.StrEnum):
-    """A caller's own list of sizes."""
+    """A user's own list of sizes."""
 
     SMALL = "256x256"
 
 
 class Count(enum.IntEnum):
-    """A caller's own list of numbers."""
+    """A user's own list of numbers."""
 
     TWO = 2
 
@@ -54,13 +65,15 @@ class Number(int):
 
 
 def test_request_fields() -> None:
-    """A request has the documented fields, keyword-only and frozen."""
+    """A request has the documented fields, of which only the prompt is positional, and is frozen."""
     assert set(GenerateRequest.__struct_fields__) == {"prompt", *OPTIONS}
     request = GenerateRequest(prompt="a")
     with pytest.raises(AttributeError):
         request.prompt = "b"  # type: ignore[misc]
+    assert GenerateRequest("a") == request
+    assert repr(request) == "GenerateRequest(prompt='a')"
     with pytest.raises(TypeError):
-        GenerateRequest("a")  # type: ignore[call-arg]
+        GenerateRequest("a", "m")  # type: ignore[misc] # pyright: ignore
 
 
 @pytest.mark.parametrize(
@@ -104,8 +117,8 @@ def test_make_request_keeps_zero_and_empty() -> None:
 
 @pytest.mark.parametrize("name", TEXTS)
 @pytest.mark.parametrize("value", [1, 1.5, True, b"x", ["x"], {"x": 1}, frozenset()], ids=repr)
-def test_make_request_with_what_is_no_text(name: str, value: Any) -> None:
-    """A text field takes text only; the error names the field and the type."""
+def test_make_request_text_of_the_wrong_type(name: str, value: Any) -> None:
+    """A text field accepts text only; the error names the field and the type."""
     cases: list[tuple[Any, dict[str, Any]]] = [
         ("a", {name: value}),
         ({"prompt": "a", name: value}, {}),
@@ -119,8 +132,8 @@ def test_make_request_with_what_is_no_text(name: str, value: Any) -> None:
 
 @pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize("value", ["1", 1.5, 1.0, True, b"1", [1], {}, frozenset()], ids=repr)
-def test_make_request_with_what_is_no_whole_number(name: str, value: Any) -> None:
-    """A number field takes whole numbers only: `1.0` and `"1"` are errors at the server too."""
+def test_make_request_number_of_the_wrong_type(name: str, value: Any) -> None:
+    """A number field accepts whole numbers only: `1.0` and `"1"` are errors at the server too."""
     with pytest.raises(InvalidRequestError) as caught:
         make_request("a", {name: value})
     assert caught.value.param == name
@@ -128,8 +141,8 @@ def test_make_request_with_what_is_no_whole_number(name: str, value: Any) -> Non
 
 
 @pytest.mark.parametrize("value", ["x", 5, [1], [("a", 1)], {1: 2}, frozenset()], ids=repr)
-def test_make_request_with_what_is_no_extra_body(value: Any) -> None:
-    """`extra_body` takes a mapping with text as keys."""
+def test_make_request_extra_body_of_the_wrong_type(value: Any) -> None:
+    """`extra_body` is a mapping with text as keys."""
     with pytest.raises(
         InvalidRequestError, match="extra_body must be a mapping of plain data"
     ) as caught:
@@ -137,9 +150,48 @@ def test_make_request_with_what_is_no_extra_body(value: Any) -> None:
     assert caught.value.param == "extra_body"
 
 
+@pytest.mark.parametrize("name", ["svg", "extra_body"])
+def test_make_request_with_data_that_is_not_plain(name: str) -> None:
+    """A mapping whose keys are not text is rejected under its own name."""
+    with pytest.raises(
+        InvalidRequestError, match=f"{name} must be a mapping of plain data"
+    ) as caught:
+        make_request("a", {name: {1: object()}})
+    assert caught.value.param == name
+
+
+def test_make_request_default_model() -> None:
+    """The client's default model is used where nothing else names one."""
+    for prompt in ("a", {"prompt": "a"}, {"prompt": "a", "model": None}, GenerateRequest("a")):
+        assert make_request(prompt, {"model": None}, model="m").model == "m"
+        assert make_request(prompt, {"model": "other"}, model="m").model == "other"
+    assert make_request(GenerateRequest("a", model="own"), {}, model="m").model == "own"
+    assert make_edit(b"x", {"prompt": "a"}, model="m").model == "m"
+
+
+def test_make_edit() -> None:
+    """Arguments, a mapping and a ready request become the same edit; its images are kept as they are."""
+    image, mask = object(), b"mask"
+    fields = {"image": image, "mask": mask, "prompt": "a hat", "n": 2}
+    expected = EditRequest("a hat", image=image, mask=mask, n=2)
+    assert make_edit(image, {"mask": mask, "prompt": "a hat", "n": 2, "size": None}) == expected
+    assert make_edit(fields, {"n": None}) == expected
+    assert make_edit(expected, {}) == expected
+    assert make_edit(expected, {"n": 3}).n == 3
+    assert expected.fields() == {"prompt": "a hat", "n": 2, "model": DEFAULT_MODEL}
+    for wrong in (None, {"prompt": "a"}, {"prompt": "a", "image": None}):
+        with pytest.raises(InvalidRequestError, match="needs an image") as caught:
+            make_edit(wrong, {})
+        assert caught.value.param == "image"
+    with pytest.raises(InvalidRequestError, match="needs a prompt"):
+        make_edit(image, {})
+    with pytest.raises(InvalidRequestError, match="no field 'styel'"):
+        make_edit(image, {"prompt": "a", "styel": "vivid"})
+
+
 @pytest.mark.parametrize("prompt", [None, {}, {"prompt": None}, {"n": 1}], ids=repr)
 def test_make_request_without_a_prompt(prompt: Any) -> None:
-    """A request without a prompt is refused."""
+    """A request without a prompt is rejected."""
     with pytest.raises(InvalidRequestError, match="needs a prompt") as caught:
         make_request(prompt, {})
     assert caught.value.param == "prompt"
@@ -148,8 +200,8 @@ def test_make_request_without_a_prompt(prompt: Any) -> None:
 @pytest.mark.parametrize(
     "prompt", [5, b"a", ["a"], frozenset(), {"prompt": 5}, GenerateRequest(prompt=5)], ids=repr  # type: ignore[arg-type]
 )  # fmt: skip
-def test_make_request_with_what_is_no_prompt(prompt: Any) -> None:
-    """A prompt of the wrong type is refused, wherever it stands."""
+def test_make_request_prompt_of_the_wrong_type(prompt: Any) -> None:
+    """A prompt of the wrong type is rejected, wherever it stands."""
     with pytest.raises(InvalidRequestError, match="prompt must be a string") as caught:
         make_request(prompt, {})
     assert caught.value.param == "prompt"
@@ -157,15 +209,17 @@ def test_make_request_with_what_is_no_prompt(prompt: Any) -> None:
 
 @pytest.mark.parametrize("name", ["nope", "Prompt", "stream", "", 5, None], ids=repr)
 def test_make_request_with_an_unknown_field(name: Any) -> None:
-    """A field that does not exist is refused, with the way out."""
-    with pytest.raises(InvalidRequestError, match="extra_body") as caught:
+    """A field that does not exist is rejected; the error lists the fields and where others belong."""
+    with pytest.raises(
+        InvalidRequestError, match=r"prompt, model, n, .*extra_body.*metadata"
+    ) as caught:
         make_request({"prompt": "a", name: None}, {})
     assert caught.value.param == str(name)
     assert repr(str(name)) in str(caught.value)
 
 
 def test_make_request_takes_enumerations() -> None:
-    """A caller's own enumeration of strings or numbers does for plain ones, on the wire too."""
+    """A user's own enumeration of strings or numbers works like plain ones, on the wire too."""
     request = make_request("a", {"size": Size.SMALL, "n": Count.TWO})
     assert (request.size, request.n) == ("256x256", 2)
     sent = msgspec.json.decode(msgspec.json.encode(request.fields()))
