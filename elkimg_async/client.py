@@ -2,7 +2,6 @@
 
 import math
 import os
-import sys
 from collections.abc import (
     AsyncIterable,
     Awaitable,
@@ -14,11 +13,14 @@ from collections.abc import (
 from copy import copy
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, get_args, overload
+from typing import Any, Literal, Self, Unpack, get_args, overload
 
+import aiohttp
 import msgspec
 
 from elkimg_async.batch.run import MapRun
+from elkimg_async.batch.runner import Batch, Options
+from elkimg_async.call import Call
 from elkimg_async.config import (
     IdempotencyMode,
     Limits,
@@ -35,17 +37,19 @@ from elkimg_async.config import (
 from elkimg_async.errors import ConfigurationError, InvalidRequestError
 from elkimg_async.hooks import Hook
 from elkimg_async.image import ImageInput
+from elkimg_async.logs import WarningSite
+from elkimg_async.ratelimit.limiter import Limiter
+from elkimg_async.sansio.endpoints import EDIT, GENERATE, MODELS, Endpoint
 from elkimg_async.sansio.headers import check_headers, merge
 from elkimg_async.sansio.models import Models
+from elkimg_async.sansio.requests import ImageRequest, make_edit, make_request
 from elkimg_async.sansio.responses import ImagesResponse
 from elkimg_async.sansio.retry import RetryBudget
 from elkimg_async.stream import ImageStream
+from elkimg_async.transport.download import enable_download
+from elkimg_async.transport.exchange import Transport
+from elkimg_async.transport.uploads import look_at, look_at_all
 from elkimg_async.types import EditOptions, GenerateOptions, Images, Prompt
-
-if TYPE_CHECKING:
-    import aiohttp
-
-    from elkimg_async.endpoints import Endpoint
 
 
 class AsyncImages:
@@ -70,7 +74,7 @@ class AsyncImages:
         validate: ValidateMode = "strict",
         limits: Limits | None = None,
         headers: Mapping[str, str] | None = None,
-        session: "aiohttp.ClientSession | None" = None,
+        session: aiohttp.ClientSession | None = None,
         hooks: Iterable[Hook] = (),
     ) -> None:
         """Set up a client; nothing is opened before the first call.
@@ -102,11 +106,6 @@ class AsyncImages:
         elif api_key is not None and not callable(api_key):
             raise ConfigurationError("api_key must be a string or an async function.")
         api_key = None  # so that the traceback of what fails below does not hold it
-        from elkimg_async import call, endpoints  # asyncio and all below it, late
-        from elkimg_async.ratelimit.limiter import Limiter
-        from elkimg_async.transport.exchange import Transport
-
-        self._call, self._endpoints = call.Call, endpoints
         policy, limits = make_retry(retry), limits or Limits()
         if not isinstance(limits, Limits):
             raise ConfigurationError(f"limits must be Limits(…), not {type(limits).__name__}.")
@@ -127,9 +126,7 @@ class AsyncImages:
                 images_per_minute=limits.images_per_minute,
             ),
         )
-        maker = sys._getframe(1)  # noqa: SLF001
-        made_at = f"{maker.f_code.co_filename}:{maker.f_lineno}"
-        self._transport = Transport(session, made_at=made_at)
+        self._transport = Transport(session, made_at=str(WarningSite()))
 
     @property
     def base_url(self) -> str:
@@ -233,7 +230,8 @@ class AsyncImages:
             NetworkError: by the network, or a limit of `timeout`; `billing` tells what is known.
             ResponseError, StreamError: by the server, whose answer is none.
         """
-        endpoint = self._endpoints.Generate(
+        build = partial(
+            _build_generate,
             prompt,
             {
                 "model": model,
@@ -251,7 +249,7 @@ class AsyncImages:
                 "extra_body": extra_body,
             },
         )
-        return self._images(endpoint, stream, extra_headers, timeout, retry)
+        return self._call(GENERATE, build, stream, extra_headers, timeout, retry)
 
     @overload
     def edit(
@@ -305,12 +303,13 @@ class AsyncImages:
             ElkImagesError: the others are those of `generate`.
         """
         options["input_fidelity"] = input_fidelity
-        endpoint = self._endpoints.Edit(image, mask, prompt, options)
-        return self._images(endpoint, stream, extra_headers, timeout, retry)
+        build = partial(_build_edit, image, mask, prompt, options)
+        return self._call(EDIT, build, stream, extra_headers, timeout, retry)
 
-    def _images(
+    def _call(
         self,
-        endpoint: "Endpoint[ImagesResponse]",
+        endpoint: Endpoint[ImagesResponse],
+        build: Callable[[], Awaitable[ImageRequest]],
         stream: bool,
         extra_headers: Mapping[str, str] | None,
         timeout: Timeout | float | None,
@@ -318,14 +317,15 @@ class AsyncImages:
     ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream:
         if not isinstance(stream, bool):
             raise InvalidRequestError("stream must be True or False.", param="stream")
-        call = self._call(
+        call = Call(
             self._settings_with(timeout, retry, None),
             self._transport,
             endpoint,
+            build,
             stream=stream,
             extra_headers=extra_headers,
         )
-        return ImageStream(call) if stream else call.drain()
+        return ImageStream(call) if stream else call.result()
 
     def models(
         self,
@@ -345,8 +345,9 @@ class AsyncImages:
             ElkImagesError: the same as for `generate`; it never costs anything, so whatever may pass is
                 tried again.
         """
-        settings, endpoint = self._settings_with(timeout, retry, None), self._endpoints.ListModels()
-        return self._call(settings, self._transport, endpoint, extra_headers=extra_headers).drain()
+        settings = self._settings_with(timeout, retry, None)
+        call = Call(settings, self._transport, MODELS, _build_nothing, extra_headers=extra_headers)
+        return call.result()
 
     def map(
         self,
@@ -410,9 +411,6 @@ class AsyncImages:
         """
         if unknown := options.keys() - GenerateOptions.__annotations__.keys():
             raise TypeError(f"map() got an unexpected keyword argument {min(unknown)!r}")
-        from elkimg_async.batch.runner import Batch, Options  # late, as Call is
-        from elkimg_async.transport.download import connect_image
-
         defaults = _given(**options)
         headers = check_headers(defaults.pop("extra_headers", None))
         settings = self._settings_with(
@@ -439,7 +437,7 @@ class AsyncImages:
                 headers=headers,
                 idempotency=settings.idempotency,
                 generate=partial(self.generate, timeout=timeout, retry=settings.retry),
-                connect=partial(connect_image, transport=self._transport, settings=settings),
+                connect=partial(enable_download, transport=self._transport, settings=settings),
                 rate=lambda: settings.limiter.rate,
             )
         )
@@ -464,6 +462,21 @@ class AsyncImages:
         if not hasattr(self, "_transport"):  # its options were refused
             return "<AsyncImages, not set up>"
         return f"<AsyncImages for {self.base_url}{', closed' if self._transport.closed else ''}>"
+
+
+async def _build_generate(prompt: Prompt, options: Mapping[str, Any]) -> ImageRequest:
+    return make_request(prompt, options)
+
+
+async def _build_edit(
+    image: Images, mask: ImageInput | None, prompt: str, options: Mapping[str, Any]
+) -> ImageRequest:
+    images = await look_at_all(image, "image")
+    return make_edit(images, None if mask is None else await look_at(mask, "mask"), prompt, options)
+
+
+async def _build_nothing() -> None:
+    """Return no request: the list of models takes none."""
 
 
 async def _no_key() -> str:

@@ -49,6 +49,9 @@ class ElkImagesError(Exception):
     billing: Billing = "unknown"
     """Whether an image may have been paid for: `not_sent`, `refused`, `unknown` or `billed`."""
 
+    idempotency_key: str | None = None
+    """The idempotency key that was sent with the request; None without one."""
+
     advice: ClassVar[str] = ""
 
     def __init__(self, message: str = "", **fields: Any) -> None:

@@ -30,18 +30,24 @@ class HTTPRequest(msgspec.Struct, frozen=True):
     body: bytes | Upload | None = None
 
 
-def generate(request: GenerateRequest, *, stream: bool, key: str | None = None) -> HTTPRequest:
+def generate(
+    request: GenerateRequest,
+    *,
+    stream: bool,
+    idempotency_key: str | None = None,
+    boundary: str = "",
+) -> HTTPRequest:
     """`POST /images/generations`; `key` is the idempotency key, or None for none.
 
     Raises:
         InvalidRequestError: by the caller, for text or an `extra_body` that JSON cannot hold.
     """
     body = _encode(_fields(request, stream))
-    return _post("/images/generations", "application/json", body, stream, key)
+    return _post("/images/generations", "application/json", body, stream, idempotency_key)
 
 
 def edit(
-    request: EditRequest, *, stream: bool, boundary: str, key: str | None = None
+    request: EditRequest, *, stream: bool, boundary: str, idempotency_key: str | None = None
 ) -> HTTPRequest:
     """`POST /images/edits`, a form; `boundary` may occur in none of its values.
 
@@ -57,7 +63,7 @@ def edit(
     if request.mask is not None:
         files.append(("mask", request.mask))
     body = multipart.encode(texts, files, boundary)
-    return _post("/images/edits", multipart.content_type(boundary), body, stream, key)
+    return _post("/images/edits", multipart.content_type(boundary), body, stream, idempotency_key)
 
 
 def models() -> HTTPRequest:
@@ -95,15 +101,15 @@ def _fields(request: ImageRequest, stream: bool) -> dict[str, Any]:
 
 
 def _post(
-    path: str, content_type: str, body: bytes | Upload, stream: bool, key: str | None
+    path: str, content_type: str, body: bytes | Upload, stream: bool, idempotency_key: str | None
 ) -> HTTPRequest:
     headers = {
         "Content-Type": content_type,
         "Accept": "text/event-stream, application/json" if stream else "application/json",
         **_COMMON,
     }
-    if key is not None:
-        headers["Idempotency-Key"] = key
+    if idempotency_key is not None:
+        headers["Idempotency-Key"] = idempotency_key
     return HTTPRequest("POST", headers, path, body)
 
 
