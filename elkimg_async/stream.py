@@ -97,10 +97,13 @@ class ImageStream:
         """Show the images in a notebook, each in place of the one before, and return the response.
 
         Raises:
-            ConfigurationError: If this is not a notebook. Nothing is sent then, unless the stream was
-                open already.
+            ConfigurationError: If this is not a notebook. The stream is closed then.
         """
-        place = LiveDisplay()
+        try:
+            place = LiveDisplay()
+        except BaseException:
+            await self.aclose()
+            raise
         async with self:
             async for event in self:
                 place.show(event.image, finished=isinstance(event, CompletedImage))
@@ -116,7 +119,7 @@ class ImageStream:
         state = getattr(self, "_state", "closed")
         if state == "open":
             self._source.abort()
-        elif state == "new" and hasattr(self, "_created_at"):
+        elif state == "new" and not self._iterated:
             self._created_at.warn(
                 f"An ImageStream created at {self._created_at} was never read; use "
                 "`async with client.generate(…, stream=True) as stream:`.",
