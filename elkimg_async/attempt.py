@@ -186,7 +186,7 @@ class Attempt(Generic[ResultT]):
         return self._decoder.response()
 
     def is_complete_despite(self, failure: ElkImagesError) -> bool:
-        """Whether the response was complete before its connection failed, so that nothing is lost."""
+        """Whether the response was complete before its connection failed."""
         if not isinstance(failure, NetworkError) or self._decoder is None:
             return False
         if self._decoder.failure is None:
@@ -201,7 +201,7 @@ class Attempt(Generic[ResultT]):
     # --- ending ---------------------------------------------------------------
 
     async def finish(self) -> None:
-        """Read the body to its end if that takes only a moment, so that the connection can be reused."""
+        """Read the rest of the body if that is quick, so that the connection can be reused."""
         exchange = self._exchange
         try:
             if exchange is not None and not exchange.at_end:
@@ -244,7 +244,7 @@ class Attempt(Generic[ResultT]):
         return failure
 
     def redact(self, failure: ElkImagesError) -> None:
-        """Remove the API key from everything that the failure holds, the server's words included."""
+        """Remove the API key from all that the failure holds."""
         if self._api_key is not None:
             fields: dict[str, Any] = self._api_key.redact(failure.__dict__)
             failure.__dict__.update(fields)

@@ -86,7 +86,7 @@ class Call(Generic[ResultT]):
         return await self._run(self._result)
 
     def abort(self) -> None:
-        """Close the connection at once, unless the response has been read to its end; idempotent."""
+        """Close the connection, unless the response has been read to its end; idempotent."""
         if self._attempt is not None:
             self._attempt.close()
         self._finish()
@@ -94,7 +94,7 @@ class Call(Generic[ResultT]):
     # --- the retry loop -------------------------------------------------------
 
     async def _run(self, read: Callable[[Attempt[ResultT], Deadline], Awaitable[T]]) -> T:
-        """Read from the current attempt, and start further ones where the retry policy allows it."""
+        """Read from the current attempt, and start further ones where that is allowed."""
         while True:
             try:
                 with self._start() as deadline:
@@ -183,7 +183,7 @@ class Call(Generic[ResultT]):
         )
 
     def _settle_billing(self, failure: ElkImagesError) -> None:
-        """Correct what the failure says about cost by what the other attempts and the endpoint say."""
+        """Correct the billing by what the endpoint and earlier attempts say."""
         if not self._endpoint.creates_images:
             if failure.billing == "unknown":
                 failure.billing = "not_sent"
@@ -289,7 +289,7 @@ class Call(Generic[ResultT]):
 
 
 def _boundary(idempotency_key: str | None) -> str:
-    """Return the boundary of a form: the same for the same key, so that a replay sees the same body."""
+    """Return the boundary of a form: one idempotency key has one, so that a replay is equal."""
     if idempotency_key is None:
         return "elkimg-" + os.urandom(16).hex()
     seed = idempotency_key.encode("utf-8", "surrogatepass")

@@ -12,7 +12,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 _NO_RENAME = {errno.EACCES, errno.EBUSY, errno.EPERM, errno.EROFS, errno.EXDEV}
-"""Reasons why a file can be written but not replaced: a bind mount, a folder without write access."""
+"""Why a file can be written but not replaced: a bind mount, a read-only folder."""
 _FIFO_POLL = 0.05  # seconds between two attempts to open a FIFO that has no reader yet
 
 

@@ -84,8 +84,8 @@ class Image(msgspec.Struct, eq=False):
     """One image.
 
     `content` is its bytes, or None while it is only a URL. `url` is its address as the server sent
-    it, or None. `revised_prompt` is the prompt that the model followed, or None when the server does
-    not say.
+    it, or None. `revised_prompt` is the prompt that the model followed, or None when the server
+    does not say.
     """
 
     content: bytes | None = None
@@ -95,7 +95,7 @@ class Image(msgspec.Struct, eq=False):
     _lock: Any = None
 
     def download_with(self, download: Download) -> None:
-        """Let `read` fetch the URL with `download`; the client does this for the images it returns."""
+        """Let `read` fetch the URL with `download`; the client does this for its images."""
         self._download = download
 
     @property
@@ -109,7 +109,7 @@ class Image(msgspec.Struct, eq=False):
         return None if self.content is None else pybase64.b64encode_as_string(self.content)
 
     async def read(self) -> bytes:
-        """Return the bytes; those behind a URL are downloaded on the first call, without the API key.
+        """Return the bytes; a URL is downloaded on the first call, without the API key.
 
         Raises:
             DownloadError: If the URL cannot be fetched. The image exists: read it again, do not
@@ -153,8 +153,8 @@ class Image(msgspec.Struct, eq=False):
         elif _TYPES.get(target.suffix.lower(), media_type) != media_type != UNKNOWN_TYPE:
             extension = EXTENSIONS[media_type]
             site.warn(
-                f"{target.name} holds {media_type}; save it as {target.stem}{extension}, or request "
-                f"the format with output_format={target.suffix.lower()[1:]!r}."
+                f"{target.name} holds {media_type}; save it as {target.stem}{extension}, or "
+                f"request the format with output_format={target.suffix.lower()[1:]!r}."
             )
         write = partial(write_atomically, target, content, follow_links=True, overwrite=overwrite)
         await run_in_thread(lambda cancelled: write(cancelled=cancelled))
@@ -180,8 +180,8 @@ class Image(msgspec.Struct, eq=False):
     ) -> Self:
         """Create an image from a `PIL.Image.Image`, for edits; needs the extra `pil`.
 
-        The pixels are kept: png and webp are lossless here, jpeg has quality 95. A mode that is neither
-        grey nor RGB, such as CMYK or a palette, is converted to RGB with its transparency.
+        The pixels are kept: png and webp are lossless here, jpeg has quality 95. A mode that is
+        neither grey nor RGB, such as CMYK or a palette, is converted to RGB with its transparency.
 
         Raises:
             ConfigurationError: If Pillow is not installed, `picture` is not a PIL image or has more

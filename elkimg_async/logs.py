@@ -53,7 +53,7 @@ class CallLog:
 
 
 class WarningSite:
-    """The line of the user's code that called the package, for a warning that may be issued later."""
+    """The line of the user's code that called the package, for a later warning."""
 
     __slots__ = ("_file", "_line", "_module", "_registry")
 
@@ -78,7 +78,7 @@ def _package(frame: FrameType) -> str:
 
 
 def log_download(url: str, seconds: float, outcome: int | BaseException) -> None:
-    """Log a download of so many bytes, or its failure; of the URL only the host, as the rest may be secret."""
+    """Log a download of so many bytes, or its failure; of the URL only the host is logged."""
     if logger.isEnabledFor(logging.DEBUG):
         host = url.partition("://")[2].partition("/")[0].rpartition("@")[2]
         ended = f"{outcome:,} bytes" if isinstance(outcome, int) else f"failed: {describe(outcome)}"

@@ -36,10 +36,10 @@ class EventSource(Protocol):
 class ImageStream:
     """The events of one streaming call, `PartialImage` and `CompletedImage`, as they arrive.
 
-    Use it as `async with client.generate(…, stream=True) as stream:`, which closes the connection at
-    the end of the block, whatever happens in it. `async for event in client.generate(…, stream=True):`
-    works as well, and so does `stream = await client.generate(…, stream=True)`, which raises an error
-    response at once.
+    Use it as `async with client.generate(…, stream=True) as stream:`, which closes the connection
+    at the end of the block, whatever happens in it. `async for event in client.generate(…,
+    stream=True):` works as well, and so does `stream = await client.generate(…, stream=True)`,
+    which raises an error response at once.
 
     Iteration ends after at least one `CompletedImage`, or raises.
     """

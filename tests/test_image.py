@@ -221,7 +221,9 @@ def test_from_pil_keeps_the_transparency_of_a_palette() -> None:
 
 
 def test_from_pil_drops_a_profile_that_no_longer_fits() -> None:
-    """The colour profile of a CMYK picture is not written beside RGB; that of an RGB picture is kept."""
+    """The colour profile of a CMYK picture is not written beside RGB; that of an RGB picture is
+    kept.
+    """
     for mode, kept in (("CMYK", None), ("RGB", b"profile")):
         picture = pattern("RGB").convert(mode)
         picture.info["icc_profile"] = b"profile"
@@ -441,7 +443,9 @@ async def test_read_a_signed_url(host: Canned) -> None:
 
 
 async def test_read_without_the_clients_headers(host: Canned) -> None:
-    """Headers that the caller adds for the API do not go to the image host, which may be a stranger."""
+    """Headers that the caller adds for the API do not go to the image host, which may be a
+    stranger.
+    """
     client, image = await image_at(f"{host.origin}/a.png", headers={"X-Team": "hush"})
     async with client:
         await image.read()

@@ -31,7 +31,8 @@ COMPLETED = CompletedImage(type="image_generation.completed", image=Image(b"whol
 class Source:
     """Gives what it is told to: events, then an exception or the end.
 
-    With `hang` it waits for `go_on` in every step; the first `ready` events are there without waiting.
+    With `hang` it waits for `go_on` in every step; the first `ready` events are there without
+    waiting.
     """
 
     def __init__(
@@ -297,7 +298,9 @@ async def test_failure_while_opening() -> None:
 
 
 async def test_failure_while_iterating() -> None:
-    """A failure comes after the events before it, once; after it the stream says that it has failed."""
+    """A failure comes after the events before it, once; after it the stream says that it has
+    failed.
+    """
     source = Source([PARTIAL], failure=ServerError("the upstream broke", status=500))
     stream = ImageStream(source)
     assert await anext(stream) == PARTIAL
@@ -431,7 +434,9 @@ async def test_left_by_exception(stalling: Canned) -> None:
 
 
 async def test_left_by_dropping(stalling: Canned) -> None:
-    """A bare loop that is left closes the connection with the stream object, while the client stays open."""
+    """A bare loop that is left closes the connection with the stream object, while the client stays
+    open.
+    """
     async with AsyncImages(KEY, base_url=stalling.base_url) as client, Left():
 
         async def leave() -> None:
@@ -444,7 +449,9 @@ async def test_left_by_dropping(stalling: Canned) -> None:
 
 @pytest.mark.parametrize("bare", [False, True])
 async def test_left_by_cancellation(stalling: Canned, bare: bool) -> None:
-    """Cancelling a task in its read of the body closes the connection and ends the task as cancelled."""
+    """Cancelling a task in its read of the body closes the connection and ends the task as
+    cancelled.
+    """
     begun = asyncio.Event()
 
     async def read(client: AsyncImages) -> None:
@@ -552,7 +559,9 @@ async def test_stream_over_the_local_server() -> None:
 
 
 async def test_closed_by_another_task(stalling: Canned) -> None:
-    """A read that is under way when another task closes the stream ends at once, with an error of ours."""
+    """A read that is under way when another task closes the stream ends at once, with an error of
+    ours.
+    """
     async with AsyncImages(KEY, base_url=stalling.base_url) as client, Left():
         stream = await client.generate("a boat", stream=True)
         await anext(stream)

@@ -41,8 +41,9 @@ class Endpoint(msgspec.Struct, Generic[ResultT], frozen=True, kw_only=True):
     """One endpoint of the API.
 
     `creates_images` is whether a repeated request can cost a second time. `encode` takes a request,
-    `stream`, `idempotency_key` and `boundary` (text that separates the parts of a form), and returns
-    an `HTTPRequest`. `decoder` takes `stream`, `max_bytes` and `length`, and returns a `Decoder`.
+    `stream`, `idempotency_key` and `boundary` (text that separates the parts of a form), and
+    returns an `HTTPRequest`. `decoder` takes `stream`, `max_bytes` and `length`, and returns a
+    `Decoder`.
     """
 
     creates_images: bool

@@ -96,8 +96,8 @@ class Pricing:
 
     Args:
         prices: The prices of each model, or a function of a request and its usage (None before the
-            response) that returns the cost, or None when it is unknown. For `max_cost`, the function
-            must return the most that the request can cost when the usage is None.
+            response) that returns the cost, or None when it is unknown. For `max_cost`, the
+            function must return the most that the request can cost when the usage is None.
 
     Raises:
         ConfigurationError: If `prices` is neither, or a price is not a number of at least 0.
@@ -118,7 +118,7 @@ class Pricing:
             _check(model, price)
 
     def cost(self, request: ImageRequest, usage: Usage | None, images: int) -> Decimal | None:
-        """Return what a request has cost that produced so many images; None when that is unknown."""
+        """Return what a request for so many images has cost; None when that is unknown."""
         if self._function is not None:
             return self._function(request, usage)
         prices = self._models.get(request.model or DEFAULT_MODEL)
@@ -133,7 +133,7 @@ class Pricing:
 
 
 def reported_cost(usage: Usage | None) -> Decimal | None:
-    """Return the cost in dollars that the server reports in the usage; None when it reports none."""
+    """Return the cost in dollars that the server reports; None when it reports none."""
     extra: Mapping[str, Any] = getattr(usage, "extra", None) or {}
     if (cost := _number(extra.get("cost"))) is not None:
         return cost
@@ -144,7 +144,7 @@ def reported_cost(usage: Usage | None) -> Decimal | None:
 def cost_of(
     pricing: Pricing | None, request: ImageRequest, usage: Usage | None, images: int
 ) -> Decimal | None:
-    """Return what a request has cost: what the server reports, else by the price list, else None."""
+    """Return what the server reports, else the cost by the price list, else None."""
     reported = reported_cost(usage)
     if reported is not None or pricing is None:
         return reported
