@@ -1,24 +1,33 @@
-"""An asyncio-first client for ElkAPI's image API and every OpenAI-compatible one."""
+"""An asyncio-first client for ElkAPI's image API and every OpenAI-compatible one.
+
+Importing the package costs next to nothing: the errors are here, and every other public name is
+loaded on first access (PEP 562).
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from elkimg_async import errors
-from elkimg_async.batch.run import MapItem, MapRun, Totals
-from elkimg_async.client import AsyncImages
-from elkimg_async.config import Limits, RetryPolicy, Timeout
 from elkimg_async.errors import *  # noqa: F403
-from elkimg_async.image import Image, ImageInput
-from elkimg_async.sansio.image_headers import ImageReference
-from elkimg_async.sansio.models import Model, Models
-from elkimg_async.sansio.requests import EditRequest, GenerateRequest
-from elkimg_async.sansio.responses import (
-    CompletedImage,
-    ImagesResponse,
-    Meta,
-    PartialImage,
-    RateLimit,
-    TokenDetails,
-    Usage,
-)
-from elkimg_async.stream import ImageStream
+
+if TYPE_CHECKING:
+    from elkimg_async.batch.run import MapItem, MapRun, Totals
+    from elkimg_async.client import AsyncImages
+    from elkimg_async.config import Limits, RetryPolicy, Timeout
+    from elkimg_async.image import Image, ImageInput
+    from elkimg_async.sansio.image_headers import ImageReference
+    from elkimg_async.sansio.models import Model, Models
+    from elkimg_async.sansio.requests import EditRequest, GenerateRequest
+    from elkimg_async.sansio.responses import (
+        CompletedImage,
+        ImagesResponse,
+        Meta,
+        PartialImage,
+        RateLimit,
+        TokenDetails,
+        Usage,
+    )
+    from elkimg_async.stream import ImageStream
 
 __version__ = "0.1.0"
 
@@ -48,3 +57,30 @@ __all__ = [
     "__version__",
 ]
 __all__ += errors.__all__
+
+_NAMES = {
+    "batch.run": ("MapItem", "MapRun", "Totals"),
+    "client": ("AsyncImages",),
+    "config": ("Limits", "RetryPolicy", "Timeout"),
+    "image": ("Image", "ImageInput"),
+    "sansio.image_headers": ("ImageReference",),
+    "sansio.models": ("Model", "Models"),
+    "sansio.requests": ("EditRequest", "GenerateRequest"),
+    "sansio.responses": (
+        *("CompletedImage", "ImagesResponse", "Meta", "PartialImage"),
+        *("RateLimit", "TokenDetails", "Usage"),
+    ),
+    "stream": ("ImageStream",),
+}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if (module := _MODULES.get(name)) is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,7 +1,7 @@
-"""One call of the client: its attempts, its deadline, and the answer as it arrives."""
+"""`Call`: one logical call of the client, with its deadline, its attempts and its result."""
 
 import asyncio
-import contextlib
+import hashlib
 import itertools
 import logging
 import os
@@ -11,57 +11,36 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 from elkimg_async import hooks, logs
+from elkimg_async.attempt import Attempt, Plan
 from elkimg_async.config import Settings
-from elkimg_async.credentials import Secret, resolve_api_key
-from elkimg_async.endpoints import AnswerT, Decoder, Endpoint
-from elkimg_async.errors import (
-    APIError,
-    ElkImagesError,
-    InvalidRequestError,
-    NetworkError,
-    RateLimitError,
-    RequestTimeoutError,
-    ResponseError,
-)
-from elkimg_async.hooks import tell
-from elkimg_async.ratelimit.pacing import Permit
-from elkimg_async.sansio import encode, error_mapping
-from elkimg_async.sansio.decoder import ImageEvent, SkippedEvent
-from elkimg_async.sansio.headers import (
-    check_headers,
-    length,
-    merge,
-    rate_limit,
-    request_id,
-    take_key,
-    with_headers,
-)
+from elkimg_async.errors import APIError, ElkImagesError, InvalidRequestError
+from elkimg_async.sansio.decoder import ImageEvent
+from elkimg_async.sansio.endpoints import Endpoint, ResultT
+from elkimg_async.sansio.headers import check_headers, merge, take_idempotency_key, with_headers
 from elkimg_async.sansio.model_rules import validate
 from elkimg_async.sansio.requests import ImageRequest
-from elkimg_async.sansio.responses import Meta, RateLimit
-from elkimg_async.sansio.retry import decide, is_transient
-from elkimg_async.transport.deadline import Watchdog
-from elkimg_async.transport.download import connect_image
-from elkimg_async.transport.exchange import Exchange, Transport
+from elkimg_async.sansio.responses import Meta
+from elkimg_async.sansio.retry import decide
+from elkimg_async.transport.deadline import Deadline
+from elkimg_async.transport.exchange import Transport
 
-_END_GRACE = 0.1  # seconds for the end of the body after [DONE], so that the connection can be kept
-_MAX_ERROR_BODY = 1024 * 1024
 T = TypeVar("T")
 _numbers = itertools.count(1)
 
 
-class Call(Generic[AnswerT]):
-    """One call, batch or streaming: to both an answer is a sequence of events, and then whole.
+class Call(Generic[ResultT]):
+    """One call, batch or streaming: in both, a response is a sequence of events.
 
-    `open` and `next_event` take as many attempts as the policy allows; once an event was
-    given, nothing is tried again.
+    `build` returns the request, or None for an endpoint that takes none; it runs within the
+    deadline of the call. Once an event has been delivered, nothing is retried.
     """
 
     def __init__(
         self,
         settings: Settings,
         transport: Transport,
-        endpoint: Endpoint[AnswerT],
+        endpoint: Endpoint[ResultT],
+        build: Callable[[], Awaitable[ImageRequest | None]],
         *,
         stream: bool = False,
         extra_headers: Mapping[str, str] | None = None,
@@ -69,121 +48,198 @@ class Call(Generic[AnswerT]):
         self._settings = settings
         self._transport = transport
         self._endpoint = endpoint
-        self._extra_headers = extra_headers
+        self._build = build
         self._stream = stream
-        self._limits = settings.stream_limits if stream else settings.batch_limits
+        self._extra_headers = extra_headers
         self._number = next(_numbers)
-        self._caller = logs.Caller() if settings.validate == "warn" else None
-        self._hooks = settings.hooks
-        if logs.logger.isEnabledFor(logging.INFO):
-            self._hooks = (logs.CallLog(), *settings.hooks)
-        self._key: str | None = None
-        self._secret: Secret | None = None
-        self._request: encode.HTTPRequest | None = None
-        self._watchdog: Watchdog | None = None
-        self._exchange: Exchange | None = None
-        self._weight = 1
-        self._permit: Permit | None = None
-        self._rate_limit: RateLimit | None = None
-        self._decoder: Decoder[AnswerT] | None = None
-        self._error_body = bytearray()
-        self._started = self._attempt_started = self._first_byte = 0.0
+        self._warning_site = logs.WarningSite() if settings.validate == "warn" else None
+        observers = settings.hooks
+        if hooks.logger.isEnabledFor(logging.INFO):
+            observers = (logs.CallLog(), *observers)
+        self._observers = hooks.Observers(observers, self._number)
+        self._started = 0.0
+        self._deadline: Deadline | None = None
+        self._plan: Plan[ResultT] | None = None
+        self._attempt: Attempt[ResultT] | None = None
         self._attempts = 0
-        self._given = False
-        self._unknown = False
-        self._ended = False
-        self._told_end = False
+        self._model: str | None = None
+        self._outcome_unknown = False
         self._meta: Meta | None = None
+        self._finished = False
+
+    # --- what a stream or a batch call needs ----------------------------------
 
     async def open(self) -> None:
-        """Send the request, and again where that is safe, until an answer begins well."""
-        await self._advance(self._read_nothing)
+        """Send the request until a response begins with status 2xx, or raise."""
+        await self._run(self._nothing)
 
     def ready_event(self) -> ImageEvent | None:
-        """The next event if it is here already, without waiting."""
-        decoder = self._decoder
-        if decoder is None or not decoder.events or decoder.failure is not None:
-            return None  # a failure goes through `_advance`, which redacts it and lets go
-        return self._take_event(decoder)
+        """Return the next event if it has been decoded already, else None."""
+        attempt = self._attempt
+        return attempt.take_event() if attempt is not None and attempt.has_event else None
 
     async def next_event(self) -> ImageEvent | None:
-        """The next partial or completed image, or None when the answer is whole."""
-        return await self._advance(self._read_event)
+        """Return the next partial or completed image, or None when the response is complete."""
+        return await self._run(self._next_event)
 
-    async def drain(self) -> AnswerT:
-        """Read what is left, and return the whole answer."""
-        return await self._advance(self._read_all)
+    async def result(self) -> ResultT:
+        """Read the rest of the response, and return all of it."""
+        return await self._run(self._result)
 
     def abort(self) -> None:
-        """Leave the call: close the connection at once, unless its answer was read to the end."""
-        self._let_go()
-        self._tell_end()
+        """Close the connection, unless the response has been read to its end; idempotent."""
+        if self._attempt is not None:
+            self._attempt.close()
+        self._finish()
 
-    def _let_go(self) -> None:
-        if self._exchange is not None:
-            self._exchange.close()
-            self._exchange = None
-        if self._permit is not None:
-            self._settings.limiter.leave(self._permit)
-            self._permit = None
+    # --- the retry loop -------------------------------------------------------
 
-    async def _advance(self, read: Callable[[Decoder[AnswerT], Watchdog], Awaitable[T]]) -> T:
-        """The one retry loop: as many attempts as it takes until `read` has what it wants of an answer."""
+    async def _run(self, read: Callable[[Attempt[ResultT], Deadline], Awaitable[T]]) -> T:
+        """Read from the current attempt, and start further ones where that is allowed."""
         while True:
             try:
-                watchdog = self._start()
-                with watchdog:
-                    if self._request is None:
-                        await self._prepare()
-                    decoder = self._decoder or await self._attempt(watchdog)
-                    return await read(decoder, watchdog)
+                with self._start() as deadline:
+                    return await read(await self._current_attempt(deadline), deadline)
             except ElkImagesError as error:
                 failure = error
             except BaseException as error:
-                self._let_go()
-                self._tell_end(error=error)
-                if isinstance(error, asyncio.CancelledError):
-                    error.__traceback__ = None  # its frames hold the request's headers
+                self._abandon(error)
                 raise
-            if isinstance(failure, NetworkError):
-                if self._is_whole():
-                    continue
-                exchange = self._exchange
-                if exchange is not None and exchange.status and self._decoder is None:
-                    failure = self._refusal(exchange)
-            await self._recover(failure)
+            if self._attempt is None or not self._attempt.is_complete_despite(failure):
+                await self._retry_or_raise(failure)
 
-    def _start(self) -> Watchdog:
-        """Let the time of the call begin, once."""
-        if self._watchdog is None:
-            self._watchdog = Watchdog(self._limits.total, soonest=self._limits.soonest)
+    def _start(self) -> Deadline:
+        """Start the deadline of the call on first use."""
+        if self._deadline is None:
+            limits = self._limits
+            self._deadline = Deadline(limits.total, soonest=limits.soonest)
             self._started = time.monotonic()
-        return self._watchdog
+        return self._deadline
 
-    async def _prepare(self) -> None:
-        """Check and write the request."""
+    async def _current_attempt(self, deadline: Deadline) -> Attempt[ResultT]:
+        if self._attempt is None:
+            if self._plan is None:
+                self._plan = await self._prepare()
+            self._attempt = Attempt(self._plan, self._attempts + 1)
+            await self._attempt.start(deadline)
+        return self._attempt
+
+    async def _nothing(self, attempt: Attempt[ResultT], deadline: Deadline) -> None:
+        """Read nothing: `open` waits only until a response has begun."""
+
+    async def _next_event(self, attempt: Attempt[ResultT], deadline: Deadline) -> ImageEvent | None:
+        event = await attempt.next_event(deadline)
+        if event is None and self._meta is None:
+            self._meta = self._describe(attempt)
+            self._settings.budget.give_back()
+            await attempt.finish()
+            self._succeed(attempt, self._meta)
+        return event
+
+    async def _result(self, attempt: Attempt[ResultT], deadline: Deadline) -> ResultT:
+        while await self._next_event(attempt, deadline) is not None:
+            pass
+        result = attempt.result()
+        assert self._meta is not None
+        result.meta = self._meta
+        return result
+
+    async def _retry_or_raise(self, failure: ElkImagesError) -> None:
+        """Wait until the next attempt may start, or raise the failure."""
+        delivered = False
+        if (attempt := self._attempt) is not None:
+            delivered = attempt.delivered
+            failure = attempt.fail(failure)
+            self._attempts = attempt.count
+        failure.attempts = self._attempts
+        failure.idempotency_key = self._plan.idempotency_key if self._plan else None
+        if isinstance(failure, APIError):
+            failure.model = self._model
+        failure.__context__ = failure.__traceback__ = None  # their frames hold request headers
+        if attempt is not None:
+            attempt.redact(failure)
+        delay = None if delivered else self._retry_delay(failure)
+        if delay is None or not self._settings.budget.take():
+            self._settle_billing(failure)
+            self._finish(error=failure)
+            raise failure
+        self._outcome_unknown = self._outcome_unknown or failure.billing == "unknown"
+        self._attempt = None
+        self._observers.notify(
+            hooks.RetryScheduled, attempt=self._attempts, error=failure, delay=delay
+        )
+        try:
+            await asyncio.sleep(delay)
+        except BaseException as error:
+            self._finish(error=error)
+            raise
+
+    def _retry_delay(self, failure: ElkImagesError) -> float | None:
+        settings = self._settings
+        return decide(
+            failure,
+            policy=settings.retry,
+            attempt=self._attempts,
+            remaining=self._deadline.remaining if self._deadline else 0.0,
+            jitter=random.random(),  # noqa: S311
+            replay=settings.idempotency == "replay" or not self._endpoint.creates_images,
+        )
+
+    def _settle_billing(self, failure: ElkImagesError) -> None:
+        """Correct the billing by what the endpoint and earlier attempts say."""
+        if not self._endpoint.creates_images:
+            if failure.billing == "unknown":
+                failure.billing = "not_sent"
+        elif self._outcome_unknown and failure.billing in ("not_sent", "refused"):
+            failure.billing = "unknown"  # an earlier attempt may have created the image
+
+    # --- the request ----------------------------------------------------------
+
+    @property
+    def _limits(self) -> Any:
+        settings = self._settings
+        return settings.stream_limits if self._stream else settings.batch_limits
+
+    async def _prepare(self) -> Plan[ResultT]:
+        """Build, check and encode the request."""
         settings, endpoint = self._settings, self._endpoint
-        extra_headers = check_headers(self._extra_headers)
-        request = await endpoint.request()
-        self._weight = 0
+        headers = merge(settings.headers, check_headers(self._extra_headers))
+        request = await self._build()
         if request is not None:
+            self._model = request.model
             self._validate(request)
-            self._weight = max(1, request.n or 1)
-        headers = merge(settings.headers, extra_headers)
-        if endpoint.paid:
-            self._key = take_key(headers)
-            if self._key is None and settings.idempotency != "off":
-                self._key = os.urandom(16).hex()
-        written = endpoint.write(request, stream=self._stream, key=self._key)
-        self._request = with_headers(written, headers)
-        if self._hooks:
-            self._tell(
-                hooks.RequestStarted,
-                request=request,
+        idempotency_key = None
+        if endpoint.creates_images:
+            idempotency_key = take_idempotency_key(headers)
+            if idempotency_key is None and settings.idempotency != "off":
+                idempotency_key = os.urandom(16).hex()
+        encoded = with_headers(
+            endpoint.encode(
+                request,
                 stream=self._stream,
-                url=settings.base_url + self._request.path,
-                method=self._request.method,
-            )
+                idempotency_key=idempotency_key,
+                boundary=_boundary(idempotency_key),
+            ),
+            headers,
+        )
+        self._observers.notify(
+            hooks.RequestStarted,
+            request=request,
+            stream=self._stream,
+            url=settings.base_url + encoded.path,
+            method=encoded.method,
+        )
+        return Plan(
+            settings=settings,
+            transport=self._transport,
+            endpoint=endpoint,
+            request=encoded,
+            idempotency_key=idempotency_key,
+            stream=self._stream,
+            limits=self._limits,
+            images=0 if request is None else max(1, request.n or 1),
+            observers=self._observers,
+        )
 
     def _validate(self, request: ImageRequest) -> None:
         if self._settings.validate == "off":
@@ -191,209 +247,54 @@ class Call(Generic[AnswerT]):
         try:
             validate(request, stream=self._stream)
         except InvalidRequestError as error:
-            if self._settings.validate == "strict":
+            if self._warning_site is None:
                 raise
-            if self._caller is not None:
-                self._caller.warn(str(error))
+            self._warning_site.warn(str(error))
 
-    async def _attempt(self, watchdog: Watchdog) -> Decoder[AnswerT]:
-        settings, limits = self._settings, self._limits
-        assert self._request is not None
-        self._transport.check_open()
-        permit = self._permit = settings.limiter.enter(self._weight)
-        if permit.started is None:
-            await settings.limiter.wait(permit)
-        self._attempts += 1
-        self._attempt_started = time.monotonic()
-        if self._hooks:
-            self._tell(hooks.AttemptStarted, attempt=self._attempts)
-        watchdog.allow("first_byte", limits.first_byte)
-        self._secret = await resolve_api_key(settings.api_key)
-        exchange = self._exchange = self._transport.exchange(
-            settings.url(self._request.path),
-            self._request,
-            key=self._secret,
-            connect=limits.connect,
-        )
-        await exchange.open(watchdog, first_byte=limits.first_byte, idle=limits.idle)
-        self._first_byte = time.monotonic() - self._attempt_started
-        if self._hooks:
-            self._tell(
-                hooks.ResponseStarted,
-                attempt=self._attempts,
-                status=exchange.status,
-                request_id=self._request_id(exchange),
-                first_byte=self._first_byte,
-            )
-        self._rate_limit = rate_limit(exchange.headers)
-        if not 200 <= exchange.status < 300:
-            watchdog.allow("idle", limits.idle)
-            while len(self._error_body) < _MAX_ERROR_BODY and (chunk := await exchange.read()):
-                self._error_body += chunk
-            raise self._refusal(exchange)
-        settings.limiter.answered(permit, self._rate_limit)
-        max_bytes = settings.limits.max_response_bytes
-        self._decoder = self._endpoint.decoder(
-            stream=self._stream, max_bytes=max_bytes, length=length(exchange.headers)
-        )
-        return self._decoder
+    # --- the end --------------------------------------------------------------
 
-    def _request_id(self, exchange: Exchange) -> str | None:
-        named = request_id(exchange.headers)
-        return named if self._secret is None else self._secret.redact(named)
-
-    def _refusal(self, exchange: Exchange) -> ElkImagesError:
-        """What an answer other than 2xx means, as far as it came."""
-        body = bytes(self._error_body[:_MAX_ERROR_BODY])
-        return error_mapping.read_error(exchange.status, exchange.headers, body, now=time.time())
-
-    async def _read_nothing(self, decoder: Decoder[AnswerT], watchdog: Watchdog) -> None:
-        """What `open` wants of an answer: that it is there."""
-
-    async def _read_event(self, decoder: Decoder[AnswerT], watchdog: Watchdog) -> ImageEvent | None:
-        exchange, limits = self._exchange, self._limits
-        watchdog.allow("idle", limits.idle)
-        while (event := self._take_event(decoder)) is None:
-            if self._ended or exchange is None:
-                await self._finish(decoder)
-                break
-            chunk = await exchange.read()
-            if chunk and (decoder.feed(chunk) or limits.pings_count):
-                watchdog.allow("idle", limits.idle)
-            if not chunk or decoder.done or exchange.at_end:
-                self._ended = True
-                decoder.finish()
-        return event
-
-    async def _read_all(self, decoder: Decoder[AnswerT], watchdog: Watchdog) -> AnswerT:
-        while await self._read_event(decoder, watchdog) is not None:
-            pass
-        response = decoder.response()
-        assert self._meta is not None
-        response.meta = self._meta
-        return response
-
-    def _take_event(self, decoder: Decoder[AnswerT]) -> ImageEvent | None:
-        while (event := decoder.next_event()) is not None:
-            if isinstance(event, SkippedEvent):
-                self._tell(hooks.EventSkipped, type=event.type, reason=event.reason)
-                continue
-            if event.image.url is not None:
-                connect_image(event.image, self._transport, self._settings)
-            self._given = True
-            if self._hooks:
-                self._tell(hooks.EventReceived, event=event)
-            return event
-        return None
-
-    def _is_whole(self) -> bool:
-        """Whether the answer was complete before the connection failed, so that nothing is lost."""
-        if self._decoder is None or self._decoder.failure is not None:
-            return False
-        self._ended = True
-        self._decoder.finish()
-        return self._decoder.failure is None
-
-    async def _finish(self, decoder: Decoder[AnswerT]) -> None:
-        """Note what is known of the exchange, and give the connection back."""
-        if self._meta is not None:
-            return
-        exchange = self._exchange
-        assert exchange is not None
-        self._settings.budget.give_back()
-        self._meta = Meta(
-            request_id=self._request_id(exchange),
-            status=exchange.status,
-            attempts=self._attempts,
+    def _describe(self, attempt: Attempt[ResultT]) -> Meta:
+        assert self._plan is not None
+        return Meta(
+            request_id=attempt.request_id,
+            status=attempt.status,
+            attempts=attempt.count,
             elapsed=time.monotonic() - self._started,
-            first_byte=self._first_byte,
-            rate_limit=self._rate_limit,
-            idempotency_key=self._key,
+            first_byte=attempt.first_byte,
+            rate_limit=attempt.rate_limit,
+            idempotency_key=self._plan.idempotency_key,
         )
-        try:
-            if not exchange.at_end:
-                with contextlib.suppress(NetworkError), Watchdog(_END_GRACE):
-                    while await exchange.read():
-                        pass
-        finally:
-            self._let_go()
-        if self._hooks or self._weight > 1:
-            result: Any = decoder.response()
-            if len(result) < self._weight:
-                logs.warn_of_missing(self._number, self._weight, len(result), self._meta.request_id)
-            self._tell_end(result=result)
 
-    async def _recover(self, failure: ElkImagesError) -> None:
-        """Wait until the next attempt, or raise the failure."""
-        self._complete(failure)
-        self._tell_limiter(failure)
-        self._let_go()
-        policy, paid = self._settings.retry, self._endpoint.paid
-        remaining = self._watchdog.remaining if self._watchdog else 0.0
-        delay = None
-        if not self._given:
-            delay = decide(
-                failure,
-                policy=policy,
-                attempt=self._attempts,
-                remaining=remaining,
-                jitter=random.random(),  # noqa: S311
-                replay=self._settings.idempotency == "replay" or not paid,
-            )
-        self._unknown = self._unknown or failure.billing == "unknown"
-        if delay is None or not self._settings.budget.take():
-            if not paid and failure.billing == "unknown":
-                failure.billing = "not_sent"
-            elif paid and self._unknown and failure.billing in ("not_sent", "refused"):
-                failure.billing = "unknown"  # an earlier attempt may have made it
-            self._tell_end(error=failure)
-            raise failure
-        self._decoder = None
-        self._error_body.clear()
-        self._ended = False
-        self._tell(hooks.RetryScheduled, attempt=self._attempts, error=failure, delay=delay)
-        try:
-            await asyncio.sleep(delay)
-        except BaseException as error:
-            self._tell_end(error=error)
-            raise
+    def _succeed(self, attempt: Attempt[ResultT], meta: Meta) -> None:
+        assert self._plan is not None
+        images = self._plan.images
+        if self._observers or images > 1:
+            result: Any = attempt.result()
+            if len(result) < images:
+                logs.warn_of_missing_images(self._number, images, len(result), meta.request_id)
+            self._finish(result=result)
 
-    def _tell_limiter(self, failure: ElkImagesError) -> None:
-        """Let all calls slow down where the server has too much to do, and know its rate limits."""
-        permit = self._permit
-        if permit is None or not isinstance(failure, APIError):
-            return
-        overload = failure.status == 503 and is_transient(failure)
-        if overload or isinstance(failure, RateLimitError):
-            self._settings.limiter.refused(
-                permit,
-                retry_after=failure.retry_after,
-                limit=self._rate_limit,
-                overload=overload,
-            )
+    def _abandon(self, error: BaseException) -> None:
+        """Release everything after a cancellation or an unexpected exception."""
+        if self._attempt is not None:
+            self._attempt.close()
+        self._finish(error=error)
+        if isinstance(error, asyncio.CancelledError):
+            error.__traceback__ = None  # its frames hold the request's headers
 
-    def _complete(self, failure: ElkImagesError) -> None:
-        """Add to a failure what only the call knows, and take from it what nobody may see."""
-        failure.__context__ = failure.__traceback__ = None
-        failure.attempts = self._attempts
-        exchange = self._exchange
-        if exchange is not None:
-            failure.locate(request_id(exchange.headers))
-            if isinstance(failure, ResponseError) and exchange.status:
-                failure.status = exchange.status
-        if isinstance(failure, RequestTimeoutError) and failure.phase is None:
-            queued = self._permit is not None and self._permit.started is None
-            failure.phase = exchange.phase if exchange else "queue" if queued else "connect"
-            failure.billing = exchange.billing if exchange else "not_sent"
-        if self._secret is not None:
-            failure.__dict__.update(self._secret.redact(failure.__dict__))
-            failure.args = (failure.message,)
-
-    def _tell_end(self, result: AnswerT | None = None, error: BaseException | None = None) -> None:
-        if self._started and not self._told_end:
-            self._told_end = True
+    def _finish(self, result: ResultT | None = None, error: BaseException | None = None) -> None:
+        """Emit the end of the call, once."""
+        if self._started and not self._finished:
+            self._finished = True
             elapsed = time.monotonic() - self._started
-            self._tell(hooks.RequestFinished, elapsed=elapsed, result=result, error=error)
+            self._observers.notify(
+                hooks.RequestFinished, elapsed=elapsed, result=result, error=error
+            )
 
-    def _tell(self, record: type[hooks.Record], **fields: Any) -> None:
-        tell(self._hooks, record(call=self._number, **fields))
+
+def _boundary(idempotency_key: str | None) -> str:
+    """Return the boundary of a form: one idempotency key has one, so that a replay is equal."""
+    if idempotency_key is None:
+        return "elkimg-" + os.urandom(16).hex()
+    seed = idempotency_key.encode("utf-8", "surrogatepass")
+    return "elkimg-" + hashlib.sha256(seed).hexdigest()[:32]

@@ -3,7 +3,6 @@
 import datetime
 import math
 import os
-import sys
 from collections.abc import (
     AsyncIterable,
     Awaitable,
@@ -15,12 +14,15 @@ from collections.abc import (
 from copy import copy
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, get_args
+from typing import Any, Self, TypeVar, Unpack, get_args
 
+import aiohttp
 import msgspec
 
 from elkimg_async import logs
 from elkimg_async.batch.run import MapRun
+from elkimg_async.batch.runner import Batch, Options
+from elkimg_async.call import Call
 from elkimg_async.config import (
     IdempotencyMode,
     Limits,
@@ -37,12 +39,18 @@ from elkimg_async.credentials import NO_API_KEY, make_source
 from elkimg_async.errors import ConfigurationError, InvalidRequestError
 from elkimg_async.hooks import Hook
 from elkimg_async.image_calls import ImageCalls
+from elkimg_async.ratelimit.limiter import Limiter
 from elkimg_async.resources import ModelsAttribute, returns_awaitable
+from elkimg_async.sansio.endpoints import EDIT, GENERATE, MODELS, Endpoint
 from elkimg_async.sansio.headers import check_headers, merge
 from elkimg_async.sansio.models import Models
+from elkimg_async.sansio.requests import ImageRequest, make_request
 from elkimg_async.sansio.responses import ImagesResponse
 from elkimg_async.sansio.retry import RetryBudget
 from elkimg_async.stream import ImageStream
+from elkimg_async.transport.download import enable_download
+from elkimg_async.transport.exchange import Transport
+from elkimg_async.transport.uploads import build_edit
 from elkimg_async.types import (
     GenerateOptions,
     ModelName,
@@ -50,11 +58,6 @@ from elkimg_async.types import (
     RetryLike,
     TimeoutLike,
 )
-
-if TYPE_CHECKING:
-    import aiohttp
-
-    from elkimg_async.endpoints import Endpoint
 
 T = TypeVar("T")
 _SHUTDOWN_NOTICE = datetime.timedelta(days=30)
@@ -84,7 +87,7 @@ class AsyncImages(ImageCalls):
         limits: Limits | None = None,
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, Any] | None = None,
-        session: "aiohttp.ClientSession | None" = None,
+        session: aiohttp.ClientSession | None = None,
         hooks: Iterable[Hook] = (),
         max_retries: int | None = None,
         default_headers: Mapping[str, str] | None = None,
@@ -122,11 +125,6 @@ class AsyncImages(ImageCalls):
         check_choice("validate", validate, get_args(ValidateMode))
         source = make_source(api_key)
         api_key = None  # so that the traceback of what fails below does not hold it
-        from elkimg_async import call, endpoints  # asyncio and all below it, late
-        from elkimg_async.ratelimit.limiter import Limiter
-        from elkimg_async.transport.exchange import Transport
-
-        self._call, self._endpoints = call.Call, endpoints
         policy, limits = make_retry(retry, max_retries), limits or Limits()
         if not isinstance(limits, Limits):
             raise ConfigurationError(f"limits must be Limits(…), not {type(limits).__name__}.")
@@ -154,9 +152,7 @@ class AsyncImages(ImageCalls):
             ),
             shutdowns={},
         )
-        maker = sys._getframe(1)  # noqa: SLF001
-        made_at = f"{maker.f_code.co_filename}:{maker.f_lineno}"
-        self._transport = Transport(session, made_at=made_at)
+        self._transport = Transport(session, made_at=str(logs.WarningSite()))
 
     @property
     def base_url(self) -> str:
@@ -222,49 +218,51 @@ class AsyncImages(ImageCalls):
         prompt: Prompt,
         fields: Mapping[str, Any],
         stream: bool | None,
-        extra_headers: Mapping[str, str] | None,
-        extra_query: Mapping[str, Any] | None,
-        timeout: TimeoutLike | None,
-        retry: RetryLike | None,
+        *options: Any,
     ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream:
-        self._warn_of_shutdown(fields["model"], prompt)
-        endpoint = self._endpoints.Generate(prompt, fields, model=self.model)
-        return self._images(endpoint, stream, extra_headers, timeout, retry, extra_query)
+        async def build() -> ImageRequest:
+            request = make_request(prompt, fields, model=self.model)
+            self._warn_of_shutdown(request.model)
+            return request
+
+        return self._call(GENERATE, build, stream, *options)
 
     def _edit(
         self,
         image: Any,
         fields: Mapping[str, Any],
         stream: bool | None,
-        extra_headers: Mapping[str, str] | None,
-        extra_query: Mapping[str, Any] | None,
-        timeout: TimeoutLike | None,
-        retry: RetryLike | None,
+        *options: Any,
     ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream:
-        self._warn_of_shutdown(fields["model"], image)
-        endpoint = self._endpoints.Edit(image, fields, model=self.model)
-        return self._images(endpoint, stream, extra_headers, timeout, retry, extra_query)
+        async def build() -> ImageRequest:
+            request = await build_edit(image, fields, model=self.model)
+            self._warn_of_shutdown(request.model)
+            return request
 
-    def _images(
+        return self._call(EDIT, build, stream, *options)
+
+    def _call(
         self,
-        endpoint: "Endpoint[ImagesResponse]",
+        endpoint: Endpoint[ImagesResponse],
+        build: Callable[[], Awaitable[ImageRequest]],
         stream: bool | None,
         extra_headers: Mapping[str, str] | None,
+        extra_query: Mapping[str, Any] | None,
         timeout: TimeoutLike | None,
         retry: RetryLike | None,
-        extra_query: Mapping[str, Any] | None,
     ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream:
         stream = False if stream is None else stream
         if not isinstance(stream, bool):
             raise InvalidRequestError("stream must be True or False.", param="stream")
-        call = self._call(
+        call = Call(
             self._settings_with(timeout, retry, None, extra_query),
             self._transport,
             endpoint,
+            build,
             stream=stream,
             extra_headers=extra_headers,
         )
-        return ImageStream(call) if stream else call.drain()
+        return ImageStream(call) if stream else call.result()
 
     async def _list_models(
         self,
@@ -275,29 +273,21 @@ class AsyncImages(ImageCalls):
         retry: RetryLike | None,
     ) -> Models:
         settings = self._settings_with(timeout, retry, None, extra_query)
-        endpoint = self._endpoints.ListModels()
-        call = self._call(settings, self._transport, endpoint, extra_headers=extra_headers)
-        models = await call.drain()
+        call = Call(settings, self._transport, MODELS, _build_nothing, extra_headers=extra_headers)
+        models = await call.result()
         for model in models:
             if date := getattr(model, "shutdown_date", None):
                 settings.shutdowns.setdefault(model.id, date)
         return models
 
-    def _warn_of_shutdown(self, model: str | None, request: Any) -> None:
-        """Log a warning, once for each model, if the server has named an end within 30 days."""
-        if not self._settings.shutdowns:
-            return
-        if model is None:
-            model = getattr(request, "model", None)
-        if model is None and isinstance(request, Mapping):
-            model = request.get("model")
-        model = model or self.model
+    def _warn_of_shutdown(self, model: str | None) -> None:
+        """Log a warning, once for each model, if the server has announced its end within 30 days."""
         try:
-            end = datetime.date.fromisoformat(self._settings.shutdowns.get(model, "")[:10])
+            end = datetime.date.fromisoformat(self._settings.shutdowns.get(model or "", "")[:10])
         except ValueError:
             return
         if end <= datetime.datetime.now(datetime.UTC).date() + _SHUTDOWN_NOTICE:
-            self._settings.shutdowns[model] = ""
+            self._settings.shutdowns[model or ""] = ""
             logs.logger.warning(
                 "The server shuts down the model %s on %s; choose another (elkimg models).",
                 model,
@@ -366,9 +356,6 @@ class AsyncImages(ImageCalls):
         """
         if unknown := options.keys() - GenerateOptions.__annotations__.keys():
             raise TypeError(f"map() got an unexpected keyword argument {min(unknown)!r}")
-        from elkimg_async.batch.runner import Batch, Options  # late, as Call is
-        from elkimg_async.transport.download import connect_image
-
         defaults = _given(**options)
         headers = check_headers(defaults.pop("extra_headers", None))
         query = defaults.pop("extra_query", None)
@@ -399,7 +386,7 @@ class AsyncImages(ImageCalls):
                 generate=partial(
                     self.generate, timeout=timeout, retry=settings.retry, extra_query=query
                 ),
-                connect=partial(connect_image, transport=self._transport, settings=settings),
+                connect=partial(enable_download, transport=self._transport, settings=settings),
                 rate=lambda: settings.limiter.rate,
             )
         )
@@ -432,6 +419,10 @@ class AsyncImages(ImageCalls):
 
 def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
+
+
+async def _build_nothing() -> None:
+    """Return no request: the list of models takes none."""
 
 
 def _one(name: str, value: T | None, other_name: str, other: T | None) -> T | None:

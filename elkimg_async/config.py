@@ -143,27 +143,27 @@ class Pacing(Protocol):
         """Starts for each second that are held to now; `math.inf` while nothing is known to limit them."""
         ...
 
-    def enter(self, weight: int) -> Permit:
+    def reserve(self, weight: int) -> Permit:
         """Ask for a turn of so many images; where `started` is still None, `wait` for it."""
         ...
 
     async def wait(self, permit: Permit) -> None:
         """Wait for the turn."""
 
-    def answered(self, permit: Permit, limit: RateLimit | None = None) -> None:
+    def succeeded(self, permit: Permit, rate_limit: RateLimit | None = None) -> None:
         """Note that an answer began well, and its rate-limit headers."""
 
-    def refused(
+    def rate_limited(
         self,
         permit: Permit,
         *,
         retry_after: float | None = None,
-        limit: RateLimit | None = None,
+        rate_limit: RateLimit | None = None,
         overload: bool = False,
     ) -> None:
         """Note a 429, or with `overload` a 503."""
 
-    def leave(self, permit: Permit) -> None:
+    def release(self, permit: Permit) -> None:
         """Note that the attempt is over, or that nobody waits for its turn any more; it may be said twice."""
 
     def close(self) -> None:

@@ -49,6 +49,9 @@ class ElkImagesError(Exception):
     billing: Billing = "unknown"
     """Whether an image may have been paid for: `not_sent`, `refused`, `unknown` or `billed`."""
 
+    idempotency_key: str | None = None
+    """The idempotency key that was sent with the request; None without one."""
+
     advice: ClassVar[str] = ""
 
     def __init__(self, message: str = "", **fields: Any) -> None:
@@ -129,6 +132,14 @@ class APIError(ElkImagesError):
     """Seconds that the server asks to wait; None when it names none."""
     images: Sequence[Any] = ()
     """The images that came before an error inside an answer (`Image`)."""
+    model: str | None = None
+    """The model of the request; None where the request names none."""
+
+    def _advise_model(self) -> str:
+        return (
+            f"Check the model {self.model!r} against those that the server offers "
+            "(elkimg models, or await client.models())."
+        )
 
 
 class BadRequestError(APIError):
@@ -139,6 +150,8 @@ class BadRequestError(APIError):
     def _advise(self) -> str:
         if self.status == 407:
             return "Check the proxy settings."
+        if self.model is not None and self.param == "model":
+            return self._advise_model()
         return (
             "Send it again a little later." if self.status in (408, 409, 425) else super()._advise()
         )
@@ -172,6 +185,12 @@ class NotFoundError(APIError):
     """The endpoint or the model is not there."""
 
     advice = "Check the model's name, and that the base URL ends in /v1."
+
+    def _advise(self) -> str:
+        if self.model is None:
+            return super()._advise()
+        known = self.code == "model_not_found" or self.param == "model"
+        return self._advise_model() + ("" if known else " Check that the base URL ends in /v1.")
 
 
 class RateLimitError(APIError):

@@ -1,27 +1,30 @@
-"""What a hook is told: one frozen record of what just happened.
+"""What hooks receive: one frozen record for each thing that happens.
 
-A hook is any callable that takes one record; it runs in the event loop and must
-not block. What it raises is logged and otherwise ignored. No record holds the
-API key or a request's or response's body.
+A hook is any callable that takes one record. It runs in the event loop and must not block; an
+exception from it is logged and otherwise ignored. No record holds the API key, or the body of a
+request or response.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
+logger = logging.getLogger("elkimg_async")
+
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """What every record holds. `call` is the same for all records of one call of the client."""
+    """What every record holds. `call` is the same number for all records of one call."""
 
     call: int
 
 
 class RequestStarted(Record, frozen=True):
-    """A call begins.
+    """A call starts.
 
-    `request` is the `GenerateRequest` or `EditRequest`, or None for the list of models; it goes with
-    `method` to `url`.
+    `request` is the `GenerateRequest` or `EditRequest`, or None for the list of models. It goes to
+    `url` with `method`.
     """
 
     request: Any
@@ -31,13 +34,17 @@ class RequestStarted(Record, frozen=True):
 
 
 class AttemptStarted(Record, frozen=True):
-    """A try begins; the first is number 1."""
+    """An attempt starts; the first is number 1."""
 
     attempt: int
 
 
 class ResponseStarted(Record, frozen=True):
-    """The status and headers of an answer are here. `first_byte` counts seconds since the try began."""
+    """The status and headers of a response have arrived.
+
+    `first_byte` is in seconds since the attempt started. `request_id` is None when the response
+    names none.
+    """
 
     attempt: int
     status: int
@@ -46,7 +53,7 @@ class ResponseStarted(Record, frozen=True):
 
 
 class RetryScheduled(Record, frozen=True):
-    """A try failed, and the next one begins in `delay` seconds."""
+    """An attempt failed with `error`, and the next one starts in `delay` seconds."""
 
     attempt: int
     error: Exception
@@ -54,20 +61,24 @@ class RetryScheduled(Record, frozen=True):
 
 
 class EventReceived(Record, frozen=True):
-    """A partial or completed image was decoded. `event` is what the iterator gives."""
+    """A partial or completed image was decoded: `event` is what the iterator returns."""
 
     event: Any
 
 
 class EventSkipped(Record, frozen=True):
-    """An event of a stream was passed over. `reason` says why, `type` is its type where it has one."""
+    """An event of a stream was skipped, for `reason`. `type` is None for an event without one."""
 
     type: str | None
     reason: str
 
 
 class RequestFinished(Record, frozen=True):
-    """A call is over. `result` is the `ImagesResponse`, or None when `error` is set or the stream was left."""
+    """A call ended after `elapsed` seconds.
+
+    `result` is the `ImagesResponse` or `Models`; it is None when `error` is set, and when a stream
+    was closed early.
+    """
 
     elapsed: float
     result: Any = None
@@ -77,12 +88,24 @@ class RequestFinished(Record, frozen=True):
 Hook = Callable[[Any], object]
 
 
-def tell(hooks: Sequence[Hook], record: Record) -> None:
-    """Give the record to each hook; a hook that fails is logged and harms nobody."""
-    for hook in hooks:
-        try:
-            hook(record)
-        except Exception:
-            import logging
+class Observers:
+    """The hooks that observe one call."""
 
-            logging.getLogger("elkimg_async").warning("the hook %r failed", hook, exc_info=True)
+    __slots__ = ("_call", "_hooks")
+
+    def __init__(self, hooks: Sequence[Hook], call: int) -> None:
+        self._hooks, self._call = hooks, call
+
+    def __bool__(self) -> bool:
+        return bool(self._hooks)
+
+    def notify(self, record: type[Record], **fields: Any) -> None:
+        """Pass a record with these fields to each hook; a hook that fails is logged."""
+        if not self._hooks:
+            return
+        happened = record(call=self._call, **fields)
+        for hook in self._hooks:
+            try:
+                hook(happened)
+            except Exception:
+                logger.warning("the hook %r failed", hook, exc_info=True)

@@ -1,19 +1,23 @@
-"""An image as it came from the server: its bytes, or the URL where they wait."""
+"""An image: its content in bytes, or the URL where it can be downloaded."""
 
 import importlib.util
 import io
 import os
+import re
 from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self, TypeAlias
 
+import anyio
 import msgspec
 import pybase64
 
 from elkimg_async.errors import ConfigurationError, DownloadError
+from elkimg_async.files import run_in_thread, write_atomically
+from elkimg_async.logs import WarningSite
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from PIL.Image import Image as PILImage
 
 Download = Callable[[str], Awaitable[bytes]]
@@ -26,34 +30,52 @@ EXTENSIONS = {
     "image/gif": ".gif",
     "image/svg+xml": ".svg",
     "image/avif": ".avif",
+    "image/heic": ".heic",
+    "image/jxl": ".jxl",
     "image/bmp": ".bmp",
     "image/tiff": ".tiff",
+    "image/x-icon": ".ico",
 }
+_TYPES = {extension: media_type for media_type, extension in EXTENSIONS.items()}
+_TYPES |= {".jpeg": "image/jpeg", ".jpe": "image/jpeg", ".tif": "image/tiff", ".heif": "image/heic"}
 
+_SIGNATURES = (
+    (b"\x89PNG\r\n\x1a\n", "image/png"),
+    (b"\xff\xd8\xff", "image/jpeg"),
+    (b"GIF87a", "image/gif"),
+    (b"GIF89a", "image/gif"),
+    (b"II*\x00", "image/tiff"),
+    (b"MM\x00*", "image/tiff"),
+    (b"\xff\x0a", "image/jxl"),
+    (b"\x00\x00\x00\x0cJXL \r\n\x87\n", "image/jxl"),
+    (b"\x00\x00\x01\x00", "image/x-icon"),
+)
+_BRANDS = {
+    **dict.fromkeys((b"avif", b"avis"), "image/avif"),
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"), "image/heic"),
+}
+_SVG = re.compile(
+    rb"(?:\s|<\?xml[^>]*>|<!--.*?-->|<!DOCTYPE\b[^>\[]*(?:\[[^\]]*\])?[^>]*>)*<svg\b",
+    re.DOTALL | re.IGNORECASE,
+)
 
 _SHOWN_AS_THEY_ARE = {"image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"}
 _SHOWN_AS_ELEMENTS = {"image/svg+xml", "image/avif"}
 
 
 def media_type_of(content: bytes) -> str:
-    """The media type told by the first bytes; `application/octet-stream` for anything unknown."""
-    head = content[:512]
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "image/png"
-    if head.startswith(b"\xff\xd8\xff"):
-        return "image/jpeg"
+    """Return the media type by the first bytes; `application/octet-stream` for anything unknown."""
+    head = content[:4096]
+    for signature, media_type in _SIGNATURES:
+        if head.startswith(signature):
+            return media_type
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "image/webp"
-    if head.startswith((b"GIF87a", b"GIF89a")):
-        return "image/gif"
-    if head[4:12] in (b"ftypavif", b"ftypavis"):
-        return "image/avif"
-    if head.startswith((b"II*\x00", b"MM\x00*")):
-        return "image/tiff"
+    if head[4:8] == b"ftyp" and head[8:12] in _BRANDS:
+        return _BRANDS[head[8:12]]
     if head.startswith(b"BM") and len(content) > 26:
         return "image/bmp"
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if text.startswith(b"<svg") or (text.startswith(b"<?xml") and b"<svg" in text):
+    if _SVG.match(head.removeprefix(b"\xef\xbb\xbf")):
         return "image/svg+xml"
     return UNKNOWN_TYPE
 
@@ -61,9 +83,9 @@ def media_type_of(content: bytes) -> str:
 class Image(msgspec.Struct, eq=False):
     """One image.
 
-    `content` is its bytes, or None while it is only a URL; `url` is its address
-    as the server gave it, or None; `revised_prompt` is the prompt that the model
-    really followed, or None when the server does not say.
+    `content` is its bytes, or None while it is only a URL. `url` is its address as the server sent
+    it, or None. `revised_prompt` is the prompt that the model followed, or None when the server
+    does not say.
     """
 
     content: bytes | None = None
@@ -73,62 +95,78 @@ class Image(msgspec.Struct, eq=False):
     _lock: Any = None
 
     def download_with(self, download: Download) -> None:
-        """Let `read` fetch the URL with `download`; the client does this for the images that it gives."""
+        """Let `read` fetch the URL with `download`; the client does this for its images."""
         self._download = download
 
     @property
     def media_type(self) -> str | None:
-        """The type told by the bytes themselves; None while the image is only a URL."""
+        """The media type by the bytes themselves; None while the image is only a URL."""
         return None if self.content is None else media_type_of(self.content)
 
     @property
     def b64_json(self) -> str | None:
-        """The bytes in base64, encoded anew at each use; None while the image is only a URL."""
+        """The bytes in base64, encoded at each access; None while the image is only a URL."""
         return None if self.content is None else pybase64.b64encode_as_string(self.content)
 
     async def read(self) -> bytes:
-        """The bytes; those of a URL are downloaded at the first call, without the API key.
+        """Return the bytes; a URL is downloaded on the first call, without the API key.
 
         Raises:
-            DownloadError: by the image host; the image was made, so read again, but never generate again.
+            DownloadError: If the URL cannot be fetched. The image exists: read it again, do not
+                generate it again.
         """
         if self.content is not None:
             return self.content
-        import anyio  # here and below: what only waiting and files need is imported late
-
         if self._lock is None:
             self._lock = anyio.Lock()
         async with self._lock:
             if self.content is None:
                 if self.url is None or self._download is None:
                     raise DownloadError(
-                        "This image has no bytes, and no client to fetch them.", url=self.url
+                        "This image has no bytes, and no client to download them.", url=self.url
                     )
                 self.content = await self._download(self.url)
         return self.content
 
-    async def save(self, path: str | os.PathLike[str]) -> "Path":
-        """Write the image to `path` and return it, with the extension filled in where it has none.
+    async def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> Path:
+        """Write the image to a file, and return its path.
 
-        The file appears whole or not at all, and replaces one of the same name.
+        The file appears whole or not at all; a cancelled `save` leaves no partial file. Symbolic
+        links, FIFOs and devices are written through.
+
+        Args:
+            path: The file. Without a suffix, that of the image's type is added; a suffix of another
+                type gives a warning, because the bytes are written as they are.
+            overwrite: Whether to replace an existing file.
 
         Raises:
-            DownloadError: by the image host, where the image is still a URL.
-            OSError: by the caller or the file system: no such folder, no right, no room.
+            DownloadError: If the image is still a URL that cannot be fetched.
+            FileExistsError: If the file exists and `overwrite` is False.
+            OSError: If the file cannot be written, for instance because its folder does not exist.
         """
-        from pathlib import Path
-
-        import anyio.to_thread
-
+        site = WarningSite()
         content = await self.read()
         target = Path(path)
+        media_type = media_type_of(content)
         if not target.suffix:
-            target = target.with_name(target.name + EXTENSIONS.get(media_type_of(content), ""))
-        await anyio.to_thread.run_sync(write_atomically, target, content)
+            target = target.with_name(target.name + EXTENSIONS.get(media_type, ""))
+        elif _TYPES.get(target.suffix.lower(), media_type) != media_type != UNKNOWN_TYPE:
+            extension = EXTENSIONS[media_type]
+            site.warn(
+                f"{target.name} holds {media_type}; save it as {target.stem}{extension}, or "
+                f"request the format with output_format={target.suffix.lower()[1:]!r}."
+            )
+        write = partial(write_atomically, target, content, follow_links=True, overwrite=overwrite)
+        await run_in_thread(lambda cancelled: write(cancelled=cancelled))
         return target
 
     def to_pil(self) -> "PILImage":
-        """A `PIL.Image.Image`; needs the extra `pil`, and the bytes (`await image.read()` first)."""
+        """Return a `PIL.Image.Image`; needs the extra `pil`.
+
+        Raises:
+            ConfigurationError: If Pillow is not installed.
+            DownloadError: If the image is still a URL; `await image.read()` first.
+        """
         _require_pillow()
         import PIL.Image
 
@@ -140,14 +178,14 @@ class Image(msgspec.Struct, eq=False):
     def from_pil(
         cls, picture: "PILImage", *, format: Literal["png", "jpeg", "webp"] = "png"
     ) -> Self:
-        """An image made of a `PIL.Image.Image`, for edits; needs the extra `pil`.
+        """Create an image from a `PIL.Image.Image`, for edits; needs the extra `pil`.
 
-        The pixels are kept as they are: png and webp lose nothing, jpeg little. What is neither grey nor
-        RGB, such as CMYK or a palette, becomes RGB, with its transparency.
+        The pixels are kept: png and webp are lossless here, jpeg has quality 95. A mode that is
+        neither grey nor RGB, such as CMYK or a palette, is converted to RGB with its transparency.
 
         Raises:
-            ConfigurationError: by the caller; not a picture, one of 16 or 32 bits, transparency in a jpeg,
-                or a format that is not one of the three.
+            ConfigurationError: If Pillow is not installed, `picture` is not a PIL image or has more
+                than 8 bits, a jpeg would lose transparency, or the format is not one of the three.
         """
         _require_pillow()
         if format not in _SAVED_WITH:
@@ -183,9 +221,9 @@ class Image(msgspec.Struct, eq=False):
 
 
 def data_uri(image: Image) -> str | None:
-    """The image as an address for an `img` element, within which an svg cannot run scripts.
+    """Return the image as a `data:` URL for an `img` element, in which an SVG cannot run scripts.
 
-    None for what has no bytes, or is nothing that a browser shows.
+    None for an image without bytes, and for a type that browsers do not show.
     """
     media_type = image.media_type
     if media_type not in _SHOWN_AS_THEY_ARE | _SHOWN_AS_ELEMENTS:
@@ -206,19 +244,19 @@ def _require_pillow() -> None:
 
 
 def _fit_for(format: str, picture: object) -> "PILImage":
-    """The picture in a mode that the format, and the servers, take."""
+    """Return the image in a mode that the format and the servers accept."""
     import PIL.Image
 
     if not isinstance(picture, PIL.Image.Image):
         raise ConfigurationError(f"from_pil takes a PIL.Image.Image, not {type(picture).__name__}.")
     if picture.mode.startswith(("I", "F")):
         raise ConfigurationError(
-            f"A picture of the mode {picture.mode} has more than 8 bits; convert it to RGB first."
+            f"An image of mode {picture.mode} has more than 8 bits; convert it to RGB first."
         )
     transparent = picture.has_transparency_data
     if format == "jpeg" and transparent:
         raise ConfigurationError(
-            'jpeg knows no transparency: choose png or webp, or picture.convert("RGB") first.'
+            'jpeg has no transparency: choose png or webp, or picture.convert("RGB") first.'
         )
     if picture.mode in (("LA", "RGBA") if transparent else ("L", "RGB")):
         return picture
@@ -226,26 +264,12 @@ def _fit_for(format: str, picture: object) -> "PILImage":
         fit = picture.convert("RGBA" if transparent else "RGB")
     except ValueError:
         raise ConfigurationError(
-            f"Pillow cannot make RGB of a picture of the mode {picture.mode}; convert it first."
+            f"Pillow cannot convert mode {picture.mode} to RGB; convert it first."
         ) from None
     if picture.mode not in ("1", "L", "P", "PA", "RGB"):
-        fit.info.pop("icc_profile", None)  # it is for the colours of before
+        fit.info.pop("icc_profile", None)  # it describes the original colours
     return fit
 
 
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image
-"""A picture to send: a path, the bytes, a file opened in binary mode, or an `Image`."""
-
-
-def write_atomically(target: "Path", content: bytes) -> None:
-    """Write a file that is whole at any moment at which it exists."""
-    part = target.with_name(f".{os.urandom(8).hex()}.part")
-    try:
-        with part.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(target)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+"""An image to send: a path, bytes, a file opened in binary mode, or an `Image`."""

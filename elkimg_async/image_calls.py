@@ -251,25 +251,11 @@ class ImageCalls:
         return named(result, "edit")
 
     def _generate(
-        self,
-        prompt: Prompt,
-        fields: Mapping[str, Any],
-        stream: bool | None,
-        extra_headers: Mapping[str, str] | None,
-        extra_query: Mapping[str, Any] | None,
-        timeout: TimeoutLike | None,
-        retry: RetryLike | None,
+        self, prompt: Prompt, fields: Mapping[str, Any], stream: bool | None, *options: Any
     ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream:
         raise NotImplementedError
 
     def _edit(
-        self,
-        image: Any,
-        fields: Mapping[str, Any],
-        stream: bool | None,
-        extra_headers: Mapping[str, str] | None,
-        extra_query: Mapping[str, Any] | None,
-        timeout: TimeoutLike | None,
-        retry: RetryLike | None,
+        self, image: Any, fields: Mapping[str, Any], stream: bool | None, *options: Any
     ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream:
         raise NotImplementedError

@@ -1,8 +1,8 @@
-"""What happens to a call, as lines of the logger `elkimg_async`, and as warnings.
+"""The logger `elkimg_async`, and warnings that point at the user's own code.
 
-DEBUG has each attempt and how it ended, INFO the retries, WARNING what was lost. A line has no text that
-the caller or the server wrote, except the address and the request id: no prompt, no key, no body, nothing
-that a server says, which may quote any of them. Who wants those asks for them with a hook.
+DEBUG has each attempt and how it ended, INFO the retries, WARNING what was lost. No line holds text
+that the user or the server wrote, except the URL and the request id: no prompt, no API key, no
+body, no error message. Use a hook to see those.
 """
 
 import logging
@@ -12,48 +12,48 @@ from types import FrameType
 
 from elkimg_async import hooks
 from elkimg_async.errors import APIError, DownloadError, ElkImagesError, RequestTimeoutError
-
-logger = logging.getLogger("elkimg_async")
+from elkimg_async.hooks import logger
 
 
 class CallLog:
-    """A hook that writes the lines of one call."""
+    """A hook that logs one call."""
 
     def __init__(self) -> None:
-        self._where = ""
+        self._target = ""
         self._request_id: str | None = None
 
     def __call__(self, record: hooks.Record) -> None:
-        """Write what the record says, if it is worth a line."""
+        """Log the record if it is worth a line."""
         number = record.call
         match record:
             case hooks.RequestStarted():
-                self._where = f"{record.method} {record.url}"
+                self._target = f"{record.method} {record.url}"
             case hooks.AttemptStarted():
-                logger.debug("call %d: %s, attempt %d", number, self._where, record.attempt)
+                logger.debug("call %d: %s, attempt %d", number, self._target, record.attempt)
             case hooks.ResponseStarted():
                 self._request_id = record.request_id
                 logger.debug(
                     "call %d: status %d after %.3f s (request id: %s)",
-                    number, record.status, record.first_byte, self._request_id,
-                )  # fmt: skip
+                    *(number, record.status, record.first_byte, self._request_id),
+                )
             case hooks.RetryScheduled():
                 logger.info(
-                    "call %d: attempt %d failed: %s; the next one in %.3f s (request id: %s)",
-                    number, record.attempt, describe(record.error), record.delay, self._request_id,
-                )  # fmt: skip
+                    "call %d: attempt %d failed: %s; next attempt in %.3f s (request id: %s)",
+                    *(number, record.attempt, describe(record.error), record.delay),
+                    self._request_id,
+                )
                 self._request_id = None
             case hooks.EventSkipped():
-                logger.debug("call %d: an event is skipped: %s", number, record.reason)
+                logger.debug("call %d: event skipped: %s", number, record.reason)
             case hooks.RequestFinished():
                 logger.debug(
                     "call %d: %s after %.3f s (request id: %s)",
-                    number, _ending(record), record.elapsed, self._request_id,
-                )  # fmt: skip
+                    *(number, _ending(record), record.elapsed, self._request_id),
+                )
 
 
-class Caller:
-    """The line of the user's code that asks now, for a warning that may come later, in another task."""
+class WarningSite:
+    """The line of the user's code that called the package, for a later warning."""
 
     __slots__ = ("_file", "_line", "_module", "_registry")
 
@@ -65,11 +65,12 @@ class Caller:
         self._module = frame.f_globals.get("__name__") or "unknown"
         self._registry = frame.f_globals.setdefault("__warningregistry__", {})
 
-    def warn(self, text: str) -> None:
-        """Give a `UserWarning` as if it came from that line."""
-        warnings.warn_explicit(
-            text, UserWarning, self._file, self._line, self._module, self._registry
-        )
+    def warn(self, text: str, category: type[Warning] = UserWarning) -> None:
+        """Issue a warning as if it came from that line."""
+        warnings.warn_explicit(text, category, self._file, self._line, self._module, self._registry)
+
+    def __str__(self) -> str:
+        return f"{self._file}:{self._line}"
 
 
 def _package(frame: FrameType) -> str:
@@ -77,23 +78,25 @@ def _package(frame: FrameType) -> str:
 
 
 def log_download(url: str, seconds: float, outcome: int | BaseException) -> None:
-    """Write that an image was fetched, as so many bytes, or not; only its host, for the rest may be a secret."""
+    """Log a download of so many bytes, or its failure; of the URL only the host is logged."""
     if logger.isEnabledFor(logging.DEBUG):
         host = url.partition("://")[2].partition("/")[0].rpartition("@")[2]
         ended = f"{outcome:,} bytes" if isinstance(outcome, int) else f"failed: {describe(outcome)}"
-        logger.debug("an image from %s: %s after %.3f s", host, ended, seconds)
+        logger.debug("download from %s: %s after %.3f s", host, ended, seconds)
 
 
-def warn_of_missing(call: int, asked: int, came: int, request_id: str | None) -> None:
-    """Say that an answer ended well, with fewer images than were asked for."""
+def warn_of_missing_images(
+    call: int, requested: int, received: int, request_id: str | None
+) -> None:
+    """Log that a successful response has fewer images than were requested."""
     logger.warning(
-        "call %d: %d images were asked for, and %d came (request id: %s)",
-        call, asked, came, request_id,
-    )  # fmt: skip
+        "call %d: %d images were requested, but %d arrived (request id: %s)",
+        *(call, requested, received, request_id),
+    )
 
 
 def describe(error: BaseException) -> str:
-    """What kind of failure it is, in our own words only."""
+    """Return the kind of a failure, without any text of the server."""
     words = [type(error).__name__]
     if isinstance(error, (APIError, DownloadError)) and error.status is not None:
         words.append(str(error.status))
@@ -107,4 +110,4 @@ def describe(error: BaseException) -> str:
 def _ending(record: hooks.RequestFinished) -> str:
     if record.error is not None:
         return f"failed: {describe(record.error)}"
-    return "left" if record.result is None else f"{len(record.result)} in the answer"
+    return "closed early" if record.result is None else f"{len(record.result)} received"

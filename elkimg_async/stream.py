@@ -5,6 +5,8 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 from elkimg_async.errors import StreamStateError
+from elkimg_async.logs import WarningSite
+from elkimg_async.notebook import LiveDisplay
 from elkimg_async.sansio.decoder import ImageEvent
 from elkimg_async.sansio.responses import CompletedImage, ImagesResponse
 
@@ -12,33 +14,34 @@ T = TypeVar("T")
 
 
 class EventSource(Protocol):
-    """Where a stream gets its events from."""
+    """The call behind a stream."""
 
     async def open(self) -> None:
-        """Begin; raises where the server refuses."""
+        """Send the request until a response begins with status 2xx, or raise."""
 
     def ready_event(self) -> ImageEvent | None:
-        """The next event if it is here already, without waiting."""
+        """Return the next event if it has been decoded already, else None."""
 
     async def next_event(self) -> ImageEvent | None:
-        """The next event; None at the end of a whole answer."""
+        """Return the next event, or None when the response is complete."""
 
-    async def drain(self) -> ImagesResponse:
-        """Read what is left, and return the whole answer."""
+    async def result(self) -> ImagesResponse:
+        """Read the rest of the response, and return all of it."""
         ...
 
     def abort(self) -> None:
-        """Let go of everything at once; more than once is fine."""
+        """Release everything at once; idempotent."""
 
 
 class ImageStream:
-    """The events of one streaming call, `PartialImage` and `CompletedImage`, as they come.
+    """The events of one streaming call, `PartialImage` and `CompletedImage`, as they arrive.
 
-    Use it as `async with client.generate(…, stream=True) as stream:`, which closes the connection at the
-    end of the block whatever happens in it. `async for event in client.generate(…, stream=True):` works
-    as well, and so does `stream = await client.generate(…, stream=True)`.
+    Use it as `async with client.generate(…, stream=True) as stream:`, which closes the connection
+    at the end of the block, whatever happens in it. `async for event in client.generate(…,
+    stream=True):` works as well, and so does `stream = await client.generate(…, stream=True)`,
+    which raises an error response at once.
 
-    Iterating ends after at least one `CompletedImage`, or raises an error.
+    Iteration ends after at least one `CompletedImage`, or raises.
     """
 
     def __init__(self, source: EventSource) -> None:
@@ -48,6 +51,7 @@ class ImageStream:
         self._iterated = False
         self._failure: BaseException | None = None
         self._response: ImagesResponse | None = None
+        self._created_at = WarningSite()
 
     def __await__(self) -> Generator[Any, Any, Self]:
         return self._open().__await__()
@@ -65,7 +69,9 @@ class ImageStream:
 
     def __aiter__(self) -> Self:
         if self._iterated:
-            raise StreamStateError("A stream can be iterated once; ask for a new one.")
+            raise StreamStateError(
+                "A stream can be iterated once; call generate again for another."
+            )
         self._iterated = True
         return self
 
@@ -81,35 +87,44 @@ class ImageStream:
         return event
 
     async def result(self) -> ImagesResponse:
-        """Read what is left, and return what the batch call would have returned."""
+        """Read the rest of the stream, and return what the batch call would have returned."""
         if self._response is None:
-            self._response = await self._run(self._source.drain())
+            self._response = await self._run(self._source.result())
             self._state = "finished"
         return self._response
 
     async def display(self) -> ImagesResponse:
-        """Show the pictures in a notebook, each in the place of the one before, and return all of the answer.
+        """Show the images in a notebook, each in place of the one before, and return the response.
 
         Raises:
-            ConfigurationError: by the caller; no notebook runs here. Nothing was sent, unless the stream was open.
+            ConfigurationError: If this is not a notebook. The stream is closed then.
         """
-        from elkimg_async.notebook import LiveDisplay
-
-        place = LiveDisplay()
+        try:
+            place = LiveDisplay()
+        except BaseException:
+            await self.aclose()
+            raise
         async with self:
             async for event in self:
                 place.show(event.image, finished=isinstance(event, CompletedImage))
             return await self.result()
 
     async def aclose(self) -> None:
-        """Close the connection; more than once is fine."""
+        """Close the connection; idempotent."""
         if self._state not in ("finished", "failed"):
             self._state = "closed"
         self._source.abort()
 
     def __del__(self) -> None:
-        if getattr(self, "_state", "new") == "open":
+        state = getattr(self, "_state", "closed")
+        if state == "open":
             self._source.abort()
+        elif state == "new" and not self._iterated:
+            self._created_at.warn(
+                f"An ImageStream created at {self._created_at} was never read; use "
+                "`async with client.generate(…, stream=True) as stream:`.",
+                ResourceWarning,
+            )
 
     def __repr__(self) -> str:
         return f"<ImageStream {self._state}>"
@@ -123,7 +138,7 @@ class ImageStream:
         return self
 
     async def _run(self, step: Coroutine[Any, Any, T]) -> T:
-        """Do one step, alone; a failure or cancellation ends the stream."""
+        """Run one step, one at a time; a failure or cancellation ends the stream."""
         try:
             self._check()
         except StreamStateError:
@@ -145,12 +160,12 @@ class ImageStream:
                 return done
         finally:
             self._busy = False
-        raise StreamStateError("This stream was closed while it was being read.", billing="unknown")
+        raise StreamStateError("The stream was closed while it was being read.", billing="unknown")
 
     def _check(self) -> None:
         if self._busy:
-            raise StreamStateError("Two tasks use this stream at once; give each its own.")
+            raise StreamStateError("Two tasks are reading this stream; use one stream per task.")
         if self._state == "closed":
-            raise StreamStateError("This stream is closed; ask for a new one.")
+            raise StreamStateError("The stream is closed; call generate again for another.")
         if self._state == "failed":
-            raise StreamStateError(f"This stream has failed already: {self._failure!r}.")
+            raise StreamStateError(f"The stream has already failed: {self._failure!r}.")

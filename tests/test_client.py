@@ -1686,7 +1686,8 @@ def test_generate_returns_what_it_says() -> None:
     batch = client.generate("a boat")
     assert inspect.iscoroutine(batch)
     batch.close()
-    assert isinstance(client.generate("a boat", stream=True), ImageStream)
+    with pytest.warns(ResourceWarning, match="never read"):
+        assert isinstance(client.generate("a boat", stream=True), ImageStream)
 
 
 async def test_tasks(client: AsyncImages) -> None:

@@ -21,12 +21,12 @@ from elkimg_async.hooks import (
     AttemptStarted,
     EventReceived,
     EventSkipped,
+    Observers,
     Record,
     RequestFinished,
     RequestStarted,
     ResponseStarted,
     RetryScheduled,
-    tell,
 )
 from elkimg_async.image import Image
 from tests.helpers.canned import (
@@ -251,7 +251,7 @@ def test_hook_that_stops_the_program() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tell([stop], AttemptStarted(call=1, attempt=1))
+        Observers([stop], 1).notify(AttemptStarted, attempt=1)
 
 
 async def test_records_hold_no_key() -> None:

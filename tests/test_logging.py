@@ -54,7 +54,7 @@ def lines(log: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
     for record in log.records:
         assert record.name == "elkimg_async"
         text = re.sub(r"^call \d+: ", "", record.getMessage())
-        assert text != record.getMessage() or text.startswith("an image from")
+        assert text != record.getMessage() or text.startswith("download from")
         found.append((record.levelname, re.sub(r"\b\d+\.\d{3} s", "S s", text)))
     return found
 
@@ -80,7 +80,7 @@ async def test_success(canned: Canned, log: pytest.LogCaptureFixture, streaming:
     assert lines(log) == [
         ("DEBUG", f"POST {canned.base_url}/images/generations, attempt 1"),
         ("DEBUG", f"status 200 after S s {NAMED}"),
-        ("DEBUG", f"1 in the answer after S s {NAMED}"),
+        ("DEBUG", f"1 received after S s {NAMED}"),
     ]
 
 
@@ -92,8 +92,8 @@ async def test_stream_with_an_event_that_is_skipped(
     reply = stream(PARTIAL, strange, COMPLETED, DONE)
     assert await play(canned, reply, streaming=True) is None
     assert lines(log)[2:] == [
-        ("DEBUG", "an event is skipped: its type is not known"),
-        ("DEBUG", f"1 in the answer after S s {NAMED}"),
+        ("DEBUG", "event skipped: its type is not known"),
+        ("DEBUG", f"1 received after S s {NAMED}"),
     ]
 
 
@@ -105,7 +105,7 @@ async def test_retry(canned: Canned, log: pytest.LogCaptureFixture, streaming: b
     found = lines(log)
     assert found[2] == (
         "INFO",
-        f"attempt 1 failed: RateLimitError 429 (refused); the next one in S s {NAMED}",
+        f"attempt 1 failed: RateLimitError 429 (refused); next attempt in S s {NAMED}",
     )
     assert [text.partition(", ")[2] for _, text in found if "attempt" in text] == [
         "attempt 1", "", "attempt 2",
@@ -162,7 +162,7 @@ async def test_stream_that_is_left(canned: Canned, log: pytest.LogCaptureFixture
         client.generate(PROMPT, stream=True) as opened,
     ):
         await anext(opened)
-    assert lines(log)[-1] == ("DEBUG", f"left after S s {NAMED}")
+    assert lines(log)[-1] == ("DEBUG", f"closed early after S s {NAMED}")
 
 
 async def test_download(canned: Canned, log: pytest.LogCaptureFixture) -> None:
@@ -176,10 +176,10 @@ async def test_download(canned: Canned, log: pytest.LogCaptureFixture) -> None:
             with pytest.raises(DownloadError):
                 await second.read()
     assert lines(log)[-2:] == [
-        ("DEBUG", f"an image from 127.0.0.1:{host.port}: {len(PNG)} bytes after S s"),
+        ("DEBUG", f"download from 127.0.0.1:{host.port}: {len(PNG)} bytes after S s"),
         (
             "DEBUG",
-            f"an image from 127.0.0.1:{host.port}: failed: DownloadError 404 (billed) after S s",
+            f"download from 127.0.0.1:{host.port}: failed: DownloadError 404 (billed) after S s",
         ),
     ]
 
@@ -191,7 +191,7 @@ async def test_fewer_images_than_asked(
     """An answer that ends well with fewer images than were asked for is a warning, at the default level."""
     reply = stream(COMPLETED) if streaming else GOOD
     assert await play(canned, reply, streaming=streaming, n=3) is None
-    assert lines(caplog) == [("WARNING", f"3 images were asked for, and 1 came {NAMED}")]
+    assert lines(caplog) == [("WARNING", f"3 images were requested, but 1 arrived {NAMED}")]
 
 
 async def test_request_id_that_is_the_key(canned: Canned, log: pytest.LogCaptureFixture) -> None:

@@ -31,7 +31,8 @@ COMPLETED = CompletedImage(type="image_generation.completed", image=Image(b"whol
 class Source:
     """Gives what it is told to: events, then an exception or the end.
 
-    With `hang` it waits for `go_on` in every step; the first `ready` events are there without waiting.
+    With `hang` it waits for `go_on` in every step; the first `ready` events are there without
+    waiting.
     """
 
     def __init__(
@@ -74,8 +75,8 @@ class Source:
             raise self._failure
         return None
 
-    async def drain(self) -> ImagesResponse:
-        self.calls.append("drain")
+    async def result(self) -> ImagesResponse:
+        self.calls.append("result")
         await self._wait()
         if self._failure is not None:
             raise self._failure
@@ -146,7 +147,7 @@ async def test_result_after_iterating() -> None:
         assert [seen async for seen in stream] == [PARTIAL, COMPLETED]
         assert (await stream.result()).data == (await stream.result()).data == [COMPLETED.image]
     assert (await stream.result()).data == [COMPLETED.image]
-    assert source.calls == ["open", "next", "next", "next", "drain", "abort"]
+    assert source.calls == ["open", "next", "next", "next", "result", "abort"]
 
 
 async def test_iterating_after_result() -> None:
@@ -193,7 +194,7 @@ async def test_second_iteration(read: int) -> None:
     iterator = aiter(stream)
     for _ in range(read):
         await anext(iterator, None)
-    with pytest.raises(StreamStateError, match="iterated once; ask for a new one") as caught:
+    with pytest.raises(StreamStateError, match="iterated once; call generate again") as caught:
         aiter(stream)
     assert caught.value.billing == "not_sent"
 
@@ -205,7 +206,7 @@ async def test_two_tasks_at_once() -> None:
     first = asyncio.ensure_future(anext(stream))
     await source.waiting.wait()
     for second in (anext(stream), stream.result(), stream.__aenter__()):
-        with pytest.raises(StreamStateError, match="Two tasks use this stream at once"):
+        with pytest.raises(StreamStateError, match="Two tasks are reading this stream"):
             await second
     assert not source.aborted
     source.go_on.set()
@@ -248,7 +249,7 @@ async def test_after_close() -> None:
     async with stream:
         assert await anext(stream) == PARTIAL
     for use in (anext(stream), stream.result(), stream.__aenter__()):
-        with pytest.raises(StreamStateError, match="This stream is closed; ask for a new one"):
+        with pytest.raises(StreamStateError, match="The stream is closed; call generate again"):
             await use
 
 
@@ -297,7 +298,9 @@ async def test_failure_while_opening() -> None:
 
 
 async def test_failure_while_iterating() -> None:
-    """A failure comes after the events before it, once; after it the stream says that it has failed."""
+    """A failure comes after the events before it, once; after it the stream says that it has
+    failed.
+    """
     source = Source([PARTIAL], failure=ServerError("the upstream broke", status=500))
     stream = ImageStream(source)
     assert await anext(stream) == PARTIAL
@@ -305,7 +308,7 @@ async def test_failure_while_iterating() -> None:
         await anext(stream)
     assert source.aborted
     for use in (anext(stream), stream.result(), stream.__aenter__()):
-        with pytest.raises(StreamStateError, match=r"has failed already.*the upstream broke"):
+        with pytest.raises(StreamStateError, match=r"has already failed.*the upstream broke"):
             await use
 
 
@@ -341,7 +344,7 @@ async def test_cancellation_while_opening() -> None:
     with anyio.move_on_after(0):
         await stream
     assert source.calls == ["open", "abort"]
-    with pytest.raises(StreamStateError, match="failed already"):
+    with pytest.raises(StreamStateError, match="already failed"):
         await anext(stream)
 
 
@@ -361,9 +364,10 @@ async def test_dropping_aborts() -> None:
 
 
 async def test_dropping_without_opening() -> None:
-    """A stream that was never used does nothing when it is dropped."""
+    """A stream that was never read warns with the line that created it, and sends nothing."""
     source = Source()
-    ImageStream(source)
+    with pytest.warns(ResourceWarning, match=r"test_stream\.py:\d+ was never read"):
+        ImageStream(source)
     assert source.calls == []
 
 
@@ -430,7 +434,9 @@ async def test_left_by_exception(stalling: Canned) -> None:
 
 
 async def test_left_by_dropping(stalling: Canned) -> None:
-    """A bare loop that is left closes the connection with the stream object, while the client stays open."""
+    """A bare loop that is left closes the connection with the stream object, while the client stays
+    open.
+    """
     async with AsyncImages(KEY, base_url=stalling.base_url) as client, Left():
 
         async def leave() -> None:
@@ -443,7 +449,9 @@ async def test_left_by_dropping(stalling: Canned) -> None:
 
 @pytest.mark.parametrize("bare", [False, True])
 async def test_left_by_cancellation(stalling: Canned, bare: bool) -> None:
-    """Cancelling a task in its read of the body closes the connection and ends the task as cancelled."""
+    """Cancelling a task in its read of the body closes the connection and ends the task as
+    cancelled.
+    """
     begun = asyncio.Event()
 
     async def read(client: AsyncImages) -> None:
@@ -551,7 +559,9 @@ async def test_stream_over_the_local_server() -> None:
 
 
 async def test_closed_by_another_task(stalling: Canned) -> None:
-    """A read that is under way when another task closes the stream ends at once, with an error of ours."""
+    """A read that is under way when another task closes the stream ends at once, with an error of
+    ours.
+    """
     async with AsyncImages(KEY, base_url=stalling.base_url) as client, Left():
         stream = await client.generate("a boat", stream=True)
         await anext(stream)

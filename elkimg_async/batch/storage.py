@@ -27,7 +27,8 @@ from elkimg_async.batch.journal import (
     encode,
 )
 from elkimg_async.errors import ConfigurationError, JournalError
-from elkimg_async.image import EXTENSIONS, Image, media_type_of, write_atomically
+from elkimg_async.files import write_atomically
+from elkimg_async.image import EXTENSIONS, Image, media_type_of
 from elkimg_async.sansio.responses import Usage
 
 MANIFEST = "manifest.jsonl"

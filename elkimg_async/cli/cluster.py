@@ -23,7 +23,7 @@ from elkimg_async.batch.journal import fingerprint, read_error
 from elkimg_async.batch.planner import Desk, Order
 from elkimg_async.batch.storage import MANIFEST, ManifestLine, stem_of
 from elkimg_async.config import make_base_url
-from elkimg_async.image import write_atomically
+from elkimg_async.files import write_atomically
 from elkimg_async.ray import generate_dataset
 from elkimg_async.ray.rate import load_ray
 from elkimg_async.ray.shelf import RowRecord, Shelf

@@ -65,7 +65,7 @@ class Limiter:
         self._settle()
         return rate
 
-    def enter(self, weight: int) -> Permit:
+    def reserve(self, weight: int) -> Permit:
         """Join the queue; where nothing forbids it the permit has started, else `wait` for it.
 
         Raises:
@@ -102,24 +102,24 @@ class Limiter:
             if self._closed:
                 raise _closed()
         except BaseException:
-            self.leave(permit)
+            self.release(permit)
             raise
 
-    def answered(self, permit: Permit, limit: RateLimit | None = None) -> None:
+    def succeeded(self, permit: Permit, rate_limit: RateLimit | None = None) -> None:
         """Note a good answer, and what its rate-limit headers say."""
         with self._lock:
-            self._pacer.answered(permit, _clock(), limit)
+            self._pacer.answered(permit, _clock(), rate_limit)
             if self._loops:
                 self._work()
         if self._left:
             self._settle()
 
-    def refused(
+    def rate_limited(
         self,
         permit: Permit,
         *,
         retry_after: float | None = None,
-        limit: RateLimit | None = None,
+        rate_limit: RateLimit | None = None,
         overload: bool = False,
     ) -> None:
         """Note a refusal for which all slow down: 429, or with `overload` a server with too much to do.
@@ -128,12 +128,12 @@ class Limiter:
         """
         with self._lock:
             self._pacer.refused(
-                permit, _clock(), retry_after=retry_after, limit=limit, overload=overload
+                permit, _clock(), retry_after=retry_after, limit=rate_limit, overload=overload
             )
             self._work()
         self._settle()
 
-    def leave(self, permit: Permit) -> None:
+    def release(self, permit: Permit) -> None:
         """Give the slot, or the place in the queue, back; a second time does nothing."""
         self._left.append(permit)
         self._settle()

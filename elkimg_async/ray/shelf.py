@@ -14,7 +14,7 @@ from elkimg_async.batch.executor import Slots
 from elkimg_async.batch.journal import File, Waiting
 from elkimg_async.batch.storage import Folder
 from elkimg_async.errors import ConfigurationError
-from elkimg_async.image import write_atomically
+from elkimg_async.files import write_atomically
 from elkimg_async.ray.rows import file_stem
 from elkimg_async.sansio.responses import Usage
 

@@ -48,7 +48,7 @@ from elkimg_async.ray.shelf import RowRecord, Shelf
 from elkimg_async.sansio.requests import GenerateRequest, make_request
 from elkimg_async.sansio.responses import ImagesResponse
 from elkimg_async.sansio.retry import is_in_flight
-from elkimg_async.transport.download import connect_image
+from elkimg_async.transport.download import enable_download
 from elkimg_async.types import GenerateOptions
 
 _CLOSING = 5.0  # seconds for the connections to be closed
@@ -391,4 +391,4 @@ class _PacedImages(AsyncImages):
 
     def connect(self, image: Image) -> None:
         """Teach an image to fetch its URL."""
-        connect_image(image, self._transport, self._settings)
+        enable_download(image, self._transport, self._settings)

@@ -42,7 +42,7 @@ def check_headers(headers: Any) -> dict[str, str]:
 _FRAMING = {"content-length", "transfer-encoding"}
 
 
-def take_key(headers: dict[str, str]) -> str | None:
+def take_idempotency_key(headers: dict[str, str]) -> str | None:
     """Take the caller's own Idempotency-Key out of the headers, the last where there are several."""
     key = None
     for name in [name for name in headers if name.lower() == "idempotency-key"]:
@@ -71,7 +71,7 @@ def request_id(headers: Mapping[str, str]) -> str | None:
     return headers.get("x-oneapi-request-id") or headers.get("x-request-id") or None
 
 
-def length(headers: Mapping[str, str]) -> int:
+def content_length(headers: Mapping[str, str]) -> int:
     """The bytes that a body says it has; 0 where it does not say."""
     said = headers.get("content-length") or ""
     return int(said) if said.isascii() and said.isdigit() and len(said) < 16 else 0

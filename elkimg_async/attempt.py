@@ -1,0 +1,256 @@
+"""`Attempt`: one try of a call, from its permit to the last byte of its response.
+
+An attempt is created anew for each try, so nothing has to be reset between two of them.
+"""
+
+import contextlib
+import time
+from typing import Any, Generic
+
+import msgspec
+
+from elkimg_async import hooks
+from elkimg_async.config import Settings, TimeoutLimits
+from elkimg_async.credentials import Secret, resolve_api_key
+from elkimg_async.errors import (
+    ElkImagesError,
+    NetworkError,
+    RateLimitError,
+    RequestTimeoutError,
+    ResponseError,
+)
+from elkimg_async.ratelimit.pacing import Permit
+from elkimg_async.sansio.decoder import ImageEvent, SkippedEvent
+from elkimg_async.sansio.encode import HTTPRequest
+from elkimg_async.sansio.endpoints import Decoder, Endpoint, ResultT
+from elkimg_async.sansio.error_mapping import read_error
+from elkimg_async.sansio.headers import content_length, rate_limit, request_id
+from elkimg_async.sansio.responses import RateLimit
+from elkimg_async.transport.deadline import Deadline
+from elkimg_async.transport.download import enable_download
+from elkimg_async.transport.exchange import Exchange, Transport
+
+_MAX_ERROR_BODY = 1024 * 1024  # bytes
+_END_OF_BODY = 0.1  # seconds to wait for the end of the body after [DONE], to keep the connection
+
+
+class Plan(msgspec.Struct, Generic[ResultT], frozen=True, kw_only=True):
+    """What all attempts of a call share.
+
+    `images` is the number of images requested, 0 where the endpoint creates none.
+    """
+
+    settings: Settings
+    transport: Transport
+    endpoint: Endpoint[ResultT]
+    request: HTTPRequest
+    idempotency_key: str | None
+    stream: bool
+    limits: TimeoutLimits
+    images: int
+    observers: hooks.Observers
+
+
+class Attempt(Generic[ResultT]):
+    """One try of a call: `start`, then `next_event` until it returns None, and `close`."""
+
+    def __init__(self, plan: Plan[ResultT], number: int) -> None:
+        self._plan = plan
+        self._number = number
+        self._permit: Permit | None = None
+        self._api_key: Secret | None = None
+        self._exchange: Exchange | None = None
+        self._decoder: Decoder[ResultT] | None = None
+        self._error_body = bytearray()
+        self._sent = self._body_ended = False
+        self.first_byte = 0.0
+        """Seconds from the start of the attempt to the headers of the response."""
+        self.rate_limit: RateLimit | None = None
+        """The rate-limit headers of the response; None without any."""
+        self.delivered = False
+        """Whether an event of this attempt has reached the user, so that no other may follow."""
+
+    @property
+    def count(self) -> int:
+        """The number of attempts so far; one that is still queued does not count."""
+        return self._number if self._sent else self._number - 1
+
+    @property
+    def status(self) -> int:
+        """The HTTP status of the response; 0 before it has arrived."""
+        return self._exchange.status if self._exchange else 0
+
+    @property
+    def request_id(self) -> str | None:
+        """The server's id of the request; None when the response names none."""
+        named = request_id(self._exchange.headers) if self._exchange else None
+        return named if self._api_key is None else self._api_key.redact(named)
+
+    # --- sending --------------------------------------------------------------
+
+    async def start(self, deadline: Deadline) -> None:
+        """Wait for a permit, send the request, and check the status of the response.
+
+        Raises:
+            APIError: If the status is not 2xx.
+            NetworkError: If no response arrives.
+            ConfigurationError: If there is no API key, or the client is closed.
+        """
+        plan, settings, limits = self._plan, self._plan.settings, self._plan.limits
+        plan.transport.check_open()
+        permit = self._permit = settings.limiter.reserve(plan.images)
+        if permit.started is None:
+            await settings.limiter.wait(permit)
+        self._sent = True
+        started = time.monotonic()
+        plan.observers.notify(hooks.AttemptStarted, attempt=self._number)
+        deadline.allow("first_byte", limits.first_byte)
+        self._api_key = await resolve_api_key(settings.api_key)
+        exchange = self._exchange = plan.transport.exchange(
+            settings.url(plan.request.path),
+            plan.request,
+            api_key=self._api_key,
+            connect=limits.connect,
+        )
+        await exchange.open(deadline, first_byte=limits.first_byte, idle=limits.idle)
+        self.first_byte = time.monotonic() - started
+        self.rate_limit = rate_limit(exchange.headers)
+        plan.observers.notify(
+            hooks.ResponseStarted,
+            attempt=self._number,
+            status=exchange.status,
+            request_id=self.request_id,
+            first_byte=self.first_byte,
+        )
+        if not 200 <= exchange.status < 300:
+            deadline.allow("idle", limits.idle)
+            while len(self._error_body) < _MAX_ERROR_BODY and (chunk := await exchange.read()):
+                self._error_body += chunk
+            raise self._error_status(exchange)
+        settings.limiter.succeeded(permit, self.rate_limit)
+        self._decoder = plan.endpoint.decoder(
+            stream=plan.stream,
+            max_bytes=settings.limits.max_response_bytes,
+            length=content_length(exchange.headers),
+        )
+
+    # --- receiving ------------------------------------------------------------
+
+    @property
+    def has_event(self) -> bool:
+        """Whether `take_event` returns an event without waiting and without raising."""
+        decoder = self._decoder
+        return decoder is not None and len(decoder.events) > 0 and decoder.failure is None
+
+    def take_event(self) -> ImageEvent | None:
+        """Return the next decoded event, or None when more of the body is needed.
+
+        Raises:
+            ElkImagesError: If the body is not a valid response.
+        """
+        plan = self._plan
+        assert self._decoder is not None
+        while (event := self._decoder.next_event()) is not None:
+            if isinstance(event, SkippedEvent):
+                plan.observers.notify(hooks.EventSkipped, type=event.type, reason=event.reason)
+                continue
+            if event.image.url is not None:
+                enable_download(event.image, plan.transport, plan.settings)
+            self.delivered = True
+            plan.observers.notify(hooks.EventReceived, event=event)
+            return event
+        return None
+
+    async def next_event(self, deadline: Deadline) -> ImageEvent | None:
+        """Return the next partial or completed image, or None when the response is complete.
+
+        Raises:
+            ElkImagesError: If the body breaks off or is not a valid response.
+        """
+        exchange, decoder, limits = self._exchange, self._decoder, self._plan.limits
+        assert decoder is not None
+        deadline.allow("idle", limits.idle)
+        while (event := self.take_event()) is None:
+            if self._body_ended or exchange is None:
+                return None
+            chunk = await exchange.read()
+            if chunk and (decoder.feed(chunk) or limits.pings_count):
+                deadline.allow("idle", limits.idle)
+            if not chunk or decoder.done or exchange.at_end:
+                self._end_body()
+        return event
+
+    def result(self) -> ResultT:
+        """Return the complete response."""
+        assert self._decoder is not None
+        return self._decoder.response()
+
+    def is_complete_despite(self, failure: ElkImagesError) -> bool:
+        """Whether the response was complete before its connection failed."""
+        if not isinstance(failure, NetworkError) or self._decoder is None:
+            return False
+        if self._decoder.failure is None:
+            self._end_body()
+        return self._decoder.failure is None
+
+    def _end_body(self) -> None:
+        assert self._decoder is not None
+        self._body_ended = True
+        self._decoder.finish()
+
+    # --- ending ---------------------------------------------------------------
+
+    async def finish(self) -> None:
+        """Read the rest of the body if that is quick, so that the connection can be reused."""
+        exchange = self._exchange
+        try:
+            if exchange is not None and not exchange.at_end:
+                with contextlib.suppress(NetworkError), Deadline(_END_OF_BODY):
+                    while await exchange.read():
+                        pass
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Release the connection and the permit at once; idempotent."""
+        if self._exchange is not None:
+            self._exchange.close()
+            self._exchange = None
+        if self._permit is not None:
+            self._plan.settings.limiter.release(self._permit)
+            self._permit = None
+
+    def fail(self, failure: ElkImagesError) -> ElkImagesError:
+        """Close the attempt, and return the failure with all that is known about it.
+
+        An error status that has arrived counts for more than the connection that broke afterwards.
+        """
+        exchange = self._exchange
+        if isinstance(failure, NetworkError) and self.status and self._decoder is None:
+            assert exchange is not None
+            failure = self._error_status(exchange)
+        if isinstance(failure, RateLimitError) and self._permit is not None:
+            self._plan.settings.limiter.rate_limited(
+                self._permit, retry_after=failure.retry_after, rate_limit=self.rate_limit
+            )
+        if exchange is not None:
+            failure.locate(request_id(exchange.headers))
+            if isinstance(failure, ResponseError) and exchange.status:
+                failure.status = exchange.status
+        if isinstance(failure, RequestTimeoutError) and failure.phase is None:
+            failure.phase = exchange.phase if exchange else "connect" if self._sent else "queue"
+            failure.billing = exchange.billing if exchange else "not_sent"
+        self.close()
+        return failure
+
+    def redact(self, failure: ElkImagesError) -> None:
+        """Remove the API key from all that the failure holds."""
+        if self._api_key is not None:
+            fields: dict[str, Any] = self._api_key.redact(failure.__dict__)
+            failure.__dict__.update(fields)
+            failure.args = (failure.message,)
+
+    def _error_status(self, exchange: Exchange) -> ElkImagesError:
+        """Return what a status other than 2xx means, as far as its body has arrived."""
+        body = bytes(self._error_body[:_MAX_ERROR_BODY])
+        return read_error(exchange.status, exchange.headers, body, now=time.time())

@@ -1,0 +1,140 @@
+"""Write files that are whole at any moment at which they exist."""
+
+import asyncio
+import errno
+import os
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_NO_RENAME = {errno.EACCES, errno.EBUSY, errno.EPERM, errno.EROFS, errno.EXDEV}
+"""Why a file can be written but not replaced: a bind mount, a read-only folder."""
+_FIFO_POLL = 0.05  # seconds between two attempts to open a FIFO that has no reader yet
+
+
+async def run_in_thread(function: Callable[[threading.Event], T]) -> T:
+    """Run a function in a worker thread, and when cancelled wait until it has ended.
+
+    The function gets an event that is set on cancellation, so that it can stop early and clean up.
+    """
+    cancelled = threading.Event()
+    running = asyncio.get_running_loop().run_in_executor(None, function, cancelled)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        cancelled.set()
+        while not running.done():
+            try:
+                await asyncio.wait([running])
+            except asyncio.CancelledError:
+                continue
+        if not running.cancelled():
+            running.exception()  # mark it as retrieved
+        raise
+
+
+def write_atomically(
+    target: Path,
+    content: bytes,
+    *,
+    follow_links: bool = False,
+    overwrite: bool = True,
+    cancelled: threading.Event | None = None,
+) -> None:
+    """Write a file that appears whole or not at all, and replaces a file of the same name.
+
+    A new file is written beside the target and renamed. Where that is not possible (the target is
+    mounted by itself, or its folder is not writable), and for FIFOs and devices, the content is
+    written into the target itself.
+
+    Args:
+        target: The file. An existing one keeps its permissions.
+        content: What to write.
+        follow_links: Write through a symbolic link, to FIFOs and to devices, as a shell redirection
+            does. False replaces whatever has the name, which is right for generated names.
+        overwrite: Whether an existing file may be replaced.
+        cancelled: Stop and leave nothing behind once this is set. None: never.
+
+    Raises:
+        FileExistsError: If the file exists and `overwrite` is False.
+        FileNotFoundError: If the folder does not exist.
+        OSError: If the file cannot be written.
+    """
+    if follow_links and target.is_symlink():
+        target = target.resolve()
+    try:
+        existing = target.stat() if follow_links else target.lstat()
+    except FileNotFoundError:
+        existing = None
+        if not target.parent.is_dir():
+            raise FileNotFoundError(
+                errno.ENOENT, "The folder does not exist; create it first", str(target.parent)
+            ) from None
+    if existing is not None and not overwrite:
+        raise FileExistsError(errno.EEXIST, "The file exists already", str(target))
+    if existing is not None and stat.S_ISDIR(existing.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "The path is a folder; name a file", str(target))
+    if existing is not None and follow_links and not stat.S_ISREG(existing.st_mode):
+        _write_special(target, content, cancelled)
+        return
+    try:
+        _replace(target, content, existing, overwrite, cancelled)
+    except OSError as error:
+        if existing is None or error.errno not in _NO_RENAME:
+            raise
+        target.write_bytes(content)
+
+
+def _replace(
+    target: Path,
+    content: bytes,
+    existing: os.stat_result | None,
+    overwrite: bool,
+    cancelled: threading.Event | None,
+) -> None:
+    part = target.with_name(f".{os.urandom(8).hex()}.part")
+    try:
+        with part.open("xb") as file:
+            if existing is not None and stat.S_ISREG(existing.st_mode) and hasattr(os, "fchmod"):
+                os.fchmod(file.fileno(), stat.S_IMODE(existing.st_mode))
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if cancelled is not None and cancelled.is_set():
+            return
+        if overwrite:
+            part.replace(target)
+        else:
+            _create(part, target, content)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _create(part: Path, target: Path, content: bytes) -> None:
+    """Give the file its name unless that has been taken meanwhile."""
+    try:
+        os.link(part, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        with target.open("xb") as file:
+            file.write(content)
+
+
+def _write_special(target: Path, content: bytes, cancelled: threading.Event | None) -> None:
+    """Write to a FIFO or a device; a FIFO waits for its reader, as long as nobody cancels."""
+    while True:
+        try:
+            descriptor = os.open(target, os.O_WRONLY | getattr(os, "O_NONBLOCK", 0))
+            break
+        except OSError as error:
+            if error.errno != errno.ENXIO or cancelled is None or cancelled.wait(_FIFO_POLL):
+                raise
+    if hasattr(os, "set_blocking"):
+        os.set_blocking(descriptor, True)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)

@@ -1,0 +1,120 @@
+"""`elkimg_async.sansio.pricing`: costs by a price list and by the server's word."""
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from elkimg_async.errors import ConfigurationError
+from elkimg_async.sansio.pricing import ImagePrices, Pricing, TokenPrices, cost_of, reported_cost
+from elkimg_async.sansio.requests import GenerateRequest
+from elkimg_async.sansio.responses import TokenDetails, Usage
+
+REQUEST = GenerateRequest(prompt="a boat", model="gpt-image-1.5", n=2)
+TOKENS = TokenPrices(text_input="5", image_input="8", image_output="32")
+USAGE = Usage(
+    input_tokens=150,
+    output_tokens=2000,
+    input_tokens_details=TokenDetails(text_tokens=50, image_tokens=100),
+)
+
+
+def test_cost_of_tokens() -> None:
+    """Text, image and output tokens each have their own price per million."""
+    cost = Pricing({"gpt-image-1.5": TOKENS}).cost(REQUEST, USAGE, 2)
+    assert cost == Decimal("0.06505")
+
+
+def test_cost_of_tokens_without_details() -> None:
+    """Input tokens that the server does not divide count as text."""
+    usage = Usage(input_tokens=150, output_tokens=2000)
+    assert TOKENS.cost(REQUEST, usage, 2) == Decimal("0.06475")
+
+
+@pytest.mark.parametrize("usage", [None, Usage(), Usage(input_tokens=5)])
+def test_cost_of_tokens_that_nobody_counted(usage: Usage | None) -> None:
+    """Without counted tokens the cost is unknown, never zero."""
+    assert TOKENS.cost(REQUEST, usage, 2) is None
+
+
+def test_cost_of_an_unknown_model() -> None:
+    """A model without a price has an unknown cost."""
+    assert Pricing({"gpt-image-2": TOKENS}).cost(REQUEST, USAGE, 2) is None
+    assert Pricing({"gpt-image-2": TOKENS}).worst_case(REQUEST) is None
+
+
+def test_cost_of_the_default_model() -> None:
+    """A request without a model costs what the default model costs."""
+    request = GenerateRequest(prompt="a boat")
+    assert Pricing({"gpt-image-1.5": TOKENS}).cost(request, USAGE, 1) is not None
+
+
+@pytest.mark.parametrize(
+    ("size", "quality", "cost"),
+    [
+        ("1024x1024", "hd", "0.16"),
+        ("1024x1024", "standard", "0.08"),
+        ("1024x1024", None, "0.08"),
+        ("1792x1024", "hd", "0.24"),
+        ("1792x1024", "standard", None),
+    ],
+)
+def test_cost_per_image(size: str, quality: str | None, cost: str | None) -> None:
+    """The price of an image is that of its size and quality, where None matches any."""
+    prices = ImagePrices(
+        {
+            ("1024x1024", "hd"): "0.08",
+            ("1024x1024", None): "0.04",
+            (None, "hd"): "0.12",
+        }
+    )
+    request = GenerateRequest(prompt="a boat", model="dall-e-3", size=size, quality=quality, n=2)
+    expected = None if cost is None else Decimal(cost)
+    assert prices.cost(request, None, 2) == expected
+    assert Pricing({"dall-e-3": prices}).worst_case(request) == expected
+
+
+def test_worst_case_of_tokens() -> None:
+    """The worst case is every image at its most tokens, and the input at the higher price."""
+    prices = TokenPrices(
+        text_input="5",
+        image_input="8",
+        image_output="32",
+        max_tokens_per_image=6240,
+        max_input_tokens=1000,
+    )
+    assert prices.worst_case(REQUEST) == Decimal("0.40736")
+    assert TOKENS.worst_case(REQUEST) is None
+
+
+def test_cost_by_a_function() -> None:
+    """A function prices what a table cannot."""
+
+    def price(request: Any, usage: Usage | None) -> Decimal | None:
+        return Decimal("0.5") * request.n if usage is None else Decimal("0.25")
+
+    pricing = Pricing(price)
+    assert pricing.worst_case(REQUEST) == 1
+    assert pricing.cost(REQUEST, USAGE, 2) == Decimal("0.25")
+
+
+@pytest.mark.parametrize("price", ["a lot", "-1", "nan", True])
+def test_price_that_is_no_number(price: Any) -> None:
+    """A price that cannot be one is rejected, naming the model."""
+    with pytest.raises(ConfigurationError, match="gpt-image-1"):
+        Pricing({"gpt-image-1": TokenPrices(text_input=price)})
+    with pytest.raises(ConfigurationError, match="gpt-image-1"):
+        Pricing({"gpt-image-1": ImagePrices({(None, None): price})})
+
+
+def test_price_of_another_type() -> None:
+    """What is neither kind of price is rejected."""
+    with pytest.raises(ConfigurationError, match="TokenPrices"):
+        Pricing({"gpt-image-1": 5})  # type: ignore[dict-item]
+
+
+def test_reported_cost_without_a_report() -> None:
+    """Without the server's word and a price list the cost is unknown."""
+    assert reported_cost(USAGE) is None
+    assert cost_of(None, REQUEST, USAGE, 2) is None
+    assert cost_of(Pricing({"gpt-image-1.5": TOKENS}), REQUEST, USAGE, 2) == Decimal("0.06505")
