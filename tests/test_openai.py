@@ -1,14 +1,19 @@
-"""The public `openai` client as a second opinion: the same calls to the same server, with both clients."""
+"""The `openai` client as a second opinion: its parameters, and the same calls with both clients."""
 
 import base64
+import inspect
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import openai
 import pytest
+from openai.types import image_edit_params, image_generate_params
 
 from elkimg_async import APIError, AsyncImages, CompletedImage, PartialImage, errors
 from elkimg_async.local import LocalServer
+from elkimg_async.sansio import values
+from elkimg_async.sansio.requests import EditRequest, GenerateRequest
+from elkimg_async.types import EditOptions, GenerateOptions
 from tests.helpers.canned import DONE, KEY, PNG, Canned, answer, event, stream
 
 B64 = base64.b64encode(PNG).decode()
@@ -32,6 +37,74 @@ async def theirs(server: LocalServer) -> AsyncIterator[openai.AsyncOpenAI]:
         api_key=server.api_key, base_url=server.base_url, max_retries=0
     ) as client:
         yield client
+
+
+# --- parameters ---------------------------------------------------------------
+
+PARAMS: dict[str, Any] = {
+    "generate": image_generate_params.ImageGenerateParamsStreaming,
+    "edit": image_edit_params.ImageEditParamsStreaming,
+}
+OURS: dict[str, tuple[Any, Any]] = {
+    "generate": (GenerateRequest, GenerateOptions),
+    "edit": (EditRequest, EditOptions),
+}
+
+
+def unknown(theirs: Any, ours: Any) -> list[str]:
+    """Return the names that openai has and we do not."""
+    return sorted(set(theirs) - set(ours))
+
+
+@pytest.mark.parametrize("call", PARAMS)
+def test_parameters_are_those_of_openai(call: str) -> None:
+    """Every parameter of the installed openai is one of ours: of the call and of its request."""
+    theirs = PARAMS[call].__annotations__
+    signature = inspect.signature(getattr(AsyncImages, call)).parameters
+    request, options = OURS[call]
+    assert unknown(theirs, signature) == []
+    assert unknown(theirs, {*request.__struct_fields__, "stream"}) == []
+    assert unknown(theirs, {*options.__annotations__, "prompt", "image", "stream"}) == []
+    method = inspect.signature(getattr(openai.AsyncOpenAI(api_key=KEY).images, call)).parameters
+    assert unknown(method, signature) == []
+    assert not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in signature.values())
+    known = {name for name in signature if name not in ("self", "prompt", "image", "stream")}
+    assert known == set(options.__annotations__)
+
+
+def test_parameters_that_are_missing_are_named() -> None:
+    """The comparison names what we would lack."""
+    theirs = PARAMS["generate"].__annotations__
+    for name in theirs:
+        assert unknown(theirs, theirs.keys() - {name}) == [name]
+
+
+def literals(annotation: Any) -> set[str]:
+    """Return the texts in an annotation, wherever they stand in it."""
+    if isinstance(annotation, str):
+        return {annotation}
+    found: set[str] = set()
+    return found.union(*map(literals, get_args(annotation)))
+
+
+@pytest.mark.parametrize("call", PARAMS)
+def test_values_are_those_of_openai(call: str) -> None:
+    """Every documented value of a parameter is one that editors complete; any other text is allowed."""
+    theirs = get_type_hints(PARAMS[call])
+    ours = get_type_hints(getattr(AsyncImages, call))
+    for name, hint in theirs.items():
+        if name != "stream":
+            assert unknown(literals(hint), literals(ours[name])) == [], name
+        if literals(hint) and name != "stream":
+            assert str in get_args(ours[name]), name
+    svg = get_type_hints(image_generate_params.Svg)
+    assert set(svg) == set(get_type_hints(values.Svg))
+    assert literals(svg["reasoning"]) <= literals(values.SvgReasoning)
+    efforts = literals(get_type_hints(image_generate_params.SvgReasoning)["effort"])
+    assert efforts == literals(values.Effort)
+
+
+# --- calls ----------------------------------------------------------------------
 
 
 def plain(value: Any) -> Any:
@@ -132,6 +205,54 @@ async def test_code_that_moves_over(ours: AsyncImages, theirs: openai.AsyncOpenA
         return seen
 
     assert await use(ours.generate) == await use(theirs.images.generate)
+
+
+async def test_page_of_openai_code(server: LocalServer) -> None:
+    """Code written for openai runs with nothing but its import and its client changed."""
+
+    async def page(client: Any, timeout: Any) -> list[Any]:
+        seen: list[Any] = []
+        listed = await client.models.list()
+        seen += [model.id for model in listed.data]
+        seen += [model.id async for model in client.models.list(timeout=5)]
+        quick = client.with_options(max_retries=1, timeout=timeout)
+        image = await quick.images.generate(prompt="a boat", model="gpt-image-1.5", n=1)
+        seen.append(image.data[0].b64_json)
+        content = base64.b64decode(image.data[0].b64_json)
+        edited = await client.images.edit(
+            image=[("boat.png", content, "image/png"), ("same.png", content)],
+            prompt="a hat",
+            model="gpt-image-1.5",
+            extra_headers={"X-Team": "birds"},
+            extra_query={"trace": "1"},
+            timeout=openai.Timeout(60, connect=5),
+        )
+        seen += [edited.data[0].b64_json, edited.usage.total_tokens]
+        stream = await client.images.generate(
+            prompt="a boat", model="gpt-image-1.5", stream=True, partial_images=1
+        )
+        seen += [event.b64_json async for event in stream]
+        await client.close()
+        return seen
+
+    ours = AsyncImages(
+        api_key=server.api_key,
+        base_url=server.base_url,
+        max_retries=0,
+        timeout=openai.Timeout(600, connect=10),
+        default_headers={"X-A": "b"},
+        default_query={"v": "1"},
+    )
+    theirs = openai.AsyncOpenAI(
+        api_key=server.api_key,
+        base_url=server.base_url,
+        max_retries=0,
+        timeout=openai.Timeout(600, connect=10),
+        default_headers={"X-A": "b"},
+        default_query={"v": "1"},
+    )
+    timeout = openai.Timeout(50)
+    assert await page(ours, timeout) == await page(theirs, timeout)
 
 
 ERRORS = [

@@ -27,6 +27,11 @@ class Models(list[Model]):
 
     meta: Meta
 
+    @property
+    def data(self) -> list[Model]:
+        """The models themselves, for code written for openai."""
+        return self
+
 
 class ListingDecoder:
     """One body, fed in any split, that holds a list; it has no events."""

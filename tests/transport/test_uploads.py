@@ -1,0 +1,297 @@
+"""What `edit` accepts as an image: openai's file tuples, URLs and references; and what it sends."""
+
+import base64
+import io
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from elkimg_async import AsyncImages, EditRequest, ImageReference, InvalidRequestError
+from elkimg_async.sansio.image_headers import MAX_SHOWN, InputImage
+from elkimg_async.transport.uploads import build_edit, open_image, open_images
+from tests.helpers.calls import GOOD
+from tests.helpers.canned import KEY, Canned
+from tests.local.test_edits import mask, picture
+from tests.test_edit import parsed
+
+PNG, JPEG, WEBP = (picture(format=kind) for kind in ("PNG", "JPEG", "WEBP"))
+URL = "https://host/kitten.png?signature=1"
+TEXT = base64.b64encode(PNG).decode()
+DATA = f"data:image/png;base64,{TEXT}"
+
+
+@pytest.fixture
+async def client(canned: Canned) -> AsyncIterator[AsyncImages]:
+    async with AsyncImages(KEY, base_url=canned.base_url) as client:
+        yield client
+
+
+async def files_of(canned: Canned) -> list[tuple[str, str | None, str | None, bytes]]:
+    """The files of the last form."""
+    return [part for part in await parsed(canned.requests[-1]) if part[1] is not None]
+
+
+# --- openai's file tuples -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "media_type"),
+    [
+        (("kitten.png", PNG), "kitten.png", "image/png"),
+        (("kitten.png", PNG, "image/png"), "kitten.png", "image/png"),
+        (("kitten.png", PNG, None), "kitten.png", "image/png"),
+        (("kitten.png", PNG, "image/png", {}), "kitten.png", "image/png"),
+        (("kitten.png", io.BytesIO(PNG), "image/png"), "kitten.png", "image/png"),
+        (("kitten.png", bytearray(PNG), "image/png; charset=binary"), "kitten.png", "image/png"),
+        ((None, PNG, "image/png"), "image.png", "image/png"),
+        (("kitten", PNG), "kitten.png", "image/png"),
+        (("kitten.png", WEBP, "image/png"), "kitten.webp", "image/webp"),
+        (("a/ü \r\n.png", PNG), "a_ü __.png", "image/png"),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+async def test_file_tuple(
+    client: AsyncImages, canned: Canned, given: Any, name: str, media_type: str
+) -> None:
+    """Openai's form for an image in memory is sent under its name; its bytes decide on the type."""
+    await client.edit(given, "a hat")
+    ((param, filename, sent_type, content),) = await files_of(canned)
+    assert (param, sent_type) == ("image", media_type)
+    assert filename == name
+    assert content in (PNG, WEBP)
+
+
+async def test_file_tuple_with_a_path(client: AsyncImages, canned: Canned, tmp_path: Path) -> None:
+    """The content may be a path; several tuples and other forms may stand in one list."""
+    path = tmp_path / "x.png"
+    path.write_bytes(PNG)
+    await client.edit(
+        [("a.png", path, "image/png"), path, ("b.webp", WEBP), PNG],
+        "a hat",
+        mask=("m.png", mask(), "image/png"),
+    )
+    assert [(part[0], part[1]) for part in await files_of(canned)] == [
+        ("image[]", "a.png"),
+        ("image[]", "x.png"),
+        ("image[]", "b.webp"),
+        ("image[]", "image.png"),
+        ("mask", "m.png"),
+    ]
+
+
+async def test_file_tuple_of_an_unknown_type(client: AsyncImages, canned: Canned) -> None:
+    """The type of the tuple counts where the bytes do not show one."""
+    await client.edit(("a.heic", b"unknown", "image/heic"), "a hat", model="new")
+    assert await files_of(canned) == [("image", "a.heic", "image/heic", b"unknown")]
+
+
+async def test_tuple_of_several_images(tmp_path: Path) -> None:
+    """A tuple of images is not taken for one file."""
+    path = tmp_path / "x.png"
+    path.write_bytes(PNG)
+    for images in ((PNG, path), (str(path), str(path)), (PNG, PNG, PNG), (path, PNG, WEBP)):
+        assert len(await open_images(images, "image")) == len(images)
+    assert len(await open_images(("x.png", PNG), "image")) == 1
+
+
+async def test_file_tuple_with_headers() -> None:
+    """Headers of a part cannot be sent, and are not dropped in silence."""
+    with pytest.raises(InvalidRequestError, match="cannot have headers"):
+        await open_image(("a.png", PNG, "image/png", {"X-A": "b"}), "image")
+
+
+async def test_markup(client: AsyncImages, canned: Canned) -> None:
+    """A markup is sent as a file of its own."""
+    options = {"model": "gpt-image-2.5-flare", "moderation": "low", "safety_identifier": "s"}
+    await client.edit(PNG, "a hat", markup=mask(), **options)  # type: ignore[call-overload]
+    parts = await parsed(canned.requests[-1])
+    assert [part[:3] for part in parts if part[1]] == [
+        ("image", "image.png", "image/png"),
+        ("markup", "markup.png", "image/png"),
+    ]
+    texts = {part[0]: part[3].decode() for part in parts if part[1] is None}
+    assert texts == {"prompt": "a hat", **options}
+
+
+async def test_svg_in_a_form(client: AsyncImages, canned: Canned) -> None:
+    """The mapping `svg` becomes fields with brackets."""
+    await client.edit(
+        PNG, "a hat", output_format="svg", svg={"model": "m", "reasoning": {"effort": "low"}}
+    )
+    texts = {part[0]: part[3].decode() for part in await parsed(canned.requests[-1]) if not part[1]}
+    assert texts["svg[model]"] == "m"
+    assert texts["svg[reasoning][effort]"] == "low"
+    assert "svg" not in texts
+
+
+# --- URLs and references --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        (URL, [{"image_url": URL}]),
+        ("HTTP://host/a.png", [{"image_url": "HTTP://host/a.png"}]),
+        (DATA, [{"image_url": DATA}]),
+        (ImageReference(url=URL), [{"image_url": URL}]),
+        (ImageReference(url=DATA), [{"image_url": DATA}]),
+        (ImageReference(file_id="file-1"), [{"file_id": "file-1"}]),
+        ([URL, ImageReference(file_id="f")], [{"image_url": URL}, {"file_id": "f"}]),
+        ([URL, PNG], [{"image_url": URL}, {"image_url": DATA}]),
+        ([URL, io.BytesIO(PNG)], [{"image_url": URL}, {"image_url": DATA}]),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+async def test_reference(
+    client: AsyncImages, canned: Canned, given: Any, sent: list[dict[str, str]]
+) -> None:
+    """URLs and references go in the JSON form of the endpoint, together with the same options."""
+    await client.edit(given, "a hat", moderation="low", n=2, stream=False, user="u")
+    request = canned.requests[-1]
+    assert (request.method, request.target) == ("POST", "/v1/images/edits")
+    assert request.headers["content-type"] == "application/json"
+    assert request.headers["content-length"] == str(len(request.body))
+    assert json.loads(request.body) == {
+        "images": sent,
+        "prompt": "a hat",
+        "model": "gpt-image-1.5",
+        "n": 2,
+        "moderation": "low",
+        "user": "u",
+    }
+
+
+async def test_reference_with_a_mask(client: AsyncImages, canned: Canned, tmp_path: Path) -> None:
+    """A mask beside a reference is sent in the same JSON, read from its file."""
+    path = tmp_path / "m.png"
+    path.write_bytes(mask())
+    url = "data:image/png;base64," + base64.b64encode(mask()).decode()
+    for given, sent in (
+        (path, {"image_url": url}),
+        (url, {"image_url": url}),
+        (ImageReference(file_id="f"), {"file_id": "f"}),
+    ):
+        await client.edit(URL, "a hat", mask=given)
+        assert json.loads(canned.requests[-1].body)["mask"] == sent
+    await client.edit(PNG, "a hat", mask=ImageReference(file_id="f"))
+    assert json.loads(canned.requests[-1].body)["images"] == [{"image_url": DATA}]
+
+
+async def test_data_url_beside_a_file(client: AsyncImages, canned: Canned) -> None:
+    """A `data:` URL beside a file is decoded, and both go in the form that every server accepts."""
+    await client.edit([DATA, JPEG], "a hat")
+    assert [part[2:] for part in await files_of(canned)] == [
+        ("image/png", PNG),
+        ("image/jpeg", JPEG),
+    ]
+    await client.edit(DATA, "a hat", mask=mask())
+    assert [part[0] for part in await files_of(canned)] == ["image", "mask"]
+
+
+async def test_data_url_is_held_to_the_rules(client: AsyncImages, canned: Canned) -> None:
+    """The rules for files hold for what a `data:` URL contains."""
+    small = mask((8, 8))
+    with pytest.raises(InvalidRequestError, match="equal size"):
+        await client.edit(DATA, "a hat", mask=small)
+    gif = base64.b64encode(picture(format="GIF", mode="L")).decode()
+    with pytest.raises(InvalidRequestError, match="image/gif; choose"):
+        await client.edit(f"data:image/png;base64,{gif}", "a hat")
+    assert not canned.requests
+
+
+@pytest.mark.parametrize(
+    "url", ["data:", "data:image/png;base64", "data:image/png;base64,%%%", "data:;base64,a"]
+)
+async def test_data_url_wrong(url: str) -> None:
+    """A broken `data:` URL is rejected in one sentence."""
+    with pytest.raises(
+        InvalidRequestError, match="data: URL passed as image is not valid"
+    ) as caught:
+        await open_image(url, "image")
+    assert caught.value.__cause__ is None
+
+
+async def test_data_url_forms() -> None:
+    """A `data:` URL may have parameters, white space, percent signs, or no base64 at all."""
+    for url in (
+        DATA.replace("image/png;", "image/png;name=a.png;").replace("base64", "BASE64"),
+        f"DATA:image/png;base64,{TEXT[:40]}\n{TEXT[40:]}",
+        "data:image/png;base64," + TEXT.replace("/", "%2F").replace("+", "%2B"),
+    ):
+        image = await open_image(url, "image")
+        assert isinstance(image, InputImage)
+        assert (image.media_type, image.source) == ("image/png", PNG)
+    image = await open_image("data:image/svg+xml,%3Csvg%3E", "image")
+    assert isinstance(image, InputImage)
+    assert image.source == b"<svg>"
+
+
+async def test_markup_beside_a_reference() -> None:
+    """The JSON form has no markup, so a reference and a markup cannot go together."""
+    with pytest.raises(InvalidRequestError, match="markup can only be sent together with files"):
+        await build_edit(URL, {"prompt": "a", "markup": mask()})
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"url": URL, "file_id": "f"}, {"url": ""}, {"file_id": " "}, {"url": 5}], ids=str
+)
+def test_image_reference_wrong(fields: dict[str, Any]) -> None:
+    """A reference has either a URL or the id of a file."""
+    with pytest.raises(InvalidRequestError, match="either a url or a file_id"):
+        ImageReference(**fields)
+
+
+def test_image_reference_is_printed_shortly() -> None:
+    """Neither an image nor the signature of a URL is printed."""
+    assert repr(ImageReference(url=URL)) == "ImageReference(url='https://host/kitten.png')"
+    assert repr(ImageReference(file_id="f")) == "ImageReference(file_id='f')"
+    assert len(repr(ImageReference(url=DATA * 9))) < 2 * MAX_SHOWN
+
+
+# --- what is no path --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [PNG, JPEG, WEBP, picture(format="GIF", mode="L"), bytes(300)])
+async def test_base64_passed_as_a_path(client: AsyncImages, canned: Canned, content: bytes) -> None:
+    """Base64 text is named as such, in one short sentence without the image."""
+    text = base64.b64encode(content).decode()
+    for given in (text, text * 30):
+        with pytest.raises(InvalidRequestError, match="is base64 text, not a path") as caught:
+            await client.edit(given, "a hat")
+        assert len(str(caught.value)) < 120
+        assert caught.value.__context__ is None
+        assert text[20:60] not in repr(vars(caught.value))
+
+
+async def test_long_path_is_cut(client: AsyncImages) -> None:
+    """A path that does not exist is shown, but not more of it than a path has."""
+    with pytest.raises(InvalidRequestError, match="No such file") as caught:
+        await client.edit("give it a hat", "q.png")
+    assert "'give it a hat'" in str(caught.value)
+    with pytest.raises(InvalidRequestError, match="cannot be read") as caught:
+        await client.edit("a kitten " * 1000, "q.png")
+    assert len(str(caught.value)) < 200
+
+
+async def test_text_file_is_named(client: AsyncImages, tmp_path: Path) -> None:
+    """A file opened as text gets the advice to open it in binary mode."""
+    path = tmp_path / "x.png"
+    path.write_bytes(PNG)
+    with path.open(encoding="utf-8") as file:
+        with pytest.raises(InvalidRequestError, match="open it in binary mode"):
+            await client.edit(file, "a hat")
+
+
+async def test_ready_request(client: AsyncImages, canned: Canned) -> None:
+    """A ready `EditRequest` or a mapping of its fields stands for the arguments."""
+    canned.reply_with(GOOD)
+    for given in (
+        EditRequest("a hat", image=PNG, mask=mask(), n=2),
+        {"prompt": "a hat", "image": PNG, "mask": mask(), "n": 2},
+    ):
+        await client.edit(given, size="auto")
+        parts = await parsed(canned.requests[-1])
+        assert {part[0] for part in parts} == {"prompt", "n", "size", "model", "image", "mask"}
