@@ -18,7 +18,7 @@ from elkimg_async.sansio.decoder import ImageEvent
 from elkimg_async.sansio.endpoints import Endpoint, ResultT
 from elkimg_async.sansio.headers import check_headers, merge, take_idempotency_key, with_headers
 from elkimg_async.sansio.model_rules import validate
-from elkimg_async.sansio.requests import ImageRequest
+from elkimg_async.sansio.requests import DEFAULT_MODEL, ImageRequest
 from elkimg_async.sansio.responses import Meta
 from elkimg_async.sansio.retry import decide
 from elkimg_async.transport.deadline import Deadline
@@ -206,7 +206,7 @@ class Call(Generic[ResultT]):
         headers = merge(settings.headers, check_headers(self._extra_headers))
         request = await self._build()
         if request is not None:
-            self._model = request.model
+            self._model = request.model or DEFAULT_MODEL
             self._validate(request)
         idempotency_key = None
         if endpoint.creates_images:

@@ -37,14 +37,14 @@ from elkimg_async.config import (
 )
 from elkimg_async.credentials import NO_API_KEY, make_source
 from elkimg_async.errors import ConfigurationError, InvalidRequestError
-from elkimg_async.hooks import Hook
+from elkimg_async.hooks import Hook, logger
 from elkimg_async.image_calls import ImageCalls
 from elkimg_async.ratelimit.limiter import Limiter
 from elkimg_async.resources import ModelsAttribute, returns_awaitable
 from elkimg_async.sansio.endpoints import EDIT, GENERATE, MODELS, Endpoint
 from elkimg_async.sansio.headers import check_headers, merge
 from elkimg_async.sansio.models import Models
-from elkimg_async.sansio.requests import ImageRequest, make_request
+from elkimg_async.sansio.requests import DEFAULT_MODEL, ImageRequest, make_request
 from elkimg_async.sansio.responses import ImagesResponse
 from elkimg_async.sansio.retry import RetryBudget
 from elkimg_async.stream import ImageStream
@@ -103,15 +103,15 @@ class AsyncImages(ImageCalls):
             model: The default model of all calls. None: ELKAPI_MODEL, else gpt-image-1.5.
             timeout: Limits in seconds; a number limits the whole call. None: `Timeout()`.
             retry: When to retry; a number is how often at most. None: `RetryPolicy()`.
-            idempotency: `off` sends no Idempotency-Key; `send` sends one for each call, the same for
-                all its attempts; `replay` says that the server is known to replay its response, so
+            idempotency: `off` sends no Idempotency-Key; `send` sends one for each call, the same
+                for all attempts; `replay` says that the server is known to replay its response, so
                 that a call whose outcome is unknown may be retried.
             validate: What to do with a request that its model is known to reject: `strict` raises
                 InvalidRequestError, `warn` emits a Python warning, `off` sends it.
             limits: Limits that all calls of the client share. None: `Limits()`.
             headers: Further headers of every request. None: none.
             query: Further query parameters of every request. None: none.
-            session: A session of yours to send through; it is never closed here. None: one of our own.
+            session: A session of yours to send through, never closed here. None: one of our own.
             hooks: Functions that receive a record of everything that happens; see
                 `elkimg_async.hooks`.
             max_retries: openai's name for a number passed as `retry`.
@@ -183,8 +183,8 @@ class AsyncImages(ImageCalls):
     ) -> "AsyncImages":
         """Return a view of this client with other options, on the same connections.
 
-        None keeps what is set; `headers` and `query` are added to those of the client. Closing either
-        closes both.
+        None keeps what is set; `headers` and `query` are added to those of the client. Closing
+        either closes both.
         """
         if max_retries is not None:
             retry = make_retry(retry, max_retries)
@@ -217,12 +217,12 @@ class AsyncImages(ImageCalls):
         self,
         prompt: Prompt,
         fields: Mapping[str, Any],
-        stream: bool | None,
+        stream: bool,
         *options: Any,
     ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream:
         async def build() -> ImageRequest:
             request = make_request(prompt, fields, model=self.model)
-            self._warn_of_shutdown(request.model)
+            self._warn_of_shutdown(request.model or DEFAULT_MODEL)
             return request
 
         return self._call(GENERATE, build, stream, *options)
@@ -231,12 +231,12 @@ class AsyncImages(ImageCalls):
         self,
         image: Any,
         fields: Mapping[str, Any],
-        stream: bool | None,
+        stream: bool,
         *options: Any,
     ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream:
         async def build() -> ImageRequest:
             request = await build_edit(image, fields, model=self.model)
-            self._warn_of_shutdown(request.model)
+            self._warn_of_shutdown(request.model or DEFAULT_MODEL)
             return request
 
         return self._call(EDIT, build, stream, *options)
@@ -245,13 +245,12 @@ class AsyncImages(ImageCalls):
         self,
         endpoint: Endpoint[ImagesResponse],
         build: Callable[[], Awaitable[ImageRequest]],
-        stream: bool | None,
+        stream: bool,
         extra_headers: Mapping[str, str] | None,
         extra_query: Mapping[str, Any] | None,
         timeout: TimeoutLike | None,
         retry: RetryLike | None,
     ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream:
-        stream = False if stream is None else stream
         if not isinstance(stream, bool):
             raise InvalidRequestError("stream must be True or False.", param="stream")
         call = Call(
@@ -280,15 +279,15 @@ class AsyncImages(ImageCalls):
                 settings.shutdowns.setdefault(model.id, date)
         return models
 
-    def _warn_of_shutdown(self, model: str | None) -> None:
-        """Log a warning, once for each model, if the server has announced its end within 30 days."""
+    def _warn_of_shutdown(self, model: str) -> None:
+        """Log a warning, once for each model, if the server ends it within 30 days."""
         try:
-            end = datetime.date.fromisoformat(self._settings.shutdowns.get(model or "", "")[:10])
+            end = datetime.date.fromisoformat(self._settings.shutdowns.get(model, "")[:10])
         except ValueError:
             return
         if end <= datetime.datetime.now(datetime.UTC).date() + _SHUTDOWN_NOTICE:
-            self._settings.shutdowns[model or ""] = ""
-            logs.logger.warning(
+            self._settings.shutdowns[model] = ""
+            logger.warning(
                 "The server shuts down the model %s on %s; choose another (elkimg models).",
                 model,
                 end,
@@ -309,50 +308,55 @@ class AsyncImages(ImageCalls):
         stream: bool = False,
         **options: Unpack[GenerateOptions],
     ) -> MapRun:
-        """Make images of many requests, a bounded number at a time; one failure never stops the rest.
+        """Create images for many requests, a bounded number at a time; no failure stops the rest.
 
             async with client.map(prompts, output_dir="out", journal="run.jsonl") as run:
                 async for item in run:
                     print(item.index, item.paths if item.ok else item.error)
 
-        Entering the block starts the work; iterating gives one `MapItem` for each request; leaving it
-        cancels what is under way. What is finished and not yet taken counts towards `concurrency`, so
-        a slow loop body slows the requests, and memory stays bounded.
+        Entering the block starts the work; iterating yields one `MapItem` for each request; leaving
+        it cancels what is in flight. Items that are finished and not yet delivered count towards
+        `concurrency`, so that a slow loop body slows the requests and memory stays bounded.
 
         Args:
-            requests: Prompts, `GenerateRequest`s or mappings of their fields, in any iterable or async
-                iterable, read as needed. An iterable that is no list or the like is read in a thread of its
-                own, at most `concurrency` items ahead. An item that is no request is a failed item.
-            concurrency: How many requests are under way at a time, where the client's `limits` allow.
-            ordered: Give the items in the order of the requests instead of as they end; while a slow one
-                is waited for, at most twice as many are under way or done.
-            output_dir: A folder for the images, made when missing, with `manifest.jsonl`; the items then
-                have `paths` and no `result`. One run at a time may use it. None: the items have a `result`.
-            journal: A file that tells the same run, started again, what is left: what was not done yet, and what
-                has failed. Finished items are given at once, as `resumed` and without their `result`.
-                It belongs to these requests; more of them may follow at the end. None: none.
-            max_errors: The number of failed items that ends the run. None: they never do.
-            max_images: How many images may be paid for, those in the journal included, and those that may have
-                been made by a request that failed, or that was under way when an earlier run was left or
-                killed. Asking for that again counts anew, unless the client's `idempotency` is `replay`. None:
-                no limit.
-            max_total_tokens: The same for tokens, as far as the server tells them: the next request, and what
-                may have been made without an answer, is taken to cost what an image has cost so far; until that
-                is known, requests go one by one. None: no limit.
-            skip_failed: Leave what has failed in an earlier run as it is; its items have the error of then.
-            stream: Ask for streams, which keep connections alive through proxies that cut silent ones; only
-                finished images are used, and `partial_images=0` saves the cost of the others.
-            options: Those of `generate`: fields for requests that do not say otherwise, and headers, `timeout`
-                and `retry` for each call. Where neither these nor the client set a total time, a call
-                waits for its turn as long as it takes.
+            requests: Prompts, requests or mappings of their fields, in any iterable or async
+                iterable, read as needed. An iterator is read in a thread of its own, at most
+                `concurrency` items ahead. An item that is not a request becomes a failed item.
+            concurrency: How many requests are in flight at a time, where the client's `limits`
+                allow.
+            ordered: Yield the items in the order of the requests instead of as they finish; while a
+                slow one is pending, at most twice as many are in flight or done.
+            output_dir: A folder for the images, created if missing, with `manifest.jsonl`; items
+                then have `paths` and no `result`. One run at a time may use it. None: items have a
+                `result`.
+            journal: A file that records the run, so that the same run, started again, does only
+                what is missing or has failed. Finished items are yielded at once, as `resumed` and
+                without their `result`. It belongs to these requests; more may follow at their end.
+                None: none.
+            max_errors: The number of failed items that ends the run. None: no limit.
+            max_images: How many images may be paid for. Those in the journal count, and those that
+                a failed or interrupted request may have created; sending such a request again
+                counts again, unless `idempotency` is `replay`. None: no limit.
+            max_total_tokens: The same for tokens, as far as the server reports them. The next
+                request is taken to cost what an image has cost so far; until that is known,
+                requests are sent one by one. None: no limit.
+            skip_failed: Do not repeat what failed in an earlier run; its items carry the error
+                recorded there.
+            stream: Request streams, which keep connections alive through proxies that cut silent
+                ones; only finished images are used, and `partial_images=0` saves the cost of the
+                others.
+            options: Those of `generate`: fields for requests that do not set them, and headers,
+                query, `timeout` and `retry` for each call. Where neither these nor the client limit
+                the total time, a call waits for its turn as long as it takes.
 
         Raises:
-            ConfigurationError, InvalidRequestError: by the caller, for options that cannot work.
-            JournalError: on entering or iterating; the journal is in use, unreadable, or of other requests.
-            BatchStoppedError: on iterating, after the last item, where `max_errors`, `max_images` or
-                `max_total_tokens` ended the run before its input did.
-            BatchError: by the caller, who iterates outside the block, twice, or from two tasks; or by the
-                disk, which takes no more images.
+            ConfigurationError, InvalidRequestError: If an option cannot work.
+            JournalError: If the journal is in use, unreadable, or belongs to other requests; on
+                entering or iterating.
+            BatchStoppedError: If `max_errors`, `max_images` or `max_total_tokens` ended the run
+                before its input did; on iterating, after the last item.
+            BatchError: If the run is iterated outside the block, twice, or by two tasks, or if an
+                image cannot be written.
         """
         if unknown := options.keys() - GenerateOptions.__annotations__.keys():
             raise TypeError(f"map() got an unexpected keyword argument {min(unknown)!r}")
@@ -362,7 +366,8 @@ class AsyncImages(ImageCalls):
         settings = self._settings_with(
             defaults.pop("timeout", None), defaults.pop("retry", None), None, query
         )
-        defaults.setdefault("model", settings.model)
+        if settings.model != DEFAULT_MODEL:
+            defaults.setdefault("model", settings.model)
         timeout = settings.timeout
         if timeout.total is None:
             timeout = msgspec.structs.replace(timeout, total=math.inf)

@@ -23,7 +23,7 @@ DEFAULT_BASE_URL = "https://api.elkapi.com/v1"
 URL_VARIABLE = "ELKAPI_BASE_URL"
 MODEL_VARIABLE = "ELKAPI_MODEL"
 
-# Seconds. An image takes ten seconds to five minutes, and the server may say nothing until it is done.
+# Seconds. An image takes ten seconds to five minutes, and the server may be silent until then.
 TOTAL, CONNECT, FIRST_BYTE, IDLE, DOWNLOAD = 600.0, 10.0, 600.0, 300.0, 120.0
 
 IdempotencyMode = Literal["off", "send", "replay"]
@@ -36,7 +36,7 @@ class Timeout(msgspec.Struct, frozen=True):
     total: float | None = None
     """The whole call: queueing, every attempt, back-off and body. 600; a stream has none."""
     connect: float | None = None
-    """Finding and reaching the server, TLS included. 10. In a borrowed session: each address tried."""
+    """Finding and reaching the server, TLS included. 10. In a borrowed session: each address."""
     first_byte: float | None = None
     """From the start of an attempt to the headers of its response. 600."""
     idle: float | None = None
@@ -106,12 +106,12 @@ class RetryPolicy(msgspec.Struct, frozen=True):
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Limits that all calls of a client share; None sets no limit.
 
-    At most `max_concurrency` requests are in flight, and in each minute at most `requests_per_minute`
-    are sent and `images_per_minute` requested, where a request for n images counts n. Further calls
-    wait, first come first served, and the wait counts towards `Timeout.total`. Each attempt counts,
-    and is in flight until its response has been read to the end or closed: an open stream that is
-    not read keeps its place. Whatever is set here, the client slows down when the server answers 429,
-    and keeps to the rate limits in its headers.
+    At most `max_concurrency` requests are in flight, and in each minute at most
+    `requests_per_minute` are sent and `images_per_minute` requested, where a request for n images
+    counts n. Further calls wait, first come first served, and the wait counts towards
+    `Timeout.total`. Each attempt counts, and is in flight until its response has been read to the
+    end or closed: an open stream that is not read keeps its place. Whatever is set here, the client
+    slows down when the server answers 429, and keeps to the rate limits in its headers.
 
     `max_response_bytes` limits one response, decompressed, and one downloaded image.
     `private_downloads` allows image URLs that lead to a private, loopback or link-local address, as
@@ -140,7 +140,7 @@ class Pacing(Protocol):
 
     @property
     def rate(self) -> float:
-        """Starts for each second that are held to now; `math.inf` while nothing is known to limit them."""
+        """Requests per second that are sent now; `math.inf` while no limit is known."""
         ...
 
     def reserve(self, weight: int) -> Permit:
@@ -164,7 +164,7 @@ class Pacing(Protocol):
         """Note a 429, or with `overload` a 503."""
 
     def release(self, permit: Permit) -> None:
-        """Note that the attempt is over, or that nobody waits for its turn any more; it may be said twice."""
+        """Note that the attempt is over, or no longer waits for its turn; idempotent."""
 
     def close(self) -> None:
         """Note that the client was closed."""
@@ -210,8 +210,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 def make_timeout(timeout: object) -> Timeout:
     """Return a `Timeout`; a number of seconds or a `timedelta` is its `total`.
 
-    No default within the total is shorter than it. A `Timeout` of httpx or openai keeps its meaning:
-    no total, `connect` and `read` for each wait.
+    No default within the total is shorter than it. A `Timeout` of httpx or openai keeps its
+    meaning: no total, `connect` and `read` for each wait.
 
     Raises:
         ConfigurationError: If it is none of these.
@@ -242,7 +242,7 @@ def _from_httpx(timeout: Any) -> Timeout:
 
 
 def make_retry(retry: RetryPolicy | int | None, max_retries: int | None = None) -> RetryPolicy:
-    """Return a `RetryPolicy`; a number is its `max_retries`, for which `max_retries` is openai's name.
+    """Return a `RetryPolicy`; a number is its `max_retries`, which is also openai's name for it.
 
     Raises:
         ConfigurationError: If a value cannot work, or both are given.
@@ -283,7 +283,8 @@ def make_query(query: object) -> dict[str, Any]:
     Parameters that are None are left out.
 
     Raises:
-        ConfigurationError: If it is not a mapping of names to text, numbers, booleans or lists of them.
+        ConfigurationError: If it is not a mapping of names to text, numbers, booleans or lists of
+            them.
     """
     if query is None:
         return {}
@@ -375,7 +376,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def proxy_for(url: str) -> str | None:
-    """The proxy that the environment names for an address, or None; none for this machine itself."""
+    """Return the proxy of the environment for an address; None for none and for this machine."""
     import urllib.request
 
     parts = urlsplit(url)

@@ -37,7 +37,7 @@ class ImageCalls:
         self,
         prompt: Prompt,
         *,
-        stream: Literal[False] | None = ...,
+        stream: Literal[False] = ...,
         **options: Unpack[GenerateOptions],
     ) -> Coroutine[Any, Any, ImagesResponse]: ...
     @overload
@@ -46,7 +46,7 @@ class ImageCalls:
     ) -> ImageStream: ...
     @overload
     def generate(
-        self, prompt: Prompt, *, stream: bool | None, **options: Unpack[GenerateOptions]
+        self, prompt: Prompt, *, stream: bool, **options: Unpack[GenerateOptions]
     ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream: ...
     @returns_awaitable
     def generate(
@@ -70,7 +70,7 @@ class ImageCalls:
         frame_count: int | None = None,
         frame_duration_ms: int | None = None,
         svg: Svg | None = None,
-        stream: bool | None = False,
+        stream: bool = False,
         extra_body: Mapping[str, Any] | None = None,
         extra_query: Mapping[str, Any] | None = None,
         extra_headers: Mapping[str, str] | None = None,
@@ -85,8 +85,8 @@ class ImageCalls:
             model: None: the client's default.
             n: How many images, 1 to 10. None: the server's default, 1.
             size: `1024x1024`, `1536x1024`, `1024x1536`, `auto`, or another size of the model.
-            quality: `low`, `medium`, `high`, `auto`; `xhigh`, `max` for gpt-image-2.5; `standard`, `hd`
-                for dall-e-3. Higher quality is slower and costs more.
+            quality: `low`, `medium`, `high`, `auto`; `xhigh`, `max` for gpt-image-2.5; `standard`,
+                `hd` for dall-e-3. Higher quality is slower and costs more.
             background: `transparent` (png and webp only), `opaque` or `auto`.
             moderation: `low` or `auto`.
             style: `vivid` or `natural`, dall-e-3 only.
@@ -94,12 +94,13 @@ class ImageCalls:
             safety_identifier: A stable, hashed identifier of the end user, for abuse detection.
             output_format: `png`, `jpeg`, `webp`, `gif` or `svg`.
             output_compression: 0 to 100 per cent, jpeg and webp only.
-            partial_images: How many partial images a stream sends, 0 to 3; fewer may arrive, and each
-                costs extra tokens. None: 1 from a GPT image model.
+            partial_images: How many partial images a stream sends, 0 to 3; fewer may arrive, and
+                each costs extra tokens. None: 1 from a GPT image model.
             response_format: `url` or `b64_json`, dall-e only.
             complexity: How much planning goes into the image: `low`, `medium` or `high`.
             frame_count: Frames of a gif, 2 to 16. None: the server's default, 9.
-            frame_duration_ms: Milliseconds for each frame of a gif. None: the server's default, 200.
+            frame_duration_ms: Milliseconds for each frame of a gif. None: the server's default,
+                200.
             svg: The model that writes an svg: `{"model": …, "reasoning": {"effort": …}}`.
             stream: Whether to return an `ImageStream`, which shows images as they develop.
             extra_body: Further fields of the request's body; they win over the arguments above.
@@ -147,7 +148,7 @@ class ImageCalls:
         image: Images | EditRequest | Mapping[str, Any],
         prompt: str | None = ...,
         *,
-        stream: Literal[False] | None = ...,
+        stream: Literal[False] = ...,
         **options: Unpack[EditOptions],
     ) -> Coroutine[Any, Any, ImagesResponse]: ...
     @overload
@@ -165,7 +166,7 @@ class ImageCalls:
         image: Images | EditRequest | Mapping[str, Any],
         prompt: str | None = ...,
         *,
-        stream: bool | None,
+        stream: bool,
         **options: Unpack[EditOptions],
     ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream: ...
     @returns_awaitable
@@ -194,7 +195,7 @@ class ImageCalls:
         frame_count: int | None = None,
         frame_duration_ms: int | None = None,
         svg: Svg | None = None,
-        stream: bool | None = False,
+        stream: bool = False,
         extra_body: Mapping[str, Any] | None = None,
         extra_query: Mapping[str, Any] | None = None,
         extra_headers: Mapping[str, str] | None = None,
@@ -203,21 +204,47 @@ class ImageCalls:
     ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream:
         """Edit images as a prompt says: `await` all results, or stream them with `stream=True`.
 
-        A file is read in chunks while it is sent, in a worker thread, and again for a retry. It must
-        not change until the call is over.
+        A file is read in chunks while it is sent, in a worker thread, and again for a retry. It
+        must not change until the call is over.
 
         Args:
             image: A path, bytes, a file opened in binary mode, an `Image`, (name, content, type), a
                 `data:` or http(s) URL, an `ImageReference`, or a list of up to 16 of them. They are
-                png, webp or jpeg, and less than 50 MB each. URLs and references are sent as JSON, where
-                the server accepts that. Or a ready `EditRequest`, or a mapping of its fields.
+                png, webp or jpeg, and less than 50 MB each. URLs and references are sent as JSON,
+                where the server accepts that. Or a ready `EditRequest`, or a mapping of its fields.
             prompt: What the result shows. None: that of the `EditRequest`.
-            mask: A png of the size of the first image, under 4 MB; where it is fully transparent, the
-                image is edited. None: everywhere.
-            markup: A png with transparency and of the size of the first image, with marks that guide
-                the edit; gpt-image-2.5 only, and not together with `mask`.
-            input_fidelity: `high` keeps features such as faces closer to the image, `low` costs less.
-            model, n, size, …: All others are those of `generate`.
+            mask: A png of the size of the first image, under 4 MB; where it is fully transparent,
+                the image is edited. None: everywhere.
+            markup: A png with transparency and of the size of the first image, with marks that
+                guide the edit; gpt-image-2.5 only, and not together with `mask`.
+            input_fidelity: `high` keeps features such as faces closer to the image, `low` costs
+                less.
+            model: None: the client's default.
+            n: How many images, 1 to 10. None: the server's default, 1.
+            size: `1024x1024`, `1536x1024`, `1024x1536`, `auto`, or another size of the model.
+            quality: `low`, `medium`, `high`, `auto`; `xhigh`, `max` for gpt-image-2.5; `standard`,
+                `hd` for dall-e-3. Higher quality is slower and costs more.
+            background: `transparent` (png and webp only), `opaque` or `auto`.
+            moderation: `low` or `auto`.
+            style: `vivid` or `natural`, dall-e-3 only.
+            user: Your own name for the end user; use `safety_identifier` instead.
+            safety_identifier: A stable, hashed identifier of the end user, for abuse detection.
+            output_format: `png`, `jpeg`, `webp`, `gif` or `svg`.
+            output_compression: 0 to 100 per cent, jpeg and webp only.
+            partial_images: How many partial images a stream sends, 0 to 3; fewer may arrive, and
+                each costs extra tokens. None: 1 from a GPT image model.
+            response_format: `url` or `b64_json`, dall-e only.
+            complexity: How much planning goes into the image: `low`, `medium` or `high`.
+            frame_count: Frames of a gif, 2 to 16. None: the server's default, 9.
+            frame_duration_ms: Milliseconds for each frame of a gif. None: the server's default,
+                200.
+            svg: The model that writes an svg: `{"model": …, "reasoning": {"effort": …}}`.
+            stream: Whether to return an `ImageStream`, which shows images as they develop.
+            extra_body: Further fields of the request's body; they win over the arguments above.
+            extra_query: Further query parameters of this request.
+            extra_headers: Further headers of this request.
+            timeout: Limits of this call in seconds; a number limits all of it. None: the client's.
+            retry: When to retry this call; a number is how often. None: the client's.
 
         Raises:
             InvalidRequestError: If the request cannot be right, or a file cannot be read.
@@ -251,11 +278,11 @@ class ImageCalls:
         return named(result, "edit")
 
     def _generate(
-        self, prompt: Prompt, fields: Mapping[str, Any], stream: bool | None, *options: Any
+        self, prompt: Prompt, fields: Mapping[str, Any], stream: bool, *options: Any
     ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream:
         raise NotImplementedError
 
     def _edit(
-        self, image: Any, fields: Mapping[str, Any], stream: bool | None, *options: Any
+        self, image: Any, fields: Mapping[str, Any], stream: bool, *options: Any
     ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream:
         raise NotImplementedError

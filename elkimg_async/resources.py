@@ -1,4 +1,4 @@
-"""The attributes of a client that are objects: `models`; and what code written for openai expects."""
+"""The `models` of a client, and what mocks and warnings need to know of its calls."""
 
 import asyncio
 import inspect
@@ -93,7 +93,7 @@ class ModelsResource:
         extra_query: Mapping[str, Any] | None = None,
         timeout: TimeoutLike | None = None,
     ) -> "ModelsPage":
-        """Return the models as openai's client does: await the result, or iterate with `async for`."""
+        """Return the models as openai does: await the result, or iterate with `async for`."""
         return ModelsPage(self, extra_headers, extra_query, timeout)
 
 

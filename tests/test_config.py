@@ -65,7 +65,7 @@ def test_timeout_wrong(name: str, value: Any) -> None:
 
 
 def test_timeout_from_a_number() -> None:
-    """A number is the total, which no other default cuts short; None is the default, a Timeout itself."""
+    """A number is the total, which no other default cuts short; None is the default."""
     for seconds in (5, 900, math.inf):
         for stream in (False, True):
             limits = make_timeout(seconds).limits(stream=stream)
@@ -209,7 +209,7 @@ def test_options_of_openai() -> None:
     ],
 )
 def test_base_url_wrong(url: str, problem: str) -> None:
-    """A base URL that cannot work is refused when the client is made, with an example of a good one."""
+    """A base URL that cannot work is rejected, with an example of a correct one."""
     with pytest.raises(ConfigurationError, match=problem) as caught:
         AsyncImages(KEY, base_url=url)
     assert DEFAULT_BASE_URL in str(caught.value)
@@ -249,7 +249,7 @@ def test_base_url_with_a_query(url: str, address: str, query: str) -> None:
 
 
 def test_query_merges() -> None:
-    """The client's query adds to that of the base URL, a view's to both; None leaves a parameter out."""
+    """The client's query adds to that of the base URL, a view's to both; None is left out."""
     client = AsyncImages(
         KEY, base_url="https://host/v1?a=1&b=2", query={"b": 3, "c": None, "d": True}
     )

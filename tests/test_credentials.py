@@ -93,7 +93,7 @@ async def test_api_key_header_without_an_api_key(
 
 
 async def test_resolve_api_key_failures() -> None:
-    """A function that fails is named by the type of its exception only, whose text may hold a secret."""
+    """Of a function that fails only the type of its exception is shown, whose text may be secret."""
 
     async def fails() -> str:
         raise KeyError(KEY)

@@ -281,7 +281,7 @@ async def test_two_calls_share_a_file(client: AsyncImages, canned: Canned, tmp_p
 
 
 async def test_own_key_gives_the_same_body(client: AsyncImages, canned: Canned) -> None:
-    """Two calls with the same Idempotency-Key have the same body; without one the boundary is ever new."""
+    """Calls with the same Idempotency-Key have the same body; otherwise the boundary is new."""
     for _ in range(2):
         await client.edit(PNG, "a hat", extra_headers={"Idempotency-Key": "order-7"})
     for _ in range(2):
@@ -505,7 +505,7 @@ async def test_edit_refuses_what_the_model_refuses(
 
 
 async def test_edit_unknown_models_take_anything(client: AsyncImages, canned: Canned) -> None:
-    """A model that the table does not know gets what it is given, and so does any with validate off."""
+    """An unknown model is sent anything, and so is every model with validate off."""
     await client.edit([picture(format="GIF", mode="L")] * 17, "a", model="new", mask=picture())
     parts = await parsed(canned.requests[-1])
     assert [part[1:3] for part in parts[2:4]] == [("image.gif", "image/gif")] * 2
@@ -577,7 +577,7 @@ async def test_edit_of_an_image_behind_a_url(server: LocalServer, local: AsyncIm
 async def test_openai_sends_the_same(
     server: LocalServer, local: AsyncImages, options: dict[str, Any], several: bool
 ) -> None:
-    """The public client's edit has the same fields and files, and gets the same images and usage."""
+    """Openai's edit has the same fields and files, and returns the same images and usage."""
     square, hole = picture((64, 64)), mask((64, 64))
     if several and options.get("model") == "dall-e-2":
         several = False
@@ -672,7 +672,7 @@ def links() -> list[Path]:
 
 
 async def test_server_leaves_while_uploading(tmp_path: Path) -> None:
-    """A server that breaks off in the middle of an upload: the outcome is unknown, so it is not repeated."""
+    """If the server breaks off in the middle of an upload, the call is not repeated."""
     path = large(tmp_path, 20 << 20)
     arrived = 0
 

@@ -89,7 +89,7 @@ def literals(annotation: Any) -> set[str]:
 
 @pytest.mark.parametrize("call", PARAMS)
 def test_values_are_those_of_openai(call: str) -> None:
-    """Every documented value of a parameter is one that editors complete; any other text is allowed."""
+    """Editors complete every documented value of a parameter; any other text is allowed."""
     theirs = get_type_hints(PARAMS[call])
     ours = get_type_hints(getattr(AsyncImages, call))
     for name, hint in theirs.items():
@@ -343,7 +343,7 @@ async def test_canned_stream(with_done: bool) -> None:
 
 
 async def test_canned_json() -> None:
-    """The service's own example of an answer, with both fields in an item, is read alike by both."""
+    """The service's own example, with both fields in an item, is read alike by both."""
     body = {
         "created": 1710000000,
         "data": [{"b64_json": B64, "url": "https://host/a.png"}],

@@ -53,8 +53,8 @@ def edit(
 ) -> HTTPRequest:
     """Return `POST /images/edits` for images that are open.
 
-    It is a form, where `boundary` must not occur in any value, and what is not text is written as in
-    JSON. It is JSON where an image is a reference, or all of them are `data:` URLs.
+    It is a form, where `boundary` must not occur in any value, and what is not text is written as
+    in JSON. It is JSON where an image is a reference, or all of them are `data:` URLs.
 
     Raises:
         InvalidRequestError: If a text or the `extra_body` cannot be written.

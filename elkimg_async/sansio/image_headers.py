@@ -26,8 +26,8 @@ class InputImage(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     `name` is the file name that is sent, `size` its bytes, `width` and `height` its pixels, `alpha`
     whether it can be transparent; the last three are None where the first bytes do not show it.
-    `source` is the bytes themselves, or an object that reads them. `url` is the `data:` URL that the
-    image was given as; None for any other.
+    `source` is the bytes themselves, or an object that reads them. `url` is the `data:` URL that
+    the image was given as; None for any other.
     """
 
     name: str
@@ -52,7 +52,7 @@ class InputImage(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
 
 class ImageReference(msgspec.Struct, frozen=True):
-    """An image that the server fetches itself: an http(s) or `data:` URL, or the id of an uploaded file.
+    """An image that the server fetches itself: an http(s) or `data:` URL, or an uploaded file's id.
 
     Raises:
         InvalidRequestError: Unless exactly one of `url` and `file_id` is given, as text.
@@ -96,7 +96,8 @@ def inspect(
 ) -> InputImage:
     """Return the image of `size` bytes that begins with `head`.
 
-    `name` is that of its file, or a stem. `media_type` is used where the bytes do not show the type.
+    `name` is that of its file, or a stem. `media_type` is used where the bytes do not show the
+    type.
     """
     found = media_type_of(head)
     read = {"image/png": _png, "image/webp": _webp, "image/jpeg": _jpeg}.get(found)
@@ -114,7 +115,7 @@ def inspect(
 
 
 def file_name(name: str, media_type: str) -> str:
-    """Return the name with the extension of the type, which gateways go by, and fit for a header."""
+    """Return the name with the extension of the type, by which gateways go; fit for a header."""
     name = "".join(c if c.isprintable() else "_" for c in name).replace("/", "_")
     if media_type == UNKNOWN_TYPE:
         return name or "image"

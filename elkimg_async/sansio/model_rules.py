@@ -1,4 +1,4 @@
-"""The rules of the documented model families: one row for each, and the check of a request against it.
+"""The rules of the documented model families, and the check of a request against them.
 
 The table holds what a model is known to reject. A model without a row is never rejected: new ones
 appear every month, and the server knows better.
@@ -36,8 +36,8 @@ class FreeSizes(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         return (
-            f"auto or WIDTHxHEIGHT in multiples of {self.multiple}, no edge over {self.edge}, at most "
-            f"{self.ratio}:1, {self.min_pixels:,} to {self.max_pixels:,} pixels"
+            f"auto or WIDTHxHEIGHT in multiples of {self.multiple}, no edge over {self.edge}, "
+            f"at most {self.ratio}:1, {self.min_pixels:,} to {self.max_pixels:,} pixels"
         )
 
     def __contains__(self, size: object) -> bool:

@@ -174,7 +174,7 @@ def _make(kind: type[_Request], fields: dict[str, Any], model: str | None) -> _R
         raise InvalidRequestError(_unknown_field(kind, name), param=name)
     if fields.get("prompt") is None:
         raise InvalidRequestError("A request needs a prompt: some text.", param="prompt")
-    if model is not None and fields.get("model") is None:
+    if model not in (None, DEFAULT_MODEL) and fields.get("model") is None:
         fields["model"] = model
     images = {name: fields.pop(name) for name in _IMAGES if name in fields}
     blank = {"image": ()} if images else {}

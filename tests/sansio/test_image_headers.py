@@ -52,7 +52,7 @@ def test_inspect_reads_the_header(name: str) -> None:
 @pytest.mark.parametrize("alpha", [255, 128])
 @pytest.mark.parametrize("lossless", [True, False])
 def test_inspect_webp_with_alpha(lossless: bool, alpha: int) -> None:
-    """A WebP with translucent pixels has transparency; one whose alpha is full may do without the channel."""
+    """A WebP with translucent pixels has transparency; one that is opaque may lack the channel."""
     out = io.BytesIO()
     Pillow.new("RGBA", (300, 2), (9, 9, 9, alpha)).save(out, "WEBP", lossless=lossless)
     picture = inspect(out.getvalue(), size=1, name="kitten")

@@ -65,7 +65,7 @@ class Number(int):
 
 
 def test_request_fields() -> None:
-    """A request has the documented fields, of which only the prompt is positional, and is frozen."""
+    """A request has the documented fields, is frozen, and only its prompt is positional."""
     assert set(GenerateRequest.__struct_fields__) == {"prompt", *OPTIONS}
     request = GenerateRequest(prompt="a")
     with pytest.raises(AttributeError):
@@ -73,7 +73,7 @@ def test_request_fields() -> None:
     assert GenerateRequest("a") == request
     assert repr(request) == "GenerateRequest(prompt='a')"
     with pytest.raises(TypeError):
-        GenerateRequest("a", "m")  # type: ignore[misc] # pyright: ignore
+        GenerateRequest("a", "m")  # type: ignore[call-arg] # pyright: ignore
 
 
 @pytest.mark.parametrize(
@@ -167,10 +167,11 @@ def test_make_request_default_model() -> None:
         assert make_request(prompt, {"model": "other"}, model="m").model == "other"
     assert make_request(GenerateRequest("a", model="own"), {}, model="m").model == "own"
     assert make_edit(b"x", {"prompt": "a"}, model="m").model == "m"
+    assert make_request("a", {}, model=DEFAULT_MODEL) == GenerateRequest("a")
 
 
 def test_make_edit() -> None:
-    """Arguments, a mapping and a ready request become the same edit; its images are kept as they are."""
+    """Arguments, a mapping and a ready request become the same edit; images stay as they are."""
     image, mask = object(), b"mask"
     fields = {"image": image, "mask": mask, "prompt": "a hat", "n": 2}
     expected = EditRequest("a hat", image=image, mask=mask, n=2)
@@ -209,7 +210,7 @@ def test_make_request_prompt_of_the_wrong_type(prompt: Any) -> None:
 
 @pytest.mark.parametrize("name", ["nope", "Prompt", "stream", "", 5, None], ids=repr)
 def test_make_request_with_an_unknown_field(name: Any) -> None:
-    """A field that does not exist is rejected; the error lists the fields and where others belong."""
+    """A field that does not exist is rejected; the error lists the fields and the way out."""
     with pytest.raises(
         InvalidRequestError, match=r"prompt, model, n, .*extra_body.*metadata"
     ) as caught:

@@ -280,9 +280,11 @@ async def test_text_file_is_named(client: AsyncImages, tmp_path: Path) -> None:
     """A file opened as text gets the advice to open it in binary mode."""
     path = tmp_path / "x.png"
     path.write_bytes(PNG)
-    with path.open(encoding="utf-8") as file:
-        with pytest.raises(InvalidRequestError, match="open it in binary mode"):
-            await client.edit(file, "a hat")
+    with (
+        path.open(encoding="utf-8") as file,
+        pytest.raises(InvalidRequestError, match="open it in binary mode"),
+    ):
+        await client.edit(file, "a hat")  # type: ignore[arg-type] # pyright: ignore
 
 
 async def test_ready_request(client: AsyncImages, canned: Canned) -> None:
