@@ -77,7 +77,7 @@ def test_timeout_from_a_number() -> None:
     given = Timeout(idle=3)
     assert make_timeout(given) is given
     with pytest.raises(ConfigurationError):
-        make_timeout("5")  # type: ignore[arg-type]
+        make_timeout("5")
 
 
 def test_timeout_is_frozen() -> None:

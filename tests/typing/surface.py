@@ -3,11 +3,13 @@
 import asyncio
 import math
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, assert_type
 
 import aiohttp
 import anyio
+import httpx
 from PIL.Image import Image as PILImage
 
 import elkimg_async
@@ -30,6 +32,7 @@ from elkimg_async import (
     GenerateRequest,
     Image,
     ImageInput,
+    ImageReference,
     ImagesResponse,
     ImageStream,
     InvalidRequestError,
@@ -74,6 +77,7 @@ from elkimg_async.hooks import (
 )
 from elkimg_async.local import FAULTS, Fault, LocalServer, ReceivedRequest, ThreadedServer, parse
 from elkimg_async.otel import Telemetry
+from elkimg_async.types import InputFidelity, InputFile
 
 version: str = elkimg_async.__version__
 
@@ -114,6 +118,8 @@ def make(session: aiohttp.ClientSession) -> list[AsyncImages]:
         AsyncImages(api_key=rotating_key),
         AsyncImages(timeout=5, retry=3),
         AsyncImages(timeout=2.5, retry=0),
+        AsyncImages(timeout=timedelta(minutes=1), max_retries=3, model="gpt-image-2"),
+        AsyncImages(timeout=httpx.Timeout(5), default_headers={"X-A": "b"}, default_query={"q": 1}),
         AsyncImages(
             None,
             base_url="http://127.0.0.1:8000/v1",
@@ -125,6 +131,8 @@ def make(session: aiohttp.ClientSession) -> list[AsyncImages]:
             validate="warn",
             limits=Limits(max_response_bytes=2**20),
             headers={"X-Team": "one"},
+            query={"api-version": "1"},
+            model="any-model",
             session=session,
             hooks=[hook, a_hook, print, lambda record: None, Telemetry(capture_prompts=True)],
         ),
@@ -135,8 +143,13 @@ async def close(client: AsyncImages) -> None:
     async with client as entered:
         assert_type(entered, AsyncImages)
     assert_type(await client.aclose(), None)
+    assert_type(await client.close(), None)
     assert_type(client.base_url, str)
-    view = client.with_options(timeout=5, retry=RetryPolicy(0), headers={"X-A": "b"})
+    assert_type(client.model, str)
+    view = client.with_options(
+        timeout=5, retry=RetryPolicy(0), headers={"X-A": "b"}, query={"q": "1"}, model="flux"
+    )
+    assert_type(view.with_options(max_retries=1).images, AsyncImages)
     assert_type(view, AsyncImages)
 
 
@@ -235,7 +248,13 @@ async def every_option(client: AsyncImages) -> None:
         output_compression=80,
         partial_images=0,
         response_format="url",
+        safety_identifier="hashed",
+        complexity="high",
+        frame_count=9,
+        frame_duration_ms=200,
+        svg={"model": "gpt-5", "reasoning": {"effort": "low"}},
         extra_body={"seed": 7},
+        extra_query={"trace": 1},
         extra_headers={"X-A": "b"},
         timeout=Timeout(idle=5),
         retry=1,
@@ -255,16 +274,24 @@ async def every_option(client: AsyncImages) -> None:
         output_compression=None,
         partial_images=None,
         response_format=None,
+        safety_identifier=None,
+        complexity=None,
+        frame_count=None,
+        frame_duration_ms=None,
+        svg=None,
         extra_body=None,
+        extra_query=None,
         extra_headers=None,
         timeout=None,
         retry=None,
     )
+    other = await client.generate("a boat", size="96x96", quality="ultra", output_format="heic")
+    assert_type(other, ImagesResponse)
     assert_type(none, ImagesResponse)
 
 
 async def other_prompts(client: AsyncImages, rows: Sequence[Mapping[str, object]]) -> None:
-    request = GenerateRequest(prompt="a boat", n=2, extra_body={"seed": 7})
+    request = GenerateRequest("a boat", n=2, extra_body={"seed": 7}, svg={"model": "gpt-5"})
     assert_type(request.prompt, str)
     assert_type(request.n, int | None)
     assert_type(await client.generate(request), ImagesResponse)
@@ -408,6 +435,19 @@ async def edits(client: AsyncImages, image: Image, streaming: bool) -> None:
     assert_type(await client.edit(inputs, "a hat", mask="mask.png"), ImagesResponse)
     assert_type(await client.edit([image, b"", "a.png"], "a hat", stream=False), ImagesResponse)
     assert_type(client.edit(image, "a hat", stream=True), ImageStream)
+    tuples: list[InputFile] = [
+        ("a.png", b"", "image/png"),
+        ("a.png", b""),
+        (None, Path("a.png"), None),
+        "https://host/a.png",
+        "data:image/png;base64,",
+        ImageReference(url="https://host/a.png"),
+        ImageReference(file_id="file-1"),
+    ]
+    assert_type(await client.edit(tuples, "a hat"), ImagesResponse)
+    assert_type(await client.images.edit(image=tuples[0], prompt="a hat"), ImagesResponse)
+    assert_type(await client.edit(EditRequest("a hat", image="a.png")), ImagesResponse)
+    assert_type(await client.edit({"prompt": "a hat", "image": "a.png"}), ImagesResponse)
     assert_type(
         client.edit(image, "a hat", stream=streaming),
         Coroutine[Any, Any, ImagesResponse] | ImageStream,
@@ -415,8 +455,11 @@ async def edits(client: AsyncImages, image: Image, streaming: bool) -> None:
     await client.edit(
         await client.generate("a boat"),
         prompt="a hat",
-        mask=None,
+        mask=("mask.png", b"", "image/png"),
+        markup=None,
         input_fidelity="high",
+        moderation="low",
+        extra_query={"trace": "1"},
         model="gpt-image-1.5",
         n=1,
         size="auto",
@@ -436,13 +479,15 @@ async def edits(client: AsyncImages, image: Image, streaming: bool) -> None:
             assert_type(event, PartialImage | CompletedImage)
     models = await client.models(timeout=10, retry=1, extra_headers={"X-Team": "one"})
     assert_type(models, Models)
+    assert_type(await client.models.list(), Models)
+    assert_type([model async for model in client.models.list()], list[Model])
     assert_type(models[0], Model)
     assert_type(models.meta, Meta)
     assert_type(models[0].id, str)
     assert_type(models[0].owned_by, str | None)
     assert_type(models[0].created, int | float | None)
     assert_type(models[0].is_image, bool | None)
-    assert_type(EditRequest(image=(), prompt="a hat").input_fidelity, str | None)
+    assert_type(EditRequest(image=(), prompt="a hat").input_fidelity, InputFidelity | None)
 
 
 # --- many requests ----------------------------------------------------------
