@@ -41,7 +41,7 @@ from elkimg_async.sansio.model_rules import validate
 from elkimg_async.sansio.requests import ImageRequest
 from elkimg_async.sansio.responses import Meta, RateLimit
 from elkimg_async.sansio.retry import decide, is_transient
-from elkimg_async.transport.deadline import Watchdog
+from elkimg_async.transport.deadline import Deadline
 from elkimg_async.transport.download import connect_image
 from elkimg_async.transport.exchange import Exchange, Transport
 
@@ -81,7 +81,7 @@ class Call(Generic[AnswerT]):
         self._key: str | None = None
         self._secret: Secret | None = None
         self._request: encode.HTTPRequest | None = None
-        self._watchdog: Watchdog | None = None
+        self._deadline: Deadline | None = None
         self._exchange: Exchange | None = None
         self._weight = 1
         self._permit: Permit | None = None
@@ -128,16 +128,16 @@ class Call(Generic[AnswerT]):
             self._settings.limiter.leave(self._permit)
             self._permit = None
 
-    async def _advance(self, read: Callable[[Decoder[AnswerT], Watchdog], Awaitable[T]]) -> T:
+    async def _advance(self, read: Callable[[Decoder[AnswerT], Deadline], Awaitable[T]]) -> T:
         """The one retry loop: as many attempts as it takes until `read` has what it wants of an answer."""
         while True:
             try:
-                watchdog = self._start()
-                with watchdog:
+                deadline = self._start()
+                with deadline:
                     if self._request is None:
                         await self._prepare()
-                    decoder = self._decoder or await self._attempt(watchdog)
-                    return await read(decoder, watchdog)
+                    decoder = self._decoder or await self._attempt(deadline)
+                    return await read(decoder, deadline)
             except ElkImagesError as error:
                 failure = error
             except BaseException as error:
@@ -154,12 +154,12 @@ class Call(Generic[AnswerT]):
                     failure = self._refusal(exchange)
             await self._recover(failure)
 
-    def _start(self) -> Watchdog:
+    def _start(self) -> Deadline:
         """Let the time of the call begin, once."""
-        if self._watchdog is None:
-            self._watchdog = Watchdog(self._limits.total, soonest=self._limits.soonest)
+        if self._deadline is None:
+            self._deadline = Deadline(self._limits.total, soonest=self._limits.soonest)
             self._started = time.monotonic()
-        return self._watchdog
+        return self._deadline
 
     async def _prepare(self) -> None:
         """Check and write the request."""
@@ -197,7 +197,7 @@ class Call(Generic[AnswerT]):
             if self._caller is not None:
                 self._caller.warn(str(error))
 
-    async def _attempt(self, watchdog: Watchdog) -> Decoder[AnswerT]:
+    async def _attempt(self, deadline: Deadline) -> Decoder[AnswerT]:
         settings, limits = self._settings, self._limits
         assert self._request is not None
         self._transport.check_open()
@@ -208,7 +208,7 @@ class Call(Generic[AnswerT]):
         self._attempt_started = time.monotonic()
         if self._hooks:
             self._tell(hooks.AttemptStarted, attempt=self._attempts)
-        watchdog.allow("first_byte", limits.first_byte)
+        deadline.allow("first_byte", limits.first_byte)
         key = settings.api_key
         self._secret = key if isinstance(key, Secret) else await self._ask_for_key(key)
         exchange = self._exchange = self._transport.exchange(
@@ -217,7 +217,7 @@ class Call(Generic[AnswerT]):
             key=self._secret,
             connect=limits.connect,
         )
-        await exchange.open(watchdog, first_byte=limits.first_byte, idle=limits.idle)
+        await exchange.open(deadline, first_byte=limits.first_byte, idle=limits.idle)
         self._first_byte = time.monotonic() - self._attempt_started
         if self._hooks:
             self._tell(
@@ -229,7 +229,7 @@ class Call(Generic[AnswerT]):
             )
         self._rate_limit = rate_limit(exchange.headers)
         if not 200 <= exchange.status < 300:
-            watchdog.allow("idle", limits.idle)
+            deadline.allow("idle", limits.idle)
             while len(self._error_body) < _MAX_ERROR_BODY and (chunk := await exchange.read()):
                 self._error_body += chunk
             raise self._refusal(exchange)
@@ -268,26 +268,26 @@ class Call(Generic[AnswerT]):
         body = bytes(self._error_body[:_MAX_ERROR_BODY])
         return error_mapping.read_error(exchange.status, exchange.headers, body, now=time.time())
 
-    async def _read_nothing(self, decoder: Decoder[AnswerT], watchdog: Watchdog) -> None:
+    async def _read_nothing(self, decoder: Decoder[AnswerT], deadline: Deadline) -> None:
         """What `open` wants of an answer: that it is there."""
 
-    async def _read_event(self, decoder: Decoder[AnswerT], watchdog: Watchdog) -> ImageEvent | None:
+    async def _read_event(self, decoder: Decoder[AnswerT], deadline: Deadline) -> ImageEvent | None:
         exchange, limits = self._exchange, self._limits
-        watchdog.allow("idle", limits.idle)
+        deadline.allow("idle", limits.idle)
         while (event := self._take_event(decoder)) is None:
             if self._ended or exchange is None:
                 await self._finish(decoder)
                 break
             chunk = await exchange.read()
             if chunk and (decoder.feed(chunk) or limits.pings_count):
-                watchdog.allow("idle", limits.idle)
+                deadline.allow("idle", limits.idle)
             if not chunk or decoder.done or exchange.at_end:
                 self._ended = True
                 decoder.finish()
         return event
 
-    async def _read_all(self, decoder: Decoder[AnswerT], watchdog: Watchdog) -> AnswerT:
-        while await self._read_event(decoder, watchdog) is not None:
+    async def _read_all(self, decoder: Decoder[AnswerT], deadline: Deadline) -> AnswerT:
+        while await self._read_event(decoder, deadline) is not None:
             pass
         response = decoder.response()
         assert self._meta is not None
@@ -333,7 +333,7 @@ class Call(Generic[AnswerT]):
         )
         try:
             if not exchange.at_end:
-                with contextlib.suppress(NetworkError), Watchdog(_END_GRACE):
+                with contextlib.suppress(NetworkError), Deadline(_END_GRACE):
                     while await exchange.read():
                         pass
         finally:
@@ -350,7 +350,7 @@ class Call(Generic[AnswerT]):
         self._tell_limiter(failure)
         self._let_go()
         policy, paid = self._settings.retry, self._endpoint.paid
-        remaining = self._watchdog.remaining if self._watchdog else 0.0
+        remaining = self._deadline.remaining if self._deadline else 0.0
         delay = None
         if not self._given:
             delay = decide(

@@ -2040,7 +2040,7 @@ async def test_call_leaves_nothing_to_the_garbage_collector(
 
     def held() -> Counter[str]:
         names = (type(thing).__name__ for thing in gc.get_objects())
-        return Counter(name for name in names if name in ("Call", "Exchange", "Watchdog", "Image"))
+        return Counter(name for name in names if name in ("Call", "Exchange", "Deadline", "Image"))
 
     await ask(guest, streaming)
     gc.collect()

@@ -230,7 +230,7 @@ def test_structure_config_alone_read_the_environment(module: str) -> None:
         ("sansio.sse", "from elkimg_async.sansio import json_images", []),
         ("sansio.sse", "def f():\n    from elkimg_async import client", ["client"]),
         ("config", "from elkimg_async.sansio.encode import generate", []),
-        ("config", "from elkimg_async.transport.deadline import Watchdog", ["transport"]),
+        ("config", "from elkimg_async.transport.deadline import Deadline", ["transport"]),
         ("transport", "from elkimg_async import call", ["call"]),
         ("stream", "from elkimg_async.config import Timeout", ["config"]),
         (

@@ -2,7 +2,7 @@
 
 The HTTP library's own time-outs can be evaded: its read time-out does not cover an
 upload, is restarted by every 1xx answer, and never fires after malformed chunks. So
-every wait of a call happens inside `with watchdog`.
+every wait of a call happens inside `with deadline`.
 
 A limit is moved with every piece of a body that arrives, so moving it has to cost
 nothing: the timer stays at the soonest time at which anything can have passed, and
@@ -18,7 +18,7 @@ from typing import Self
 from elkimg_async.errors import RequestTimeoutError
 
 
-class Watchdog:
+class Deadline:
     """Ends what the current task awaits when the call's deadline, or a nearer limit, has passed.
 
     It is entered anew for each wait of a stream; the deadline counts from its creation,

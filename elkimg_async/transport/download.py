@@ -11,7 +11,7 @@ from elkimg_async.config import Settings
 from elkimg_async.errors import DownloadError, ElkImagesError, RequestTimeoutError
 from elkimg_async.image import UNKNOWN_TYPE, Image, media_type_of
 from elkimg_async.sansio import encode
-from elkimg_async.transport.deadline import Watchdog
+from elkimg_async.transport.deadline import Deadline
 from elkimg_async.transport.exchange import Exchange, Transport
 from elkimg_async.transport.network import is_public
 
@@ -41,14 +41,14 @@ async def download(
     started = time.monotonic()
     try:
         transport.check_open()
-        with Watchdog(seconds, name="download") as watchdog:
+        with Deadline(seconds, name="download") as deadline:
             public_only = not private and not await _is_private(base_url)
             for _ in range(MAX_REDIRECTS + 1):
                 _check(url, public_only)
                 exchange = transport.exchange(
                     url, _REQUEST, key=None, connect=connect, public_only=public_only
                 )
-                content, url = await _fetch(exchange, url, watchdog, max_bytes)
+                content, url = await _fetch(exchange, url, deadline, max_bytes)
                 if content is not None:
                     logs.log_download(url, time.monotonic() - started, len(content))
                     return content
@@ -115,11 +115,11 @@ def _check(url: str, public_only: bool) -> None:
 
 
 async def _fetch(
-    exchange: Exchange, url: str, watchdog: Watchdog, max_bytes: int
+    exchange: Exchange, url: str, deadline: Deadline, max_bytes: int
 ) -> tuple[bytes | None, str]:
     """The content and its address, or None and the address to go on with."""
     try:
-        await exchange.open(watchdog, first_byte=math.inf, idle=math.inf)
+        await exchange.open(deadline, first_byte=math.inf, idle=math.inf)
         location = exchange.headers.get("location")
         if exchange.status in (301, 302, 303, 307, 308) and location:
             return None, resolve(url, location)

@@ -29,7 +29,7 @@ from elkimg_async.errors import (
 )
 from elkimg_async.sansio.encode import USER_AGENT, HTTPRequest, message
 from elkimg_async.sansio.multipart import Upload
-from elkimg_async.transport.deadline import Watchdog
+from elkimg_async.transport.deadline import Deadline
 from elkimg_async.transport.session import Pool, close_later
 from elkimg_async.transport.uploads import Reader
 
@@ -203,7 +203,7 @@ class Exchange:
         """Note the connection on which the library sends the request."""
         self._sending = transport
 
-    async def open(self, watchdog: Watchdog, *, first_byte: float, idle: float) -> None:
+    async def open(self, deadline: Deadline, *, first_byte: float, idle: float) -> None:
         """Send the request and wait for the status and headers of its answer.
 
         They may take `first_byte` seconds from the end of a long upload, and otherwise from the
@@ -215,23 +215,23 @@ class Exchange:
             ConfigurationError: by the caller, who closed the client or the borrowed session.
         """
         if len(self._request.body or b"") > _LONG_UPLOAD:
-            self._watch_upload(watchdog, first_byte, idle)
+            self._watch_upload(deadline, first_byte, idle)
         else:
-            watchdog.allow("first_byte", first_byte)
+            deadline.allow("first_byte", first_byte)
         failure = await self._send()
         if failure is not None:
             raise failure
 
     def _watch_upload(
-        self, watchdog: Watchdog, first_byte: float, idle: float, before: int = -1
+        self, deadline: Deadline, first_byte: float, idle: float, before: int = -1
     ) -> None:
         """Allow more time where more than `before` bytes of the body have left."""
         if (written := self._written) > before:
-            again = functools.partial(self._watch_upload, watchdog, first_byte, idle, written)
+            again = functools.partial(self._watch_upload, deadline, first_byte, idle, written)
             if self.phase == "first_byte":
-                watchdog.allow("first_byte", first_byte, extend=again)
+                deadline.allow("first_byte", first_byte, extend=again)
             else:
-                watchdog.allow("idle", idle, extend=again)
+                deadline.allow("idle", idle, extend=again)
 
     async def read(self) -> bytes:
         """The next bytes of the body, b"" at its end.
@@ -377,7 +377,7 @@ class Exchange:
 
 @functools.lru_cache(maxsize=16)
 def _client_timeout(connect: float) -> "aiohttp.ClientTimeout":
-    """Only the limit of connecting, in seconds, not rounded; the others are the watchdog's."""
+    """Only the limit of connecting, in seconds, not rounded; the others are the deadline's."""
     import aiohttp
 
     return aiohttp.ClientTimeout(
