@@ -43,7 +43,8 @@ from elkimg_async.sansio.responses import Meta, RateLimit
 from elkimg_async.sansio.retry import decide, is_transient
 from elkimg_async.transport.deadline import Deadline
 from elkimg_async.transport.download import connect_image
-from elkimg_async.transport.exchange import Exchange, Transport
+from elkimg_async.transport.exchange import Exchange
+from elkimg_async.transport.session import Transport
 
 _END_GRACE = 0.1  # seconds for the end of the body after [DONE], so that the connection can be kept
 _MAX_ERROR_BODY = 1024 * 1024
@@ -214,7 +215,7 @@ class Call(Generic[AnswerT]):
         exchange = self._exchange = self._transport.exchange(
             settings.base_url + self._request.path,
             self._request,
-            key=self._secret,
+            api_key=self._secret,
             connect=limits.connect,
         )
         await exchange.open(deadline, first_byte=limits.first_byte, idle=limits.idle)

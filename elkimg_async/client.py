@@ -104,7 +104,7 @@ class AsyncImages:
         api_key = None  # so that the traceback of what fails below does not hold it
         from elkimg_async import call, endpoints  # asyncio and all below it, late
         from elkimg_async.ratelimit.limiter import Limiter
-        from elkimg_async.transport.exchange import Transport
+        from elkimg_async.transport.session import Transport
 
         self._call, self._endpoints = call.Call, endpoints
         policy, limits = make_retry(retry), limits or Limits()
@@ -129,7 +129,9 @@ class AsyncImages:
         )
         maker = sys._getframe(1)  # noqa: SLF001
         made_at = f"{maker.f_code.co_filename}:{maker.f_lineno}"
-        self._transport = Transport(session, made_at=made_at)
+        self._transport = Transport(
+            session, created_at=made_at, keepalive=limits.keepalive_timeout
+        )
 
     @property
     def base_url(self) -> str:

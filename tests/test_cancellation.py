@@ -19,7 +19,7 @@ import pytest
 
 from elkimg_async import AsyncImages, Image, ImagesResponse, PartialImage, RetryPolicy
 from elkimg_async.hooks import Record, RetryScheduled
-from elkimg_async.transport import connections
+from elkimg_async.transport import pool
 from tests.helpers.calls import GOOD, PARTIAL, ask, check_secret, in_both_modes
 from tests.helpers.canned import (
     KEY,
@@ -117,22 +117,18 @@ async def test_waiting_for_the_pool(
     client: AsyncImages, canned: Canned, streaming: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call that waits for a connection leaves the queue; the others and the next ones get theirs."""
-    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(pool, "MAX_CONNECTIONS", 1)
     gate = asyncio.Event()
     canned.reply_with([gate, *GOOD])
     first = asyncio.create_task(ask(client, streaming))
     await canned.wait_until(lambda: len(canned.requests) == 1)
-    waiting = [asyncio.create_task(ask(client, streaming)) for _ in range(3)]
-    (loops_pool,) = client._transport._pools.values()
-    connector: Any = loops_pool.session.connector
-    await until(lambda: sum(map(len, connector._waiters.values())) == 3)
-    await cancel(waiting[0])
-    await cancel(waiting[2])
+    waiting = [begin(client, streaming) for _ in range(3)]
+    await until(lambda: all(phase_of(call) == "connect" for _, call in waiting))
+    await cancel(waiting[0][0])
+    await cancel(waiting[2][0])
     assert len(canned.requests) == 1
     gate.set()
-    for task in (first, waiting[1]):
-        _, result = await task
-        assert len(result) == 1
+    assert len((await first)[1]) == len(await waiting[1][0]) == 1
     assert canned.accepted == canned.connections == 1
     canned.reply_with(GOOD)
     await ask(client, streaming)

@@ -53,7 +53,6 @@ from elkimg_async import (
 )
 from elkimg_async.hooks import AttemptStarted, Record, RetryScheduled
 from elkimg_async.local import FAULTS, LocalServer
-from elkimg_async.transport import connections
 from tests.helpers.calls import (
     B64,
     BUSY,
@@ -2009,27 +2008,6 @@ async def test_fault(server: LocalServer, fault: str, streaming: bool) -> None:
         if fault != "refuse":
             again = await client.generate("a boat", timeout=30, retry=QUICK)
             assert again.data == reference.data
-
-
-# The way over a connection
-
-
-@in_both_modes
-async def test_both_ways_are_the_same_to_a_server(
-    canned: Canned, monkeypatch: pytest.MonkeyPatch, streaming: bool
-) -> None:
-    """With an HTTP library that the short way does not know, the same requests leave, and the same comes back."""
-    headers = {"host": "images.example", "X-Team": "bücher"}
-    results = []
-    for short in (True, False):
-        monkeypatch.setattr(connections, "HAS_SHORT_WAY", short)
-        async with AsyncImages(
-            KEY, base_url=canned.base_url, idempotency="off", headers=headers
-        ) as client:
-            results.append((await ask(client, streaming))[1][0].content)
-    assert results == [PNG, PNG]
-    assert canned.requests[0] == canned.requests[1]
-    assert canned.requests[0].headers["host"] == "images.example"
 
 
 @in_both_modes

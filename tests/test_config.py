@@ -16,7 +16,6 @@ from elkimg_async.config import (
     make_key,
     make_retry,
     make_timeout,
-    proxy_for,
 )
 
 KEY = "sk-options-0123456789abcdef"
@@ -310,17 +309,3 @@ def test_secret_redacts(value: Any) -> None:
 def test_secret_leaves_the_rest(value: Any) -> None:
     """What does not hold the secret stays as it is."""
     assert Secret(KEY).redact(value) == value
-
-
-# --- the proxy --------------------------------------------------------------
-
-
-def test_proxy_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The proxy is the environment's for the scheme, and none for the hosts that it excepts."""
-    assert proxy_for("https://api.elkapi.com/v1") is None
-    monkeypatch.setenv("https_proxy", "http://proxy:1")
-    monkeypatch.setenv("all_proxy", "http://proxy:2")
-    monkeypatch.setenv("no_proxy", "localhost,127.0.0.1")
-    assert proxy_for("https://api.elkapi.com/v1") == "http://proxy:1"
-    assert proxy_for("http://api.elkapi.com/v1") == "http://proxy:2"
-    assert proxy_for("http://127.0.0.1:8000/v1") is None
