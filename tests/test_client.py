@@ -671,7 +671,7 @@ BAD_ANSWERS: dict[str, tuple[Reply, type[ElkImagesError], type[ElkImagesError], 
         stream(COMPLETED, event({"type": COMPLETED_TYPE, "b64_json": "!!!!"})),
         ResponseError, ResponseError, "broken",
     ),
-    "cut": ([*CUT, End.CLOSE], DisconnectedError, DisconnectedError, "before the answer was whole"),
+    "cut": ([*CUT, End.CLOSE], DisconnectedError, DisconnectedError, "before the response was complete"),
     "reset": ([*CUT, End.RESET], DisconnectedError, DisconnectedError, ""),
     "cut within the chunks": (
         [*open_stream(PARTIAL, COMPLETED[:200]), End.CLOSE],
@@ -1065,7 +1065,7 @@ async def test_closed_client(client: AsyncImages, server: LocalServer, streaming
     await client.aclose()
     await client.aclose()
     error = await failure(ConfigurationError, client, streaming)
-    assert "closed; make a new one" in str(error)
+    assert "closed; create a new one" in str(error)
     assert error.billing == "not_sent"
     assert server.connections == 0
     assert "closed" in repr(client)

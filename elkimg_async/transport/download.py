@@ -129,6 +129,8 @@ class _Fetch:
                 delay = self._delay(error, attempt, time.monotonic() - started)
                 status = error.status
             else:
+                if not content:
+                    raise DownloadError("The image host returned an empty body.", status=200)
                 if is_text(content):
                     raise DownloadError("The image host returned text, not an image.", status=200)
                 return content
@@ -235,8 +237,6 @@ def is_text(content: bytes) -> bool:
 
     Formats that are not known here count as images; SVG is one, although it is text.
     """
-    if not content:
-        return True
     if media_type_of(content) != UNKNOWN_TYPE:
         return False
     head = content[:_HEAD]

@@ -66,9 +66,7 @@ def translate(error: Exception, at: Situation) -> ElkImagesError:
             f"The response of {at.host} does not match its Content-Encoding.", billing=at.billing
         )
     if isinstance(error, (aiohttp.ClientResponseError, HttpProcessingError)):
-        return ResponseError(
-            f"The response of {at.host} is not valid HTTP.", billing=at.billing
-        )
+        return ResponseError(f"The response of {at.host} is not valid HTTP.", billing=at.billing)
     if not isinstance(error, (aiohttp.ClientError, OSError, EOFError)):
         return _unexpected(error, at)
     where = (
@@ -83,7 +81,9 @@ def translate(error: Exception, at: Situation) -> ElkImagesError:
 
 def is_lost_connection(error: Exception) -> bool:
     """Return whether the server closed the connection, rather than never having accepted it."""
-    lost = isinstance(error, (aiohttp.ServerDisconnectedError, ConnectionError, aiohttp.ClientOSError))
+    lost = isinstance(
+        error, (aiohttp.ServerDisconnectedError, ConnectionError, aiohttp.ClientOSError)
+    )
     return lost and not isinstance(error, aiohttp.ClientConnectorError)
 
 
@@ -113,7 +113,9 @@ def _unexpected(error: Exception, at: Situation) -> ElkImagesError:
     """Return the error for a Python exception that is no failure of the network."""
     name, text = type(error).__name__, str(error)
     if at.borrowed and at.billing == "not_sent" and isinstance(error, (TypeError, ValueError)):
-        message = f"The borrowed session cannot send this request: {text} ({name}). Check its settings."
+        message = (
+            f"The borrowed session cannot send this request: {text} ({name}). Check its settings."
+        )
     else:
         message = (
             f"Unexpected {name} in aiohttp {aiohttp.__version__}{_place(error)}: {text}. This is a bug, or "

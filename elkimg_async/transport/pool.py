@@ -9,8 +9,10 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
+from weakref import WeakSet
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 
 from elkimg_async.errors import Billing, ConfigurationError
 from elkimg_async.transport.deadline import Deadline
@@ -188,6 +190,8 @@ async def _lifetime(session: aiohttp.ClientSession) -> AsyncGenerator[None, None
         yield
     finally:
         _lifetimes.pop(session, None)
+        if isinstance(session.connector, _Connector):
+            session.connector.abort()
         await session.close()
 
 
@@ -232,10 +236,20 @@ def share_connector(session: aiohttp.ClientSession) -> aiohttp.ClientSession:
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Connector that never reuses a connection on which something arrived unasked.
+    """Connector that never reuses a connection on which something arrived unasked, and knows what is open.
 
     aiohttp would take a second response, sent while the connection was idle, for the response to the next request.
     """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._protocols: WeakSet[ResponseHandler] = WeakSet()
+
+    def abort(self) -> None:
+        """Close every connection at once; closing waits for blocked uploads otherwise."""
+        for protocol in list(self._protocols):
+            if protocol.transport is not None:
+                protocol.transport.abort()
 
     async def connect(
         self,
@@ -245,7 +259,10 @@ class _Connector(aiohttp.TCPConnector):
     ) -> aiohttp.connector.Connection:
         while True:
             connection = await super().connect(req, traces, timeout)
-            if connection.protocol is None or not connection.protocol.should_close:
+            protocol = connection.protocol
+            if protocol is None or not protocol.should_close:
+                if protocol is not None:
+                    self._protocols.add(protocol)
                 return connection
             connection.close()
 

@@ -26,7 +26,9 @@ from elkimg_async.transport.proxies import proxy_for
 
 _CLOSING = 5.0  # seconds for another loop to close its sessions
 
-_forgotten: list[object] = []  # sessions of a parent process; closing or collecting them would harm it
+_forgotten: list[
+    object
+] = []  # sessions of a parent process; closing or collecting them would harm it
 _closing: set[asyncio.Task[None]] = set()
 
 
@@ -133,7 +135,9 @@ class Transport:
     def __del__(self) -> None:
         if getattr(self, "_pools", None) and not self.closed and self._pid == os.getpid():
             for place, pool in self._pools.items():
-                with contextlib.suppress(RuntimeError):  # the loop is closed, and the session with it
+                with contextlib.suppress(
+                    RuntimeError
+                ):  # the loop is closed, and the session with it
                     place.loop.call_soon_threadsafe(_close_later, place.loop, pool)
             warnings.warn(
                 f"An AsyncImages created at {self._created_at} was never closed; "
@@ -157,7 +161,10 @@ class Transport:
     def _proxy(self, url: str, place: _Place) -> str | None:
         """Return the environment's proxy, unless a borrowed session has its own way to the server."""
         if self._borrowed is not None and place.kind != "own":
-            if self._borrowed.trust_env or type(self._borrowed.connector) is not aiohttp.TCPConnector:
+            if (
+                self._borrowed.trust_env
+                or type(self._borrowed.connector) is not aiohttp.TCPConnector
+            ):
                 return None
         origin = origin_of(url)
         if origin not in self._proxies:
