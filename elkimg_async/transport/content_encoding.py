@@ -84,15 +84,17 @@ class _Zlib:
     def decode(self, data: bytes) -> Iterator[bytes]:
         try:
             while True:
-                if self._inflate is None or self._inflate.eof:
+                if self._inflate is not None and self._inflate.eof:
+                    if not self._continues(data):
+                        return  # padding behind the end
+                    self._inflate = None
+                if self._inflate is None:
                     if not data:
                         return
                     self._inflate = zlib.decompressobj(self._window(data))
                 if piece := self._inflate.decompress(data, _MAX_PIECE):
                     yield piece
                 data = self._inflate.unconsumed_tail or self._inflate.unused_data
-                if self._inflate.eof and data and not self._continues(data):
-                    return  # padding behind the end
                 if not data and len(piece) < _MAX_PIECE:
                     return
         except zlib.error as error:

@@ -112,6 +112,9 @@ def _connect_error(
 def _unexpected(error: Exception, at: Situation) -> ElkImagesError:
     """Return the error for a Python exception that is no failure of the network."""
     name, text = type(error).__name__, str(error)
+    if at.borrowed and at.billing == "not_sent" and type(error).__module__ != "builtins":
+        # A connector of another package, such as aiohttp-socks, raises errors of its own.
+        return ConnectError(f"{at.host} cannot be reached: {text} ({name}).", phase="connect")
     if at.borrowed and at.billing == "not_sent" and isinstance(error, (TypeError, ValueError)):
         message = (
             f"The borrowed session cannot send this request: {text} ({name}). Check its settings."
