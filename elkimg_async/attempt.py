@@ -28,7 +28,8 @@ from elkimg_async.sansio.headers import content_length, rate_limit, request_id
 from elkimg_async.sansio.responses import RateLimit
 from elkimg_async.transport.deadline import Deadline
 from elkimg_async.transport.download import enable_download
-from elkimg_async.transport.exchange import Exchange, Transport
+from elkimg_async.transport.exchange import Exchange
+from elkimg_async.transport.session import Transport
 
 _MAX_ERROR_BODY = 1024 * 1024  # bytes
 _END_OF_BODY = 0.1  # seconds to wait for the end of the body after [DONE], to keep the connection

@@ -22,7 +22,7 @@ from elkimg_async.sansio.requests import DEFAULT_MODEL, ImageRequest
 from elkimg_async.sansio.responses import Meta
 from elkimg_async.sansio.retry import decide
 from elkimg_async.transport.deadline import Deadline
-from elkimg_async.transport.exchange import Transport
+from elkimg_async.transport.session import Transport
 
 T = TypeVar("T")
 _numbers = itertools.count(1)

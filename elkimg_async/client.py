@@ -14,9 +14,8 @@ from collections.abc import (
 from copy import copy
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack, get_args
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, get_args
 
-import aiohttp
 import msgspec
 
 from elkimg_async import logs
@@ -49,7 +48,7 @@ from elkimg_async.sansio.responses import ImagesResponse
 from elkimg_async.sansio.retry import RetryBudget
 from elkimg_async.stream import ImageStream
 from elkimg_async.transport.download import enable_download
-from elkimg_async.transport.exchange import Transport
+from elkimg_async.transport.session import Transport
 from elkimg_async.transport.uploads import build_edit
 from elkimg_async.types import (
     GenerateOptions,
@@ -58,6 +57,9 @@ from elkimg_async.types import (
     RetryLike,
     TimeoutLike,
 )
+
+if TYPE_CHECKING:
+    import aiohttp
 
 T = TypeVar("T")
 _SHUTDOWN_NOTICE = datetime.timedelta(days=30)
@@ -87,7 +89,7 @@ class AsyncImages(ImageCalls):
         limits: Limits | None = None,
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, Any] | None = None,
-        session: aiohttp.ClientSession | None = None,
+        session: "aiohttp.ClientSession | None" = None,
         hooks: Iterable[Hook] = (),
         max_retries: int | None = None,
         default_headers: Mapping[str, str] | None = None,
@@ -152,7 +154,9 @@ class AsyncImages(ImageCalls):
             ),
             shutdowns={},
         )
-        self._transport = Transport(session, made_at=str(logs.WarningSite()))
+        self._transport = Transport(
+            session, created_at=str(logs.WarningSite()), keepalive=limits.keepalive_timeout
+        )
 
     @property
     def base_url(self) -> str:

@@ -3,10 +3,11 @@
 import math
 import os
 import re
+import urllib.request
 from collections.abc import Mapping
 from datetime import timedelta
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import msgspec
@@ -116,6 +117,11 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     `max_response_bytes` limits one response, decompressed, and one downloaded image.
     `private_downloads` allows image URLs that lead to a private, loopback or link-local address, as
     is always allowed when the base URL does so itself.
+
+    `keepalive_timeout` is the number of seconds for which an idle connection is kept for the next
+    request; 0 opens a new one for each. Many servers close idle connections after five seconds, and
+    a request sent at that moment is lost. A server that announces a shorter time
+    (`Keep-Alive: timeout=N`) is respected. A borrowed session has its own setting.
     """
 
     max_concurrency: int | None = None
@@ -123,6 +129,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     images_per_minute: float | None = None
     max_response_bytes: int = 256 * 1024 * 1024
     private_downloads: bool = False
+    keepalive_timeout: float = 4.0
 
     def __post_init__(self) -> None:
         if self.max_concurrency is not None and type(self.max_concurrency) is not int:
@@ -132,6 +139,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
                 _check_number(f"Limits({name}=…)", value, unit="a number", zero=False)
         _check_number(
             "Limits(max_response_bytes=…)", self.max_response_bytes, unit="bytes", zero=False
+        )
+        _check_number(
+            "Limits(keepalive_timeout=…)", self.keepalive_timeout, unit="seconds", zero=True
         )
 
 
@@ -366,22 +376,29 @@ def _check_number(name: str, value: object, *, unit: str, zero: bool) -> None:
         raise ConfigurationError(f"{name} must be {'0 or more' if zero else 'more than 0'}.")
 
 
-def _is_loopback(host: str) -> bool:
-    import ipaddress  # late, as what else only a proxy needs
+class ProxySettings(NamedTuple):
+    """Proxies by scheme (`http`, `https`, `all`), and what goes past them."""
 
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    proxies: Mapping[str, str]
+    no_proxy: str = ""
+    """Hosts for direct connections, as written in NO_PROXY."""
+    from_environment: bool = True
+
+    def bypass(self, host: str) -> bool:
+        """Return whether the operating system's own settings exclude a host."""
+        return not self.from_environment and bool(urllib.request.proxy_bypass(host))
+
+    def variable(self, scheme: str) -> str:
+        """Return the name of the variable that a proxy comes from."""
+        name = f"{scheme}_proxy"
+        if not self.from_environment:
+            return "the system's proxy settings"
+        return name if os.environ.get(name) else name.upper()
 
 
-def proxy_for(url: str) -> str | None:
-    """Return the proxy of the environment for an address; None for none and for this machine."""
-    import urllib.request
-
-    parts = urlsplit(url)
-    proxies = urllib.request.getproxies()
-    host = parts.hostname
-    if not proxies or not host or _is_loopback(host) or urllib.request.proxy_bypass(host):
-        return None
-    return proxies.get(parts.scheme) or proxies.get("all")
+def proxy_settings() -> ProxySettings:
+    """Read the proxies from the environment, or else from the operating system."""
+    proxies = urllib.request.getproxies_environment()
+    if proxies:
+        return ProxySettings(proxies, proxies.get("no", ""))
+    return ProxySettings(urllib.request.getproxies(), from_environment=False)

@@ -210,7 +210,7 @@ class NetworkError(ElkImagesError):
 
     phase: str | None = None
     """Where it failed: `queue` (waiting for its turn within `Limits`, or while the server wants it slower),
-    `connect`, `tls` (a bad certificate), `upload`, `first_byte` or `body`."""
+    `connect`, `proxy` (it rejected the connection), `tls` (a bad certificate), `upload`, `first_byte` or `body`."""
 
 
 class ConnectError(NetworkError):
@@ -218,6 +218,14 @@ class ConnectError(NetworkError):
 
     billing: Billing = "not_sent"
     advice = "Check the base URL, the network, and the proxy settings."
+
+    def _advise(self) -> str:
+        if self.phase == "tls":
+            return (
+                "Check the server's certificate and its host name, the clock, and the authorities that this "
+                "machine trusts; SSL_CERT_FILE names a file with further ones."
+            )
+        return "Check the proxy settings." if self.phase == "proxy" else super()._advise()
 
 
 class RequestTimeoutError(NetworkError, TimeoutError):

@@ -20,19 +20,31 @@ async def run_in_thread(function: Callable[[threading.Event], T]) -> T:
     """Run a function in a worker thread, and when cancelled wait until it has ended.
 
     The function gets an event that is set on cancellation, so that it can stop early and clean up.
+    While it still waits for a free thread, cancelling it takes effect at once.
     """
-    cancelled = threading.Event()
-    running = asyncio.get_running_loop().run_in_executor(None, function, cancelled)
+    cancelled, starting = threading.Event(), threading.Lock()
+    started = False
+
+    def run() -> T:
+        nonlocal started
+        with starting:
+            if cancelled.is_set():
+                raise asyncio.CancelledError
+            started = True
+        return function(cancelled)
+
+    running = asyncio.get_running_loop().run_in_executor(None, run)
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
-        cancelled.set()
-        while not running.done():
+        with starting:
+            cancelled.set()
+        while started and not running.done():
             try:
                 await asyncio.wait([running])
             except asyncio.CancelledError:
                 continue
-        if not running.cancelled():
+        if running.done() and not running.cancelled():
             running.exception()  # mark it as retrieved
         raise
 

@@ -187,7 +187,7 @@ def test_worker_refuses_other_images(lab: Lab) -> None:
 
 
 def test_contenders_enter_only_what_they_can_do() -> None:
-    """litellm has no streams, and our map appears in the fan-out alone."""
+    """Litellm has no streams, and our map appears in the fan-out alone."""
     assert not CONTENDERS["litellm"].enters(streaming=True, fan_out=False)
     assert CONTENDERS[OURS].enters(streaming=True, fan_out=False)
     assert CONTENDERS[OUR_MAP].enters(streaming=False, fan_out=True)

@@ -10,16 +10,16 @@ import socket
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-import anyio.to_thread
 import pytest
 
 from elkimg_async import AsyncImages, Image, ImagesResponse, PartialImage, RetryPolicy
 from elkimg_async.hooks import Record, RetryScheduled
-from elkimg_async.transport import connections
+from elkimg_async.transport import pool
 from tests.helpers.calls import GOOD, PARTIAL, ask, check_secret, in_both_modes
 from tests.helpers.canned import (
     KEY,
@@ -117,22 +117,18 @@ async def test_waiting_for_the_pool(
     client: AsyncImages, canned: Canned, streaming: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call that waits for a connection leaves the queue; the others and the next ones get theirs."""
-    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(pool, "MAX_CONNECTIONS", 1)
     gate = asyncio.Event()
     canned.reply_with([gate, *GOOD])
     first = asyncio.create_task(ask(client, streaming))
     await canned.wait_until(lambda: len(canned.requests) == 1)
-    waiting = [asyncio.create_task(ask(client, streaming)) for _ in range(3)]
-    (loops_pool,) = client._transport._pools.values()
-    connector: Any = loops_pool.session.connector
-    await until(lambda: sum(map(len, connector._waiters.values())) == 3)
-    await cancel(waiting[0])
-    await cancel(waiting[2])
+    waiting = [begin(client, streaming) for _ in range(3)]
+    await until(lambda: all(phase_of(call) == "connect" for _, call in waiting))
+    await cancel(waiting[0][0])
+    await cancel(waiting[2][0])
     assert len(canned.requests) == 1
     gate.set()
-    for task in (first, waiting[1]):
-        _, result = await task
-        assert len(result) == 1
+    assert len((await first)[1]) == len(await waiting[1][0]) == 1
     assert canned.accepted == canned.connections == 1
     canned.reply_with(GOOD)
     await ask(client, streaming)
@@ -247,7 +243,8 @@ def begin(
 
 def phase_of(call: Any) -> str | None:
     """Where its attempt stands; None before the first."""
-    return None if call._exchange is None else call._exchange.phase
+    attempt = call._attempt
+    return None if attempt is None or attempt._exchange is None else attempt._exchange.phase
 
 
 @pytest.mark.parametrize("way", ["next", "result", "open"])
@@ -353,18 +350,18 @@ async def test_downloading(
 
 
 async def test_saving_before_a_thread_is_free(tmp_path: Path) -> None:
-    """A save that waits for a thread writes nothing."""
-    limiter = anyio.to_thread.current_default_thread_limiter()
-    tokens, limiter.total_tokens = limiter.total_tokens, 1
-    holder = object()
-    await limiter.acquire_on_behalf_of(holder)
+    """A save that waits for a thread is cancelled at once, and writes nothing."""
+    executor, go_on = ThreadPoolExecutor(1), threading.Event()
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(executor)
+    holder = loop.run_in_executor(None, go_on.wait)
     try:
         task = asyncio.create_task(Image(PNG).save(tmp_path / "boat"))
-        await until(lambda: limiter.statistics().tasks_waiting == 1)
+        await until(lambda: executor._work_queue.qsize() == 1)
         await cancel(task)
     finally:
-        limiter.release_on_behalf_of(holder)
-        limiter.total_tokens = tokens
+        go_on.set()
+        await holder
     assert not list(tmp_path.iterdir())
     assert (await Image(PNG).save(tmp_path / "boat")).read_bytes() == PNG
 

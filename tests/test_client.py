@@ -53,7 +53,6 @@ from elkimg_async import (
 )
 from elkimg_async.hooks import AttemptStarted, Record, RetryScheduled
 from elkimg_async.local import FAULTS, LocalServer
-from elkimg_async.transport import connections
 from tests.helpers.calls import (
     B64,
     BUSY,
@@ -672,7 +671,7 @@ BAD_ANSWERS: dict[str, tuple[Reply, type[ElkImagesError], type[ElkImagesError], 
         stream(COMPLETED, event({"type": COMPLETED_TYPE, "b64_json": "!!!!"})),
         ResponseError, ResponseError, "broken",
     ),
-    "cut": ([*CUT, End.CLOSE], DisconnectedError, DisconnectedError, "before the answer was whole"),
+    "cut": ([*CUT, End.CLOSE], DisconnectedError, DisconnectedError, "before the response was complete"),
     "reset": ([*CUT, End.RESET], DisconnectedError, DisconnectedError, ""),
     "cut within the chunks": (
         [*open_stream(PARTIAL, COMPLETED[:200]), End.CLOSE],
@@ -1066,7 +1065,7 @@ async def test_closed_client(client: AsyncImages, server: LocalServer, streaming
     await client.aclose()
     await client.aclose()
     error = await failure(ConfigurationError, client, streaming)
-    assert "closed; make a new one" in str(error)
+    assert "closed; create a new one" in str(error)
     assert error.billing == "not_sent"
     assert server.connections == 0
     assert "closed" in repr(client)
@@ -2012,27 +2011,6 @@ async def test_fault(server: LocalServer, fault: str, streaming: bool) -> None:
             assert again.data == reference.data
 
 
-# The way over a connection
-
-
-@in_both_modes
-async def test_both_ways_are_the_same_to_a_server(
-    canned: Canned, monkeypatch: pytest.MonkeyPatch, streaming: bool
-) -> None:
-    """With an HTTP library that the short way does not know, the same requests leave, and the same comes back."""
-    headers = {"host": "images.example", "X-Team": "bücher"}
-    results = []
-    for short in (True, False):
-        monkeypatch.setattr(connections, "HAS_SHORT_WAY", short)
-        async with AsyncImages(
-            KEY, base_url=canned.base_url, idempotency="off", headers=headers
-        ) as client:
-            results.append((await ask(client, streaming))[1][0].content)
-    assert results == [PNG, PNG]
-    assert canned.requests[0] == canned.requests[1]
-    assert canned.requests[0].headers["host"] == "images.example"
-
-
 @in_both_modes
 async def test_call_leaves_nothing_to_the_garbage_collector(
     canned: Canned, guest: AsyncImages, streaming: bool
@@ -2041,7 +2019,7 @@ async def test_call_leaves_nothing_to_the_garbage_collector(
 
     def held() -> Counter[str]:
         names = (type(thing).__name__ for thing in gc.get_objects())
-        return Counter(name for name in names if name in ("Call", "Exchange", "Watchdog", "Image"))
+        return Counter(name for name in names if name in ("Call", "Exchange", "Deadline", "Image"))
 
     await ask(guest, streaming)
     gc.collect()

@@ -15,7 +15,6 @@ from elkimg_async.config import (
     make_base_url,
     make_retry,
     make_timeout,
-    proxy_for,
 )
 
 KEY = "sk-options-0123456789abcdef"
@@ -316,17 +315,3 @@ def test_headers_wrong(headers: Any) -> None:
     with pytest.raises(ConfigurationError, match="headers") as caught:
         AsyncImages(KEY, headers=headers)
     assert KEY not in str(caught.value)
-
-
-# --- the proxy --------------------------------------------------------------
-
-
-def test_proxy_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The proxy is the environment's for the scheme, and none for the hosts that it excepts."""
-    assert proxy_for("https://api.elkapi.com/v1") is None
-    monkeypatch.setenv("https_proxy", "http://proxy:1")
-    monkeypatch.setenv("all_proxy", "http://proxy:2")
-    monkeypatch.setenv("no_proxy", "localhost,127.0.0.1")
-    assert proxy_for("https://api.elkapi.com/v1") == "http://proxy:1"
-    assert proxy_for("http://api.elkapi.com/v1") == "http://proxy:2"
-    assert proxy_for("http://127.0.0.1:8000/v1") is None

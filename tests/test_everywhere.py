@@ -205,7 +205,7 @@ def test_never_closed(elsewhere: LocalServer, tmp_path: Path, way: str) -> None:
     assert done.returncode == 0
     assert done.stderr.count("Warning:") == done.stderr.count("ResourceWarning:") <= 2
     assert done.stderr.count("was never closed") == 1
-    assert f"made at {tmp_path / 'script.py'}:6 was never closed" in done.stderr
+    assert f"created at {tmp_path / 'script.py'}:6 was never closed" in done.stderr
     assert "Unclosed" not in done.stderr
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr

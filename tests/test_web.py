@@ -383,7 +383,7 @@ async def test_relay_never_holds_the_base64_whole() -> None:
 
 
 async def test_relay_is_read_by_openai(upstream: LocalServer) -> None:
-    """openai's AsyncOpenAI gets the same from a relay, heartbeats and all, as from upstream itself."""
+    """Openai's AsyncOpenAI gets the same from a relay, heartbeats and all, as from upstream itself."""
     client = client_of(upstream)
     app = fastapi.FastAPI()
 
@@ -947,7 +947,7 @@ async def test_relay_response_never_sent_asks_for_nothing(upstream: LocalServer)
 
 
 async def test_shutdown_of_aiohttp(upstream: LocalServer, caplog: pytest.LogCaptureFixture) -> None:
-    """aiohttp's server ends a relay after its `shutdown_timeout`, and nobody complains."""
+    """Aiohttp's server ends a relay after its `shutdown_timeout`, and nobody complains."""
     upstream.inject("stall-stream=1")
     async with contextlib.AsyncExitStack() as stack:
         async with backend("aiohttp", upstream) as port:
@@ -958,7 +958,7 @@ async def test_shutdown_of_aiohttp(upstream: LocalServer, caplog: pytest.LogCapt
 
 
 async def test_shutdown_of_uvicorn_waits_for_the_end() -> None:
-    """uvicorn without a limit lets a relay end before it goes."""
+    """Uvicorn without a limit lets a relay end before it goes."""
     finish = asyncio.Event()
     head, *rest = stream(event({"type": COMPLETED, "b64_json": B64}), DONE)
     async with Canned([head, finish, *rest]) as canned, contextlib.AsyncExitStack() as stack:

@@ -119,21 +119,6 @@ def get(accept: str, path: str = "") -> HTTPRequest:
     return HTTPRequest("GET", {"Accept": accept, **_COMMON}, path)
 
 
-def message(
-    request: HTTPRequest, target: str, host: str | None, headers: Mapping[str, str]
-) -> bytes:
-    """Return a request whose body is in memory as HTTP/1.1 writes it, with `headers` for its own.
-
-    A Host among them replaces `host`.
-    """
-    lines = [f"{request.method} {target} HTTP/1.1"]
-    if "Host" not in headers:
-        lines.append(f"Host: {host}")
-    lines += [f"{name}: {value}" for name, value in headers.items()]
-    head = "\r\n".join((*lines, "\r\n")).encode()
-    return head + request.body if isinstance(request.body, bytes) else head
-
-
 def _fields(request: ImageRequest, stream: bool) -> dict[str, Any]:
     fields = request.fields()
     if stream:

@@ -92,7 +92,7 @@ def is_transient(error: ElkImagesError, *, replay: bool = False) -> bool:
     if isinstance(error, RequestTimeoutError) and error.limit == "total":
         return False
     if isinstance(error, ConnectError):
-        return error.phase != "tls"
+        return error.phase not in ("tls", "proxy")
     if isinstance(error, NetworkError):
         return error.billing == "not_sent" or replay
     if not isinstance(error, APIError) or isinstance(error, QuotaExceededError):

@@ -1,9 +1,11 @@
-"""Fetching an image that came as a URL: apart from its generation, and without the API key."""
+"""Fetch an image that came as a URL: apart from its generation, and without the API key."""
 
 import asyncio
 import math
+import re
 import time
 from functools import partial
+from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 from elkimg_async import logs
@@ -11,83 +13,206 @@ from elkimg_async.config import Settings
 from elkimg_async.errors import DownloadError, ElkImagesError, RequestTimeoutError
 from elkimg_async.image import UNKNOWN_TYPE, Image, media_type_of
 from elkimg_async.sansio import encode
+from elkimg_async.sansio.headers import retry_after
 from elkimg_async.transport.deadline import Deadline
-from elkimg_async.transport.exchange import Exchange, Transport
 from elkimg_async.transport.network import is_public
+from elkimg_async.transport.session import Transport
 
 MAX_REDIRECTS = 5
 _REQUEST = encode.get("image/*")
 
+_REDIRECTS = {301, 302, 303, 307, 308}
+_BACK_OFF, _MAX_BACK_OFF = 0.5, 8.0  # seconds
+_MAX_RETRY_AFTER = 120.0
+NOT_READY = 30.0
+"""Seconds after which 403 and 404 are final; a URL that a CDN does not have by then is wrong or has expired."""
 
-async def download(
-    transport: Transport,
-    url: str,
-    *,
-    base_url: str,
-    private: bool,
-    seconds: float,
-    connect: float,
-    max_bytes: int,
-) -> bytes:
-    """The image at `url`, fetched within `seconds`, of at most `max_bytes` bytes.
 
-    A private, loopback or link-local address is refused, lest a server make its clients ask their own
-    networks; not so with `private`, or when `base_url` is in such a network itself.
+class Download(NamedTuple):
+    """What a download may do, apart from its URL."""
+
+    base_url: str
+    """The API's base URL: an image host may be private if the API is."""
+    private: bool
+    seconds: float
+    connect: float
+    max_bytes: int
+
+
+async def download(transport: Transport, options: Download, url: str) -> bytes:
+    """Fetch the image at `url`.
+
+    A status that may pass (403, 404, 408, 425, 429, 5xx) is tried again within the time limit: many servers name
+    an image before their CDN has it, and a GET costs nothing.
+
+    A private, loopback or link-local address is rejected, so that a server cannot make its clients request their own
+    network; unless `options.private` allows it or the API itself is in such a network.
 
     Raises:
-        DownloadError: by the image host, which gave no image.
+        DownloadError: If no image was received.
     """
     failure: ElkImagesError
     started = time.monotonic()
+    deadline = Deadline(options.seconds, name="download")
     try:
         transport.check_open()
-        with Deadline(seconds, name="download") as deadline:
-            public_only = not private and not await _is_private(base_url)
-            for _ in range(MAX_REDIRECTS + 1):
-                _check(url, public_only)
-                exchange = transport.exchange(
-                    url, _REQUEST, api_key=None, connect=connect, public_only=public_only
-                )
-                content, url = await _fetch(exchange, url, deadline, max_bytes)
-                if content is not None:
-                    logs.log_download(url, time.monotonic() - started, len(content))
-                    return content
-        raise DownloadError(f"The image host redirects more than {MAX_REDIRECTS} times.")
+        transport.in_flight.add(deadline, lambda: "billed")
+        with deadline:
+            public_only = not options.private and not await _is_private(options.base_url)
+            content = await _Fetch(transport, options, deadline, public_only).run(url)
     except ElkImagesError as error:
         failure = error
+    else:
+        logs.log_download(url, time.monotonic() - started, len(content))
+        return content
+    finally:
+        transport.in_flight.remove(deadline)
     if not isinstance(failure, DownloadError):
         reason = failure if isinstance(failure, RequestTimeoutError) else failure.message
         failure = DownloadError(f"The image could not be fetched: {reason}")
-    failure.url = url.partition("?")[0]
+    failure.url = failure.url or url.partition("?")[0]
     failure.__context__ = None
     logs.log_download(url, time.monotonic() - started, failure)
     raise failure
 
 
 def enable_download(image: Image, transport: Transport, settings: Settings) -> None:
-    """Make the address of an image absolute, and teach the image to fetch it."""
+    """Make the URL of an image absolute, and let the image fetch it."""
     base_url, limits, timeout = settings.base_url, settings.limits, settings.batch_limits
     if not (image.url or "").startswith(("https://", "http://")):
-        image.url = resolve(base_url + "/", image.url or "")
-    image.download_with(
-        partial(
-            download,
-            transport,
-            base_url=base_url,
-            private=limits.private_downloads,
-            seconds=timeout.download,
-            connect=timeout.connect,
-            max_bytes=limits.max_response_bytes,
-        )
+        image.url = resolve(base_url.partition("?")[0].rstrip("/") + "/", image.url or "")
+    options = Download(
+        base_url=base_url,
+        private=limits.private_downloads,
+        seconds=timeout.download,
+        connect=timeout.connect,
+        max_bytes=limits.max_response_bytes,
     )
+    image.download_with(partial(download, transport, options))
 
 
 def resolve(base: str, url: str) -> str:
-    """`url` as seen from `base`; as it is where that makes no sense."""
+    """Return `url` relative to `base`, or `url` itself if that is impossible."""
     try:
         return urljoin(base, url)
     except ValueError:
         return url
+
+
+class _StatusError(Exception):
+    """A status other than success."""
+
+    def __init__(self, status: int, wait: float | None) -> None:
+        super().__init__(status)
+        self.status, self.wait = status, wait
+
+
+class _Fetch:
+    """The requests of one download."""
+
+    def __init__(
+        self, transport: Transport, options: Download, deadline: Deadline, public_only: bool
+    ) -> None:
+        self._transport = transport
+        self._options = options
+        self._deadline = deadline
+        self._public_only = public_only
+
+    async def run(self, url: str) -> bytes:
+        """Follow redirects, and repeat what may pass, until the image is there."""
+        attempt, started = 0, time.monotonic()
+        while True:
+            try:
+                content = await self._follow(url)
+            except _StatusError as error:
+                attempt += 1
+                delay = self._delay(error, attempt, time.monotonic() - started)
+                status = error.status
+            else:
+                if not content:
+                    raise DownloadError("The image host returned an empty body.", status=200)
+                if is_text(content):
+                    raise DownloadError("The image host returned text, not an image.", status=200)
+                return content
+            if delay is None:
+                raise DownloadError(f"The image host returned status {status}.", status=status)
+            await asyncio.sleep(delay)
+
+    def _delay(self, error: _StatusError, attempt: int, elapsed: float) -> float | None:
+        """Return the seconds before the next request, or None to give up."""
+        absent = error.status in (403, 404)
+        if not absent and error.status not in (408, 425, 429) and error.status < 500:
+            return None
+        delay = min(_BACK_OFF * 2.0 ** min(attempt - 1, 10), _MAX_BACK_OFF)
+        if error.wait is not None:
+            delay = max(0.05, error.wait)
+        if delay > _MAX_RETRY_AFTER or delay >= self._deadline.remaining:
+            return None
+        return None if absent and elapsed + delay > NOT_READY else delay
+
+    async def _follow(self, url: str) -> bytes:
+        for _ in range(MAX_REDIRECTS + 1):
+            await self._check(url)
+            content, url = await self._request(url)
+            if content is not None:
+                return content
+        raise DownloadError(f"The image host redirects more than {MAX_REDIRECTS} times.")
+
+    async def _request(self, url: str) -> tuple[bytes | None, str]:
+        """Return the content, or None and the URL of a redirect."""
+        max_bytes = self._options.max_bytes
+        exchange = self._transport.exchange(
+            url,
+            _REQUEST,
+            api_key=None,
+            connect=self._options.connect,
+            public_only=self._public_only,
+        )
+        try:
+            await exchange.open(self._deadline, first_byte=math.inf, idle=math.inf)
+            location = exchange.headers.get("location")
+            if exchange.status in _REDIRECTS and location:
+                return None, resolve(url, location)
+            if exchange.status != 200:
+                wait = retry_after(exchange.headers, time.time())
+                raise _StatusError(exchange.status, wait)
+            chunks: list[bytes] = []
+            remaining = max_bytes
+            while chunk := await exchange.read():
+                remaining -= len(chunk)
+                if remaining < 0:
+                    raise DownloadError(
+                        f"The image is larger than {max_bytes:,} bytes.", status=200
+                    )
+                chunks.append(chunk)
+        finally:
+            exchange.close()
+            # The exchange has registered the deadline as its own; the download goes on.
+            self._transport.in_flight.add(self._deadline, lambda: "billed")
+        return b"".join(chunks), url
+
+    async def _check(self, url: str) -> None:
+        """Check a URL before it is requested.
+
+        Raises:
+            DownloadError: If it is not http or https, or leads to a private address.
+        """
+        try:
+            parts = urlsplit(url)
+            host, _ = parts.hostname, parts.port
+        except ValueError:
+            parts, host = urlsplit(""), None
+        if parts.scheme not in ("http", "https") or not host:
+            raise DownloadError("The URL of the image is neither http nor https.")
+        if not self._public_only:
+            return
+        private = not is_public(host)
+        if not private and self._transport.shares_connector():
+            private = await _is_private(url)  # a borrowed connector has a resolver of its own
+        if private:
+            raise DownloadError(
+                "The URL of the image leads to a private network; Limits(private_downloads=True) allows that."
+            )
 
 
 async def _is_private(url: str) -> bool:
@@ -99,44 +224,31 @@ async def _is_private(url: str) -> bool:
     return any(not is_public(str(address[0])) for *_, address in found)
 
 
-def _check(url: str, public_only: bool) -> None:
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        parts, host = urlsplit(""), None
-    if parts.scheme not in ("http", "https") or not host:
-        raise DownloadError("The image's address is neither http nor https.")
-    if public_only and not is_public(host):
-        raise DownloadError(
-            "The image's address is in a private network; "
-            "Limits(private_downloads=True) allows that."
-        )
+_SVG = re.compile(
+    r"\s*(?:<\?.*?\?>\s*|<!--.*?-->\s*|<!DOCTYPE\s+(?:\w+:)?svg\b[^>\[]*(?:\[.*?\]\s*)?>\s*)*<(?:\w+:)?svg[\s>/]",
+    re.DOTALL | re.IGNORECASE,
+)
+_HTML = re.compile(
+    r"\s*(?:<!--.*?-->\s*)*<(?:!DOCTYPE\s+html|html|head|body)\b", re.DOTALL | re.IGNORECASE
+)
+_HEAD = 64 * 1024  # bytes that are looked at
 
 
-async def _fetch(
-    exchange: Exchange, url: str, deadline: Deadline, max_bytes: int
-) -> tuple[bytes | None, str]:
-    """The content and its address, or None and the address to go on with."""
-    try:
-        await exchange.open(deadline, first_byte=math.inf, idle=math.inf)
-        location = exchange.headers.get("location")
-        if exchange.status in (301, 302, 303, 307, 308) and location:
-            return None, resolve(url, location)
-        if exchange.status != 200:
-            raise DownloadError(
-                f"The image host answered with status {exchange.status}.", status=exchange.status
-            )
-        pieces: list[bytes] = []
-        left = max_bytes
-        while piece := await exchange.read():
-            left -= len(piece)
-            if left < 0:
-                raise DownloadError(f"The image is larger than {max_bytes:,} bytes.", status=200)
-            pieces.append(piece)
-    finally:
-        exchange.close()
-    content = b"".join(pieces)
-    if media_type_of(content) == UNKNOWN_TYPE:
-        raise DownloadError("What the image host gave is no image.", status=200)
-    return content, url
+def is_text(content: bytes) -> bool:
+    """Return whether a body is clearly text or HTML, such as an error page, rather than an image.
+
+    Formats that are not known here count as images; SVG is one, although it is text.
+    """
+    if media_type_of(content) != UNKNOWN_TYPE:
+        return False
+    head = content[:_HEAD]
+    coding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    # A character may be cut at the end of the head, and a page may be in an old encoding.
+    text = head.decode(coding, "replace")
+    if _SVG.match(text):
+        return False
+    if _HTML.match(text):
+        return True
+    if len(content) > _HEAD:
+        text = text.rstrip("\ufffd")
+    return all(character.isprintable() or character in "\t\n\r\f" for character in text)

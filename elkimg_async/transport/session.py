@@ -1,85 +1,212 @@
-"""A pool of connections: aiohttp's session, made as this package needs it."""
+"""The sessions of a client: one `aiohttp.ClientSession` per event loop, created, found and closed."""
 
 import asyncio
 import contextlib
-import functools
-from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING
+import os
+import threading
+import warnings
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    import aiohttp
-    import yarl
+import aiohttp
 
-    from elkimg_async.transport.connections import Response
+from elkimg_async.credentials import Secret
+from elkimg_async.errors import ConfigurationError
+from elkimg_async.sansio.encode import HTTPRequest
+from elkimg_async.transport.exchange import Exchange
+from elkimg_async.transport.pool import (
+    Hosts,
+    InFlight,
+    Pool,
+    check_aiohttp,
+    create_session,
+    origin_of,
+    share_connector,
+)
+from elkimg_async.transport.proxies import proxy_for
 
-_MOST_DESTINATIONS = 64
+_CLOSING = 5.0  # seconds for another loop to close its sessions
+
+_forgotten: list[
+    object
+] = []  # sessions of a parent process; closing or collecting them would harm it
+_closing: set[asyncio.Task[None]] = set()
 
 
-class Pool:
-    """A session of one loop, closed with it unless it is borrowed."""
+class _Place(NamedTuple):
+    """What a session is for."""
 
-    def __init__(self, borrowed: "aiohttp.ClientSession | None", *, public_only: bool) -> None:
-        from elkimg_async.transport import connections  # late, as aiohttp is
+    loop: asyncio.AbstractEventLoop
+    kind: str
+    """`borrowed`, `shared` (its connector, for downloads) or `own`."""
+    public_only: bool = False
+    keepalive: float = 0.0
 
-        self._connections = connections
-        self.borrowed = borrowed is not None
-        self.has_short_way = borrowed is None and connections.HAS_SHORT_WAY
-        """Whether a request can be sent as a `connections.Response` does it."""
-        self._destinations: dict[str, aiohttp.ClientRequest] = {}
-        if borrowed is not None:
-            self.session = borrowed
-            return
-        _keep_freed_memory()
-        self.session = connections.new_session(public_only=public_only)
-        keeper = _keepers[self.session] = _keep(self.session)
-        # Its first step tells the loop of the generator, which it then closes before it ends itself.
-        with contextlib.suppress(StopIteration):
-            keeper.__anext__().send(None)
 
-    async def connect(
+class Transport:
+    """The connections of a client, in a borrowed session or in sessions of its own for each event loop.
+
+    A session is closed with its loop, or by `aclose`.
+
+    Args:
+        session: A borrowed session for requests to the API. None: sessions of our own.
+        created_at: Where the client was created, for the warning when it was never closed.
+        keepalive: Seconds for which our own sessions keep idle connections.
+    """
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession | None = None,
+        *,
+        created_at: str = "an unknown place",
+        keepalive: float = 4.0,
+    ) -> None:
+        self._borrowed = session
+        self._borrowed_loop: asyncio.AbstractEventLoop | None = None
+        self._created_at = created_at
+        self._pools: dict[_Place, Pool] = {}
+        self._hosts = Hosts(keepalive)
+        self._pid = os.getpid()
+        self._proxies: dict[str, str | None] = {}
+        self._lock = threading.Lock()
+        self.in_flight = InFlight()
+        self.closed = False
+
+    def exchange(
         self,
         url: str,
-        timeout: "aiohttp.ClientTimeout",  # noqa: ASYNC109
-    ) -> "tuple[yarl.URL, Response]":
-        """The parts of an address, and a connection to where it leads, new or kept, for one request."""
-        connections = self._connections
-        destination = self._destinations.get(url)
-        if destination is None:
-            if len(self._destinations) == _MOST_DESTINATIONS:
-                self._destinations.clear()
-            destination = self._destinations[url] = connections.make_destination(url)
-        return destination.url, await connections.connect(self.session, destination, timeout)
+        request: HTTPRequest,
+        *,
+        api_key: Secret | None,
+        connect: float,
+        public_only: bool = False,
+    ) -> Exchange:
+        """Return a request that is ready to be sent.
+
+        Args:
+            url: The URL, with its query.
+            request: The method, headers and body.
+            api_key: The API key to send. None: a download, which never carries one.
+            connect: Seconds for reaching the server.
+            public_only: Whether a host name that leads to a private address is rejected.
+
+        Raises:
+            ConfigurationError: If the client is closed, or a proxy or aiohttp itself cannot be used.
+        """
+        check_aiohttp()
+        place = self._place(url, download=api_key is None, public_only=public_only)
+        proxy = self._proxy(url, place)
+        if proxy is not None and place.public_only:
+            place = place._replace(public_only=False)  # the proxy looks names up itself
+        return Exchange(
+            self._pool(place), url, request, api_key=api_key, connect=connect, proxy=proxy
+        )
+
+    def shares_connector(self) -> bool:
+        """Return whether downloads use the borrowed session's connector in the running loop."""
+        return self._place("", download=True, public_only=False).kind == "shared"
+
+    def check_open(self) -> None:
+        """Check that requests can be sent.
+
+        Raises:
+            ConfigurationError: If the client or the borrowed session is closed.
+        """
+        if self.closed:
+            raise ConfigurationError("The client is closed; create a new one.")
+        if self._borrowed is not None and self._borrowed.closed:
+            raise ConfigurationError("The borrowed session is closed; pass an open one.")
 
     async def aclose(self) -> None:
-        """Close the session, unless it is borrowed or closed."""
-        if (keeper := _keepers.get(self.session)) is not None:
-            await keeper.aclose()
+        """Fail everything in flight and close all sessions of our own; idempotent."""
+        self._forget_parent()
+        with self._lock:
+            self.closed = True
+            pools, self._pools = self._pools, {}
+        self.in_flight.interrupt_all()
+        here = asyncio.get_running_loop()
+        for place, pool in pools.items():
+            if place.loop is here:
+                await pool.aclose()
+            elif place.loop.is_running():
+                # That loop may be ending, and then cancels this or never runs it.
+                closing = asyncio.run_coroutine_threadsafe(pool.aclose(), place.loop)
+                await asyncio.wait([asyncio.wrap_future(closing)], timeout=_CLOSING)
+
+    def __del__(self) -> None:
+        if getattr(self, "_pools", None) and not self.closed and self._pid == os.getpid():
+            for place, pool in self._pools.items():
+                with contextlib.suppress(
+                    RuntimeError
+                ):  # the loop is closed, and the session with it
+                    place.loop.call_soon_threadsafe(_close_later, place.loop, pool)
+            warnings.warn(
+                f"An AsyncImages created at {self._created_at} was never closed; "
+                "use `async with`, or `await client.aclose()`.",
+                ResourceWarning,
+                stacklevel=1,
+                source=self,
+            )
+
+    def _place(self, url: str, *, download: bool, public_only: bool) -> _Place:
+        loop = asyncio.get_running_loop()
+        if self._borrowed is not None:
+            if not download:
+                self._borrowed_loop = loop
+                return _Place(loop, "borrowed")
+            # A connector works in its own loop only, which is the one that the session was used in.
+            if loop is self._borrowed_loop and not self._borrowed.closed:
+                return _Place(loop, "shared")
+        return _Place(loop, "own", public_only, self._hosts.keepalive(origin_of(url)))
+
+    def _proxy(self, url: str, place: _Place) -> str | None:
+        """Return the environment's proxy, unless a borrowed session has its own way to the server."""
+        if self._borrowed is not None and place.kind != "own":
+            if (
+                self._borrowed.trust_env
+                or type(self._borrowed.connector) is not aiohttp.TCPConnector
+            ):
+                return None
+        origin = origin_of(url)
+        if origin not in self._proxies:
+            self._proxies[origin] = proxy_for(url)
+        return self._proxies[origin]
+
+    def _pool(self, place: _Place) -> Pool:
+        if self._pid != os.getpid():
+            self._forget_parent()
+        pool = self._pools.get(place)
+        if pool is None or pool.session.closed:
+            with self._lock:
+                self.check_open()
+                for known in [known for known in self._pools if known.loop.is_closed()]:
+                    del self._pools[known]
+                pool = self._pools[place] = self._create(place)
+        return pool
+
+    def _create(self, place: _Place) -> Pool:
+        borrowed = self._borrowed if place.kind == "borrowed" else None
+        if borrowed is not None:
+            session = borrowed
+        elif place.kind == "shared" and self._borrowed is not None:
+            session = share_connector(self._borrowed)
+        else:
+            session = create_session(public_only=place.public_only, keepalive=place.keepalive)
+        return Pool(
+            session,
+            borrowed=borrowed is not None,
+            shared=place.kind != "own",
+            hosts=self._hosts,
+            in_flight=self.in_flight,
+        )
+
+    def _forget_parent(self) -> None:
+        """In the child of a fork: leave the parent's connections alone, since both share one epoll."""
+        if self._pid != os.getpid():
+            _forgotten.append(self._pools)
+            self._pools, self._pid, self._lock = {}, os.getpid(), threading.Lock()
 
 
-def close_later(loop: asyncio.AbstractEventLoop, pool: Pool) -> None:
-    """Close a pool of `loop`, within it, while nobody waits for that."""
+def _close_later(loop: asyncio.AbstractEventLoop, pool: Pool) -> None:
     task = loop.create_task(pool.aclose())
     _closing.add(task)
     task.add_done_callback(_closing.discard)
-
-
-_closing: set[asyncio.Task[None]] = set()
-_keepers: dict["aiohttp.ClientSession", AsyncGenerator[None, None]] = {}
-
-
-async def _keep(session: "aiohttp.ClientSession") -> AsyncGenerator[None, None]:
-    try:
-        yield
-    finally:
-        _keepers.pop(session, None)
-        await session.close()
-
-
-@functools.cache
-def _keep_freed_memory() -> None:
-    """Let glibc keep the memory of freed images for the next ones, instead of unmapping and mapping it anew.
-
-    Freeing one large block raises the threshold from which it maps blocks; this one is never touched.
-    Without it, faulting fresh pages in costs several times as much as decoding.
-    """
-    bytes(31 * 1024 * 1024)

@@ -14,7 +14,7 @@ import pytest
 from aiohttp.abc import AbstractResolver
 
 from elkimg_async import AsyncImages, RequestTimeoutError, Timeout
-from elkimg_async.transport.network import is_public, public_resolver
+from elkimg_async.transport.network import PublicResolver, is_public
 from tests.helpers.calls import QUICK, ask, failure, in_both_modes
 from tests.helpers.canned import KEY, Canned, End
 
@@ -62,9 +62,9 @@ def test_public_addresses(address: str) -> None:
     assert is_public(address)
 
 
-async def test_public_resolver() -> None:
+async def test_PublicResolver() -> None:
     """The resolver refuses a name as soon as one of its addresses is private, and says why."""
-    resolver = public_resolver()
+    resolver = PublicResolver()
     assert isinstance(resolver, AbstractResolver)
     for name, family in itertools.product(
         ("localhost", "127.0.0.1"), (socket.AF_UNSPEC, socket.AF_INET)

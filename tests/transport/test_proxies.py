@@ -1,254 +1,173 @@
-"""Through a real nginx and a real haproxy, as they stand before most servers."""
+"""Proxies from the environment: which one is used, and what is reported when it fails."""
 
-import asyncio
-import contextlib
-import shutil
-import socket
-import subprocess
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from typing import Any
 
-import anyio
-import anyio.abc
+import aiohttp
 import pytest
+from aiohttp_socks import ProxyConnector
 
-from elkimg_async import (
-    AsyncImages,
-    CompletedImage,
-    ElkImagesError,
-    PartialImage,
-    ServerError,
-    StreamIncompleteError,
-    Timeout,
+from elkimg_async import AsyncImages, ConfigurationError, ConnectError
+from elkimg_async.config import ProxySettings
+from elkimg_async.transport.proxies import proxy_for
+from tests.helpers.calls import QUICK, failure, in_both_modes
+from tests.helpers.canned import KEY, PNG, Canned, answer
+from tests.transport.test_reverse_proxies import free_port
+
+PROXY = "http://proxy.example:3128"
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the proxies of the machine that runs the tests."""
+    for scheme in ("http", "https", "all", "no"):
+        monkeypatch.delenv(f"{scheme}_proxy", raising=False)
+        monkeypatch.delenv(f"{scheme.upper()}_PROXY", raising=False)
+
+
+DIRECT = [
+    ("gateway.example.test:8080", "http://gateway.example.test:8080/v1"),
+    ("gateway.example.test:443", "https://gateway.example.test/v1"),
+    ("gateway.example.test:80", "http://gateway.example.test/v1"),
+    ("192.0.2.0/24", "http://192.0.2.7:8080/v1"),
+    ("2001:db8::/32", "http://[2001:db8::7]/v1"),
+    ("[2001:db8::]/32", "http://[2001:db8::7]/v1"),
+    ("192.0.2.7", "http://192.0.2.7:8080/v1"),
+    ("192.0.2.7:8080", "http://192.0.2.7:8080/v1"),
+    ("*.example.test", "http://gateway.example.test/v1"),
+    (".example.test", "http://gateway.example.test/v1"),
+    ("example.test", "http://deep.gateway.example.test/v1"),
+    ("EXAMPLE.test.", "http://Gateway.example.TEST/v1"),
+    ("gateway.example.test", "http://gateway.example.test./v1"),
+    ("*.example.test:8080", "http://gateway.example.test:8080/v1"),
+    ("localhost,*", "http://gateway.example.test/v1"),
+    ("*:80", "http://gateway.example.test/v1"),
+    ("[2001:db8::1]", "http://[2001:db8::1]:8080/v1"),
+    ("[2001:db8::1]:8080", "http://[2001:db8::1]:8080/v1"),
+    ("2001:db8::1", "http://[2001:DB8:0::1]:8080/v1"),
+    ("a.test, gateway.example.test", "http://gateway.example.test/v1"),
+    ("a.test gateway.example.test", "http://gateway.example.test/v1"),
+    ("http://gateway.example.test", "http://gateway.example.test/v1"),
+    ("", "http://localhost:8000/v1"),
+    ("", "http://127.0.0.1:8000/v1"),
+    ("", "http://[::1]:8000/v1"),
+]
+PROXIED = [
+    ("gateway.example.test:8080", "http://gateway.example.test:8081/v1"),
+    ("192.0.2.0/24", "http://192.0.3.7/v1"),
+    ("192.0.2.0/24", "http://gateway.example.test/v1"),
+    ("192.0.2.0/33", "http://192.0.2.7/v1"),
+    ("*.example.test", "http://badexample.test/v1"),
+    ("example.test", "http://badexample.test/v1"),
+    ("[2001:db8::1]:8080", "http://[2001:db8::1]/v1"),
+    ("2.7", "http://192.0.2.7/v1"),
+    (",, ,", "http://gateway.example.test/v1"),
+    ("", "http://gateway.example.test/v1"),
+]
+
+
+@pytest.mark.parametrize(("no_proxy", "url"), DIRECT)
+def test_no_proxy_matches(no_proxy: str, url: str) -> None:
+    """NO_PROXY is read as curl, Go and requests read it: ports, networks, suffixes, IPv6, lists with `*`."""
+    assert proxy_for(url, ProxySettings({"http": PROXY, "https": PROXY}, no_proxy)) is None
+
+
+@pytest.mark.parametrize(("no_proxy", "url"), PROXIED)
+def test_no_proxy_does_not_match(no_proxy: str, url: str) -> None:
+    """Entries that name something else leave a request to the proxy."""
+    assert proxy_for(url, ProxySettings({"http": PROXY}, no_proxy)) == PROXY
+
+
+def test_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proxy of the scheme is used, else that for all."""
+    assert proxy_for("https://api.elkapi.com/v1") is None
+    monkeypatch.setenv("https_proxy", "http://proxy:1")
+    monkeypatch.setenv("ALL_PROXY", "proxy:2")
+    monkeypatch.setenv("no_proxy", "localhost,127.0.0.1")
+    assert proxy_for("https://api.elkapi.com/v1") == "http://proxy:1"
+    assert proxy_for("http://api.elkapi.com/v1") == "http://proxy:2"
+    assert proxy_for("http://127.0.0.1:8000/v1") is None
+    monkeypatch.setenv("https_proxy", "")
+    assert proxy_for("https://api.elkapi.com/v1") == "http://proxy:2"
+
+
+@pytest.mark.parametrize(
+    "written", ["127.0.0.1:{}", "//127.0.0.1:{}", "http://127.0.0.1:{}", " 127.0.0.1:{}/ "]
 )
-from elkimg_async.local import LocalServer
-from tests.helpers.calls import (
-    COMPLETED,
-    GOOD,
-    PARTIAL,
-    QUICK,
-    ask,
-    failure,
-    failure_of_any_kind,
-    in_both_modes,
-)
-from tests.helpers.canned import DONE, KEY, Canned, End, open_stream
-from tests.test_client import SPLIT
-
-NGINX = """
-daemon off; master_process off; worker_processes 1; pid {folder}/nginx.pid;
-error_log {folder}/error.log;
-events {{ worker_connections 64; }}
-http {{
-    access_log off;
-    client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
-    server {{
-        listen 127.0.0.1:{port};
-        location / {{
-            proxy_pass http://127.0.0.1:{upstream};
-            proxy_http_version 1.1; proxy_set_header Connection "";
-            proxy_buffering off; proxy_read_timeout 1s; proxy_connect_timeout 1s;
-        }}
-    }}
-}}
-"""
-
-HAPROXY = """
-global
-    maxconn 64
-defaults
-    mode http
-    timeout connect 1s
-    timeout client 30s
-    timeout server 1s
-    retries 0
-listen all
-    bind 127.0.0.1:{port}
-    server one 127.0.0.1:{upstream}
-"""
-
-COMMANDS: dict[str, tuple[str, Callable[[Path], list[str]]]] = {
-    "nginx": (NGINX, lambda file: ["-c", str(file), "-p", str(file.parent), "-e", str(file.parent / "error.log")]),
-    "haproxy": (HAPROXY, lambda file: ["-db", "-f", str(file)]),
-}  # fmt: skip
+async def test_proxy_without_a_scheme(
+    canned: Canned, monkeypatch: pytest.MonkeyPatch, written: str
+) -> None:
+    """A proxy is an HTTP proxy unless it says otherwise."""
+    monkeypatch.setenv("HTTP_PROXY", written.format(canned.port))
+    async with AsyncImages(KEY, base_url="http://gateway.example.test/v1", retry=0) as client:
+        assert (await client.generate("a boat"))[0].content == PNG
+    assert canned.requests[0].target == "http://gateway.example.test/v1/images/generations"
 
 
-class Proxy:
-    """A proxy that runs in front of `upstream`, a port."""
-
-    def __init__(self, name: str, folder: Path) -> None:
-        self._name = name
-        self._folder = folder
-        self.port = free_port()
-        self._log = folder / f"{name}.log"
-
-    @property
-    def base_url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
-
-    @contextlib.asynccontextmanager
-    async def before(self, upstream: int) -> AsyncIterator["Proxy"]:
-        """In the foreground, until the end of the block."""
-        config, arguments = COMMANDS[self._name]
-        file = self._folder / f"{self._name}.conf"
-        file.write_text(config.format(folder=self._folder, port=self.port, upstream=upstream))
-        program = which(self._name)
-        assert program is not None
-        with self._log.open("wb") as log:
-            process = await anyio.open_process(
-                [program, *arguments(file)], stdout=log, stderr=subprocess.STDOUT
-            )
-        async with process:
-            try:
-                await self._wait(process)
-                yield self
-            finally:
-                process.terminate()
-
-    async def _wait(self, process: anyio.abc.Process) -> None:
-        with anyio.fail_after(10):
-            while process.returncode is None:
-                try:
-                    stream = await anyio.connect_tcp("127.0.0.1", self.port)
-                except OSError:
-                    await anyio.sleep(0.01)  # it does not tell when it listens
-                    continue
-                await stream.aclose()
-                return
-        pytest.fail(self._log.read_text())
+@pytest.mark.parametrize("scheme", ["socks", "socks4", "socks4a", "socks5", "SOCKS5h"])
+@pytest.mark.parametrize("variable", ["ALL_PROXY", "all_proxy", "http_proxy"])
+async def test_socks_proxy(
+    canned: Canned, monkeypatch: pytest.MonkeyPatch, variable: str, scheme: str
+) -> None:
+    """A SOCKS proxy is a ConfigurationError that names the variable and the remedy; nothing is written to it."""
+    monkeypatch.setenv(variable, f"{scheme}://user:hush@127.0.0.1:{canned.port}")
+    async with AsyncImages(KEY, base_url="http://gateway.example.test/v1") as client:
+        error = await failure(ConfigurationError, client)
+    assert variable in str(error)
+    assert "aiohttp-socks" in str(error)
+    assert "hush" not in str(error)
+    assert (error.billing, canned.accepted) == ("not_sent", 0)
 
 
-def which(name: str) -> str | None:
-    """Where the program is; Debian keeps such out of a user's PATH."""
-    return shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-@pytest.fixture(params=COMMANDS)
-def proxy(request: pytest.FixtureRequest, tmp_path: Path) -> Proxy:
-    """Each of the two, not started."""
-    if which(request.param) is None:
-        pytest.skip(f"{request.param} is not installed")
-    return Proxy(request.param, tmp_path)
-
-
-@in_both_modes
-async def test_whole_answer(proxy: Proxy, streaming: bool) -> None:
-    """Calls in turn go through as if there were no proxy, on one connection."""
-    async with LocalServer(api_key=KEY, light=True, delay=0) as server:
-        port = int(server.base_url.split(":")[2].removesuffix("/v1"))
-        async with proxy.before(port), AsyncImages(KEY, base_url=proxy.base_url) as client:
-            for _ in range(3):
-                events, result = await ask(client, streaming)
-                assert len(result) == 1
-                assert [type(each) for each in events] == [PartialImage, CompletedImage][
-                    : 2 * streaming
-                ]
-                assert result.meta is not None
-                assert result.meta.request_id == server.requests[-1].request_id
-        assert server.generations == 3
-
-
-async def test_partial_image_arrives_before_the_end(proxy: Proxy) -> None:
-    """A partial image is given while the server still works at the rest."""
-    held = asyncio.Event()
-    async with Canned() as canned:
-        start = open_stream(PARTIAL)
-        rest = [piece for piece in open_stream(COMPLETED, DONE)[1:] if isinstance(piece, bytes)]
-        canned.reply_with([*start, held, *rest, b"0\r\n\r\n"])
-        async with (
-            proxy.before(canned.port),
-            AsyncImages(KEY, base_url=proxy.base_url) as client,
-            client.generate("a boat", stream=True) as stream,
-        ):
-            assert isinstance(await anext(stream), PartialImage)
-            held.set()
-            assert len(await stream.result()) == 1
-
-
-@in_both_modes
-async def test_upstream_dies_within_the_body(proxy: Proxy, streaming: bool) -> None:
-    """An upstream that dies halfway is an error whose outcome is unknown, and nothing is sent again."""
-    async with Canned() as canned:
-        half = open_stream(PARTIAL, COMPLETED[:40]) if streaming else open_stream(SPLIT[:200])
-        canned.reply_with([*half, End.CLOSE])
-        async with (
-            proxy.before(canned.port),
-            AsyncImages(KEY, base_url=proxy.base_url, retry=QUICK, timeout=10) as client,
-        ):
-            error = await failure_of_any_kind(client, streaming)
-        assert (error.billing, error.attempts, len(canned.requests)) == ("unknown", 1, 1)
-
-
-async def test_upstream_ends_a_stream_cleanly(proxy: Proxy) -> None:
-    """A stream of no stated length that ends early looks whole to the proxy, and not to the client."""
-    async with Canned() as canned:
-        canned.reply_with(
-            [b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n", PARTIAL, End.CLOSE]
-        )
-        async with proxy.before(canned.port), AsyncImages(KEY, base_url=proxy.base_url) as client:
-            error = await failure(StreamIncompleteError, client, streaming=True)
-        assert len(error.partials) == 1
-        assert (error.billing, error.attempts, len(canned.requests)) == ("unknown", 1, 1)
-
-
-@in_both_modes
-async def test_upstream_is_down(proxy: Proxy, streaming: bool) -> None:
-    """The proxy's own page, without an upstream, is a ServerError that says its status; no retry."""
+async def test_socks_proxy_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The remedy works: a borrowed session with aiohttp-socks is not kept from its way by the variable."""
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
+    port = free_port()
+    connector: Any = ProxyConnector.from_url(f"socks5://127.0.0.1:{port}")
     async with (
-        proxy.before(free_port()),
-        AsyncImages(KEY, base_url=proxy.base_url, retry=QUICK) as client,
+        aiohttp.ClientSession(connector=connector) as session,
+        AsyncImages(
+            KEY, base_url="http://gateway.example.test/v1", session=session, retry=QUICK
+        ) as client,
     ):
-        error = await failure_of_any_kind(client, streaming)
-    assert isinstance(error, ServerError)
-    assert error.status in (502, 503)
-    expected = ("unknown", 1) if error.status == 502 else ("refused", 3)
-    assert (error.billing, error.attempts) == expected
+        error = await failure(ConnectError, client)
+    assert f"127.0.0.1:{port}" in str(error)  # nobody listens there
+    assert (error.billing, error.attempts) == ("not_sent", 3)
+
+
+@pytest.mark.parametrize("proxy", ["http://proxy:port", "ftp://proxy:1", "http://", "http://:1"])
+async def test_proxy_url_that_is_wrong(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    """A proxy URL that cannot be used names its variable."""
+    monkeypatch.setenv("HTTP_PROXY", proxy)
+    async with AsyncImages(KEY, base_url="http://gateway.example.test/v1") as client:
+        error = await failure(ConfigurationError, client)
+    assert "HTTP_PROXY" in str(error)
 
 
 @in_both_modes
-async def test_upstream_stalls(proxy: Proxy, streaming: bool) -> None:
-    """A proxy that gives up on its upstream is a ServerError; the image may have been made, so no retry."""
-    async with Canned([End.HOLD]) as canned:
-        async with (
-            proxy.before(canned.port),
-            AsyncImages(KEY, base_url=proxy.base_url, retry=QUICK) as client,
-        ):
-            error = await failure(ServerError, client, streaming)
-        assert error.status == 504
-        assert (error.billing, error.attempts, len(canned.requests)) == ("unknown", 1, 1)
+@pytest.mark.parametrize("status", [403, 407, 502])
+async def test_proxy_rejects_connect(
+    canned: Canned, monkeypatch: pytest.MonkeyPatch, status: int, streaming: bool
+) -> None:
+    """A proxy that rejects CONNECT is named with its status after one attempt; 407 advises on credentials."""
+    monkeypatch.setenv("HTTPS_PROXY", f"http://user:hush@127.0.0.1:{canned.port}")
+    canned.reply_with(answer(b"", status=status, Connection="close"))
+    async with AsyncImages(KEY, base_url="https://api.third.test/v1", retry=QUICK) as client:
+        error = await failure(ConnectError, client, streaming)
+    assert f"127.0.0.1:{canned.port} rejected the connection to api.third.test" in str(error)
+    assert f"status {status}" in str(error)
+    assert ("user and password" in str(error)) is (status == 407)
+    assert "hush" not in str(error)
+    assert (error.phase, error.billing, error.attempts) == ("proxy", "not_sent", 1)
+    assert [request.method for request in canned.requests] == ["CONNECT"]
+    assert KEY not in str(canned.requests)
 
 
-@in_both_modes
-async def test_upstream_stalls_within_the_body(proxy: Proxy, streaming: bool) -> None:
-    """A proxy that cuts an answer which has begun leaves the outcome unknown, and nothing is sent again."""
-    async with Canned() as canned:
-        canned.reply_with([*open_stream(PARTIAL if streaming else SPLIT[:200]), End.HOLD])
-        async with (
-            proxy.before(canned.port),
-            AsyncImages(KEY, base_url=proxy.base_url, timeout=Timeout(total=10)) as client,
-        ):
-            error = await failure_of_any_kind(client, streaming)
-        assert isinstance(error, ElkImagesError)
-        assert not isinstance(error, TimeoutError)
-        assert (error.billing, error.attempts, len(canned.requests)) == ("unknown", 1, 1)
-
-
-async def test_leaving_a_stream_reaches_the_upstream(proxy: Proxy) -> None:
-    """A client that leaves is noticed behind the proxy, which then leaves as well."""
-    async with Canned() as canned:
-        canned.reply_with([*open_stream(PARTIAL), End.HOLD])
-        async with proxy.before(canned.port), AsyncImages(KEY, base_url=proxy.base_url) as client:
-            async with client.generate("a boat", stream=True) as stream:
-                assert isinstance(await anext(stream), PartialImage)
-            await canned.wait_disconnected()
-            canned.reply_with(GOOD)
-            assert len(await client.generate("a boat")) == 1
+async def test_proxy_that_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that cannot be reached is named, and not the server."""
+    port = free_port()
+    monkeypatch.setenv("HTTP_PROXY", f"http://user:hush@127.0.0.1:{port}")
+    async with AsyncImages(KEY, base_url="http://api.third.test/v1", retry=QUICK) as client:
+        error = await failure(ConnectError, client)
+    assert f"The proxy 127.0.0.1:{port} cannot be reached" in str(error)
+    assert "hush" not in str(error)
+    assert (error.billing, error.attempts) == ("not_sent", 3)

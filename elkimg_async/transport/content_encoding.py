@@ -1,0 +1,121 @@
+"""Decode a `Content-Encoding` that was not requested."""
+
+import zlib
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import Any
+
+_MAX_PIECE = 256 * 1024
+"""Decoded bytes returned at once, so that a small body cannot fill the memory before its limit is checked."""
+
+_INPUT = 4096
+"""Encoded bytes handed at once to a codec that has no limit for its output."""
+
+Decode = Callable[[bytes], Iterator[bytes]]
+
+_INSTALL = {"br": "Brotli", "zstd": "backports.zstd"}
+
+
+class UnknownEncodingError(Exception):
+    """An encoding that cannot be decoded; its text names the encoding and the remedy."""
+
+
+class DamagedEncodingError(Exception):
+    """A body that is not what its `Content-Encoding` says."""
+
+
+def decoder_for(header: str) -> Decode | None:
+    """Return a function that decodes a body chunk by chunk; None where there is nothing to decode.
+
+    Raises:
+        UnknownEncodingError: If a codec is unknown or not installed.
+    """
+    names = [name.strip().lower() for name in header.split(",")]
+    chain: Decode | None = None
+    for name in reversed([name for name in names if name not in ("", "identity")]):
+        step = _codec(name)
+        chain = step if chain is None else _chained(chain, step)
+    return chain
+
+
+def _chained(first: Decode, second: Decode) -> Decode:
+    def decode(data: bytes) -> Iterator[bytes]:
+        for piece in first(data):
+            yield from second(piece)
+
+    return decode
+
+
+def _codec(name: str) -> Decode:
+    if name in ("gzip", "x-gzip", "deflate"):
+        return _Zlib(raw_allowed=name == "deflate").decode
+    if name == "br":
+        brotli = _load("brotli", "brotlicffi")
+        if brotli is not None:
+            return _in_steps(brotli.Decompressor().process, brotli.error)
+    if name == "zstd":
+        zstd = _load("compression.zstd", "backports.zstd")
+        if zstd is not None:
+            return _in_steps(zstd.ZstdDecompressor().decompress, zstd.ZstdError)
+    remedy = f"install {_INSTALL[name]}, or " if name in _INSTALL else ""
+    raise UnknownEncodingError(
+        f"it has Content-Encoding: {name[:40]}, which was not requested and cannot be decoded; "
+        f"{remedy}make the server or proxy respect Accept-Encoding: identity"
+    )
+
+
+def _load(*modules: str) -> Any:
+    """Import the first of some optional modules that is installed."""
+    for module in modules:
+        try:
+            return import_module(module)
+        except ImportError:
+            continue
+    return None
+
+
+class _Zlib:
+    """Decoder of gzip, in any number of members, and of deflate with or without its header."""
+
+    def __init__(self, *, raw_allowed: bool) -> None:
+        self._raw_allowed = raw_allowed
+        self._inflate: Any = None
+
+    def decode(self, data: bytes) -> Iterator[bytes]:
+        try:
+            while True:
+                if self._inflate is not None and self._inflate.eof:
+                    if not self._continues(data):
+                        return  # padding behind the end
+                    self._inflate = None
+                if self._inflate is None:
+                    if not data:
+                        return
+                    self._inflate = zlib.decompressobj(self._window(data))
+                if piece := self._inflate.decompress(data, _MAX_PIECE):
+                    yield piece
+                data = self._inflate.unconsumed_tail or self._inflate.unused_data
+                if not data and len(piece) < _MAX_PIECE:
+                    return
+        except zlib.error as error:
+            raise DamagedEncodingError(str(error)) from None
+
+    def _window(self, data: bytes) -> int:
+        if not self._raw_allowed:
+            return 16 + zlib.MAX_WBITS
+        return zlib.MAX_WBITS if data[0] & 0xF == 8 else -zlib.MAX_WBITS
+
+    def _continues(self, data: bytes) -> bool:
+        return not self._raw_allowed and data[:1] == b"\x1f"
+
+
+def _in_steps(decompress: Callable[[bytes], bytes], failure: type[Exception]) -> Decode:
+    def decode(data: bytes) -> Iterator[bytes]:
+        try:
+            for at in range(0, len(data), _INPUT):
+                if piece := decompress(data[at : at + _INPUT]):
+                    yield piece
+        except (failure, EOFError) as error:
+            raise DamagedEncodingError(str(error)) from None
+
+    return decode

@@ -1,0 +1,275 @@
+"""One `aiohttp.ClientSession` with what the client knows about its connections."""
+
+import asyncio
+import contextlib
+import functools
+import inspect
+import re
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+from weakref import WeakSet
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+
+from elkimg_async.errors import Billing, ConfigurationError
+from elkimg_async.transport.deadline import Deadline
+from elkimg_async.transport.network import PublicResolver, keep_alive_socket
+
+MIN_AIOHTTP = (3, 13)
+MAX_CONNECTIONS = 500
+"""Connections of one session; further requests wait for one, which counts towards `total`."""
+
+READ_SIZE = 512 * 1024
+"""Bytes buffered before reading pauses; with less, reading is paused and resumed around every receive."""
+
+MAX_HEADER = 128 * 1024
+"""Bytes of one response header."""
+
+MAX_HEADERS = 512
+"""Header lines of one response."""
+
+FRESH_CONNECTIONS = 600.0
+"""Seconds without reuse of connections to a host that closed one without notice."""
+
+_MAX_HOSTS = 256
+
+
+@functools.cache
+def check_aiohttp() -> None:
+    """Check the installed version of aiohttp.
+
+    Raises:
+        ConfigurationError: If it is too old.
+    """
+    found = tuple(int(part) for part in re.findall(r"\d+", aiohttp.__version__)[:2])
+    if found < MIN_AIOHTTP:
+        minimum = ".".join(map(str, MIN_AIOHTTP))
+        raise ConfigurationError(
+            f"aiohttp {aiohttp.__version__} is too old; install {minimum} or newer, "
+            f"for example with: pip install --upgrade 'aiohttp>={minimum}'"
+        )
+
+
+@functools.cache
+def accepts(function: Callable[..., Any], parameter: str) -> bool:
+    """Return whether the installed aiohttp has a parameter that older versions lack."""
+    return parameter in inspect.signature(function).parameters
+
+
+class Hosts:
+    """How long idle connections to each host may be reused, shared by all sessions of a client.
+
+    A server that closes an idle connection at the moment it is used again loses the request, and nobody can tell
+    whether it was read. So connections are given up before the server does so: after `keepalive` seconds, earlier
+    where its `Keep-Alive: timeout=N` says so, and at once for a while where one was closed without notice.
+    """
+
+    def __init__(self, keepalive: float) -> None:
+        self._default = keepalive
+        self._seconds: dict[str, float] = {}
+        self._fresh_until: dict[str, float] = {}
+
+    def keepalive(self, origin: str) -> float:
+        """Return the seconds for which an idle connection may be reused; 0 means never."""
+        if self._fresh_until.get(origin, 0.0) > time.monotonic():
+            return 0.0
+        return self._seconds.get(origin, self._default)
+
+    def note_response(self, origin: str, headers: Mapping[str, str]) -> None:
+        """Learn from the response headers."""
+        found = re.search(
+            r"\btimeout\s*=\s*(\d{1,9})\b", headers.get("Keep-Alive", ""), re.IGNORECASE
+        )
+        if found is None:
+            return
+        announced = float(found[1])
+        # A request needs time to arrive, so the last second of the server's time is not used.
+        seconds = min(self._default, announced - min(1.0, announced / 2))
+        if seconds != self.keepalive(origin):
+            _bound(self._seconds)[origin] = seconds
+
+    def note_lost(self, origin: str) -> None:
+        """Learn that a connection was closed before a response began."""
+        _bound(self._fresh_until)[origin] = time.monotonic() + FRESH_CONNECTIONS
+
+
+def _bound(known: dict[str, float]) -> dict[str, float]:
+    if len(known) >= _MAX_HOSTS:
+        del known[next(iter(known))]
+    return known
+
+
+def origin_of(url: str) -> str:
+    """Return the scheme, host and port of a URL."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+class InFlight:
+    """The waits of a client's calls and downloads, so that closing the client can end them."""
+
+    def __init__(self) -> None:
+        self._waits: dict[Deadline, Callable[[], Billing]] = {}
+
+    def add(self, deadline: Deadline, stop: Callable[[], Billing]) -> None:
+        """Register a deadline; `stop` frees its connection and returns the billing of a failure."""
+        self._waits[deadline] = stop
+
+    def remove(self, deadline: Deadline) -> None:
+        """Forget a deadline."""
+        self._waits.pop(deadline, None)
+
+    def interrupt_all(self) -> None:
+        """Fail every wait with a ConfigurationError, also in other event loops."""
+        here = asyncio.get_running_loop()
+        for deadline, stop in list(self._waits.items()):
+            if deadline.loop is here:
+                _interrupt(deadline, stop)
+            else:
+                with contextlib.suppress(RuntimeError):  # that loop is closed
+                    deadline.loop.call_soon_threadsafe(_interrupt, deadline, stop)
+
+
+def _interrupt(deadline: Deadline, stop: Callable[[], Billing]) -> None:
+    billing = stop()
+    message = "The client was closed while this call was running."
+    deadline.interrupt(ConfigurationError(message, billing=billing))
+
+
+class Pool:
+    """A session of one event loop, closed with the loop unless it is borrowed.
+
+    `borrowed` is whether the session is the user's, `shared` whether at least its connector is.
+    """
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        *,
+        borrowed: bool,
+        shared: bool,
+        hosts: Hosts,
+        in_flight: InFlight,
+    ) -> None:
+        self.session = session
+        self.borrowed, self.shared = borrowed, shared
+        self.hosts = hosts
+        self.in_flight = in_flight
+        # A borrowed connector has a limit of its own. Ours is kept here, since the connector's time limit for
+        # connecting would include the wait.
+        self._slots = None if shared else asyncio.Semaphore(MAX_CONNECTIONS)
+        if not borrowed:
+            lifetime = _lifetimes[session] = _lifetime(session)
+            # The first step registers the generator with the loop, which closes it before it ends.
+            with contextlib.suppress(StopIteration):
+                lifetime.__anext__().send(None)
+
+    async def acquire(self) -> None:
+        """Wait until a connection may be used."""
+        if self._slots is not None:
+            await self._slots.acquire()
+
+    def release(self) -> None:
+        """Let the next request use a connection."""
+        if self._slots is not None:
+            self._slots.release()
+
+    async def aclose(self) -> None:
+        """Close the session, unless it is borrowed or closed."""
+        if (lifetime := _lifetimes.get(self.session)) is not None:
+            await lifetime.aclose()
+
+
+_lifetimes: dict[aiohttp.ClientSession, AsyncGenerator[None, None]] = {}
+
+
+async def _lifetime(session: aiohttp.ClientSession) -> AsyncGenerator[None, None]:
+    """Close the session when the generator is closed: by the pool, or by the loop at its end."""
+    try:
+        yield
+    finally:
+        _lifetimes.pop(session, None)
+        if isinstance(session.connector, _Connector):
+            session.connector.abort()
+        await session.close()
+
+
+def create_session(*, public_only: bool, keepalive: float) -> aiohttp.ClientSession:
+    """Create a session of our own.
+
+    Args:
+        public_only: Whether host names with a private address are rejected.
+        keepalive: Seconds for which idle connections are kept; 0 for one connection per request.
+    """
+    options: dict[str, Any] = {"limit": 0}
+    if keepalive > 0:
+        options["keepalive_timeout"] = keepalive
+    else:
+        options["force_close"] = True
+    if public_only:
+        options["resolver"] = PublicResolver()
+    if accepts(aiohttp.TCPConnector.__init__, "socket_factory"):  # since aiohttp 3.12
+        options["socket_factory"] = keep_alive_socket
+    return aiohttp.ClientSession(
+        connector=_Connector(**options), cookie_jar=aiohttp.DummyCookieJar()
+    )
+
+
+def share_connector(session: aiohttp.ClientSession) -> aiohttp.ClientSession:
+    """Create a session for downloads on the connector of a borrowed one, without its headers and cookies.
+
+    The connector brings its certificates, proxy and limits. Trace configurations are kept, since they observe.
+    """
+    # OpenTelemetry adds its own configuration to each new session, so it is not passed on a second time.
+    traces = [
+        trace
+        for trace in session.trace_configs
+        if not hasattr(trace, "_is_instrumented_by_opentelemetry")
+    ]
+    return aiohttp.ClientSession(
+        connector=session.connector,
+        connector_owner=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trace_configs=traces,
+    )
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Connector that never reuses a connection on which something arrived unasked, and knows what is open.
+
+    aiohttp would take a second response, sent while the connection was idle, for the response to the next request.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._protocols: WeakSet[ResponseHandler] = WeakSet()
+
+    def abort(self) -> None:
+        """Close every connection at once; closing waits for blocked uploads otherwise."""
+        for protocol in list(self._protocols):
+            if protocol.transport is not None:
+                protocol.transport.abort()
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: Any,
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109
+    ) -> aiohttp.connector.Connection:
+        while True:
+            connection = await super().connect(req, traces, timeout)
+            protocol = connection.protocol
+            if protocol is None or not protocol.should_close:
+                if protocol is not None:
+                    self._protocols.add(protocol)
+                return connection
+            connection.close()
+
+
+async def run_pending_callbacks() -> None:
+    """Let the event loop read what has arrived, so that connections closed by the server leave the pool."""
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)

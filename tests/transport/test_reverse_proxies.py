@@ -1,0 +1,254 @@
+"""Through a real nginx and a real haproxy, as they stand before most servers."""
+
+import asyncio
+import contextlib
+import shutil
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import anyio
+import anyio.abc
+import pytest
+
+from elkimg_async import (
+    AsyncImages,
+    CompletedImage,
+    ElkImagesError,
+    PartialImage,
+    ServerError,
+    StreamIncompleteError,
+    Timeout,
+)
+from elkimg_async.local import LocalServer
+from tests.helpers.calls import (
+    COMPLETED,
+    GOOD,
+    PARTIAL,
+    QUICK,
+    ask,
+    failure,
+    failure_of_any_kind,
+    in_both_modes,
+)
+from tests.helpers.canned import DONE, KEY, Canned, End, open_stream
+from tests.test_client import SPLIT
+
+NGINX = """
+daemon off; master_process off; worker_processes 1; pid {folder}/nginx.pid;
+error_log {folder}/error.log;
+events {{ worker_connections 64; }}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+    server {{
+        listen 127.0.0.1:{port};
+        location / {{
+            proxy_pass http://127.0.0.1:{upstream};
+            proxy_http_version 1.1; proxy_set_header Connection "";
+            proxy_buffering off; proxy_read_timeout 1s; proxy_connect_timeout 1s;
+        }}
+    }}
+}}
+"""
+
+HAPROXY = """
+global
+    maxconn 64
+defaults
+    mode http
+    timeout connect 1s
+    timeout client 30s
+    timeout server 1s
+    retries 0
+listen all
+    bind 127.0.0.1:{port}
+    server one 127.0.0.1:{upstream}
+"""
+
+COMMANDS: dict[str, tuple[str, Callable[[Path], list[str]]]] = {
+    "nginx": (NGINX, lambda file: ["-c", str(file), "-p", str(file.parent), "-e", str(file.parent / "error.log")]),
+    "haproxy": (HAPROXY, lambda file: ["-db", "-f", str(file)]),
+}  # fmt: skip
+
+
+class Proxy:
+    """A proxy that runs in front of `upstream`, a port."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self._name = name
+        self._folder = folder
+        self.port = free_port()
+        self._log = folder / f"{name}.log"
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    @contextlib.asynccontextmanager
+    async def before(self, upstream: int) -> AsyncIterator["Proxy"]:
+        """In the foreground, until the end of the block."""
+        config, arguments = COMMANDS[self._name]
+        file = self._folder / f"{self._name}.conf"
+        file.write_text(config.format(folder=self._folder, port=self.port, upstream=upstream))
+        program = which(self._name)
+        assert program is not None
+        with self._log.open("wb") as log:
+            process = await anyio.open_process(
+                [program, *arguments(file)], stdout=log, stderr=subprocess.STDOUT
+            )
+        async with process:
+            try:
+                await self._wait(process)
+                yield self
+            finally:
+                process.terminate()
+
+    async def _wait(self, process: anyio.abc.Process) -> None:
+        with anyio.fail_after(10):
+            while process.returncode is None:
+                try:
+                    stream = await anyio.connect_tcp("127.0.0.1", self.port)
+                except OSError:
+                    await anyio.sleep(0.01)  # it does not tell when it listens
+                    continue
+                await stream.aclose()
+                return
+        pytest.fail(self._log.read_text())
+
+
+def which(name: str) -> str | None:
+    """Where the program is; Debian keeps such out of a user's PATH."""
+    return shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(params=COMMANDS)
+def proxy(request: pytest.FixtureRequest, tmp_path: Path) -> Proxy:
+    """Each of the two, not started."""
+    if which(request.param) is None:
+        pytest.skip(f"{request.param} is not installed")
+    return Proxy(request.param, tmp_path)
+
+
+@in_both_modes
+async def test_whole_answer(proxy: Proxy, streaming: bool) -> None:
+    """Calls in turn go through as if there were no proxy, on one connection."""
+    async with LocalServer(api_key=KEY, light=True, delay=0) as server:
+        port = int(server.base_url.split(":")[2].removesuffix("/v1"))
+        async with proxy.before(port), AsyncImages(KEY, base_url=proxy.base_url) as client:
+            for _ in range(3):
+                events, result = await ask(client, streaming)
+                assert len(result) == 1
+                assert [type(each) for each in events] == [PartialImage, CompletedImage][
+                    : 2 * streaming
+                ]
+                assert result.meta is not None
+                assert result.meta.request_id == server.requests[-1].request_id
+        assert server.generations == 3
+
+
+async def test_partial_image_arrives_before_the_end(proxy: Proxy) -> None:
+    """A partial image is given while the server still works at the rest."""
+    held = asyncio.Event()
+    async with Canned() as canned:
+        start = open_stream(PARTIAL)
+        rest = [piece for piece in open_stream(COMPLETED, DONE)[1:] if isinstance(piece, bytes)]
+        canned.reply_with([*start, held, *rest, b"0\r\n\r\n"])
+        async with (
+            proxy.before(canned.port),
+            AsyncImages(KEY, base_url=proxy.base_url) as client,
+            client.generate("a boat", stream=True) as stream,
+        ):
+            assert isinstance(await anext(stream), PartialImage)
+            held.set()
+            assert len(await stream.result()) == 1
+
+
+@in_both_modes
+async def test_upstream_dies_within_the_body(proxy: Proxy, streaming: bool) -> None:
+    """An upstream that dies halfway is an error whose outcome is unknown, and nothing is sent again."""
+    async with Canned() as canned:
+        half = open_stream(PARTIAL, COMPLETED[:40]) if streaming else open_stream(SPLIT[:200])
+        canned.reply_with([*half, End.CLOSE])
+        async with (
+            proxy.before(canned.port),
+            AsyncImages(KEY, base_url=proxy.base_url, retry=QUICK, timeout=10) as client,
+        ):
+            error = await failure_of_any_kind(client, streaming)
+        assert (error.billing, error.attempts, len(canned.requests)) == ("unknown", 1, 1)
+
+
+async def test_upstream_ends_a_stream_cleanly(proxy: Proxy) -> None:
+    """A stream of no stated length that ends early looks whole to the proxy, and not to the client."""
+    async with Canned() as canned:
+        canned.reply_with(
+            [b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n", PARTIAL, End.CLOSE]
+        )
+        async with proxy.before(canned.port), AsyncImages(KEY, base_url=proxy.base_url) as client:
+            error = await failure(StreamIncompleteError, client, streaming=True)
+        assert len(error.partials) == 1
+        assert (error.billing, error.attempts, len(canned.requests)) == ("unknown", 1, 1)
+
+
+@in_both_modes
+async def test_upstream_is_down(proxy: Proxy, streaming: bool) -> None:
+    """The proxy's own page, without an upstream, is a ServerError that says its status; no retry."""
+    async with (
+        proxy.before(free_port()),
+        AsyncImages(KEY, base_url=proxy.base_url, retry=QUICK) as client,
+    ):
+        error = await failure_of_any_kind(client, streaming)
+    assert isinstance(error, ServerError)
+    assert error.status in (502, 503)
+    expected = ("unknown", 1) if error.status == 502 else ("refused", 3)
+    assert (error.billing, error.attempts) == expected
+
+
+@in_both_modes
+async def test_upstream_stalls(proxy: Proxy, streaming: bool) -> None:
+    """A proxy that gives up on its upstream is a ServerError; the image may have been made, so no retry."""
+    async with Canned([End.HOLD]) as canned:
+        async with (
+            proxy.before(canned.port),
+            AsyncImages(KEY, base_url=proxy.base_url, retry=QUICK) as client,
+        ):
+            error = await failure(ServerError, client, streaming)
+        assert error.status == 504
+        assert (error.billing, error.attempts, len(canned.requests)) == ("unknown", 1, 1)
+
+
+@in_both_modes
+async def test_upstream_stalls_within_the_body(proxy: Proxy, streaming: bool) -> None:
+    """A proxy that cuts an answer which has begun leaves the outcome unknown, and nothing is sent again."""
+    async with Canned() as canned:
+        canned.reply_with([*open_stream(PARTIAL if streaming else SPLIT[:200]), End.HOLD])
+        async with (
+            proxy.before(canned.port),
+            AsyncImages(KEY, base_url=proxy.base_url, timeout=Timeout(total=10)) as client,
+        ):
+            error = await failure_of_any_kind(client, streaming)
+        assert isinstance(error, ElkImagesError)
+        assert not isinstance(error, TimeoutError)
+        assert (error.billing, error.attempts, len(canned.requests)) == ("unknown", 1, 1)
+
+
+async def test_leaving_a_stream_reaches_the_upstream(proxy: Proxy) -> None:
+    """A client that leaves is noticed behind the proxy, which then leaves as well."""
+    async with Canned() as canned:
+        canned.reply_with([*open_stream(PARTIAL), End.HOLD])
+        async with proxy.before(canned.port), AsyncImages(KEY, base_url=proxy.base_url) as client:
+            async with client.generate("a boat", stream=True) as stream:
+                assert isinstance(await anext(stream), PartialImage)
+            await canned.wait_disconnected()
+            canned.reply_with(GOOD)
+            assert len(await client.generate("a boat")) == 1
