@@ -46,7 +46,7 @@ from elkimg_async.transport.download import connect_image
 from elkimg_async.transport.exchange import Exchange, Transport
 
 _END_GRACE = 0.1  # seconds for the end of the body after [DONE], so that the connection can be kept
-_MAX_ERROR_BODY = 1024 * 1024
+_MAX_ERROR_BODY = 64 * 1024 * 1024  # an error body may have an image in it
 T = TypeVar("T")
 _numbers = itertools.count(1)
 
@@ -397,6 +397,9 @@ class Call(Generic[AnswerT]):
         """Add to a failure what only the call knows, and take from it what nobody may see."""
         failure.__context__ = failure.__traceback__ = None
         failure.attempts = self._attempts
+        failure.idempotency_key = self._key
+        if self._decoder is not None and self._decoder.failure is not failure:
+            self._decoder.attach_images(failure)
         exchange = self._exchange
         if exchange is not None:
             failure.locate(request_id(exchange.headers))

@@ -7,8 +7,8 @@ from typing import Any, Protocol, TypeVar
 
 from elkimg_async.errors import ElkImagesError
 from elkimg_async.sansio import encode
-from elkimg_async.sansio.decoder import AnswerDecoder, ImageEvent, SkippedEvent
-from elkimg_async.sansio.models import ListingDecoder, Models
+from elkimg_async.sansio.decoder import ImagesDecoder, ImageEvent, SkippedEvent
+from elkimg_async.sansio.models import ModelsDecoder, Models
 from elkimg_async.sansio.requests import (
     EditRequest,
     GenerateRequest,
@@ -31,7 +31,7 @@ AnswerT_co = TypeVar("AnswerT_co", bound=Answer, covariant=True)
 
 
 class Decoder(Protocol[AnswerT_co]):
-    """One body, fed in any split; `AnswerDecoder` says what its parts are for."""
+    """One body, fed in any split; `ImagesDecoder` says what its parts are for."""
 
     @property
     def events(self) -> Sized: ...
@@ -43,6 +43,7 @@ class Decoder(Protocol[AnswerT_co]):
     def finish(self) -> None: ...
     def next_event(self) -> ImageEvent | SkippedEvent | None: ...
     def response(self) -> AnswerT_co: ...
+    def attach_images(self, error: ElkImagesError) -> None: ...
 
 
 class Endpoint(Protocol[AnswerT_co]):
@@ -85,7 +86,7 @@ class Generate:
         return encode.generate(request, stream=stream, key=key)
 
     def decoder(self, *, stream: bool, max_bytes: int, length: int) -> Decoder[ImagesResponse]:
-        return AnswerDecoder(stream=stream, max_bytes=max_bytes, length=length)
+        return ImagesDecoder(stream=stream, max_bytes=max_bytes, length=length)
 
 
 class Edit:
@@ -108,7 +109,7 @@ class Edit:
         return encode.edit(request, stream=stream, boundary=boundary, key=key)
 
     def decoder(self, *, stream: bool, max_bytes: int, length: int) -> Decoder[ImagesResponse]:
-        return AnswerDecoder(stream=stream, max_bytes=max_bytes, length=length)
+        return ImagesDecoder(stream=stream, max_bytes=max_bytes, length=length)
 
 
 class ListModels:
@@ -123,4 +124,4 @@ class ListModels:
         return encode.models()
 
     def decoder(self, *, stream: bool, max_bytes: int, length: int) -> Decoder[Models]:
-        return ListingDecoder(max_bytes=max_bytes)
+        return ModelsDecoder(max_bytes=max_bytes)

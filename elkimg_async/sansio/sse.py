@@ -18,11 +18,9 @@ from collections import deque
 
 import msgspec
 
-from elkimg_async.sansio.json_images import JSONDecoder, SplicedDocument, splice
+from elkimg_async.sansio.json_images import JSONDecoder
 
 _LINE_END = re.compile(rb"[\r\n]")
-_SIMPLE_HEAD = re.compile(rb'(?:event: ?([!-~]*)\n)?data: ?(\{[^\r\n\\]{0,1024}?"b64_json": ?")')
-_LONGEST_TAIL = 1024  # bytes after the image of an event that is taken whole
 _BOM = b"\xef\xbb\xbf"
 _HEAD = 6  # the length of "data: ", enough to know what a line is
 MAX_FIELD_LINE = 65_536
@@ -35,7 +33,7 @@ class ServerSentEvent(msgspec.Struct, frozen=True):
     """One event: its `name` ("" where the stream gives none), its data still to be finished, and its id."""
 
     name: str
-    data: JSONDecoder | SplicedDocument
+    data: JSONDecoder
     id: str
     terminated: bool = True
 
@@ -48,9 +46,6 @@ class SSEDecoder:
         "_begun",
         "_data",
         "_events",
-        "_head",
-        "_head_data",
-        "_head_name",
         "_id",
         "_line",
         "_mode",
@@ -70,8 +65,6 @@ class SSEDecoder:
         self._id = ""
         self._begun = False
         self._after_cr = False
-        self._head = self._head_data = b""  # of the last simple event
-        self._head_name = ""
         self.retry: int | None = None
         self.recognized = False
         """Whether anything in it was a comment, a field that the specification knows, or a bare event."""
@@ -120,8 +113,6 @@ class SSEDecoder:
         while start < size:
             if self._target is not None:
                 start = self._target.feed_base64(chunk, start)
-            elif self._mode == _HEAD_MODE and self._data is None and not self._line:
-                start = self._feed_whole_events(chunk, start)
             if start == size:
                 return
             if has_cr is None:
@@ -142,35 +133,6 @@ class SSEDecoder:
                     self._after_cr = True
                 elif chunk[start] == 0x0A:
                     start += 1
-
-    def _feed_whole_events(self, chunk: bytes, start: int) -> int:
-        """Take the events that are whole in the chunk and as simple as most are; returns where they end."""
-        while not self._name:
-            known = self._head and chunk.startswith(self._head, start)
-            if not known and not self._note_head(chunk, start):
-                break
-            inside = start + len(self._head)
-            quote = chunk.find(b'"', inside)
-            end = chunk.find(b"\n", quote, quote + _LONGEST_TAIL) if quote >= 0 else -1
-            tail = chunk[quote:end]
-            if end < 0 or not chunk.startswith(b"\n", end + 1) or tail.find(b"\r") >= 0:
-                break
-            data = splice(self._head_data, chunk, inside, quote, tail)
-            if data is None:
-                break
-            self._events.append(ServerSentEvent(self._head_name, data, self._id))
-            self.recognized = True
-            start = end + 2
-        return start
-
-    def _note_head(self, chunk: bytes, start: int) -> bool:
-        """Look at how an event begins, which most of a stream do alike; whether it is simple."""
-        match = _SIMPLE_HEAD.match(chunk, start)
-        if match is None or match[1] == b"error":
-            return False
-        self._head, self._head_name = match[0], (match[1] or b"").decode()
-        self._head_data = match[2]
-        return True
 
     def _feed_line(self, chunk: bytes, start: int, stop: int, ended: bool) -> None:
         if self._mode == _HEAD_MODE:

@@ -21,7 +21,7 @@ from elkimg_async import (
 from elkimg_async.hooks import Record, RequestFinished, RequestStarted
 from elkimg_async.local import LocalServer
 from elkimg_async.sansio.model_rules import MODELS
-from elkimg_async.sansio.models import ListingDecoder, read_models
+from elkimg_async.sansio.models import ModelsDecoder, read_models
 from tests.helpers.canned import KEY, Canned, End, Reply, answer, head
 
 FAST = RetryPolicy(initial_backoff=0)
@@ -99,7 +99,7 @@ def test_decoder_in_any_split() -> None:
     body = LIST[-1]
     assert isinstance(body, bytes)
     for at in range(len(body) + 1):
-        decoder = ListingDecoder(max_bytes=1000)
+        decoder = ModelsDecoder(max_bytes=1000)
         decoder.feed(body[:at])
         decoder.feed(body[at:])
         decoder.finish()

@@ -1,0 +1,339 @@
+"""Every image of a document, wherever the server put it.
+
+Images are looked for first, and only then is decided what they are. A string is an image if its *content*
+says so (base64 with the signature of an image, a `data:` URL of one), under any key; or if its *key* does
+(`b64_json`, `url`, `image_url`, …) and the content does not contradict. Text that people read (prompts,
+messages) and what the server repeats of the request are never searched.
+
+Strings of one object belong together: base64 and an address side by side are one image. What a server
+sends twice, under `data` and again under `images`, is counted once.
+"""
+
+import re
+from itertools import zip_longest
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+
+from elkimg_async.image import Image
+from elkimg_async.sansio.base64_text import BadBase64
+from elkimg_async.sansio.json_images import Document
+from elkimg_async.sansio.reading import read_str
+from elkimg_async.sansio.signatures import cannot_be_image, is_base64_image, is_image
+
+_MAX_DEPTH = 100
+_NOT_LETTERS = re.compile(r"[^a-z0-9]")
+# Keys, without case and punctuation, whose strings are base64 and nothing else.
+_BASE64_KEYS = {"b64json", "b64", "base64", "imagebase64", "imageb64", "b64image", "base64image"}
+_BASE64_KEYS |= {"partialimageb64", "bytesbase64encoded", "imagebytes"}
+# Keys whose strings may be images: an http URL, or base64 that is long enough.
+_IMAGE_KEYS = re.compile(
+    r"imag|img|picture|photo|artifact|^(?:urls?|uris?|src|srcs|data|outputs?|results?|samples?|files?"
+    r"|content|assets?|links?|items|generations?|predictions?|completed?|urllist|filer?ur[il]"
+    r"|(?:output|result|file|download|signed|public|cdn|asset|media|sample|hosted|content|object|full)"
+    r"(?:ur[il]s?|link))$"
+)
+_ADDRESS_KEYS = {"url", "imageurl", "urls", "imageurls", "imguri", "uri", "imageuri"}
+_OTHER_KEYS = re.compile(
+    r"status|poll|cancel|callback|webhook|doc|help|support|terms|privacy|avatar|icon|logo|profile|homepage"
+    r"|queue|^next|^prev|mask|reference|source|input|referer|retry|response(?:ur|$)"
+)
+# Text for people, and what repeats the request.
+_TEXT_KEYS = re.compile(
+    r"prompt|message|^msg|msg$|^text|text$|caption|description|detail|reason|^title|^notes?$|comment|explanation"
+    r"|^logs?$|warning|hint|instruction|^err"
+)
+_REQUEST_KEYS = {"input", "inputs", "request", "mask", "usage", "messages", "moderationdetails"}
+_SECONDARY = re.compile(r"thumb|preview|lowres|small")
+_NOTHING = {"", "null", "none", "undefined", "nan", "n/a", "-"}
+_FILE = re.compile(r"[^?#]*\.(?:png|jpe?g|webp|gif|svg|avif|bmp|tiff?|heic|jxl)(?:[?#]|$)", re.I)
+_LISTS = {"data", "images", "output", "outputs", "results", "generations", "predictions", "items"}
+_MIN_BASE64 = 256  # characters of base64 without a signature under a key that may be an image
+_SLASHES = re.compile(r"(?:https?:)?//\S+", re.IGNORECASE)
+
+
+class FoundImage(msgspec.Struct, frozen=True):
+    """One image, the objects around it from the outside in, and the list that it came in."""
+
+    image: Image
+    chain: tuple[dict[str, Any], ...]
+    container: str
+    key: str
+
+
+class BrokenImage(msgspec.Struct, frozen=True):
+    """Something in the place of an image that is none; `content` is what could be decoded."""
+
+    reason: str
+    content: bytes | None
+    number: int
+    beside: bool
+    """Whether a good image stands in the same object."""
+
+
+class Findings(msgspec.Struct):
+    """All that a search found; `without` are the items of the lists of images in which there is none."""
+
+    found: list[FoundImage] = []
+    broken: list[BrokenImage] = []
+    without: list[Any] = []
+    extra: dict[str, Any] = {}
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """The images alone."""
+        return tuple(entry.image for entry in self.found)
+
+
+def find_images(document: Document) -> Findings:
+    """Return the images of a document, in order."""
+    search = _Search(document)
+    search.walk(document.value, "data", (), None, "")
+    return search.finish()
+
+
+def find_in_strings(strings: Any) -> tuple[Image, ...]:
+    """Return the images among loose pairs of a key and a `Document` that is one string."""
+    images: list[Image] = []
+    for key, document in strings:
+        images += find_images(Document({key: document.value}, document.images)).images
+    return tuple(images)
+
+
+class _Candidate(msgspec.Struct):
+    """A string that is an image: its bytes or its address, or what is wrong with it."""
+
+    key: str
+    content: bytes | None = None
+    url: str | None = None
+    problem: str | None = None
+    text: str = ""
+
+
+class _Search:
+    """One walk through a document."""
+
+    def __init__(self, document: Document) -> None:
+        self._document = document
+        self._findings = Findings()
+        self._used: set[int] = set()  # the identities of the objects that became images,
+        self._taken: set[int] = set()  # and of their strings
+        self._items: dict[int, Any] = {}
+
+    @property
+    def _count(self) -> int:
+        return len(self._findings.found) + len(self._findings.broken)
+
+    def walk(
+        self, value: Any, key: str, chain: tuple[dict[str, Any], ...], item: Any, container: str
+    ) -> None:
+        """Search one value; `item` is the list element that it belongs to."""
+        if len(chain) > _MAX_DEPTH or container.count("[") > _MAX_DEPTH:
+            return
+        if isinstance(value, dict):
+            inside = (*chain, value)
+            strings = [
+                (name, text)
+                for name, field in value.items()
+                for text in (field if isinstance(field, list) else [field])
+                if isinstance(text, str)
+            ]
+            if strings:
+                self._take(strings, inside, item, container)
+            for name, field in value.items():
+                if isinstance(field, (dict, list)) and _plain(name) not in _REQUEST_KEYS:
+                    self.walk(field, name, inside, item, f"{container}.{name}")
+        elif isinstance(value, list):
+            if not chain:
+                strings = [(key, text) for text in value if isinstance(text, str)]
+                self._take(strings, (), None, container)
+            for element in value:
+                before = self._count
+                if isinstance(element, (dict, list)):
+                    self.walk(element, key, chain, element, container + "[]")
+                elif isinstance(element, str) and element not in _NOTHING:
+                    continue
+                if self._count == before and _plain(key) in _LISTS and len(chain) <= 2:
+                    self._findings.without.append(element)
+        elif isinstance(value, str) and not chain:
+            self._take([("", value)], (), None, container)
+
+    def _take(
+        self,
+        strings: list[tuple[str, str]],
+        chain: tuple[dict[str, Any], ...],
+        item: Any,
+        container: str,
+    ) -> None:
+        """Take the images among the strings of one object."""
+        candidates = []
+        for key, text in strings:
+            if (candidate := self._classify(key, text)) is not None:
+                candidate.text = text
+                candidates.append(candidate)
+        if not candidates:
+            return
+        good = [found for found in candidates if found.problem is None]
+        primary = [found for found in good if not _SECONDARY.search(_plain(found.key))]
+        good = primary or good
+        contents = _distinct([found for found in good if found.content is not None])
+        urls = list({found.url: found for found in good if found.url}.values())
+        holder = item if item is not None else (chain[-1] if len(chain) > 1 else None)
+        for content, url in zip_longest(contents, urls):
+            first = content or url
+            image = Image(
+                content.content if content else None,
+                url=url.url if url else None,
+                revised_prompt=_revised_prompt(chain),
+            )
+            self._findings.found.append(FoundImage(image, chain, container, first.key))
+        self._taken |= {id(found.text) for found in good}
+        if holder is not None and good:
+            self._used.add(id(holder))
+            self._items[id(self._findings.found[-1])] = holder
+        for found in candidates:
+            if found.problem is not None and (found.content is not None or not good):
+                number = self._count + (not good)
+                self._findings.broken.append(
+                    BrokenImage(found.problem, found.content, number, beside=bool(good))
+                )
+
+    def _classify(self, key: str, text: str) -> _Candidate | None:
+        """Return what a string is as an image; None when it is none."""
+        plain = _plain(key)
+        decoded = self._document.images.get(text)
+        if decoded is None and (not text.strip() or text.strip().lower() in _NOTHING):
+            return None
+        is_text = plain not in _BASE64_KEYS and (
+            _TEXT_KEYS.search(plain) is not None or plain in _REQUEST_KEYS
+        )
+        if is_text:
+            return None
+        surely = plain in _BASE64_KEYS
+        maybe = surely or (_IMAGE_KEYS.search(plain) and not _OTHER_KEYS.search(plain))
+        if decoded is None:
+            return self._classify_text(key, plain, text, surely=surely, maybe=bool(maybe))
+        if isinstance(decoded, BadBase64):
+            return _Candidate(key, problem=decoded.reason) if surely else None
+        return _judged(key, decoded, surely=surely, maybe=bool(maybe))
+
+    def _classify_text(
+        self, key: str, plain: str, text: str, *, surely: bool, maybe: bool
+    ) -> _Candidate | None:
+        start = text[:16].lstrip().lower()
+        if start.startswith("data:"):
+            return _data_url(self._document, key, text) if maybe or "data:image/" in start else None
+        if start.startswith(("http://", "https://", "//")):
+            named = not _OTHER_KEYS.search(plain) and _FILE.match(text)
+            is_address = (maybe or named) and _SLASHES.fullmatch(text.strip())
+            return _Candidate(key, url=read_str(text.strip())) if is_address else None
+        if surely or is_base64_image(text) or (maybe and len(text) >= _MIN_BASE64):
+            decoded = self._document.decoded(text)
+            if isinstance(decoded, bytes):
+                return _judged(key, decoded, surely=surely, maybe=maybe)
+            if decoded is not None and (surely or (maybe and is_base64_image(text))):
+                return _Candidate(key, problem=decoded.reason)
+        if plain in _ADDRESS_KEYS and not any(char.isspace() for char in text):
+            return _Candidate(key, url=read_str(text))  # relative to the base URL
+        return None
+
+    def finish(self) -> Findings:
+        """Count once what was sent twice, and collect what is left over of each object."""
+        findings = self._findings
+        if len({entry.container for entry in findings.found}) > 1:
+            findings.found = _without_copies(findings.found)
+        for entry in findings.found:
+            holder = self._items.get(id(entry))
+            if holder is not None and isinstance(holder, dict):
+                entry.image.extra = self._rest(holder, _IMAGE_FIELDS)
+        root = self._document.value
+        if isinstance(root, dict):
+            findings.extra = self._rest(root, ())
+        return findings
+
+    def _rest(self, value: dict[str, Any], known: Any) -> dict[str, Any]:
+        """Return the fields of an object that became no image and no attribute, as they were sent."""
+        rest = {}
+        for name, field in value.items():
+            if name in known:
+                continue
+            left = self._pruned(field)
+            if left is not _GONE:
+                rest[name] = left
+        return rest
+
+    def _pruned(self, value: Any, depth: int = 0) -> Any:
+        if isinstance(value, str):
+            return _GONE if id(value) in self._taken else self._document.restore(value)
+        if depth > _MAX_DEPTH or not isinstance(value, (dict, list)) or not value:
+            return value
+        if id(value) in self._used:
+            return _GONE
+        if isinstance(value, dict):
+            fields = ((name, self._pruned(field, depth + 1)) for name, field in value.items())
+            return {name: field for name, field in fields if field is not _GONE} or _GONE
+        pruned = (self._pruned(item, depth + 1) for item in value)
+        return [item for item in pruned if item is not _GONE] or _GONE
+
+
+_IMAGE_FIELDS = ("b64_json", "url", "revised_prompt")
+_GONE: Any = object()
+
+
+def _plain(key: Any) -> str:
+    return _NOT_LETTERS.sub("", str(key).lower())
+
+
+def _judged(key: str, content: bytes, *, surely: bool, maybe: bool) -> _Candidate | None:
+    """Return whether decoded base64 is an image, by its signature and its key."""
+    if is_image(content):
+        return _Candidate(key, content)
+    if cannot_be_image(content):
+        return _Candidate(key, content, problem=_NO_IMAGE) if surely else None
+    return _Candidate(key, content) if surely or maybe else None
+
+
+_NO_IMAGE = "it is not an image"
+
+
+def _data_url(document: Document, key: str, text: str) -> _Candidate | None:
+    head, comma, rest = text.strip().partition(",")
+    if comma and not head.lower().endswith(";base64") and head.lower().startswith("data:image/"):
+        content = unquote_to_bytes(rest)
+        return _Candidate(key, content, problem=None if is_image(content) else _NO_IMAGE)
+    decoded = document.decoded(text)
+    if isinstance(decoded, bytes):
+        return _judged(key, decoded, surely=True, maybe=True)
+    return None if decoded is None else _Candidate(key, problem=decoded.reason)
+
+
+def _distinct(candidates: list[_Candidate]) -> list[_Candidate]:
+    kept: list[_Candidate] = []
+    for found in candidates:
+        if all(found.content != other.content for other in kept):
+            kept.append(found)
+    return kept
+
+
+def _revised_prompt(chain: tuple[dict[str, Any], ...]) -> str | None:
+    for around in reversed(chain):
+        if (text := read_str(around.get("revised_prompt"))) is not None:
+            return text
+    return None
+
+
+def _without_copies(found: list[FoundImage]) -> list[FoundImage]:
+    """Keep each image as often as the list that has it most often."""
+    counts: dict[Any, dict[str, int]] = {}
+    for entry in found:
+        counted = counts.setdefault(_identity(entry), {})
+        counted[entry.container] = counted.get(entry.container, 0) + 1
+    best = {
+        identity: max(where, key=lambda name: where[name]) for identity, where in counts.items()
+    }
+    return [entry for entry in found if best[_identity(entry)] == entry.container]
+
+
+def _identity(entry: FoundImage) -> Any:
+    return entry.image.content or entry.image.url
