@@ -18,7 +18,6 @@ from typing import Any, TypeAlias
 import msgspec
 
 from elkimg_async.errors import (
-    APIError,
     ElkImagesError,
     EmptyResultError,
     ResponseError,
@@ -28,7 +27,7 @@ from elkimg_async.image import Image
 from elkimg_async.sansio.error_mapping import MAX_BODY_TEXT, api_error
 from elkimg_async.sansio.error_words import is_item_failure, pending_task, strength
 from elkimg_async.sansio.events import COMPLETED_FIELDS, event_of, type_of
-from elkimg_async.sansio.find_images import Findings, find_images, find_in_strings
+from elkimg_async.sansio.find_images import Findings, find_images, images_of
 from elkimg_async.sansio.json_images import Document, InvalidJSON, JSONDecoder
 from elkimg_async.sansio.reading import read_usage
 from elkimg_async.sansio.responses import (
@@ -143,12 +142,10 @@ class ImagesDecoder:
         completed = [event.image for event in self._completed]
         if self._json is not None:
             # Those of a document that will never be whole.
-            completed += find_in_strings(self._json.salvage())
+            completed += images_of(self._json.salvage())
         extra = [image for image in error.images if not any(image is other for other in completed)]
         error.images = (*completed, *extra)
-        error.partials = (
-            (*self._partials, *error.partials) if not error.partials else error.partials
-        )
+        error.partials = error.partials or tuple(self._partials)
         if error.images and error.billing == "refused":
             error.billing = "unknown"  # what came was made, whatever became of the rest
 
@@ -257,7 +254,7 @@ class ImagesDecoder:
         raise ResponseError(
             f"The response is incomplete or not JSON: {problem}.",
             body=self._body,
-            images=find_in_strings(decoder.salvage()),
+            images=images_of(decoder.salvage()),
         )
 
     def _fail_without_image(self) -> None:
@@ -315,9 +312,18 @@ class ImagesDecoder:
             return
         if event.name == "error":
             raise api_error(200, text)
-        images = find_in_strings(event.data.salvage()) or find_images(Document([text])).images
+        images = images_of(event.data.salvage()) or find_images(Document([text])).images
         if images:
-            cut = {key: document.value for key, document in event.data.salvage() if key == "type"}
+            values = (document.value for document in event.data.salvage())
+            cut = next(
+                (value for value in values if isinstance(value, dict) and "type" in value), {}
+            )
+            if not event.terminated and not cut and not event.name:
+                raise ResponseError(
+                    "The stream was cut off within an event.",
+                    images=images,
+                    body=text[:MAX_BODY_TEXT],
+                )
             for image in images:
                 self._emit(event_of(type_of(cut, event.name), image, (cut,)))
         elif text and event.terminated:
@@ -338,7 +344,8 @@ class ImagesDecoder:
             error = api_error(200, document.restore(value))
             error.images = found.images
             raise error
-        self._raise_broken(found, stated or name)
+        if self._has_broken_partial(found, stated or name):
+            return
         fields = value if isinstance(value, Mapping) else {}
         type_ = type_of(fields, name)
         for entry in found.found:
@@ -346,7 +353,10 @@ class ImagesDecoder:
         for item in found.without:
             if isinstance(item, Mapping) and strength(item) == 2:
                 self._note_failed_item(document.restore(item), stated)
-        empty = sum(1 for item in found.without if not item or not isinstance(item, Mapping))
+        empty = sum(
+            not isinstance(item, Mapping) or not item or not item.keys().isdisjoint(_PLACES)
+            for item in found.without
+        )
         if found.found:
             self._extra = self._completed[-1].extra if self._completed else {}
             if empty:
@@ -376,15 +386,15 @@ class ImagesDecoder:
             return
         self._skip(stated or (None if untyped else name), "it has no image")
 
-    def _raise_broken(self, found: Findings, type_: str | None) -> None:
-        """Raise what is in the place of an image and cannot be one."""
+    def _has_broken_partial(self, found: Findings, type_: str | None) -> bool:
+        """Return whether there is nothing but a broken partial image; raise for other broken images."""
         if not found.broken:
-            return
+            return False
         first = found.broken[0]
         total = len(found.found) + sum(not broken.beside for broken in found.broken)
         if type_ and "partial" in type_ and not found.found:
             self._skip(type_, f"its image is broken: {first.reason}")
-            return
+            return True
         which = f"Image {first.number} of {total}" if total > 1 else "The image"
         count = len(found.found) + len(self._completed)
         kept = f" {count} good images are in .images." if count else ""

@@ -8,7 +8,7 @@ from elkimg_async import errors
 from elkimg_async.errors import APIError, Billing, ResponseError
 from elkimg_async.image import Image
 from elkimg_async.sansio.error_words import Words, read_words
-from elkimg_async.sansio.find_images import find_images, find_in_strings
+from elkimg_async.sansio.find_images import find_images, images_of
 from elkimg_async.sansio.headers import request_id, retry_after
 from elkimg_async.sansio.json_images import InvalidJSON, JSONDecoder
 
@@ -121,7 +121,7 @@ def _read_body(body: bytes) -> tuple[Any, tuple[Image, ...]]:
     try:
         document = decoder.finish()
     except InvalidJSON:
-        return decoder.text(MAX_BODY_TEXT), find_in_strings(decoder.salvage())
+        return decoder.text(MAX_BODY_TEXT), images_of(decoder.salvage())
     return document.restore(document.value), find_images(document).images
 
 

@@ -10,7 +10,6 @@ sends twice, under `data` and again under `images`, is counted once.
 """
 
 import re
-from itertools import zip_longest
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -47,7 +46,9 @@ _TEXT_KEYS = re.compile(
 _REQUEST_KEYS = {"input", "inputs", "request", "mask", "usage", "messages", "moderationdetails"}
 _SECONDARY = re.compile(r"thumb|preview|lowres|small")
 _NOTHING = {"", "null", "none", "undefined", "nan", "n/a", "-"}
-_FILE = re.compile(r"[^?#]*\.(?:png|jpe?g|webp|gif|svg|avif|bmp|tiff?|heic|jxl)(?:[?#]|$)", re.I)
+_FILE = re.compile(
+    r"[^?#]*\.(?:png|jpe?g|webp|gif|svg|avif|bmp|tiff?|heic|jxl)(?:[?#]|$)", re.IGNORECASE
+)
 _LISTS = {"data", "images", "output", "outputs", "results", "generations", "predictions", "items"}
 _MIN_BASE64 = 256  # characters of base64 without a signature under a key that may be an image
 _SLASHES = re.compile(r"(?:https?:)?//\S+", re.IGNORECASE)
@@ -70,6 +71,7 @@ class BrokenImage(msgspec.Struct, frozen=True):
     number: int
     beside: bool
     """Whether a good image stands in the same object."""
+    chain: tuple[dict[str, Any], ...]
 
 
 class Findings(msgspec.Struct):
@@ -93,12 +95,9 @@ def find_images(document: Document) -> Findings:
     return search.finish()
 
 
-def find_in_strings(strings: Any) -> tuple[Image, ...]:
-    """Return the images among loose pairs of a key and a `Document` that is one string."""
-    images: list[Image] = []
-    for key, document in strings:
-        images += find_images(Document({key: document.value}, document.images)).images
-    return tuple(images)
+def images_of(documents: list[Document]) -> tuple[Image, ...]:
+    """Return the images of several documents."""
+    return tuple(image for document in documents for image in find_images(document).images)
 
 
 class _Candidate(msgspec.Struct):
@@ -177,17 +176,16 @@ class _Search:
         good = [found for found in candidates if found.problem is None]
         primary = [found for found in good if not _SECONDARY.search(_plain(found.key))]
         good = primary or good
-        contents = _distinct([found for found in good if found.content is not None])
-        urls = list({found.url: found for found in good if found.url}.values())
+        pairs = _paired(good)
         holder = item if item is not None else (chain[-1] if len(chain) > 1 else None)
-        for content, url in zip_longest(contents, urls):
-            first = content or url
+        for content, url in pairs:
             image = Image(
                 content.content if content else None,
                 url=url.url if url else None,
                 revised_prompt=_revised_prompt(chain),
             )
-            self._findings.found.append(FoundImage(image, chain, container, first.key))
+            key = (content or url).key if content or url else ""
+            self._findings.found.append(FoundImage(image, chain, container, key))
         self._taken |= {id(found.text) for found in good}
         if holder is not None and good:
             self._used.add(id(holder))
@@ -196,7 +194,9 @@ class _Search:
             if found.problem is not None and (found.content is not None or not good):
                 number = self._count + (not good)
                 self._findings.broken.append(
-                    BrokenImage(found.problem, found.content, number, beside=bool(good))
+                    BrokenImage(
+                        found.problem, found.content, number, beside=bool(good), chain=chain
+                    )
                 )
 
     def _classify(self, key: str, text: str) -> _Candidate | None:
@@ -243,6 +243,13 @@ class _Search:
         findings = self._findings
         if len({entry.container for entry in findings.found}) > 1:
             findings.found = _without_copies(findings.found)
+        good = {id(entry.chain[-1]) for entry in findings.found if entry.chain}
+        findings.broken = [
+            broken
+            for broken in findings.broken
+            if broken.content is not None
+            or not any(id(around) in good for around in broken.chain[:-1])
+        ]
         for entry in findings.found:
             holder = self._items.get(id(entry))
             if holder is not None and isinstance(holder, dict):
@@ -308,12 +315,37 @@ def _data_url(document: Document, key: str, text: str) -> _Candidate | None:
     return None if decoded is None else _Candidate(key, problem=decoded.reason)
 
 
-def _distinct(candidates: list[_Candidate]) -> list[_Candidate]:
-    kept: list[_Candidate] = []
-    for found in candidates:
-        if all(found.content != other.content for other in kept):
-            kept.append(found)
-    return kept
+def _paired(good: list[_Candidate]) -> list[tuple[_Candidate | None, _Candidate | None]]:
+    """Return the images of one object as pairs of bytes and address.
+
+    What stands under one key are several images; under two keys, base64 and an address are the same one.
+    """
+    groups: dict[str, list[_Candidate]] = {}
+    for found in good:
+        groups.setdefault(found.key, []).append(found)
+    pairs: list[tuple[_Candidate | None, _Candidate | None]] = []
+    addresses: list[list[_Candidate]] = []
+    for group in groups.values():
+        if all(found.url for found in group):
+            addresses.append(group)
+            continue
+        for found in group:
+            if (
+                all(known is None or known.content != found.content for known, _ in pairs)
+                or found.url
+            ):
+                pairs.append((None, found) if found.url else (found, None))
+    seen: set[str | None] = set()
+    for group in addresses:
+        new = [found for found in group if found.url not in seen]
+        seen |= {found.url for found in group}
+        alone = [place for place, (_, url) in enumerate(pairs) if url is None]
+        if len(alone) == len(new):
+            for place, found in zip(alone, new, strict=True):
+                pairs[place] = pairs[place][0], found
+        else:
+            pairs += [(None, found) for found in new]
+    return pairs
 
 
 def _revised_prompt(chain: tuple[dict[str, Any], ...]) -> str | None:

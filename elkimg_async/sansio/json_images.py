@@ -16,6 +16,7 @@ a key that the search does not know, or one spelled with escapes; `Document` dec
 """
 
 import re
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -41,7 +42,9 @@ _BASE64_START = re.compile(
 _DATA_PREFIX = re.compile(rb"\s*(?:data:\s*)+")
 _BLANK = b" \t\r\n"
 _PLACEHOLDER = "#image "  # "#" neither occurs in base64 nor begins a URL
-_STRING = re.compile(r'"((?:[^"\\]|\\.)*+)\\?("|\Z)', re.DOTALL)
+_TOKEN = re.compile(r'"((?:[^"\\]|\\.)*+)\\?("|\Z)|[][{}]', re.DOTALL)
+_MAX_NESTING = 100  # of a document to repair
+_MAX_REPAIRS = 8
 _SPACE = re.compile(r"\s*")
 _UNFIT = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
@@ -165,25 +168,12 @@ class JSONDecoder:
             values = _decode_several(self._unprefixed())
         return [Document(value, self._images) for value in values]
 
-    def salvage(self) -> Iterator[tuple[str, Document]]:
-        """Yield the complete strings of a document that is not JSON, each with its key."""
-        skeleton = self._skeleton.decode("utf-8", "replace")
-        key, last, place = "", "", 0
-        for match in _STRING.finditer(skeleton):
-            between, text = skeleton[place : match.start()].strip(), match[1]
-            if between[:1] == ":":
-                key = last
-            is_value = between in (":", ":[") or (between == "," and key)
-            last, place = text, match.end()
-            if not is_value or not match[2]:
-                key = key if is_value else ""
-                continue
-            if "\\" in text:
-                try:
-                    text = str(decode(b'"' + text.encode() + b'"'))  # noqa: PLW2901
-                except InvalidJSON:
-                    continue
-            yield key, Document(text, self._images)
+    def salvage(self) -> list[Document]:
+        """Return what is complete in a document that was cut off or is not JSON."""
+        skeleton = self._unprefixed().decode("utf-8", "replace")
+        value = _repaired(skeleton)
+        values = [{key: text} for key, text in _pairs(skeleton)] if value is None else [value]
+        return [Document(value, self._images) for value in values]
 
     def text(self, length: int) -> str:
         """Return the beginning of the document for a message, without its images."""
@@ -326,6 +316,50 @@ def _decode_several(skeleton: bytes | bytearray) -> list[Any]:
     if values:
         return values
     raise InvalidJSON(reason)
+
+
+def _repaired(text: str) -> Any:
+    """Return the JSON of a document that was cut off, up to its last complete string; None if there is none."""
+    ends: deque[tuple[int, str]] = deque(maxlen=_MAX_REPAIRS)
+    open_ones = ""
+    for match in _TOKEN.finditer(text):
+        token = match[0]
+        if token in ("{", "["):
+            open_ones = ("}" if token == "{" else "]") + open_ones
+            if len(open_ones) > _MAX_NESTING:
+                return None
+            continue
+        if token in ("}", "]"):
+            if not open_ones.startswith(token):
+                return None
+            open_ones = open_ones[1:]
+        elif not match[2]:
+            break
+        ends.append((match.end(), open_ones))
+    for end, closing in reversed(ends):
+        try:
+            return decode((text[:end] + closing).encode("utf-8", "replace"))
+        except InvalidJSON:
+            continue
+    return None
+
+
+def _pairs(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the complete strings of a document that is not JSON, each with its key."""
+    key, last, place, in_list = "", "", 0, False
+    for match in _TOKEN.finditer(text):
+        if match[1] is None:
+            continue
+        between, string = text[place : match.start()].strip(), match[1]
+        in_list = between == ":[" or (between == "," and in_list)
+        key = last if between in (":", ":[") else key
+        is_value = (between == ":" or in_list) and match[2]
+        last, place = string, match.end()
+        if is_value:
+            try:
+                yield key, str(decode(b'"' + string.encode("utf-8", "replace") + b'"'))
+            except InvalidJSON:
+                continue
 
 
 def _parse_int(digits: str) -> int | float:

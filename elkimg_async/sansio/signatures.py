@@ -22,7 +22,9 @@ _SIGNATURES = (
     b"#?RADIANCE",
     b"P1\n", b"P2\n", b"P3\n", b"P4\n", b"P5\n", b"P6\n", b"P7\n", b"PF\n", b"Pf\n",
 )  # fmt: skip
-_SVG = re.compile(rb"\s*(?:<\?xml[^>]*>|<!--.*?-->|<!DOCTYPE[^>]*>|\s)*<(?:\w+:)?svg[\s>/]", re.S)
+_SVG = re.compile(
+    rb"\s*(?:<\?xml[^>]*>|<!--.*?-->|<!DOCTYPE[^>]*>|\s)*<(?:\w+:)?svg[\s>/]", re.DOTALL
+)
 # The same as base64, for signatures that are long enough never to occur by accident.
 _BASE64 = re.compile(
     r"\s*(?:iVBORw0KGgo|[/_]9j[/_]|R0lGOD[dl]h|UklGR|AAAA.GZ0eX|AAAADEpYTCAN|AAAADGpQICAN|SUkqA|TU0AK"

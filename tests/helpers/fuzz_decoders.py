@@ -27,13 +27,14 @@ from elkimg_async.errors import (
     ResponseError,
     StreamIncompleteError,
 )
-from elkimg_async.sansio.decoder import AnswerDecoder, SkippedEvent
-from elkimg_async.sansio.json_images import BadBase64, Document, InvalidJSON, JSONDecoder
+from elkimg_async.sansio.decoder import ImagesDecoder, SkippedEvent
+from elkimg_async.sansio.base64_text import BadBase64
+from elkimg_async.sansio.json_images import Document, InvalidJSON, JSONDecoder
 from elkimg_async.sansio.responses import CompletedImage, PartialImage
 from elkimg_async.sansio.sse import SSEDecoder
 
 # The only errors that each decoder may raise, and from where: `JSONDecoder.finish`, the same for the data of
-# an event of `SSEDecoder`, which itself raises none, and `AnswerDecoder.next_event`.
+# an event of `SSEDecoder`, which itself raises none, and `ImagesDecoder.next_event`.
 JSON_ERRORS = (InvalidJSON,)
 EVENT_DATA_ERRORS = (InvalidJSON,)
 ANSWER_ERRORS = (APIError, EmptyResultError, ResponseError, StreamIncompleteError)
@@ -42,12 +43,12 @@ MAX_BYTES = 1 << 16
 BROKEN = "broken"
 Given = bytes | str | None
 
-IMAGE = bytes(range(256)) + b"\xfb\xef\xbe\xff"
+IMAGE = b"\xff\xd8\xff" + bytes(range(256)) + b"\xfb\xef\xbe\xff"
 TEXT = base64.b64encode(IMAGE)
 COMPLETED, PARTIAL = b"image_generation.completed", b"image_generation.partial_image"
 USAGE = b'"usage":{"total_tokens":7,"input_tokens_details":{"text_tokens":1.5}}'
 SEEDS = {
-    "json": b'{"created":1,"data":[{"b64_json":"%b","revised_prompt":"\\u00e9"},{"b64_json":"QUJD"}],%b}'
+    "json": b'{"created":1,"data":[{"b64_json":"%b","revised_prompt":"\\u00e9"},{"b64_json":"/9j/QUJD"}],%b}'
     % (TEXT, USAGE),
     "json spelt out": b' {\r\n "data": [\n {"url": "data:image/png;base64,%b", "b64_json": null}\n]}\r\n'
     % TEXT,
@@ -266,9 +267,15 @@ def _resolved(found: Document, value: Any, key: str = "") -> Any:
         return {name: _resolved(found, item, name) for name, item in value.items()}
     if isinstance(value, list):
         return [_resolved(found, item) for item in value]
-    if key == "b64_json" or (key == "url" and isinstance(value, str) and found.is_image(value)):
-        image = found.image(value)
+    if isinstance(value, str) and (
+        key == "b64_json"
+        or value in found.images
+        or (key == "url" and value[:5].lower() == "data:")
+    ):
+        image = found.decoded(value) if value else None
         return BROKEN if isinstance(image, BadBase64) else image
+    if key == "b64_json":
+        return None if isinstance(value, (int, float, type(None))) else value
     return float(value) if type(value) is int else value  # how exact, is no matter here
 
 
@@ -310,7 +317,7 @@ def check_sse(chunks: Iterable[bytes]) -> None:
 
 def check_answer(chunks: Iterable[bytes], *, stream: bool) -> None:
     """It ends as images or in one of the errors; the images are the answer's own, and all of them."""
-    decoder, fed = AnswerDecoder(stream=stream, max_bytes=MAX_BYTES), b""
+    decoder, fed = ImagesDecoder(stream=stream, max_bytes=MAX_BYTES), b""
     given: list[PartialImage | CompletedImage] = []
     failure: ElkImagesError | None = None
     try:
@@ -346,7 +353,7 @@ def check_answer(chunks: Iterable[bytes], *, stream: bool) -> None:
         assert list(failure.images)[: len(completed)] == completed
 
 
-def _take(decoder: AnswerDecoder, given: list[PartialImage | CompletedImage]) -> None:
+def _take(decoder: ImagesDecoder, given: list[PartialImage | CompletedImage]) -> None:
     while (event := decoder.next_event()) is not None:
         if not isinstance(event, SkippedEvent):
             given.append(event)

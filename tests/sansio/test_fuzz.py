@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import elkimg_async
-from elkimg_async.sansio.decoder import AnswerDecoder
+from elkimg_async.sansio.decoder import ImagesDecoder
 from elkimg_async.sansio.json_images import InvalidJSON, JSONDecoder
 from elkimg_async.sansio.sse import SSEDecoder
 from tests.helpers import fuzz_decoders as fuzz
@@ -42,7 +42,7 @@ class Decoders(RuleBasedStateMachine):
         self.chunks: list[bytes] = []
         self.json, self.sse = JSONDecoder(), SSEDecoder()
         self.answers = [
-            AnswerDecoder(stream=stream, max_bytes=fuzz.MAX_BYTES) for stream in (False, True)
+            ImagesDecoder(stream=stream, max_bytes=fuzz.MAX_BYTES) for stream in (False, True)
         ]
         self.seen: list[Any] = []
         self.ended = False
@@ -116,7 +116,7 @@ class Decoders(RuleBasedStateMachine):
 
     @rule()
     def ask_for_events(self) -> None:
-        decoders: list[SSEDecoder | AnswerDecoder] = [self.sse, *self.answers]
+        decoders: list[SSEDecoder | ImagesDecoder] = [self.sse, *self.answers]
         for decoder in decoders:
             with contextlib.suppress(*fuzz.ANSWER_ERRORS):
                 while (event := decoder.next_event()) is not None:
@@ -184,7 +184,7 @@ def test_seeds_are_good() -> None:
     [
         ("json", "Base64Decoder.finish", lambda self: b"other bytes"),
         ("sse", "SSEDecoder._dispatch", lambda self, terminated: None),
-        ("answer", "AnswerDecoder._complete", lambda self, event: None),
+        ("answer", "ImagesDecoder._complete", lambda self, event: None),
     ],
 )
 def test_checks_see_what_is_wrong(
