@@ -34,7 +34,7 @@ from elkimg_async.sansio.headers import (
     merge,
     rate_limit,
     request_id,
-    take_key,
+    take_idempotency_key,
     with_headers,
 )
 from elkimg_async.sansio.model_rules import validate
@@ -172,7 +172,7 @@ class Call(Generic[AnswerT]):
             self._weight = max(1, request.n or 1)
         headers = merge(settings.headers, extra_headers)
         if endpoint.paid:
-            self._key = take_key(headers)
+            self._key = take_idempotency_key(headers)
             if self._key is None and settings.idempotency != "off":
                 self._key = os.urandom(16).hex()
         written = endpoint.write(request, stream=self._stream, key=self._key)
@@ -227,7 +227,7 @@ class Call(Generic[AnswerT]):
                 request_id=self._request_id(exchange),
                 first_byte=self._first_byte,
             )
-        self._rate_limit = rate_limit(exchange.headers)
+        self._rate_limit = rate_limit(exchange.headers, time.time())
         if not 200 <= exchange.status < 300:
             watchdog.allow("idle", limits.idle)
             while len(self._error_body) < _MAX_ERROR_BODY and (chunk := await exchange.read()):

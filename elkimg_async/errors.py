@@ -187,12 +187,10 @@ class APIError(ElkImagesError):
         label = self.code if self.code != str(self.status) else None
         label = label or self.type
         named = f" ({label})" if label else ""
-        if self.status is None or self.status < 400:
-            start = (
-                f"The server returned an error inside a response with status {self.status or 200}"
-            )
-        else:
-            start = f"The server returned {self.status}"
+        if self.status is None:
+            return self.message
+        kind = "an error with status " if self.status < 400 else ""
+        start = f"The server returned {kind}{self.status}"
         if not self.message and self._is_page():
             return f"{start}{named} with a web page{self._title()}. {_IN_BETWEEN}"
         return f"{start}{named}: {_sentence(self.message)}" if self.message else f"{start}{named}."

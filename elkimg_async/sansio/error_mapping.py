@@ -16,7 +16,7 @@ MAX_BODY_TEXT = 65_536
 """Characters of an unreadable body that an error keeps."""
 
 _MODERATION = re.compile(
-    r"moderation|content_?policy|content_?filter|sensitive_?content|sensitive_words|data_?inspection_?failed"
+    r"moderation|content_?policy|content_?filter|sensitive_?content|sensitive_?words|data_?inspection_?failed"
     r"|prompt_blocked|safety_violation|safety_system|unsafe_content|content_blocked|risk_control|nsfw",
     re.IGNORECASE,
 )

@@ -160,7 +160,7 @@ class ImagesResponse(Sequence[Image]):
     svg_usage: SvgUsage | None = None
     safety_identifier: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
-    meta: Meta = field(init=False)
+    meta: Meta = field(default=None)  # type: ignore[assignment]  # the call sets it
 
     def __post_init__(self) -> None:
         self.data = list(self.data)

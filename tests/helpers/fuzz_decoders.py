@@ -208,35 +208,20 @@ def _all_good(items: list[Any]) -> list[tuple[bytes, bool]] | None:
 
 
 def every_image(body: bytes) -> set[Given]:
-    """Every image and address that is anywhere in an answer, as far as it can be read."""
-    found: set[Given] = set()
-    blank = body.lstrip(b" \t\r\n")
-    start = blank.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
-    documents = (
-        [start] if start[:1] in (b"{", b"[") else [event.data for event in slow_events(blank)]
-    )
-    for document in documents:
-        text = document.decode("utf-8-sig", "replace").lstrip()
-        try:
-            value, _ = json.JSONDecoder(strict=False, parse_int=float).raw_decode(text)
-        except (ValueError, RecursionError):
-            # Broken outside of its images, perhaps: any string in it may be one.
-            value = [{"b64_json": item, "url": item} for item in re.findall(r'"([^"]*)', text)]
-        _gather(_with_images(value), found)
+    """Return every string that is anywhere in a body, and what it is as an image."""
+    found: set[Given] = {body.strip(b" \t\r\n\xef\xbb\xbf")}
+    texts = [body, *(event.data for event in slow_events(body))]
+    texts += [line.removeprefix(b"data:").strip() for line in re.split(rb"[\r\n]", body)]
+    for text in texts:
+        for inside in re.findall(rb'"((?:[^"\\]|\\.)*+)', text, re.DOTALL):
+            written = inside.decode("utf-8", "replace")
+            try:
+                string = json.loads(f'"{written}"', strict=False)
+            except ValueError:
+                string = written
+            found |= {string, slow_image(string)}
+        found.add(slow_image(text.decode("utf-8", "replace").strip()))
     return found
-
-
-def _gather(value: Any, found: set[Given]) -> None:
-    if isinstance(value, dict):
-        found |= {
-            item
-            for item in (value.get("b64_json"), value.get("url"))
-            if isinstance(item, (bytes, str))
-        }
-    for item in (
-        value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    ):
-        _gather(item, found)
 
 
 # --- what must hold ----------------------------------------------------------
