@@ -26,7 +26,7 @@ _ESCAPE = re.compile(rb"\\(?:u([0-9A-Fa-f]{4})|(.))", re.DOTALL)
 _ESCAPED = {b"/": b"/", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
 _NOT_BASE64 = "it is not base64, or was cut"
 _INVALID = b"?"  # stands for what base64 never contains
-_ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
+ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _WHITE_SPACE = b" \t\r\n"
 
@@ -86,7 +86,7 @@ class Base64Decoder:
         start = -len(carry) % 4
         end = size - (size - start) % 4 if len(carry) + size >= _MIN_SEEN else 0
         held = bytes(piece[end:])
-        if held.translate(None, _ALPHABET):
+        if held.translate(None, ALPHABET):
             return False
         if not end:
             self._carry = carry + held

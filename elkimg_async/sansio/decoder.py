@@ -12,7 +12,6 @@ A body ends with at least one completed image, or in an error that carries all i
 
 import logging
 from collections import deque
-from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import msgspec
@@ -102,7 +101,8 @@ class ImagesDecoder:
                 self._fail(error)
         if self._sse is not None and self._sse.open_bytes < _PING_BYTES:
             return len(self.events) > ready or self.failure is not None or self.done
-        return any(part is not None for part in (self._sse, self._json, self._page, self._image))
+        begun = self._json or self._sse or self._image or self._page
+        return begun is not None
 
     def finish(self) -> None:
         """Take the end of the body."""
@@ -333,7 +333,7 @@ class ImagesDecoder:
         """Take one document: its images first, then what else it says."""
         value = document.value
         found = find_images(document)
-        stated = value.get("type") if isinstance(value, Mapping) else None
+        stated = value.get("type") if isinstance(value, dict) else None
         stated = stated if isinstance(stated, str) else None
         if is_item_failure(stated or name) and not found.found:
             self._note_failed_item(document.restore(value), stated or name)
@@ -346,15 +346,15 @@ class ImagesDecoder:
             raise error
         if self._has_broken_partial(found, stated or name):
             return
-        fields = value if isinstance(value, Mapping) else {}
+        fields = value if isinstance(value, dict) else {}
         type_ = type_of(fields, name)
         for entry in found.found:
             self._emit(event_of(type_, entry.image, entry.chain, key=entry.key, rest=found.extra))
         for item in found.without:
-            if isinstance(item, Mapping) and strength(item) == 2:
+            if isinstance(item, dict) and strength(item) == 2:
                 self._note_failed_item(document.restore(item), stated)
         empty = sum(
-            not isinstance(item, Mapping) or not item or not item.keys().isdisjoint(_PLACES)
+            not isinstance(item, dict) or not item or not item.keys().isdisjoint(_PLACES)
             for item in found.without
         )
         if found.found:
@@ -369,7 +369,7 @@ class ImagesDecoder:
     ) -> None:
         """Note what a document without an image says, for the end."""
         value = document.value
-        fields = value if isinstance(value, Mapping) else {}
+        fields = value if isinstance(value, dict) else {}
         self._usage = read_usage(fields.get("usage")) or self._usage
         self._task = self._task or pending_task(value)
         untyped = stated is None and name in ("", "message")

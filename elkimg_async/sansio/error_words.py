@@ -5,7 +5,6 @@ with status 200 is an error; `pending_task` recognizes asynchronous jobs.
 """
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -28,6 +27,7 @@ _CONTAINERS = (
 _CONTAINERS += ("data", "status", "fault", "exception")
 _MESSAGES = ("message", "msg", "error_msg", "error_message", "errorMessage", "Message", "errmsg")
 _MESSAGES += ("err_msg", "error_description", "detail", "description", "reason", "title", "text")
+_MESSAGE_KEYS = {*_MESSAGES}
 _CODES = (
     "code",
     "error_code",
@@ -84,7 +84,7 @@ def read_words(value: Any, depth: int = 0) -> Words:
         return Words("" if value.lstrip().startswith("<") else (read_str(value) or "").strip())
     if isinstance(value, list):
         return _words_of_list(value, depth)
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         return Words()
     own = _own_words(value, depth)
     for name in _CONTAINERS:
@@ -109,12 +109,12 @@ def read_words(value: Any, depth: int = 0) -> Words:
     return own
 
 
-def _own_words(value: Mapping[str, Any], depth: int) -> Words:
+def _own_words(value: dict[str, Any], depth: int) -> Words:
     """Return what stands in an object itself."""
     message = ""
     for name in _MESSAGES:
         inner = value.get(name)
-        if isinstance(inner, (str, list, Mapping)) and inner and name != "text":
+        if isinstance(inner, (str, list, dict)) and inner and name != "text":
             message = read_words(inner, depth + 1).message
         elif isinstance(inner, str):
             message = inner.strip()
@@ -153,7 +153,7 @@ def says_something(error: Any, depth: int = 0) -> bool:
         return True
     if isinstance(error, str):
         return error.strip().lower() not in _FINE
-    if isinstance(error, Mapping):
+    if isinstance(error, dict):
         words = _own_words(error, _MAX_DEPTH - 1)
         is_fine = (words.code or "").lower() in _FINE_CODES
         if is_fine and words.message.lower() in _FINE and not words.type:
@@ -178,7 +178,7 @@ def strength(value: Any, name: str | None = None) -> int:
     """
     if isinstance(value, list):
         return max((strength(item) for item in value[:20] if not _is_quiet(item)), default=0)
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         return 0
     types = (name, value.get("type"))
     if any(
@@ -192,8 +192,10 @@ def strength(value: Any, name: str | None = None) -> int:
     if any(_has_failed(value.get(key)) for key in ("status", "state", "task_status")):
         return 2
     output = value.get("output")
-    if isinstance(output, Mapping) and strength(output) == 2:
+    if isinstance(output, dict) and strength(output) == 2:
         return 2
+    if _MESSAGE_KEYS.isdisjoint(value):
+        return 0
     words = _own_words(value, 0)
     if not words.message or words.message.lower() in _FINE:
         return 0
@@ -204,7 +206,7 @@ def strength(value: Any, name: str | None = None) -> int:
 
 
 def _is_quiet(item: Any) -> bool:
-    return not isinstance(item, Mapping) or not says_something(item.get("error"))
+    return not isinstance(item, dict) or not says_something(item.get("error"))
 
 
 def _has_failed(status: Any) -> bool:
@@ -218,7 +220,7 @@ def pending_task(value: Any, depth: int = 0) -> tuple[str, str | None] | None:
     if isinstance(value, list):
         found = (pending_task(item, depth + 1) for item in value[:4])
         return next((task for task in found if task), None)
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         return None
     status = next(
         (

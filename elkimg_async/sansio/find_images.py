@@ -10,6 +10,7 @@ sends twice, under `data` and again under `images`, is counted once.
 """
 
 import re
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -51,7 +52,7 @@ _FILE = re.compile(
 )
 _LISTS = {"data", "images", "output", "outputs", "results", "generations", "predictions", "items"}
 _MIN_BASE64 = 256  # characters of base64 without a signature under a key that may be an image
-_SLASHES = re.compile(r"(?:https?:)?//\S+", re.IGNORECASE)
+_ADDRESS = re.compile(r"(?:https?:)?//\S+", re.IGNORECASE)
 
 
 class FoundImage(msgspec.Struct, frozen=True):
@@ -100,6 +101,35 @@ def images_of(documents: list[Document]) -> tuple[Image, ...]:
     return tuple(image for document in documents for image in find_images(document).images)
 
 
+class _Kind(msgspec.Struct, frozen=True):
+    """What a key says about its strings."""
+
+    plain: str
+    is_text: bool
+    surely: bool
+    maybe: bool
+    other: bool
+    address: bool
+    secondary: bool
+
+
+@lru_cache(maxsize=1024)
+def _kind_of(key: str) -> _Kind:
+    plain = _NOT_LETTERS.sub("", key.lower())
+    surely = plain in _BASE64_KEYS
+    other = _OTHER_KEYS.search(plain) is not None
+    is_text = _TEXT_KEYS.search(plain) is not None or plain in _REQUEST_KEYS
+    return _Kind(
+        plain,
+        is_text=is_text and not surely,
+        surely=surely,
+        maybe=surely or (_IMAGE_KEYS.search(plain) is not None and not other),
+        other=other,
+        address=plain in _ADDRESS_KEYS,
+        secondary=_SECONDARY.search(plain) is not None,
+    )
+
+
 class _Candidate(msgspec.Struct):
     """A string that is an image: its bytes or its address, or what is wrong with it."""
 
@@ -141,7 +171,7 @@ class _Search:
             if strings:
                 self._take(strings, inside, item, container)
             for name, field in value.items():
-                if isinstance(field, (dict, list)) and _plain(name) not in _REQUEST_KEYS:
+                if isinstance(field, (dict, list)) and _kind_of(name).plain not in _REQUEST_KEYS:
                     self.walk(field, name, inside, item, f"{container}.{name}")
         elif isinstance(value, list):
             if not chain:
@@ -153,7 +183,7 @@ class _Search:
                     self.walk(element, key, chain, element, container + "[]")
                 elif isinstance(element, str) and element not in _NOTHING:
                     continue
-                if self._count == before and _plain(key) in _LISTS and len(chain) <= 2:
+                if self._count == before and _kind_of(key).plain in _LISTS and len(chain) <= 2:
                     self._findings.without.append(element)
         elif isinstance(value, str) and not chain:
             self._take([("", value)], (), None, container)
@@ -174,7 +204,7 @@ class _Search:
         if not candidates:
             return
         good = [found for found in candidates if found.problem is None]
-        primary = [found for found in good if not _SECONDARY.search(_plain(found.key))]
+        primary = [found for found in good if not _kind_of(found.key).secondary]
         good = primary or good
         pairs = _paired(good)
         holder = item if item is not None else (chain[-1] if len(chain) > 1 else None)
@@ -201,40 +231,35 @@ class _Search:
 
     def _classify(self, key: str, text: str) -> _Candidate | None:
         """Return what a string is as an image; None when it is none."""
-        plain = _plain(key)
+        kind = _kind_of(key)
+        if kind.is_text or not text:
+            return None
         decoded = self._document.images.get(text)
-        if decoded is None and (not text.strip() or text.strip().lower() in _NOTHING):
-            return None
-        is_text = plain not in _BASE64_KEYS and (
-            _TEXT_KEYS.search(plain) is not None or plain in _REQUEST_KEYS
-        )
-        if is_text:
-            return None
-        surely = plain in _BASE64_KEYS
-        maybe = surely or (_IMAGE_KEYS.search(plain) and not _OTHER_KEYS.search(plain))
         if decoded is None:
-            return self._classify_text(key, plain, text, surely=surely, maybe=bool(maybe))
+            return self._classify_text(key, kind, text)
         if isinstance(decoded, BadBase64):
-            return _Candidate(key, problem=decoded.reason) if surely else None
-        return _judged(key, decoded, surely=surely, maybe=bool(maybe))
+            return _Candidate(key, problem=decoded.reason) if kind.surely else None
+        return _judged(key, decoded, kind)
 
-    def _classify_text(
-        self, key: str, plain: str, text: str, *, surely: bool, maybe: bool
-    ) -> _Candidate | None:
+    def _classify_text(self, key: str, kind: _Kind, text: str) -> _Candidate | None:
         start = text[:16].lstrip().lower()
+        if start in _NOTHING:
+            return None
         if start.startswith("data:"):
-            return _data_url(self._document, key, text) if maybe or "data:image/" in start else None
+            is_image_url = kind.maybe or "data:image/" in start
+            return _data_url(self._document, key, text) if is_image_url else None
         if start.startswith(("http://", "https://", "//")):
-            named = not _OTHER_KEYS.search(plain) and _FILE.match(text)
-            is_address = (maybe or named) and _SLASHES.fullmatch(text.strip())
+            named = not kind.other and _FILE.match(text)
+            is_address = (kind.maybe or named) and _ADDRESS.fullmatch(text.strip())
             return _Candidate(key, url=read_str(text.strip())) if is_address else None
-        if surely or is_base64_image(text) or (maybe and len(text) >= _MIN_BASE64):
+        looks_so = is_base64_image(text)
+        if kind.surely or looks_so or (kind.maybe and len(text) >= _MIN_BASE64):
             decoded = self._document.decoded(text)
             if isinstance(decoded, bytes):
-                return _judged(key, decoded, surely=surely, maybe=maybe)
-            if decoded is not None and (surely or (maybe and is_base64_image(text))):
+                return _judged(key, decoded, kind)
+            if decoded is not None and (kind.surely or (kind.maybe and looks_so)):
                 return _Candidate(key, problem=decoded.reason)
-        if plain in _ADDRESS_KEYS and not any(char.isspace() for char in text):
+        if kind.address and not any(char.isspace() for char in text):
             return _Candidate(key, url=read_str(text))  # relative to the base URL
         return None
 
@@ -272,7 +297,9 @@ class _Search:
 
     def _pruned(self, value: Any, depth: int = 0) -> Any:
         if isinstance(value, str):
-            return _GONE if id(value) in self._taken else self._document.restore(value)
+            if id(value) in self._taken:
+                return _GONE
+            return self._document.restore(value) if value in self._document.images else value
         if depth > _MAX_DEPTH or not isinstance(value, (dict, list)) or not value:
             return value
         if id(value) in self._used:
@@ -288,17 +315,13 @@ _IMAGE_FIELDS = ("b64_json", "url", "revised_prompt")
 _GONE: Any = object()
 
 
-def _plain(key: Any) -> str:
-    return _NOT_LETTERS.sub("", str(key).lower())
-
-
-def _judged(key: str, content: bytes, *, surely: bool, maybe: bool) -> _Candidate | None:
+def _judged(key: str, content: bytes, kind: _Kind) -> _Candidate | None:
     """Return whether decoded base64 is an image, by its signature and its key."""
     if is_image(content):
         return _Candidate(key, content)
     if cannot_be_image(content):
-        return _Candidate(key, content, problem=_NO_IMAGE) if surely else None
-    return _Candidate(key, content) if surely or maybe else None
+        return _Candidate(key, content, problem=_NO_IMAGE) if kind.surely else None
+    return _Candidate(key, content) if kind.maybe else None
 
 
 _NO_IMAGE = "it is not an image"
@@ -311,7 +334,7 @@ def _data_url(document: Document, key: str, text: str) -> _Candidate | None:
         return _Candidate(key, content, problem=None if is_image(content) else _NO_IMAGE)
     decoded = document.decoded(text)
     if isinstance(decoded, bytes):
-        return _judged(key, decoded, surely=True, maybe=True)
+        return _judged(key, decoded, _kind_of("b64_json"))
     return None if decoded is None else _Candidate(key, problem=decoded.reason)
 
 

@@ -23,7 +23,13 @@ from typing import Any
 import msgspec
 import pybase64
 
-from elkimg_async.sansio.base64_text import BadBase64, Base64Decoder, Decoded, decode_text
+from elkimg_async.sansio.base64_text import (
+    ALPHABET,
+    BadBase64,
+    Base64Decoder,
+    Decoded,
+    decode_text,
+)
 
 _IMAGE_KEY = re.compile(
     rb'"(?:b64_json|b64|base64|image_base64|image_b64|partial_image_b64|bytesBase64Encoded'
@@ -231,8 +237,8 @@ class JSONDecoder:
             return quote
         held += memoryview(data)[start:stop]
         if len(held) >= _DECISIVE:
-            if _BASE64_START.fullmatch(held):
-                remaining = self._length - self.size + end - stop
+            if not held.translate(None, ALPHABET) or _BASE64_START.fullmatch(held):
+                remaining = self._length - self.size + end - stop + len(held)
                 room = max(0, min(self._room, 3 * remaining // 4))
                 self._base64, self._held = Base64Decoder(room), None
                 self._base64.feed(bytes(held))
