@@ -1,7 +1,8 @@
-"""Images in and out of 100,000 mutated bodies: `python -m benchmarks.bench_mutations [COUNT [FIRST]]`.
+"""Images in and out of mutated bodies: `python -m benchmarks.bench_mutations [COUNT [FIRST]]`.
 
-Takes every dialect that servers speak, mutates it, splits it anywhere, feeds it to the decoder, and
-counts. Ends with status 1, and the first bodies that went wrong, if a single image is lost or invented.
+Takes every dialect that servers speak, mutates it, splits it anywhere, feeds it to the decoder,
+and counts. Ends with status 1, and the first bodies that went wrong, if a single image is lost or
+invented.
 """
 
 import sys

@@ -40,8 +40,8 @@ _TITLE = re.compile(r"<title[^>]*>\s*([^<]{1,200}?)\s*</title>", re.IGNORECASE)
 class ElkImagesError(Exception):
     """Root of all errors of this package.
 
-    The fields of a class are its annotated attributes; each is a keyword of its constructor, and the
-    default stands beside the annotation. `str()` builds its text from them.
+    The fields of a class are its annotated attributes; each is a keyword of its constructor, and
+    the default stands beside the annotation. `str()` builds its text from them.
     """
 
     message: str = ""
@@ -93,7 +93,8 @@ class ElkImagesError(Exception):
         if self.billing != "unknown":
             return ""
         named = f" (idempotency key: {self.idempotency_key})" if self.idempotency_key else ""
-        return f"An image may have been made and billed; check before sending the request again{named}."
+        again = f"check before sending the request again{named}"
+        return f"An image may have been made and billed; {again}."
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self)!r})"
@@ -144,7 +145,7 @@ def _restore(
 
 def _sentence(text: str) -> str:
     text = text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "…"
-    return text if text[-1:] in (".", "!", "?", "…", "。", "！", "？") else text + "."
+    return text if text[-1:] in (".", "!", "?", "…", "。") else text + "."
 
 
 class ConfigurationError(ElkImagesError):
@@ -277,7 +278,7 @@ class NetworkError(ElkImagesError):
     """There was no response, or only a part of one."""
 
     phase: str | None = None
-    """Where it failed: `queue` (waiting within `Limits`, or because the server slowed the client down),
+    """Where it failed: `queue` (waiting within `Limits`, or because the server slowed it down),
     `connect`, `tls` (a bad certificate), `upload`, `first_byte` or `body`."""
 
 

@@ -2,9 +2,10 @@
 
 Wanted: `feed` the inside of the string in any split, then `finish` for its bytes.
 
-Base64 is decoded strictly. From the first piece that does not decode, the string is cleaned (escapes,
-white space, `data:` prefix, URL-safe alphabet, missing padding) and decoded strictly again; what still
-does not decode is a `BadBase64`. Nothing is ever decoded leniently, which would silently return wrong bytes.
+Base64 is decoded strictly. From the first piece that does not decode, the string is cleaned
+(escapes, white space, `data:` prefix, URL-safe alphabet, missing padding) and decoded strictly
+again; what still does not decode is a `BadBase64`. Nothing is ever decoded leniently, which would
+silently return wrong bytes.
 """
 
 import binascii
@@ -52,9 +53,10 @@ def decode_text(text: str) -> Decoded:
 class Base64Decoder:
     """Decoder for the inside of one JSON string, fed in any split.
 
-    It begins on the fast path, `feed_clean`, and stays there while strict decoding succeeds; `_carry`
-    then contains base64 characters only. The first failure moves it to the slow path for good, where
-    `_raw` is what cannot be unescaped yet, and `_carry` what does not fill a group of four characters.
+    It begins on the fast path, `feed_clean`, and stays there while strict decoding succeeds;
+    `_carry` then contains base64 characters only. The first failure moves it to the slow path for
+    good, where `_raw` is what cannot be unescaped yet, and `_carry` what does not fill a group of
+    four characters.
     """
 
     __slots__ = ("_bad", "_carry", "_clean", "_decoded", "_head", "_padded", "_raw")
@@ -107,7 +109,7 @@ class Base64Decoder:
         return True
 
     def in_escape(self) -> bool:
-        """Return whether a quote that comes next would belong to an escape and not end the string."""
+        """Return whether a quote that follows would belong to an escape."""
         return self._raw == b"\\"
 
     def finish(self) -> Decoded:
@@ -140,7 +142,7 @@ class Base64Decoder:
             self._decode(self._cut_prefix(text, final=False), final=False)
 
     def _cut_prefix(self, text: bytes, *, final: bool) -> bytes:
-        """Hold the beginning back in `_carry` until it is clear whether it is a `data:` prefix."""
+        """Hold the beginning in `_carry` until it is clear whether it is a `data:` prefix."""
         if not self._head:
             return text
         text, self._carry = self._carry + text, b""

@@ -1,13 +1,14 @@
 """The body of a 2xx response → images, whatever its shape.
 
-The first bytes of a body that are not blank decide what it is: `{` or `[` is JSON, `<` is a web page, the
-signature of an image is the image itself, and the rest are server-sent events. What was requested and
-what Content-Type claims are hints at best: gateways drop the `stream` flag, label errors as streams, and
-stream to clients that did not ask for it.
+The first bytes of a body that are not blank decide what it is: `{` or `[` is JSON, `<` is a web
+page, the signature of an image is the image itself, and the rest are server-sent events. What was
+requested and what Content-Type claims are hints at best: gateways drop the `stream` flag, label
+errors as streams, and stream to clients that did not ask for it.
 
-However it came, a body is a sequence of documents. Each is searched for images first, and only then is
-decided what it is: *no image is ever dropped*. One that cannot be told to be partial is a completed image.
-A body ends with at least one completed image, or in an error that carries all images that came.
+However it came, a body is a sequence of documents. Each is searched for images first, and only
+then is decided what it is: *no image is ever dropped*. One that cannot be told to be partial is a
+completed image. A body ends with at least one completed image, or in an error that carries all
+images that came.
 """
 
 import logging
@@ -58,11 +59,11 @@ class SkippedEvent(msgspec.Struct, frozen=True):
 
 
 class ImagesDecoder:
-    """Decoder for one body: `feed` it in any split, `finish` it at its end, and take each `next_event`.
+    """Decoder for one body: `feed` it in any split, `finish` it, and take each `next_event`.
 
-    What is wrong with the body is raised by `next_event`, after the events before it. `stream` is what was
-    requested; it only chooses the error for a body without images. `max_bytes` limits the body; `length`
-    is how long it should be, 0 when unknown.
+    What is wrong with the body is raised by `next_event`, after the events before it. `stream` is
+    what was requested; it only chooses the error for a body without images. `max_bytes` limits the
+    body; `length` is how long it should be, 0 when unknown.
     """
 
     def __init__(self, *, stream: bool, max_bytes: int, length: int = 0) -> None:
@@ -92,7 +93,7 @@ class ImagesDecoder:
         """Whether the server has said that nothing follows."""
 
     def feed(self, chunk: bytes) -> bool:
-        """Take the next bytes of the body; return False when they are nothing but blanks and pings."""
+        """Take the next bytes of the body; return False if they are only blanks and pings."""
         ready = len(self.events)
         if self.failure is None:
             try:
@@ -387,7 +388,7 @@ class ImagesDecoder:
         self._skip(stated or (None if untyped else name), "it has no image")
 
     def _has_broken_partial(self, found: Findings, type_: str | None) -> bool:
-        """Return whether there is nothing but a broken partial image; raise for other broken images."""
+        """Return whether all there is is a broken partial image; raise for other broken ones."""
         if not found.broken:
             return False
         first = found.broken[0]

@@ -126,7 +126,7 @@ def _read_body(body: bytes) -> tuple[Any, tuple[Image, ...]]:
 
 
 def api_error(status: int, value: Any) -> APIError:
-    """Return the error that a decoded body means; `status` is 200 inside a response that began well."""
+    """Return the error that a body means; `status` is 200 inside a 2xx response."""
     words = read_words(value)
     implied = status if status >= 400 else _implied_status(words)
     kind = _error_class(implied, words)
@@ -183,8 +183,8 @@ def _implied_status(words: Words) -> int | None:
 def _billing(status: int | None, kind: type[APIError], words: Words) -> Billing:
     """Return whether an image may have been paid for.
 
-    Gateways answer 5xx with any code after their upstream has made the image; only the codes that mean
-    "not begun", and the statuses 503 and 529, exclude that.
+    Gateways answer 5xx with any code after their upstream has made the image; only the codes that
+    mean "not begun", and the statuses 503 and 529, exclude that.
     """
     labels = {*_labels(words)}
     if labels & _UNREADABLE_CODES:

@@ -1,7 +1,7 @@
 """The server's own words about an error, found in any shape that servers use.
 
-`read_words` finds the message, code, type and parameter; `strength` says how surely a document that came
-with status 200 is an error; `pending_task` recognizes asynchronous jobs.
+`read_words` finds the message, code, type and parameter; `strength` says how surely a document
+that came with status 200 is an error; `pending_task` recognizes asynchronous jobs.
 """
 
 import re
@@ -14,19 +14,22 @@ from elkimg_async.sansio.reading import read_str
 _MAX_DEPTH = 8
 # Where an error is nested, the most telling first.
 _CONTAINERS = (
-    "error",
-    "errors",
-    "Error",
-    "err",
-    "detail",
-    "details",
-    "response",
-    "output",
-    "result",
+    *("error", "errors", "Error", "err", "detail", "details", "response"),
+    *("output", "result", "data", "status", "fault", "exception"),
 )
-_CONTAINERS += ("data", "status", "fault", "exception")
-_MESSAGES = ("message", "msg", "error_msg", "error_message", "errorMessage", "Message", "errmsg")
-_MESSAGES += ("err_msg", "error_description", "detail", "description", "reason", "title", "text")
+_MESSAGES = (
+    *(
+        "message",
+        "msg",
+        "error_msg",
+        "error_message",
+        "errorMessage",
+        "Message",
+        "errmsg",
+        "err_msg",
+    ),
+    *("error_description", "detail", "description", "reason", "title"),
+)
 _MESSAGE_KEYS = {*_MESSAGES}
 _CODES = (
     "code",
@@ -114,10 +117,8 @@ def _own_words(value: dict[str, Any], depth: int) -> Words:
     message = ""
     for name in _MESSAGES:
         inner = value.get(name)
-        if isinstance(inner, (str, list, dict)) and inner and name != "text":
+        if inner and isinstance(inner, (str, list, dict)):
             message = read_words(inner, depth + 1).message
-        elif isinstance(inner, str):
-            message = inner.strip()
         if message:
             break
     code = next((code for name in _CODES if (code := _label(value.get(name)))), None)
@@ -148,7 +149,7 @@ def _label(value: Any) -> str | None:
 
 
 def says_something(error: Any, depth: int = 0) -> bool:
-    """Return whether the value of an `error` field is an error: not null, empty, or a report of success."""
+    """Return whether an `error` field is an error: not null, empty, or a report of success."""
     if depth > _MAX_DEPTH:
         return True
     if isinstance(error, str):
@@ -173,8 +174,8 @@ def is_item_failure(name: str | None) -> bool:
 def strength(value: Any, name: str | None = None) -> int:
     """Return how surely a document that came as a success is an error.
 
-    0 for no error, 1 for what is one unless images come, 2 for one in any case. `name` is the type of the
-    event that it is.
+    0 for no error, 1 for what is one unless images come, 2 for one in any case. `name` is the type
+    of the event that it is.
     """
     if isinstance(value, list):
         return max((strength(item) for item in value[:20] if not _is_quiet(item)), default=0)
@@ -214,7 +215,7 @@ def _has_failed(status: Any) -> bool:
 
 
 def pending_task(value: Any, depth: int = 0) -> tuple[str, str | None] | None:
-    """Return the id and the status of the asynchronous job that a document stands for; None if it is none."""
+    """Return the id and status of the asynchronous job that a document is; None if it is none."""
     if depth > 3:
         return None
     if isinstance(value, list):

@@ -32,7 +32,7 @@ _PARTIAL_KNOWN = _KNOWN - {"usage"} | {"partial_image_index"}
 
 
 def type_of(value: Mapping[str, Any], name: str) -> str:
-    """Return the type of an event: the one in its data, that of its `event:` line, or what it looks like."""
+    """Return the type of an event: in its data, in its `event:` line, or what it looks like."""
     stated = read_str(value.get("type"))
     for known in (stated, name):
         if known in COMPLETED_TYPES or known in PARTIAL_TYPES:
@@ -45,7 +45,7 @@ def type_of(value: Mapping[str, Any], name: str) -> str:
 
 
 def is_partial(type_: str, key: str = "") -> bool:
-    """Return whether the image of such an event, under such a key, is certain not to be finished."""
+    """Return whether the image of such an event, under such a field, is not finished."""
     if _PARTIAL.search(type_) and not _FINISHED.search(type_):
         return True
     return key.startswith("partial") and type_ not in COMPLETED_TYPES
@@ -59,7 +59,7 @@ def event_of(
     key: str = "",
     rest: Mapping[str, Any] | None = None,
 ) -> PartialImage | CompletedImage:
-    """Return the event around an image; `chain` are the objects around it, `rest` their unknown fields."""
+    """Return the event of an image; `chain` are the objects around it, `rest` other fields."""
     created = read_number(lookup(chain, "created_at", "created"))
     known = _PARTIAL_KNOWN if is_partial(type_, key) else _COMPLETED_KNOWN
     extra = {name: field for name, field in (rest or {}).items() if name not in known}

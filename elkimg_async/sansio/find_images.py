@@ -1,12 +1,12 @@
 """Every image of a document, wherever the server put it.
 
-Images are looked for first, and only then is decided what they are. A string is an image if its *content*
-says so (base64 with the signature of an image, a `data:` URL of one), under any key; or if its *key* does
-(`b64_json`, `url`, `image_url`, …) and the content does not contradict. Text that people read (prompts,
-messages) and what the server repeats of the request are never searched.
+Images are looked for first, and only then is decided what they are. A string is an image if its
+*content* says so (base64 with the signature of an image, a `data:` URL of one), under any key; or
+if its *key* does (`b64_json`, `url`, `image_url`, …) and the content does not contradict. Text
+that people read (prompts, messages) and what the server repeats of the request are never searched.
 
-Strings of one object belong together: base64 and an address side by side are one image. What a server
-sends twice, under `data` and again under `images`, is counted once.
+Strings of one object belong together: base64 and an address side by side are one image. What a
+server sends twice, under `data` and again under `images`, is counted once.
 """
 
 import re
@@ -76,7 +76,7 @@ class BrokenImage(msgspec.Struct, frozen=True):
 
 
 class Findings(msgspec.Struct):
-    """All that a search found; `without` are the items of the lists of images in which there is none."""
+    """All that a search found; `without` are the items of lists of images that have none."""
 
     found: list[FoundImage] = []
     broken: list[BrokenImage] = []
@@ -214,8 +214,9 @@ class _Search:
                 url=url.url if url else None,
                 revised_prompt=_revised_prompt(chain),
             )
-            key = (content or url).key if content or url else ""
-            self._findings.found.append(FoundImage(image, chain, container, key))
+            first = content or url
+            assert first is not None
+            self._findings.found.append(FoundImage(image, chain, container, first.key))
         self._taken |= {id(found.text) for found in good}
         if holder is not None and good:
             self._used.add(id(holder))
@@ -285,7 +286,7 @@ class _Search:
         return findings
 
     def _rest(self, value: dict[str, Any], known: Any) -> dict[str, Any]:
-        """Return the fields of an object that became no image and no attribute, as they were sent."""
+        """Return the fields of an object that became neither image nor attribute, as sent."""
         rest = {}
         for name, field in value.items():
             if name in known:
@@ -341,7 +342,8 @@ def _data_url(document: Document, key: str, text: str) -> _Candidate | None:
 def _paired(good: list[_Candidate]) -> list[tuple[_Candidate | None, _Candidate | None]]:
     """Return the images of one object as pairs of bytes and address.
 
-    What stands under one key are several images; under two keys, base64 and an address are the same one.
+    What stands under one key are several images; under two keys, base64 and an address are the
+    same one.
     """
     groups: dict[str, list[_Candidate]] = {}
     for found in good:

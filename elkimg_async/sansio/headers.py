@@ -44,7 +44,7 @@ _FRAMING = {"content-length", "transfer-encoding"}
 
 
 def take_idempotency_key(headers: dict[str, str]) -> str | None:
-    """Remove the user's own Idempotency-Key from the headers and return it, the last if there are several."""
+    """Remove the user's own Idempotency-Key from the headers and return it."""
     found = None
     for name in [name for name in headers if name.lower() == "idempotency-key"]:
         found = headers.pop(name)
@@ -96,7 +96,7 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
 
 
 def rate_limit(headers: Mapping[str, str], now: float) -> RateLimit | None:
-    """Return what the `x-ratelimit-*` headers say; None without any. `now` is in seconds since 1970."""
+    """Return what the `x-ratelimit-*` headers say at `now`, in seconds since 1970."""
     said = {
         name.replace("-", "_"): text
         for name in _RATE_LIMITS
@@ -130,7 +130,7 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def _reset(text: str, now: float) -> float | None:
-    """Return seconds from `1s`, `6m30s`, a plain number, an epoch in seconds or milliseconds, or an ISO date."""
+    """Return the seconds until a reset: a duration like `6m30s`, a number, or a point in time."""
     number = _number(text)
     if number is not None:
         if number >= _MIN_EPOCH:

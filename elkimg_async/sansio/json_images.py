@@ -1,18 +1,19 @@
 """JSON with base64 inside, decoded while the bytes arrive.
 
-Wanted: `feed` bytes in any split, then `finish` for the document, in which every long base64 string under
-a usual key for images has become bytes.
+Wanted: `feed` bytes in any split, then `finish` for the document, in which every long base64
+string under a usual key for images has become bytes.
 
-Cost goal: each byte is looked at a fixed number of times; neither the text of the document nor a long
-base64 string is ever held whole, and an image is held once: it grows in one buffer, which becomes the
-image without a copy; linear in the worst case.
+Cost goal: each byte is looked at a fixed number of times; neither the text of the document nor a
+long base64 string is ever held whole, and an image is held once: it grows in one buffer, which
+becomes the image without a copy; linear in the worst case.
 
-Plan: all but the inside of those strings is collected as the *skeleton*, a small ordinary JSON document
-with a placeholder for each decoded string. No tokenizer is needed to find them: `"b64_json"` with an
-unescaped quote on both sides can only be a whole string, and with a colon behind it only a key, because
-inside another string its quotes would have to be escaped. The first bytes of the value decide: if it ends
-within them, or does not look like base64, it stays in the skeleton as ordinary text. So does an image under
-a key that the search does not know, or one spelled with escapes; `Document` decodes these at the end.
+Plan: all but the inside of those strings is collected as the *skeleton*, a small ordinary JSON
+document with a placeholder for each decoded string. No tokenizer is needed to find them:
+`"b64_json"` with an unescaped quote on both sides can only be a whole string, and with a colon
+behind it only a key, because inside another string its quotes would have to be escaped. The first
+bytes of the value decide: if it ends within them, or does not look like base64, it stays in the
+skeleton as ordinary text. So does an image under a key that the search does not know, or one
+spelled with escapes; `Document` decodes these at the end.
 """
 
 import re
@@ -37,9 +38,7 @@ _IMAGE_KEY = re.compile(
 )
 _MAX_KEY = 64  # no match of _IMAGE_KEY is longer
 _MAX_ROOM = 4 * 1024 * 1024  # bytes to reserve before the size of any image is known
-_LONG = (
-    16_384  # bytes of base64 that are cheaper to decode on trial than to search for a quote first
-)
+_LONG = 16_384  # bytes of base64 that are cheaper to decode on trial than to search for a quote
 _DECISIVE = 512  # bytes of a value that decide whether it is taken as base64
 _BASE64_START = re.compile(
     rb"(?:[Dd][Aa][Tt][Aa]:[^,]{0,256};base64,)?"
@@ -60,13 +59,13 @@ class InvalidJSON(ValueError):  # noqa: N818
 
 
 class Document(msgspec.Struct, frozen=True):
-    """Decoded document: `value` as JSON has it, with placeholders that `decoded` understands."""
+    """Decoded document: `value` as JSON has it, with placeholders known to `decoded`."""
 
     value: Any
     images: dict[str, Decoded] = {}
 
     def decoded(self, text: str) -> Decoded | None:
-        """Return the bytes that a string stands for or holds as base64; None when there are none."""
+        """Return the bytes that a string stands for, or is in base64; None for no bytes."""
         found = self.images.get(text)
         return (decode_text(text) if found is None else found) or None
 
@@ -84,7 +83,8 @@ class Document(msgspec.Struct, frozen=True):
 class JSONDecoder:
     """One JSON document, fed in any split.
 
-    `length` is how many bytes it should have, 0 when unknown; it only serves to reserve memory for images.
+    `length` is how many bytes it should have, 0 when unknown; it only serves to reserve memory for
+    images.
     """
 
     __slots__ = (
@@ -114,7 +114,8 @@ class JSONDecoder:
         if end is None:
             end = len(data)
         self.size += end - start
-        # Most chunks of a large image contain nothing else, which decoding shows as well as a search.
+        # Most chunks of a large image contain nothing else, which decoding shows as well as a
+        # search.
         if (
             self._base64 is not None
             and end - start > _LONG
@@ -187,7 +188,7 @@ class JSONDecoder:
         return skeleton[: 4 * length].decode("utf-8", "replace").strip()[:length]
 
     def _unprefixed(self) -> bytes | bytearray:
-        """Return the skeleton without a second `data:`, which some servers write before their JSON."""
+        """Return the skeleton without a second `data:`, which some servers write before JSON."""
         match = _DATA_PREFIX.match(self._skeleton)
         return self._skeleton[match.end() :] if match else self._skeleton
 
@@ -271,7 +272,7 @@ class JSONDecoder:
 
 
 def map_strings(value: Any, change: Callable[[str], str], depth: int = 20) -> Any:
-    """Return plain data with every string changed; what is nested deeper than `depth` becomes "…"."""
+    """Return plain data with every string changed; what is deeper than `depth` becomes "…"."""
     if isinstance(value, str):
         return change(value)
     if type(value) not in (dict, list, tuple):
@@ -301,8 +302,8 @@ def decode(skeleton: bytes | bytearray) -> Any:
 def _decode_several(skeleton: bytes | bytearray) -> list[Any]:
     """Decode what the fast and strict decoder rejects and an image must not be lost for.
 
-    A byte order mark, NaN, lone surrogates, bytes that are not UTF-8, control characters, numbers beyond
-    64 bits, and whatever follows the document.
+    A byte order mark, NaN, lone surrogates, bytes that are not UTF-8, control characters, numbers
+    beyond 64 bits, and whatever follows the document.
     """
     import json  # slow to import, and rarely needed
 
@@ -325,18 +326,18 @@ def _decode_several(skeleton: bytes | bytearray) -> list[Any]:
 
 
 def _repaired(text: str) -> Any:
-    """Return the JSON of a document that was cut off, up to its last complete string; None if there is none."""
+    """Return the JSON of a document that was cut off, up to its last complete string, or None."""
     ends: deque[tuple[int, str]] = deque(maxlen=_MAX_REPAIRS)
     open_ones = ""
     for match in _TOKEN.finditer(text):
-        token = match[0]
-        if token in ("{", "["):
-            open_ones = ("}" if token == "{" else "]") + open_ones
+        found = match[0]
+        if found in ("{", "["):
+            open_ones = ("}" if found == "{" else "]") + open_ones
             if len(open_ones) > _MAX_NESTING:
                 return None
             continue
-        if token in ("}", "]"):
-            if not open_ones.startswith(token):
+        if found in ("}", "]"):
+            if not open_ones.startswith(found):
                 return None
             open_ones = open_ones[1:]
         elif not match[2]:

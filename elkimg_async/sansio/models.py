@@ -15,8 +15,8 @@ _ATTRIBUTES = {"id", "owned_by", "created", "object", "shutdown_date"}
 class Model(Record, frozen=True, kw_only=True):
     """One model of the server; None is what the server does not say.
 
-    `created` is in seconds since 1970, `shutdown_date` an ISO date; `is_image` is whether the model makes
-    images. `extra` has all other fields, as they were sent.
+    `created` is in seconds since 1970, `shutdown_date` an ISO date; `is_image` is whether the
+    model makes images. `extra` has all other fields, as they were sent.
     """
 
     id: str
@@ -118,7 +118,7 @@ def read_models(body: bytes) -> Models:
 
 
 def _items(value: Any) -> list[Any] | None:
-    """Return the list itself, or that under `data` (OpenAI, the gateway) or `models`; null counts as empty."""
+    """Return the list itself, or that under `data` or `models`; null counts as empty."""
     if isinstance(value, dict):
         name = next((name for name in ("data", "models") if name in value), None)
         value = None if name is None else value[name] or []
@@ -142,7 +142,7 @@ def _model(item: Any) -> Model | None:
 
 
 def _is_image(item: dict[str, Any]) -> bool | None:
-    """Look at the gateway's endpoints (`image-generation`), or at what else lists the kinds of output."""
+    """Look at the endpoints (`image-generation`), or at what else lists the kinds of output."""
     shape = item.get("architecture")
     for place, name in (
         (item, "supported_endpoint_types"),

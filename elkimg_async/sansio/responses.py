@@ -5,7 +5,7 @@ server leaves it out or sends something else. Fields that have no attribute here
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeAlias, overload
 
 import msgspec
@@ -72,7 +72,7 @@ class SvgUsage(Record, frozen=True, kw_only=True):
 
 
 class RateLimit(Record, frozen=True, kw_only=True):
-    """The `x-ratelimit-*` headers of a response; `reset_*` are seconds; None where a header is missing."""
+    """The `x-ratelimit-*` headers; `reset_*` are seconds; None where a header is missing."""
 
     limit_requests: int | None = None
     remaining_requests: int | None = None
@@ -85,9 +85,9 @@ class RateLimit(Record, frozen=True, kw_only=True):
 class Meta(Record, frozen=True, kw_only=True):
     """What is known of the exchange behind a result.
 
-    `elapsed` is in seconds for the whole call, `first_byte` in seconds from the start of the last attempt
-    to its headers. `rate_limit` is None where the server sent no such headers, `idempotency_key` where
-    none was sent.
+    `elapsed` is in seconds for the whole call, `first_byte` in seconds from the start of the last
+    attempt to its headers. `rate_limit` is None where the server sent no such headers,
+    `idempotency_key` where none was sent.
     """
 
     request_id: str | None
@@ -128,42 +128,63 @@ class Event(Record, frozen=True, kw_only=True):
 
 
 class PartialImage(Event, frozen=True, kw_only=True):
-    """Image that is not finished; `partial_image_index` counts from 0, and is None if the server does not."""
+    """Image that is not finished; `partial_image_index` counts from 0, or is None."""
 
     partial_image_index: int | None = None
 
 
 class CompletedImage(Event, frozen=True, kw_only=True):
-    """Finished image. With several, each repeats the `usage` of the whole call: never add them up."""
+    """Finished image; each of several repeats the `usage` of the whole call."""
 
     usage: Usage | None = None
     svg_usage: SvgUsage | None = None
     safety_identifier: str | None = None
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(init=False, eq=False, repr=False)
 class ImagesResponse(Sequence[Image]):
     """The images of one call, as a sequence and as `data`.
 
-    The other attributes are None where the server does not say; `created` is in seconds since 1970, and
-    `extra` has all fields without an attribute, as they were sent.
+    The other attributes are None where the server does not say; `created` is in seconds since
+    1970, and `extra` has all fields without an attribute, as they were sent.
     """
 
     data: list[Image]
-    _: KW_ONLY
-    created: Number | None = None
-    usage: Usage | None = None
-    size: str | None = None
-    quality: str | None = None
-    background: str | None = None
-    output_format: str | None = None
-    svg_usage: SvgUsage | None = None
-    safety_identifier: str | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
-    meta: Meta = field(default=None)  # type: ignore[assignment]  # the call sets it
+    created: Number | None
+    usage: Usage | None
+    size: str | None
+    quality: str | None
+    background: str | None
+    output_format: str | None
+    svg_usage: SvgUsage | None
+    safety_identifier: str | None
+    extra: dict[str, Any]
+    meta: Meta = None  # type: ignore[assignment]  # the call sets it
 
-    def __post_init__(self) -> None:
-        self.data = list(self.data)
+    def __init__(
+        self,
+        data: Iterable[Image],
+        *,
+        created: Number | None = None,
+        usage: Usage | None = None,
+        size: str | None = None,
+        quality: str | None = None,
+        background: str | None = None,
+        output_format: str | None = None,
+        svg_usage: SvgUsage | None = None,
+        safety_identifier: str | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> None:
+        self.data = list(data)
+        self.created = created
+        self.usage = usage
+        self.size = size
+        self.quality = quality
+        self.background = background
+        self.output_format = output_format
+        self.svg_usage = svg_usage
+        self.safety_identifier = safety_identifier
+        self.extra = {} if extra is None else extra
 
     @overload
     def __getitem__(self, index: int) -> Image: ...

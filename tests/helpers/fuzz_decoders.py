@@ -1,12 +1,12 @@
-"""What must hold of the decoders for any bytes, and a coverage-guided search for bytes for which it does not.
+"""What holds for the decoders and any bytes, and a coverage-guided search for exceptions.
 
-    python -m tests.helpers.fuzz_decoders [json|sse|answer] -max_total_time=60
+    python -m tests.helpers.fuzz_decoders [json|sse|body] -max_total_time=60
 
 needs atheris (https://github.com/google/atheris) and takes the options of libFuzzer. Without it,
-`tests/test_fuzz.py` asks the same of what hypothesis grows.
+`tests/sansio/test_fuzz.py` checks the same for what hypothesis grows.
 
-The answers are held against a parser of its own, as slow and simple as can be, so that no mistake is
-made twice. Where a document is valid, an image must have the very bytes that it finds.
+The answers are held against a parser of its own, as slow and simple as can be, so that no mistake
+is made twice. Where a document is valid, an image must have the very bytes that it finds.
 """
 
 import base64
@@ -27,14 +27,14 @@ from elkimg_async.errors import (
     ResponseError,
     StreamIncompleteError,
 )
-from elkimg_async.sansio.decoder import ImagesDecoder, SkippedEvent
 from elkimg_async.sansio.base64_text import BadBase64
+from elkimg_async.sansio.decoder import ImagesDecoder, SkippedEvent
 from elkimg_async.sansio.json_images import Document, InvalidJSON, JSONDecoder
 from elkimg_async.sansio.responses import CompletedImage, PartialImage
 from elkimg_async.sansio.sse import SSEDecoder
 
-# The only errors that each decoder may raise, and from where: `JSONDecoder.finish`, the same for the data of
-# an event of `SSEDecoder`, which itself raises none, and `ImagesDecoder.next_event`.
+# The only errors that each decoder may raise, and from where: `JSONDecoder.finish`, the same for
+# the data of an event of `SSEDecoder`, which itself raises none, and `ImagesDecoder.next_event`.
 JSON_ERRORS = (InvalidJSON,)
 EVENT_DATA_ERRORS = (InvalidJSON,)
 ANSWER_ERRORS = (APIError, EmptyResultError, ResponseError, StreamIncompleteError)
@@ -48,10 +48,10 @@ TEXT = base64.b64encode(IMAGE)
 COMPLETED, PARTIAL = b"image_generation.completed", b"image_generation.partial_image"
 USAGE = b'"usage":{"total_tokens":7,"input_tokens_details":{"text_tokens":1.5}}'
 SEEDS = {
-    "json": b'{"created":1,"data":[{"b64_json":"%b","revised_prompt":"\\u00e9"},{"b64_json":"/9j/QUJD"}],%b}'
-    % (TEXT, USAGE),
-    "json spelt out": b' {\r\n "data": [\n {"url": "data:image/png;base64,%b", "b64_json": null}\n]}\r\n'
-    % TEXT,
+    "json": b'{"created":1,"data":[{"b64_json":"%b","revised_prompt":"\\u00e9"},'
+    b'{"b64_json":"/9j/QUJD"}],%b}' % (TEXT, USAGE),
+    "json spelt out": b' {\r\n "data": [\n {"url": "data:image/png;base64,%b",'
+    b' "b64_json": null}\n]}\r\n' % TEXT,
     "json escaped": b'{"data":[{"b64_json":"%b"}]}'
     % TEXT.replace(b"+", rb"\u002B").replace(b"/", rb"\/"),
     "error": b'{"error":{"message":"no (request id: 1)","type":"x","code":"rate_limit_exceeded"}}',
@@ -64,7 +64,7 @@ SEEDS = {
     "bare error": b': PING\n\n{"error":{"message":"no","code":429}}\n',
     "page": b"<!doctype html><title>404</title>",
 }
-"""Answers as servers give them."""
+"""Bodies as servers send them."""
 
 TOKENS = [
     *(bytes((code,)) for code in b'"\\{}[]:,\n\r =-+/_01A\0\xff\xed<'),
@@ -118,7 +118,7 @@ def slow_image(text: str) -> Given:
 
 
 def slow_value(data: bytes) -> Any:
-    """A JSON document with images in their places; `InvalidJSON` itself for what is none, or not all."""
+    """A JSON document with images in their places; `InvalidJSON` itself for what is none."""
     try:
         value = json.loads(data.decode("utf-8-sig", "replace"), strict=False, parse_int=float)
     except (ValueError, RecursionError):
@@ -171,7 +171,7 @@ def slow_events(stream: bytes) -> list[SlowEvent]:
 
 
 def slow_images(body: bytes) -> list[tuple[bytes, bool]] | None:
-    """The images of an answer in which nothing is amiss, and whether complete; None where anything is."""
+    """The images of a flawless body, and whether completed; None for any other."""
     value = slow_value(body)
     if value is not InvalidJSON:
         items = value.get("data") if isinstance(value, dict) and not _is_error(value) else None
@@ -265,7 +265,7 @@ def _resolved(found: Document, value: Any, key: str = "") -> Any:
 
 
 def check_json(chunks: Iterable[bytes]) -> None:
-    """A document is what the slow parser finds, where that finds one; the only error is `InvalidJSON`."""
+    """A document is what the slow parser finds, if any; the only error is `InvalidJSON`."""
     decoder, fed = JSONDecoder(), b""
     for chunk in chunks:
         decoder.feed(chunk)
@@ -300,8 +300,8 @@ def check_sse(chunks: Iterable[bytes]) -> None:
             assert repr(found) == repr(value), (fed, found, value)
 
 
-def check_answer(chunks: Iterable[bytes], *, stream: bool) -> None:
-    """It ends as images or in one of the errors; the images are the answer's own, and all of them."""
+def check_body(chunks: Iterable[bytes], *, stream: bool) -> None:
+    """It ends as images or in one of the errors; the images are all those of the body."""
     decoder, fed = ImagesDecoder(stream=stream, max_bytes=MAX_BYTES), b""
     given: list[PartialImage | CompletedImage] = []
     failure: ElkImagesError | None = None
@@ -348,20 +348,20 @@ def _take(decoder: ImagesDecoder, given: list[PartialImage | CompletedImage]) ->
 
 
 def check(target: str, data: bytes) -> None:
-    """One input: the first four bytes say how the rest is cut, and a fifth what it is, if that is open."""
+    """Check one input: four bytes say how the rest is cut, and a fifth what it is."""
     sizes = [size % 64 for size in data[:3]] if data[3:4] > b"\x40" else []
     chunks = cut(data[5:], sizes)
     stream = data[4:5] > b"\x7f"
-    match target if target in CHECKS else ("json", "sse", "answer")[sum(data[4:5]) % 3]:
+    match target if target in CHECKS else ("json", "sse", "body")[sum(data[4:5]) % 3]:
         case "json":
             check_json(chunks)
         case "sse":
             check_sse(chunks)
         case _:
-            check_answer(chunks, stream=stream)
+            check_body(chunks, stream=stream)
 
 
-CHECKS = ("json", "sse", "answer")
+CHECKS = ("json", "sse", "body")
 
 
 def main(arguments: list[str]) -> None:

@@ -1,8 +1,8 @@
 """Valid bodies of every known dialect, mutated, with the images that must come out of each.
 
-`make_body` builds one from a seed; `check_body` feeds it to the decoder and compares. The mutations rename
-keys, nest, reorder, wrap, duplicate, add siblings and re-spell base64; the siblings include text that
-contains base64 and addresses and is no image.
+`make_body` builds one from a seed; `check_body` feeds it to the decoder and compares. The
+mutations rename keys, nest, reorder, wrap, duplicate, add siblings and re-spell base64; the
+siblings include text that contains base64 and addresses and is no image.
 """
 
 import base64
@@ -96,7 +96,7 @@ class Maker:
     # What stands around images
 
     def item(self, made: Made) -> dict[str, Any]:
-        """Return an object with one image, under a usual key or, for what its content shows, under any."""
+        """Return an object with one image, under a usual key or one that only its content shows."""
         random = self.random
         if made.is_url:
             key = random.choice(URL_KEYS)
@@ -379,7 +379,8 @@ def check_body(seed: int) -> tuple[int, int]:
     if body.whole:
         assert found == wanted, ({"missing": wanted - found, "beyond": found - wanted}, *report)
         return len(body.images), len(came)
-    # Of a body that was cut off, all that had arrived; whether it was partial may have been cut off.
+    # Of a body that was cut off, all that had arrived; whether it was partial may have been cut
+    # off.
     known = {made.identity for made in body.images}
     arrived = {made.identity for made in body.images if is_in(made, data)}
     identities = {identity for identity, _ in came}

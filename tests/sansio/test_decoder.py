@@ -24,8 +24,8 @@ from elkimg_async.errors import (
     StreamIncompleteError,
 )
 from elkimg_async.image import Image
-from elkimg_async.sansio.error_mapping import MAX_BODY_TEXT
 from elkimg_async.sansio.decoder import ImagesDecoder, SkippedEvent
+from elkimg_async.sansio.error_mapping import MAX_BODY_TEXT
 from elkimg_async.sansio.responses import (
     CompletedImage,
     ImagesResponse,
@@ -149,7 +149,7 @@ READ_USAGE = Usage(
 @pytest.mark.parametrize("before", ["", "\n", "  \r\n\t \n"])
 @pytest.mark.parametrize("indent", [None, 1])
 def test_body_json(before: str, indent: int | None, stream: bool) -> None:
-    """A JSON answer gives its images as completed events, whatever was asked and whatever is blank."""
+    """The images of a JSON body are completed events, stream requested or not, blanks or not."""
     body = json.loads(answer(item(ONE), item(TWO, revised_prompt="p"), usage=USAGE, size="1x1"))
     found = outcome(before + json.dumps(body, indent=indent) + before, stream=stream)
     assert found.images == found.given == [ONE, TWO]
@@ -410,7 +410,7 @@ def test_body_text(before: str, body: str) -> None:
     [answer(item(ONE)), frame(COMPLETED, ONE), "<html>" + "x" * 99, " " * 99, ": ping\n" * 9],
 )
 def test_body_over_the_limit(body: str, stream: bool) -> None:
-    """A body over the limit is an error that names the limit and the option; at the limit it is fine."""
+    """A body over the limit is an error that names the limit and the option."""
     size = len(body)
     for chunks in every_split(body.encode()):
         found = Outcome(chunks, stream=stream, max_bytes=size - 1).failure
@@ -478,7 +478,7 @@ def test_body_stream(done: bool, where: str, kind: str, stream: bool) -> None:
 
 
 def test_body_stream_types_that_disagree() -> None:
-    """A known type in the JSON wins over the event line, and a known event line over an unknown type."""
+    """A known type in the JSON wins over the event line, a known event line over an unknown type."""
     assert outcome(frame(COMPLETED, ONE, name="ping")).images == [ONE]
     assert outcome(frame("new", ONE, name=COMPLETED)).images == [ONE]
     assert outcome(frame(COMPLETED, ONE, name=PARTIAL)).images == [ONE]
@@ -508,7 +508,7 @@ def test_body_stream_image_in_other_forms(value: dict[str, Any], image: Any) -> 
 
 
 def test_body_stream_several_completed() -> None:
-    """Several completed events are several images; each repeats the usage, which is not added up."""
+    """Several completed events are several images; their usage is not added up."""
     body = "".join(frame(COMPLETED, content, usage=USAGE) for content in (ONE, TWO, THREE))
     found = outcome(body)
     assert found.images == found.given == [ONE, TWO, THREE]
@@ -639,7 +639,11 @@ def test_body_stream_corrupt_partial_is_skipped(type: str, broken: Any) -> None:
 @pytest.mark.parametrize("broken", ["AAAA!", "A", "data:image/png,x", "AA==AAAA"])
 def test_body_stream_corrupt_final_raises(broken: str) -> None:
     """A corrupt final image raises after the events before it, which the error carries."""
-    body = frame(PARTIAL, ONE) + frame(COMPLETED, TWO) + f'data: {{"type":"{COMPLETED}","b64_json":"{broken}"}}\n\n'  # fmt: skip
+    body = (
+        frame(PARTIAL, ONE)
+        + frame(COMPLETED, TWO)
+        + f'data: {{"type":"{COMPLETED}","b64_json":"{broken}"}}\n\n'
+    )
     found = outcome(body + frame(COMPLETED, THREE))
     assert found.given == [ONE, TWO]
     assert type(found.failure) is ResponseError
@@ -706,7 +710,13 @@ ERRORS: list[tuple[Any, type[APIError], str | None]] = [
 def test_body_error_inside(value: Any, cls: type[APIError], code: str | None, stream: bool) -> None:
     """An error inside an answer is one as JSON, as an event and as a bare line after a ping."""
     text = json.dumps(value)
-    for body in (text, f"data: {text}\n\n", f"event: error\ndata: {text}\n\n", f": PING\n\n{text}\n", f": PING\n\n{text}"):  # fmt: skip
+    for body in (
+        text,
+        f"data: {text}\n\n",
+        f"event: error\ndata: {text}\n\n",
+        f": PING\n\n{text}\n",
+        f": PING\n\n{text}",
+    ):
         found = failure(body, stream=stream)
         assert type(found) is cls
         assert isinstance(found, APIError)
@@ -731,7 +741,11 @@ def test_body_error_after_images() -> None:
 def test_body_error_after_half_an_image() -> None:
     """An error that follows an image cut in the middle is told, on any split."""
     half = frame(COMPLETED, ONE * 3)[:-20]
-    for error in ('\n\ndata: {"error":"no"}\n\n', '\n\n{"error":"no"}\n', '\r\n\r\nevent: error\r\ndata: no\r\n\r\n'):  # fmt: skip
+    for error in (
+        '\n\ndata: {"error":"no"}\n\n',
+        '\n\n{"error":"no"}\n',
+        "\r\n\r\nevent: error\r\ndata: no\r\n\r\n",
+    ):
         found = failure(half + error)
         assert type(found) is APIError
         assert "no" in str(found)
@@ -778,7 +792,7 @@ def test_body_error_with_a_strange_code(code: str) -> None:
 
 @pytest.mark.parametrize("depth", [100, 400, 900, 2_000, 50_000])
 def test_body_nested(depth: int) -> None:
-    """Nesting of any depth, in an error, beside an image or in an event, raises nothing of Python's."""
+    """Nesting of any depth, in an error, beside an image or in an event, raises only our errors."""
     nest = "[" * depth + "]" * depth
     for body in (f'{{"error":{{"x":{nest}}}}}', f'{{"error":{nest}}}', f'{{"data":{nest}}}', nest):
         for frame in (body, f"data: {body}\n\n"):
@@ -948,7 +962,10 @@ json_values = st.recursive(
 
 
 @settings(max_examples=200, deadline=None)
-@given(values=st.lists(json_values, min_size=1, max_size=3), name=st.sampled_from(["", "error", COMPLETED, PARTIAL, "x"]))  # fmt: skip
+@given(
+    values=st.lists(json_values, min_size=1, max_size=3),
+    name=st.sampled_from(["", "error", COMPLETED, PARTIAL, "x"]),
+)
 def test_body_of_any_values(values: list[Any], name: str) -> None:
     """Any JSON values, as an answer or as events, end as images or as one of our errors."""
     text = json.dumps(values[0]).encode()

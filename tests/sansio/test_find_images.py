@@ -68,19 +68,51 @@ DIALECTS: dict[str, tuple[Any, Came]] = {
     "image_urls": ({"data": {"image_urls": [URL, OTHER]}}, [URL, OTHER]),
     "url as a list": ({"data": [{"url": [URL, OTHER]}]}, [URL, OTHER]),
     "data.images": ({"code": 0, "data": {"images": [{"url": URL}]}}, [URL]),
-    "output": ({"output": [URL, OTHER], "status": "succeeded", "urls": {"get": "https://api/x"}}, [URL, OTHER]),
+    "output": (
+        {"output": [URL, OTHER], "status": "succeeded", "urls": {"get": "https://api/x"}},
+        [URL, OTHER],
+    ),
     "output as text": ({"id": "x", "status": "succeeded", "output": URL}, [URL]),
     "output.results": ({"output": {"task_status": "SUCCEEDED", "results": [{"url": URL}]}}, [URL]),
     "result.sample": ({"status": "Ready", "result": {"sample": URL, "prompt": OTHER}}, [URL]),
     "result": ({"result": {"image": ONE}, "success": True, "errors": []}, [PNG]),
     "Responses API": ({"output": [{"type": "image_generation_call", "result": ONE}]}, [PNG]),
-    "Gemini": ({"candidates": [{"content": {"parts": [{"text": URL}, {"inlineData": {"mimeType": "image/png", "data": ONE}}]}}]}, [PNG]),
+    "Gemini": (
+        {
+            "candidates": [
+                {
+                    "content": {
+                        "parts": [
+                            {"text": URL},
+                            {"inlineData": {"mimeType": "image/png", "data": ONE}},
+                        ]
+                    }
+                }
+            ]
+        },
+        [PNG],
+    ),
     "Imagen": ({"predictions": [{"bytesBase64Encoded": ONE, "mimeType": "image/png"}]}, [PNG]),
-    "chat": ({"choices": [{"message": {"content": "Here", "images": [{"image_url": {"url": "data:image/png;base64," + ONE}}]}}]}, [PNG]),
+    "chat": (
+        {
+            "choices": [
+                {
+                    "message": {
+                        "content": "Here",
+                        "images": [{"image_url": {"url": "data:image/png;base64," + ONE}}],
+                    }
+                }
+            ]
+        },
+        [PNG],
+    ),
     "address in b64_json": ({"data": [{"b64_json": URL, "url": ""}]}, [URL]),
     "base64 in url": ({"data": [{"url": ONE}]}, [PNG]),
     "data URL in b64_json": ({"data": [{"b64_json": "data:image/png;base64," + ONE}]}, [PNG]),
-    "data URL of text": ({"data": [{"url": "data:image/svg+xml,%3Csvg%20xmlns=%22x%22/%3E"}]}, [b'<svg xmlns="x"/>']),
+    "data URL of text": (
+        {"data": [{"url": "data:image/svg+xml,%3Csvg%20xmlns=%22x%22/%3E"}]},
+        [b'<svg xmlns="x"/>'],
+    ),
     "the same twice": ({"data": [{"url": URL}], "images": [{"url": URL}]}, [URL]),
     "two that are equal": ({"data": [{"url": URL}, {"url": URL}]}, [URL, URL]),
     "two in one object": ({"image_1": ONE, "image_2": TWO}, [PNG, WEBP]),
@@ -89,10 +121,19 @@ DIALECTS: dict[str, tuple[Any, Came]] = {
     "a thumbnail alone": ({"data": [{"thumbnail_image_url": OTHER}]}, [OTHER]),
     "an empty error": ({"error": {}, "data": [{"url": URL}]}, [URL]),
     "an error without a message": ({"error": {"message": ""}, "data": [{"url": URL}]}, [URL]),
-    "an error of nulls": ({"error": {"code": None, "message": None}, "data": [{"url": URL}]}, [URL]),
-    "code and message of a success": ({"code": 200, "message": "success", "data": [{"url": URL}]}, [URL]),
-    "one item failed": ({"data": [{"url": URL}, {"error": {"code": "x", "message": "blocked"}}]}, [URL]),
-}  # fmt: skip
+    "an error of nulls": (
+        {"error": {"code": None, "message": None}, "data": [{"url": URL}]},
+        [URL],
+    ),
+    "code and message of a success": (
+        {"code": 200, "message": "success", "data": [{"url": URL}]},
+        [URL],
+    ),
+    "one item failed": (
+        {"data": [{"url": URL}, {"error": {"code": "x", "message": "blocked"}}]},
+        [URL],
+    ),
+}
 
 
 @pytest.mark.parametrize("way", ["batch", "event", "doubled prefix", "line"])
@@ -175,7 +216,11 @@ STREAMS: dict[str, tuple[bytes, list[tuple[str, bool]]]] = {
     "one failed": (
         sse(
             {"type": "image_generation.partial_succeeded", "image_index": 0, "url": URL},
-            {"type": "image_generation.partial_failed", "image_index": 1, "error": {"code": "x", "message": "no"}},
+            {
+                "type": "image_generation.partial_failed",
+                "image_index": 1,
+                "error": {"code": "x", "message": "no"},
+            },
             {"type": "image_generation.completed", "usage": {"total_tokens": 3}},
         ),
         [(URL, False)],
@@ -184,7 +229,11 @@ STREAMS: dict[str, tuple[bytes, list[tuple[str, bool]]]] = {
         b"".join(
             json.dumps(value).encode() + b"\n"
             for value in (
-                {"type": "image_generation.partial_image", "b64_json": ONE, "partial_image_index": 0},
+                {
+                    "type": "image_generation.partial_image",
+                    "b64_json": ONE,
+                    "partial_image_index": 0,
+                },
                 {"type": "image_generation.completed", "b64_json": ONE},
             )
         ),
@@ -193,16 +242,25 @@ STREAMS: dict[str, tuple[bytes, list[tuple[str, bool]]]] = {
     "Responses API": (
         sse(
             {"type": "response.image_generation_call.partial_image", "partial_image_b64": ONE},
-            {"type": "response.output_item.done", "item": {"type": "image_generation_call", "result": ONE}},
+            {
+                "type": "response.output_item.done",
+                "item": {"type": "image_generation_call", "result": ONE},
+            },
         ),
         [("PNG", True), ("PNG", False)],
     ),
-    "unknown types": (sse({"type": "image.ready", "image": URL}, {"type": "x", "url": OTHER}), [(URL, False), (OTHER, False)]),
-    "a preview": (sse({"type": "preview", "image": ONE}, {"type": "done", "image": URL}), [("PNG", True), (URL, False)]),
+    "unknown types": (
+        sse({"type": "image.ready", "image": URL}, {"type": "x", "url": OTHER}),
+        [(URL, False), (OTHER, False)],
+    ),
+    "a preview": (
+        sse({"type": "preview", "image": ONE}, {"type": "done", "image": URL}),
+        [("PNG", True), (URL, False)],
+    ),
     "bare base64": (f"data: {ONE}\n\n".encode(), [("PNG", False)]),
     "an image under a ping": (sse({"type": "keepalive", "b64_json": ONE}), [("PNG", False)]),
     "broken side data": (b'data: {"b64_json":"%b","x":}\n\n' % ONE.encode(), [("PNG", False)]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("body", "expected"), STREAMS.values(), ids=STREAMS.keys())
@@ -286,7 +344,7 @@ def test_images_as_the_body(signature: bytes) -> None:
 
 @pytest.mark.parametrize("first", range(0, 2_000, 250))
 def test_images_of_mutated_bodies(first: int) -> None:
-    """Whatever happens to a valid body of any dialect, the images that went in come out, and no others."""
+    """Whatever happens to a body of any dialect, the images that went in come out, no others."""
     counts = [mutations.check_body(seed) for seed in range(first, first + 250)]
     assert sum(went_in for went_in, _ in counts) == sum(came for _, came in counts) > 250
 

@@ -316,7 +316,7 @@ def test_base64_mutated(inside: bytes, where: list[int]) -> None:
 @settings(max_examples=150, deadline=None)
 @given(inside=mutations(), where=places)
 def test_json_mutated(inside: bytes, where: list[int]) -> None:
-    """A damaged document is what `json` finds in it, or invalid, or has a bad image, on any split."""
+    """A damaged document is what `json` finds in it, or invalid, or has a bad image."""
     text = b'{"a":[{"b64_json":"' + inside + b'"},{"url":"x"}],"b64_json":"QUJD"}'
     found = outcome([text])
     assert outcome(cut(text, where)) == found
@@ -492,7 +492,7 @@ def test_json_string_like_a_placeholder() -> None:
 
 @pytest.mark.parametrize("size", [100, 65_536, 8 * MEGABYTE])
 def test_json_image_after_megabytes(size: int) -> None:
-    """An image is found behind megabytes of other fields and of white space, in chunks of any size."""
+    """An image is found behind megabytes of other fields and white space, in any chunks."""
     text = b'{"a":"%b","b":[%b1],%b"b64_json":"%b"}' % (
         rb"\"b64_json\":\"" * (MEGABYTE // 10),
         b'"url","b64_json",{"url":"x"},' * (MEGABYTE // 20),
@@ -859,7 +859,7 @@ def test_meter_counts_a_rescan(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("beginning", [b"QUJD", b"\\u0051UJD", b"data:image/png;base64,QUJD"])
 def test_memory_of_one_image(beginning: bytes) -> None:
-    """An image is held once, with some room to grow, from its first piece to its last; its text never."""
+    """An image is held once, with some room to grow, from its first chunk on; its text never."""
     unit, count = b"QUJDREVGR0hJSktM" * 4096, 256
     size = 3 + len(unit) * count * 3 // 4
     decoder = JSONDecoder()

@@ -31,7 +31,7 @@ LIST = answer({"object": "list", "data": [ONE]})
 
 
 async def test_models_of_the_local_server() -> None:
-    """The server's models come in its order, as image models, and with what is known of the exchange."""
+    """The models come in the server's order, as image models, with `meta`."""
     async with (
         LocalServer() as server,
         AsyncImages(server.api_key, base_url=server.base_url) as client,

@@ -88,8 +88,12 @@ def test_event_extra() -> None:
     decoder = ImagesDecoder(stream=True, max_bytes=1 << 20)
     for kind in ("partial_image", "completed"):
         value = {
-            "type": f"image_generation.{kind}", "b64_json": B64, "step": 3, "safety_identifier": "s", "usage": {"cost": 1}
-        }  # fmt: skip
+            "type": f"image_generation.{kind}",
+            "b64_json": B64,
+            "step": 3,
+            "safety_identifier": "s",
+            "usage": {"cost": 1},
+        }
         decoder.feed(f"data: {json.dumps(value)}\n\n".encode())
     partial, completed = decoder.next_event(), decoder.next_event()
     assert isinstance(partial, PartialImage)
@@ -99,8 +103,12 @@ def test_event_extra() -> None:
     assert completed.safety_identifier == "s"
     assert completed.usage == Usage(extra={"cost": 1})
     assert completed.to_dict() == {
-        "type": "image_generation.completed", "b64_json": B64, "step": 3, "safety_identifier": "s", "usage": {"cost": 1}
-    }  # fmt: skip
+        "type": "image_generation.completed",
+        "b64_json": B64,
+        "step": 3,
+        "safety_identifier": "s",
+        "usage": {"cost": 1},
+    }
     assert "b64_json" not in partial.to_dict(images=False)
 
 
@@ -114,7 +122,7 @@ def test_response_to_dict() -> None:
 
 @pytest.mark.parametrize("connected", [False, True])
 def test_response_encodes(connected: bool) -> None:
-    """msgspec and FastAPI turn responses, images, events and usage into JSON."""
+    """Both msgspec and FastAPI turn responses, images, events and usage into JSON."""
     response = response_of(BODY)
     if connected:
 
@@ -130,8 +138,9 @@ def test_response_encodes(connected: bool) -> None:
         )
         assert json.loads(json.dumps(msgspec.to_builtins(thing)))
         assert B64 in json.dumps(jsonable_encoder(thing)) or thing in (
-            response.usage, response.svg_usage,
-        )  # fmt: skip
+            response.usage,
+            response.svg_usage,
+        )
 
 
 def test_response_copies_to_itself() -> None:
@@ -154,7 +163,7 @@ OURS: dict[str, Any] = {
 
 
 def missing_fields(theirs: type[pydantic.BaseModel], ours: Any) -> list[str]:
-    """The fields of a class of `openai` for which a class of ours has no attribute, nested ones included."""
+    """The fields of a class of `openai` that ours lacks, nested ones included."""
     known = set(dir(ours)) | set(getattr(ours, "__struct_fields__", ()))
     known |= set(getattr(ours, "__dataclass_fields__", ()))
     missing = [name for name in theirs.model_fields if name not in known]

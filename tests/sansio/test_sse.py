@@ -377,7 +377,16 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("text", [b"QUJDREVGR0hJSktMTU4=", b"QUJDREVGR0hJSktMTU4", b"data:;base64,QUJDREVGR0hJSktMTU4=", rb"QUJDREVGR0hJSktMT\u0055\u0034=", rb"QUJD\nREVG\r\nR0hJSktMTU4=\n"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"QUJDREVGR0hJSktMTU4=",
+        b"QUJDREVGR0hJSktMTU4",
+        b"data:;base64,QUJDREVGR0hJSktMTU4=",
+        rb"QUJDREVGR0hJSktMT\u0055\u0034=",
+        rb"QUJD\nREVG\r\nR0hJSktMTU4=\n",
+    ],
+)
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 def test_sse_images(layout: bytes, text: bytes) -> None:
     """An image is decoded in any layout, spelling and split, and the events around it stay."""
