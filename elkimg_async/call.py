@@ -400,6 +400,9 @@ class Call(Generic[AnswerT]):
         failure.idempotency_key = self._key
         if self._decoder is not None and self._decoder.failure is not failure:
             self._decoder.attach_images(failure)
+        for image in failure.images:
+            if getattr(image, "url", None) is not None:
+                connect_image(image, self._transport, self._settings)
         exchange = self._exchange
         if exchange is not None:
             failure.locate(request_id(exchange.headers))

@@ -26,7 +26,7 @@ from elkimg_async.errors import (
 from elkimg_async.image import Image
 from elkimg_async.sansio.error_mapping import MAX_BODY_TEXT, api_error
 from elkimg_async.sansio.error_words import is_item_failure, pending_task, strength
-from elkimg_async.sansio.events import COMPLETED_FIELDS, event_of, type_of
+from elkimg_async.sansio.events import COMPLETED_FIELDS, event_of, type_around, type_of
 from elkimg_async.sansio.find_images import Findings, find_images, images_of
 from elkimg_async.sansio.json_images import Document, InvalidJSON, JSONDecoder
 from elkimg_async.sansio.reading import read_usage
@@ -141,7 +141,9 @@ class ImagesDecoder:
     def attach_images(self, error: ElkImagesError) -> None:
         """Add the images that have come so far to the error that ends the call."""
         completed = [event.image for event in self._completed]
-        if self._json is not None:
+        if self.failure is not None:
+            completed = [*self.failure.images]
+        elif self._json is not None:
             # Those of a document that will never be whole.
             completed += images_of(self._json.salvage())
         extra = [image for image in error.images if not any(image is other for other in completed)]
@@ -348,8 +350,8 @@ class ImagesDecoder:
         if self._has_broken_partial(found, stated or name):
             return
         fields = value if isinstance(value, dict) else {}
-        type_ = type_of(fields, name)
         for entry in found.found:
+            type_ = type_around(entry.chain or (fields,), name)
             self._emit(event_of(type_, entry.image, entry.chain, key=entry.key, rest=found.extra))
         for item in found.without:
             if isinstance(item, dict) and strength(item) == 2:

@@ -28,7 +28,8 @@ _MESSAGES = (
         "errmsg",
         "err_msg",
     ),
-    *("error_description", "detail", "description", "reason", "title"),
+    *("errorMsg", "error_description", "detail", "description", "reason", "title"),
+    *("fail_reason", "failReason", "failure_reason", "failed_reason", "error_detail"),
 )
 _MESSAGE_KEYS = {*_MESSAGES}
 _CODES = (
@@ -192,8 +193,8 @@ def strength(value: Any, name: str | None = None) -> int:
         return 2
     if any(_has_failed(value.get(key)) for key in ("status", "state", "task_status")):
         return 2
-    output = value.get("output")
-    if isinstance(output, dict) and strength(output) == 2:
+    nested = (value.get(key) for key in ("output", "result", "response", "data"))
+    if any(isinstance(inner, dict) and strength(inner) == 2 for inner in nested):
         return 2
     if _MESSAGE_KEYS.isdisjoint(value):
         return 0

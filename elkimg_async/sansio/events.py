@@ -44,6 +44,15 @@ def type_of(value: Mapping[str, Any], name: str) -> str:
     return stated or name
 
 
+def type_around(chain: Sequence[Mapping[str, Any]], name: str) -> str:
+    """Return the type of the event that an image belongs to, should the event itself be nested."""
+    for around in reversed(chain):
+        if around.get("type") in (*COMPLETED_TYPES, *PARTIAL_TYPES):
+            return str(around["type"])
+    indexed = lookup(chain, "partial_image_index") is not None
+    return type_of({**chain[0], "partial_image_index": 0} if indexed else chain[0], name)
+
+
 def is_partial(type_: str, key: str = "") -> bool:
     """Return whether the image of such an event, under such a field, is not finished."""
     if _PARTIAL.search(type_) and not _FINISHED.search(type_):

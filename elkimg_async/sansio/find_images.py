@@ -48,7 +48,7 @@ _REQUEST_KEYS = {"input", "inputs", "request", "mask", "usage", "messages", "mod
 _SECONDARY = re.compile(r"thumb|preview|lowres|small")
 _NOTHING = {"", "null", "none", "undefined", "nan", "n/a", "-"}
 _FILE = re.compile(
-    r"[^?#]*\.(?:png|jpe?g|webp|gif|svg|avif|bmp|tiff?|heic|jxl)(?:[?#]|$)", re.IGNORECASE
+    r"[^?#]*\.(?:png|jpe?g|webp|gif|svg|avif|bmp|tiff?|heic|jxl)(?:[?#]\S*)?", re.IGNORECASE
 )
 _LISTS = {"data", "images", "output", "outputs", "results", "generations", "predictions", "items"}
 _MIN_BASE64 = 256  # characters of base64 without a signature under a key that may be an image
@@ -250,7 +250,7 @@ class _Search:
             is_image_url = kind.maybe or "data:image/" in start
             return _data_url(self._document, key, text) if is_image_url else None
         if start.startswith(("http://", "https://", "//")):
-            named = not kind.other and _FILE.match(text)
+            named = not kind.other and _FILE.fullmatch(text.strip())
             is_address = (kind.maybe or named) and _ADDRESS.fullmatch(text.strip())
             return _Candidate(key, url=read_str(text.strip())) if is_address else None
         looks_so = is_base64_image(text)
@@ -260,6 +260,8 @@ class _Search:
                 return _judged(key, decoded, kind)
             if decoded is not None and (kind.surely or (kind.maybe and looks_so)):
                 return _Candidate(key, problem=decoded.reason)
+        if kind.maybe and text.startswith("/") and _FILE.fullmatch(text):
+            return _Candidate(key, url=read_str(text))
         if kind.address and not any(char.isspace() for char in text):
             return _Candidate(key, url=read_str(text))  # relative to the base URL
         return None

@@ -185,7 +185,10 @@ class JSONDecoder:
     def text(self, length: int) -> str:
         """Return the beginning of the document for a message, without its images."""
         skeleton = self._skeleton if self._held is None else self._skeleton + self._held
-        return skeleton[: 4 * length].decode("utf-8", "replace").strip()[:length]
+        text = skeleton[: 4 * length].decode("utf-8", "replace")
+        for placeholder in self._images:
+            text = text.replace(f'"{placeholder}"', '"…"')
+        return text.strip()[:length]
 
     def _unprefixed(self) -> bytes | bytearray:
         """Return the skeleton without a second `data:`, which some servers write before JSON."""

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import msgspec
+
 from elkimg_async.errors import ElkImagesError, ResponseError
 from elkimg_async.sansio.error_mapping import MAX_BODY_TEXT, api_error
 from elkimg_async.sansio.error_words import strength
@@ -25,7 +27,7 @@ class Model(Record, frozen=True, kw_only=True):
     object: str | None = None
     shutdown_date: str | None = None
     is_image: bool | None = None
-    extra: dict[str, Any] = {}
+    extra: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 class Models(list[Model]):

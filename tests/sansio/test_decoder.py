@@ -478,7 +478,7 @@ def test_body_stream(done: bool, where: str, kind: str, stream: bool) -> None:
 
 
 def test_body_stream_types_that_disagree() -> None:
-    """A known type in the JSON wins over the event line, a known event line over an unknown type."""
+    """A known type in the JSON wins over the event line, a known event line over an unknown."""
     assert outcome(frame(COMPLETED, ONE, name="ping")).images == [ONE]
     assert outcome(frame("new", ONE, name=COMPLETED)).images == [ONE]
     assert outcome(frame(COMPLETED, ONE, name=PARTIAL)).images == [ONE]

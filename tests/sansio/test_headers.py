@@ -155,7 +155,7 @@ def test_retry_after_date_without_a_zone(monkeypatch: pytest.MonkeyPatch) -> Non
 @settings(max_examples=200, deadline=None)
 @given(
     st.text(max_size=30)
-    | st.lists(st.sampled_from("Tue , 14 Nov 2023 22 : 99 GMT + - 0000 (".split()), max_size=9)
+    | st.lists(st.sampled_from(["Tue", ",", "14", "Nov", "2023", ":", "99", "-", "("]), max_size=9)
     .map(" ".join)
 )  # fmt: skip
 def test_retry_after_of_any_text(text: str) -> None:
