@@ -31,7 +31,7 @@ from elkimg_async.transport.download import enable_download
 from elkimg_async.transport.exchange import Exchange
 from elkimg_async.transport.session import Transport
 
-_MAX_ERROR_BODY = 1024 * 1024  # bytes
+_MAX_ERROR_BODY = 64 * 1024 * 1024  # bytes: an error body may hold an image
 _END_OF_BODY = 0.1  # seconds to wait for the end of the body after [DONE], to keep the connection
 
 
@@ -115,7 +115,7 @@ class Attempt(Generic[ResultT]):
         )
         await exchange.open(deadline, first_byte=limits.first_byte, idle=limits.idle)
         self.first_byte = time.monotonic() - started
-        self.rate_limit = rate_limit(exchange.headers)
+        self.rate_limit = rate_limit(exchange.headers, time.time())
         plan.observers.notify(
             hooks.ResponseStarted,
             attempt=self._number,
@@ -226,12 +226,12 @@ class Attempt(Generic[ResultT]):
 
         An error status that has arrived counts for more than the connection that broke afterwards.
         """
-        exchange = self._exchange
+        plan, exchange = self._plan, self._exchange
         if isinstance(failure, NetworkError) and self.status and self._decoder is None:
             assert exchange is not None
             failure = self._error_status(exchange)
         if isinstance(failure, RateLimitError) and self._permit is not None:
-            self._plan.settings.limiter.rate_limited(
+            plan.settings.limiter.rate_limited(
                 self._permit, retry_after=failure.retry_after, rate_limit=self.rate_limit
             )
         if exchange is not None:
@@ -241,6 +241,11 @@ class Attempt(Generic[ResultT]):
         if isinstance(failure, RequestTimeoutError) and failure.phase is None:
             failure.phase = exchange.phase if exchange else "connect" if self._sent else "queue"
             failure.billing = exchange.billing if exchange else "not_sent"
+        if self._decoder is not None and self._decoder.failure is not failure:
+            self._decoder.attach_images(failure)
+        for image in failure.images:
+            if getattr(image, "url", None) is not None:
+                enable_download(image, plan.transport, plan.settings)
         self.close()
         return failure
 

@@ -88,6 +88,10 @@ class RetryPolicy(msgspec.Struct, frozen=True):
     `max_backoff`, unless the server names one; a call fails at once when the server names more than
     `max_retry_after` seconds. `budget` is the number of retries that all calls of a client share;
     each success returns one.
+
+    With `retry_unknown=True`, failures after which nobody knows whether an image was created
+    (time-outs, broken connections, unknown 5xx) are retried as well. Each such retry may cost
+    another image.
     """
 
     max_retries: int = 2
@@ -95,12 +99,15 @@ class RetryPolicy(msgspec.Struct, frozen=True):
     max_backoff: float = 8.0
     max_retry_after: float = 120.0
     budget: int = 100
+    retry_unknown: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_retries", "budget"):
             if type(getattr(self, name)) is not int:
                 raise ConfigurationError(f"RetryPolicy({name}=…) must be a whole number.")
-        for name in self.__struct_fields__:
+        if type(self.retry_unknown) is not bool:
+            raise ConfigurationError("RetryPolicy(retry_unknown=…) must be True or False.")
+        for name in self.__struct_fields__[:-1]:
             _check_number(f"RetryPolicy({name}=…)", getattr(self, name), unit="a number", zero=True)
 
 

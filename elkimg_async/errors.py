@@ -1,56 +1,63 @@
-"""Every error that leaves this package, split by whose fault it is.
+"""Every error that leaves this package.
 
 ElkImagesError
-├── ConfigurationError               no key, bad base URL, closed client
-├── InvalidRequestError (ValueError) refused before sending
-├── APIError                         the server said no
+├── ConfigurationError               no API key, bad base URL, closed client
+├── InvalidRequestError (ValueError) rejected before it was sent
+├── APIError                         the server returned an error
 │   ├── BadRequestError              400 and other 4xx; also 500 invalid_request
-│   │   └── ModerationError          the prompt or the picture was blocked
+│   │   └── ModerationError          the prompt or an image was blocked
 │   ├── AuthenticationError          401
 │   ├── PermissionDeniedError        403
-│   │   └── QuotaExceededError       the balance or quota is used up (429 or 403)
+│   │   └── QuotaExceededError       no credit or quota left (402; 403 or 429 by code)
 │   ├── NotFoundError                404, 501; also 503 model_not_found
 │   ├── RateLimitError               429
 │   └── ServerError                  5xx
-├── NetworkError                     no answer
-│   ├── ConnectError                 DNS, refused, TLS
+├── NetworkError                     no response, or only a part of one
+│   ├── ConnectError                 DNS, connection not accepted, TLS
 │   ├── RequestTimeoutError (TimeoutError)
 │   └── DisconnectedError            reset, truncated body
-├── ResponseError                    an answer that is not one
-│   └── EmptyResultError             2xx without a usable image, or without a body
+├── ResponseError                    a response that cannot be used
+│   └── EmptyResultError             2xx without an image
 ├── StreamError
 │   ├── StreamIncompleteError        ended without a completed image
 │   └── StreamStateError             iterated twice, by two tasks, after close
-├── DownloadError                    a URL image could not be fetched
+├── DownloadError                    the URL of an image could not be fetched
 └── BatchError
     ├── BatchStoppedError            a limit of the run was reached
-    └── JournalError                 unreadable, or of other requests
+    └── JournalError                 unreadable, or written for other requests
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 Billing = Literal["not_sent", "refused", "unknown", "billed"]
 
+_MAX_SHOWN = 2_000  # characters of the server's message in the text of an error
+_TITLE = re.compile(r"<title[^>]*>\s*([^<]{1,200}?)\s*</title>", re.IGNORECASE)
+
 
 class ElkImagesError(Exception):
-    """The root of all errors of this package.
+    """Root of all errors of this package.
 
-    The fields of a class are its annotated attributes; each is a keyword of
-    its constructor, and the default stands beside the annotation.
+    The fields of a class are its annotated attributes; each is a keyword of its constructor, and
+    the default stands beside the annotation. `str()` builds its text from them.
     """
 
     message: str = ""
     """What happened, without the advice and the request id that `str()` adds."""
     request_id: str | None = None
-    """The server's name for the request; None when no answer named one."""
+    """The server's name for the request; None if no response had one."""
+    idempotency_key: str | None = None
+    """The idempotency key that the request was sent with; None if there was none."""
     attempts: int = 0
-    """How often the request was tried, the first time included; 0 when it was never tried."""
+    """How often the request was tried, including the first time; 0 if it never was."""
     billing: Billing = "unknown"
     """Whether an image may have been paid for: `not_sent`, `refused`, `unknown` or `billed`."""
-
-    idempotency_key: str | None = None
-    """The idempotency key that was sent with the request; None without one."""
+    images: Sequence[Any] = ()
+    """The finished images that arrived before the call failed (`Image`)."""
+    partials: Sequence[Any] = ()
+    """The partial images that arrived before the call failed (`PartialImage`)."""
 
     advice: ClassVar[str] = ""
 
@@ -63,7 +70,8 @@ class ElkImagesError(Exception):
             setattr(self, name, value)
 
     def __str__(self) -> str:
-        text = " ".join(part for part in (self.message, self._advise()) if part)
+        parts = (self._describe(), self._advise(), self._warn_of_billing())
+        text = " ".join(part for part in parts if part)
         if self.request_id is None or f"request id: {self.request_id}" in text:
             return text
         return f"{text} (request id: {self.request_id})"
@@ -73,8 +81,20 @@ class ElkImagesError(Exception):
         annotated = (getattr(base, "__annotations__", {}) for base in cls.__mro__)
         return {name for names in annotated for name in names} - {"advice"}
 
+    def _describe(self) -> str:
+        """Return what happened, as a sentence."""
+        return self.message
+
     def _advise(self) -> str:
-        return _PERHAPS_MADE if self.billing == "unknown" else self.advice
+        """Return what to do."""
+        return self.advice
+
+    def _warn_of_billing(self) -> str:
+        if self.billing != "unknown":
+            return ""
+        named = f" (idempotency key: {self.idempotency_key})" if self.idempotency_key else ""
+        again = f"check before sending the request again{named}"
+        return f"An image may have been made and billed; {again}."
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self)!r})"
@@ -83,13 +103,35 @@ class ElkImagesError(Exception):
         return _restore, (type(self), self.args, self.__dict__)
 
     def locate(self, request_id: str | None) -> Self:
-        """Name the request that failed, where that is not known yet; returns the error itself."""
+        """Set the request id where it is not known yet, and return the error itself."""
         if self.request_id is None:
             self.request_id = request_id
         return self
 
+    def to_dict(self, *, images: bool = True) -> dict[str, Any]:
+        """Return the class, the text and the fields as plain data, without what is None or empty.
 
-_PERHAPS_MADE = "The image may have been made; check before you ask for it again."
+        `images=False` leaves out base64.
+        """
+        fields: dict[str, Any] = {"error": type(self).__name__, "text": str(self)}
+        for name in sorted(self._fields()):
+            value = _plain(getattr(self, name), images=images)
+            if value not in (None, "", [], {}):
+                fields[name] = value
+        return fields
+
+    model_dump = to_dict
+
+
+def _plain(value: Any, *, images: bool) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, images=images) for item in value]
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    to_dict = getattr(value, "to_dict", None)
+    if to_dict is not None:
+        return to_dict(images=images)
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 def _restore(
@@ -101,39 +143,48 @@ def _restore(
     return error
 
 
+def _sentence(text: str) -> str:
+    text = text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "…"
+    return text if text[-1:] in (".", "!", "?", "…", "。") else text + "."
+
+
 class ConfigurationError(ElkImagesError):
-    """The client cannot work as it was set up; the caller has to change that."""
+    """The client cannot work as it is set up."""
 
     billing: Billing = "not_sent"
 
 
 class InvalidRequestError(ElkImagesError, ValueError):
-    """The request is known to be refused, so it was not sent; the caller has to change it."""
+    """The request would fail, so it was not sent."""
 
     billing: Billing = "not_sent"
     param: str | None = None
-    """The name of the parameter at fault; None when it is not a single one."""
+    """The name of the parameter; None when it is not a single one."""
 
 
 class APIError(ElkImagesError):
-    """The server said no."""
+    """The server returned an error.
+
+    `message` is what the server said, word for word; "" if it said nothing.
+    """
 
     billing: Billing = "refused"
     status: int | None = None
-    """The HTTP status; 200 for an error inside an answer that began well."""
+    """The HTTP status; 200 for an error inside a response that reported success."""
     code: str | None = None
+    """The server's code for the error; None if it has none."""
     type: str | None = None
+    """The server's name for the kind of error; None if it has none."""
     param: str | None = None
+    """The parameter that the server complains about; None if it names none."""
     headers: Mapping[str, str] = {}
     """The response headers, names in lower case."""
     body: Any = None
-    """The decoded JSON of the answer, or the beginning of its text; None when it was empty."""
+    """The decoded JSON of the response, or its text; None if it was empty."""
     retry_after: float | None = None
-    """Seconds that the server asks to wait; None when it names none."""
-    images: Sequence[Any] = ()
-    """The images that came before an error inside an answer (`Image`)."""
     model: str | None = None
-    """The model of the request; None where the request names none."""
+    """The model of the request; None if the request names none."""
+    """Seconds that the server asks to wait; None if it does not say."""
 
     def _advise_model(self) -> str:
         return (
@@ -141,26 +192,57 @@ class APIError(ElkImagesError):
             "(elkimg models, or await client.models())."
         )
 
+    def _describe(self) -> str:
+        label = self.code if self.code != str(self.status) else None
+        label = label or self.type
+        named = f" ({label})" if label else ""
+        if self.status is None:
+            return self.message
+        kind = "an error with status " if self.status < 400 else ""
+        start = f"The server returned {kind}{self.status}"
+        if not self.message and self._is_page():
+            return f"{start}{named} with a web page{self._title()}. {_IN_BETWEEN}"
+        return f"{start}{named}: {_sentence(self.message)}" if self.message else f"{start}{named}."
+
+    def _advise(self) -> str:
+        return _CHECK_PATH if self._is_page() and self.status not in (404, 407) else self.advice
+
+    def _is_page(self) -> bool:
+        """Return whether a web page came, which no API sends."""
+        return isinstance(self.body, str) and self.body.lstrip()[:1] == "<"
+
+    def _title(self) -> str:
+        match = _TITLE.search(self.body)
+        return f" titled “{match[1]}”" if match else ""
+
+
+_IN_BETWEEN = (
+    "It comes from something in between, such as a proxy, firewall or CDN, not from the API."
+)
+_CHECK_PATH = "Check the base URL and the network, or try again later."
+
 
 class BadRequestError(APIError):
-    """The server calls the request wrong; the caller has to change it."""
+    """The server does not accept the request as it is."""
 
-    advice = "Change the request; sending it again as it is will fail again."
+    advice = "Change the request; sending it again unchanged will fail again."
 
     def _advise(self) -> str:
         if self.status == 407:
             return "Check the proxy settings."
         if self.model is not None and self.param == "model":
             return self._advise_model()
-        return (
-            "Send it again a little later." if self.status in (408, 409, 425) else super()._advise()
-        )
+        if self.status in (408, 409, 425):
+            return "Send it again a little later."
+        return super()._advise()
 
 
 class ModerationError(BadRequestError):
-    """The prompt or the picture was blocked by the server's content rules."""
+    """The prompt or an image was blocked by the server's content rules."""
 
-    advice = "Reword the prompt or change the picture."
+    advice = "Reword the prompt or change the image."
+    moderation: Any = None
+    """The `moderation_details` of the server, as sent; None if there are none."""
 
 
 class AuthenticationError(APIError):
@@ -170,21 +252,21 @@ class AuthenticationError(APIError):
 
 
 class PermissionDeniedError(APIError):
-    """The key is known but may not do this."""
+    """The API key is known but is not allowed to do this."""
 
-    advice = "Check what this key may use: model, group and allowed addresses."
+    advice = "Check what this API key may use: model, group and allowed addresses."
 
 
 class QuotaExceededError(PermissionDeniedError):
-    """The account's balance or quota is used up."""
+    """The account has no credit or quota left."""
 
     advice = "Top up the account or raise its quota; waiting alone does not help."
 
 
 class NotFoundError(APIError):
-    """The endpoint or the model is not there."""
+    """The endpoint or the model does not exist."""
 
-    advice = "Check the model's name, and that the base URL ends in /v1."
+    advice = "Check the name of the model, and that the base URL ends in /v1."
 
     def _advise(self) -> str:
         if self.model is None:
@@ -202,19 +284,22 @@ class RateLimitError(APIError):
 class ServerError(APIError):
     """The server failed."""
 
-    advice = "This is the server's failure, not the request's; ask again later."
+    def _advise(self) -> str:
+        if self._is_page():
+            return super()._advise()
+        return "" if self.billing == "unknown" else "Try again later."
 
 
 class NetworkError(ElkImagesError):
-    """There was no answer, or only a part of one."""
+    """There was no response, or only a part of one."""
 
     phase: str | None = None
-    """Where it failed: `queue` (waiting for its turn within `Limits`, or while the server wants it slower),
+    """Where it failed: `queue` (waiting within `Limits`, or because the server slowed it down),
     `connect`, `proxy` (it rejected the connection), `tls` (a bad certificate), `upload`, `first_byte` or `body`."""
 
 
 class ConnectError(NetworkError):
-    """No connection: the name was not found, the port refused, or TLS failed."""
+    """No connection: the name was not found, the port did not accept it, or TLS failed."""
 
     billing: Billing = "not_sent"
     advice = "Check the base URL, the network, and the proxy settings."
@@ -239,53 +324,53 @@ class RequestTimeoutError(NetworkError, TimeoutError):
 
 
 class DisconnectedError(NetworkError):
-    """The connection broke before the answer was whole."""
+    """The connection broke before the response was complete."""
 
     def _advise(self) -> str:
-        return "Ask again." if self.billing == "not_sent" else super()._advise()
+        return "Try again." if self.billing == "not_sent" else ""
 
 
 class ResponseError(ElkImagesError):
-    """An answer came, but it is not one: HTML, a redirect, broken JSON or base64, over a limit."""
+    """A response that cannot be used: HTML, a redirect, broken JSON or base64, over a limit."""
 
-    images: Sequence[Any] = ()
-    """The images of the same answer that are good (`Image`)."""
     status: int | None = None
-    """The HTTP status; None when the answer ended before it was known."""
+    """The HTTP status; None if the response ended before it was known."""
     body: str | None = None
-    """The beginning of the answer as text; None when it says nothing."""
+    """The response as text, its images left out; None if it says nothing."""
+    content: bytes | None = None
+    """The bytes that stood in the place of an image but are none; None if there were none."""
 
 
 class EmptyResultError(ResponseError):
-    """The server reported success but gave no usable image."""
+    """The server reported success but returned no image."""
+
+    task_id: str | None = None
+    """The asynchronous job that the server started instead; None if it named none."""
 
 
 class StreamError(ElkImagesError):
-    """A stream did not go as it must."""
-
-    partials: Sequence[Any] = ()
-    """The partial images received so far (`PartialImage`)."""
+    """A stream cannot go on."""
 
 
 class StreamIncompleteError(StreamError):
-    """The stream ended without a completed image."""
+    """The stream ended without a completed image; `partials` has the others."""
 
 
 class StreamStateError(StreamError):
-    """The caller used a stream twice, from two tasks at once, or after closing it."""
+    """A stream was used twice, from two tasks at once, or after closing it."""
 
     billing: Billing = "not_sent"
 
 
 class DownloadError(ElkImagesError):
-    """The image was made, but its URL could not be fetched; fetch it again, never generate it again."""
+    """The image was made, but its URL could not be fetched."""
 
     billing: Billing = "billed"
     advice = "The image was made: read it again, never generate it again."
     url: str | None = None
-    """The address without its query, which may hold a signature; None when it is unknown."""
+    """The address without its query, which may contain a signature; None if it is unknown."""
     status: int | None = None
-    """The HTTP status of the download; None when there was no answer."""
+    """The HTTP status of the download; None if there was no response."""
 
 
 class BatchError(ElkImagesError):
@@ -295,7 +380,7 @@ class BatchError(ElkImagesError):
 
 
 class BatchStoppedError(BatchError):
-    """A run stopped before its input ended because a limit of the caller's was reached."""
+    """A run stopped before its input ended because one of its limits was reached."""
 
     reason: str | None = None
     """The limit: `max_errors`, `max_images` or `max_total_tokens`."""
@@ -304,7 +389,7 @@ class BatchStoppedError(BatchError):
 
 
 class JournalError(BatchError):
-    """The journal cannot be read, or belongs to other requests."""
+    """The journal cannot be read, or was written for other requests."""
 
 
 __all__ = [

@@ -4,7 +4,7 @@ import importlib.util
 import io
 import os
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self, TypeAlias
@@ -80,23 +80,54 @@ def media_type_of(content: bytes) -> str:
     return UNKNOWN_TYPE
 
 
-class Image(msgspec.Struct, eq=False):
+class Image(msgspec.Struct, eq=False, omit_defaults=True, dict=True):
     """One image.
 
     `content` is its bytes, or None while it is only a URL. `url` is its address as the server sent
     it, or None. `revised_prompt` is the prompt that the model followed, or None when the server
-    does not say.
+    does not say. `extra` has every other field that the server sent with it.
+    `content` is its bytes, or None while it is only a URL; `url` is its address
+    as the server gave it, or None; `revised_prompt` is the prompt that the model
+    really followed, or None when the server does not say. `extra` has what else the server sent with it.
     """
 
-    content: bytes | None = None
+    content: bytes | None = msgspec.field(default=None, name="b64_json")
     url: str | None = None
     revised_prompt: str | None = None
-    _download: Download | None = None
-    _lock: Any = None
+    extra: dict[str, Any] = {}
+
+    @property
+    def _download(self) -> Download | None:
+        return self.__dict__.get("download")
+
+    @property
+    def _lock(self) -> Any:
+        return self.__dict__.get("lock")
+
+    def to_dict(self, *, images: bool = True) -> dict[str, Any]:
+        """Return plain data, as the API sends it, without what is None.
+
+        `images=False` leaves out base64.
+        """
+        known = {
+            "b64_json": self.b64_json if images else None,
+            "url": self.url,
+            "revised_prompt": self.revised_prompt,
+        }
+        return {**self.extra, **{name: field for name, field in known.items() if field is not None}}
+
+    model_dump = to_dict
+
+    def keys(self) -> Iterable[str]:
+        """Return the names of `to_dict`, so that `dict(…)` and web frameworks can encode an image."""
+        return self.to_dict().keys()
+
+    def __getitem__(self, name: str) -> Any:
+        return self.to_dict()[name]
 
     def download_with(self, download: Download) -> None:
         """Let `read` fetch the URL with `download`; the client does this for its images."""
-        self._download = download
+        self.__dict__["download"] = download
 
     @property
     def media_type(self) -> str | None:
@@ -118,7 +149,7 @@ class Image(msgspec.Struct, eq=False):
         if self.content is not None:
             return self.content
         if self._lock is None:
-            self._lock = anyio.Lock()
+            self.__dict__["lock"] = anyio.Lock()
         async with self._lock:
             if self.content is None:
                 if self.url is None or self._download is None:
@@ -207,7 +238,7 @@ class Image(msgspec.Struct, eq=False):
         return f"<Image {self.media_type}, {len(self.content):,} bytes>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Image, (self.content, self.url, self.revised_prompt)
+        return Image, (self.content, self.url, self.revised_prompt, self.extra)
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, bytes | str]:
         shown: dict[str, bytes | str] = {"text/plain": repr(self)}

@@ -1,6 +1,7 @@
 """The tree of errors, and what each of them carries."""
 
 import copy
+import json
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -64,6 +65,10 @@ FIELDS: dict[str, Any] = {
     "retry_after": 1.5,
     "images": (Image(b"abc"), Image(url="https://x/y")),
     "phase": "body",
+    "idempotency_key": "i-1",
+    "moderation": {"categories": ["x"]},
+    "content": b"string",
+    "task_id": "t-1",
     "limit": "idle",
     "partials": ("p",),
     "url": "https://x/y",
@@ -72,11 +77,12 @@ FIELDS: dict[str, Any] = {
 }
 OWN_FIELDS = {
     "InvalidRequestError": {"param"},
-    "APIError": {"status", "code", "type", "param", "headers", "body", "retry_after", "images"},
+    "APIError": {"status", "code", "type", "param", "headers", "body", "retry_after"},
+    "ModerationError": {"moderation"},
     "NetworkError": {"phase"},
     "RequestTimeoutError": {"limit"},
-    "ResponseError": {"images", "status", "body"},
-    "StreamError": {"partials"},
+    "ResponseError": {"status", "body", "content"},
+    "EmptyResultError": {"task_id"},
     "DownloadError": {"url", "status"},
     "BatchStoppedError": {"reason", "totals"},
 }
@@ -107,7 +113,7 @@ classes = pytest.mark.parametrize("cls", [getattr(errors, name) for name in TREE
 
 
 def fields_of(cls: type[ElkImagesError]) -> dict[str, Any]:
-    own = {"request_id", "attempts", "billing"}
+    own = {"request_id", "idempotency_key", "attempts", "billing", "images", "partials"}
     return {
         name: FIELDS[name]
         for name in own.union(*(OWN_FIELDS.get(base.__name__, ()) for base in cls.__mro__))
@@ -204,10 +210,8 @@ def test_error_advice(cls: type[ElkImagesError]) -> None:
     speaking = {"ElkImagesError", "ConfigurationError", "InvalidRequestError", "APIError"}
     speaking |= {"NetworkError", "RequestTimeoutError", "ResponseError", "EmptyResultError"}
     speaking |= {"StreamError", "StreamStateError", "BatchError", "BatchStoppedError"}
-    speaking |= {"JournalError", "DisconnectedError", "StreamIncompleteError"}
-    assert (
-        "may have been made" in str(cls("What.", billing="unknown")) or cls is RequestTimeoutError
-    )
+    speaking |= {"JournalError", "DisconnectedError", "StreamIncompleteError", "ServerError"}
+    assert "An image may have been made" in str(cls("What.", billing="unknown"))
     assert bool(cls.advice) is (cls.__name__ not in speaking)
     assert not cls.advice or (cls.advice[0].isupper() and cls.advice.endswith("."))
 
@@ -222,7 +226,41 @@ def test_error_text_of_a_timeout() -> None:
     """A time-out names the limit that can be raised."""
     error = RequestTimeoutError("Nothing came for 5 s.", limit="idle", request_id="r-42")
     assert "Timeout(idle=" in str(error)
-    assert str(RequestTimeoutError("Nothing came.")) == "Nothing came."
+    assert "An image may have been made" in str(error)
+    assert str(RequestTimeoutError("Nothing came.", billing="not_sent")) == "Nothing came."
+
+
+@classes
+def test_error_text_names_the_idempotency_key(cls: type[ElkImagesError]) -> None:
+    """Where an image may have been paid for, the text names the idempotency key."""
+    assert "(idempotency key: i-1)" in str(cls("What.", billing="unknown", idempotency_key="i-1"))
+    assert "i-1" not in str(cls("What.", billing="not_sent", idempotency_key="i-1"))
+
+
+def test_error_text_of_an_api_error() -> None:
+    """The text has the status, the code, the server's words and the advice."""
+    error = BadRequestError("no such size", status=400, code="invalid_request", request_id="r")
+    assert str(error) == (
+        "The server returned 400 (invalid_request): no such size. "
+        "Change the request; sending it again unchanged will fail again. (request id: r)"
+    )
+    assert (
+        str(APIError("busy", status=200, type="t"))
+        == "The server returned an error with status 200 (t): busy."
+    )
+    assert str(APIError(status=429, code="429")) == "The server returned 429."
+
+
+@classes
+def test_error_to_dict(cls: type[ElkImagesError]) -> None:
+    """Every error is plain data that JSON takes, with or without its images."""
+    error = cls("What happened.", **fields_of(cls))
+    for fields in (error.to_dict(), error.model_dump()):
+        assert json.loads(json.dumps(fields)) == fields
+        assert (fields["error"], fields["text"]) == (cls.__name__, str(error))
+        assert fields["message"] == "What happened."
+    assert "b64_json" in str(error.to_dict())
+    assert "b64_json" not in str(error.to_dict(images=False))
 
 
 @classes
@@ -245,8 +283,8 @@ def test_error_with_a_method_as_field(name: str) -> None:
     [
         (ConfigurationError, "param"),
         (ConnectError, "limit"),
-        (ResponseError, "partials"),
-        (StreamIncompleteError, "images"),
+        (ResponseError, "code"),
+        (StreamIncompleteError, "content"),
         (BatchStoppedError, "status"),
         (ElkImagesError, "code"),
     ],

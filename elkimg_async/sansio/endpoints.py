@@ -7,8 +7,8 @@ import msgspec
 
 from elkimg_async.errors import ElkImagesError
 from elkimg_async.sansio import encode
-from elkimg_async.sansio.decoder import AnswerDecoder, ImageEvent, SkippedEvent
-from elkimg_async.sansio.models import ListingDecoder, Models
+from elkimg_async.sansio.decoder import ImageEvent, ImagesDecoder, SkippedEvent
+from elkimg_async.sansio.models import Models, ModelsDecoder
 from elkimg_async.sansio.responses import ImagesResponse, Meta
 
 
@@ -34,6 +34,7 @@ class Decoder(Protocol[ResultT_co]):
     def feed(self, chunk: bytes) -> bool: ...
     def finish(self) -> None: ...
     def next_event(self) -> ImageEvent | SkippedEvent | None: ...
+    def attach_images(self, error: ElkImagesError) -> None: ...
     def response(self) -> ResultT_co: ...
 
 
@@ -55,15 +56,15 @@ def _encode_models(request: Any, **_: Any) -> encode.HTTPRequest:
     return encode.models()
 
 
-def _models_decoder(*, max_bytes: int, **_: Any) -> ListingDecoder:
-    return ListingDecoder(max_bytes=max_bytes)
+def _models_decoder(*, max_bytes: int, **_: Any) -> ModelsDecoder:
+    return ModelsDecoder(max_bytes=max_bytes)
 
 
 GENERATE: Endpoint[ImagesResponse] = Endpoint(
-    creates_images=True, encode=encode.generate, decoder=AnswerDecoder
+    creates_images=True, encode=encode.generate, decoder=ImagesDecoder
 )
 EDIT: Endpoint[ImagesResponse] = Endpoint(
-    creates_images=True, encode=encode.edit, decoder=AnswerDecoder
+    creates_images=True, encode=encode.edit, decoder=ImagesDecoder
 )
 MODELS: Endpoint[Models] = Endpoint(
     creates_images=False, encode=_encode_models, decoder=_models_decoder

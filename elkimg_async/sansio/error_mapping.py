@@ -1,109 +1,162 @@
 """Map error bodies and statuses to exceptions."""
 
-import contextlib
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from elkimg_async import errors
 from elkimg_async.errors import APIError, Billing, ResponseError
+from elkimg_async.image import Image
+from elkimg_async.sansio.error_words import Words, read_words
+from elkimg_async.sansio.find_images import find_images, images_of
 from elkimg_async.sansio.headers import request_id, retry_after
-from elkimg_async.sansio.json_images import InvalidJSON, decode
-from elkimg_async.sansio.responses import read_str
+from elkimg_async.sansio.json_images import InvalidJSON, JSONDecoder
 
-BODY_IN_ERRORS = 2_000
-"""Characters of an unreadable answer that an error keeps."""
+MAX_BODY_TEXT = 65_536
+"""Characters of an unreadable body that an error keeps."""
 
-_MODERATION_CODES = {"moderation_blocked", "content_policy_violation", "content_filter"}
-
+_MODERATION = re.compile(
+    r"moderation|content_?policy|content_?filter|sensitive_?content|sensitive_?words|data_?inspection_?failed"
+    r"|prompt_blocked|safety_violation|safety_system|unsafe_content|content_blocked|risk_control|nsfw",
+    re.IGNORECASE,
+)
 _QUOTA_CODES = {
     "insufficient_quota",
     "insufficient_user_quota",
     "pre_consume_token_quota_failed",
+    "insufficient_balance",
+    "insufficient_credits",
+    "payment_required",
+    "billing_hard_limit_reached",
+    "quota_exceeded",
+    "arrearage",
 }
-
-_UNKNOWN_OUTCOME_CODES = {"bad_response_body", "read_response_body_failed"}
-
-_UNKNOWN_OUTCOME_STATUSES = {502, 504, 524}
+# 5xx codes that say that the request was never begun: nothing can have been billed.
+_NOT_BEGUN_CODES = {
+    "do_request_failed",
+    "get_channel_failed",
+    "no_available_channel",
+    "channel_not_available",
+    "channel:no_available_key",
+    "channel:invalid_key",
+    "channel:model_mapped_error",
+    "convert_request_failed",
+    "gen_relay_info_failed",
+    "count_token_failed",
+    "model_price_error",
+    "invalid_api_type",
+    "read_request_body_failed",
+    "bad_request_body",
+    "model_not_found",
+    "api_not_implemented",
+    "access_denied",
+}
+_OVERLOAD = re.compile(r"overload|^server_busy$|^engine_busy$|^service_unavailable$", re.IGNORECASE)
+_NOT_BEGUN_STATUSES = {501, 503, 529}
+_UNREADABLE_CODES = {
+    "bad_response_body",
+    "read_response_body_failed",
+    "bad_response",
+    "empty_response",
+}
 
 _STATUS_OF_TYPE = {
     "invalid_request_error": 400,
     "invalid_request": 400,
+    "badrequesterror": 400,
+    "invalid_argument": 400,
     "authentication_error": 401,
+    "authenticationerror": 401,
     "invalid_api_key": 401,
+    "unauthenticated": 401,
     "permission_error": 403,
+    "permission_denied": 403,
     "not_found_error": 404,
+    "notfounderror": 404,
+    "not_found": 404,
     "rate_limit_error": 429,
     "rate_limit_exceeded": 429,
+    "ratelimiterror": 429,
+    "resource_exhausted": 429,
     "api_error": 500,
     "server_error": 500,
+    "internal_server_error": 500,
     "upstream_error": 500,
+    "overloaded_error": 529,
 }
 
 
 def read_error(
     status: int, headers: Mapping[str, str], body: bytes, *, now: float
 ) -> APIError | ResponseError:
-    """The error that an answer other than 2xx means; `now` is in seconds since 1970.
+    """Return the error that a response other than 2xx means; `now` is in seconds since 1970.
 
     `headers` here and above is any mapping that finds names in lower case.
     """
     named = request_id(headers)
     if status < 400:
         return ResponseError(
-            f"The server answered with status {status} and wants to send the request elsewhere"
-            f"{_to(headers)}; check the base URL.",
+            f"The server returned a redirect ({status}){_to(headers)}, which is never followed. "
+            "Check the base URL.",
             request_id=named,
             status=status,
         )
-    text = body.decode("utf-8-sig", "replace").strip()
-    value: Any = text[:BODY_IN_ERRORS] or None
-    if text[:1] in ("{", "["):
-        with contextlib.suppress(InvalidJSON):
-            value = decode(body)
+    value, images = _read_body(body)
     error = api_error(status, value)
+    error.images = images
+    if images:
+        error.billing = "unknown"
     error.headers = {name.lower(): value for name, value in headers.items()}
     error.retry_after = retry_after(headers, now)
     return error.locate(named)
 
 
+def _read_body(body: bytes) -> tuple[Any, tuple[Image, ...]]:
+    """Return an error body as JSON or text, and the images in it."""
+    text = body.decode("utf-8-sig", "replace").strip()
+    if text[:1] not in ("{", "[", '"'):
+        return text[:MAX_BODY_TEXT] or None, ()
+    decoder = JSONDecoder(len(body))
+    decoder.feed(body)
+    try:
+        document = decoder.finish()
+    except InvalidJSON:
+        return decoder.text(MAX_BODY_TEXT), images_of(decoder.salvage())
+    return document.restore(document.value), find_images(document).images
+
+
 def api_error(status: int, value: Any) -> APIError:
-    """The error that a decoded body means, whatever its shape; `status` is 200 within a good answer."""
-    detail = value
-    if isinstance(value, Mapping):
-        detail = value.get("error") or value.get("detail") or value
-    fields = detail if isinstance(detail, Mapping) else {}
-    code, type_ = _label(fields.get("code")), _label(fields.get("type"))
-    kind = _error_class(status if status >= 400 else _implied_status(code, type_), code, type_)
-    said = read_str(fields.get("message")) or read_str(detail) or _said_by_fastapi(detail)
-    said = None if said is None or said.lstrip().startswith("<") else said.strip()
-    where = f"status {status}" if status >= 400 else "an error inside a good answer"
-    return kind(
-        f"The server said no ({', '.join(filter(None, (where, code)))})"
-        + (f": {_sentence(said)}" if said else "."),
+    """Return the error that a body means; `status` is 200 inside a 2xx response."""
+    words = read_words(value)
+    implied = status if status >= 400 else _implied_status(words)
+    kind = _error_class(implied, words)
+    error = kind(
+        words.message,
         status=status,
-        code=code,
-        type=type_,
-        param=_label(fields.get("param")),
+        code=words.code,
+        type=words.type,
+        param=words.param,
         body=value,
-        billing=_billing(status, code, value),
+        billing=_billing(implied, kind, words),
     )
+    if isinstance(error, errors.ModerationError):
+        error.moderation = words.moderation
+    return error
 
 
-def _said_by_fastapi(detail: Any) -> str | None:
-    items = detail if isinstance(detail, list) else []
-    said = [read_str(item.get("msg")) for item in items if isinstance(item, Mapping)]
-    return "; ".join(text for text in said if text) or None
+def _labels(words: Words) -> tuple[str, str]:
+    return (words.code or "").lower(), (words.type or "").lower()
 
 
-def _error_class(status: int | None, code: str | None, type_: str | None) -> type[APIError]:
-    if _MODERATION_CODES & {code, type_}:
+def _error_class(status: int | None, words: Words) -> type[APIError]:
+    labels = _labels(words)
+    if words.moderation is not None or any(_MODERATION.search(label) for label in labels):
         return errors.ModerationError
-    if _QUOTA_CODES & {code, type_}:
+    if status == 402 or _QUOTA_CODES & {*labels}:
         return errors.QuotaExceededError
-    if status == 500 and "invalid_request" in (code, type_):
+    if status == 500 and "invalid_request" in labels:
         return errors.BadRequestError
-    if status == 503 and code == "model_not_found":
+    if status == 503 and "model_not_found" in labels:
         return errors.NotFoundError
     match status:
         case 401:
@@ -120,31 +173,28 @@ def _error_class(status: int | None, code: str | None, type_: str | None) -> typ
             return errors.BadRequestError if status < 500 else errors.ServerError
 
 
-def _implied_status(code: str | None, type_: str | None) -> int | None:
-    if code is not None and re.fullmatch(r"[45][0-9][0-9]", code):
+def _implied_status(words: Words) -> int | None:
+    code, kind = _labels(words)
+    if re.fullmatch(r"[45][0-9][0-9]", code):
         return int(code)
-    return _STATUS_OF_TYPE.get(code or "") or _STATUS_OF_TYPE.get(type_ or "")
+    return _STATUS_OF_TYPE.get(code) or _STATUS_OF_TYPE.get(kind)
 
 
-def _billing(status: int, code: str | None, value: Any) -> Billing:
-    if code in _UNKNOWN_OUTCOME_CODES or status in _UNKNOWN_OUTCOME_STATUSES:
+def _billing(status: int | None, kind: type[APIError], words: Words) -> Billing:
+    """Return whether an image may have been paid for.
+
+    Gateways answer 5xx with any code after their upstream has made the image; only the codes that
+    mean "not begun", and the statuses 503 and 529, exclude that.
+    """
+    labels = {*_labels(words)}
+    if labels & _UNREADABLE_CODES:
         return "unknown"
-    if status >= 500 and status != 503 and not isinstance(value, (Mapping, list)):
-        return "unknown"
-    return "refused"
-
-
-def _label(value: Any) -> str | None:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value) if abs(value) < 10**9 else None
-    return read_str(value)
-
-
-def _sentence(text: str) -> str:
-    text = text if len(text) <= BODY_IN_ERRORS else text[:BODY_IN_ERRORS] + "…"
-    return text if text[-1:] in (".", "!", "?", "…", "。") else text + "."
+    if not issubclass(kind, errors.ServerError) or status is None:
+        return "refused"
+    begun = status not in _NOT_BEGUN_STATUSES and not labels & _NOT_BEGUN_CODES
+    return "unknown" if begun and not any(map(_OVERLOAD.search, labels)) else "refused"
 
 
 def _to(headers: Mapping[str, str]) -> str:
     location = headers.get("location")
-    return f" ({location.partition('?')[0][:200]})" if location else ""
+    return f" to {location.partition('?')[0][:200]}" if location else ""

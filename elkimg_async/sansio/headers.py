@@ -1,7 +1,8 @@
-"""Request headers from the user, and what response headers mean."""
+"""Request headers of the user, and the meaning of response headers."""
 
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -12,24 +13,24 @@ from elkimg_async.sansio.responses import RateLimit
 
 
 def check_headers(headers: Any) -> dict[str, str]:
-    """The caller's own headers; None means none.
+    """Return the user's own headers, checked; None means none.
 
     Raises:
-        InvalidRequestError: by the caller, for what no header can hold, and for the key.
+        InvalidRequestError: If a header cannot be sent, or is the API key.
     """
     if headers is None:
         return {}
     problem = None
     if not isinstance(headers, Mapping):
-        problem = "they must be a mapping of strings"
+        problem = "pass a mapping of strings"
     else:
         for name, value in headers.items():
             if not isinstance(name, str) or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
-                problem = f"{name!r} is no name of a header"
+                problem = f"{name!r} is not the name of a header"
             elif not isinstance(value, str) or re.search(r"[\x00-\x08\x0a-\x1f\x7f]", value):
                 problem = f"the value of {name} must be a string without line breaks"
             elif name.lower() == "authorization":
-                problem = "pass the key as api_key, not as a header"
+                problem = "pass the API key as api_key, not as a header"
             elif name.lower() in _FRAMING:
                 problem = f"{name} follows from the body and cannot be set"
             elif not is_json(value):
@@ -43,22 +44,22 @@ _FRAMING = {"content-length", "transfer-encoding"}
 
 
 def take_idempotency_key(headers: dict[str, str]) -> str | None:
-    """Take the caller's own Idempotency-Key out of the headers, the last where there are several."""
-    key = None
+    """Remove the user's own Idempotency-Key from the headers and return it."""
+    found = None
     for name in [name for name in headers if name.lower() == "idempotency-key"]:
-        key = headers.pop(name)
-    return key
+        found = headers.pop(name)
+    return found
 
 
 def with_headers(request: HTTPRequest, headers: Mapping[str, str]) -> HTTPRequest:
-    """The request with the caller's own headers, which replace ours whatever the case of their names."""
+    """Return the request with the user's own headers, which replace ours in any spelling."""
     if not headers:
         return request
     return msgspec.structs.replace(request, headers=merge(request.headers, headers))
 
 
 def merge(headers: Mapping[str, str], more: Mapping[str, str]) -> dict[str, str]:
-    """Both; `more` replaces, whatever the case of the names."""
+    """Return both; `more` replaces, whatever the case of the names."""
     if not more:
         return dict(headers)
     replaced = {name.lower() for name in more}
@@ -67,7 +68,7 @@ def merge(headers: Mapping[str, str], more: Mapping[str, str]) -> dict[str, str]
 
 
 def request_id(headers: Mapping[str, str]) -> str | None:
-    """The gateway's name for the request, else the upstream's."""
+    """Return the gateway's name for the request, else the upstream's."""
     return headers.get("x-oneapi-request-id") or headers.get("x-request-id") or None
 
 
@@ -78,7 +79,7 @@ def content_length(headers: Mapping[str, str]) -> int:
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """The seconds that a server asks to wait; `now` is in seconds since 1970."""
+    """Return the seconds that a server asks to wait; `now` is in seconds since 1970."""
     if (milliseconds := _number(headers.get("retry-after-ms"))) is not None:
         return milliseconds / 1000
     value = headers.get("retry-after")
@@ -86,7 +87,6 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
     if value is None or seconds is not None:
         return seconds
     import email.utils  # slow to import, and rarely needed
-    from datetime import UTC
 
     try:
         date = email.utils.parsedate_to_datetime(value)
@@ -95,8 +95,8 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
         return None
 
 
-def rate_limit(headers: Mapping[str, str]) -> RateLimit | None:
-    """What the `x-ratelimit-*` headers say; None without any."""
+def rate_limit(headers: Mapping[str, str], now: float) -> RateLimit | None:
+    """Return what the `x-ratelimit-*` headers say at `now`, in seconds since 1970."""
     said = {
         name.replace("-", "_"): text
         for name in _RATE_LIMITS
@@ -106,29 +106,42 @@ def rate_limit(headers: Mapping[str, str]) -> RateLimit | None:
         return None
     fields: dict[str, Any] = {}
     for name, text in said.items():
-        number = _duration(text) if name.startswith("reset") else _number(text)
-        fields[name] = number if number is None or name.startswith("reset") else int(number)
+        if name.startswith("reset"):
+            fields[name] = _reset(text, now)
+        else:
+            number = _number(text)
+            fields[name] = None if number is None else int(number)
     return RateLimit(**fields)
 
 
 _RATE_LIMITS = [
     f"{part}-{unit}" for part in ("limit", "remaining", "reset") for unit in ("requests", "tokens")
 ]
+_MIN_EPOCH = 1e9  # as seconds, 2001; no reset is that far away
+_MIN_EPOCH_MILLISECONDS = 1e12
 
 
 def _number(text: str | None) -> float | None:
-    """A plain decimal number, not negative."""
+    """Return a plain decimal number that is not negative."""
     return float(text) if text and re.fullmatch(r"\s*\d{1,15}(\.\d{0,15})?\s*", text) else None
 
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-def _duration(text: str | None) -> float | None:
-    """Seconds of `1s`, `6m30s`, `20ms`, or of a plain number."""
-    if (number := _number(text)) is not None or not text:
+def _reset(text: str, now: float) -> float | None:
+    """Return the seconds until a reset: a duration like `6m30s`, a number, or a point in time."""
+    number = _number(text)
+    if number is not None:
+        if number >= _MIN_EPOCH:
+            number = number / 1000 if number >= _MIN_EPOCH_MILLISECONDS else number
+            return max(0.0, number - now)
         return number
     parts = re.findall(r"(\d+(?:\.\d+)?)(ms|[smhd])", text)
-    if "".join(number + unit for number, unit in parts) != text.strip():
+    if parts and "".join(number + unit for number, unit in parts) == text.strip():
+        return sum(float(number) * _UNITS[unit] for number, unit in parts)
+    try:
+        date = datetime.fromisoformat(text.strip())
+        return max(0.0, (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now)
+    except (ValueError, OverflowError):
         return None
-    return sum(float(number) * _UNITS[unit] for number, unit in parts)

@@ -1,69 +1,57 @@
 """JSON with base64 inside, decoded while the bytes arrive.
 
-Wanted: `feed` bytes in any split, then `finish` for the document, in which every
-`b64_json` string, and every `url` string that is a `data:` URL, has become bytes.
+Wanted: `feed` bytes in any split, then `finish` for the document, in which every long base64
+string under a usual key for images has become bytes.
 
-Cost goal: each byte is looked at a fixed number of times; neither the text of the
-document nor a base64 string is ever held whole, and an image is held once: it grows in
-one buffer, which becomes the image without a copy; linear in the worst case.
+Cost goal: each byte is looked at a fixed number of times; neither the text of the document nor a
+long base64 string is ever held whole, and an image is held once: it grows in one buffer, which
+becomes the image without a copy; linear in the worst case.
 
-Plan: all but the inside of those strings is gathered as the *skeleton*, a small
-ordinary JSON document with a placeholder for each decoded string. No tokenizer is
-needed to find them: `"b64_json"` with an unescaped quote on both sides can only be
-a whole string, and with a colon behind it only a key, because inside another
-string its quotes would have to be escaped. A key spelled in another way (with
-escapes, say) is missed by the search and its value decoded from the skeleton at
-the end. Base64 is decoded strictly, piece by piece. From the first piece that is
-refused on, the string is cleaned (escapes, white space, `data:` prefix, URL-safe
-alphabet, missing padding) and decoded strictly again; what is refused then is a
-`BadBase64`. Nothing is ever decoded leniently, which would give wrong bytes in
-silence.
+Plan: all but the inside of those strings is collected as the *skeleton*, a small ordinary JSON
+document with a placeholder for each decoded string. No tokenizer is needed to find them:
+`"b64_json"` with an unescaped quote on both sides can only be a whole string, and with a colon
+behind it only a key, because inside another string its quotes would have to be escaped. The first
+bytes of the value decide: if it ends within them, or does not look like base64, it stays in the
+skeleton as ordinary text. So does an image under a key that the search does not know, or one
+spelled with escapes; `Document` decodes these at the end.
 """
 
-import binascii
 import re
-from collections.abc import Callable
-from io import BytesIO
-from typing import Any, TypeAlias, TypeVar
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import msgspec
 import pybase64
 
+from elkimg_async.sansio.base64_text import (
+    ALPHABET,
+    BadBase64,
+    Base64Decoder,
+    Decoded,
+    decode_text,
+)
+
 _IMAGE_KEY = re.compile(
-    rb'"b64_json"[ \t\r\n]{0,16}:[ \t\r\n]{0,16}"'
-    rb'|"url"[ \t\r\n]{0,16}:[ \t\r\n]{0,16}"[Dd][Aa][Tt][Aa]:'
+    rb'"(?:b64_json|b64|base64|image_base64|image_b64|partial_image_b64|bytesBase64Encoded'
+    rb'|image|image_url|url|data|result|output)"[ \t\r\n]{0,16}:[ \t\r\n]{0,16}"'
 )
-_LONGEST_KEY = 64  # no match of _IMAGE_KEY is longer
-_MOST_ROOM = 4 * 1024 * 1024  # bytes to be prepared for before the size of any image is known
-_LONG = 16_384  # bytes of base64 from which trying to decode them is cheaper than looking for their end first
-_PLACEHOLDER = "#image "  # "#" is neither base64 nor the beginning of an address
-SPLICED = f"{_PLACEHOLDER}0"
-"""The placeholder of the image of a `SplicedDocument`."""
-_SPLICED = SPLICED.encode()
-
-_UNIT = 8  # bytes to see before decoding begins, so that a `data:` prefix is never taken for base64
-_LONGEST_PREFIX = 256
-_WHOLE_TOKENS = re.compile(  # all but an escape that is cut at the end
-    rb"(?:[^\\]+|\\u[0-9A-Fa-f]{4}|\\(?!u[0-9A-Fa-f]{0,3}\Z).)*", re.DOTALL
+_MAX_KEY = 64  # no match of _IMAGE_KEY is longer
+_MAX_ROOM = 4 * 1024 * 1024  # bytes to reserve before the size of any image is known
+_LONG = 16_384  # bytes of base64 that are cheaper to decode on trial than to search for a quote
+_DECISIVE = 512  # bytes of a value that decide whether it is taken as base64
+_BASE64_START = re.compile(
+    rb"(?:[Dd][Aa][Tt][Aa]:[^,]{0,256};base64,)?"
+    rb"(?:[A-Za-z0-9+/=_\r\n-]|\\(?:[/nrt]|u[0-9A-Fa-f]{4}))*(?:\\(?:u[0-9A-Fa-f]{0,3})?)?"
 )
-_ESCAPE = re.compile(rb"\\(?:u([0-9A-Fa-f]{4})|(.))", re.DOTALL)
-_ESCAPED = {b"/": b"/", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
-_NOT_BASE64 = "it is not base64, or was cut"
-_REFUSED = b"?"  # stands for what base64 never holds
-_ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
-_URL_SAFE = bytes.maketrans(b"-_", b"+/")
-_WHITE_SPACE = b" \t\r\n"
+_DATA_PREFIX = re.compile(rb"\s*(?:data:\s*)+")
+_BLANK = b" \t\r\n"
+_PLACEHOLDER = "#image "  # "#" neither occurs in base64 nor begins a URL
+_TOKEN = re.compile(r'"((?:[^"\\]|\\.)*+)\\?("|\Z)|[][{}]', re.DOTALL)
+_MAX_NESTING = 100  # of a document to repair
+_MAX_REPAIRS = 8
+_SPACE = re.compile(r"\s*")
 _UNFIT = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-T = TypeVar("T")
-
-
-class BadBase64(msgspec.Struct, frozen=True):
-    """Stands where bytes should be; `reason` says what is wrong with the base64."""
-
-    reason: str
-
-
-Decoded: TypeAlias = bytes | BadBase64
 
 
 class InvalidJSON(ValueError):  # noqa: N818
@@ -71,46 +59,52 @@ class InvalidJSON(ValueError):  # noqa: N818
 
 
 class Document(msgspec.Struct, frozen=True):
-    """A decoded document: `value` as JSON gives it, with placeholders that `image` understands."""
+    """Decoded document: `value` as JSON has it, with placeholders known to `decoded`."""
 
     value: Any
-    images: dict[str, Decoded]
+    images: dict[str, Decoded] = {}
 
-    def readable(self, value: Any) -> Any:
-        """The same without placeholders, for a person to read."""
-        return map_strings(value, lambda text: "…" if text in self.images else text)
+    def decoded(self, text: str) -> Decoded | None:
+        """Return the bytes that a string stands for, or is in base64; None for no bytes."""
+        found = self.images.get(text)
+        return (decode_text(text) if found is None else found) or None
 
-    def is_image(self, value: str) -> bool:
-        """Whether a string stands for, or is, a `data:` URL."""
-        return value in self.images or value[:5].lower() == "data:"
+    def restore(self, value: Any) -> Any:
+        """Return plain data as the server sent it, with base64 in place of the placeholders."""
+        return map_strings(value, self._restored, depth=200) if self.images else value
 
-    def image(self, value: Any) -> Decoded | None:
-        """The bytes of a `b64_json` or `data:` string of this document; None when there are none."""
-        if not isinstance(value, str) or not value:
-            return None
-        if (decoded := self.images.get(value)) is not None:
-            return decoded or None
-        if "\\" in value:
-            return BadBase64("it holds a backslash")
-        decoder = Base64Decoder()
-        decoder.feed(value.encode("utf-8", "replace"))
-        return decoder.finish() or None
+    def _restored(self, text: str) -> str:
+        found = self.images.get(text)
+        if found is None:
+            return text
+        return pybase64.b64encode_as_string(found) if isinstance(found, bytes) else "…"
 
 
 class JSONDecoder:
     """One JSON document, fed in any split.
 
-    `length` is how many bytes it is said to have, 0 where nobody says; only to be prepared for its images.
+    `length` is how many bytes it should have, 0 when unknown; it only serves to reserve memory for
+    images.
     """
 
-    __slots__ = ("_base64", "_images", "_length", "_room", "_searched", "_skeleton", "size")
+    __slots__ = (
+        "_base64",
+        "_held",
+        "_images",
+        "_length",
+        "_room",
+        "_searched",
+        "_skeleton",
+        "size",
+    )
 
     def __init__(self, length: int = 0) -> None:
         self._length = length
-        self._room = _MOST_ROOM  # for the next image, should so much be to come
+        self._room = _MAX_ROOM  # for the next image, should that much remain
         self._skeleton = bytearray()
         self._searched = 0  # no key begins before this place in the skeleton
         self._images: dict[str, Decoded] = {}
+        self._held: bytearray | None = None  # the beginning of a value, until it decides
         self._base64: Base64Decoder | None = None
         self.size = 0
         """Bytes fed so far."""
@@ -120,7 +114,8 @@ class JSONDecoder:
         if end is None:
             end = len(data)
         self.size += end - start
-        # Most pieces of a large image hold nothing else, which decoding them tells as well as a search.
+        # Most chunks of a large image contain nothing else, which decoding shows as well as a
+        # search.
         if (
             self._base64 is not None
             and end - start > _LONG
@@ -128,13 +123,15 @@ class JSONDecoder:
         ):
             return
         while start < end:
-            if self._base64 is None:
-                start = self._feed_text(data, start, end)
-            else:
+            if self._base64 is not None:
                 start = self._feed_base64(self._base64, data, start, end)
+            elif self._held is not None:
+                start = self._feed_value(self._held, data, start, end)
+            else:
+                start = self._feed_text(data, start, end)
 
     def feed_base64(self, data: bytes, start: int) -> int:
-        """Take what of `data[start:]` is clean base64 of a string that is open; returns where it ends.
+        """Take what of `data[start:]` is clean base64 of an open string; return where it ends.
 
         For a caller that has to look at every other byte itself, such as line ends.
         """
@@ -149,30 +146,57 @@ class JSONDecoder:
         self.size += end - start
         return end
 
-    def finish_as(self, decoder: msgspec.json.Decoder[T]) -> tuple[T, dict[str, Decoded]] | None:
-        """What a strict decoder makes of the whole document, and its images by their placeholders.
-
-        None where it does not fit.
-        """
-        plain = None if self._base64 is not None else _decode_as(self._skeleton, decoder)
-        return None if plain is None else (plain, self._images)
+    @property
+    def in_value(self) -> bool:
+        """Whether the string of an image is open, in which a line end is no end of the document."""
+        return self._base64 is not None or self._held is not None
 
     def finish(self) -> Document:
-        """The document.
+        """Return the document.
 
         Raises:
-            InvalidJSON: by the server, where it is not JSON or was cut.
+            InvalidJSON: If it is not JSON or was cut off.
         """
-        if self._base64 is not None:
+        if self.in_value:
             raise InvalidJSON("the document ends within an image")
-        return Document(decode(self._skeleton), self._images)
+        return Document(decode(self._unprefixed()), self._images)
+
+    def finish_all(self) -> list[Document]:
+        """Return the document and those that follow it without any separator but white space.
+
+        Raises:
+            InvalidJSON: If the first one is not JSON or was cut off.
+        """
+        if self.in_value:
+            raise InvalidJSON("the document ends within an image")
+        try:
+            values = [msgspec.json.decode(self._skeleton)]
+        except _UNFIT:
+            values = _decode_several(self._unprefixed())
+        return [Document(value, self._images) for value in values]
+
+    def salvage(self) -> list[Document]:
+        """Return what is complete in a document that was cut off or is not JSON."""
+        skeleton = self._unprefixed().decode("utf-8", "replace")
+        value = _repaired(skeleton)
+        values = [{key: text} for key, text in _pairs(skeleton)] if value is None else [value]
+        return [Document(value, self._images) for value in values]
 
     def text(self, length: int) -> str:
-        """The beginning of the document for a message, images left out."""
-        return _text(self._skeleton, length)
+        """Return the beginning of the document for a message, without its images."""
+        skeleton = self._skeleton if self._held is None else self._skeleton + self._held
+        text = skeleton[: 4 * length].decode("utf-8", "replace")
+        for placeholder in self._images:
+            text = text.replace(f'"{placeholder}"', '"…"')
+        return text.strip()[:length]
+
+    def _unprefixed(self) -> bytes | bytearray:
+        """Return the skeleton without a second `data:`, which some servers write before JSON."""
+        match = _DATA_PREFIX.match(self._skeleton)
+        return self._skeleton[match.end() :] if match else self._skeleton
 
     def _feed_text(self, data: bytes, start: int, end: int) -> int:
-        """Take text up to the next image, or all of it; returns where it ends."""
+        """Take text up to the next image, or all of it; return where it ends."""
         skeleton = self._skeleton
         stop = self._find_split_key(data, start, end) if len(skeleton) > self._searched else 0
         match = None if stop else _IMAGE_KEY.search(data, start, end)
@@ -186,20 +210,16 @@ class JSONDecoder:
             match = _IMAGE_KEY.search(data, match.start() + 1, end)
         skeleton += memoryview(data)[start : stop or end]
         if not stop:
-            self._searched = max(self._searched, len(skeleton) - _LONGEST_KEY)
+            self._searched = max(self._searched, len(skeleton) - _MAX_KEY)
             return end
-        to_come = self._length - self.size + end - stop
-        self._base64 = Base64Decoder(max(0, min(self._room, 3 * to_come // 4)))
-        if skeleton[-1] == 0x3A:
-            del skeleton[-len("data:") :]
-            self._base64.feed(b"data:")
+        self._held = bytearray()
         return stop
 
     def _find_split_key(self, data: bytes, start: int, end: int) -> int:
-        """Where a key ends that began in the bytes before; 0 where there is none."""
+        """Return where a key ends that began in the bytes before; 0 where there is none."""
         begin = max(0, self._searched - 1)
         tail = bytes(self._skeleton[begin:])
-        seam = tail + data[start : min(end, start + _LONGEST_KEY)]
+        seam = tail + data[start : min(end, start + _MAX_KEY)]
         at = self._searched - begin
         while (match := _IMAGE_KEY.search(seam, at)) and match.start() < len(tail):
             if match.start() == 0 or seam[match.start() - 1] != 0x5C:
@@ -207,7 +227,35 @@ class JSONDecoder:
             at = match.start() + 1
         return 0
 
-    def _feed_base64(self, base64: "Base64Decoder", data: bytes, start: int, end: int) -> int:
+    def _feed_value(self, held: bytearray, data: bytes, start: int, end: int) -> int:
+        """Take the first bytes of a value, and decide what it is; return where they end."""
+        stop = min(end, start + _DECISIVE - len(held))
+        quote = data.find(b'"', start, stop)
+        if quote >= 0:
+            held += memoryview(data)[start:quote]
+            if (len(held) - len(held.rstrip(b"\\"))) % 2:
+                held += b'"'  # an escaped quote; the string goes on
+                quote += 1
+            else:
+                self._end_text()
+            return quote
+        held += memoryview(data)[start:stop]
+        if len(held) >= _DECISIVE:
+            if not held.translate(None, ALPHABET) or _BASE64_START.fullmatch(held):
+                remaining = self._length - self.size + end - stop + len(held)
+                room = max(0, min(self._room, 3 * remaining // 4))
+                self._base64, self._held = Base64Decoder(room), None
+                self._base64.feed(bytes(held))
+            else:
+                self._end_text()
+        return stop
+
+    def _end_text(self) -> None:
+        self._skeleton += self._held or b""
+        self._searched = len(self._skeleton)
+        self._held = None
+
+    def _feed_base64(self, base64: Base64Decoder, data: bytes, start: int, end: int) -> int:
         quote = data.find(b'"', start, end)
         base64.feed(memoryview(data)[start : end if quote < 0 else quote])
         if quote < 0:
@@ -215,19 +263,19 @@ class JSONDecoder:
         if base64.in_escape():
             base64.feed(b'"')
             return quote + 1
-        # The address is known to nobody else, so that no string of the server's can be taken for this.
+        # Nobody else knows the address, so no string that a server sends can be taken for this.
         placeholder = f"{_PLACEHOLDER}{id(self):x} {len(self._images)}"
         self._skeleton += placeholder.encode()
         self._searched = len(self._skeleton)
         image = self._images[placeholder] = base64.finish()
         if isinstance(image, bytes):
-            self._room = len(image) + len(image) // 8  # the next one is as large, more or less
+            self._room = len(image) + len(image) // 8  # the next one is about as large
         self._base64 = None
         return quote
 
 
 def map_strings(value: Any, change: Callable[[str], str], depth: int = 20) -> Any:
-    """Plain data with every string changed; what is nested deeper than `depth` becomes "…"."""
+    """Return plain data with every string changed; what is deeper than `depth` becomes "…"."""
     if isinstance(value, str):
         return change(value)
     if type(value) not in (dict, list, tuple):
@@ -242,213 +290,99 @@ def map_strings(value: Any, change: Callable[[str], str], depth: int = 20) -> An
     return type(value)(map_strings(item, change, depth - 1) for item in value)
 
 
-class SplicedDocument(msgspec.Struct, frozen=True):
-    """A document with an image that was whole in a chunk; finished like a `JSONDecoder`."""
-
-    skeleton: bytes
-    image: bytes
-
-    def finish_as(self, decoder: msgspec.json.Decoder[T]) -> T | None:
-        """What a strict decoder makes of it, with the placeholder; None where it does not fit."""
-        return _decode_as(self.skeleton, decoder)
-
-    def finish(self) -> Document:
-        """The document; raises `InvalidJSON` where it is not JSON."""
-        return Document(decode(self.skeleton), {SPLICED: self.image})
-
-    def text(self, length: int) -> str:
-        """The beginning of the document for a message, images left out."""
-        return _text(self.skeleton, length)
-
-
-def splice(head: bytes, data: bytes, start: int, stop: int, tail: bytes) -> SplicedDocument | None:
-    """The document `head + data[start:stop] + tail`, its image decoded at once.
-
-    `head` ends in the opening quote of a `b64_json` string, and `tail` begins with the closing one.
-    None for base64 that is not clean.
-    """
-    try:
-        decoded = pybase64.b64decode(memoryview(data)[start:stop], validate=True)
-    except binascii.Error:
-        return None
-    return SplicedDocument(head + _SPLICED + tail, decoded)
-
-
-class Base64Decoder:
-    """The inside of one JSON string, decoded as base64, fed in any split.
-
-    It begins on the fast path, `feed_clean`, and stays there while strict decoding
-    succeeds; `_carry` then holds nothing but letters of base64. The first refusal moves it to
-    the slow path for good, where `_raw` is what cannot be unescaped yet, and
-    `_carry` what does not fill a group of four characters yet.
-    """
-
-    __slots__ = ("_bad", "_carry", "_clean", "_decoded", "_head", "_padded", "_raw")
-
-    def __init__(self, room: int = 0) -> None:
-        """`room` is for how many bytes to be prepared; moving what has come to a larger place takes time."""
-        self._decoded = BytesIO(bytes(room))  # its value is given away without a copy
-        self._carry = b""
-        self._padded = False
-        self._bad: str | None = None
-        self._clean = True
-        self._raw = b""
-        self._head = False  # slow path: a `data:` prefix may still come
-
-    def feed(self, piece: bytes | memoryview) -> None:
-        """Take the next bytes of the string as it stands in the JSON, the quotes left out."""
-        if not self.feed_clean(piece):
-            self._leave_fast_path()
-            self._feed_slowly(bytes(piece))
-
-    def feed_clean(self, piece: bytes | memoryview) -> bool:
-        """The same for clean base64; False, with nothing taken, when it is not."""
-        size = len(piece)
-        if not size:
-            return True
-        if not self._clean or self._padded:
-            return False
-        carry = self._carry
-        start = -len(carry) % 4
-        end = size - (size - start) % 4 if len(carry) + size >= _UNIT else 0
-        held = bytes(piece[end:])
-        if held.translate(None, _ALPHABET):
-            return False
-        if not end:
-            self._carry = carry + held
-            return True
-        try:
-            first = pybase64.b64decode(carry + bytes(piece[:start]), validate=True)
-            rest = pybase64.b64decode(piece[start:end], validate=True)
-        except binascii.Error:
-            return False
-        padded_first = 4 * len(first) < 3 * (len(carry) + start)
-        padded_rest = 4 * len(rest) < 3 * (end - start)
-        if (padded_first and rest) or ((padded_first or padded_rest) and end < size):
-            return False
-        self._padded = padded_first or padded_rest
-        self._decoded.write(first)
-        self._decoded.write(rest)
-        self._carry = held
-        return True
-
-    def in_escape(self) -> bool:
-        """Whether a quote that comes next would belong to an escape, and so not end the string."""
-        return self._raw == b"\\"
-
-    def finish(self) -> Decoded:
-        """What the whole string decodes to."""
-        if self._clean and self._carry:
-            self._leave_fast_path()
-        if self._raw:
-            self._bad = _NOT_BASE64
-        if not self._clean:
-            self._decode(self._cut_prefix(b"", final=True), final=True)
-        if self._bad:
-            return BadBase64(self._bad)
-        self._decoded.truncate()
-        return self._decoded.getvalue()
-
-    def _leave_fast_path(self) -> None:
-        if self._clean:
-            self._clean = False
-            self._head = not self._decoded.tell()
-            carry, self._carry = self._carry, b""
-            self._feed_slowly(carry)
-
-    def _feed_slowly(self, piece: bytes) -> None:
-        raw = self._raw + piece
-        match = _WHOLE_TOKENS.match(raw)
-        end = match.end() if match else 0
-        self._raw = raw[end:]
-        if not self._bad:
-            text = _ESCAPE.sub(_unescape, raw[:end]).translate(_URL_SAFE, _WHITE_SPACE)
-            self._decode(self._cut_prefix(text, final=False), final=False)
-
-    def _cut_prefix(self, text: bytes, *, final: bool) -> bytes:
-        """Hold the beginning back in `_carry` until it is known whether it is a `data:` prefix."""
-        if not self._head:
-            return text
-        text, self._carry = self._carry + text, b""
-        if text[:5].lower() != b"data:"[: len(text)] or (len(text) < 5 and final):
-            self._head = False
-            return text
-        prefix, comma, rest = text.partition(b",")
-        over_long = len(prefix) > _LONGEST_PREFIX
-        if comma and not over_long and prefix.lower().endswith(b";base64"):
-            self._head = False
-            return rest
-        if comma or over_long or final:
-            self._bad = "it is a data: URL without base64"
-        self._carry = text
-        return b""
-
-    def _decode(self, text: bytes, *, final: bool) -> None:
-        if self._bad or self._head:
-            return
-        text = self._carry + text
-        if not text:
-            return
-        end = len(text) - len(text) % 4
-        if final and end < len(text):
-            text += b"=" * (end + 4 - len(text))
-            end = len(text)
-        self._carry = text[end:]
-        try:
-            if self._padded:
-                raise binascii.Error("it goes on after its padding")
-            decoded = pybase64.b64decode(text[:end], validate=True)
-        except binascii.Error:
-            self._bad = _NOT_BASE64
-            return
-        self._padded = 4 * len(decoded) < 3 * end
-        self._decoded.write(decoded)
-
-
-def _unescape(match: re.Match[bytes]) -> bytes:
-    if match[2]:
-        return _ESCAPED.get(match[2], _REFUSED)
-    code = int(match[1], 16)
-    return bytes((code,)) if code < 0x80 else _REFUSED
-
-
-def _text(skeleton: bytes | bytearray, length: int) -> str:
-    return skeleton[: 4 * length].decode("utf-8", "replace").strip()[:length]
-
-
 def decode(skeleton: bytes | bytearray) -> Any:
-    """JSON as it is, or as good as it can be read; raises `InvalidJSON` where it is none."""
+    """Return JSON as it is, or as well as it can be read.
+
+    Raises:
+        InvalidJSON: If it is not JSON.
+    """
     try:
         return msgspec.json.decode(skeleton)
     except _UNFIT:
-        pass
-    return _decode_tolerantly(skeleton)
+        return _decode_several(skeleton)[0]
 
 
-def _decode_as(skeleton: bytes | bytearray, decoder: msgspec.json.Decoder[T]) -> T | None:
-    try:
-        return decoder.decode(skeleton)
-    except _UNFIT:
-        return None
+def _decode_several(skeleton: bytes | bytearray) -> list[Any]:
+    """Decode what the fast and strict decoder rejects and an image must not be lost for.
 
-
-def _decode_tolerantly(skeleton: bytes | bytearray) -> Any:
-    """What the fast and strict decoder refuses and an image must not be lost for.
-
-    A byte order mark, NaN, lone surrogates, bytes that are not UTF-8, control characters,
-    numbers beyond 64 bits, and whatever follows the document.
+    A byte order mark, NaN, lone surrogates, bytes that are not UTF-8, control characters, numbers
+    beyond 64 bits, and whatever follows the document.
     """
     import json  # slow to import, and rarely needed
 
     text = skeleton.decode("utf-8-sig", "replace").lstrip()
+    decoder = json.JSONDecoder(strict=False, parse_int=_parse_int)
+    values: list[Any] = []
+    place = 0
     try:
-        value, _ = json.JSONDecoder(strict=False, parse_int=_parse_int).raw_decode(text)
+        while not values or text[place : place + 1] in ("{", "["):
+            value, place = decoder.raw_decode(text, place)
+            values.append(value)
+            place = _SPACE.match(text, place).end()  # type: ignore[union-attr]
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
     else:
-        return value
+        return values
+    if values:
+        return values
     raise InvalidJSON(reason)
+
+
+def _repaired(text: str) -> Any:
+    """Return the JSON of a document that was cut off, up to its last complete string, or None."""
+    ends: deque[tuple[int, str]] = deque(maxlen=_MAX_REPAIRS)
+    open_ones = ""
+    for match in _TOKEN.finditer(text):
+        found = match[0]
+        if found in ("{", "["):
+            open_ones = ("}" if found == "{" else "]") + open_ones
+            if len(open_ones) > _MAX_NESTING:
+                return None
+            continue
+        if found in ("}", "]"):
+            if not open_ones.startswith(found):
+                return None
+            open_ones = open_ones[1:]
+        elif not match[2]:
+            break
+        ends.append((match.end(), open_ones))
+    for end, closing in reversed(ends):
+        try:
+            return decode((text[:end] + closing).encode("utf-8", "replace"))
+        except InvalidJSON:
+            continue
+    return None
+
+
+def _pairs(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the complete strings of a document that is not JSON, each with its key."""
+    key, last, place, in_list = "", "", 0, False
+    for match in _TOKEN.finditer(text):
+        if match[1] is None:
+            continue
+        between, string = text[place : match.start()].strip(), match[1]
+        in_list = between == ":[" or (between == "," and in_list)
+        key = last if between in (":", ":[") else key
+        is_value = (between == ":" or in_list) and match[2]
+        last, place = string, match.end()
+        if is_value:
+            try:
+                yield key, str(decode(b'"' + string.encode("utf-8", "replace") + b'"'))
+            except InvalidJSON:
+                continue
 
 
 def _parse_int(digits: str) -> int | float:
     return int(digits) if len(digits) < 20 else float(digits)
+
+
+__all__ = [
+    "BadBase64",
+    "Base64Decoder",
+    "Decoded",
+    "Document",
+    "InvalidJSON",
+    "JSONDecoder",
+    "decode",
+    "map_strings",
+]

@@ -5,21 +5,29 @@ from typing import Any
 import msgspec
 
 from elkimg_async.errors import ElkImagesError, ResponseError
-from elkimg_async.sansio.error_mapping import BODY_IN_ERRORS, api_error
+from elkimg_async.sansio.error_mapping import MAX_BODY_TEXT, api_error
+from elkimg_async.sansio.error_words import strength
 from elkimg_async.sansio.json_images import InvalidJSON, decode
-from elkimg_async.sansio.responses import Meta, Number, read_number, read_str
+from elkimg_async.sansio.reading import read_number, read_str
+from elkimg_async.sansio.responses import Meta, Number, Record
+
+_ATTRIBUTES = {"id", "owned_by", "created", "object", "shutdown_date"}
 
 
-class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """One model of the server; what is None the server does not say.
+class Model(Record, frozen=True, kw_only=True):
+    """One model of the server; None is what the server does not say.
 
-    `created` is in seconds since 1970; `is_image` is whether it makes images.
+    `created` is in seconds since 1970, `shutdown_date` an ISO date; `is_image` is whether the
+    model makes images. `extra` has all other fields, as they were sent.
     """
 
     id: str
     owned_by: str | None = None
     created: Number | None = None
+    object: str | None = None
+    shutdown_date: str | None = None
     is_image: bool | None = None
+    extra: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 class Models(list[Model]):
@@ -32,9 +40,15 @@ class Models(list[Model]):
         """The models themselves, for code written for openai."""
         return self
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, as the API sends it."""
+        return {"object": "list", "data": [model.to_dict() for model in self]}
 
-class ListingDecoder:
-    """One body, fed in any split, that holds a list; it has no events."""
+    model_dump = to_dict
+
+
+class ModelsDecoder:
+    """Decoder for a body that is a list of models, fed in any split; it has no events."""
 
     def __init__(self, *, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -42,15 +56,15 @@ class ListingDecoder:
         self._models: Models | None = None
         self.events: tuple[()] = ()
         self.failure: ElkImagesError | None = None
-        """What the body turned out to be instead of a list; None while it is one."""
+        """What is wrong with the body; None while nothing is."""
         self.done = False
 
     def feed(self, chunk: bytes) -> bool:
-        """Take the next bytes of the body; False when they are nothing but blanks."""
+        """Take the next bytes of the body; return False when they are nothing but blanks."""
         if len(self._body) + len(chunk) > self._max_bytes:
             self.failure = ResponseError(
-                f"The answer is longer than {self._max_bytes:,} bytes; "
-                "raise it with Limits(max_response_bytes=…)."
+                f"The response is longer than {self._max_bytes:,} bytes. "
+                "Raise the limit with Limits(max_response_bytes=…)."
             )
             self.done = True
         else:
@@ -58,7 +72,7 @@ class ListingDecoder:
         return not chunk.isspace()
 
     def finish(self) -> None:
-        """The body has ended."""
+        """Take the end of the body."""
         if self.failure is None:
             try:
                 self._models = read_models(bytes(self._body))
@@ -67,46 +81,51 @@ class ListingDecoder:
                 self.failure = error
 
     def next_event(self) -> None:
-        """Nothing, for this answer has no events.
+        """Return nothing, since such a body has no events.
 
         Raises:
-            APIError: by the server, for an error inside a good answer.
-            ResponseError: by the server, for anything else that is no list of models.
+            APIError: If the server reports an error inside a 2xx response.
+            ResponseError: If the body is not a list of models for another reason.
         """
         if self.failure is not None:
             raise self.failure
 
     def response(self) -> Models:
-        """The list, once `finish` has succeeded."""
+        """Return the list, once `finish` has succeeded."""
         assert self._models is not None
         return self._models
 
+    def attach_images(self, error: ElkImagesError) -> None:
+        """Do nothing, since such a body has no images."""
+
 
 def read_models(body: bytes) -> Models:
-    """The models in a good answer.
+    """Return the models in a 2xx response.
 
     Raises:
-        APIError, ResponseError: by the server, for what is no list of models.
+        APIError: If it is an error.
+        ResponseError: If it is not a list of models for another reason.
     """
-    text = body[: 4 * BODY_IN_ERRORS].decode("utf-8-sig", "replace").strip()
+    text = body.decode("utf-8-sig", "replace").strip()[:MAX_BODY_TEXT]
     if text.startswith("<"):
-        problem = "with a web page; check that the base URL ends in /v1"
+        problem = "a web page. Check that the base URL ends in /v1"
     else:
         try:
             value = decode(body)
         except InvalidJSON:
-            problem = "with something that is no JSON"
+            problem = "something that is not JSON"
         else:
-            if isinstance(value, dict) and value.get("error"):
+            items = _items(value)
+            if strength(value) > (1 if items is not None else 0):
                 raise api_error(200, value)
-            if (items := _items(value)) is not None:
+            if items is not None:
                 return Models(model for item in items if (model := _model(item)) is not None)
-            problem = "with JSON that holds no list of models"
-    raise ResponseError(f"The server answered {problem}.", body=text[:BODY_IN_ERRORS])
+            problem = "JSON without a list of models"
+    raise ResponseError(f"The server returned {problem}.", body=text)
 
 
 def _items(value: Any) -> list[Any] | None:
-    """The list itself, or that under `data` (OpenAI, the gateway) or `models`; null counts as empty."""
+    """Return the list itself, or that under `data` or `models`; null counts as empty."""
     if isinstance(value, dict):
         name = next((name for name in ("data", "models") if name in value), None)
         value = None if name is None else value[name] or []
@@ -122,12 +141,15 @@ def _model(item: Any) -> Model | None:
         id=name,
         owned_by=read_str(item.get("owned_by")),
         created=read_number(item.get("created")),
+        object=read_str(item.get("object")),
+        shutdown_date=read_str(item.get("shutdown_date")),
         is_image=_is_image(item),
+        extra={key: field for key, field in item.items() if key not in _ATTRIBUTES},
     )
 
 
 def _is_image(item: dict[str, Any]) -> bool | None:
-    """By the gateway's endpoints (`image-generation`), or by what else lists the kinds of output."""
+    """Look at the endpoints (`image-generation`), or at what else lists the kinds of output."""
     shape = item.get("architecture")
     for place, name in (
         (item, "supported_endpoint_types"),

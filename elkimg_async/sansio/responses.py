@@ -1,22 +1,16 @@
-"""What a server may say: tolerant of what is missing, null, misspelt or new.
+"""What a server returns: images, events, usage.
 
-Only the type of an event and the image in it can be counted on. Side data that
-is not what it should be becomes None; it never costs an image.
+Only the type of an event and the image in it can be counted on: every other field is None where the
+server leaves it out or sends something else. Fields that have no attribute here are in `extra`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Any, TypeAlias, overload
+from dataclasses import dataclass
+from typing import Any, TypeAlias, overload
 
 import msgspec
 
 from elkimg_async.image import Image
-from elkimg_async.sansio.json_images import (
-    SPLICED,
-    BadBase64,
-    Document,
-    JSONDecoder,
-    SplicedDocument,
-)
 
 Number: TypeAlias = int | float
 
@@ -24,14 +18,38 @@ PARTIAL_TYPES = ("image_generation.partial_image", "image_edit.partial_image")
 COMPLETED_TYPES = ("image_generation.completed", "image_edit.completed")
 
 
-class TokenDetails(msgspec.Struct, frozen=True, kw_only=True):
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of what a server returns."""
+
+    def to_dict(self, *, images: bool = True) -> dict[str, Any]:
+        """Return plain data, as JSON would have it, without what is None.
+
+        `images=False` leaves out base64.
+        """
+        fields = {name: getattr(self, name) for name in self.__struct_fields__ if name != "extra"}
+        plain = {name: _plain(value, images=images) for name, value in fields.items()}
+        known = {name: value for name, value in plain.items() if value is not None}
+        return {**getattr(self, "extra", {}), **known}
+
+    model_dump = to_dict
+
+    def keys(self) -> Iterable[str]:
+        """Return the names of `to_dict`, so that `dict(…)` and web frameworks can encode this."""
+        return self.to_dict().keys()
+
+    def __getitem__(self, name: str) -> Any:
+        return self.to_dict()[name]
+
+
+class TokenDetails(Record, frozen=True, kw_only=True):
     """How a number of tokens divides; None where the server does not say."""
 
     text_tokens: Number | None = None
     image_tokens: Number | None = None
+    extra: dict[str, Any] = {}
 
 
-class Usage(msgspec.Struct, frozen=True, kw_only=True):
+class Usage(Record, frozen=True, kw_only=True):
     """The tokens that were counted; None where the server does not say."""
 
     total_tokens: Number | None = None
@@ -39,10 +57,22 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: Number | None = None
     input_tokens_details: TokenDetails | None = None
     output_tokens_details: TokenDetails | None = None
+    extra: dict[str, Any] = {}
 
 
-class RateLimit(msgspec.Struct, frozen=True, kw_only=True):
-    """The `x-ratelimit-*` headers of an answer; `reset_*` are seconds; None where a header is missing."""
+class SvgUsage(Record, frozen=True, kw_only=True):
+    """The tokens of writing an SVG, which are counted apart; None where the server does not say."""
+
+    model: str | None = None
+    total_tokens: Number | None = None
+    input_tokens: Number | None = None
+    output_tokens: Number | None = None
+    reasoning_tokens: Number | None = None
+    extra: dict[str, Any] = {}
+
+
+class RateLimit(Record, frozen=True, kw_only=True):
+    """The `x-ratelimit-*` headers; `reset_*` are seconds; None where a header is missing."""
 
     limit_requests: int | None = None
     remaining_requests: int | None = None
@@ -52,12 +82,12 @@ class RateLimit(msgspec.Struct, frozen=True, kw_only=True):
     reset_tokens: float | None = None
 
 
-class Meta(msgspec.Struct, frozen=True, kw_only=True):
+class Meta(Record, frozen=True, kw_only=True):
     """What is known of the exchange behind a result.
 
-    `elapsed` is in seconds for the whole call, `first_byte` in seconds from the last
-    attempt's beginning to its headers. `rate_limit` and `idempotency_key` are None where
-    the server told none and none was sent.
+    `elapsed` is in seconds for the whole call, `first_byte` in seconds from the start of the last
+    attempt to its headers. `rate_limit` is None where the server sent no such headers,
+    `idempotency_key` where none was sent.
     """
 
     request_id: str | None
@@ -69,8 +99,8 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True):
     idempotency_key: str | None
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """What partial and completed images have in common; fields but the first two may be None."""
+class Event(Record, frozen=True, kw_only=True):
+    """Base of partial and completed images; fields but the first two may be None."""
 
     type: str
     image: Image
@@ -79,33 +109,57 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     quality: str | None = None
     background: str | None = None
     output_format: str | None = None
+    extra: dict[str, Any] = {}
 
     @property
     def b64_json(self) -> str | None:
-        """The image in base64, encoded anew at each use; None while it is only a URL."""
+        """The image in base64, encoded at each use; None while it is only a URL."""
         return self.image.b64_json
+
+    def to_dict(self, *, images: bool = True) -> dict[str, Any]:
+        """Return plain data, as the API sends it, without what is None.
+
+        `images=False` leaves out base64.
+        """
+        fields = super().to_dict(images=images)
+        return {**fields.pop("image"), **fields}
+
+    model_dump = to_dict
 
 
 class PartialImage(Event, frozen=True, kw_only=True):
-    """An image on its way. `partial_image_index` counts from 0; None when the server does not count."""
+    """Image that is not finished; `partial_image_index` counts from 0, or is None."""
 
     partial_image_index: int | None = None
 
 
 class CompletedImage(Event, frozen=True, kw_only=True):
-    """A finished image. With several, each repeats the `usage` of the whole call: never add them up."""
+    """Finished image; each of several repeats the `usage` of the whole call."""
 
     usage: Usage | None = None
+    svg_usage: SvgUsage | None = None
+    safety_identifier: str | None = None
 
 
+@dataclass(init=False, eq=False, repr=False)
 class ImagesResponse(Sequence[Image]):
     """The images of one call, as a sequence and as `data`.
 
-    The other attributes are None where the server does not say; `created` is in
-    seconds since 1970.
+    The other attributes are None where the server does not say; `created` is in seconds since
+    1970, and `extra` has all fields without an attribute, as they were sent.
     """
 
-    meta: Meta
+    data: list[Image]
+    created: Number | None
+    usage: Usage | None
+    size: str | None
+    quality: str | None
+    background: str | None
+    output_format: str | None
+    svg_usage: SvgUsage | None
+    safety_identifier: str | None
+    extra: dict[str, Any]
+    meta: Meta = None  # type: ignore[assignment]  # the call sets it
 
     def __init__(
         self,
@@ -117,6 +171,9 @@ class ImagesResponse(Sequence[Image]):
         quality: str | None = None,
         background: str | None = None,
         output_format: str | None = None,
+        svg_usage: SvgUsage | None = None,
+        safety_identifier: str | None = None,
+        extra: dict[str, Any] | None = None,
     ) -> None:
         self.data = list(data)
         self.created = created
@@ -125,6 +182,9 @@ class ImagesResponse(Sequence[Image]):
         self.quality = quality
         self.background = background
         self.output_format = output_format
+        self.svg_usage = svg_usage
+        self.safety_identifier = safety_identifier
+        self.extra = {} if extra is None else extra
 
     @overload
     def __getitem__(self, index: int) -> Image: ...
@@ -142,192 +202,28 @@ class ImagesResponse(Sequence[Image]):
     def __repr__(self) -> str:
         return f"<ImagesResponse {self.data!r}>"
 
+    def to_dict(self, *, images: bool = True) -> dict[str, Any]:
+        """Return plain data, as the API sends it, without what is None.
+
+        `images=False` leaves out base64.
+        """
+        fields = {
+            name: value for name, value in vars(self).items() if name not in ("extra", "meta")
+        }
+        plain = {name: _plain(value, images=images) for name, value in fields.items()}
+        known = {name: value for name, value in plain.items() if value is not None}
+        return {**self.extra, **known}
+
+    model_dump = to_dict
+
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
         from elkimg_async.notebook import grid
 
         return {"text/plain": repr(self), "text/html": grid(self.data)}
 
 
-Slot: TypeAlias = Image | BadBase64 | None
-"""A place for an image: filled, filled with something broken, or empty."""
-
-
-def read_slot(item: Any, document: Document) -> Slot:
-    """The image of one object with `b64_json` and `url`."""
-    if not isinstance(item, dict):
-        return None
-    url = read_str(item.get("url"))
-    decoded = document.image(item.get("b64_json"))
-    if url is not None and document.is_image(url):
-        decoded, url = document.image(url) if not isinstance(decoded, bytes) else decoded, None
-    if isinstance(decoded, bytes) or url is not None:
-        content = decoded if isinstance(decoded, bytes) else None
-        return Image(content, url=url, revised_prompt=read_str(item.get("revised_prompt")))
-    return decoded
-
-
-def read_slots(value: dict[str, Any], document: Document) -> list[Slot]:
-    """The images of an answer: those of `data`, or the one that stands in the answer itself."""
-    data = value.get("data")
-    if data is None and ("b64_json" in value or "url" in value):
-        data = value
-    return [read_slot(item, document) for item in (data if isinstance(data, list) else [data])]
-
-
-def read_partial(type: str, image: Image, value: dict[str, Any]) -> PartialImage:
-    """The event around an image on its way."""
-    get = value.get
-    index = read_number(get("partial_image_index"))
-    return PartialImage(
-        type=type,
-        image=image,
-        created_at=_read_created(value),
-        size=read_str(get("size")),
-        quality=read_str(get("quality")),
-        background=read_str(get("background")),
-        output_format=read_str(get("output_format")),
-        partial_image_index=None if index is None else int(index),
-    )
-
-
-# Most answers are as the API describes them: what follows reads those alone, several times as fast.
-
-_Said = Annotated[str, msgspec.Meta(min_length=1)]
-
-
-class _PlainPartial(msgspec.Struct):
-    b64_json: str
-    type: str | None = None
-    url: None = None
-    error: None = None
-    created: None = None
-    revised_prompt: _Said | None = None
-    created_at: int | None = None
-    size: _Said | None = None
-    quality: _Said | None = None
-    background: _Said | None = None
-    output_format: _Said | None = None
-    partial_image_index: int | None = None
-
-
-class _PlainItem(msgspec.Struct):
-    b64_json: str | None = None
-    url: str | None = None
-    revised_prompt: _Said | None = None
-
-
-class _PlainAnswer(msgspec.Struct):
-    data: list[_PlainItem]
-    type: None = None
-    error: None = None
-    created: int | None = None
-    usage: dict[str, Any] | None = None
-    size: _Said | None = None
-    quality: _Said | None = None
-    background: _Said | None = None
-    output_format: _Said | None = None
-
-
-_plain_partials = msgspec.json.Decoder(_PlainPartial)
-_plain_answers = msgspec.json.Decoder(_PlainAnswer)
-
-
-def read_plain_partial(name: str, document: SplicedDocument) -> PartialImage | None:
-    """What `read_partial` gives; None for all that needs a closer look.
-
-    `name` is that of the `event:` line.
-    """
-    plain = document.finish_as(_plain_partials)
-    if plain is None or plain.b64_json != SPLICED or not document.image:
-        return None
-    stated = plain.type or name
-    if stated not in PARTIAL_TYPES:
-        return None
-    return PartialImage(
-        type=stated,
-        image=Image(document.image, revised_prompt=plain.revised_prompt),
-        created_at=plain.created_at,
-        size=plain.size,
-        quality=plain.quality,
-        background=plain.background,
-        output_format=plain.output_format,
-        partial_image_index=plain.partial_image_index,
-    )
-
-
-def read_plain_answer(decoder: JSONDecoder) -> ImagesResponse | None:
-    """The answer of a batch call; None for all that needs a closer look."""
-    found = decoder.finish_as(_plain_answers)
-    if found is None:
-        return None
-    plain, decoded = found
-    images = []
-    for item in plain.data:
-        content = decoded.get(item.b64_json or "")
-        if isinstance(content, bytes) and content and not item.url:
-            images.append(Image(content, revised_prompt=item.revised_prompt))
-        elif item.b64_json or not (item.url and item.url.startswith(("https://", "http://"))):
-            return None
-        else:
-            images.append(Image(url=item.url, revised_prompt=item.revised_prompt))
-    if not images:
-        return None
-    return ImagesResponse(
-        images,
-        created=plain.created,
-        usage=read_usage(plain.usage),
-        size=plain.size,
-        quality=plain.quality,
-        background=plain.background,
-        output_format=plain.output_format,
-    )
-
-
-def read_completed(type: str, image: Image, value: dict[str, Any]) -> CompletedImage:
-    """The event around a finished image."""
-    return CompletedImage(
-        type=type,
-        image=image,
-        created_at=_read_created(value),
-        usage=read_usage(value.get("usage")),
-        **read_side_data(value),
-    )
-
-
-def _read_created(value: dict[str, Any]) -> Number | None:
-    return read_number(_either(value, "created_at", "created"))
-
-
-def read_side_data(value: dict[str, Any]) -> dict[str, str | None]:
-    """What may stand beside the images."""
-    get = value.get
-    return {
-        "size": read_str(get("size")),
-        "quality": read_str(get("quality")),
-        "background": read_str(get("background")),
-        "output_format": read_str(get("output_format")),
-    }
-
-
-def read_usage(value: Any) -> Usage | None:
-    """The usage in its own or in chat spelling."""
-    if not isinstance(value, dict):
-        return None
-    return Usage(
-        total_tokens=read_number(value.get("total_tokens")),
-        input_tokens=read_number(_either(value, "input_tokens", "prompt_tokens")),
-        output_tokens=read_number(_either(value, "output_tokens", "completion_tokens")),
-        input_tokens_details=_read_details(
-            _either(value, "input_tokens_details", "prompt_tokens_details")
-        ),
-        output_tokens_details=_read_details(
-            _either(value, "output_tokens_details", "completion_tokens_details")
-        ),
-    )
-
-
 def add_usage(one: Usage | None, other: Usage | None) -> Usage | None:
-    """Both together; None counts as nothing."""
+    """Return both together; None counts as nothing."""
     if one is None or other is None:
         return one or other
     return Usage(
@@ -352,40 +248,8 @@ def _add_details(one: TokenDetails | None, other: TokenDetails | None) -> TokenD
     )
 
 
-def _either(value: dict[str, Any], name: str, other: str) -> Any:
-    found = value.get(name)
-    return value.get(other) if found is None else found
-
-
-def _read_details(value: Any) -> TokenDetails | None:
-    if not isinstance(value, dict):
-        return None
-    return TokenDetails(
-        text_tokens=read_number(value.get("text_tokens")),
-        image_tokens=read_number(value.get("image_tokens")),
-    )
-
-
-def read_str(value: Any) -> str | None:
-    """A string that says something and is valid Unicode, or None."""
-    if not isinstance(value, str) or not value:
-        return None
-    return value if value.isascii() else value.encode("utf-8", "replace").decode()
-
-
-def read_number(value: Any) -> Number | None:
-    """A finite number, an integer where it is whole; None for anything else."""
-    if type(value) is int:
-        return value
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    if isinstance(value, float):
-        if value != value or value in (float("inf"), float("-inf")):
-            return None
-        return int(value) if value.is_integer() else value
-    return value
+def _plain(value: Any, *, images: bool) -> Any:
+    if isinstance(value, list):
+        return [_plain(item, images=images) for item in value]
+    to_dict = getattr(value, "to_dict", None)
+    return value if to_dict is None else to_dict(images=images)

@@ -14,10 +14,12 @@ from elkimg_async.errors import (
     NetworkError,
     QuotaExceededError,
     RequestTimeoutError,
+    ServerError,
 )
 
-# 408 and 425: the request was not taken up. 429: too much at once. 500 and 503 are the server's own.
-_TRANSIENT_STATUSES = {408, 425, 429, 500, 503}
+# 408 and 425: the request was not taken up. 429: too much at once. 5xx whose billing is not unknown are
+# ServerErrors that say that the request was never begun.
+_TRANSIENT_STATUSES = {408, 425, 429}
 _FINAL_CODES = {"invalid_request", "model_not_found"}
 # The code or type of a 409 about our own attempt, which is still running.
 _IN_FLIGHT = re.compile("idempoten.*(in_flight|in_progress|in_use|processing|concurrent)")
@@ -56,6 +58,8 @@ class Policy(Protocol):
     def max_backoff(self) -> float: ...
     @property
     def max_retry_after(self) -> float: ...
+    @property
+    def retry_unknown(self) -> bool: ...
 
 
 def decide(
@@ -73,6 +77,7 @@ def decide(
     `jitter` a random number from 0 to 1, and `replay` says that the server is known to
     replay an idempotency key.
     """
+    replay = replay or policy.retry_unknown
     if attempt > policy.max_retries or not is_transient(error, replay=replay):
         return None
     wanted = error.retry_after if isinstance(error, APIError) else None
@@ -104,7 +109,10 @@ def is_transient(error: ElkImagesError, *, replay: bool = False) -> bool:
         return should_retry == "true"
     if _FINAL_CODES & {error.code, error.type}:
         return False
-    return is_in_flight(error) if error.status == 409 else error.status in _TRANSIENT_STATUSES
+    if error.status == 409:
+        return is_in_flight(error)
+    never_begun = isinstance(error, ServerError) and (error.status or 0) >= 500
+    return never_begun or error.status in _TRANSIENT_STATUSES
 
 
 def is_in_flight(error: APIError) -> bool:

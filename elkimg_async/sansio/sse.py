@@ -1,16 +1,14 @@
 """Bytes → server-sent events, as the bytes arrive.
 
-Wanted: `feed` bytes in any split, then `next_event` until it gives None. An event
-is one `data:` line of up to 33 MB, so its data goes piece by piece into a
-`JSONDecoder` and no line is ever held whole. Each byte is looked at a fixed number
-of times; base64 in the middle of a data line is decoded before anybody looks for
-line ends in it, because strict base64 holds none.
+Wanted: `feed` bytes in any split, then `next_event` until it returns None. An event is one `data:`
+line of up to 33 MB, so its data goes chunk by chunk into a `JSONDecoder` and no line is ever held
+whole. Each byte is looked at a fixed number of times; base64 in the middle of a data line is
+decoded before it is searched for line ends, because strict base64 contains none.
 
 The rules are those of https://html.spec.whatwg.org/multipage/server-sent-events.html,
 with two additions for servers as they are: a line that begins with `{` is an event
-of its own (a bare error after a ping), and an event that the end of the stream cuts
-short is given with `terminated=False` for the caller to judge, where the
-specification drops it.
+of its own (a bare error after a ping, or lines of JSON), and an event that the end of the stream
+cuts off is returned with `terminated=False` where the specification drops it.
 """
 
 import re
@@ -18,39 +16,34 @@ from collections import deque
 
 import msgspec
 
-from elkimg_async.sansio.json_images import JSONDecoder, SplicedDocument, splice
+from elkimg_async.sansio.json_images import JSONDecoder
 
 _LINE_END = re.compile(rb"[\r\n]")
-_SIMPLE_HEAD = re.compile(rb'(?:event: ?([!-~]*)\n)?data: ?(\{[^\r\n\\]{0,1024}?"b64_json": ?")')
-_LONGEST_TAIL = 1024  # bytes after the image of an event that is taken whole
 _BOM = b"\xef\xbb\xbf"
 _HEAD = 6  # the length of "data: ", enough to know what a line is
 MAX_FIELD_LINE = 65_536
-"""Bytes of an `event:`, `id:`, `retry:` or unknown line; a longer one is ignored. Data has no such limit."""
+"""Bytes of an `event:`, `id:`, `retry:` or unknown line; a longer one is ignored."""
 
 _HEAD_MODE, _FIELD_MODE, _DATA_MODE, _BARE_MODE, _SKIP_MODE = range(5)
 
 
 class ServerSentEvent(msgspec.Struct, frozen=True):
-    """One event: its `name` ("" where the stream gives none), its data still to be finished, and its id."""
+    """One event: its `name` ("" if it has none), its data still to be finished, and its id."""
 
     name: str
-    data: JSONDecoder | SplicedDocument
+    data: JSONDecoder
     id: str
     terminated: bool = True
 
 
 class SSEDecoder:
-    """A stream of server-sent events, fed in any split."""
+    """Decoder for a stream of server-sent events, fed in any split."""
 
     __slots__ = (
         "_after_cr",
         "_begun",
         "_data",
         "_events",
-        "_head",
-        "_head_data",
-        "_head_name",
         "_id",
         "_line",
         "_mode",
@@ -63,22 +56,20 @@ class SSEDecoder:
     def __init__(self) -> None:
         self._events: deque[ServerSentEvent] = deque()
         self._mode = _HEAD_MODE
-        self._line = b""  # the line so far, while its data is not fed on
+        self._line = b""  # the line so far, while its data is not passed on
         self._target: JSONDecoder | None = None  # where the data of this line goes
         self._data: JSONDecoder | None = None  # the data of the event that is open
         self._name = ""
         self._id = ""
         self._begun = False
         self._after_cr = False
-        self._head = self._head_data = b""  # of the last simple event
-        self._head_name = ""
         self.retry: int | None = None
         self.recognized = False
-        """Whether anything in it was a comment, a field that the specification knows, or a bare event."""
+        """Whether anything in it was a comment, a field of the specification, or a bare event."""
 
     @property
     def open_bytes(self) -> int:
-        """How many bytes of data the event has that is open; 0 when none is."""
+        """How many bytes of data the open event has; 0 when none is open."""
         target = self._target or self._data
         return 0 if target is None else target.size
 
@@ -99,11 +90,11 @@ class SSEDecoder:
         self._feed_lines(chunk, start)
 
     def next_event(self) -> ServerSentEvent | None:
-        """The next event that is whole, or None."""
+        """Return the next event that is complete, or None."""
         return self._events.popleft() if self._events else None
 
     def finish(self) -> None:
-        """The stream has ended; an event that it cut short is given as unterminated."""
+        """Take the end of the stream; an event that it cuts off becomes an unterminated one."""
         if not self._begun:
             self._begun = True
             self._feed_lines(self._line, 0)
@@ -120,8 +111,6 @@ class SSEDecoder:
         while start < size:
             if self._target is not None:
                 start = self._target.feed_base64(chunk, start)
-            elif self._mode == _HEAD_MODE and self._data is None and not self._line:
-                start = self._feed_whole_events(chunk, start)
             if start == size:
                 return
             if has_cr is None:
@@ -142,35 +131,6 @@ class SSEDecoder:
                     self._after_cr = True
                 elif chunk[start] == 0x0A:
                     start += 1
-
-    def _feed_whole_events(self, chunk: bytes, start: int) -> int:
-        """Take the events that are whole in the chunk and as simple as most are; returns where they end."""
-        while not self._name:
-            known = self._head and chunk.startswith(self._head, start)
-            if not known and not self._note_head(chunk, start):
-                break
-            inside = start + len(self._head)
-            quote = chunk.find(b'"', inside)
-            end = chunk.find(b"\n", quote, quote + _LONGEST_TAIL) if quote >= 0 else -1
-            tail = chunk[quote:end]
-            if end < 0 or not chunk.startswith(b"\n", end + 1) or tail.find(b"\r") >= 0:
-                break
-            data = splice(self._head_data, chunk, inside, quote, tail)
-            if data is None:
-                break
-            self._events.append(ServerSentEvent(self._head_name, data, self._id))
-            self.recognized = True
-            start = end + 2
-        return start
-
-    def _note_head(self, chunk: bytes, start: int) -> bool:
-        """Look at how an event begins, which most of a stream do alike; whether it is simple."""
-        match = _SIMPLE_HEAD.match(chunk, start)
-        if match is None or match[1] == b"error":
-            return False
-        self._head, self._head_name = match[0], (match[1] or b"").decode()
-        self._head_data = match[2]
-        return True
 
     def _feed_line(self, chunk: bytes, start: int, stop: int, ended: bool) -> None:
         if self._mode == _HEAD_MODE:

@@ -1,12 +1,12 @@
-"""What must hold of the decoders for any bytes, and a coverage-guided search for bytes for which it does not.
+"""What holds for the decoders and any bytes, and a coverage-guided search for exceptions.
 
-    python -m tests.helpers.fuzz_decoders [json|sse|answer] -max_total_time=60
+    python -m tests.helpers.fuzz_decoders [json|sse|body] -max_total_time=60
 
 needs atheris (https://github.com/google/atheris) and takes the options of libFuzzer. Without it,
-`tests/test_fuzz.py` asks the same of what hypothesis grows.
+`tests/sansio/test_fuzz.py` checks the same for what hypothesis grows.
 
-The answers are held against a parser of its own, as slow and simple as can be, so that no mistake is
-made twice. Where a document is valid, an image must have the very bytes that it finds.
+The answers are held against a parser of its own, as slow and simple as can be, so that no mistake
+is made twice. Where a document is valid, an image must have the very bytes that it finds.
 """
 
 import base64
@@ -27,13 +27,14 @@ from elkimg_async.errors import (
     ResponseError,
     StreamIncompleteError,
 )
-from elkimg_async.sansio.decoder import AnswerDecoder, SkippedEvent
-from elkimg_async.sansio.json_images import BadBase64, Document, InvalidJSON, JSONDecoder
+from elkimg_async.sansio.base64_text import BadBase64
+from elkimg_async.sansio.decoder import ImagesDecoder, SkippedEvent
+from elkimg_async.sansio.json_images import Document, InvalidJSON, JSONDecoder
 from elkimg_async.sansio.responses import CompletedImage, PartialImage
 from elkimg_async.sansio.sse import SSEDecoder
 
-# The only errors that each decoder may raise, and from where: `JSONDecoder.finish`, the same for the data of
-# an event of `SSEDecoder`, which itself raises none, and `AnswerDecoder.next_event`.
+# The only errors that each decoder may raise, and from where: `JSONDecoder.finish`, the same for
+# the data of an event of `SSEDecoder`, which itself raises none, and `ImagesDecoder.next_event`.
 JSON_ERRORS = (InvalidJSON,)
 EVENT_DATA_ERRORS = (InvalidJSON,)
 ANSWER_ERRORS = (APIError, EmptyResultError, ResponseError, StreamIncompleteError)
@@ -42,15 +43,15 @@ MAX_BYTES = 1 << 16
 BROKEN = "broken"
 Given = bytes | str | None
 
-IMAGE = bytes(range(256)) + b"\xfb\xef\xbe\xff"
+IMAGE = b"\xff\xd8\xff" + bytes(range(256)) + b"\xfb\xef\xbe\xff"
 TEXT = base64.b64encode(IMAGE)
 COMPLETED, PARTIAL = b"image_generation.completed", b"image_generation.partial_image"
 USAGE = b'"usage":{"total_tokens":7,"input_tokens_details":{"text_tokens":1.5}}'
 SEEDS = {
-    "json": b'{"created":1,"data":[{"b64_json":"%b","revised_prompt":"\\u00e9"},{"b64_json":"QUJD"}],%b}'
-    % (TEXT, USAGE),
-    "json spelt out": b' {\r\n "data": [\n {"url": "data:image/png;base64,%b", "b64_json": null}\n]}\r\n'
-    % TEXT,
+    "json": b'{"created":1,"data":[{"b64_json":"%b","revised_prompt":"\\u00e9"},'
+    b'{"b64_json":"/9j/QUJD"}],%b}' % (TEXT, USAGE),
+    "json spelt out": b' {\r\n "data": [\n {"url": "data:image/png;base64,%b",'
+    b' "b64_json": null}\n]}\r\n' % TEXT,
     "json escaped": b'{"data":[{"b64_json":"%b"}]}'
     % TEXT.replace(b"+", rb"\u002B").replace(b"/", rb"\/"),
     "error": b'{"error":{"message":"no (request id: 1)","type":"x","code":"rate_limit_exceeded"}}',
@@ -63,7 +64,7 @@ SEEDS = {
     "bare error": b': PING\n\n{"error":{"message":"no","code":429}}\n',
     "page": b"<!doctype html><title>404</title>",
 }
-"""Answers as servers give them."""
+"""Bodies as servers send them."""
 
 TOKENS = [
     *(bytes((code,)) for code in b'"\\{}[]:,\n\r =-+/_01A\0\xff\xed<'),
@@ -117,7 +118,7 @@ def slow_image(text: str) -> Given:
 
 
 def slow_value(data: bytes) -> Any:
-    """A JSON document with images in their places; `InvalidJSON` itself for what is none, or not all."""
+    """A JSON document with images in their places; `InvalidJSON` itself for what is none."""
     try:
         value = json.loads(data.decode("utf-8-sig", "replace"), strict=False, parse_int=float)
     except (ValueError, RecursionError):
@@ -170,7 +171,7 @@ def slow_events(stream: bytes) -> list[SlowEvent]:
 
 
 def slow_images(body: bytes) -> list[tuple[bytes, bool]] | None:
-    """The images of an answer in which nothing is amiss, and whether complete; None where anything is."""
+    """The images of a flawless body, and whether completed; None for any other."""
     value = slow_value(body)
     if value is not InvalidJSON:
         items = value.get("data") if isinstance(value, dict) and not _is_error(value) else None
@@ -207,35 +208,20 @@ def _all_good(items: list[Any]) -> list[tuple[bytes, bool]] | None:
 
 
 def every_image(body: bytes) -> set[Given]:
-    """Every image and address that is anywhere in an answer, as far as it can be read."""
-    found: set[Given] = set()
-    blank = body.lstrip(b" \t\r\n")
-    start = blank.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
-    documents = (
-        [start] if start[:1] in (b"{", b"[") else [event.data for event in slow_events(blank)]
-    )
-    for document in documents:
-        text = document.decode("utf-8-sig", "replace").lstrip()
-        try:
-            value, _ = json.JSONDecoder(strict=False, parse_int=float).raw_decode(text)
-        except (ValueError, RecursionError):
-            # Broken outside of its images, perhaps: any string in it may be one.
-            value = [{"b64_json": item, "url": item} for item in re.findall(r'"([^"]*)', text)]
-        _gather(_with_images(value), found)
+    """Return every string that is anywhere in a body, and what it is as an image."""
+    found: set[Given] = {body.strip(b" \t\r\n\xef\xbb\xbf")}
+    texts = [body, *(event.data for event in slow_events(body))]
+    texts += [line.removeprefix(b"data:").strip() for line in re.split(rb"[\r\n]", body)]
+    for text in texts:
+        for inside in re.findall(rb'"((?:[^"\\]|\\.)*+)', text, re.DOTALL):
+            written = inside.decode("utf-8", "replace")
+            try:
+                string = json.loads(f'"{written}"', strict=False)
+            except ValueError:
+                string = written
+            found |= {string, slow_image(string)}
+        found.add(slow_image(text.decode("utf-8", "replace").strip()))
     return found
-
-
-def _gather(value: Any, found: set[Given]) -> None:
-    if isinstance(value, dict):
-        found |= {
-            item
-            for item in (value.get("b64_json"), value.get("url"))
-            if isinstance(item, (bytes, str))
-        }
-    for item in (
-        value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    ):
-        _gather(item, found)
 
 
 # --- what must hold ----------------------------------------------------------
@@ -266,14 +252,20 @@ def _resolved(found: Document, value: Any, key: str = "") -> Any:
         return {name: _resolved(found, item, name) for name, item in value.items()}
     if isinstance(value, list):
         return [_resolved(found, item) for item in value]
-    if key == "b64_json" or (key == "url" and isinstance(value, str) and found.is_image(value)):
-        image = found.image(value)
+    if isinstance(value, str) and (
+        key == "b64_json"
+        or value in found.images
+        or (key == "url" and value[:5].lower() == "data:")
+    ):
+        image = found.decoded(value) if value else None
         return BROKEN if isinstance(image, BadBase64) else image
+    if key == "b64_json":
+        return None if isinstance(value, (int, float, type(None))) else value
     return float(value) if type(value) is int else value  # how exact, is no matter here
 
 
 def check_json(chunks: Iterable[bytes]) -> None:
-    """A document is what the slow parser finds, where that finds one; the only error is `InvalidJSON`."""
+    """A document is what the slow parser finds, if any; the only error is `InvalidJSON`."""
     decoder, fed = JSONDecoder(), b""
     for chunk in chunks:
         decoder.feed(chunk)
@@ -308,9 +300,9 @@ def check_sse(chunks: Iterable[bytes]) -> None:
             assert repr(found) == repr(value), (fed, found, value)
 
 
-def check_answer(chunks: Iterable[bytes], *, stream: bool) -> None:
-    """It ends as images or in one of the errors; the images are the answer's own, and all of them."""
-    decoder, fed = AnswerDecoder(stream=stream, max_bytes=MAX_BYTES), b""
+def check_body(chunks: Iterable[bytes], *, stream: bool) -> None:
+    """It ends as images or in one of the errors; the images are all those of the body."""
+    decoder, fed = ImagesDecoder(stream=stream, max_bytes=MAX_BYTES), b""
     given: list[PartialImage | CompletedImage] = []
     failure: ElkImagesError | None = None
     try:
@@ -346,7 +338,7 @@ def check_answer(chunks: Iterable[bytes], *, stream: bool) -> None:
         assert list(failure.images)[: len(completed)] == completed
 
 
-def _take(decoder: AnswerDecoder, given: list[PartialImage | CompletedImage]) -> None:
+def _take(decoder: ImagesDecoder, given: list[PartialImage | CompletedImage]) -> None:
     while (event := decoder.next_event()) is not None:
         if not isinstance(event, SkippedEvent):
             given.append(event)
@@ -356,20 +348,20 @@ def _take(decoder: AnswerDecoder, given: list[PartialImage | CompletedImage]) ->
 
 
 def check(target: str, data: bytes) -> None:
-    """One input: the first four bytes say how the rest is cut, and a fifth what it is, if that is open."""
+    """Check one input: four bytes say how the rest is cut, and a fifth what it is."""
     sizes = [size % 64 for size in data[:3]] if data[3:4] > b"\x40" else []
     chunks = cut(data[5:], sizes)
     stream = data[4:5] > b"\x7f"
-    match target if target in CHECKS else ("json", "sse", "answer")[sum(data[4:5]) % 3]:
+    match target if target in CHECKS else ("json", "sse", "body")[sum(data[4:5]) % 3]:
         case "json":
             check_json(chunks)
         case "sse":
             check_sse(chunks)
         case _:
-            check_answer(chunks, stream=stream)
+            check_body(chunks, stream=stream)
 
 
-CHECKS = ("json", "sse", "answer")
+CHECKS = ("json", "sse", "body")
 
 
 def main(arguments: list[str]) -> None:

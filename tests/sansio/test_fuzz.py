@@ -1,6 +1,7 @@
 """The decoders fed with a document as it grows, is damaged, is cut and ends.
 
-What must hold stands in `tests/helpers/fuzz_decoders.py`, which also searches with the help of coverage.
+What must hold stands in `tests/helpers/fuzz_decoders.py`, which also searches with the help of
+coverage.
 """
 
 import base64
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import elkimg_async
-from elkimg_async.sansio.decoder import AnswerDecoder
+from elkimg_async.sansio.decoder import ImagesDecoder
 from elkimg_async.sansio.json_images import InvalidJSON, JSONDecoder
 from elkimg_async.sansio.sse import SSEDecoder
 from tests.helpers import fuzz_decoders as fuzz
@@ -32,8 +33,8 @@ tokens = st.sampled_from(fuzz.TOKENS)
 class Decoders(RuleBasedStateMachine):
     """All decoders, fed with the same bytes at the same time.
 
-    Rules change what is still to come (`rest`), or feed some of it. Each decoder is asked for events on
-    the way, and at the end its answers are those of the slow parser.
+    Rules change what is still to come (`rest`), or feed some of it. Each decoder is asked for
+    events on the way, and at the end its answers are those of the slow parser.
     """
 
     def __init__(self) -> None:
@@ -41,8 +42,8 @@ class Decoders(RuleBasedStateMachine):
         self.rest = bytearray()
         self.chunks: list[bytes] = []
         self.json, self.sse = JSONDecoder(), SSEDecoder()
-        self.answers = [
-            AnswerDecoder(stream=stream, max_bytes=fuzz.MAX_BYTES) for stream in (False, True)
+        self.bodies = [
+            ImagesDecoder(stream=stream, max_bytes=fuzz.MAX_BYTES) for stream in (False, True)
         ]
         self.seen: list[Any] = []
         self.ended = False
@@ -54,7 +55,7 @@ class Decoders(RuleBasedStateMachine):
     # What is still to come
 
     @rule(seed=st.sampled_from(list(fuzz.SEEDS.values())))
-    def another_answer(self, seed: bytes) -> None:
+    def another_body(self, seed: bytes) -> None:
         self.rest += seed
 
     @rule(content=st.binary(max_size=90), type=st.sampled_from([fuzz.COMPLETED, fuzz.PARTIAL, b""]))
@@ -101,8 +102,8 @@ class Decoders(RuleBasedStateMachine):
             self.chunks.append(chunk)
             self.json.feed(chunk)
             self.sse.feed(chunk)
-            for answer in self.answers:
-                answer.feed(chunk)
+            for body in self.bodies:
+                body.feed(chunk)
 
     @rule()
     def finish(self) -> None:
@@ -111,12 +112,12 @@ class Decoders(RuleBasedStateMachine):
             with contextlib.suppress(*fuzz.JSON_ERRORS):
                 self.json.finish()
             self.sse.finish()
-            for answer in self.answers:
-                answer.finish()
+            for body in self.bodies:
+                body.finish()
 
     @rule()
     def ask_for_events(self) -> None:
-        decoders: list[SSEDecoder | AnswerDecoder] = [self.sse, *self.answers]
+        decoders: list[SSEDecoder | ImagesDecoder] = [self.sse, *self.bodies]
         for decoder in decoders:
             with contextlib.suppress(*fuzz.ANSWER_ERRORS):
                 while (event := decoder.next_event()) is not None:
@@ -134,17 +135,17 @@ class Decoders(RuleBasedStateMachine):
 
     @invariant()
     def failure_is_final(self) -> None:
-        for answer in self.answers:
-            if answer.failure is not None and not answer.events:
+        for body in self.bodies:
+            if body.failure is not None and not body.events:
                 with pytest.raises(fuzz.ANSWER_ERRORS) as caught:
-                    answer.next_event()
-                assert caught.value is answer.failure
+                    body.next_event()
+                assert caught.value is body.failure
 
     def teardown(self) -> None:
         fuzz.check_json(self.chunks)
         fuzz.check_sse(self.chunks)
         for stream in (False, True):
-            fuzz.check_answer(self.chunks, stream=stream)
+            fuzz.check_body(self.chunks, stream=stream)
         fed = sum(map(len, self.chunks))
         with contextlib.suppress(InvalidJSON):
             assert work(self.chunks) <= 12 * fed + 200 * len(self.chunks)
@@ -169,7 +170,7 @@ def test_seed(seed: bytes, sizes: list[int]) -> None:
             chunks = fuzz.cut(changed, sizes)
             fuzz.check_json(chunks)
             fuzz.check_sse(chunks)
-            fuzz.check_answer(chunks, stream=bool(place % 2))
+            fuzz.check_body(chunks, stream=bool(place % 2))
 
 
 def test_seeds_are_good() -> None:
@@ -184,7 +185,7 @@ def test_seeds_are_good() -> None:
     [
         ("json", "Base64Decoder.finish", lambda self: b"other bytes"),
         ("sse", "SSEDecoder._dispatch", lambda self, terminated: None),
-        ("answer", "AnswerDecoder._complete", lambda self, event: None),
+        ("body", "ImagesDecoder._complete", lambda self, event: None),
     ],
 )
 def test_checks_see_what_is_wrong(
@@ -198,7 +199,7 @@ def test_checks_see_what_is_wrong(
         vars(module)[owner] for module in (json_images, sse, decoder) if owner in vars(module)
     )
     seed = fuzz.SEEDS["json escaped" if target == "json" else "stream"]
-    how = {"json": b"\0\0\0\0\0", "sse": b"\0\0\0\0\0", "answer": b"\0\0\0\0\xff"}[target]
+    how = {"json": b"\0\0\0\0\0", "sse": b"\0\0\0\0\0", "body": b"\0\0\0\0\xff"}[target]
     fuzz.check(target, how + seed)
     monkeypatch.setattr(found, method, wrong)
     with pytest.raises((AssertionError, IndexError)):
@@ -214,7 +215,11 @@ def test_search(target: str, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": HOME}
     ended = subprocess.run(
         [*command, f"-artifact_prefix={tmp_path}/"],
-        env=environment, capture_output=True, text=True, timeout=50, check=False,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert "Done" in ended.stderr

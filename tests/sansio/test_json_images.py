@@ -16,11 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elkimg_async.sansio import json_images
+from elkimg_async.sansio import base64_text, json_images
+from elkimg_async.sansio.base64_text import BadBase64, Base64Decoder, Decoded
 from elkimg_async.sansio.json_images import (
-    BadBase64,
-    Base64Decoder,
-    Decoded,
     Document,
     InvalidJSON,
     JSONDecoder,
@@ -63,12 +61,17 @@ def resolved(found: Document) -> Any:
             return {name: resolve(item, name) for name, item in value.items()}
         if isinstance(value, list):
             return [resolve(item) for item in value]
-        if key == "b64_json" or (key == "url" and isinstance(value, str) and found.is_image(value)):
-            image = found.image(value)
+        if key == "b64_json" or (isinstance(value, str) and is_image(found, value, key)):
+            image = found.decoded(value) if isinstance(value, str) and value else None
             return "bad" if isinstance(image, BadBase64) else image
         return value
 
     return resolve(found.value)
+
+
+def is_image(found: Document, value: str, key: str) -> bool:
+    """Whether a string stands for an image, or is a `data:` URL."""
+    return value in found.images or (key == "url" and value[:5].lower() == "data:")
 
 
 def outcome(chunks: Iterable[bytes]) -> Any:
@@ -313,7 +316,7 @@ def test_base64_mutated(inside: bytes, where: list[int]) -> None:
 @settings(max_examples=150, deadline=None)
 @given(inside=mutations(), where=places)
 def test_json_mutated(inside: bytes, where: list[int]) -> None:
-    """A damaged document is what `json` finds in it, or invalid, or has a bad image, on any split."""
+    """A damaged document is what `json` finds in it, or invalid, or has a bad image."""
     text = b'{"a":[{"b64_json":"' + inside + b'"},{"url":"x"}],"b64_json":"QUJD"}'
     found = outcome([text])
     assert outcome(cut(text, where)) == found
@@ -469,32 +472,35 @@ def test_json_images_in_their_places(text: bytes, expected: Any) -> None:
 @pytest.mark.parametrize(
     "key", [b'"b64_json"%b:%b"data:', b'"url"%b:%b"data:', b'"url"%b:%b"DATA:']
 )
-def test_json_image_is_decoded_as_it_comes(key: bytes) -> None:
+def test_json_image_is_decoded_as_it_arrives(key: bytes) -> None:
     """A key with up to 16 blanks on each side of its colon is seen at once, wherever it is cut."""
     for blanks in (b"", b" ", b" \t\r\n" * 4):
-        for chunks in every_split(b"{" + key % (blanks, blanks) + b';base64,QUJDREVG","a":1}'):
-            assert len(document(chunks).images) == 1
+        text = b"{" + key % (blanks, blanks) + b";base64," + b"QUJD" * 200 + b'","a":1}'
+        for place in range(len(text) - 780):
+            for chunks in ([text[:place], text[place:]], one_by_one(text)):
+                assert len(document(chunks).images) == 1
 
 
 def test_json_string_like_a_placeholder() -> None:
     """A string of the server's that looks like the decoder's own placeholder is never an image."""
     found = document([rb'{"b64_json":"QUJD","a":{"b64\u005fjson":"#image 0"},"url":"#image 0"}'])
-    assert found.image(found.value["b64_json"]) == b"ABC"
-    assert found.image(found.value["a"]["b64_json"]) != b"ABC"
+    assert found.decoded(found.value["b64_json"]) == b"ABC"
+    assert found.decoded(found.value["a"]["b64_json"]) != b"ABC"
     assert found.value["url"] == "#image 0"
-    assert found.image(found.value["url"]) != b"ABC"
+    assert found.decoded(found.value["url"]) != b"ABC"
 
 
 @pytest.mark.parametrize("size", [100, 65_536, 8 * MEGABYTE])
 def test_json_image_after_megabytes(size: int) -> None:
-    """An image is found behind megabytes of other fields and of white space, in chunks of any size."""
-    text = b'{"a":"%b","b":[%b1],%b"b64_json":"QUJD"}' % (
+    """An image is found behind megabytes of other fields and white space, in any chunks."""
+    text = b'{"a":"%b","b":[%b1],%b"b64_json":"%b"}' % (
         rb"\"b64_json\":\"" * (MEGABYTE // 10),
         b'"url","b64_json",{"url":"x"},' * (MEGABYTE // 20),
         b" " * MEGABYTE,
+        b"QUJD" * 200,
     )
     found = document(pieces(text, size))
-    assert found.image(found.value["b64_json"]) == b"ABC"
+    assert found.decoded(found.value["b64_json"]) == b"ABC" * 200
     assert len(found.images) == 1
     assert found.value["a"] == '"b64_json":"' * (MEGABYTE // 10)
 
@@ -517,11 +523,13 @@ def test_feed_base64_takes_clean_base64() -> None:
     decoder = JSONDecoder()
     assert decoder.feed_base64(b"AAAAAAAA", 3) == 3
     decoder.feed(b'{"b64_json":"')
+    assert decoder.feed_base64(b"AAAAAAAA", 3) == 3
+    decoder.feed(b"QUJD" * 200)
     assert decoder.feed_base64(b"__QUJDREVG", 2) == 10
     assert decoder.feed_base64(b'QUJDREVG"}', 0) == 8
     decoder.feed(b'"}')
     assert decoder.feed_base64(b"AAAAAAAA", 3) == 3
-    assert resolved(decoder.finish()) == {"b64_json": b"ABCDEFABCDEF"}
+    assert resolved(decoder.finish()) == {"b64_json": b"ABC" * 200 + b"ABCDEFABCDEF"}
 
 
 @pytest.mark.parametrize("tail", [b"\n", b"\r", b"\r\n", b"\n\n", b"\n:", b"A\n", b"AA\n"])
@@ -531,7 +539,7 @@ def test_feed_base64_never_takes_a_line_end(length: int, tail: bytes) -> None:
     for before in (b"", b"AAA", b"AAAAAAAA"):
         for after in (b"", b'"}', b"AAAA", b'AAAAA"'):
             decoder = JSONDecoder()
-            decoder.feed(b'{"b64_json":"' + before)
+            decoder.feed(b'{"b64_json":"' + b"AAAA" * 128 + before)
             chunk = b"A" * length + tail + after
             taken = chunk[: decoder.feed_base64(chunk, 0)]
             assert b"\n" not in taken
@@ -671,14 +679,13 @@ def test_text_leaves_images_out() -> None:
 
 
 def test_document_image_of_other_values() -> None:
-    """`image` gives None for what is no string or an empty one, and decodes what is left as text."""
+    """`decoded` returns None for an empty string, and decodes what was left as text."""
     found = document([b"{}"])
-    nothing: list[Any] = [None, "", 5, True, [], {}, 1.5]
-    assert [found.image(value) for value in nothing] == [None] * 7
-    assert found.image("QUJD") == b"ABC"
-    assert found.image("DATA:image/png;base64,QUJD") == b"ABC"
+    assert found.decoded("") is None
+    assert found.decoded("QUJD") == b"ABC"
+    assert found.decoded("DATA:image/png;base64,QUJD") == b"ABC"
     for text in ("#image 0", "#image ", "#image x", "#image ²", "\\u0041AAA", "é", "\ud800", '"'):
-        assert isinstance(found.image(text), BadBase64)
+        assert isinstance(found.decoded(text), BadBase64)
 
 
 # Cost, in bytes touched
@@ -691,11 +698,12 @@ class Meter:
         self.bytes = 0
 
     def attach(self, patch: pytest.MonkeyPatch) -> None:
-        every: dict[str, Any] = dict(vars(json_images))
-        for name, pattern in every.items():
-            if isinstance(pattern, re.Pattern):
-                patch.setattr(json_images, name, MeteredPattern(pattern, self))
-        patch.setattr(json_images, "pybase64", MeteredPybase64(self))
+        for module in (json_images, base64_text):
+            every: dict[str, Any] = dict(vars(module))
+            for name, pattern in every.items():
+                if isinstance(pattern, re.Pattern):
+                    patch.setattr(module, name, MeteredPattern(pattern, self))
+        patch.setattr(base64_text, "pybase64", MeteredPybase64(self))
         patch.setattr(json_images, "bytearray", partial(MeteredBytearray, self), raising=False)
 
     def searched(self, data: Sized, place: int, start: int | None, end: int | None) -> int:
@@ -844,14 +852,14 @@ def test_cost_of_clean_base64() -> None:
 
 def test_meter_counts_a_rescan(monkeypatch: pytest.MonkeyPatch) -> None:
     """The meter sees a decoder that searches its whole skeleton at every chunk."""
-    monkeypatch.setattr(json_images, "_LONGEST_KEY", MEGABYTE)
+    monkeypatch.setattr(json_images, "_MAX_KEY", MEGABYTE)
     once, twice = (work(pieces(b'"' + b"x" * size + b'"', 100)) for size in (50_000, 100_000))
     assert twice > 3 * once
 
 
 @pytest.mark.parametrize("beginning", [b"QUJD", b"\\u0051UJD", b"data:image/png;base64,QUJD"])
 def test_memory_of_one_image(beginning: bytes) -> None:
-    """An image is held once, with some room to grow, from its first piece to its last; its text never."""
+    """An image is held once, with some room to grow, from its first chunk on; its text never."""
     unit, count = b"QUJDREVGR0hJSktM" * 4096, 256
     size = 3 + len(unit) * count * 3 // 4
     decoder = JSONDecoder()
@@ -867,7 +875,7 @@ def test_memory_of_one_image(beginning: bytes) -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert found.image(found.value["b64_json"]) == b"ABC" + b"ABCDEFGHIJKL" * (size // 12)
+    assert found.decoded(found.value["b64_json"]) == b"ABC" + b"ABCDEFGHIJKL" * (size // 12)
     assert held <= fed <= peak <= 1.15 * size  # an eighth in advance, and what is being decoded
 
 
@@ -883,7 +891,7 @@ def test_length_that_a_document_is_said_to_have(length: int) -> None:
         for start in range(0, len(text), size):
             decoder.feed(text[start : start + size])
         document = decoder.finish()
-        assert [document.image(item["b64_json"]) for item in document.value["data"]] == images
+        assert [document.decoded(item["b64_json"]) for item in document.value["data"]] == images
 
 
 def test_memory_of_several_images() -> None:

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from elkimg_async import (
@@ -21,7 +22,7 @@ from elkimg_async import (
 from elkimg_async.hooks import Record, RequestFinished, RequestStarted
 from elkimg_async.local import LocalServer
 from elkimg_async.sansio.model_rules import MODELS
-from elkimg_async.sansio.models import ListingDecoder, read_models
+from elkimg_async.sansio.models import ModelsDecoder, read_models
 from tests.helpers.canned import KEY, Canned, End, Reply, answer, head
 
 FAST = RetryPolicy(initial_backoff=0)
@@ -30,7 +31,7 @@ LIST = answer({"object": "list", "data": [ONE]})
 
 
 async def test_models_of_the_local_server() -> None:
-    """The server's models come in its order, as image models, and with what is known of the exchange."""
+    """The models come in the server's order, as image models, with `meta`."""
     async with (
         LocalServer() as server,
         AsyncImages(server.api_key, base_url=server.base_url) as client,
@@ -74,18 +75,38 @@ async def test_models_of_the_local_server() -> None:
 )
 def test_read_models(value: Any, expected: list[Model]) -> None:
     """A list is found in each of its shapes, and what is wrong in it costs nothing else."""
-    assert read_models(json.dumps(value).encode()) == expected
+    found = read_models(json.dumps(value).encode())
+    assert [msgspec.structs.replace(model, extra={}) for model in found] == expected
+
+
+def test_model_fields() -> None:
+    """What the server says of a model is an attribute, or in `extra` exactly as sent."""
+    item = {
+        "id": "m",
+        "object": "model",
+        "created": 7,
+        "owned_by": "x",
+        "shutdown_date": "2026-12-01",
+        "supported_endpoint_types": ["image-generation"],
+        "pricing": {"image": 0.04, "notes": [None, 1.5]},
+    }
+    (model,) = models = read_models(json.dumps({"data": [item]}).encode())
+    assert (model.object, model.shutdown_date, model.is_image) == ("model", "2026-12-01", True)
+    assert model.extra == {name: item[name] for name in ("supported_endpoint_types", "pricing")}
+    assert model.to_dict() == {**item, "is_image": True}
+    assert models.to_dict()["data"] == [model.model_dump()] == [dict(model)]
+    assert json.loads(json.dumps(msgspec.to_builtins(model)))["shutdown_date"] == "2026-12-01"
 
 
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        (b"", "no JSON"),
+        (b"", "not JSON"),
         (b"<!doctype html>", "base URL ends in /v1"),
         (b"\xef\xbb\xbf\n <html>", "base URL ends in /v1"),
-        (b"not found", "no JSON"),
-        (b'{"object": "list"}', "no list of models"),
-        (b'"a"', "no list of models"),
+        (b"not found", "not JSON"),
+        (b'{"object": "list"}', "without a list of models"),
+        (b'"a"', "without a list of models"),
     ],
 )
 def test_read_models_of_what_is_none(body: bytes, words: str) -> None:
@@ -99,7 +120,7 @@ def test_decoder_in_any_split() -> None:
     body = LIST[-1]
     assert isinstance(body, bytes)
     for at in range(len(body) + 1):
-        decoder = ListingDecoder(max_bytes=1000)
+        decoder = ModelsDecoder(max_bytes=1000)
         decoder.feed(body[:at])
         decoder.feed(body[at:])
         decoder.finish()

@@ -37,6 +37,7 @@ class Policy:
         self.initial_backoff = changes.get("initial_backoff", 0.5)
         self.max_backoff = changes.get("max_backoff", 8.0)
         self.max_retry_after = changes.get("max_retry_after", 120.0)
+        self.retry_unknown = bool(changes.get("retry_unknown", False))
 
 
 def wait(error: ElkImagesError, attempt: int = 1, **changes: Any) -> float | None:

@@ -1,0 +1,188 @@
+"""Base64 inside a JSON string, decoded piece by piece.
+
+Wanted: `feed` the inside of the string in any split, then `finish` for its bytes.
+
+Base64 is decoded strictly. From the first piece that does not decode, the string is cleaned
+(escapes, white space, `data:` prefix, URL-safe alphabet, missing padding) and decoded strictly
+again; what still does not decode is a `BadBase64`. Nothing is ever decoded leniently, which would
+silently return wrong bytes.
+"""
+
+import binascii
+import re
+from io import BytesIO
+from typing import TypeAlias
+
+import msgspec
+import pybase64
+
+_MIN_SEEN = (
+    8  # bytes to see before decoding begins, so that a `data:` prefix is never taken for base64
+)
+_MAX_PREFIX = 256
+_WHOLE_TOKENS = re.compile(  # all but an escape that is cut at the end
+    rb"(?:[^\\]+|\\u[0-9A-Fa-f]{4}|\\(?!u[0-9A-Fa-f]{0,3}\Z).)*", re.DOTALL
+)
+_ESCAPE = re.compile(rb"\\(?:u([0-9A-Fa-f]{4})|(.))", re.DOTALL)
+_ESCAPED = {b"/": b"/", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
+_NOT_BASE64 = "it is not base64, or was cut"
+_INVALID = b"?"  # stands for what base64 never contains
+ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
+_WHITE_SPACE = b" \t\r\n"
+
+
+class BadBase64(msgspec.Struct, frozen=True):
+    """Stands where bytes should be; `reason` says what is wrong with the base64."""
+
+    reason: str
+
+
+Decoded: TypeAlias = bytes | BadBase64
+
+
+def decode_text(text: str) -> Decoded:
+    """Return the bytes of base64 that is already a Python string."""
+    if "\\" in text:
+        return BadBase64("it contains a backslash")
+    decoder = Base64Decoder()
+    decoder.feed(text.encode("utf-8", "replace"))
+    return decoder.finish()
+
+
+class Base64Decoder:
+    """Decoder for the inside of one JSON string, fed in any split.
+
+    It begins on the fast path, `feed_clean`, and stays there while strict decoding succeeds;
+    `_carry` then contains base64 characters only. The first failure moves it to the slow path for
+    good, where `_raw` is what cannot be unescaped yet, and `_carry` what does not fill a group of
+    four characters.
+    """
+
+    __slots__ = ("_bad", "_carry", "_clean", "_decoded", "_head", "_padded", "_raw")
+
+    def __init__(self, room: int = 0) -> None:
+        """Reserve `room` bytes, since moving a growing image to a larger buffer takes time."""
+        self._decoded = BytesIO(bytes(room))  # `getvalue` hands its content over without a copy
+        self._carry = b""
+        self._padded = False
+        self._bad: str | None = None
+        self._clean = True
+        self._raw = b""
+        self._head = False  # slow path: a `data:` prefix may still come
+
+    def feed(self, piece: bytes | memoryview) -> None:
+        """Take the next bytes of the string as written in the JSON, without its quotes."""
+        if not self.feed_clean(piece):
+            self._leave_fast_path()
+            self._feed_slowly(bytes(piece))
+
+    def feed_clean(self, piece: bytes | memoryview) -> bool:
+        """Do the same for clean base64; return False, with nothing taken, when it is not clean."""
+        size = len(piece)
+        if not size:
+            return True
+        if not self._clean or self._padded:
+            return False
+        carry = self._carry
+        start = -len(carry) % 4
+        end = size - (size - start) % 4 if len(carry) + size >= _MIN_SEEN else 0
+        held = bytes(piece[end:])
+        if held.translate(None, ALPHABET):
+            return False
+        if not end:
+            self._carry = carry + held
+            return True
+        try:
+            first = pybase64.b64decode(carry + bytes(piece[:start]), validate=True)
+            rest = pybase64.b64decode(piece[start:end], validate=True)
+        except binascii.Error:
+            return False
+        padded_first = 4 * len(first) < 3 * (len(carry) + start)
+        padded_rest = 4 * len(rest) < 3 * (end - start)
+        if (padded_first and rest) or ((padded_first or padded_rest) and end < size):
+            return False
+        self._padded = padded_first or padded_rest
+        self._decoded.write(first)
+        self._decoded.write(rest)
+        self._carry = held
+        return True
+
+    def in_escape(self) -> bool:
+        """Return whether a quote that follows would belong to an escape."""
+        return self._raw == b"\\"
+
+    def finish(self) -> Decoded:
+        """Return what the whole string decodes to."""
+        if self._clean and self._carry:
+            self._leave_fast_path()
+        if self._raw:
+            self._bad = _NOT_BASE64
+        if not self._clean:
+            self._decode(self._cut_prefix(b"", final=True), final=True)
+        if self._bad:
+            return BadBase64(self._bad)
+        self._decoded.truncate()
+        return self._decoded.getvalue()
+
+    def _leave_fast_path(self) -> None:
+        if self._clean:
+            self._clean = False
+            self._head = not self._decoded.tell()
+            carry, self._carry = self._carry, b""
+            self._feed_slowly(carry)
+
+    def _feed_slowly(self, piece: bytes) -> None:
+        raw = self._raw + piece
+        match = _WHOLE_TOKENS.match(raw)
+        end = match.end() if match else 0
+        self._raw = raw[end:]
+        if not self._bad:
+            text = _ESCAPE.sub(_unescape, raw[:end]).translate(_URL_SAFE, _WHITE_SPACE)
+            self._decode(self._cut_prefix(text, final=False), final=False)
+
+    def _cut_prefix(self, text: bytes, *, final: bool) -> bytes:
+        """Hold the beginning in `_carry` until it is clear whether it is a `data:` prefix."""
+        if not self._head:
+            return text
+        text, self._carry = self._carry + text, b""
+        if text[:5].lower() != b"data:"[: len(text)] or (len(text) < 5 and final):
+            self._head = False
+            return text
+        prefix, comma, rest = text.partition(b",")
+        over_long = len(prefix) > _MAX_PREFIX
+        if comma and not over_long and prefix.lower().endswith(b";base64"):
+            self._head = False
+            return rest
+        if comma or over_long or final:
+            self._bad = "it is a data: URL without base64"
+        self._carry = text
+        return b""
+
+    def _decode(self, text: bytes, *, final: bool) -> None:
+        if self._bad or self._head:
+            return
+        text = self._carry + text
+        if not text:
+            return
+        end = len(text) - len(text) % 4
+        if final and end < len(text):
+            text += b"=" * (end + 4 - len(text))
+            end = len(text)
+        self._carry = text[end:]
+        try:
+            if self._padded:
+                raise binascii.Error("it goes on after its padding")
+            decoded = pybase64.b64decode(text[:end], validate=True)
+        except binascii.Error:
+            self._bad = _NOT_BASE64
+            return
+        self._padded = 4 * len(decoded) < 3 * end
+        self._decoded.write(decoded)
+
+
+def _unescape(match: re.Match[bytes]) -> bytes:
+    if match[2]:
+        return _ESCAPED.get(match[2], _INVALID)
+    code = int(match[1], 16)
+    return bytes((code,)) if code < 0x80 else _INVALID

@@ -1,0 +1,89 @@
+"""From an image and the objects around it to an event: partial or completed."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from elkimg_async.image import Image
+from elkimg_async.sansio.reading import lookup, read_number, read_side, read_str
+from elkimg_async.sansio.responses import (
+    COMPLETED_TYPES,
+    PARTIAL_TYPES,
+    CompletedImage,
+    PartialImage,
+)
+
+COMPLETED_FIELDS = (
+    "size",
+    "quality",
+    "background",
+    "output_format",
+    "svg_usage",
+    "safety_identifier",
+)
+"""The attributes that a completed event and a response have in common, besides the usage."""
+
+_PARTIAL = re.compile(r"partial|preview|progress|intermediate|draft", re.IGNORECASE)
+_FINISHED = re.compile(r"succe|complet|finish|done|final", re.IGNORECASE)
+_KNOWN = {"type", "b64_json", "url", "revised_prompt", "created_at", "created", "usage", "data"}
+_KNOWN |= {"size", "quality", "background", "output_format"}
+_COMPLETED_KNOWN = _KNOWN | {"svg_usage", "safety_identifier"}
+_PARTIAL_KNOWN = _KNOWN - {"usage"} | {"partial_image_index"}
+
+
+def type_of(value: Mapping[str, Any], name: str) -> str:
+    """Return the type of an event: in its data, in its `event:` line, or what it looks like."""
+    stated = read_str(value.get("type"))
+    for known in (stated, name):
+        if known in COMPLETED_TYPES or known in PARTIAL_TYPES:
+            return str(known)
+    if name == "message":
+        name = ""
+    if stated is None and not name:
+        return (PARTIAL_TYPES if "partial_image_index" in value else COMPLETED_TYPES)[0]
+    return stated or name
+
+
+def type_around(chain: Sequence[Mapping[str, Any]], name: str) -> str:
+    """Return the type of the event that an image belongs to, should the event itself be nested."""
+    for around in reversed(chain):
+        if around.get("type") in (*COMPLETED_TYPES, *PARTIAL_TYPES):
+            return str(around["type"])
+    indexed = lookup(chain, "partial_image_index") is not None
+    return type_of({**chain[0], "partial_image_index": 0} if indexed else chain[0], name)
+
+
+def is_partial(type_: str, key: str = "") -> bool:
+    """Return whether the image of such an event, under such a field, is not finished."""
+    if _PARTIAL.search(type_) and not _FINISHED.search(type_):
+        return True
+    return key.startswith("partial") and type_ not in COMPLETED_TYPES
+
+
+def event_of(
+    type_: str,
+    image: Image,
+    chain: Sequence[Mapping[str, Any]],
+    *,
+    key: str = "",
+    rest: Mapping[str, Any] | None = None,
+) -> PartialImage | CompletedImage:
+    """Return the event of an image; `chain` are the objects around it, `rest` other fields."""
+    created = read_number(lookup(chain, "created_at", "created"))
+    known = _PARTIAL_KNOWN if is_partial(type_, key) else _COMPLETED_KNOWN
+    extra = {name: field for name, field in (rest or {}).items() if name not in known}
+    side = read_side(chain)
+    if is_partial(type_, key):
+        index = read_number(lookup(chain, "partial_image_index"))
+        return PartialImage(
+            type=type_,
+            image=image,
+            created_at=created,
+            size=side["size"],
+            quality=side["quality"],
+            background=side["background"],
+            output_format=side["output_format"],
+            partial_image_index=None if index is None else int(index),
+            extra=extra,
+        )
+    return CompletedImage(type=type_, image=image, created_at=created, extra=extra, **side)

@@ -1,0 +1,398 @@
+"""Valid bodies of every known dialect, mutated, with the images that must come out of each.
+
+`make_body` builds one from a seed; `check_body` feeds it to the decoder and compares. The
+mutations rename keys, nest, reorder, wrap, duplicate, add siblings and re-spell base64; the
+siblings include text that contains base64 and addresses and is no image.
+"""
+
+import base64
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+import msgspec
+
+from elkimg_async.errors import ElkImagesError
+from elkimg_async.sansio.decoder import ImagesDecoder, SkippedEvent
+from elkimg_async.sansio.responses import CompletedImage
+
+SIGNATURES = [
+    b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR",
+    b"\xff\xd8\xff\xe0\0\x10JFIF",
+    b"RIFF\x24\0\0\0WEBPVP8 ",
+    b"GIF89a\x01\0\x01\0",
+    b"\0\0\0\x1cftypavif",
+    b'<svg xmlns="http://www.w3.org/2000/svg">',
+]
+WORDS = ["foo", "x1", "blob", "payload", "asset_bytes", "thing", "v", "art", "sigma"]
+WRAPPERS = ["result", "output", "response", "data", "payload", "body", "wrapped", "x", "zz_9"]
+URL_KEYS = ["url", "image_url", "imageUrl", "uri", "image", "output_url", "download_url", "img_url"]
+PARTIAL = "image_generation.partial_image"
+COMPLETED = "image_generation.completed"
+
+
+class Made(msgspec.Struct):
+    """One image as it was put in: its bytes or its address, and how it is written in JSON."""
+
+    identity: bytes | str
+    text: str
+    partial: bool = False
+
+    @property
+    def is_url(self) -> bool:
+        """Whether only its address was sent."""
+        return isinstance(self.identity, str)
+
+
+class Body(msgspec.Struct):
+    """A body to feed: its bytes in chunks, and what must come out of it."""
+
+    dialect: str
+    chunks: list[bytes]
+    images: list[Made]
+    fails: bool = False
+    whole: bool = True
+
+
+class Maker:
+    """Builder of bodies with the randomness of one seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = Random(seed)
+        self.images: list[Made] = []
+
+    def image(self, *, url: bool | None = None, partial: bool = False) -> Made:
+        """Return a new image that no other equals."""
+        random = self.random
+        number = random.getrandbits(64)
+        if random.random() < 0.4 if url is None else url:
+            name = random.choice(["{:x}.png", "{:x}", "out/{:x}.webp?sig=a%2Fb&se=1", "f?id={:x}"])
+            address = "https://cdn.example.com/" + name.format(number)
+            made = Made(address, address, partial)
+        else:
+            size = random.choice([0, 1, 40, 380, 400, 800, 3_000, 20_000])
+            content = random.choice(SIGNATURES) + b"%x" % number + random.randbytes(size)
+            made = Made(content, self.spell(content), partial)
+        self.images.append(made)
+        return made
+
+    def spell(self, content: bytes) -> str:
+        """Return the base64 of the content, in one of the ways that servers write it."""
+        text = base64.b64encode(content).decode()
+        way = self.random.random()
+        if way < 0.1:
+            text = text.rstrip("=")
+        elif way < 0.2:
+            text = "\n".join(text[start : start + 76] for start in range(0, len(text), 76))
+        elif way < 0.25:
+            text = text.translate(str.maketrans("+/", "-_"))
+        if self.random.random() < 0.15:
+            text = "data:image/png;base64," + text
+        return text
+
+    # What stands around images
+
+    def item(self, made: Made) -> dict[str, Any]:
+        """Return an object with one image, under a usual key or one that only its content shows."""
+        random = self.random
+        if made.is_url:
+            key = random.choice(URL_KEYS)
+        elif random.random() < 0.25:
+            key = random.choice(WORDS)
+        else:
+            key = random.choice(["b64_json", "b64_json", "image_base64", "base64", "image", "url"])
+        fields: dict[str, Any] = {key: made.text}
+        if not made.is_url and key != "url" and random.random() < 0.2:
+            fields["url"] = random.choice(["", None])
+        if random.random() < 0.3:
+            fields["revised_prompt"] = self.prose()
+        return self.with_siblings(fields)
+
+    def prose(self) -> str:
+        """Return text that mentions images and contains none."""
+        decoy = base64.b64encode(SIGNATURES[0] + self.random.randbytes(30)).decode()
+        return self.random.choice(
+            [
+                "a kitten",
+                f"a kitten like https://cdn.example.com/{self.random.getrandbits(32)}.png",
+                f"https://cdn.example.com/{self.random.getrandbits(32)}.png",
+                decoy,
+                f'render "b64_json": "{decoy}" exactly',
+                f"data:image/png;base64,{decoy}",
+            ]
+        )
+
+    def with_siblings(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Return the object with further fields, in any order."""
+        random = self.random
+        more: list[tuple[str, Callable[[], Any]]] = [
+            ("prompt", self.prose),
+            ("revised_prompt", self.prose),
+            ("seed", lambda: random.getrandbits(40)),
+            ("nsfw", lambda: False),
+            ("documentation_url", lambda: "https://docs.example.com/images.png"),
+            ("status_url", lambda: "https://api.example.com/tasks/1"),
+            (
+                "error",
+                lambda: random.choice(
+                    [None, {}, "", {"message": ""}, {"code": None, "message": None}]
+                ),
+            ),
+            ("size", lambda: "1024x1024"),
+            ("timings", lambda: {"inference": random.random(), "steps": [1, 2, None]}),
+            ("input", lambda: {"image": base64.b64encode(SIGNATURES[1] + b"input").decode()}),
+            ("note", lambda: "nothing"),
+            ("code", lambda: random.choice([0, 200, "success", None])),
+            ("message", lambda: random.choice(["", "success", "ok", None])),
+        ]
+        for name, value in random.sample(more, random.choice([0, 0, 1, 3, 6])):
+            fields.setdefault(name, value())
+        pairs = list(fields.items())
+        random.shuffle(pairs)
+        return dict(pairs)
+
+    def nested(self, value: Any) -> Any:
+        """Return the value inside up to four further objects or lists."""
+        random = self.random
+        for _ in range(random.choice([0, 0, 0, 1, 2, 4])):
+            if random.random() < 0.2:
+                value = [value] if isinstance(value, dict) else value
+            else:
+                value = self.with_siblings({random.choice(WRAPPERS): value})
+        return value
+
+    def images_of(self, least: int = 1) -> list[Made]:
+        """Return one to four new images."""
+        return [self.image() for _ in range(self.random.choice([least, 1, 1, 2, 4]))]
+
+    # Bodies
+
+    def document(self, images: list[Made]) -> Any:
+        """Return a document with these images, as one of the dialects of a batch response."""
+        random = self.random
+        items = [self.item(made) for made in images]
+        texts = [made.text for made in images]
+        choices: list[Callable[[], Any]] = [
+            lambda: {"created": 1, "data": items, "usage": {"total_tokens": 3}},
+            lambda: {"data": items},
+            lambda: items,
+            lambda: {"images": items},
+            lambda: {"images": texts},
+            lambda: {"data": {"images": items}},
+            lambda: {"data": {"url": texts}} if images[0].is_url else {"data": items},
+            lambda: {"output": texts},
+            lambda: {"output": {"results": items}},
+            lambda: {"result": {"data": items, "usage": None}},
+            lambda: {
+                "output": [{"type": "image_generation_call", "result": text} for text in texts]
+            },
+            lambda: {"image_urls": texts} if images[0].is_url else {"images": texts},
+            lambda: {
+                "choices": [
+                    {
+                        "message": {
+                            "role": "assistant",
+                            "images": [{"image_url": {"url": text}} for text in texts],
+                        }
+                    }
+                ]
+            },
+            lambda: {"created": 1, "data": items, "images": items},  # the same twice
+        ]
+        if len(images) == 1:
+            choices += [
+                lambda: {"data": items[0]},
+                lambda: items[0],
+                lambda: {"image": texts[0]},
+                lambda: {"output": texts[0]},
+                lambda: {"data": texts[0]},
+                lambda: (
+                    {
+                        "candidates": [
+                            {
+                                "content": {
+                                    "parts": [
+                                        {"text": "Here"},
+                                        {"inlineData": {"mimeType": "image/png", "data": texts[0]}},
+                                    ]
+                                }
+                            }
+                        ]
+                    }
+                    if not images[0].is_url
+                    else {"data": items}
+                ),
+            ]
+        value = random.choice(choices)()
+        if isinstance(value, dict):
+            value = self.with_siblings(value)
+        return self.nested(value)
+
+    def dump(self, value: Any, *, one_line: bool = False) -> str:
+        """Return JSON in one of the ways that servers write it."""
+        random = self.random
+        indent = random.choice([None, None, None, 1]) if not one_line else None
+        text = json.dumps(value, indent=indent, ensure_ascii=random.random() < 0.5)
+        if random.random() < 0.15:
+            text = text.replace("/", r"\/")
+        return text
+
+    def batch(self) -> str:
+        """Return a body that is one document."""
+        text = self.dump(self.document(self.images_of()))
+        return (
+            self.random.choice(["", "", "\n", " \r\n", "\ufeff"])
+            + text
+            + self.random.choice(["", "\n"])
+        )
+
+    def events(self) -> list[tuple[str | None, dict[str, Any]]]:
+        """Return the events of a stream, each with its type."""
+        random = self.random
+        style = random.choice(["openai", "openai", "succeeded", "unknown", "untyped", "edit"])
+        kind = "image_edit" if style == "edit" else "image_generation"
+        events: list[tuple[str | None, dict[str, Any]]] = []
+        if style in ("openai", "edit"):
+            for index in range(random.choice([0, 1, 3])):
+                made = self.image(partial=True)
+                events.append(
+                    (f"{kind}.partial_image", {**self.item(made), "partial_image_index": index})
+                )
+        for index, made in enumerate(self.images_of()):
+            fields = self.item(made)
+            if style == "succeeded":
+                events.append((f"{kind}.partial_succeeded", {**fields, "image_index": index}))
+            elif style == "unknown":
+                events.append(
+                    (random.choice(["image.ready", "x", "done", "image_generation.done"]), fields)
+                )
+            elif style == "untyped":
+                fields.pop("partial_image_index", None)
+                events.append((None, fields))
+            else:
+                events.append((f"{kind}.completed", {**fields, "usage": {"total_tokens": 1}}))
+        if style == "succeeded":
+            events.append((f"{kind}.completed", {"usage": {"total_tokens": 1}}))
+        return events
+
+    def stream(self) -> str:
+        """Return a body of server-sent events or of lines of JSON."""
+        random = self.random
+        events = self.events()
+        as_lines = random.random() < 0.2
+        prefix = "data: data: " if random.random() < 0.1 else "data: "
+        end = random.choice(["\n", "\n", "\r\n"])
+        parts = []
+        for type_, fields in events:
+            in_name = type_ is not None and not as_lines and random.random() < 0.3
+            in_data = type_ is not None and (not in_name or random.random() < 0.5)
+            value = {"type": type_, **fields} if in_data else fields
+            if random.random() < 0.3:
+                pairs = list(value.items())
+                random.shuffle(pairs)
+                value = dict(pairs)
+            if random.random() < 0.15:
+                value = {random.choice(WRAPPERS): value}
+            text = self.dump(value, one_line=True)
+            if as_lines:
+                parts.append(text + end)
+            else:
+                head = f"event: {type_}{end}" if in_name else ""
+                parts.append(head + prefix + text + end + end)
+            if random.random() < 0.2 and not as_lines:
+                parts.append(
+                    random.choice([": PING", "data:", 'data: {"type":"keepalive"}']) + end + end
+                )
+        if not as_lines and random.random() < 0.7:
+            parts.append("data: [DONE]" + end + end)
+        return "".join(parts)
+
+    def failing(self) -> str:
+        """Return a body with images beside an error of the whole call."""
+        value = self.document(self.images_of())
+        error = {"message": self.prose(), "code": "server_error"}
+        fields = {**value} if isinstance(value, dict) else {"data": value}
+        fields["error"] = error
+        return self.dump(fields)
+
+    def cut(self, data: bytes) -> list[bytes]:
+        """Return the data in chunks of any size."""
+        random = self.random
+        way = random.random()
+        if way < 0.4:
+            return [data]
+        if way < 0.5 and len(data) < 3_000:
+            return [data[place : place + 1] for place in range(len(data))]
+        places = sorted(
+            random.randrange(len(data) + 1) for _ in range(random.choice([1, 2, 8, 40]))
+        )
+        return [data[start:end] for start, end in itertools.pairwise([0, *places, len(data)])]
+
+
+def make_body(seed: int) -> Body:
+    """Return the body of a seed."""
+    maker = Maker(seed)
+    dialect = maker.random.choice(["batch", "batch", "stream", "stream", "failing"])
+    data = getattr(maker, dialect)().encode()
+    whole = maker.random.random() < 0.85
+    if not whole:
+        data = data[: maker.random.randrange(len(data))]
+    fails = dialect == "failing" and whole
+    return Body(dialect, maker.cut(data), maker.images, fails=fails, whole=whole)
+
+
+def is_in(made: Made, data: bytes) -> bool:
+    """Return whether the whole of an image is in a body that was cut off."""
+    spellings = (json.dumps(made.text, ensure_ascii=ascii_only) for ascii_only in (True, False))
+    texts = [text[1:] for text in spellings]
+    return any(
+        text.encode() in data for text in (*texts, *(text.replace("/", r"\/") for text in texts))
+    )
+
+
+def check_body(seed: int) -> tuple[int, int]:
+    """Feed the body of a seed; return how many images went in and came out.
+
+    Raises:
+        AssertionError: If an image is missing, or something came out that is none.
+    """
+    body = make_body(seed)
+    decoder = ImagesDecoder(stream=bool(seed % 2), max_bytes=1 << 26)
+    came: list[tuple[bytes | str | None, bool]] = []
+    data = b"".join(body.chunks)
+    report = (seed, body.dialect, data[:2000])
+    try:
+        for chunk in body.chunks:
+            decoder.feed(chunk)
+            _take(decoder, came)
+        decoder.finish()
+        _take(decoder, came)
+    except ElkImagesError as error:
+        if body.whole and not body.fails:
+            raise AssertionError(repr(error), *report) from None
+        came = [(image.content or image.url, False) for image in error.images]
+        came += [(event.image.content or event.image.url, True) for event in error.partials]
+    else:
+        assert not body.fails, report
+    found = Counter(came)
+    wanted = Counter((made.identity, made.partial) for made in body.images)
+    if body.whole:
+        assert found == wanted, ({"missing": wanted - found, "beyond": found - wanted}, *report)
+        return len(body.images), len(came)
+    # Of a body that was cut off, all that had arrived; whether it was partial may have been cut
+    # off.
+    known = {made.identity for made in body.images}
+    arrived = {made.identity for made in body.images if is_in(made, data)}
+    identities = {identity for identity, _ in came}
+    assert arrived <= identities <= known, (arrived - identities, identities - known, *report)
+    return len(arrived), len(arrived & identities)
+
+
+def _take(decoder: ImagesDecoder, came: list[tuple[bytes | str | None, bool]]) -> None:
+    while (event := decoder.next_event()) is not None:
+        if not isinstance(event, SkippedEvent):
+            image = event.image
+            came.append((image.content or image.url, not isinstance(event, CompletedImage)))

@@ -1,0 +1,661 @@
+"""What an error response means, and where its body has the server's words."""
+
+import base64
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from elkimg_async import errors
+from elkimg_async.errors import (
+    APIError,
+    AuthenticationError,
+    BadRequestError,
+    ModerationError,
+    NotFoundError,
+    PermissionDeniedError,
+    QuotaExceededError,
+    RateLimitError,
+    ResponseError,
+    ServerError,
+)
+from elkimg_async.sansio import error_mapping
+
+NOW = 1_700_000_000.0
+
+
+def error_of(status: int, body: bytes | str = b"", **headers: str) -> APIError:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    raw = body.encode() if isinstance(body, str) else body
+    found = error_mapping.read_error(status, named, raw, now=NOW)
+    assert isinstance(found, APIError)
+    assert found.status == status
+    return found
+
+
+def api_body(code: Any, message: str = "no", **more: Any) -> str:
+    return json.dumps({"error": {"message": message, "code": code, **more}}, ensure_ascii=False)
+
+
+ROWS: list[tuple[str, int, str, type[APIError], str | None, str]] = [
+    ("key missing", 401, api_body(""), AuthenticationError, None, "refused"),
+    (
+        "key refused upstream",
+        401,
+        api_body("invalid_api_key"),
+        AuthenticationError,
+        "invalid_api_key",
+        "refused",
+    ),
+    (
+        "balance",
+        403,
+        api_body("insufficient_user_quota"),
+        QuotaExceededError,
+        "insufficient_user_quota",
+        "refused",
+    ),
+    (
+        "token quota",
+        403,
+        api_body("pre_consume_token_quota_failed"),
+        QuotaExceededError,
+        "pre_consume_token_quota_failed",
+        "refused",
+    ),
+    ("not allowed", 403, api_body(""), PermissionDeniedError, None, "refused"),
+    (
+        "access denied",
+        403,
+        api_body("access_denied"),
+        PermissionDeniedError,
+        "access_denied",
+        "refused",
+    ),
+    ("validation", 500, api_body("invalid_request"), BadRequestError, "invalid_request", "refused"),
+    (
+        "validation by type",
+        500,
+        api_body(None, type="invalid_request"),
+        BadRequestError,
+        None,
+        "refused",
+    ),
+    (
+        "model unknown",
+        503,
+        api_body("model_not_found"),
+        NotFoundError,
+        "model_not_found",
+        "refused",
+    ),
+    (
+        "body too large",
+        413,
+        api_body("read_request_body_failed"),
+        BadRequestError,
+        "read_request_body_failed",
+        "refused",
+    ),
+    (
+        "body too large as 400",
+        400,
+        api_body("read_request_body_failed"),
+        BadRequestError,
+        "read_request_body_failed",
+        "refused",
+    ),
+    ("rate limit", 429, api_body(""), RateLimitError, None, "refused"),
+    ("rate limit, empty", 429, "", RateLimitError, None, "refused"),
+    ("not received in time", 408, "", BadRequestError, None, "refused"),
+    ("too early", 425, "", BadRequestError, None, "refused"),
+    (
+        "conflict",
+        409,
+        api_body("idempotency_in_flight"),
+        BadRequestError,
+        "idempotency_in_flight",
+        "refused",
+    ),
+    (
+        "quota upstream",
+        429,
+        api_body("insufficient_quota"),
+        QuotaExceededError,
+        "insufficient_quota",
+        "refused",
+    ),
+    (
+        "quota by type",
+        429,
+        api_body(None, type="insufficient_quota"),
+        QuotaExceededError,
+        None,
+        "refused",
+    ),
+    (
+        "overload",
+        503,
+        api_body("system_cpu_overloaded"),
+        ServerError,
+        "system_cpu_overloaded",
+        "refused",
+    ),
+    ("overload as a page", 503, "<html>busy</html>", ServerError, None, "refused"),
+    ("overload, empty", 503, "", ServerError, None, "refused"),
+    (
+        "upstream unreachable",
+        500,
+        api_body("do_request_failed"),
+        ServerError,
+        "do_request_failed",
+        "refused",
+    ),
+    (
+        "upstream unreadable",
+        500,
+        api_body("bad_response_body"),
+        ServerError,
+        "bad_response_body",
+        "unknown",
+    ),
+    (
+        "upstream unread",
+        500,
+        api_body("read_response_body_failed"),
+        ServerError,
+        "read_response_body_failed",
+        "unknown",
+    ),
+    (
+        "moderation",
+        400,
+        api_body("moderation_blocked"),
+        ModerationError,
+        "moderation_blocked",
+        "refused",
+    ),
+    (
+        "policy",
+        400,
+        api_body("content_policy_violation"),
+        ModerationError,
+        "content_policy_violation",
+        "refused",
+    ),
+    ("filter", 400, api_body("content_filter"), ModerationError, "content_filter", "refused"),
+    ("filter by type", 400, api_body("", type="content_filter"), ModerationError, None, "refused"),
+    (
+        "filter as 500",
+        500,
+        api_body("content_filter"),
+        ModerationError,
+        "content_filter",
+        "refused",
+    ),
+    ("bad gateway", 502, "<html>", ServerError, None, "unknown"),
+    ("bad gateway as JSON", 502, api_body("x"), ServerError, "x", "unknown"),
+    ("gateway time-out", 504, "", ServerError, None, "unknown"),
+    ("gave up", 524, "error code: 524", ServerError, None, "unknown"),
+    ("500 as a page", 500, "<!DOCTYPE html>", ServerError, None, "unknown"),
+    ("500, empty", 500, "", ServerError, None, "unknown"),
+    ("500 as text", 500, "Internal Server Error", ServerError, None, "unknown"),
+    ("500, cut", 500, '{"error":{"mess', ServerError, None, "unknown"),
+    ("520 as a page", 520, "<html>", ServerError, None, "unknown"),
+    ("endpoint not there", 404, "404 page not found", NotFoundError, None, "refused"),
+    (
+        "endpoint not built",
+        501,
+        api_body("api_not_implemented"),
+        NotFoundError,
+        "api_not_implemented",
+        "refused",
+    ),
+    ("page as 4xx", 403, "<html>blocked</html>", PermissionDeniedError, None, "refused"),
+    (
+        "bad request",
+        400,
+        api_body("unknown_parameter"),
+        BadRequestError,
+        "unknown_parameter",
+        "refused",
+    ),
+    ("unprocessable", 422, '{"detail":"no"}', BadRequestError, None, "refused"),
+    ("teapot", 418, "", BadRequestError, None, "refused"),
+    ("beyond", 599, api_body(""), ServerError, None, "unknown"),
+    (
+        "unknown 500",
+        500,
+        api_body("500", type="internal_server_error"),
+        ServerError,
+        "500",
+        "unknown",
+    ),
+    ("500 without a code", 500, api_body(None), ServerError, None, "unknown"),
+    (
+        "bad status upstream",
+        500,
+        api_body("bad_response_status_code"),
+        ServerError,
+        "bad_response_status_code",
+        "unknown",
+    ),
+    (
+        "no channel",
+        500,
+        api_body("get_channel_failed"),
+        ServerError,
+        "get_channel_failed",
+        "refused",
+    ),
+    (
+        "no key of a channel",
+        502,
+        api_body("channel:no_available_key"),
+        ServerError,
+        "channel:no_available_key",
+        "refused",
+    ),
+    (
+        "memory overload",
+        500,
+        api_body("system_memory_overloaded"),
+        ServerError,
+        "system_memory_overloaded",
+        "refused",
+    ),
+    ("overloaded", 529, api_body(None, type="overloaded_error"), ServerError, None, "refused"),
+    ("529, empty", 529, "", ServerError, None, "refused"),
+    (
+        "overloaded as 500",
+        500,
+        api_body(None, type="overloaded_error"),
+        ServerError,
+        None,
+        "refused",
+    ),
+    ("origin down", 521, "<html>", ServerError, None, "unknown"),
+    ("no credit", 402, api_body(402), QuotaExceededError, "402", "refused"),
+    (
+        "no credit as text",
+        402,
+        '{"message":"Payment required"}',
+        QuotaExceededError,
+        None,
+        "refused",
+    ),
+    ("Azure filter", 400, api_body("contentFilter"), ModerationError, "contentFilter", "refused"),
+    (
+        "DashScope filter",
+        400,
+        api_body("data_inspection_failed"),
+        ModerationError,
+        "data_inspection_failed",
+        "refused",
+    ),
+    (
+        "DashScope filter in capitals",
+        400,
+        '{"code":"DataInspectionFailed","message":"no"}',
+        ModerationError,
+        "DataInspectionFailed",
+        "refused",
+    ),
+    (
+        "Ark filter",
+        400,
+        api_body("OutputImageSensitiveContentDetected"),
+        ModerationError,
+        "OutputImageSensitiveContentDetected",
+        "refused",
+    ),
+    (
+        "Ark filter of input",
+        400,
+        api_body("InputTextSensitiveContentDetected.PolicyViolation"),
+        ModerationError,
+        "InputTextSensitiveContentDetected.PolicyViolation",
+        "refused",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "cls", "code", "billing"),
+    [row[1:] for row in ROWS],
+    ids=[row[0] for row in ROWS],
+)
+def test_read_error(
+    status: int, body: str, cls: type[APIError], code: str | None, billing: str
+) -> None:
+    """Each situation of the contract has its class, its code, and its word on billing."""
+    found = error_of(status, body)
+    assert type(found) is cls
+    assert (found.code, found.billing) == (code, billing)
+    text = str(found)
+    assert text.startswith(f"The server returned {status}")
+    assert ("may have been made and billed" in text) is (billing == "unknown")
+    if status in (408, 409, 425):
+        assert "Send it again a little later." in text
+    elif "<" not in body:
+        assert cls.advice in text
+
+
+def test_read_error_with_all_fields() -> None:
+    """Everything that the answer says is kept."""
+    body = api_body("c", "It failed", type="t", param="size")
+    found = error_of(
+        400, body, x_oneapi_request_id="g-1", x_request_id="u", retry_after="7", x_y="z"
+    )
+    assert (found.code, found.type, found.param) == ("c", "t", "size")
+    assert (found.request_id, found.retry_after) == ("g-1", 7.0)
+    assert found.body == json.loads(body)
+    assert found.message == "It failed"
+    assert found.headers["x-y"] == "z"
+    assert str(found) == (
+        f"The server returned 400 (c): It failed. {BadRequestError.advice} (request id: g-1)"
+    )
+
+
+def test_read_error_headers_in_any_case() -> None:
+    """The headers that an error keeps have names in lower case."""
+    found = error_mapping.read_error(400, {"X-Y": "z"}, b"", now=NOW)
+    assert isinstance(found, APIError)
+    assert found.headers == {"x-y": "z"}
+
+
+WORDS = "the size is not offered"
+SHAPES: dict[str, tuple[Any, str | None, str | None]] = {
+    "error": ({"error": {"message": WORDS, "type": "t", "param": "size", "code": "c"}}, "c", "t"),
+    "error with a number": ({"error": {"message": WORDS, "code": 1113}}, "1113", None),
+    "error as text": ({"error": WORDS}, None, None),
+    "error in an error": ({"error": {"error": WORDS}}, None, None),
+    "error object in an error": ({"error": {"error": {"message": WORDS, "code": "c"}}}, "c", None),
+    "Google": (
+        [{"error": {"code": 400, "message": WORDS, "status": "INVALID_ARGUMENT"}}],
+        "400",
+        "INVALID_ARGUMENT",
+    ),
+    "errors as text": ({"errors": [WORDS]}, None, None),
+    "errors": (
+        {"success": False, "errors": [{"code": 7003, "message": WORDS}], "result": None},
+        "7003",
+        None,
+    ),
+    "message and code": ({"message": WORDS, "code": "c"}, "c", None),
+    "msg and code": ({"msg": WORDS, "code": 1}, "1", None),
+    "error.msg": ({"error": {"msg": WORDS}}, None, None),
+    "message as a list": ({"error": {"message": [WORDS]}}, None, None),
+    "error_msg": ({"error_msg": WORDS, "error_code": 6}, "6", None),
+    "Message": ({"Message": WORDS}, None, None),
+    "detail": ({"detail": WORDS}, None, None),
+    "detail.message": ({"detail": {"message": WORDS}}, None, None),
+    "detail.error": ({"detail": {"error": WORDS}}, None, None),
+    "detail.error.message": ({"detail": {"error": {"message": WORDS, "code": "c"}}}, "c", None),
+    "details of FastAPI": (
+        {"detail": [{"loc": ["body", "size"], "msg": WORDS, "type": "enum"}]},
+        None,
+        "enum",
+    ),
+    "object error": (
+        {"object": "error", "message": WORDS, "type": "BadRequestError", "code": 400},
+        "400",
+        "BadRequestError",
+    ),
+    "success false": ({"success": False, "message": WORDS}, None, None),
+    "problem": (
+        {"type": "about:blank", "title": "Bad", "detail": WORDS, "status": 400},
+        None,
+        "about:blank",
+    ),
+    "problem with a title": (
+        {"type": "about:blank", "title": WORDS, "status": 400},
+        None,
+        "about:blank",
+    ),
+    "item": ({"created": 1, "data": [{"error": {"code": "c", "message": WORDS}}]}, "c", None),
+    "failed event": (
+        {"type": "image_generation.failed", "error": {"message": WORDS, "code": "c"}},
+        "c",
+        None,
+    ),
+    "failed response": (
+        {"type": "response.failed", "response": {"error": {"code": "c", "message": WORDS}}},
+        "c",
+        None,
+    ),
+    "OAuth": ({"error": "invalid_token", "error_description": WORDS}, None, "invalid_token"),
+    "name beside a message": (
+        {"statusCode": 400, "error": "Bad Request", "message": WORDS},
+        "400",
+        "Bad Request",
+    ),
+    "error true": ({"error": True, "message": WORDS}, None, None),
+    "DashScope": ({"output": {"task_status": "FAILED", "code": "c", "message": WORDS}}, "c", None),
+    "null beside": ({"error": None, "message": WORDS}, None, None),
+    "empty beside": ({"error": {}, "message": WORDS}, None, None),
+}
+
+
+@pytest.mark.parametrize("status", [400, 500, 200])
+@pytest.mark.parametrize(("body", "code", "type_"), SHAPES.values(), ids=SHAPES.keys())
+def test_api_error_finds_the_words(
+    body: Any, code: str | None, type_: str | None, status: int
+) -> None:
+    """Message, code and type are those of the server, word for word, in every shape and status."""
+    found = error_mapping.api_error(status, body)
+    assert (found.message, found.code) == (WORDS, code)
+    assert type_ is None or found.type == type_
+    assert f": {WORDS}." in str(found)
+    assert found.body == body
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ('{"error":{"message":"with a stop."}}', "with a stop."),
+        ('{"error":{"message":"  blanks \\n"}}', "blanks"),
+        ('{"error":{"message":"余额不足 (request id: r-1)"}}', "余额不足 (request id: r-1)"),
+        ('{"error":{"message":"图像生成失败。"}}', "图像生成失败。"),
+        ("Bad Gateway", "Bad Gateway"),
+        ("  upstream connect error\n", "upstream connect error"),
+        ('{"error":{"mess', '{"error":{"mess'),
+        ('"quoted"', "quoted"),
+        ('{"errors":["a","b","a"]}', "a; b"),
+    ],
+)
+def test_read_error_message(body: str, message: str) -> None:
+    """The message is the server's and nothing else; the text makes it a sentence."""
+    found = error_of(400, body)
+    assert found.message == message
+    assert f": {message.rstrip('.。')}" in str(found)
+    assert ".." not in str(found)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "  \n",
+        "{}",
+        "[]",
+        "null",
+        "[1]",
+        '{"error":{}}',
+        '{"error":[]}',
+        '{"error":5}',
+        '{"error":{"message":5}}',
+        '{"error":{"message":null}}',
+        '{"error":{"message":""}}',
+        '{"error":{"message":"<html>"}}',
+        '{"detail":[]}',
+        "<html><body>x</body></html>",
+        " <!DOCTYPE html>",
+    ],
+)
+def test_read_error_without_a_message(body: str) -> None:
+    """A body that says nothing, and a page, put no message on the error."""
+    found = error_of(400, body)
+    assert found.message in ("", body)
+    assert "<" not in str(found)
+    assert str(found).startswith("The server returned 400")
+
+
+@pytest.mark.parametrize("status", [401, 403, 500, 502, 503, 520, 530])
+def test_read_error_page(status: int) -> None:
+    """A web page comes from something in between: the text says so, and leaves the API key out."""
+    body = (
+        "<!DOCTYPE html><html><head><title>Attention Required! | Cloudflare</title></head></html>"
+    )
+    found = error_of(status, body)
+    assert "web page titled “Attention Required! | Cloudflare”" in str(found)
+    assert "something in between" in str(found)
+    assert "API key" not in str(found)
+    assert found.body == body
+
+
+def test_read_error_with_an_image() -> None:
+    """An image beside an error is on it, its body is whole, and it may have been paid for."""
+    png = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 40
+    value = {"error": {"message": "late"}, "data": [{"b64_json": base64.b64encode(png).decode()}]}
+    found = error_of(500, json.dumps(value))
+    assert [image.content for image in found.images] == [png]
+    assert found.body == value
+    assert found.billing == "unknown"
+
+
+def test_read_error_of_moderation() -> None:
+    """The details of a moderation are on the error, as they were sent."""
+    details = {"categories": ["violence"], "moderation_stage": "output"}
+    found = error_of(400, json.dumps({"error": {"message": "no", "moderation_details": details}}))
+    assert isinstance(found, ModerationError)
+    assert found.moderation == details
+
+
+def test_read_error_with_the_details_of_fastapi() -> None:
+    """FastAPI's list of what is wrong is in the text, not only in the body."""
+    detail = [
+        {"loc": ["body", "n"], "msg": "not a valid integer", "type": "int_parsing"},
+        {"loc": ["body", "prompt"], "msg": "Field required", "type": "missing"},
+    ]
+    found = error_of(422, json.dumps({"detail": detail}))
+    assert found.body == {"detail": detail}
+    assert "not a valid integer" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        *[("x", "x"), ("", None), (None, None), (429, "429"), (0, "0"), ([], None), ({}, None)],
+        *[(1.5, None), ("余额", "余额"), ("9" * 5_000, "9" * 5_000), ("٤٢٩", "٤٢٩")],
+    ],
+)
+def test_read_error_code(code: Any, expected: str | None) -> None:
+    """A code is text or a whole number; it may stand in `type` and `param` too."""
+    found = error_of(400, json.dumps({"error": {"code": code, "type": code, "param": code}}))
+    assert (found.code, found.type, found.param) == (expected,) * 3
+    assert type(found) is BadRequestError
+
+
+@pytest.mark.parametrize("code", [True, False])
+def test_read_error_code_that_is_a_boolean(code: bool) -> None:
+    """A boolean is no code."""
+    assert error_of(400, json.dumps({"error": {"code": code}})).code is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'\xef\xbb\xbf{"error":{"message":"no","code":"invalid_request"}}',
+        b'{"error":{"message":"no \xff","code":"invalid_request"}}',
+        b'{"error":{"message":"no","code":"invalid_request"},"x":NaN}',
+        b'{"error":{"message":"no \\ud800","code":"invalid_request"}}',
+        b'{"error":{"message":"no","code":"invalid_request"}}<!-- x -->',
+    ],
+)
+def test_read_error_of_almost_json(body: bytes) -> None:
+    """An error's JSON is read as tolerantly as an answer's: its code decides about retries."""
+    found = error_of(500, body)
+    assert (type(found), found.code, found.billing) == (
+        BadRequestError,
+        "invalid_request",
+        "refused",
+    )
+
+
+def test_read_error_of_much_text() -> None:
+    """A long answer is cut to what a message can bear."""
+    for body in ("x" * 100_000, "<" + "x" * 100_000):
+        found = error_of(500, body)
+        assert found.body == body[: error_mapping.MAX_BODY_TEXT]
+        assert len(str(found)) < 2_500
+    found = error_of(400, api_body("c", "y" * 100_000))
+    assert len(str(found)) < 2_500
+    assert "yyy…" in str(found)
+
+
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 304, 307, 308])
+def test_read_error_redirect(status: int) -> None:
+    """A redirect is never followed: it is a `ResponseError` that points at the base URL."""
+    headers = {"location": "https://elsewhere/path?token=secret", "x-request-id": "u"}
+    found = error_mapping.read_error(status, headers, b"<html>", now=NOW)
+    assert type(found) is ResponseError
+    assert (found.status, found.request_id, found.billing) == (status, "u", "unknown")
+    assert "https://elsewhere/path" in str(found)
+    assert "secret" not in str(found)
+    assert "base URL" in str(found)
+    assert "base URL" in str(error_mapping.read_error(status, {}, b"", now=NOW))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    status=st.integers(300, 599),
+    body=st.binary(max_size=60)
+    | st.recursive(
+        st.none() | st.integers() | st.floats() | st.text(max_size=9) | st.booleans(),
+        lambda inner: (
+            st.lists(inner, max_size=2)
+            | st.dictionaries(
+                st.sampled_from(["error", "detail", "message", "code", "type", "param"]), inner
+            )
+        ),
+        max_leaves=9,
+    ).map(lambda value: json.dumps(value).encode()),
+)
+def test_read_error_of_any_body(status: int, body: bytes) -> None:
+    """Any body of any status is one of our errors, with a text."""
+    found = error_mapping.read_error(status, {}, body, now=NOW)
+    assert type(found).__name__ in errors.__all__
+    assert str(status) in str(found)
+
+
+@pytest.mark.parametrize(
+    ("value", "cls"),
+    [
+        ({"error": {"type": "authentication_error"}}, AuthenticationError),
+        ({"error": {"code": "invalid_api_key"}}, AuthenticationError),
+        ({"error": {"type": "permission_error"}}, PermissionDeniedError),
+        ({"error": {"type": "not_found_error"}}, NotFoundError),
+        ({"error": {"code": "rate_limit_exceeded"}}, RateLimitError),
+        ({"error": {"type": "server_error"}}, ServerError),
+        ({"error": {"type": "invalid_request_error"}}, BadRequestError),
+        ({"error": {"code": "insufficient_quota"}}, QuotaExceededError),
+        ({"error": {"code": 403}}, PermissionDeniedError),
+        ({"error": {"code": 402}}, QuotaExceededError),
+        ({"object": "error", "type": "NotFoundError", "code": 404}, NotFoundError),
+        ({"error": {"code": "503"}}, ServerError),
+        ({"error": {"code": 200}}, APIError),
+        ({"error": {"code": 42900}}, APIError),
+        ({"error": {"code": "x", "type": "y"}}, APIError),
+        ("text", APIError),
+        (None, APIError),
+    ],
+)
+def test_api_error_inside_a_good_answer(value: Any, cls: type[APIError]) -> None:
+    """Inside a 200, the code or the type stands for the status."""
+    found = error_mapping.api_error(200, value)
+    assert type(found) is cls
+    assert found.status == 200
+    assert "an error with status 200" in str(found)
