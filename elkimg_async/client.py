@@ -104,7 +104,7 @@ class AsyncImages(ImageCalls):
             timeout: Limits in seconds; a number limits the whole call. None: `Timeout()`.
             retry: When to retry; a number is how often at most. None: `RetryPolicy()`.
             idempotency: `off` sends no Idempotency-Key; `send` sends one for each call, the same
-                for all attempts; `replay` says that the server is known to replay its response, so
+                for all attempts; `replay` means that the server is known to replay its response, so
                 that a call whose outcome is unknown may be retried.
             validate: What to do with a request that its model is known to reject: `strict` raises
                 InvalidRequestError, `warn` emits a Python warning, `off` sends it.

@@ -93,7 +93,7 @@ async def test_api_key_header_without_an_api_key(
 
 
 async def test_resolve_api_key_failures() -> None:
-    """Of a function that fails only the type of its exception is shown, whose text may be secret."""
+    """Only the type of a function's exception is shown, since its text may be secret."""
 
     async def fails() -> str:
         raise KeyError(KEY)
