@@ -235,7 +235,9 @@ def test_message_to_a_host_of_the_callers_own() -> None:
 )
 def test_content_length(said: str | None, length: int) -> None:
     """The length that a body says it has, where that is a number that can be."""
-    assert response_headers.content_length({} if said is None else {"content-length": said}) == length
+    assert (
+        response_headers.content_length({} if said is None else {"content-length": said}) == length
+    )
 
 
 def test_with_headers() -> None:
