@@ -34,7 +34,7 @@ from elkimg_async.config import (
     make_timeout,
     split_base_url,
 )
-from elkimg_async.credentials import NO_API_KEY, make_source
+from elkimg_async.credentials import make_source, source_in
 from elkimg_async.errors import ConfigurationError, InvalidRequestError
 from elkimg_async.hooks import Hook, logger
 from elkimg_async.image_calls import ImageCalls
@@ -106,7 +106,7 @@ class AsyncImages(ImageCalls):
             timeout: Limits in seconds; a number limits the whole call. None: `Timeout()`.
             retry: When to retry; a number is how often at most. None: `RetryPolicy()`.
             idempotency: `off` sends no Idempotency-Key; `send` sends one for each call, the same
-                for all attempts; `replay` says that the server is known to replay its response, so
+                for all attempts; `replay` means that the server is known to replay its response, so
                 that a call whose outcome is unknown may be retried.
             validate: What to do with a request that its model is known to reject: `strict` raises
                 InvalidRequestError, `warn` emits a Python warning, `off` sends it.
@@ -131,11 +131,9 @@ class AsyncImages(ImageCalls):
         if not isinstance(limits, Limits):
             raise ConfigurationError(f"limits must be Limits(…), not {type(limits).__name__}.")
         sent = _client_headers(_one("headers", headers, "default_headers", default_headers))
-        if source is None and any(name.lower() == "api-key" for name in sent):
-            source = NO_API_KEY
         address, parameters = split_base_url(base_url)
         self._settings = Settings(
-            api_key=source,
+            api_key=source_in(sent) if source is None else source,
             base_url=address,
             query=parameters | make_query(_one("query", query, "default_query", default_query)),
             model=make_model(model),
@@ -173,7 +171,8 @@ class AsyncImages(ImageCalls):
         """The client itself, for code written for openai: `client.images.generate(…)`."""
         return self
 
-    models = returns_awaitable(ModelsAttribute())
+    models: ModelsAttribute = returns_awaitable(ModelsAttribute())
+    """The models of the server: `await client.models()`, or `client.models.list()` as in openai."""
 
     def with_options(
         self,

@@ -119,7 +119,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     counts n. Further calls wait, first come first served, and the wait counts towards
     `Timeout.total`. Each attempt counts, and is in flight until its response has been read to the
     end or closed: an open stream that is not read keeps its place. Whatever is set here, the client
-    slows down when the server answers 429, and keeps to the rate limits in its headers.
+    slows down when the server returns 429, and keeps to the rate limits in its headers.
 
     `max_response_bytes` limits one response, decompressed, and one downloaded image.
     `private_downloads` allows image URLs that lead to a private, loopback or link-local address, as
@@ -153,7 +153,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pacing(Protocol):
-    """Who says when an attempt may be sent; `elkimg_async.limiter.Limiter` does for one client."""
+    """What decides when an attempt may be sent, such as `ratelimit.limiter.Limiter`."""
 
     @property
     def rate(self) -> float:
@@ -161,14 +161,14 @@ class Pacing(Protocol):
         ...
 
     def reserve(self, weight: int) -> Permit:
-        """Ask for a turn of so many images; where `started` is still None, `wait` for it."""
+        """Return a permit for so many images; if its `started` is None, `wait` for it."""
         ...
 
     async def wait(self, permit: Permit) -> None:
-        """Wait for the turn."""
+        """Wait until the attempt may be sent."""
 
     def succeeded(self, permit: Permit, rate_limit: RateLimit | None = None) -> None:
-        """Note that an answer began well, and its rate-limit headers."""
+        """Record a response with status 2xx, and its rate-limit headers."""
 
     def rate_limited(
         self,
@@ -178,13 +178,13 @@ class Pacing(Protocol):
         rate_limit: RateLimit | None = None,
         overload: bool = False,
     ) -> None:
-        """Note a 429, or with `overload` a 503."""
+        """Record a 429, or with `overload` a 503."""
 
     def release(self, permit: Permit) -> None:
-        """Note that the attempt is over, or no longer waits for its turn; idempotent."""
+        """End the attempt, or its wait; idempotent."""
 
     def close(self) -> None:
-        """Note that the client was closed."""
+        """Make everything that waits fail, as the client is closed."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):

@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import os
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, cast
 
 from elkimg_async.errors import ConfigurationError, ElkImagesError
@@ -18,12 +18,17 @@ _QUOTES = "\"'`“”‘’«»"  # noqa: RUF001
 
 
 class Secret:
-    """A string that does not print."""
+    """A string that does not print.
 
-    __slots__ = ("_value",)
+    It is true if it is sent in the Authorization header. An API key that the user sends in a header
+    of their own, such as `api-key`, is only kept to be redacted.
+    """
 
-    def __init__(self, value: str) -> None:
+    __slots__ = ("_is_sent", "_value")
+
+    def __init__(self, value: str, *, is_sent: bool = True) -> None:
         self._value = value
+        self._is_sent = is_sent and value != ""
 
     def reveal(self) -> str:
         """Return the string itself; there is no other way to it."""
@@ -36,7 +41,7 @@ class Secret:
         return map_strings(value, lambda text: text.replace(self._value, "***"))
 
     def __bool__(self) -> bool:
-        return bool(self._value)
+        return self._is_sent
 
     def __repr__(self) -> str:
         return "<secret>"
@@ -46,9 +51,6 @@ class Secret:
 
 
 ApiKeySource = Secret | Callable[[], Awaitable[str]] | None
-
-NO_API_KEY = Secret("")
-"""For a client that authenticates with a header of its own: no Authorization header is sent."""
 
 
 def make_api_key(api_key: object) -> Secret:
@@ -83,8 +85,16 @@ def default_api_key() -> Secret:
     return make_api_key(os.environ.get(API_KEY_VARIABLE, ""))
 
 
+def source_in(headers: Mapping[str, str]) -> ApiKeySource:
+    """Return the API key in the user's `api-key` header, which Azure reads; None without one."""
+    for name, value in headers.items():
+        if name.lower() == "api-key":
+            return Secret(value, is_sent=False)
+    return None
+
+
 def make_source(api_key: object) -> ApiKeySource:
-    """Return the `api_key` argument of a client as what `resolve_api_key` takes.
+    """Return the `api_key` argument of a client as `resolve_api_key` accepts it.
 
     Raises:
         ConfigurationError: If it is neither a string nor a function, or cannot be an API key.

@@ -40,6 +40,7 @@ class HttpxTimeout(Protocol):
 
 
 Prompt: TypeAlias = str | GenerateRequest | Mapping[str, Any]
+MapRequest: TypeAlias = Prompt | EditRequest
 FileContent: TypeAlias = bytes | bytearray | memoryview | IO[bytes] | os.PathLike[str]
 FileTuple: TypeAlias = tuple[str | None, FileContent] | tuple[str | None, FileContent, str | None]
 InputFile: TypeAlias = str | FileContent | FileTuple | Image | ImageReference
@@ -90,6 +91,10 @@ class EditOptions(GenerateOptions, total=False):
     input_fidelity: InputFidelity | None
 
 
+class MapOptions(EditOptions, total=False):
+    """The options of `AsyncImages.map` that are those of single calls."""
+
+
 __all__ = [
     "Background",
     "CallOptions",
@@ -104,6 +109,8 @@ __all__ = [
     "Images",
     "InputFidelity",
     "InputFile",
+    "MapOptions",
+    "MapRequest",
     "ModelName",
     "Moderation",
     "OutputFormat",

@@ -46,7 +46,7 @@ def test_timeout_defaults() -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_timeout_given(stream: bool) -> None:
-    """What is given holds in both modes, infinity included."""
+    """A limit that is set holds in both modes, infinity included."""
     limits = Timeout(total=1, connect=2, first_byte=3, idle=math.inf, download=5).limits(
         stream=stream
     )
@@ -57,7 +57,7 @@ def test_timeout_given(stream: bool) -> None:
 @pytest.mark.parametrize("name", ["total", "connect", "first_byte", "idle", "download"])
 @pytest.mark.parametrize("value", [0, -1, math.nan, -math.inf, "5", True, [5]])
 def test_timeout_wrong(name: str, value: Any) -> None:
-    """A limit that is not a positive number is refused, and the limit is named."""
+    """A limit that is not a positive number is rejected by name."""
     with pytest.raises(ConfigurationError, match=rf"Timeout\({name}=…\)") as caught:
         Timeout(**{name: value})
     assert caught.value.billing == "not_sent"
@@ -80,7 +80,7 @@ def test_timeout_from_a_number() -> None:
 
 
 def test_timeout_is_frozen() -> None:
-    """A Timeout cannot be changed once made."""
+    """A Timeout cannot be changed."""
     with pytest.raises(AttributeError):
         Timeout().total = 1  # type: ignore[misc]
 
@@ -124,14 +124,14 @@ def test_retry_wrong_seconds(name: str, value: Any) -> None:
 
 @pytest.mark.parametrize("value", [0, -1, "1", True])
 def test_limits_wrong(value: Any) -> None:
-    """The limit of an answer is a positive number of bytes."""
+    """The limit of a response is a positive number of bytes."""
     with pytest.raises(ConfigurationError, match="max_response_bytes"):
         Limits(max_response_bytes=value)
 
 
 @pytest.mark.parametrize("value", [None, math.nan])
 def test_limits_without_a_number(value: Any) -> None:
-    """The limit of an answer has no default hidden behind None, and is never NaN."""
+    """The limit of a response is neither None nor NaN."""
     with pytest.raises(ConfigurationError, match="max_response_bytes"):
         Limits(max_response_bytes=value)
 
@@ -145,7 +145,7 @@ def test_retry_without_a_number(name: str) -> None:
 
 
 def test_limits_default() -> None:
-    """An answer has at most 256 MiB unless told otherwise."""
+    """A response has at most 256 MiB by default."""
     assert Limits().max_response_bytes == 256 * 2**20
 
 
@@ -234,7 +234,7 @@ def test_base_url_good(url: str | None, used: str) -> None:
 @pytest.mark.parametrize(
     ("url", "address", "query"),
     [
-        ("https://host/v1?api-version=2025-04-01-preview", "https://host/v1", "api-version=2025-04-01-preview"),
+        ("https://host/v1?version=2025-04-01", "https://host/v1", "version=2025-04-01"),
         ("https://host/v1/?a=1&a=2&b=&c=%2F+x", "https://host/v1", "a=1&a=2&b=&c=%2F%20x"),
         ("https://host?", "https://host", ""),
     ],
@@ -300,7 +300,7 @@ def test_base_url_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("option", ["idempotency", "validate"])
 def test_choice_wrong(option: str) -> None:
-    """A mode that does not exist is refused with the list of those that do."""
+    """An unknown mode is rejected with the list of the known ones."""
     options: dict[str, Any] = {option: "sometimes"}
     with pytest.raises(ConfigurationError, match=rf"{option} must be one of .*off.*'sometimes'"):
         AsyncImages(KEY, **options)
@@ -311,7 +311,7 @@ def test_choice_wrong(option: str) -> None:
     [{"Authorization": f"Bearer {KEY}"}, {"X-A": "b\r\nX-C: d"}, {"X A": "b"}, {"X-A": 1}, "X-A"],
 )
 def test_headers_wrong(headers: Any) -> None:
-    """Headers that cannot be sent, and the key among them, are refused when the client is made."""
+    """Headers that cannot be sent, and the API key among them, are rejected at once."""
     with pytest.raises(ConfigurationError, match="headers") as caught:
         AsyncImages(KEY, headers=headers)
     assert KEY not in str(caught.value)

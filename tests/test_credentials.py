@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from elkimg_async import AsyncImages, ConfigurationError
+from elkimg_async import AsyncImages, AuthenticationError, ConfigurationError
 from elkimg_async.credentials import Secret, default_api_key, make_api_key, resolve_api_key
-from tests.helpers.canned import KEY, Canned
+from tests.helpers.canned import KEY, Canned, answer
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +83,13 @@ async def test_api_key_header_without_an_api_key(
                 await other.generate("a boat")
     async with AsyncImages(KEY, base_url=canned.base_url, headers={"api-key": "azure"}) as client:
         await client.generate("a boat")
-    bare, both = canned.requests
+        canned.reply_with(answer({"error": {"message": "no such key: azure-key-1"}}, status=401))
+        azure = AsyncImages(base_url=canned.base_url, headers={"api-key": "azure-key-1"})
+        async with azure:
+            with pytest.raises(AuthenticationError) as caught:
+                await azure.generate("a boat")
+        assert "azure-key-1" not in str(caught.value) + repr(caught.value.body)
+    bare, both = canned.requests[:2]
     assert "authorization" not in bare.headers
     assert bare.headers["api-key"] == both.headers["api-key"] == "azure"
     assert both.headers["authorization"] == f"Bearer {KEY}"
@@ -93,7 +99,7 @@ async def test_api_key_header_without_an_api_key(
 
 
 async def test_resolve_api_key_failures() -> None:
-    """Of a function that fails only the type of its exception is shown, whose text may be secret."""
+    """Only the type of a function's exception is shown, since its text may be secret."""
 
     async def fails() -> str:
         raise KeyError(KEY)

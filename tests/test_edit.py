@@ -1,4 +1,4 @@
-"""`client.edit`: what goes over the wire, how it is read, what is refused, and how it ends."""
+"""`client.edit`: what is sent, how files are read, what is rejected, and how it ends."""
 
 import asyncio
 import io
@@ -76,7 +76,7 @@ async def parsed(request: CannedRequest) -> list[tuple[str, str | None, str | No
 
 
 class NoFlow(BaseProtocol):
-    """Nobody sends, so nobody has to be held back."""
+    """Flow control that has nothing to do."""
 
     def __init__(self) -> None:
         super().__init__(asyncio.get_running_loop())
@@ -120,7 +120,7 @@ def on_disk(folder: Path, content: bytes = PNG, name: str = "kitten.png") -> Pat
 
 
 def large(folder: Path, size: int, name: str = "large.png") -> Path:
-    """A picture of so many bytes, which compress badly; behind its header they mean nothing."""
+    """Return an image file of so many bytes; those behind its header are random."""
     path = on_disk(folder, PNG[:60], name)
     with path.open("ab") as file:
         block = os.urandom(1 << 20)
@@ -144,10 +144,10 @@ WAYS: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_edit_takes_a_picture(
+async def test_edit_of_each_kind_of_input(
     client: AsyncImages, canned: Canned, tmp_path: Path, way: str
 ) -> None:
-    """However a picture is given, its bytes arrive, with a name and a type that fit them."""
+    """Every kind of input arrives with its bytes, and a name and type that fit them."""
     response = await client.edit(WAYS[way](on_disk(tmp_path)), "a hat")
     assert len(response) == 1
     (request,) = canned.requests
@@ -162,7 +162,7 @@ async def test_edit_takes_a_picture(
     ]
 
 
-async def test_edit_takes_an_open_file(client: AsyncImages, canned: Canned, tmp_path: Path) -> None:
+async def test_edit_of_an_open_file(client: AsyncImages, canned: Canned, tmp_path: Path) -> None:
     """A file object is sent from its beginning, under its name, and left as it was."""
     with on_disk(tmp_path, WEBP, "kitten.webp").open("rb") as file:
         file.seek(7)
@@ -174,7 +174,7 @@ async def test_edit_takes_an_open_file(client: AsyncImages, canned: Canned, tmp_
 async def test_edit_of_several_with_every_option(
     client: AsyncImages, canned: Canned, tmp_path: Path
 ) -> None:
-    """Several pictures go as image[], in their order, and each option as text."""
+    """Several images are sent as image[], in their order, and each option as text."""
     wrong = on_disk(tmp_path, JPEG, 'a "b".png')
     await client.edit(
         (PNG, wrong, Image(WEBP)),
@@ -240,7 +240,7 @@ async def test_edit_stream_fields(
 
 
 async def test_edit_hooks_see_no_bytes(canned: Canned) -> None:
-    """Hooks are told the request, whose pictures print shortly."""
+    """Hooks receive the request, whose images print shortly."""
     seen: list[Record] = []
     async with AsyncImages(KEY, base_url=canned.base_url, hooks=[seen.append]) as client:
         await client.edit(PNG, "a hat", n=1)
@@ -252,14 +252,14 @@ async def test_edit_hooks_see_no_bytes(canned: Canned) -> None:
     assert len(repr(request)) < 1000
 
 
-# --- once more --------------------------------------------------------------
+# --- retries ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_retry_sends_the_same_bytes(
     client: AsyncImages, canned: Canned, tmp_path: Path, way: str
 ) -> None:
-    """A second attempt has the same body and the same key, however the picture was given."""
+    """A retry has the same body and idempotency key, for every kind of input."""
     canned.reply_with(BROKEN, GOOD)
     response = await client.edit(WAYS[way](on_disk(tmp_path)), "a hat", mask=mask())
     assert response.meta.attempts == 2
@@ -291,8 +291,8 @@ async def test_own_key_gives_the_same_body(client: AsyncImages, canned: Canned) 
     assert len(set(bodies)) == 3
 
 
-async def test_replay_of_a_lost_answer(server: LocalServer) -> None:
-    """A server that replays gives a lost edit again, without making it anew."""
+async def test_replay_of_a_lost_response(server: LocalServer) -> None:
+    """A server that replays returns a lost edit without creating it again."""
     server.inject("reset-in-body")
     async with AsyncImages(
         server.api_key, base_url=server.base_url, retry=QUICK, idempotency="replay"
@@ -303,7 +303,7 @@ async def test_replay_of_a_lost_answer(server: LocalServer) -> None:
 
 
 async def test_file_changed_between_attempts(canned: Canned, tmp_path: Path) -> None:
-    """A file that is another at the second attempt ends the call, in plain words."""
+    """A file that has changed before a retry ends the call."""
     path = on_disk(tmp_path)
 
     def change(record: Record) -> None:
@@ -323,7 +323,7 @@ async def test_file_changed_between_attempts(canned: Canned, tmp_path: Path) -> 
 
 
 async def test_file_object_that_fails_later(client: AsyncImages, canned: Canned) -> None:
-    """A file object that becomes shorter, or is closed, ends the call."""
+    """A file object that becomes shorter or fails ends the call."""
 
     class Fading(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
@@ -414,10 +414,10 @@ async def test_memory_of_a_large_file(tmp_path: Path) -> None:
     assert sum(length > 40 << 20 for length in arrived) == 2
 
 
-# --- what is refused before it is sent --------------------------------------
+# --- what is rejected before it is sent -------------------------------------
 
 
-async def refused(client: AsyncImages, image: Any, param: str, words: str, **options: Any) -> None:
+async def rejected(client: AsyncImages, image: Any, param: str, words: str, **options: Any) -> None:
     with pytest.raises(InvalidRequestError, match=words) as caught:
         await client.edit(image, "a hat", **options)
     assert caught.value.param == param
@@ -436,10 +436,8 @@ class Awaited:
 
 
 @pytest.mark.parametrize("validate", ["strict", "off"])
-async def test_edit_refuses_what_no_server_takes(
-    canned: Canned, tmp_path: Path, validate: Any
-) -> None:
-    """What cannot be sent is refused whatever the model, and names what is wrong."""
+async def test_edit_with_an_unusable_input(canned: Canned, tmp_path: Path, validate: Any) -> None:
+    """An input that cannot be sent is rejected for every model; the error names the reason."""
     empty = on_disk(tmp_path, b"", "empty.png")
     async with AsyncImages(KEY, base_url=canned.base_url, validate=validate) as client:
         for image, words in (
@@ -457,12 +455,12 @@ async def test_edit_refuses_what_no_server_takes(
             (closed_file(), "closed"),
             (Awaited(), "is async"),
         ):
-            await refused(client, image, "image", words, model="some-model")
-        await refused(client, PNG, "mask", "cannot be read", mask=tmp_path / "nope.png")
-        await refused(client, PNG, "mask", "mask must be a path", mask=[mask()])
+            await rejected(client, image, "image", words, model="some-model")
+        await rejected(client, PNG, "mask", "cannot be read", mask=tmp_path / "nope.png")
+        await rejected(client, PNG, "mask", "mask must be a path", mask=[mask()])
         with pytest.raises(TypeError, match=r"AsyncImages.edit\(\) got .* 'styel'"):
             client.edit(PNG, "a", styel="vivid")  # type: ignore[call-overload] # pyright: ignore
-        await refused(client, PNG, "n", "whole number", n="2")
+        await rejected(client, PNG, "n", "whole number", n="2")
         wrong: Any = {"prompt": "a"}
         with pytest.raises(InvalidRequestError, match="prompt must be a string"):
             await client.edit(PNG, wrong)
@@ -471,16 +469,16 @@ async def test_edit_refuses_what_no_server_takes(
     assert canned.accepted == 0
 
 
-async def test_edit_refuses_what_the_model_refuses(
+async def test_edit_against_the_rules_of_its_model(
     client: AsyncImages, canned: Canned, tmp_path: Path
 ) -> None:
-    """The limits of documented models hold before anything is sent."""
+    """The limits of documented models are checked before anything is sent."""
     huge = on_disk(tmp_path, PNG, "huge.png")
     with huge.open("r+b") as file:
         file.truncate(50 << 20)
     gif = picture(format="GIF", mode="L")
     square, tall = picture((64, 64)), mask((64, 96))
-    opaque = picture()
+    opaque, mini = picture(), "gpt-image-1-mini"
     for image, param, words, options in (
         ([PNG] * 17, "image", "17 images, at most 16", {}),
         (gif, "image", "image.gif is image/gif; choose png, webp, jpeg", {}),
@@ -494,17 +492,17 @@ async def test_edit_refuses_what_the_model_refuses(
         (PNG, "image", "must be square", {"model": "dall-e-2"}),
         ([square] * 2, "image", "at most 1 is", {"model": "dall-e-2"}),
         (JPEG, "image", "choose png", {"model": "dall-e-2"}),
-        (square, "input_fidelity", "not for this model", {"model": "dall-e-2", "input_fidelity": "low"}),
-        (PNG, "input_fidelity", "choose low", {"model": "gpt-image-1-mini", "input_fidelity": "high"}),
+        (square, "input_fidelity", "not for", {"model": "dall-e-2", "input_fidelity": "low"}),
+        (PNG, "input_fidelity", "choose low", {"model": mini, "input_fidelity": "high"}),
         (PNG, "n", "1 to 10", {"n": 11}),
         (PNG, "output_compression", "png is never", {"output_compression": 5}),
         (PNG, "partial_images", "stream only", {"partial_images": 1}),
     ):  # fmt: skip
-        await refused(client, image, param, words, **options)
+        await rejected(client, image, param, words, **options)
     assert canned.accepted == 0
 
 
-async def test_edit_unknown_models_take_anything(client: AsyncImages, canned: Canned) -> None:
+async def test_edit_with_an_unknown_model(client: AsyncImages, canned: Canned) -> None:
     """An unknown model is sent anything, and so is every model with validate off."""
     await client.edit([picture(format="GIF", mode="L")] * 17, "a", model="new", mask=picture())
     parts = await parsed(canned.requests[-1])
@@ -532,7 +530,7 @@ async def test_mask_of_a_photograph_on_its_side(client: AsyncImages, canned: Can
 
 
 async def test_edit_batch_and_stream(local: AsyncImages, tmp_path: Path) -> None:
-    """A whole edit: batch and stream give the same picture, in which only the hole is new."""
+    """Batch and stream return the same image, in which only the hole of the mask is new."""
     path = on_disk(tmp_path)
     batch = await local.edit(path, "a hat", mask=mask())
     async with local.edit(path, "a hat", mask=mask(), stream=True, partial_images=2) as events:
@@ -552,7 +550,7 @@ async def test_edit_batch_and_stream(local: AsyncImages, tmp_path: Path) -> None
 
 
 async def test_edit_of_an_image_behind_a_url(server: LocalServer, local: AsyncImages) -> None:
-    """An `Image` that is a URL still is fetched first; where that fails, nothing was asked."""
+    """An `Image` that is still a URL is downloaded first; if that fails, nothing is sent."""
     made = await local.generate("a boat", model="dall-e-2", size="256x256")
     assert made[0].content is None
     response = await local.edit(made[0], "a hat")
@@ -633,11 +631,11 @@ async def test_edit_stream_that_ends_early(server: LocalServer, local: AsyncImag
 
 @pytest.mark.parametrize("streaming", [False, True])
 async def test_cancel_while_uploading(tmp_path: Path, streaming: bool) -> None:
-    """A cancelled upload resets its connection at once, holds no file, and the client works on."""
+    """A cancelled upload closes its connection and file at once; the client goes on working."""
     path = large(tmp_path, 20 << 20)
     async with (
-        Canned(GOOD, reading=False) as deaf,
-        AsyncImages(KEY, base_url=deaf.base_url) as client,
+        Canned(GOOD, reading=False) as silent,
+        AsyncImages(KEY, base_url=silent.base_url) as client,
     ):
         call: Any
         if streaming:
@@ -654,9 +652,9 @@ async def test_cancel_while_uploading(tmp_path: Path, streaming: bool) -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         assert not any(str(path) in str(link.readlink()) for link in links())
-        deaf.read_on()
-        await deaf.wait_disconnected()
-        assert not deaf.requests
+        silent.read_on()
+        await silent.wait_disconnected()
+        assert not silent.requests
         assert len(await client.edit(PNG, "a hat")) == 1
 
 
@@ -691,23 +689,23 @@ async def test_server_leaves_while_uploading(tmp_path: Path) -> None:
     assert (caught.value.phase, caught.value.billing, arrived) == ("upload", "unknown", 1)
 
 
-async def test_upload_that_stands_still(tmp_path: Path) -> None:
+async def test_upload_that_stalls(tmp_path: Path) -> None:
     """The idle limit ends an upload of which nothing leaves."""
     path = large(tmp_path, 20 << 20)
     async with (
-        Canned(GOOD, reading=False) as deaf,
-        AsyncImages(KEY, base_url=deaf.base_url, timeout=Timeout(idle=0.2)) as client,
+        Canned(GOOD, reading=False) as silent,
+        AsyncImages(KEY, base_url=silent.base_url, timeout=Timeout(idle=0.2)) as client,
     ):
         with pytest.raises(RequestTimeoutError) as caught:
             await client.edit(path, "a hat")
         assert (caught.value.limit, caught.value.phase) == ("idle", "upload")
 
 
-async def test_answer_before_the_upload_ends(tmp_path: Path) -> None:
-    """A refusal that comes while the file is still leaving is what the caller gets."""
+async def test_error_before_the_upload_ends(tmp_path: Path) -> None:
+    """An error that arrives while the file is still being sent is raised."""
     path = large(tmp_path, 20 << 20)
 
-    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def reject(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         body = json.dumps({"error": {"message": "too large", "code": "read_request_body_failed"}})
         writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: %d\r\n\r\n" % len(body))
@@ -716,7 +714,7 @@ async def test_answer_before_the_upload_ends(tmp_path: Path) -> None:
             pass
         writer.close()
 
-    listening = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    listening = await asyncio.start_server(reject, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/v1"
     async with AsyncImages(KEY, base_url=url, retry=QUICK) as client:
         with pytest.raises(elkimg_async.BadRequestError, match="too large") as caught:

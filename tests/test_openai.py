@@ -136,7 +136,7 @@ SIDE_DATA = ("size", "quality", "background", "output_format")
 async def test_batch(
     server: LocalServer, ours: AsyncImages, theirs: openai.AsyncOpenAI, options: dict[str, Any]
 ) -> None:
-    """A batch call sends the same fields, and gives the same images, URLs, usage and side data."""
+    """A batch call sends the same fields, and returns the same images, URLs and usage."""
     options = {"model": "gpt-image-1.5", **options}
     mine = await ours.generate("a boat", **options)
     other = await theirs.images.generate(prompt="a boat", **options)
@@ -168,7 +168,7 @@ async def test_batch(
 async def test_stream(
     server: LocalServer, ours: AsyncImages, theirs: openai.AsyncOpenAI, options: dict[str, Any]
 ) -> None:
-    """A stream sends the same fields, and gives the same events with the same images and usage."""
+    """A stream sends the same fields, and returns the same events, images and usage."""
     options = {"model": "gpt-image-1.5", **options}
     mine = [each async for each in ours.generate("a boat", stream=True, **options)]
     opened = await theirs.images.generate(prompt="a boat", stream=True, **options)
@@ -263,14 +263,14 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(("options", "kind", "status"), ERRORS, ids=str)
-async def test_refusal(
+async def test_error_status(
     server: LocalServer,
     theirs: openai.AsyncOpenAI,
     options: dict[str, Any],
     kind: type[APIError],
     status: int,
 ) -> None:
-    """Both clients report the same status, code and parameter of a refusal."""
+    """Both clients report the same status, code and parameter of an error."""
     async with AsyncImages(
         server.api_key, base_url=server.base_url, retry=0, validate="off"
     ) as ours:
@@ -285,7 +285,7 @@ async def test_refusal(
 
 
 async def test_wrong_key(server: LocalServer) -> None:
-    """Both clients take a 401 for what it is."""
+    """Both clients raise an authentication error for a 401."""
     async with AsyncImages(KEY, base_url=server.base_url) as ours:
         with pytest.raises(errors.AuthenticationError):
             await ours.generate("a boat")

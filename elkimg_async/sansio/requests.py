@@ -84,7 +84,16 @@ def _fields(request: ImageRequest) -> dict[str, Any]:
         }
         fields = msgspec.to_builtins(replace(request, **texts))
     fields.setdefault("model", DEFAULT_MODEL)
+    if "svg" in fields:
+        fields["svg"] = _set(fields["svg"])
     return fields
+
+
+def _set(value: Any) -> Any:
+    """Return plain data without the entries of mappings that are None."""
+    if not isinstance(value, dict):
+        return value
+    return {name: _set(item) for name, item in value.items() if item is not None}
 
 
 class GenerateRequest(ImageRequest, frozen=True, kw_only=True):

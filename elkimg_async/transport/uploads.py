@@ -226,7 +226,12 @@ def _open_path(path: "str | os.PathLike[str]", param: str) -> InputImage:
         raise InvalidRequestError(
             f"{param} is base64 text, not a path; decode it, or pass a data: URL.", param=param
         )
-    raise InvalidRequestError(f"{short(text)} cannot be read: {reason}.", param=param)
+    hint = " The image comes first, then the prompt." if _looks_like_prompt(text) else ""
+    raise InvalidRequestError(f"{short(text)} cannot be read: {reason}.{hint}", param=param)
+
+
+def _looks_like_prompt(text: str) -> bool:
+    return " " in text and os.sep not in text and not Path(text).suffix
 
 
 class _File:

@@ -1,4 +1,4 @@
-"""What the first bytes of a picture tell, held against what Pillow says of the same files."""
+"""What the first bytes of an image show, compared with what Pillow reads in the same files."""
 
 import io
 import random
@@ -11,7 +11,7 @@ from elkimg_async.sansio.image_headers import HEAD, file_name, inspect
 
 
 def saved(mode: str, format: str, size: tuple[int, int] = (33, 17), **options: Any) -> bytes:
-    """A small picture in a file format."""
+    """Return a small image in a file format."""
     out = io.BytesIO()
     Pillow.new(mode, size).save(out, format, **options)
     return out.getvalue()
@@ -41,11 +41,11 @@ FILES = {
 def test_inspect_reads_the_header(name: str) -> None:
     """Type, pixels and transparency are those of the file."""
     content, media_type, alpha = FILES[name]
-    picture = inspect(content[:HEAD], size=len(content), name="kitten")
-    assert (picture.media_type, picture.pixels, picture.alpha) == (media_type, (33, 17), alpha)
-    assert len(picture) == len(content)
+    image = inspect(content[:HEAD], size=len(content), name="kitten")
+    assert (image.media_type, image.pixels, image.alpha) == (media_type, (33, 17), alpha)
+    assert len(image) == len(content)
     with Pillow.open(io.BytesIO(content)) as opened:
-        assert opened.size == picture.pixels
+        assert opened.size == image.pixels
         assert (opened.mode in ("RGBA", "LA") or "transparency" in opened.info) == alpha
 
 
@@ -55,24 +55,24 @@ def test_inspect_webp_with_alpha(lossless: bool, alpha: int) -> None:
     """A WebP with translucent pixels has transparency; one that is opaque may lack the channel."""
     out = io.BytesIO()
     Pillow.new("RGBA", (300, 2), (9, 9, 9, alpha)).save(out, "WEBP", lossless=lossless)
-    picture = inspect(out.getvalue(), size=1, name="kitten")
-    assert picture.pixels == (300, 2)
-    assert alpha == 255 or picture.alpha is True
+    image = inspect(out.getvalue(), size=1, name="kitten")
+    assert image.pixels == (300, 2)
+    assert alpha == 255 or image.alpha is True
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_inspect_of_a_cut_header(name: str) -> None:
-    """However short the beginning is, what is told is true or None."""
+    """However few bytes there are, what they show is right or None."""
     content, media_type, alpha = FILES[name]
     for length in [*range(min(len(content), 400)), *range(400, len(content), 997)]:
-        picture = inspect(content[:length], size=len(content), name="kitten")
-        assert picture.media_type in (media_type, "application/octet-stream")
-        assert picture.pixels in ((33, 17), None)
-        assert picture.alpha in (alpha, None)
+        image = inspect(content[:length], size=len(content), name="kitten")
+        assert image.media_type in (media_type, "application/octet-stream")
+        assert image.pixels in ((33, 17), None)
+        assert image.alpha in (alpha, None)
 
 
 def test_inspect_of_noise() -> None:
-    """Nothing that begins like a picture makes it fail, and the work is bounded by the bytes."""
+    """Nothing that begins like an image raises, and the work is bounded by the bytes."""
     dice = random.Random(7)
     for start in (
         b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
@@ -109,7 +109,7 @@ def test_file_name(name: str, media_type: str, expected: str) -> None:
 
 
 def test_repr_is_short() -> None:
-    """A picture prints without its bytes."""
+    """An image prints without its bytes."""
     content = FILES["png-rgb"][0]
-    picture = inspect(content, size=len(content), name="kitten", source=content)
-    assert repr(picture) == f"<InputImage kitten.png, image/png, {len(content)} bytes>"
+    image = inspect(content, size=len(content), name="kitten", source=content)
+    assert repr(image) == f"<InputImage kitten.png, image/png, {len(content)} bytes>"

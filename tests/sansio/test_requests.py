@@ -170,6 +170,14 @@ def test_make_request_default_model() -> None:
     assert make_request("a", {}, model=DEFAULT_MODEL) == GenerateRequest("a")
 
 
+def test_fields_of_svg() -> None:
+    """What is None within `svg` is not sent."""
+    svg: Any = {"model": "m", "reasoning": {"effort": None}, "other": None}
+    request = GenerateRequest("a", svg=svg)
+    assert request.fields()["svg"] == {"model": "m", "reasoning": {}}
+    assert request.svg is svg
+
+
 def test_make_edit() -> None:
     """Arguments, a mapping and a ready request become the same edit; images stay as they are."""
     image, mask = object(), b"mask"
