@@ -15,6 +15,7 @@ import yarl
 from elkimg_async.config import Secret
 from elkimg_async.errors import Billing, ElkImagesError, ResponseError
 from elkimg_async.sansio.encode import USER_AGENT, HTTPRequest
+from elkimg_async.sansio.multipart import Upload
 from elkimg_async.transport.content_encoding import Decode, UnknownEncodingError, decoder_for
 from elkimg_async.transport.deadline import Deadline
 from elkimg_async.transport.failures import Situation, is_lost_connection, translate
@@ -75,7 +76,7 @@ class Exchange:
         """Where the exchange stands: `connect`, `upload`, `first_byte` or `body`."""
         if self.status:
             return "body"
-        if not self._begun or (self._tracker is not None and self._is_unsent):
+        if not self._begun or (self._length and not self._uploaded):
             return "connect"
         return "first_byte" if self._uploaded >= self._length else "upload"
 
@@ -89,16 +90,9 @@ class Exchange:
         return len(self._request.body or b"")
 
     @property
-    def _is_unsent(self) -> bool:
-        """Whether no byte of the body has left, as far as the tracker knows."""
-        return bool(self._length) and not self._tracker.bytes_written
-
-    @property
     def _uploaded(self) -> int:
         """Bytes of the body that have left; without a tracker, those that were handed to aiohttp."""
-        if self._tracker is not None:
-            return int(self._tracker.bytes_written)
-        return self._handed if self._length > _LONG_UPLOAD else self._length
+        return self._handed if self._tracker is None else int(self._tracker.bytes_written)
 
     async def open(self, deadline: Deadline, *, first_byte: float, idle: float) -> None:
         """Send the request and wait for the status and headers of the response.
@@ -244,9 +238,14 @@ class Exchange:
         )
 
     def _payload(self) -> Reader | bytes | None:
-        """Return the body, to be sent piece by piece where it is large or comes from files."""
+        """Return the body, to be sent piece by piece where it is large or comes from files.
+
+        Without a tracker every body is, since its first piece shows that sending has begun.
+        """
         body = self._request.body
-        if body is None or (isinstance(body, bytes) and len(body) <= _LONG_UPLOAD):
+        is_small = isinstance(body, bytes) and len(body) <= _LONG_UPLOAD
+        if body is None or (is_small and self._tracker is not None):
+            assert not isinstance(body, Upload)
             return body
         return Reader(body, before_each=self._before_piece)
 

@@ -102,11 +102,13 @@ def _connect_error(
             f"{proxy} rejected the connection to {at.host} with status {error.status}{reason}.{advice}",
             phase="proxy",
         )
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        reason = _reason(error.certificate_error)
+        return ConnectError(f"{at.host} cannot be reached: {reason}.", phase="tls")
     reason = _reason(error.os_error)
     if isinstance(error, aiohttp.ClientProxyConnectionError):
         return ConnectError(f"{proxy} cannot be reached: {reason}.", phase="connect")
-    phase = "tls" if isinstance(error, aiohttp.ClientConnectorCertificateError) else "connect"
-    return ConnectError(f"{at.host} cannot be reached: {reason}.", phase=phase)
+    return ConnectError(f"{at.host} cannot be reached: {reason}.", phase="connect")
 
 
 def _unexpected(error: Exception, at: Situation) -> ElkImagesError:
@@ -151,7 +153,7 @@ def _host(url: str) -> str:
     return urlsplit(url).netloc.rpartition("@")[2]
 
 
-def _reason(error: OSError) -> str:
-    if isinstance(error, ssl.CertificateError):
+def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.CertificateError) and getattr(error, "verify_message", ""):
         return f"certificate verify failed: {error.verify_message}"
-    return error.strerror or type(error).__name__
+    return getattr(error, "strerror", None) or type(error).__name__

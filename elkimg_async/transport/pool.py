@@ -18,7 +18,7 @@ from elkimg_async.errors import Billing, ConfigurationError
 from elkimg_async.transport.deadline import Deadline
 from elkimg_async.transport.network import PublicResolver, keep_alive_socket
 
-MIN_AIOHTTP = (3, 13)
+MIN_AIOHTTP = (3, 12)
 MAX_CONNECTIONS = 500
 """Connections of one session; further requests wait for one, which counts towards `total`."""
 

@@ -125,9 +125,12 @@ async def test_download_uses_the_borrowed_certificates(canned: Canned) -> None:
 
 async def test_download_leaves_the_borrowed_session_open(canned: Canned) -> None:
     """Closing the client closes neither the session nor its connector, and keeps its cookies and headers from hosts."""
-    async with Canned(answer(PNG)) as host, aiohttp.ClientSession(
-        headers={"Authorization": "Bearer hush"}, cookie_jar=aiohttp.CookieJar(unsafe=True)
-    ) as session:
+    async with (
+        Canned(answer(PNG)) as host,
+        aiohttp.ClientSession(
+            headers={"Authorization": "Bearer hush"}, cookie_jar=aiohttp.CookieJar(unsafe=True)
+        ) as session,
+    ):
         session.cookie_jar.update_cookies({"secret": "hush"})
         client, image = await image_at(canned, f"{host.origin}/a.png", session=session)
         async with client:
@@ -141,7 +144,9 @@ async def test_download_leaves_the_borrowed_session_open(canned: Canned) -> None
             assert await response.read() == PNG
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:{}/a.png", "http://localhost:{}/a.png", "http://[::1]:{}/a.png"])
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:{}/a.png", "http://localhost:{}/a.png", "http://[::1]:{}/a.png"]
+)
 @pytest.mark.parametrize("borrowed", [False, True], ids=["own", "borrowed"])
 async def test_download_from_a_private_address(
     canned: Canned, monkeypatch: pytest.MonkeyPatch, url: str, borrowed: bool

@@ -100,7 +100,9 @@ async def test_borrowed_session_with_credentials(canned: Canned, streaming: bool
         AsyncImages(KEY, base_url=canned.base_url, session=session) as client,
     ):
         with pytest.raises(ConfigurationError, match="Cannot combine AUTHORIZATION") as caught:
-            await (client.generate("a", stream=True).result() if streaming else client.generate("a"))
+            await (
+                client.generate("a", stream=True).result() if streaming else client.generate("a")
+            )
     check_secret(caught.value)
     assert caught.value.billing == "not_sent"
     assert canned.requests == []

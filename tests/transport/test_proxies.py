@@ -90,7 +90,9 @@ def test_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert proxy_for("https://api.elkapi.com/v1") == "http://proxy:2"
 
 
-@pytest.mark.parametrize("written", ["127.0.0.1:{}", "//127.0.0.1:{}", "http://127.0.0.1:{}", " 127.0.0.1:{}/ "])
+@pytest.mark.parametrize(
+    "written", ["127.0.0.1:{}", "//127.0.0.1:{}", "http://127.0.0.1:{}", " 127.0.0.1:{}/ "]
+)
 async def test_proxy_without_a_scheme(
     canned: Canned, monkeypatch: pytest.MonkeyPatch, written: str
 ) -> None:

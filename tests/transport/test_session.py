@@ -83,9 +83,7 @@ async def test_aclose_fails_an_upload(borrowed: bool) -> None:
     async with (
         Canned(GOOD, reading=False) as deaf,
         aiohttp.ClientSession() as session,
-        AsyncImages(
-            KEY, base_url=deaf.base_url, session=session if borrowed else None
-        ) as client,
+        AsyncImages(KEY, base_url=deaf.base_url, session=session if borrowed else None) as client,
     ):
         call = client.generate("a boat", extra_body={"padding": "x" * 30_000_000})
         task = asyncio.create_task(failure_of(call))
@@ -213,7 +211,9 @@ async def pause_after(canned: Canned, seconds: float, **options: Any) -> int:
 async def test_idle_connection_is_reused_within_its_time(canned: Canned) -> None:
     """A server's `Keep-Alive: timeout=N` ends reuse before the server closes; a longer time changes nothing."""
     canned.reply_with([head_with(GOOD, "Keep-Alive: timeout=1"), *GOOD[1:]])
-    assert await pause_after(canned, 0.0) == 1  # of the session whose connections are kept for 0.5 s
+    assert (
+        await pause_after(canned, 0.0) == 1
+    )  # of the session whose connections are kept for 0.5 s
     assert await pause_after(canned, 0.7) == 2
     canned.reply_with([head_with(GOOD, "Keep-Alive: timeout=60"), *GOOD[1:]])
     assert await pause_after(canned, 0.7) == 0
