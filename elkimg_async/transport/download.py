@@ -25,7 +25,7 @@ _REDIRECTS = {301, 302, 303, 307, 308}
 _BACK_OFF, _MAX_BACK_OFF = 0.5, 8.0  # seconds
 _MAX_RETRY_AFTER = 120.0
 NOT_READY = 30.0
-"""Seconds after which 403 and 404 are final; a URL that a CDN does not have by then is wrong or has expired."""
+"""Seconds after which 403 and 404 are final: the URL is wrong, or has expired."""
 
 
 class Download(NamedTuple):
@@ -42,11 +42,12 @@ class Download(NamedTuple):
 async def download(transport: Transport, options: Download, url: str) -> bytes:
     """Fetch the image at `url`.
 
-    A status that may pass (403, 404, 408, 425, 429, 5xx) is tried again within the time limit: many servers name
-    an image before their CDN has it, and a GET costs nothing.
+    A status that may pass (403, 404, 408, 425, 429, 5xx) is tried again within the time limit: many
+    servers name an image before their CDN has it, and a GET costs nothing.
 
-    A private, loopback or link-local address is rejected, so that a server cannot make its clients request their own
-    network; unless `options.private` allows it or the API itself is in such a network.
+    A private, loopback or link-local address is rejected, so that a server cannot make its clients
+    request their own network; unless `options.private` allows it or the API itself is in such a
+    network.
 
     Raises:
         DownloadError: If no image was received.
@@ -211,7 +212,8 @@ class _Fetch:
             private = await _is_private(url)  # a borrowed connector has a resolver of its own
         if private:
             raise DownloadError(
-                "The URL of the image leads to a private network; Limits(private_downloads=True) allows that."
+                "The URL of the image leads to a private network; "
+                "Limits(private_downloads=True) allows that."
             )
 
 
@@ -228,7 +230,9 @@ _SVG = re.compile(
     r"\s*(?:<\?.*?\?>\s*|<!--.*?-->\s*|<!DOCTYPE\s+(?:\w+:)?svg\b[^>\[]*(?:\[.*?\]\s*)?>\s*)*<(?:\w+:)?svg[\s>/]",
     re.DOTALL | re.IGNORECASE,
 )
-_HTML = re.compile(r"\s*(?:<!--.*?-->\s*)*<(?:!DOCTYPE\s+html|html|head|body)\b", re.DOTALL | re.I)
+_HTML = re.compile(
+    r"\s*(?:<!--.*?-->\s*)*<(?:!DOCTYPE\s+html|html|head|body)\b", re.DOTALL | re.IGNORECASE
+)
 _HEAD = 64 * 1024  # bytes that are looked at
 
 

@@ -1,7 +1,8 @@
 """One HTTP request and its response: the request out; status, headers and chunks in.
 
-No aiohttp exception leaves this module, by raising, by chaining or in a traceback: they hold the request headers,
-and so the API key. What can fail runs in a function that returns the failure, which is raised outside of it.
+No aiohttp exception leaves this module, by raising, by chaining or in a traceback: they hold the
+request headers, and so the API key. What can fail runs in a function that returns the failure,
+which is raised outside of it.
 """
 
 import functools
@@ -34,14 +35,15 @@ _LONG_UPLOAD = 64 * 1024  # bytes; less than this leaves at once, into the kerne
 
 
 class Exchange:
-    """One request and its response: `open`, then `read` to the end of the body, then `close`, early or late.
+    """One request and its response: `open`, `read` until the end, and `close`.
 
-    A blocked upload is left to aiohttp, which closes its connection once the rest is sent or the peer is gone.
+    A blocked upload is left to aiohttp, which closes its connection once the rest is sent or the
+    peer is gone.
     """
 
     __slots__ = (
-        "_api_key", "_begun", "_connect", "_deadline", "_decode", "_handed", "_has_slot", "_pieces", "_pool", "_proxy", "_request",
-        "_response", "_tracker", "_url", "headers", "status",
+        "_api_key", "_begun", "_connect", "_deadline", "_decode", "_handed", "_has_slot", "_pieces",
+        "_pool", "_proxy", "_request", "_response", "_tracker", "_url", "headers", "status",
     )  # fmt: skip
 
     def __init__(
@@ -82,7 +84,7 @@ class Exchange:
 
     @property
     def billing(self) -> Billing:
-        """What a failure at this point means: nothing is billed before a byte of the body has left."""
+        """Whether a failure may be billed; nothing is before a byte of the body has left."""
         return "not_sent" if self.phase == "connect" else "unknown"
 
     @property
@@ -91,7 +93,7 @@ class Exchange:
 
     @property
     def _uploaded(self) -> int:
-        """Bytes of the body that have left; without a tracker, those that were handed to aiohttp."""
+        """Bytes of the body that have left; without a tracker, those handed to aiohttp."""
         return self._handed if self._tracker is None else int(self._tracker.bytes_written)
 
     async def open(self, deadline: Deadline, *, first_byte: float, idle: float) -> None:
@@ -99,7 +101,7 @@ class Exchange:
 
         Args:
             deadline: The time limit of the call, inside of which this runs.
-            first_byte: Seconds until the headers, from the beginning or from the end of a long upload.
+            first_byte: Seconds until the headers, from the beginning or the end of a long upload.
             idle: Seconds for which a long upload may stand still.
 
         Raises:
@@ -107,7 +109,8 @@ class Exchange:
             RequestTimeoutError: If a limit has passed.
             DisconnectedError: If the connection broke.
             ResponseError: If the response is not valid HTTP.
-            ConfigurationError: If the client or the borrowed session is closed or cannot send the request.
+            ConfigurationError: If the client is closed, or a borrowed session cannot send the
+                request.
         """
         self._deadline = deadline
         self._pool.in_flight.add(deadline, self._stop)
@@ -165,7 +168,7 @@ class Exchange:
         return self._pieces is None and self._response.content.at_eof()
 
     def close(self) -> None:
-        """Close the connection, unless the body was read to its end and it went back to the pool."""
+        """Close the connection, unless the body was read to its end."""
         if self._deadline is not None:
             self._pool.in_flight.remove(self._deadline)
         if self._has_slot:
@@ -252,7 +255,8 @@ class Exchange:
     def _before_piece(self) -> None:
         self._handed += PIECE
         if self._tracker is not None:
-            # Read while the connection is alive: once it has broken, the tracker knows only what it was last asked.
+            # Read while the connection is alive: once it has broken, the tracker knows only what it
+            # was last asked.
             _ = self._tracker.bytes_written
 
     def _headers(self) -> dict[str, str]:
@@ -300,8 +304,9 @@ def _discard(chunk: bytes) -> Iterator[bytes]:
 def _client_timeout(connect: float, *, shared: bool) -> aiohttp.ClientTimeout:
     """Return aiohttp's limits for connecting; all others are the deadline's.
 
-    In our own connector `connect` covers the name lookup, all addresses, the proxy and TLS. A borrowed connector may
-    have to wait for a free connection as well, which is no part of it, so there only each socket is limited.
+    In our own connector `connect` covers the name lookup, all addresses, the proxy and TLS. A
+    borrowed connector may have to wait for a free connection as well, which is no part of it, so
+    there only each socket is limited.
     """
     seconds = None if connect == math.inf else connect
     if shared:

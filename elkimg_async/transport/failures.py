@@ -1,7 +1,7 @@
 """Errors of this package for what aiohttp raises.
 
-aiohttp's exceptions hold the request headers, and so the API key, in their attributes and in the locals of their
-traceback. None of them is raised further or chained.
+aiohttp's exceptions hold the request headers, and so the API key, in their attributes and in the
+locals of their traceback. None of them is raised further or chained.
 """
 
 import builtins
@@ -99,7 +99,8 @@ def _connect_error(
         )
         reason = f" ({error.message})" if error.message else ""
         return ConnectError(
-            f"{proxy} rejected the connection to {at.host} with status {error.status}{reason}.{advice}",
+            f"{proxy} rejected the connection to {at.host} with status {error.status}"
+            f"{reason}.{advice}",
             phase="proxy",
         )
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
@@ -123,7 +124,8 @@ def _unexpected(error: Exception, at: Situation) -> ElkImagesError:
         )
     else:
         message = (
-            f"Unexpected {name} in aiohttp {aiohttp.__version__}{_place(error)}: {text}. This is a bug, or "
+            f"Unexpected {name} in aiohttp {aiohttp.__version__}{_place(error)}: {text}. "
+            "This is a bug, or "
             "an incompatible version of aiohttp, connector or middleware; please report it."
         )
     failure = ConfigurationError(message, billing=at.billing)
@@ -134,7 +136,7 @@ def _unexpected(error: Exception, at: Situation) -> ElkImagesError:
 
 
 def _is_plain(error: Exception) -> bool:
-    """Return whether an exception holds nothing but its text, so that the API key cannot be reached from it."""
+    """Return whether an exception holds its text only, and so cannot hold the API key."""
     kind = type(error)
     return (
         getattr(builtins, kind.__name__, None) is kind

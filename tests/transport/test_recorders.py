@@ -1,4 +1,4 @@
-"""Tools that hook aiohttp's `ClientSession`: recorders, tracing, middlewares and mocks, each the real one."""
+"""Recorders, tracing, middlewares and mocks that hook aiohttp's `ClientSession`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +42,7 @@ async def use_everything(client: AsyncImages, canned: Canned) -> int:
 
 
 async def test_vcr_cassette(canned: Canned, tmp_path: Path) -> None:
-    """A cassette records generate, edit, a stream, models and a download, and replays them without the server."""
+    """A cassette records every kind of request, and replays it without the server."""
     recorder = vcr.VCR(match_on=["method", "path", "body"], filter_headers=["Authorization"])
     for _ in range(2):
         with recorder.use_cassette(str(tmp_path / "cassette.yaml")):
@@ -55,7 +55,8 @@ async def test_vcr_cassette(canned: Canned, tmp_path: Path) -> None:
 
 
 async def use_deterministic(client: AsyncImages, canned: Canned) -> int:
-    """Make each kind of request with the same body in every run: an edit's boundary follows its idempotency key."""
+    """Make each kind of request with the same body in every run."""
+    # The boundary of an edit follows its idempotency key.
     client = client.with_options(headers={"Idempotency-Key": "fixed"})
     return await use_everything(client, canned)
 
@@ -77,11 +78,11 @@ async def test_opentelemetry_instrumentation(
     canned: Canned, spans: InMemorySpanExporter, borrowed: bool
 ) -> None:
     """Each request is one client span, and carries its traceparent."""
-    async with aiohttp.ClientSession() as session:
-        async with AsyncImages(
-            KEY, base_url=canned.base_url, session=session if borrowed else None
-        ) as client:
-            count = await use_everything(client, canned)
+    async with (
+        aiohttp.ClientSession() as session,
+        AsyncImages(KEY, base_url=canned.base_url, session=session if borrowed else None) as client,
+    ):
+        count = await use_everything(client, canned)
     found = spans.get_finished_spans()
     assert len(found) == count == len(canned.requests)
     assert {span.kind for span in found} == {trace.SpanKind.CLIENT}
@@ -130,7 +131,7 @@ async def test_middleware_of_a_borrowed_session(canned: Canned) -> None:
 
 
 async def test_aioresponses() -> None:
-    """The mock that aiohttp's users know works for requests, errors and downloads, if it does with aiohttp itself."""
+    """The mock works for requests, errors and downloads, if it does with aiohttp itself."""
     base = "https://api.example/v1"
     with aioresponses() as mock:
         mock.get(f"{base}/models", payload={})
