@@ -10,7 +10,7 @@ from urllib.parse import urljoin, urlsplit
 
 from elkimg_async import logs
 from elkimg_async.config import Settings
-from elkimg_async.errors import DownloadError, ElkImagesError, RequestTimeoutError
+from elkimg_async.errors import Billing, DownloadError, ElkImagesError, RequestTimeoutError
 from elkimg_async.image import UNKNOWN_TYPE, Image, media_type_of
 from elkimg_async.sansio import encode
 from elkimg_async.sansio.headers import retry_after
@@ -55,9 +55,9 @@ async def download(transport: Transport, options: Download, url: str) -> bytes:
     failure: ElkImagesError
     started = time.monotonic()
     deadline = Deadline(options.seconds, name="download")
+    transport.in_flight.add(deadline, _billed)
     try:
         transport.check_open()
-        transport.in_flight.add(deadline, lambda: "billed")
         with deadline:
             public_only = not options.private and not await _is_private(options.base_url)
             content = await _Fetch(transport, options, deadline, public_only).run(url)
@@ -67,7 +67,7 @@ async def download(transport: Transport, options: Download, url: str) -> bytes:
         logs.log_download(url, time.monotonic() - started, len(content))
         return content
     finally:
-        transport.in_flight.remove(deadline)
+        transport.in_flight.remove(deadline, _billed)
     if not isinstance(failure, DownloadError):
         reason = failure if isinstance(failure, RequestTimeoutError) else failure.message
         failure = DownloadError(f"The image could not be fetched: {reason}")
@@ -75,6 +75,10 @@ async def download(transport: Transport, options: Download, url: str) -> bytes:
     failure.__context__ = None
     logs.log_download(url, time.monotonic() - started, failure)
     raise failure
+
+
+def _billed() -> Billing:
+    return "billed"
 
 
 def connect_image(image: Image, transport: Transport, settings: Settings) -> None:
@@ -188,8 +192,6 @@ class _Fetch:
                 chunks.append(chunk)
         finally:
             exchange.close()
-            # The exchange has registered the deadline as its own; the download goes on.
-            self._transport.in_flight.add(self._deadline, lambda: "billed")
         return b"".join(chunks), url
 
     async def _check(self, url: str) -> None:

@@ -169,8 +169,9 @@ class Exchange:
 
     def close(self) -> None:
         """Close the connection, unless the body was read to its end."""
-        if self._deadline is not None:
-            self._pool.in_flight.remove(self._deadline)
+        deadline, self._deadline = self._deadline, None
+        if deadline is not None:
+            self._pool.in_flight.remove(deadline, self._stop)
         if self._has_slot:
             self._has_slot = False
             self._pool.release()

@@ -156,6 +156,7 @@ def _host(url: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, ssl.CertificateError) and getattr(error, "verify_message", ""):
+    if isinstance(error, ssl.CertificateError) and error.verify_message:
         return f"certificate verify failed: {error.verify_message}"
-    return getattr(error, "strerror", None) or type(error).__name__
+    text = error.strerror if isinstance(error, OSError) else str(error)
+    return text or type(error).__name__

@@ -112,31 +112,40 @@ class InFlight:
     """The waits of a client's calls and downloads, so that closing the client can end them."""
 
     def __init__(self) -> None:
-        self._waits: dict[Deadline, Callable[[], Billing]] = {}
+        self._waits: dict[Deadline, list[Callable[[], Billing]]] = {}
 
     def add(self, deadline: Deadline, stop: Callable[[], Billing]) -> None:
-        """Register a deadline; `stop` frees its connection and returns the billing of a failure."""
-        self._waits[deadline] = stop
+        """Register a wait under a deadline, perhaps within another one of the same call.
 
-    def remove(self, deadline: Deadline) -> None:
-        """Forget a deadline."""
-        self._waits.pop(deadline, None)
+        `stop` is called if the client is closed: it frees the connection and returns the billing of
+        the failure.
+        """
+        self._waits.setdefault(deadline, []).append(stop)
+
+    def remove(self, deadline: Deadline, stop: Callable[[], Billing]) -> None:
+        """Forget a wait."""
+        stops = self._waits[deadline]
+        stops.remove(stop)
+        if not stops:
+            del self._waits[deadline]
 
     def interrupt_all(self) -> None:
         """Fail every wait with a ConfigurationError, also in other event loops."""
         here = asyncio.get_running_loop()
-        for deadline, stop in list(self._waits.items()):
+        for deadline in list(self._waits):
             if deadline.loop is here:
-                _interrupt(deadline, stop)
+                self._interrupt(deadline)
             else:
                 with contextlib.suppress(RuntimeError):  # that loop is closed
-                    deadline.loop.call_soon_threadsafe(_interrupt, deadline, stop)
+                    deadline.loop.call_soon_threadsafe(self._interrupt, deadline)
 
-
-def _interrupt(deadline: Deadline, stop: Callable[[], Billing]) -> None:
-    billing = stop()
-    message = "The client was closed while this call was running."
-    deadline.interrupt(ConfigurationError(message, billing=billing))
+    def _interrupt(self, deadline: Deadline) -> None:
+        stops = self._waits.get(deadline)
+        if not stops:
+            return  # it has ended meanwhile
+        billing = stops[-1]()
+        message = "The client was closed while this call was running."
+        deadline.interrupt(ConfigurationError(message, billing=billing))
 
 
 class Pool:

@@ -39,8 +39,8 @@ def _checked(proxy: str, variable: str) -> str:
     if scheme.startswith("socks"):
         raise ConfigurationError(
             f"{variable} names a SOCKS proxy ({scheme}://), which is not supported directly. "
-            "Set it to an HTTP proxy, or use aiohttp-socks: AsyncImages(session=aiohttp.ClientSession("
-            "connector=aiohttp_socks.ProxyConnector.from_url(…)))."
+            "Set it to an HTTP proxy, or use aiohttp-socks: AsyncImages(session="
+            "aiohttp.ClientSession(connector=aiohttp_socks.ProxyConnector.from_url(…)))."
         )
     try:
         parts = urlsplit(proxy)

@@ -36,15 +36,15 @@ ENCODE: dict[str, Callable[[bytes], bytes]] = {
     "deflate, gzip": lambda data: gzip.compress(zlib.compress(data)),
 }
 try:
-    import brotli
+    import brotli  # type: ignore[import-untyped]
 except ImportError:
-    brotli = None
+    pass
 else:
     ENCODE["br"] = brotli.compress
 try:
     from backports import zstd
 except ImportError:
-    zstd = None
+    pass
 else:
     ENCODE["zstd"] = zstd.compress
 

@@ -188,7 +188,8 @@ IMAGES = {
     "svg": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
     "svg after a declaration": b'\xef\xbb\xbf<?xml version="1.0"?>\n<svg></svg>',
     "svg after a comment": b"<!-- made by <html> hand -->\n<!-- twice --><svg width='1'/>",
-    "svg after a doctype": b'<?xml version="1.0"?><!DOCTYPE svg PUBLIC "-//W3C//DTD SVG 1.1//EN" "svg11.dtd" '
+    "svg after a doctype": b'<?xml version="1.0"?><!DOCTYPE svg PUBLIC "-//W3C//DTD SVG 1.1//EN" '
+    b'"svg11.dtd" '
     b'[<!ENTITY a "b">]> <svg/>',
     "svg with a prefix": b"<svg:svg xmlns:svg='http://www.w3.org/2000/svg'/>",
     "svg in utf-16": "<svg/>".encode("utf-16"),

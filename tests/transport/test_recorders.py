@@ -6,7 +6,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-import vcr
+import vcr  # type: ignore[import-untyped]
 from aioresponses import aioresponses
 from opentelemetry import trace
 from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
@@ -103,9 +103,11 @@ async def test_trace_config_of_a_borrowed_session(canned: Canned) -> None:
 
     config.on_request_start.append(note_start)
     config.on_request_end.append(note_end)
-    async with aiohttp.ClientSession(trace_configs=[config]) as session:
-        async with AsyncImages(KEY, base_url=canned.base_url, session=session) as client:
-            await use_everything(client, canned)
+    async with (
+        aiohttp.ClientSession(trace_configs=[config]) as session,
+        AsyncImages(KEY, base_url=canned.base_url, session=session) as client,
+    ):
+        await use_everything(client, canned)
     sent = [f"{request.method} {request.target}" for request in canned.requests]
     assert seen == [f"{what} {line}" for line in sent for what in ("start", "end")]
 
@@ -121,9 +123,11 @@ async def test_middleware_of_a_borrowed_session(canned: Canned) -> None:
         request.headers["X-Team"] = "images"
         return await handler(request)
 
-    async with aiohttp.ClientSession(middlewares=(middleware,)) as session:
-        async with AsyncImages(KEY, base_url=canned.base_url, session=session) as client:
-            await use_everything(client, canned)
+    async with (
+        aiohttp.ClientSession(middlewares=(middleware,)) as session,
+        AsyncImages(KEY, base_url=canned.base_url, session=session) as client,
+    ):
+        await use_everything(client, canned)
     *api, download = canned.requests
     assert seen == [f"{request.method} {request.target}" for request in api]
     assert {request.headers.get("x-team") for request in api} == {"images"}
