@@ -16,9 +16,14 @@ async def wait_for_ever() -> None:
 
 async def test_deadline_passes() -> None:
     """A wait ends with an error that names its limit, and leaves the task as it was."""
-    with pytest.raises(RequestTimeoutError) as caught, Deadline(10, soonest=0.01) as deadline:
-        deadline.allow("idle", 0.01)
-        await wait_for_ever()
+
+    async def work() -> None:
+        with Deadline(10, soonest=0.01) as deadline:
+            deadline.allow("idle", 0.01)
+            await wait_for_ever()
+
+    with pytest.raises(RequestTimeoutError) as caught:
+        await work()
     assert caught.value.limit == "idle"
     task = asyncio.current_task()
     assert task is not None
