@@ -129,9 +129,7 @@ class AsyncImages:
         )
         maker = sys._getframe(1)  # noqa: SLF001
         made_at = f"{maker.f_code.co_filename}:{maker.f_lineno}"
-        self._transport = Transport(
-            session, created_at=made_at, keepalive=limits.keepalive_timeout
-        )
+        self._transport = Transport(session, created_at=made_at, keepalive=limits.keepalive_timeout)
 
     @property
     def base_url(self) -> str:

@@ -210,7 +210,8 @@ def test_structure_config_alone_read_the_environment(module: str) -> None:
     reads = {
         node.attr
         for node in ast.walk(MODULES[module])
-        if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "getproxies", "getproxies_environment")
+        if isinstance(node, ast.Attribute)
+        and node.attr in ("environ", "getenv", "getproxies", "getproxies_environment")
     }
     assert not reads or part_of(module) in ("config", "cli")
 
