@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Any
 
 _MAX_PIECE = 256 * 1024
-"""Decoded bytes returned at once, so that a small body cannot fill the memory before its limit is checked."""
+"""Decoded bytes returned at once, so that a small body cannot fill the memory."""
 
 _INPUT = 4096
 """Encoded bytes handed at once to a codec that has no limit for its output."""

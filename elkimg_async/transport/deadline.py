@@ -1,10 +1,11 @@
 """Time limits that hold whatever the HTTP library does.
 
-aiohttp's own time-outs can be evaded: its read time-out does not cover an upload, is restarted by every 1xx
-response, and never fires after malformed chunks. Every wait of a call therefore happens inside `with deadline`.
+aiohttp's own time-outs can be evaded: its read time-out does not cover an upload, is restarted by
+every 1xx response, and never fires after malformed chunks. Every wait of a call therefore happens
+inside `with deadline`.
 
-A limit moves with every chunk of a body, so moving it has to be cheap. The timer is set for the earliest time at
-which any limit can have passed; when it fires too early, it is set again.
+A limit moves with every chunk of a body, so moving it has to be cheap. The timer is set for the
+earliest time at which any limit can have passed; when it fires too early, it is set again.
 """
 
 import asyncio
@@ -19,13 +20,14 @@ from elkimg_async.errors import ElkImagesError, RequestTimeoutError
 class Deadline:
     """Time limit of one call, which ends what the current task awaits once it has passed.
 
-    It is entered for each wait of a call. The total counts from its creation, in the running loop; a shorter limit
-    counts from the `allow` that sets it. `soonest` is the shortest of the limits to come, in seconds.
+    It is entered for each wait of a call. The total counts from its creation, in the running loop;
+    a shorter limit counts from the `allow` that sets it. `soonest` is the shortest of the limits to
+    come, in seconds.
     """
 
     __slots__ = (
-        "_cancelling", "_deadline", "_extend", "_fired", "_interruption", "_limit", "_name", "_seconds", "_soonest", "_task",
-        "_timer", "_total", "_when", "loop",
+        "_cancelling", "_deadline", "_extend", "_fired", "_interruption", "_limit", "_name",
+        "_seconds", "_soonest", "_task", "_timer", "_total", "_when", "loop",
     )  # fmt: skip
 
     def __init__(self, total: float, *, name: str = "total", soonest: float = math.inf) -> None:
@@ -63,7 +65,7 @@ class Deadline:
             self._when, self._limit, self._seconds = self._deadline, self._name, self._total
 
     def interrupt(self, error: ElkImagesError) -> None:
-        """End the wait now, and every later one, with `error`. Call it in the deadline's own loop."""
+        """End this and every later wait with `error`; called in the deadline's loop."""
         if self._interruption is None:
             self._interruption = error
             if self._task is not None and not self._fired:

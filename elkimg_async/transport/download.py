@@ -10,7 +10,7 @@ from urllib.parse import urljoin, urlsplit
 
 from elkimg_async import logs
 from elkimg_async.config import Settings
-from elkimg_async.errors import DownloadError, ElkImagesError, RequestTimeoutError
+from elkimg_async.errors import Billing, DownloadError, ElkImagesError, RequestTimeoutError
 from elkimg_async.image import UNKNOWN_TYPE, Image, media_type_of
 from elkimg_async.sansio import encode
 from elkimg_async.sansio.headers import retry_after
@@ -25,7 +25,7 @@ _REDIRECTS = {301, 302, 303, 307, 308}
 _BACK_OFF, _MAX_BACK_OFF = 0.5, 8.0  # seconds
 _MAX_RETRY_AFTER = 120.0
 NOT_READY = 30.0
-"""Seconds after which 403 and 404 are final; a URL that a CDN does not have by then is wrong or has expired."""
+"""Seconds after which 403 and 404 are final: the URL is wrong, or has expired."""
 
 
 class Download(NamedTuple):
@@ -42,11 +42,12 @@ class Download(NamedTuple):
 async def download(transport: Transport, options: Download, url: str) -> bytes:
     """Fetch the image at `url`.
 
-    A status that may pass (403, 404, 408, 425, 429, 5xx) is tried again within the time limit: many servers name
-    an image before their CDN has it, and a GET costs nothing.
+    A status that may pass (403, 404, 408, 425, 429, 5xx) is tried again within the time limit: many
+    servers name an image before their CDN has it, and a GET costs nothing.
 
-    A private, loopback or link-local address is rejected, so that a server cannot make its clients request their own
-    network; unless `options.private` allows it or the API itself is in such a network.
+    A private, loopback or link-local address is rejected, so that a server cannot make its clients
+    request their own network; unless `options.private` allows it or the API itself is in such a
+    network.
 
     Raises:
         DownloadError: If no image was received.
@@ -54,9 +55,9 @@ async def download(transport: Transport, options: Download, url: str) -> bytes:
     failure: ElkImagesError
     started = time.monotonic()
     deadline = Deadline(options.seconds, name="download")
+    transport.in_flight.add(deadline, _billed)
     try:
         transport.check_open()
-        transport.in_flight.add(deadline, lambda: "billed")
         with deadline:
             public_only = not options.private and not await _is_private(options.base_url)
             content = await _Fetch(transport, options, deadline, public_only).run(url)
@@ -66,7 +67,7 @@ async def download(transport: Transport, options: Download, url: str) -> bytes:
         logs.log_download(url, time.monotonic() - started, len(content))
         return content
     finally:
-        transport.in_flight.remove(deadline)
+        transport.in_flight.remove(deadline, _billed)
     if not isinstance(failure, DownloadError):
         reason = failure if isinstance(failure, RequestTimeoutError) else failure.message
         failure = DownloadError(f"The image could not be fetched: {reason}")
@@ -74,6 +75,10 @@ async def download(transport: Transport, options: Download, url: str) -> bytes:
     failure.__context__ = None
     logs.log_download(url, time.monotonic() - started, failure)
     raise failure
+
+
+def _billed() -> Billing:
+    return "billed"
 
 
 def enable_download(image: Image, transport: Transport, settings: Settings) -> None:
@@ -187,8 +192,6 @@ class _Fetch:
                 chunks.append(chunk)
         finally:
             exchange.close()
-            # The exchange has registered the deadline as its own; the download goes on.
-            self._transport.in_flight.add(self._deadline, lambda: "billed")
         return b"".join(chunks), url
 
     async def _check(self, url: str) -> None:
@@ -211,7 +214,8 @@ class _Fetch:
             private = await _is_private(url)  # a borrowed connector has a resolver of its own
         if private:
             raise DownloadError(
-                "The URL of the image leads to a private network; Limits(private_downloads=True) allows that."
+                "The URL of the image leads to a private network; "
+                "Limits(private_downloads=True) allows that."
             )
 
 

@@ -1,7 +1,8 @@
 """One HTTP request and its response: the request out; status, headers and chunks in.
 
-No aiohttp exception leaves this module, by raising, by chaining or in a traceback: they hold the request headers,
-and so the API key. What can fail runs in a function that returns the failure, which is raised outside of it.
+No aiohttp exception leaves this module, by raising, by chaining or in a traceback: they hold the
+request headers, and so the API key. What can fail runs in a function that returns the failure,
+which is raised outside of it.
 """
 
 import functools
@@ -15,6 +16,7 @@ import yarl
 from elkimg_async.credentials import Secret
 from elkimg_async.errors import Billing, ElkImagesError, ResponseError
 from elkimg_async.sansio.encode import USER_AGENT, HTTPRequest
+from elkimg_async.sansio.multipart import Upload
 from elkimg_async.transport.content_encoding import Decode, UnknownEncodingError, decoder_for
 from elkimg_async.transport.deadline import Deadline
 from elkimg_async.transport.failures import Situation, is_lost_connection, translate
@@ -33,14 +35,15 @@ _LONG_UPLOAD = 64 * 1024  # bytes; less than this leaves at once, into the kerne
 
 
 class Exchange:
-    """One request and its response: `open`, then `read` to the end of the body, then `close`, early or late.
+    """One request and its response: `open`, `read` until the end, and `close`.
 
-    A blocked upload is left to aiohttp, which closes its connection once the rest is sent or the peer is gone.
+    A blocked upload is left to aiohttp, which closes its connection once the rest is sent or the
+    peer is gone.
     """
 
     __slots__ = (
-        "_api_key", "_begun", "_connect", "_deadline", "_decode", "_handed", "_has_slot", "_pieces", "_pool", "_proxy", "_request",
-        "_response", "_tracker", "_url", "headers", "status",
+        "_api_key", "_begun", "_connect", "_deadline", "_decode", "_handed", "_has_slot", "_pieces",
+        "_pool", "_proxy", "_request", "_response", "_tracker", "_url", "headers", "status",
     )  # fmt: skip
 
     def __init__(
@@ -75,13 +78,13 @@ class Exchange:
         """Where the exchange stands: `connect`, `upload`, `first_byte` or `body`."""
         if self.status:
             return "body"
-        if not self._begun or (self._tracker is not None and self._is_unsent):
+        if not self._begun or (self._length and not self._uploaded):
             return "connect"
         return "first_byte" if self._uploaded >= self._length else "upload"
 
     @property
     def billing(self) -> Billing:
-        """What a failure at this point means: nothing is billed before a byte of the body has left."""
+        """Whether a failure may be billed; nothing is before a byte of the body has left."""
         return "not_sent" if self.phase == "connect" else "unknown"
 
     @property
@@ -89,23 +92,16 @@ class Exchange:
         return len(self._request.body or b"")
 
     @property
-    def _is_unsent(self) -> bool:
-        """Whether no byte of the body has left, as far as the tracker knows."""
-        return bool(self._length) and not self._tracker.bytes_written
-
-    @property
     def _uploaded(self) -> int:
-        """Bytes of the body that have left; without a tracker, those that were handed to aiohttp."""
-        if self._tracker is not None:
-            return int(self._tracker.bytes_written)
-        return self._handed if self._length > _LONG_UPLOAD else self._length
+        """Bytes of the body that have left; without a tracker, those handed to aiohttp."""
+        return self._handed if self._tracker is None else int(self._tracker.bytes_written)
 
     async def open(self, deadline: Deadline, *, first_byte: float, idle: float) -> None:
         """Send the request and wait for the status and headers of the response.
 
         Args:
             deadline: The time limit of the call, inside of which this runs.
-            first_byte: Seconds until the headers, from the beginning or from the end of a long upload.
+            first_byte: Seconds until the headers, from the beginning or the end of a long upload.
             idle: Seconds for which a long upload may stand still.
 
         Raises:
@@ -113,7 +109,8 @@ class Exchange:
             RequestTimeoutError: If a limit has passed.
             DisconnectedError: If the connection broke.
             ResponseError: If the response is not valid HTTP.
-            ConfigurationError: If the client or the borrowed session is closed or cannot send the request.
+            ConfigurationError: If the client is closed, or a borrowed session cannot send the
+                request.
         """
         self._deadline = deadline
         self._pool.in_flight.add(deadline, self._stop)
@@ -171,9 +168,10 @@ class Exchange:
         return self._pieces is None and self._response.content.at_eof()
 
     def close(self) -> None:
-        """Close the connection, unless the body was read to its end and it went back to the pool."""
-        if self._deadline is not None:
-            self._pool.in_flight.remove(self._deadline)
+        """Close the connection, unless the body was read to its end."""
+        deadline, self._deadline = self._deadline, None
+        if deadline is not None:
+            self._pool.in_flight.remove(deadline, self._stop)
         if self._has_slot:
             self._has_slot = False
             self._pool.release()
@@ -244,16 +242,22 @@ class Exchange:
         )
 
     def _payload(self) -> Reader | bytes | None:
-        """Return the body, to be sent piece by piece where it is large or comes from files."""
+        """Return the body, to be sent piece by piece where it is large or comes from files.
+
+        Without a tracker every body is, since its first piece shows that sending has begun.
+        """
         body = self._request.body
-        if body is None or (isinstance(body, bytes) and len(body) <= _LONG_UPLOAD):
+        is_small = isinstance(body, bytes) and len(body) <= _LONG_UPLOAD
+        if body is None or (is_small and self._tracker is not None):
+            assert not isinstance(body, Upload)
             return body
         return Reader(body, before_each=self._before_piece)
 
     def _before_piece(self) -> None:
         self._handed += CHUNK
         if self._tracker is not None:
-            # Read while the connection is alive: once it has broken, the tracker knows only what it was last asked.
+            # Read while the connection is alive: once it has broken, the tracker knows only what it
+            # was last asked.
             _ = self._tracker.bytes_written
 
     def _headers(self) -> dict[str, str]:
@@ -301,8 +305,9 @@ def _discard(chunk: bytes) -> Iterator[bytes]:
 def _client_timeout(connect: float, *, shared: bool) -> aiohttp.ClientTimeout:
     """Return aiohttp's limits for connecting; all others are the deadline's.
 
-    In our own connector `connect` covers the name lookup, all addresses, the proxy and TLS. A borrowed connector may
-    have to wait for a free connection as well, which is no part of it, so there only each socket is limited.
+    In our own connector `connect` covers the name lookup, all addresses, the proxy and TLS. A
+    borrowed connector may have to wait for a free connection as well, which is no part of it, so
+    there only each socket is limited.
     """
     seconds = None if connect == math.inf else connect
     if shared:

@@ -1,7 +1,7 @@
 """Errors of this package for what aiohttp raises.
 
-aiohttp's exceptions hold the request headers, and so the API key, in their attributes and in the locals of their
-traceback. None of them is raised further or chained.
+aiohttp's exceptions hold the request headers, and so the API key, in their attributes and in the
+locals of their traceback. None of them is raised further or chained.
 """
 
 import builtins
@@ -99,14 +99,17 @@ def _connect_error(
         )
         reason = f" ({error.message})" if error.message else ""
         return ConnectError(
-            f"{proxy} rejected the connection to {at.host} with status {error.status}{reason}.{advice}",
+            f"{proxy} rejected the connection to {at.host} with status {error.status}"
+            f"{reason}.{advice}",
             phase="proxy",
         )
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        reason = _reason(error.certificate_error)
+        return ConnectError(f"{at.host} cannot be reached: {reason}.", phase="tls")
     reason = _reason(error.os_error)
     if isinstance(error, aiohttp.ClientProxyConnectionError):
         return ConnectError(f"{proxy} cannot be reached: {reason}.", phase="connect")
-    phase = "tls" if isinstance(error, aiohttp.ClientConnectorCertificateError) else "connect"
-    return ConnectError(f"{at.host} cannot be reached: {reason}.", phase=phase)
+    return ConnectError(f"{at.host} cannot be reached: {reason}.", phase="connect")
 
 
 def _unexpected(error: Exception, at: Situation) -> ElkImagesError:
@@ -121,7 +124,8 @@ def _unexpected(error: Exception, at: Situation) -> ElkImagesError:
         )
     else:
         message = (
-            f"Unexpected {name} in aiohttp {aiohttp.__version__}{_place(error)}: {text}. This is a bug, or "
+            f"Unexpected {name} in aiohttp {aiohttp.__version__}{_place(error)}: {text}. "
+            "This is a bug, or "
             "an incompatible version of aiohttp, connector or middleware; please report it."
         )
     failure = ConfigurationError(message, billing=at.billing)
@@ -132,7 +136,7 @@ def _unexpected(error: Exception, at: Situation) -> ElkImagesError:
 
 
 def _is_plain(error: Exception) -> bool:
-    """Return whether an exception holds nothing but its text, so that the API key cannot be reached from it."""
+    """Return whether an exception holds its text only, and so cannot hold the API key."""
     kind = type(error)
     return (
         getattr(builtins, kind.__name__, None) is kind
@@ -151,7 +155,8 @@ def _host(url: str) -> str:
     return urlsplit(url).netloc.rpartition("@")[2]
 
 
-def _reason(error: OSError) -> str:
-    if isinstance(error, ssl.CertificateError):
+def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.CertificateError) and error.verify_message:
         return f"certificate verify failed: {error.verify_message}"
-    return error.strerror or type(error).__name__
+    text = error.strerror if isinstance(error, OSError) else str(error)
+    return text or type(error).__name__

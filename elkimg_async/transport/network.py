@@ -9,7 +9,8 @@ import aiohttp
 if TYPE_CHECKING:
     from aiohttp.abc import ResolveResult
 
-# IPv6 networks whose addresses carry an IPv4 address, possibly a private one: compatible, NAT64, Teredo, 6to4.
+# IPv6 networks whose addresses carry an IPv4 address, possibly a private one: compatible, NAT64,
+# Teredo, 6to4.
 _TUNNELS = [
     ipaddress.IPv6Network(network)
     for network in ("::/96", "64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16")

@@ -18,12 +18,12 @@ from elkimg_async.errors import Billing, ConfigurationError
 from elkimg_async.transport.deadline import Deadline
 from elkimg_async.transport.network import PublicResolver, keep_alive_socket
 
-MIN_AIOHTTP = (3, 13)
+MIN_AIOHTTP = (3, 12)
 MAX_CONNECTIONS = 500
 """Connections of one session; further requests wait for one, which counts towards `total`."""
 
 READ_SIZE = 512 * 1024
-"""Bytes buffered before reading pauses; with less, reading is paused and resumed around every receive."""
+"""Bytes buffered before reading pauses; with less, it pauses around every receive."""
 
 MAX_HEADER = 128 * 1024
 """Bytes of one response header."""
@@ -62,9 +62,10 @@ def accepts(function: Callable[..., Any], parameter: str) -> bool:
 class Hosts:
     """How long idle connections to each host may be reused, shared by all sessions of a client.
 
-    A server that closes an idle connection at the moment it is used again loses the request, and nobody can tell
-    whether it was read. So connections are given up before the server does so: after `keepalive` seconds, earlier
-    where its `Keep-Alive: timeout=N` says so, and at once for a while where one was closed without notice.
+    A server that closes an idle connection at the moment it is used again loses the request, and
+    nobody can tell whether it was read. So connections are given up before the server does so:
+    after `keepalive` seconds, earlier where its `Keep-Alive: timeout=N` says so, and at once for a
+    while where one was closed without notice.
     """
 
     def __init__(self, keepalive: float) -> None:
@@ -80,9 +81,8 @@ class Hosts:
 
     def note_response(self, origin: str, headers: Mapping[str, str]) -> None:
         """Learn from the response headers."""
-        found = re.search(
-            r"\btimeout\s*=\s*(\d{1,9})\b", headers.get("Keep-Alive", ""), re.IGNORECASE
-        )
+        text = headers.get("Keep-Alive", "").lower()
+        found = re.search(r"\btimeout\s*=\s*(\d{1,9})\b", text)
         if found is None:
             return
         announced = float(found[1])
@@ -112,31 +112,40 @@ class InFlight:
     """The waits of a client's calls and downloads, so that closing the client can end them."""
 
     def __init__(self) -> None:
-        self._waits: dict[Deadline, Callable[[], Billing]] = {}
+        self._waits: dict[Deadline, list[Callable[[], Billing]]] = {}
 
     def add(self, deadline: Deadline, stop: Callable[[], Billing]) -> None:
-        """Register a deadline; `stop` frees its connection and returns the billing of a failure."""
-        self._waits[deadline] = stop
+        """Register a wait under a deadline, perhaps within another one of the same call.
 
-    def remove(self, deadline: Deadline) -> None:
-        """Forget a deadline."""
-        self._waits.pop(deadline, None)
+        `stop` is called if the client is closed: it frees the connection and returns the billing of
+        the failure.
+        """
+        self._waits.setdefault(deadline, []).append(stop)
+
+    def remove(self, deadline: Deadline, stop: Callable[[], Billing]) -> None:
+        """Forget a wait."""
+        stops = self._waits[deadline]
+        stops.remove(stop)
+        if not stops:
+            del self._waits[deadline]
 
     def interrupt_all(self) -> None:
         """Fail every wait with a ConfigurationError, also in other event loops."""
         here = asyncio.get_running_loop()
-        for deadline, stop in list(self._waits.items()):
+        for deadline in list(self._waits):
             if deadline.loop is here:
-                _interrupt(deadline, stop)
+                self._interrupt(deadline)
             else:
                 with contextlib.suppress(RuntimeError):  # that loop is closed
-                    deadline.loop.call_soon_threadsafe(_interrupt, deadline, stop)
+                    deadline.loop.call_soon_threadsafe(self._interrupt, deadline)
 
-
-def _interrupt(deadline: Deadline, stop: Callable[[], Billing]) -> None:
-    billing = stop()
-    message = "The client was closed while this call was running."
-    deadline.interrupt(ConfigurationError(message, billing=billing))
+    def _interrupt(self, deadline: Deadline) -> None:
+        stops = self._waits.get(deadline)
+        if not stops:
+            return  # it has ended meanwhile
+        billing = stops[-1]()
+        message = "The client was closed while this call was running."
+        deadline.interrupt(ConfigurationError(message, billing=billing))
 
 
 class Pool:
@@ -158,8 +167,8 @@ class Pool:
         self.borrowed, self.shared = borrowed, shared
         self.hosts = hosts
         self.in_flight = in_flight
-        # A borrowed connector has a limit of its own. Ours is kept here, since the connector's time limit for
-        # connecting would include the wait.
+        # A borrowed connector has a limit of its own. Ours is kept here, since the connector's time
+        # limit for connecting would include the wait.
         self._slots = None if shared else asyncio.Semaphore(MAX_CONNECTIONS)
         if not borrowed:
             lifetime = _lifetimes[session] = _lifetime(session)
@@ -219,11 +228,13 @@ def create_session(*, public_only: bool, keepalive: float) -> aiohttp.ClientSess
 
 
 def share_connector(session: aiohttp.ClientSession) -> aiohttp.ClientSession:
-    """Create a session for downloads on the connector of a borrowed one, without its headers and cookies.
+    """Create a session for downloads on a borrowed connector, without headers and cookies.
 
-    The connector brings its certificates, proxy and limits. Trace configurations are kept, since they observe.
+    The connector brings its certificates, proxy and limits. Trace configurations are kept, since
+    they observe.
     """
-    # OpenTelemetry adds its own configuration to each new session, so it is not passed on a second time.
+    # OpenTelemetry adds its own configuration to each new session, so it is not passed on a second
+    # time.
     traces = [
         trace
         for trace in session.trace_configs
@@ -238,9 +249,10 @@ def share_connector(session: aiohttp.ClientSession) -> aiohttp.ClientSession:
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Connector that never reuses a connection on which something arrived unasked, and knows what is open.
+    """Connector that drops connections with unexpected input, and knows what is open.
 
-    aiohttp would take a second response, sent while the connection was idle, for the response to the next request.
+    aiohttp would take a second response, sent while the connection was idle, for the response to
+    the next request.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -270,6 +282,6 @@ class _Connector(aiohttp.TCPConnector):
 
 
 async def run_pending_callbacks() -> None:
-    """Let the event loop read what has arrived, so that connections closed by the server leave the pool."""
+    """Let the event loop read what has arrived, so that closed connections leave the pool."""
     await asyncio.sleep(0)
     await asyncio.sleep(0)

@@ -38,9 +38,9 @@ def _checked(proxy: str, variable: str) -> str:
     scheme = proxy.partition("://")[0].lower()
     if scheme.startswith("socks"):
         raise ConfigurationError(
-            f"{variable} names a SOCKS proxy ({scheme}://), which is not supported directly. Set it to an HTTP "
-            "proxy, or use aiohttp-socks: AsyncImages(session=aiohttp.ClientSession("
-            "connector=aiohttp_socks.ProxyConnector.from_url(…)))."
+            f"{variable} names a SOCKS proxy ({scheme}://), which is not supported directly. "
+            "Set it to an HTTP proxy, or use aiohttp-socks: AsyncImages(session="
+            "aiohttp.ClientSession(connector=aiohttp_socks.ProxyConnector.from_url(…)))."
         )
     try:
         parts = urlsplit(proxy)
@@ -50,7 +50,8 @@ def _checked(proxy: str, variable: str) -> str:
         good = False
     if not good:
         raise ConfigurationError(
-            f"The proxy URL in {variable} is wrong; an example of a good one is http://proxy.example:3128."
+            f"The proxy URL in {variable} is wrong; a correct one looks like "
+            "http://proxy.example:3128."
         )
     return proxy
 
@@ -73,10 +74,10 @@ def _is_listed(host: str, port: int | None, no_proxy: str) -> bool:
 
 
 def _matches(entry: str, host: str, port: int | None) -> bool:
-    """Return whether one entry of NO_PROXY names the host, as curl, Go and Python's requests read it.
+    """Return whether one entry of NO_PROXY names the host, as curl and Go read it.
 
-    An entry is `*`, a host name (which includes its subdomains), `.suffix`, `*.suffix`, an IP address, or a network in
-    CIDR notation, each but the first and last with or without `:port`.
+    An entry is `*`, a host name (which includes its subdomains), `.suffix`, `*.suffix`, an IP
+    address, or a network in CIDR notation, each but the first and last with or without `:port`.
     """
     if entry == "*":
         return True

@@ -1,4 +1,4 @@
-"""The sessions of a client: one `aiohttp.ClientSession` per event loop, created, found and closed."""
+"""Sessions of a client: one per event loop, created, found and closed."""
 
 import asyncio
 import contextlib
@@ -43,7 +43,7 @@ class _Place(NamedTuple):
 
 
 class Transport:
-    """The connections of a client, in a borrowed session or in sessions of its own for each event loop.
+    """Connections of a client, in a borrowed session or in its own for each event loop.
 
     A session is closed with its loop, or by `aclose`.
 
@@ -90,7 +90,8 @@ class Transport:
             public_only: Whether a host name that leads to a private address is rejected.
 
         Raises:
-            ConfigurationError: If the client is closed, or a proxy or aiohttp itself cannot be used.
+            ConfigurationError: If the client is closed, or a proxy or aiohttp itself cannot be
+            used.
         """
         check_aiohttp()
         place = self._place(url, download=api_key is None, public_only=public_only)
@@ -159,13 +160,16 @@ class Transport:
         return _Place(loop, "own", public_only, self._hosts.keepalive(origin_of(url)))
 
     def _proxy(self, url: str, place: _Place) -> str | None:
-        """Return the environment's proxy, unless a borrowed session has its own way to the server."""
-        if self._borrowed is not None and place.kind != "own":
-            if (
+        """Return the environment's proxy, unless a borrowed session has its own."""
+        if (
+            self._borrowed is not None
+            and place.kind != "own"
+            and (
                 self._borrowed.trust_env
                 or type(self._borrowed.connector) is not aiohttp.TCPConnector
-            ):
-                return None
+            )
+        ):
+            return None
         origin = origin_of(url)
         if origin not in self._proxies:
             self._proxies[origin] = proxy_for(url)
@@ -200,7 +204,7 @@ class Transport:
         )
 
     def _forget_parent(self) -> None:
-        """In the child of a fork: leave the parent's connections alone, since both share one epoll."""
+        """Leave a parent process's connections alone after a fork, since both share one epoll."""
         if self._pid != os.getpid():
             _forgotten.append(self._pools)
             self._pools, self._pid, self._lock = {}, os.getpid(), threading.Lock()

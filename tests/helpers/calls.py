@@ -4,10 +4,12 @@ import base64
 import traceback
 from typing import Any, TypeVar
 
+import aiohttp
 import pytest
 
 from elkimg_async import AsyncImages, ElkImagesError, ImagesResponse, RetryPolicy
 from elkimg_async.sansio.decoder import ImageEvent
+from elkimg_async.transport.pool import accepts
 from tests.helpers.canned import KEY, PNG, answer, event
 
 E = TypeVar("E", bound=BaseException)
@@ -68,3 +70,9 @@ def check_secret(error: BaseException) -> None:
     shown = traceback.TracebackException.from_exception(error, capture_locals=True)
     for text in (str(error), repr(error), repr(vars(error)), "".join(shown.format())):
         assert KEY not in text
+
+
+def require_limit_of_headers() -> None:
+    """Skip a test where aiohttp, before 3.14, does not limit the number of header lines."""
+    if not accepts(aiohttp.ClientSession.__init__, "max_headers"):
+        pytest.skip(f"aiohttp {aiohttp.__version__} does not limit the number of header lines")

@@ -36,15 +36,15 @@ ENCODE: dict[str, Callable[[bytes], bytes]] = {
     "deflate, gzip": lambda data: gzip.compress(zlib.compress(data)),
 }
 try:
-    import brotli
+    import brotli  # type: ignore[import-untyped]
 except ImportError:
-    brotli = None
+    pass
 else:
     ENCODE["br"] = brotli.compress
 try:
     from backports import zstd
 except ImportError:
-    zstd = None
+    pass
 else:
     ENCODE["zstd"] = zstd.compress
 
@@ -118,7 +118,7 @@ def no_codecs(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_encoding_without_its_codec(
     canned: Canned, name: str, package: str, streaming: bool
 ) -> None:
-    """A codec that is not installed is named with its package; the image may have been made, so nothing is sent again."""
+    """A codec that is not installed is named with its package, and nothing is sent again."""
     canned.reply_with(answer(b"\x0b\x02\x80{}\x03", Content_Encoding=name))
     async with AsyncImages(KEY, base_url=canned.base_url) as client:
         error = await failure(ResponseError, client, streaming)

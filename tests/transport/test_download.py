@@ -1,4 +1,4 @@
-"""Downloads: through a borrowed connector, repeated until the image is there, and what counts as an image."""
+"""Downloads: repeated, through a borrowed connector, and what counts as an image."""
 
 import ssl
 import time
@@ -50,7 +50,7 @@ async def test_download_that_is_final(canned: Canned, status: int) -> None:
 
 
 async def test_download_honours_retry_after(canned: Canned) -> None:
-    """A server's Retry-After is kept; one beyond the limit ends the download at once, with the status."""
+    """A server's Retry-After is kept; one beyond the limit ends the download at once."""
     async with Canned(answer(b"", status=503, Retry_After="1"), answer(PNG)) as host:
         client, image = await image_at(canned, f"{host.origin}/a.png")
         async with client:
@@ -69,7 +69,7 @@ async def test_download_honours_retry_after(canned: Canned) -> None:
 async def test_download_ends_within_its_limit(
     canned: Canned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A host that never has the image fails within `Timeout.download`, and an absent file earlier, with the status."""
+    """A download fails within `Timeout.download`, and that of an absent file earlier."""
     async with Canned(answer(b"", status=404)) as host:
         client, image = await image_at(canned, f"{host.origin}/a.png", timeout=Timeout(download=1))
         async with client:
@@ -87,7 +87,7 @@ async def test_download_ends_within_its_limit(
 
 
 async def test_download_follows_a_redirect_again(canned: Canned) -> None:
-    """A repeated download begins at the URL that the API named, whose redirect may lead elsewhere by then."""
+    """A repeated download begins at the URL that the API named."""
     replies: list[Reply] = [
         answer(b"", status=302, Location="/old"), answer(b"", status=404),
         answer(b"", status=302, Location="/new"), answer(PNG),
@@ -103,7 +103,7 @@ async def test_download_follows_a_redirect_again(canned: Canned) -> None:
 
 
 async def test_download_uses_the_borrowed_certificates(canned: Canned) -> None:
-    """A private authority that the borrowed session trusts is trusted for downloads; the session's headers stay."""
+    """A private authority that the borrowed session trusts is trusted for downloads."""
     authority = trustme.CA()
     theirs = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("127.0.0.1").configure_cert(theirs)
@@ -124,7 +124,7 @@ async def test_download_uses_the_borrowed_certificates(canned: Canned) -> None:
 
 
 async def test_download_leaves_the_borrowed_session_open(canned: Canned) -> None:
-    """Closing the client closes neither the session nor its connector, and keeps its cookies and headers from hosts."""
+    """The borrowed session stays open, and keeps its cookies and headers to itself."""
     async with (
         Canned(answer(PNG)) as host,
         aiohttp.ClientSession(
@@ -151,7 +151,7 @@ async def test_download_leaves_the_borrowed_session_open(canned: Canned) -> None
 async def test_download_from_a_private_address(
     canned: Canned, monkeypatch: pytest.MonkeyPatch, url: str, borrowed: bool
 ) -> None:
-    """An API on the internet cannot make its clients request a private address, through a borrowed connector either."""
+    """A public API cannot make its clients request a private address."""
 
     async def public(_: str) -> bool:
         return False if "127.0.0.1" in _ and str(canned.port) in _ else await is_private(_)
@@ -188,7 +188,9 @@ IMAGES = {
     "svg": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
     "svg after a declaration": b'\xef\xbb\xbf<?xml version="1.0"?>\n<svg></svg>',
     "svg after a comment": b"<!-- made by <html> hand -->\n<!-- twice --><svg width='1'/>",
-    "svg after a doctype": b'<?xml version="1.0"?><!DOCTYPE svg PUBLIC "-//W3C//DTD SVG 1.1//EN" "svg11.dtd" [<!ENTITY a "b">]> <svg/>',
+    "svg after a doctype": b'<?xml version="1.0"?><!DOCTYPE svg PUBLIC "-//W3C//DTD SVG 1.1//EN" '
+    b'"svg11.dtd" '
+    b'[<!ENTITY a "b">]> <svg/>',
     "svg with a prefix": b"<svg:svg xmlns:svg='http://www.w3.org/2000/svg'/>",
     "svg in utf-16": "<svg/>".encode("utf-16"),
 }

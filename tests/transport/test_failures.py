@@ -62,7 +62,7 @@ async def failure_through(error: Exception, canned: Canned) -> ElkImagesError:
     ],
 )
 async def test_python_error(canned: Canned, error: Exception, chained: bool) -> None:
-    """A bug or an incompatibility is called that, with its type, its text and the version of aiohttp; it is not retried."""
+    """A bug or an incompatibility is called that, with its type and text; no retry."""
     failure = await failure_through(error, canned)
     assert type(failure) is ConfigurationError
     assert type(error).__name__ in str(failure)
@@ -82,7 +82,7 @@ async def test_settings_of_a_borrowed_session(canned: Canned) -> None:
 
 
 async def test_error_of_a_foreign_connector(canned: Canned) -> None:
-    """An exception class of another package is a failure to connect, and what it holds is not kept."""
+    """An exception class of another package is a failure to connect, and not kept."""
     failure = await failure_through(HeaderError("tunnel rejected"), canned)
     assert type(failure) is ConnectError
     assert "tunnel rejected (HeaderError)" in str(failure)
@@ -93,7 +93,7 @@ async def test_error_of_a_foreign_connector(canned: Canned) -> None:
 @pytest.mark.filterwarnings("ignore:BasicAuth is deprecated")
 @pytest.mark.filterwarnings("ignore:The 'auth' parameter")
 async def test_borrowed_session_with_credentials(canned: Canned, streaming: bool) -> None:
-    """Credentials of a borrowed session collide with the API key, and aiohttp's reason is quoted."""
+    """Credentials of a borrowed session collide with the API key, as aiohttp says."""
     auth = aiohttp.BasicAuth("user", "password")
     async with (
         aiohttp.ClientSession(auth=auth) as session,

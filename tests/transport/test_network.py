@@ -22,10 +22,11 @@ LATE = 0.5  # seconds that a busy machine may be late
 NAME = "hangs.example"
 
 PRIVATE = [
-    "127.0.0.1", "127.255.255.254", "0.0.0.0", "10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.1.1",
-    "169.254.169.254", "100.64.0.1", "192.0.0.1", "192.0.2.1", "198.18.0.1", "224.0.0.1", "240.0.0.1",
-    "255.255.255.255", "::", "::1", "[::1]", "fe80::1", "fe80::1%eth0", "fc00::1", "fd12::1", "ff02::1",
-    "2001:db8::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "::ffff:169.254.169.254",
+    "127.0.0.1", "127.255.255.254", "0.0.0.0", "10.0.0.1", "172.16.0.1", "172.31.255.255",
+    "192.168.1.1", "169.254.169.254", "100.64.0.1", "192.0.0.1", "192.0.2.1", "198.18.0.1",
+    "224.0.0.1", "240.0.0.1", "255.255.255.255", "::", "::1", "[::1]", "fe80::1",
+    "fe80::1%eth0", "fc00::1", "fd12::1", "ff02::1", "2001:db8::1", "::ffff:127.0.0.1",
+    "::ffff:10.0.0.1", "::ffff:169.254.169.254",
 ]  # fmt: skip
 TUNNELS = [
     "64:ff9b::127.0.0.1",
@@ -46,7 +47,7 @@ PUBLIC = [
 
 @pytest.mark.parametrize("address", PRIVATE)
 def test_private_addresses(address: str) -> None:
-    """Private, loopback, link-local, shared, reserved and multicast addresses are none of the internet."""
+    """Private, loopback, link-local, shared, reserved and multicast are not public."""
     assert not is_public(address)
 
 
@@ -62,7 +63,7 @@ def test_public_addresses(address: str) -> None:
     assert is_public(address)
 
 
-async def test_PublicResolver() -> None:
+async def test_public_resolver() -> None:
     """The resolver refuses a name as soon as one of its addresses is private, and says why."""
     resolver = PublicResolver()
     assert isinstance(resolver, AbstractResolver)
@@ -79,7 +80,7 @@ async def test_PublicResolver() -> None:
 
 @pytest.fixture
 def look_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """The system's look-up hangs for one name until the event is set, and then leads to this machine."""
+    """Make the lookup of one name hang until the event is set."""
     gate, real = threading.Event(), socket.getaddrinfo
 
     def getaddrinfo(host: Any, *others: Any, **more: Any) -> Any:
@@ -95,7 +96,7 @@ def look_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 
 @in_both_modes
 async def test_look_up_that_hangs(look_up: threading.Event, streaming: bool) -> None:
-    """Looking the name up is part of connecting: limited by `connect`, not sent, and tried again."""
+    """A name lookup is part of connecting: limited by `connect`, and tried again."""
     timeout = Timeout(connect=0.1)
     async with AsyncImages(
         KEY, base_url=f"http://{NAME}/v1", timeout=timeout, retry=QUICK

@@ -67,7 +67,7 @@ PROXIED = [
 
 @pytest.mark.parametrize(("no_proxy", "url"), DIRECT)
 def test_no_proxy_matches(no_proxy: str, url: str) -> None:
-    """NO_PROXY is read as curl, Go and requests read it: ports, networks, suffixes, IPv6, lists with `*`."""
+    """NO_PROXY takes ports, networks, suffixes, IPv6 and lists with `*`."""
     assert proxy_for(url, ProxySettings({"http": PROXY, "https": PROXY}, no_proxy)) is None
 
 
@@ -108,7 +108,7 @@ async def test_proxy_without_a_scheme(
 async def test_socks_proxy(
     canned: Canned, monkeypatch: pytest.MonkeyPatch, variable: str, scheme: str
 ) -> None:
-    """A SOCKS proxy is a ConfigurationError that names the variable and the remedy; nothing is written to it."""
+    """A SOCKS proxy fails before anything is written, naming the variable and the remedy."""
     monkeypatch.setenv(variable, f"{scheme}://user:hush@127.0.0.1:{canned.port}")
     async with AsyncImages(KEY, base_url="http://gateway.example.test/v1") as client:
         error = await failure(ConfigurationError, client)
@@ -119,7 +119,7 @@ async def test_socks_proxy(
 
 
 async def test_socks_proxy_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The remedy works: a borrowed session with aiohttp-socks is not kept from its way by the variable."""
+    """A borrowed session with aiohttp-socks works although the variable is set."""
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
     port = free_port()
     connector: Any = ProxyConnector.from_url(f"socks5://127.0.0.1:{port}")
@@ -148,7 +148,7 @@ async def test_proxy_url_that_is_wrong(monkeypatch: pytest.MonkeyPatch, proxy: s
 async def test_proxy_rejects_connect(
     canned: Canned, monkeypatch: pytest.MonkeyPatch, status: int, streaming: bool
 ) -> None:
-    """A proxy that rejects CONNECT is named with its status after one attempt; 407 advises on credentials."""
+    """A rejected CONNECT is reported once with its status; 407 advises on credentials."""
     monkeypatch.setenv("HTTPS_PROXY", f"http://user:hush@127.0.0.1:{canned.port}")
     canned.reply_with(answer(b"", status=status, Connection="close"))
     async with AsyncImages(KEY, base_url="https://api.third.test/v1", retry=QUICK) as client:

@@ -1,4 +1,4 @@
-"""Tools that hook aiohttp's `ClientSession`: recorders, tracing, middlewares and mocks, each the real one."""
+"""Recorders, tracing, middlewares and mocks that hook aiohttp's `ClientSession`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-import vcr
+import vcr  # type: ignore[import-untyped]
 from aioresponses import aioresponses
 from opentelemetry import trace
 from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
@@ -42,7 +42,7 @@ async def use_everything(client: AsyncImages, canned: Canned) -> int:
 
 
 async def test_vcr_cassette(canned: Canned, tmp_path: Path) -> None:
-    """A cassette records generate, edit, a stream, models and a download, and replays them without the server."""
+    """A cassette records every kind of request, and replays it without the server."""
     recorder = vcr.VCR(match_on=["method", "path", "body"], filter_headers=["Authorization"])
     for _ in range(2):
         with recorder.use_cassette(str(tmp_path / "cassette.yaml")):
@@ -55,7 +55,8 @@ async def test_vcr_cassette(canned: Canned, tmp_path: Path) -> None:
 
 
 async def use_deterministic(client: AsyncImages, canned: Canned) -> int:
-    """Make each kind of request with the same body in every run: an edit's boundary follows its idempotency key."""
+    """Make each kind of request with the same body in every run."""
+    # The boundary of an edit follows its idempotency key.
     client = client.with_options(headers={"Idempotency-Key": "fixed"})
     return await use_everything(client, canned)
 
@@ -102,9 +103,11 @@ async def test_trace_config_of_a_borrowed_session(canned: Canned) -> None:
 
     config.on_request_start.append(note_start)
     config.on_request_end.append(note_end)
-    async with aiohttp.ClientSession(trace_configs=[config]) as session:
-        async with AsyncImages(KEY, base_url=canned.base_url, session=session) as client:
-            await use_everything(client, canned)
+    async with (
+        aiohttp.ClientSession(trace_configs=[config]) as session,
+        AsyncImages(KEY, base_url=canned.base_url, session=session) as client,
+    ):
+        await use_everything(client, canned)
     sent = [f"{request.method} {request.target}" for request in canned.requests]
     assert seen == [f"{what} {line}" for line in sent for what in ("start", "end")]
 
@@ -120,9 +123,11 @@ async def test_middleware_of_a_borrowed_session(canned: Canned) -> None:
         request.headers["X-Team"] = "images"
         return await handler(request)
 
-    async with aiohttp.ClientSession(middlewares=(middleware,)) as session:
-        async with AsyncImages(KEY, base_url=canned.base_url, session=session) as client:
-            await use_everything(client, canned)
+    async with (
+        aiohttp.ClientSession(middlewares=(middleware,)) as session,
+        AsyncImages(KEY, base_url=canned.base_url, session=session) as client,
+    ):
+        await use_everything(client, canned)
     *api, download = canned.requests
     assert seen == [f"{request.method} {request.target}" for request in api]
     assert {request.headers.get("x-team") for request in api} == {"images"}
@@ -130,7 +135,7 @@ async def test_middleware_of_a_borrowed_session(canned: Canned) -> None:
 
 
 async def test_aioresponses() -> None:
-    """The mock that aiohttp's users know works for requests, errors and downloads, if it does with aiohttp itself."""
+    """The mock works for requests, errors and downloads, if it does with aiohttp itself."""
     base = "https://api.example/v1"
     with aioresponses() as mock:
         mock.get(f"{base}/models", payload={})

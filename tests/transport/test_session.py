@@ -1,4 +1,4 @@
-"""Sessions of a client: closing while anything is in flight, idle connections, and versions of aiohttp."""
+"""Closing while anything is in flight, idle connections, and versions of aiohttp."""
 
 import asyncio
 import time
@@ -46,7 +46,7 @@ async def failure_of(call: Awaitable[Any]) -> ElkImagesError:
 @pytest.mark.parametrize("streaming", [False, True], ids=["batch", "stream"])
 @pytest.mark.parametrize("reply", IN_FLIGHT.values(), ids=IN_FLIGHT.keys())
 async def test_aclose_fails_calls_in_flight(reply: Reply, streaming: bool, borrowed: bool) -> None:
-    """A call that waits for headers or for more of a body fails at once, and its connection is closed."""
+    """A call that waits for headers or more of a body fails at once and disconnects."""
     async with Canned(reply) as canned, aiohttp.ClientSession() as session:
         client = AsyncImages(
             KEY, base_url=canned.base_url, session=session if borrowed else None, retry=0
@@ -65,7 +65,7 @@ async def test_aclose_fails_calls_in_flight(reply: Reply, streaming: bool, borro
 
 
 async def test_aclose_fails_a_stream_between_events() -> None:
-    """A stream that nobody reads at the moment fails when it is read again, and its connection is closed."""
+    """A stream that nobody reads disconnects, and fails when it is read again."""
     async with Canned(IN_FLIGHT["stream"]) as canned, aiohttp.ClientSession() as session:
         for options in ({}, {"session": session}):
             client = AsyncImages(KEY, base_url=canned.base_url, **options)  # type: ignore[arg-type]
@@ -129,7 +129,7 @@ async def test_aclose_fails_calls_waiting_for_a_connection(
     ids=["headers", "body", "back-off"],
 )
 async def test_aclose_fails_a_download(reply: Reply, borrowed: bool) -> None:
-    """A download fails at once, also while it waits before its next request; the image stays billed."""
+    """A download fails at once, also before a repeated request; the image stays billed."""
     async with Canned(reply) as host, aiohttp.ClientSession() as session:
         api = answer({"data": [{"url": f"{host.origin}/a.png"}]})
         async with Canned(api) as canned:
@@ -178,14 +178,14 @@ def test_aclose_fails_calls_in_other_threads() -> None:
 
 
 def test_hosts_keepalive(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server's own time is used less one second, never beyond the client's; a lost connection means none for a while."""
+    """A server's time less a second is used; a lost connection means none for a while."""
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     hosts = Hosts(4.0)
     assert hosts.keepalive("http://a") == 4.0
     for said, seconds in {
-        "timeout=5": 4.0, "timeout=2, max=100": 1.0, "max=3, Timeout = 3": 2.0, "timeout=1": 0.5, "timeout=0": 0.0,
-        "timeout=75": 4.0, "": 4.0, "timeout=x": 4.0,
+        "timeout=5": 4.0, "timeout=2, max=100": 1.0, "max=3, Timeout = 3": 2.0, "timeout=1": 0.5,
+        "timeout=0": 0.0, "timeout=75": 4.0, "": 4.0, "timeout=x": 4.0,
     }.items():  # fmt: skip
         hosts.note_response("http://a", {"Keep-Alive": said})
         assert hosts.keepalive("http://a") == seconds, said
@@ -209,7 +209,7 @@ async def pause_after(canned: Canned, seconds: float, **options: Any) -> int:
 
 
 async def test_idle_connection_is_reused_within_its_time(canned: Canned) -> None:
-    """A server's `Keep-Alive: timeout=N` ends reuse before the server closes; a longer time changes nothing."""
+    """A server's `Keep-Alive: timeout=N` ends reuse before the server closes."""
     canned.reply_with([head_with(GOOD, "Keep-Alive: timeout=1"), *GOOD[1:]])
     assert (
         await pause_after(canned, 0.0) == 1
@@ -234,7 +234,7 @@ def head_with(reply: Reply, line: str) -> bytes:
 
 
 async def serve_once(closed: Callable[[], None]) -> asyncio.Server:
-    """Start a server that reads a second request on a connection and closes it without a response."""
+    """Start a server that closes each connection instead of answering a second request."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -270,7 +270,7 @@ async def test_lost_connection_means_fresh_ones(canned: Canned) -> None:
 
 
 async def test_connection_closed_while_idle(canned: Canned) -> None:
-    """A connection that the server has closed is not used, however soon after that the next call comes."""
+    """A connection that the server has closed is not used, however soon the next call is."""
     ended = asyncio.Event()
     pieces: list[Piece] = [*GOOD, ended, End.CLOSE]
     canned.reply_with(pieces)

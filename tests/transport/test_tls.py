@@ -102,6 +102,8 @@ async def test_bad_certificate(
         ) as client:
             error = await failure(ConnectError, client, streaming)
         assert reason in str(error)
+        assert "Check the server's certificate" in str(error)
+        assert "base URL" not in str(error)
         assert server.base_url.split("/")[2] in str(error)
         assert (error.billing, error.phase) == ("not_sent", "tls")
         assert not server.requests
