@@ -12,7 +12,7 @@ import msgspec
 import pybase64
 
 from elkimg_async.errors import InvalidRequestError
-from elkimg_async.local.script import Answer
+from elkimg_async.local.script import ScriptedResponse
 from elkimg_async.sansio.image_headers import InputImage
 from elkimg_async.sansio.model_rules import MODELS, is_gpt_image, validate
 from elkimg_async.sansio.requests import DEFAULT_MODEL, EditRequest, GenerateRequest
@@ -204,12 +204,12 @@ def _pixels(image: InputImage) -> tuple[int, int]:
 # --- what is answered -------------------------------------------------------
 
 
-def answer(
+def success_response(
     order: Order, result: Result, headers: Mapping[str, str], *, stream: bool, delay: float = 0.0
-) -> Answer:
+) -> ScriptedResponse:
     """The result as JSON or as a stream, whatever the order asked for; `delay` is in seconds."""
     if stream:
-        return Answer(
+        return ScriptedResponse(
             headers={
                 **headers,
                 "Content-Type": "text/event-stream",
@@ -228,7 +228,7 @@ def answer(
         **order.described,
         "usage": usage(order),
     }
-    return json_answer(value, headers, delay=delay)
+    return json_response(value, headers, delay=delay)
 
 
 def _events(order: Order, result: Result) -> list[bytes]:
@@ -292,11 +292,11 @@ def _picture_tokens(image: InputImage) -> int:
     return 65 + 129 * math.ceil(width / 512) * math.ceil(height / 512)
 
 
-def json_answer(
+def json_response(
     value: object, headers: Mapping[str, str], *, status: int = 200, delay: float = 0.0
-) -> Answer:
+) -> ScriptedResponse:
     """Any value as JSON."""
-    return Answer(
+    return ScriptedResponse(
         status=status,
         headers={**headers, "Content-Type": "application/json"},
         frames=(msgspec.json.encode(value),),
@@ -316,12 +316,12 @@ def error_value(refusal: RefusalError, headers: Mapping[str, str]) -> dict[str, 
     }
 
 
-def error_answer(refusal: RefusalError, headers: Mapping[str, str]) -> Answer:
+def error_response(refusal: RefusalError, headers: Mapping[str, str]) -> ScriptedResponse:
     """A refusal with its status."""
-    return json_answer(error_value(refusal, headers), headers, status=refusal.status)
+    return json_response(error_value(refusal, headers), headers, status=refusal.status)
 
 
-def models_answer(headers: Mapping[str, str]) -> Answer:
+def models_response(headers: Mapping[str, str]) -> ScriptedResponse:
     """GET /v1/models, in OpenAI's list shape; the gateway adds which endpoints a model serves."""
     models: Sequence[dict[str, Any]] = [
         {
@@ -333,17 +333,23 @@ def models_answer(headers: Mapping[str, str]) -> Answer:
         }
         for name in MODELS
     ]
-    return json_answer({"object": "list", "data": models}, headers)
+    return json_response({"object": "list", "data": models}, headers)
 
 
-def page_answer(headers: Mapping[str, str]) -> Answer:
+def page_response(headers: Mapping[str, str]) -> ScriptedResponse:
     """What the gateway says outside /v1, to any method: 200 and a web page (section 3)."""
-    return Answer(headers={**headers, "Content-Type": "text/html; charset=utf-8"}, frames=(_PAGE,))
+    return ScriptedResponse(
+        headers={**headers, "Content-Type": "text/html; charset=utf-8"}, frames=(_PAGE,)
+    )
 
 
-def image_answer(content: bytes, output_format: str, headers: Mapping[str, str]) -> Answer:
+def image_response(
+    content: bytes, output_format: str, headers: Mapping[str, str]
+) -> ScriptedResponse:
     """The file behind the URL of an image."""
-    return Answer(headers={**headers, "Content-Type": f"image/{output_format}"}, frames=(content,))
+    return ScriptedResponse(
+        headers={**headers, "Content-Type": f"image/{output_format}"}, frames=(content,)
+    )
 
 
 def rate_limit_headers(limit: int, remaining: int, reset: float) -> dict[str, str]:

@@ -26,7 +26,7 @@ import msgspec
 
 from elkimg_async.errors import ConfigurationError
 from elkimg_async.local.plays import KINDS
-from elkimg_async.local.script import Answer, Step
+from elkimg_async.local.script import ScriptedResponse, Step
 
 FAULT_HEADER = "X-Elkimg-Fault"
 FAULTS: dict[str, str] = {name: kind.description for name, kind in KINDS.items()}
@@ -82,9 +82,9 @@ class Fault(msgspec.Struct, frozen=True):
                 f"{self.name}: {self.argument!r} is not fit. It is: {kind.description}."
             ) from None
 
-    def play(self, answer: Answer) -> Iterator[Step]:
-        """The steps that go over the wire instead of `answer`."""
-        return KINDS[self.name].play(answer, self.value())
+    def play(self, response: ScriptedResponse) -> Iterator[Step]:
+        """The steps that go over the wire instead of `response`."""
+        return KINDS[self.name].play(response, self.value())
 
 
 def parse(text: str) -> Fault:

@@ -1,4 +1,4 @@
-"""What each fault does with an answer: a table of names, and one function for each."""
+"""What each fault does with a response: a table of names, and one function for each."""
 
 import zlib
 from collections.abc import Callable, Iterator
@@ -10,11 +10,11 @@ import msgspec
 from elkimg_async.local import contract
 from elkimg_async.local.contract import RefusalError
 from elkimg_async.local.script import (
-    Answer,
     Deaf,
     End,
     Framing,
     Pause,
+    ScriptedResponse,
     Step,
     body,
     chunk,
@@ -23,7 +23,7 @@ from elkimg_async.local.script import (
     written,
 )
 
-_Play = Callable[[Answer, Any], Iterator[Step]]
+_Play = Callable[[ScriptedResponse, Any], Iterator[Step]]
 
 
 class Kind(NamedTuple):
@@ -93,7 +93,7 @@ def _status(text: str) -> int:
     _seconds,
     makes=False,
 )
-def _refuse(answer: Answer, seconds: float | None) -> Iterator[Step]:
+def _refuse(response: ScriptedResponse, seconds: float | None) -> Iterator[Step]:
     yield Deaf(seconds)
 
 
@@ -103,11 +103,11 @@ def _refuse(answer: Answer, seconds: float | None) -> Iterator[Step]:
     _seconds,
     makes=False,
 )
-def _rate_limit(answer: Answer, seconds: float | None) -> Iterator[Step]:
-    headers = dict(answer.headers)
+def _rate_limit(response: ScriptedResponse, seconds: float | None) -> Iterator[Step]:
+    headers = dict(response.headers)
     if seconds is not None:
         headers["Retry-After"] = f"{seconds:g}"
-    yield from steps(contract.error_answer(RefusalError(429, "Too many requests"), headers))
+    yield from steps(contract.error_response(RefusalError(429, "Too many requests"), headers))
 
 
 def _status_and_code(text: str) -> tuple[int, str]:
@@ -122,9 +122,9 @@ def _status_and_code(text: str) -> tuple[int, str]:
     (500, "do_request_failed"),
     makes=False,
 )
-def _error(answer: Answer, what: tuple[int, str]) -> Iterator[Step]:
+def _error(response: ScriptedResponse, what: tuple[int, str]) -> Iterator[Step]:
     refusal = RefusalError(what[0], "The local server fails because it was told to", code=what[1])
-    yield from steps(contract.error_answer(refusal, answer.headers))
+    yield from steps(contract.error_response(refusal, response.headers))
 
 
 @_fault(
@@ -134,26 +134,26 @@ def _error(answer: Answer, what: tuple[int, str]) -> Iterator[Step]:
     "http://elsewhere.invalid/v1/images/generations",
     makes=False,
 )
-def _redirect(answer: Answer, url: str) -> Iterator[Step]:
-    yield from steps(Answer(status=307, headers={**answer.headers, "Location": url}))
+def _redirect(response: ScriptedResponse, url: str) -> Iterator[Step]:
+    yield from steps(ScriptedResponse(status=307, headers={**response.headers, "Location": url}))
 
 
 # --- the connection ---------------------------------------------------------
 
 
-@_fault("none", "no fault: the answer is as it should be")
-def _none(answer: Answer, _: None) -> Iterator[Step]:
-    yield from steps(answer)
+@_fault("none", "no fault: the response is as it should be")
+def _none(response: ScriptedResponse, _: None) -> Iterator[Step]:
+    yield from steps(response)
 
 
-@_fault("reset-before-headers", "the connection is reset before a byte of the answer")
-def _reset_before_headers(answer: Answer, _: None) -> Iterator[Step]:
+@_fault("reset-before-headers", "the connection is reset before a byte of the response")
+def _reset_before_headers(response: ScriptedResponse, _: None) -> Iterator[Step]:
     yield End.RESET
 
 
 @_fault("reset-in-headers", "the connection is reset halfway through the headers")
-def _reset_in_headers(answer: Answer, _: None) -> Iterator[Step]:
-    start = head(answer)
+def _reset_in_headers(response: ScriptedResponse, _: None) -> Iterator[Step]:
+    start = head(response)
     yield start[: len(start) // 2]
     yield End.RESET
 
@@ -163,12 +163,12 @@ def _reset_in_headers(answer: Answer, _: None) -> Iterator[Step]:
     "the connection is reset halfway through the body, or after =BYTES of it",
     _amount,
 )
-def _reset_in_body(answer: Answer, size: int | None) -> Iterator[Step]:
-    yield from _cut(answer, size, End.RESET)
+def _reset_in_body(response: ScriptedResponse, size: int | None) -> Iterator[Step]:
+    yield from _cut(response, size, End.RESET)
 
 
-@_fault("close-before-headers", "the connection is closed, cleanly, before a byte of the answer")
-def _close_before_headers(answer: Answer, _: None) -> Iterator[Step]:
+@_fault("close-before-headers", "the connection is closed, cleanly, before a byte of the response")
+def _close_before_headers(response: ScriptedResponse, _: None) -> Iterator[Step]:
     yield End.CLOSE
 
 
@@ -177,15 +177,15 @@ def _close_before_headers(answer: Answer, _: None) -> Iterator[Step]:
     "half the body, or =BYTES, of what Content-Length says, then a clean close",
     _amount,
 )
-def _truncate_length(answer: Answer, size: int | None) -> Iterator[Step]:
-    yield from _cut(_framed(answer, "length"), size, End.CLOSE)
+def _truncate_length(response: ScriptedResponse, size: int | None) -> Iterator[Step]:
+    yield from _cut(_framed(response, "length"), size, End.CLOSE)
 
 
 @_fault(
     "truncate-chunked", "half the body, or =BYTES, then a clean close within the chunks", _amount
 )
-def _truncate_chunked(answer: Answer, size: int | None) -> Iterator[Step]:
-    yield from _cut(_framed(answer, "chunked"), size, End.CLOSE)
+def _truncate_chunked(response: ScriptedResponse, size: int | None) -> Iterator[Step]:
+    yield from _cut(_framed(response, "chunked"), size, End.CLOSE)
 
 
 @_fault(
@@ -193,18 +193,18 @@ def _truncate_chunked(answer: Answer, size: int | None) -> Iterator[Step]:
     "half the body, or =BYTES, of a body without any length, then a clean close",
     _amount,
 )
-def _truncate_close(answer: Answer, size: int | None) -> Iterator[Step]:
-    yield from _cut(_framed(answer, "close"), size, End.CLOSE)
+def _truncate_close(response: ScriptedResponse, size: int | None) -> Iterator[Step]:
+    yield from _cut(_framed(response, "close"), size, End.CLOSE)
 
 
-@_fault("stall-headers", "no byte of the answer ever comes")
-def _stall_headers(answer: Answer, _: None) -> Iterator[Step]:
+@_fault("stall-headers", "no byte of the response ever comes")
+def _stall_headers(response: ScriptedResponse, _: None) -> Iterator[Step]:
     yield End.HOLD
 
 
 @_fault("stall-body", "half the body, or =BYTES of it, then nothing more", _amount)
-def _stall_body(answer: Answer, size: int | None) -> Iterator[Step]:
-    yield from _cut(answer, size, End.HOLD)
+def _stall_body(response: ScriptedResponse, size: int | None) -> Iterator[Step]:
+    yield from _cut(response, size, End.HOLD)
 
 
 @_fault(
@@ -213,9 +213,9 @@ def _stall_body(answer: Answer, size: int | None) -> Iterator[Step]:
     _amount,
     1,
 )
-def _stall_stream(answer: Answer, events: int) -> Iterator[Step]:
-    yield head(answer)
-    for step in body(answer) if _streams(answer) else ():
+def _stall_stream(response: ScriptedResponse, events: int) -> Iterator[Step]:
+    yield head(response)
+    for step in body(response) if _streams(response) else ():
         events -= isinstance(step, Pause)  # one stands before each event
         if events < 0:
             break
@@ -224,10 +224,10 @@ def _stall_stream(answer: Answer, events: int) -> Iterator[Step]:
 
 
 @_fault(
-    "keep-alive-close", "the answer is whole and promises keep-alive, then the connection closes"
+    "keep-alive-close", "the response is whole and promises keep-alive, then the connection closes"
 )
-def _keep_alive_close(answer: Answer, _: None) -> Iterator[Step]:
-    yield from steps(answer)
+def _keep_alive_close(response: ScriptedResponse, _: None) -> Iterator[Step]:
+    yield from steps(response)
     yield End.CLOSE
 
 
@@ -235,41 +235,43 @@ def _keep_alive_close(answer: Answer, _: None) -> Iterator[Step]:
 
 
 @_fault("trickle", "the body byte by byte, or =BYTES at a time", _size, 1)
-def _trickle(answer: Answer, size: int) -> Iterator[Step]:
-    yield head(answer)
-    whole = written(body(answer))
+def _trickle(response: ScriptedResponse, size: int) -> Iterator[Step]:
+    yield head(response)
+    whole = written(body(response))
     yield from _pieces(whole, range(size, len(whole), size))
-    yield from _close_of(answer)
+    yield from _close_of(response)
 
 
-@_fault("split", "the answer, headers included, cut at =OFFSET,OFFSET… or at every byte", _offsets)
-def _split(answer: Answer, offsets: tuple[int, ...] | None) -> Iterator[Step]:
-    whole = written(steps(answer))
+@_fault(
+    "split", "the response, headers included, cut at =OFFSET,OFFSET… or at every byte", _offsets
+)
+def _split(response: ScriptedResponse, offsets: tuple[int, ...] | None) -> Iterator[Step]:
+    whole = written(steps(response))
     yield from _pieces(whole, range(1, len(whole)) if offsets is None else offsets)
-    yield from _close_of(answer)
+    yield from _close_of(response)
 
 
 @_fault("drip", "a byte of the body every 0.1 s, or every =SECONDS", _seconds, 0.1)
-def _drip(answer: Answer, seconds: float) -> Iterator[Step]:
-    yield head(answer)
-    whole = written(body(answer))
+def _drip(response: ScriptedResponse, seconds: float) -> Iterator[Step]:
+    yield head(response)
+    whole = written(body(response))
     yield from _pieces(whole, range(1, len(whole)), seconds)
-    yield from _close_of(answer)
+    yield from _close_of(response)
 
 
 @_fault(
     "endless-pings", "a comment every 0.01 s, or every =SECONDS, and never an event", _seconds, 0.01
 )
-def _endless_pings(answer: Answer, seconds: float) -> Iterator[Step]:
-    yield head(_framed(answer, "chunked"))
+def _endless_pings(response: ScriptedResponse, seconds: float) -> Iterator[Step]:
+    yield head(_framed(response, "chunked"))
     for ping in repeat(b": PING\n\n"):
         yield chunk(ping)
         yield Pause(seconds)
 
 
 @_fault("endless-headers", "headers without end")
-def _endless_headers(answer: Answer, _: None) -> Iterator[Step]:
-    yield head(answer)[:-2]
+def _endless_headers(response: ScriptedResponse, _: None) -> Iterator[Step]:
+    yield head(response)[:-2]
     for line in repeat(b"X-Endless: " + b"x" * 100 + b"\r\n"):
         yield line * 10
         yield Pause()
@@ -281,7 +283,7 @@ def _endless_headers(answer: Answer, _: None) -> Iterator[Step]:
     _seconds,
     0.01,
 )
-def _endless_interim(answer: Answer, seconds: float) -> Iterator[Step]:
+def _endless_interim(response: ScriptedResponse, seconds: float) -> Iterator[Step]:
     for interim in repeat(b"HTTP/1.1 102 Processing\r\n\r\n"):
         yield interim
         yield Pause(seconds)
@@ -291,120 +293,120 @@ def _endless_interim(answer: Answer, seconds: float) -> Iterator[Step]:
 
 
 @_fault("corrupt-partial", "the base64 of each partial image is spoiled (stream)")
-def _corrupt_partial(answer: Answer, _: None) -> Iterator[Step]:
+def _corrupt_partial(response: ScriptedResponse, _: None) -> Iterator[Step]:
     frames = (
-        _spoiled(frame) if _is(frame, b".partial_image") else frame for frame in answer.frames
+        _spoiled(frame) if _is(frame, b".partial_image") else frame for frame in response.frames
     )
-    yield from steps(_with(answer, *frames))
+    yield from steps(_with(response, *frames))
 
 
 @_fault("corrupt-final", "the base64 of the last image is spoiled")
-def _corrupt_final(answer: Answer, _: None) -> Iterator[Step]:
-    frames = list(answer.frames)
+def _corrupt_final(response: ScriptedResponse, _: None) -> Iterator[Step]:
+    frames = list(response.frames)
     last = max((at for at, frame in enumerate(frames) if b'"b64_json"' in frame), default=None)
     if last is not None:
         frames[last] = _spoiled(frames[last])
-    yield from steps(_with(answer, *frames))
+    yield from steps(_with(response, *frames))
 
 
 @_fault("wrong-type", "the right body as text/plain, or as =TYPE", str, "text/plain")
-def _wrong_type(answer: Answer, content_type: str) -> Iterator[Step]:
-    yield from steps(_typed(answer, content_type))
+def _wrong_type(response: ScriptedResponse, content_type: str) -> Iterator[Step]:
+    yield from steps(_typed(response, content_type))
 
 
 @_fault("html", "a web page, with status 200 or =STATUS", _status, 200)
-def _html(answer: Answer, status: int) -> Iterator[Step]:
-    page = contract.page_answer(answer.headers)
+def _html(response: ScriptedResponse, status: int) -> Iterator[Step]:
+    page = contract.page_response(response.headers)
     yield from steps(msgspec.structs.replace(page, status=status))
 
 
 @_fault("empty", "no body, with status 200 or =STATUS", _status, 200)
-def _empty(answer: Answer, status: int) -> Iterator[Step]:
-    yield from steps(Answer(status=status, headers=answer.headers))
+def _empty(response: ScriptedResponse, status: int) -> Iterator[Step]:
+    yield from steps(ScriptedResponse(status=status, headers=response.headers))
 
 
 @_fault("body", "the body is =TEXT, with status 200 and the type that was asked for", str, "")
-def _body(answer: Answer, text: str) -> Iterator[Step]:
-    yield from steps(Answer(headers=answer.headers, frames=(text.encode(),)))
+def _body(response: ScriptedResponse, text: str) -> Iterator[Step]:
+    yield from steps(ScriptedResponse(headers=response.headers, frames=(text.encode(),)))
 
 
 @_fault("json-for-stream", "JSON, whatever was asked", stream=False)
 @_fault("stream-for-json", "a stream, whatever was asked", stream=True)
-def _other_form(answer: Answer, _: None) -> Iterator[Step]:
-    yield from steps(answer)
+def _other_form(response: ScriptedResponse, _: None) -> Iterator[Step]:
+    yield from steps(response)
 
 
 @_fault("error-in-200", "an error as JSON, with status 200 and the type that was asked for")
-def _error_in_200(answer: Answer, _: None) -> Iterator[Step]:
-    yield from steps(Answer(headers=answer.headers, frames=(_failure(answer),)))
+def _error_in_200(response: ScriptedResponse, _: None) -> Iterator[Step]:
+    yield from steps(ScriptedResponse(headers=response.headers, frames=(_failure(response),)))
 
 
 @_fault("bare-error", "a ping, then an error as a bare line of JSON, without `data:` (stream)")
-def _bare_error(answer: Answer, _: None) -> Iterator[Step]:
-    frames = (b": PING\n\n", _failure(answer) + b"\n")
-    yield from steps(_with(answer, *frames) if _streams(answer) else answer)
+def _bare_error(response: ScriptedResponse, _: None) -> Iterator[Step]:
+    frames = (b": PING\n\n", _failure(response) + b"\n")
+    yield from steps(_with(response, *frames) if _streams(response) else response)
 
 
 @_fault("error-event", "an error event in place of the completed image (stream)")
-def _error_event(answer: Answer, _: None) -> Iterator[Step]:
-    kept = (frame for frame in answer.frames[:-1] if not _is(frame, b".completed"))
-    failed = b"event: error\ndata: " + _failure(answer) + b"\n\n"
-    yield from steps(_with(answer, *kept, failed) if _streams(answer) else answer)
+def _error_event(response: ScriptedResponse, _: None) -> Iterator[Step]:
+    kept = (frame for frame in response.frames[:-1] if not _is(frame, b".completed"))
+    failed = b"event: error\ndata: " + _failure(response) + b"\n\n"
+    yield from steps(_with(response, *kept, failed) if _streams(response) else response)
 
 
 @_fault(
     "no-completed",
     "the completed image never comes and the stream ends cleanly; JSON has no images",
 )
-def _no_completed(answer: Answer, _: None) -> Iterator[Step]:
-    if not _streams(answer):
-        yield from steps(_data(answer, lambda items: []))
+def _no_completed(response: ScriptedResponse, _: None) -> Iterator[Step]:
+    if not _streams(response):
+        yield from steps(_data(response, lambda items: []))
         return
-    kept = (frame for frame in answer.frames[:-1] if not _is(frame, b".completed"))
-    yield from steps(_with(answer, *kept))
+    kept = (frame for frame in response.frames[:-1] if not _is(frame, b".completed"))
+    yield from steps(_with(response, *kept))
 
 
 @_fault("twice-completed", "each completed image comes twice")
-def _twice_completed(answer: Answer, _: None) -> Iterator[Step]:
-    if not _streams(answer):
-        yield from steps(_data(answer, lambda items: [item for item in items for _ in range(2)]))
+def _twice_completed(response: ScriptedResponse, _: None) -> Iterator[Step]:
+    if not _streams(response):
+        yield from steps(_data(response, lambda items: [item for item in items for _ in range(2)]))
         return
     frames = [
-        copy for frame in answer.frames for copy in repeat(frame, 1 + _is(frame, b".completed"))
+        copy for frame in response.frames for copy in repeat(frame, 1 + _is(frame, b".completed"))
     ]
-    yield from steps(_with(answer, *frames))
+    yield from steps(_with(response, *frames))
 
 
 @_fault("after-done", "one more event after [DONE] (stream)")
-def _after_done(answer: Answer, _: None) -> Iterator[Step]:
-    late = [frame for frame in answer.frames if _is(frame, b".completed")]
-    yield from steps(_with(answer, *answer.frames, *late[-1:]))
+def _after_done(response: ScriptedResponse, _: None) -> Iterator[Step]:
+    late = [frame for frame in response.frames if _is(frame, b".completed")]
+    yield from steps(_with(response, *response.frames, *late[-1:]))
 
 
 # --- the coding -------------------------------------------------------------
 
 
 @_fault("gzip", "the right body, gzipped")
-def _gzip(answer: Answer, _: None) -> Iterator[Step]:
-    yield from steps(_coded(_with(answer, *_gzipped(answer))))
+def _gzip(response: ScriptedResponse, _: None) -> Iterator[Step]:
+    yield from steps(_coded(_with(response, *_gzipped(response))))
 
 
 @_fault(
     "truncated-gzip",
-    "half of the gzipped body, or =BYTES of it, in an answer that is otherwise whole",
+    "half of the gzipped body, or =BYTES of it, in a response that is otherwise whole",
     _amount,
 )
-def _truncated_gzip(answer: Answer, size: int | None) -> Iterator[Step]:
-    coded = b"".join(_gzipped(answer))
-    yield from steps(_coded(_with(answer, coded[: len(coded) // 2 if size is None else size])))
+def _truncated_gzip(response: ScriptedResponse, size: int | None) -> Iterator[Step]:
+    coded = b"".join(_gzipped(response))
+    yield from steps(_coded(_with(response, coded[: len(coded) // 2 if size is None else size])))
 
 
 @_fault("gzip-bomb", "the right body after 512 MiB, or =MIB, of white space, gzipped", _size, 512)
-def _gzip_bomb(answer: Answer, size: int) -> Iterator[Step]:
+def _gzip_bomb(response: ScriptedResponse, size: int) -> Iterator[Step]:
     coder = zlib.compressobj(wbits=31)
     blank = b" " * 1024 * 1024
-    yield head(_coded(_framed(answer, "chunked")))
-    for part in (*repeat(blank, size), b"\n", *answer.frames):
+    yield head(_coded(_framed(response, "chunked")))
+    for part in (*repeat(blank, size), b"\n", *response.frames):
         if coded := coder.compress(part) + coder.flush(zlib.Z_SYNC_FLUSH):
             yield chunk(coded)
     yield chunk(coder.flush())
@@ -414,39 +416,39 @@ def _gzip_bomb(answer: Answer, size: int) -> Iterator[Step]:
 # --- helpers ----------------------------------------------------------------
 
 
-def _streams(answer: Answer) -> bool:
-    return answer.framing != "length"
+def _streams(response: ScriptedResponse) -> bool:
+    return response.framing != "length"
 
 
-def _framed(answer: Answer, framing: Framing) -> Answer:
-    return msgspec.structs.replace(answer, framing=framing)
+def _framed(response: ScriptedResponse, framing: Framing) -> ScriptedResponse:
+    return msgspec.structs.replace(response, framing=framing)
 
 
-def _with(answer: Answer, *frames: bytes) -> Answer:
-    return msgspec.structs.replace(answer, frames=frames)
+def _with(response: ScriptedResponse, *frames: bytes) -> ScriptedResponse:
+    return msgspec.structs.replace(response, frames=frames)
 
 
-def _typed(answer: Answer, content_type: str) -> Answer:
-    headers = {**answer.headers, "Content-Type": content_type}
-    return msgspec.structs.replace(answer, headers=headers)
+def _typed(response: ScriptedResponse, content_type: str) -> ScriptedResponse:
+    headers = {**response.headers, "Content-Type": content_type}
+    return msgspec.structs.replace(response, headers=headers)
 
 
-def _gzipped(answer: Answer) -> Iterator[bytes]:
+def _gzipped(response: ScriptedResponse) -> Iterator[bytes]:
     coder = zlib.compressobj(wbits=31)
-    for frame in answer.frames:
+    for frame in response.frames:
         yield coder.compress(frame) + coder.flush(zlib.Z_SYNC_FLUSH)
     yield coder.flush()
 
 
-def _coded(answer: Answer) -> Answer:
-    headers = {**answer.headers, "Content-Encoding": "gzip"}
-    return msgspec.structs.replace(answer, headers=headers)
+def _coded(response: ScriptedResponse) -> ScriptedResponse:
+    headers = {**response.headers, "Content-Encoding": "gzip"}
+    return msgspec.structs.replace(response, headers=headers)
 
 
-def _cut(answer: Answer, size: int | None, end: End) -> Iterator[Step]:
+def _cut(response: ScriptedResponse, size: int | None, end: End) -> Iterator[Step]:
     """The headers and the first bytes of the body: `size` of them, or half."""
-    whole = written(body(answer))
-    yield head(answer)
+    whole = written(body(response))
+    yield head(response)
     yield whole[: len(whole) // 2 if size is None else size]
     yield end
 
@@ -461,8 +463,8 @@ def _pieces(
         start = end
 
 
-def _close_of(answer: Answer) -> Iterator[Step]:
-    if answer.framing == "close":
+def _close_of(response: ScriptedResponse) -> Iterator[Step]:
+    if response.framing == "close":
         yield End.CLOSE
 
 
@@ -480,15 +482,15 @@ def _spoiled(frame: bytes) -> bytes:
     return frame[:middle] + b"!!!!" + frame[middle + 4 :]
 
 
-def _failure(answer: Answer) -> bytes:
+def _failure(response: ScriptedResponse) -> bytes:
     refusal = RefusalError(
         500, "The upstream model failed", code="server_error", kind="upstream_error"
     )
-    return msgspec.json.encode(contract.error_value(refusal, answer.headers))
+    return msgspec.json.encode(contract.error_value(refusal, response.headers))
 
 
-def _data(answer: Answer, change: Callable[[list[Any]], list[Any]]) -> Answer:
-    value = msgspec.json.decode(answer.body)
+def _data(response: ScriptedResponse, change: Callable[[list[Any]], list[Any]]) -> ScriptedResponse:
+    value = msgspec.json.decode(response.body)
     if "data" not in value:
-        return answer
-    return _with(answer, msgspec.json.encode({**value, "data": change(value["data"])}))
+        return response
+    return _with(response, msgspec.json.encode({**value, "data": change(value["data"])}))

@@ -1,4 +1,4 @@
-"""How an answer goes over the wire: one step after the other, waiting and breaking included."""
+"""How a response goes over the wire: one step after the other, waiting and breaking included."""
 
 import enum
 from collections.abc import Iterator
@@ -33,10 +33,10 @@ class End(enum.Enum):
 Step = bytes | Pause | Deaf | End
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """One HTTP answer. `frames` is the body in parts, for a stream one for each event.
+class ScriptedResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """One HTTP response. `frames` is the body in parts, for a stream one for each event.
 
-    `delay` is in seconds: before the answer, or before each event of a stream.
+    `delay` is in seconds: before the response, or before each event of a stream.
     """
 
     status: int = 200
@@ -50,39 +50,39 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
         return b"".join(self.frames)
 
 
-def steps(answer: Answer) -> Iterator[Step]:
-    """The answer as it should be."""
-    if answer.framing == "length":
-        yield Pause(answer.delay)
-    yield head(answer)
-    yield from body(answer)
+def steps(response: ScriptedResponse) -> Iterator[Step]:
+    """The response as it should be."""
+    if response.framing == "length":
+        yield Pause(response.delay)
+    yield head(response)
+    yield from body(response)
 
 
-def head(answer: Answer) -> bytes:
+def head(response: ScriptedResponse) -> bytes:
     """The status line and the headers, those of the framing included."""
-    headers = dict(answer.headers)
-    match answer.framing:
+    headers = dict(response.headers)
+    match response.framing:
         case "length":
-            headers["Content-Length"] = str(sum(map(len, answer.frames)))
+            headers["Content-Length"] = str(sum(map(len, response.frames)))
         case "chunked":
             headers["Transfer-Encoding"] = "chunked"
         case "close":
             headers["Connection"] = "close"
-    lines = [f"HTTP/1.1 {answer.status} {responses.get(answer.status, 'Unknown')}"]
+    lines = [f"HTTP/1.1 {response.status} {responses.get(response.status, 'Unknown')}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode("latin-1", "replace")
 
 
-def body(answer: Answer) -> Iterator[Step]:
-    """The frames in the answer's framing, with a pause before each event of a stream."""
-    chunked = answer.framing == "chunked"
-    for frame in answer.frames:
+def body(response: ScriptedResponse) -> Iterator[Step]:
+    """The frames in the response's framing, with a pause before each event of a stream."""
+    chunked = response.framing == "chunked"
+    for frame in response.frames:
         if frame.startswith(b"event:"):
-            yield Pause(answer.delay)
+            yield Pause(response.delay)
         yield chunk(frame) if chunked else frame
     if chunked:
         yield chunk(b"")
-    if answer.framing == "close":
+    if response.framing == "close":
         yield End.CLOSE
 
 

@@ -26,7 +26,7 @@ from elkimg_async.local.contract import Order, RefusalError, Result
 from elkimg_async.local.faults import FAULT_HEADER, Fault, parse
 from elkimg_async.local.painter import Picture, Spec, paint, require_pillow
 from elkimg_async.local.retouch import prepare, retouch
-from elkimg_async.local.script import Answer, Deaf, End, Pause, Step, steps
+from elkimg_async.local.script import Deaf, End, Pause, ScriptedResponse, Step, steps
 from elkimg_async.local.sockets import Gate, Sent, Web, pause, read, reset, write
 from elkimg_async.sansio.requests import EditRequest
 
@@ -256,7 +256,7 @@ class LocalServer:
     async def _script(
         self, request: web.BaseRequest, seen: ReceivedRequest, headers: dict[str, str]
     ) -> Iterator[Step]:
-        """What to send: the contract's answer, or what a fault makes of it."""
+        """What to send: the contract's response, or what a fault makes of it."""
         try:
             body = await read(request)
             seen.fault = self._fault_for(request)
@@ -266,33 +266,33 @@ class LocalServer:
                 parts = await asyncio.to_thread(forms.parse, kind, body)
             seen.fields = _fields(body) if parts is None else forms.shown(parts)
             if seen.fault and not seen.fault.makes:
-                return seen.fault.play(Answer(headers=headers))
-            answer = await self._answer(request, body, parts, seen, headers)
+                return seen.fault.play(ScriptedResponse(headers=headers))
+            response = await self._respond(request, body, parts, seen, headers)
         except RefusalError as refusal:
-            answer = contract.error_answer(refusal, headers)
+            response = contract.error_response(refusal, headers)
         if request.method == "HEAD":
-            answer = msgspec.structs.replace(answer, frames=())
-        if request.version < (1, 1) and answer.framing == "chunked":
-            answer = msgspec.structs.replace(answer, framing="close")
-        return seen.fault.play(answer) if seen.fault else steps(answer)
+            response = msgspec.structs.replace(response, frames=())
+        if request.version < (1, 1) and response.framing == "chunked":
+            response = msgspec.structs.replace(response, framing="close")
+        return seen.fault.play(response) if seen.fault else steps(response)
 
-    async def _answer(
+    async def _respond(
         self,
         request: web.BaseRequest,
         body: bytes,
         parts: list[forms.Part] | None,
         seen: ReceivedRequest,
         headers: dict[str, str],
-    ) -> Answer:
+    ) -> ScriptedResponse:
         path = request.path.rstrip("/")
         if content := self._images.get(path):
-            return contract.image_answer(content, path.rpartition(".")[2], headers)
+            return contract.image_response(content, path.rpartition(".")[2], headers)
         if path != "/v1" and not path.startswith("/v1/"):
-            return contract.page_answer(headers)
+            return contract.page_response(headers)
         contract.check_key(request.headers, self.api_key)
         match request.method, path:
             case ("GET" | "HEAD", "/v1/models"):
-                return contract.models_answer(headers)
+                return contract.models_response(headers)
             case "POST", "/v1/images/generations" | "/v1/images/edits":
                 allowed, limits = self._allowance.take(time.monotonic())
                 headers.update(limits)
@@ -302,7 +302,9 @@ class LocalServer:
                 result = await self._result(order, body, seen, headers)
                 form = seen.fault.stream if seen.fault else None
                 stream = order.stream if form is None else form
-                return contract.answer(order, result, headers, stream=stream, delay=self._delay)
+                return contract.success_response(
+                    order, result, headers, stream=stream, delay=self._delay
+                )
         raise contract.missing(request.method, path)
 
     # --- what is made -------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 
 from elkimg_async.local import contract
 from elkimg_async.local.contract import Order, RefusalError, Result, read_order
-from elkimg_async.local.script import Answer, End, Pause, Step, steps, written
+from elkimg_async.local.script import End, Pause, ScriptedResponse, Step, steps, written
 
 HEADERS = {contract.REQUEST_ID: "r-1"}
 
@@ -24,7 +24,7 @@ def refusal(body: bytes) -> RefusalError:
     return caught.value
 
 
-def events(answer: Answer) -> list[tuple[str, Any]]:
+def events(answer: ScriptedResponse) -> list[tuple[str, Any]]:
     found = []
     for frame in answer.frames:
         if frame.startswith(b"event: "):
@@ -104,7 +104,7 @@ def test_check_key_refuses_other_keys() -> None:
 
 def test_error_answer_has_the_gateways_shape() -> None:
     """Errors have message, type, param and code, and the message ends in the request id."""
-    answer = contract.error_answer(RefusalError(401, "no"), HEADERS)
+    answer = contract.error_response(RefusalError(401, "no"), HEADERS)
     assert answer.status == 401
     assert json.loads(answer.body) == {
         "error": {"message": "no (request id: r-1)", "type": "api_error", "param": "", "code": ""}
@@ -114,7 +114,7 @@ def test_error_answer_has_the_gateways_shape() -> None:
 def test_answer_json() -> None:
     """A batch answer has each image, what it is like, and the usage."""
     asked = order(n=2, size="1536x1024", quality="low", background="transparent")
-    answer = contract.answer(
+    answer = contract.success_response(
         asked, Result(created=17, images=(b"one", b"two")), HEADERS, stream=False
     )
     value = json.loads(answer.body)
@@ -131,7 +131,7 @@ def test_answer_json() -> None:
 def test_answer_by_url() -> None:
     """An answer by URL has the address instead of the image, and dall-e-3's revised prompt."""
     result = Result(created=17, images=(b"one",), urls=("http://host/one.png",))
-    answer = contract.answer(order(model="dall-e-3"), result, HEADERS, stream=False)
+    answer = contract.success_response(order(model="dall-e-3"), result, HEADERS, stream=False)
     assert json.loads(answer.body)["data"] == [
         {"url": "http://host/one.png", "revised_prompt": "a boat"}
     ]
@@ -141,7 +141,7 @@ def test_answer_stream() -> None:
     """A stream is a ping, the partial images, a completed event for each image, and [DONE]."""
     asked = order(stream=True, partial_images=2, n=2)
     result = Result(created=17, images=(b"one", b"two"), partials=(b"p0", b"p1"))
-    answer = contract.answer(asked, result, HEADERS, stream=True)
+    answer = contract.success_response(asked, result, HEADERS, stream=True)
     assert answer.headers["Content-Type"] == "text/event-stream"
     assert answer.frames[0] == b": PING\n\n"
     assert answer.frames[-1] == b"data: [DONE]\n\n"
@@ -178,7 +178,7 @@ def test_duration(seconds: float, text: str) -> None:
 
 def test_models_answer_is_a_list() -> None:
     """The models come in OpenAI's list shape and say that they make images."""
-    value = json.loads(contract.models_answer(HEADERS).body)
+    value = json.loads(contract.models_response(HEADERS).body)
     assert value["object"] == "list"
     assert "gpt-image-1.5" in {model["id"] for model in value["data"]}
     assert all("image-generation" in model["supported_endpoint_types"] for model in value["data"])
@@ -186,7 +186,7 @@ def test_models_answer_is_a_list() -> None:
 
 def test_steps_with_a_length() -> None:
     """A plain answer waits, then gives its head with the length, and its body."""
-    script = list(steps(Answer(headers={"A": "b"}, frames=(b"12", b"345"), delay=2.0)))
+    script = list(steps(ScriptedResponse(headers={"A": "b"}, frames=(b"12", b"345"), delay=2.0)))
     expected: list[Step] = [
         Pause(2.0),
         b"HTTP/1.1 200 OK\r\nA: b\r\nContent-Length: 5\r\n\r\n",
@@ -199,7 +199,7 @@ def test_steps_with_a_length() -> None:
 def test_steps_of_a_stream() -> None:
     """A stream gives its head at once, waits before each event, and ends with an empty chunk."""
     frames = (b": PING\n\n", b"event: a\n\n")
-    script = list(steps(Answer(frames=frames, framing="chunked", delay=2.0)))
+    script = list(steps(ScriptedResponse(frames=frames, framing="chunked", delay=2.0)))
     expected: list[Step] = [
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"8\r\n: PING\n\n\r\n",
@@ -212,6 +212,6 @@ def test_steps_of_a_stream() -> None:
 
 def test_steps_without_framing() -> None:
     """Without length and chunks the end of the body is the end of the connection."""
-    script = list(steps(Answer(status=524, frames=(b"12",), framing="close")))
+    script = list(steps(ScriptedResponse(status=524, frames=(b"12",), framing="close")))
     assert script[-1] is End.CLOSE
     assert written(iter(script)) == b"HTTP/1.1 524 Unknown\r\nConnection: close\r\n\r\n12"

@@ -11,7 +11,7 @@ import pytest
 
 from elkimg_async.errors import ConfigurationError
 from elkimg_async.local import FAULT_HEADER, FAULTS, Fault, LocalServer, parse
-from elkimg_async.local.script import Answer
+from elkimg_async.local.script import ScriptedResponse
 
 FREE = {"refuse", "rate-limit", "error", "redirect"}
 """The faults that make nothing."""
@@ -219,7 +219,7 @@ def test_refused_answers_can_be_spoiled(name: str, stream: bool) -> None:
     """Every fault copes with an answer that is an error, and with a stream of nothing."""
     framing: Any = "chunked" if stream else "length"
     frames = () if stream else (b'{"error":{}}',)
-    script = Fault(name).play(Answer(headers={"A": "b"}, frames=frames, framing=framing))
+    script = Fault(name).play(ScriptedResponse(headers={"A": "b"}, frames=frames, framing=framing))
     assert next(script) is not None
 
 
