@@ -47,7 +47,7 @@ class RefusalError(Exception):
         self.code, self.param, self.kind = code, param, kind
 
 
-class Order(msgspec.Struct, frozen=True, kw_only=True):
+class ParsedRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A request that is in order, with every default filled in."""
 
     request: GenerateRequest | EditRequest
@@ -98,16 +98,18 @@ def check_key(headers: Mapping[str, str], api_key: str) -> None:
         raise RefusalError(401, "Invalid token: the API key is missing or unknown")
 
 
-def read_order(body: bytes) -> Order:
+def parse_generation(body: bytes) -> ParsedRequest:
     """The order in the body of POST /v1/images/generations; keys that are not known are dropped.
 
     Raises:
         RefusalError: by the client; the status and code are the gateway's.
     """
-    return order_from(_fields(body), GenerateRequest)
+    return parse_fields(_fields(body), GenerateRequest)
 
 
-def order_from(fields: dict[str, Any], kind: type[GenerateRequest] | type[EditRequest]) -> Order:
+def parse_fields(
+    fields: dict[str, Any], kind: type[GenerateRequest] | type[EditRequest]
+) -> ParsedRequest:
     """The order in the fields of a body, which are those of `kind` and `stream`; others are dropped.
 
     Raises:
@@ -157,7 +159,7 @@ def invalid(message: str, param: str = "") -> RefusalError:
     return RefusalError(500, message, code="invalid_request", param=param)
 
 
-def _resolved(request: GenerateRequest | EditRequest, stream: bool) -> Order:
+def _resolved(request: GenerateRequest | EditRequest, stream: bool) -> ParsedRequest:
     model = request.model or DEFAULT_MODEL
     gpt = is_gpt_image(model)
     output_format = request.output_format or "png"
@@ -168,7 +170,7 @@ def _resolved(request: GenerateRequest | EditRequest, stream: bool) -> Order:
     if request.quality not in (None, "auto"):
         quality = request.quality or quality
     compression = request.output_compression
-    return Order(
+    return ParsedRequest(
         request=request,
         stream=stream,
         model=model,
@@ -205,7 +207,12 @@ def _pixels(image: InputImage) -> tuple[int, int]:
 
 
 def success_response(
-    order: Order, result: Result, headers: Mapping[str, str], *, stream: bool, delay: float = 0.0
+    parsed: ParsedRequest,
+    result: Result,
+    headers: Mapping[str, str],
+    *,
+    stream: bool,
+    delay: float = 0.0,
 ) -> ScriptedResponse:
     """The result as JSON or as a stream, whatever the order asked for; `delay` is in seconds."""
     if stream:
@@ -215,36 +222,36 @@ def success_response(
                 "Content-Type": "text/event-stream",
                 "Cache-Control": "no-cache",
             },
-            frames=(_PING, *_events(order, result), _DONE),
+            frames=(_PING, *_events(parsed, result), _DONE),
             framing="chunked",
             delay=delay,
         )
     items: list[dict[str, str]] = [_shown(result, index) for index in range(len(result.images))]
-    if order.model == "dall-e-3":
-        items = [{"revised_prompt": order.request.prompt, **item} for item in items]
+    if parsed.model == "dall-e-3":
+        items = [{"revised_prompt": parsed.request.prompt, **item} for item in items]
     value = {
         "created": result.created,
         "data": items,
-        **order.described,
-        "usage": usage(order),
+        **parsed.described,
+        "usage": usage(parsed),
     }
     return json_response(value, headers, delay=delay)
 
 
-def _events(order: Order, result: Result) -> list[bytes]:
+def _events(parsed: ParsedRequest, result: Result) -> list[bytes]:
     """Section 4: the partial images, then a completed event for each image, each with the whole usage."""
-    side = {"created_at": result.created, **order.described}
+    side = {"created_at": result.created, **parsed.described}
     partials = [
         {"b64_json": _base64(partial), **side, "partial_image_index": index}
         for index, partial in enumerate(result.partials)
     ]
     completed = [
-        {**_shown(result, index), **side, "usage": usage(order)}
+        {**_shown(result, index), **side, "usage": usage(parsed)}
         for index in range(len(result.images))
     ]
     return [
-        *(event(f"{order.event}.partial_image", fields) for fields in partials),
-        *(event(f"{order.event}.completed", fields) for fields in completed),
+        *(event(f"{parsed.event}.partial_image", fields) for fields in partials),
+        *(event(f"{parsed.event}.completed", fields) for fields in completed),
     ]
 
 
@@ -266,19 +273,19 @@ def _base64(content: bytes) -> str:
     return pybase64.b64encode_as_string(content)
 
 
-def usage(order: Order) -> dict[str, Any]:
+def usage(parsed: ParsedRequest) -> dict[str, Any]:
     """Tokens that add up: about four characters of text each, images by quality and size.
 
     Pictures that came in count by tiles of 512 pixels, and a faithful edit counts the first once more.
     """
-    text = max(1, math.ceil(len(order.request.prompt) / 4))
-    area = order.width * order.height / (1024 * 1024)
+    text = max(1, math.ceil(len(parsed.request.prompt) / 4))
+    area = parsed.width * parsed.height / (1024 * 1024)
     seen = 0
-    if isinstance(order.request, EditRequest):
-        counted = [_picture_tokens(image) for image in order.request.image]
-        seen = sum(counted) + (counted[0] if order.request.input_fidelity == "high" else 0)
-    each = round(_TOKENS.get(order.quality, 4_160) * area)
-    made = each * order.n + PARTIAL_IMAGE_TOKENS * order.partial_images
+    if isinstance(parsed.request, EditRequest):
+        counted = [_picture_tokens(image) for image in parsed.request.image]
+        seen = sum(counted) + (counted[0] if parsed.request.input_fidelity == "high" else 0)
+    each = round(_TOKENS.get(parsed.quality, 4_160) * area)
+    made = each * parsed.n + PARTIAL_IMAGE_TOKENS * parsed.partial_images
     return {
         "total_tokens": text + seen + made,
         "input_tokens": text + seen,

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from elkimg_async.local.contract import Order, RefusalError, invalid, order_from
+from elkimg_async.local.contract import ParsedRequest, RefusalError, invalid, parse_fields
 from elkimg_async.sansio.image_headers import HEAD, InputImage, inspect
 from elkimg_async.sansio.requests import EditRequest
 
@@ -96,7 +96,7 @@ def shown(parts: list[Part]) -> dict[str, Any]:
     return fields
 
 
-def read_edit(parts: list[Part]) -> Order:
+def parse_edit(parts: list[Part]) -> ParsedRequest:
     """The order in a form; names that are not known are dropped.
 
     Raises:
@@ -124,7 +124,7 @@ def read_edit(parts: list[Part]) -> Order:
     fields["image"] = tuple(_looked_at(part, "image") for part in images)
     if masks:
         fields["mask"] = _looked_at(masks[0], "mask")
-    return order_from(fields, EditRequest)
+    return parse_fields(fields, EditRequest)
 
 
 def _value(name: str, text: str) -> Any:

@@ -22,7 +22,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from elkimg_async.errors import ConfigurationError
 from elkimg_async.local import contract, forms
-from elkimg_async.local.contract import Order, RefusalError, Result
+from elkimg_async.local.contract import ParsedRequest, RefusalError, Result
 from elkimg_async.local.faults import FAULT_HEADER, Fault, parse
 from elkimg_async.local.painter import Picture, Spec, paint, require_pillow
 from elkimg_async.local.retouch import prepare, retouch
@@ -298,19 +298,21 @@ class LocalServer:
                 headers.update(limits)
                 if not allowed:
                     raise RefusalError(429, "Too many requests in this minute")
-                order = contract.read_order(body) if parts is None else forms.read_edit(parts)
-                result = await self._result(order, body, seen, headers)
+                parsed = (
+                    contract.parse_generation(body) if parts is None else forms.parse_edit(parts)
+                )
+                result = await self._result(parsed, body, seen, headers)
                 form = seen.fault.stream if seen.fault else None
-                stream = order.stream if form is None else form
+                stream = parsed.stream if form is None else form
                 return contract.success_response(
-                    order, result, headers, stream=stream, delay=self._delay
+                    parsed, result, headers, stream=stream, delay=self._delay
                 )
         raise contract.missing(request.method, path)
 
     # --- what is made -------------------------------------------------------
 
     async def _result(
-        self, order: Order, body: bytes, seen: ReceivedRequest, headers: dict[str, str]
+        self, parsed: ParsedRequest, body: bytes, seen: ReceivedRequest, headers: dict[str, str]
     ) -> Result:
         """Make it, or give what was made for the same Idempotency-Key.
 
@@ -320,7 +322,7 @@ class LocalServer:
         fingerprint = hashlib.sha256(body).digest()
         known = self._kept.get(key) if key else None
         if known is None:
-            known = _Generation(fingerprint, self._spawn(self._make(order)), seen)
+            known = _Generation(fingerprint, self._spawn(self._make(parsed)), seen)
             if key:
                 self._kept[key] = known
                 _trim(self._kept, _KEPT_LIGHT if self._light else _KEPT_GENERATIONS)
@@ -333,26 +335,26 @@ class LocalServer:
             headers["Idempotent-Replayed"] = "true"
         return await asyncio.shield(known.task)
 
-    async def _make(self, order: Order) -> Result:
+    async def _make(self, parsed: ParsedRequest) -> Result:
         make: Callable[[Spec], Picture] = paint
-        if isinstance(order.request, EditRequest):
-            canvas = await asyncio.to_thread(prepare, order.request, order.width, order.height)
+        if isinstance(parsed.request, EditRequest):
+            canvas = await asyncio.to_thread(prepare, parsed.request, parsed.width, parsed.height)
             make = functools.partial(retouch, canvas)
         self.generations += 1
         self._notify()
         specs = [
             Spec(
-                prompt=order.request.prompt,
+                prompt=parsed.request.prompt,
                 index=index,
-                width=order.width,
-                height=order.height,
-                output_format=order.output_format,
-                compression=order.compression,
-                transparent=order.transparent,
-                partial_images=0 if index else order.partial_images,
+                width=parsed.width,
+                height=parsed.height,
+                output_format=parsed.output_format,
+                compression=parsed.compression,
+                transparent=parsed.transparent,
+                partial_images=0 if index else parsed.partial_images,
                 light=self._light,
             )
-            for index in range(order.n)
+            for index in range(parsed.n)
         ]
         pictures = await asyncio.gather(*(asyncio.to_thread(make, spec) for spec in specs))
         images = tuple(picture.image for picture in pictures)
@@ -360,11 +362,11 @@ class LocalServer:
             created=int(time.time()),
             images=images,
             partials=pictures[0].partials,
-            urls=tuple(self._published(image, order) for image in images) if order.by_url else (),
+            urls=tuple(self._published(image, parsed) for image in images) if parsed.by_url else (),
         )
 
-    def _published(self, image: bytes, order: Order) -> str:
-        path = f"/images/{hashlib.sha256(image).hexdigest()[:32]}.{order.output_format}"
+    def _published(self, image: bytes, parsed: ParsedRequest) -> str:
+        path = f"/images/{hashlib.sha256(image).hexdigest()[:32]}.{parsed.output_format}"
         self._images[path] = image
         _trim(self._images, _KEPT_IMAGES)
         return self._gate.origin + path

@@ -8,19 +8,21 @@ import msgspec
 import pytest
 
 from elkimg_async.local import contract
-from elkimg_async.local.contract import Order, RefusalError, Result, read_order
+from elkimg_async.local.contract import ParsedRequest, RefusalError, Result, parse_generation
 from elkimg_async.local.script import End, Pause, ScriptedResponse, Step, steps, written
 
 HEADERS = {contract.REQUEST_ID: "r-1"}
 
 
-def order(**fields: Any) -> Order:
-    return read_order(msgspec.json.encode({"model": "gpt-image-1", "prompt": "a boat", **fields}))
+def order(**fields: Any) -> ParsedRequest:
+    return parse_generation(
+        msgspec.json.encode({"model": "gpt-image-1", "prompt": "a boat", **fields})
+    )
 
 
 def refusal(body: bytes) -> RefusalError:
     with pytest.raises(RefusalError) as caught:
-        read_order(body)
+        parse_generation(body)
     return caught.value
 
 
@@ -35,7 +37,7 @@ def events(answer: ScriptedResponse) -> list[tuple[str, Any]]:
 
 def test_read_order_fills_in_defaults() -> None:
     """What is left out gets the service's documented default."""
-    plain = read_order(b'{"prompt": "a boat"}')
+    plain = parse_generation(b'{"prompt": "a boat"}')
     assert (plain.model, plain.n, plain.width, plain.height) == ("gpt-image-1.5", 1, 1024, 1024)
     assert (plain.output_format, plain.compression, plain.stream) == ("png", 100, False)
     assert not plain.by_url

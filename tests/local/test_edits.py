@@ -13,7 +13,7 @@ from PIL import ImageChops, ImageDraw
 
 from elkimg_async.local import LocalServer
 from elkimg_async.local.contract import RefusalError
-from elkimg_async.local.forms import MOST_PARTS, parse, read_edit, shown
+from elkimg_async.local.forms import MOST_PARTS, parse, parse_edit, shown
 from elkimg_async.local.server import EDITS_PATH
 
 KIND = "multipart/form-data; boundary=XX"
@@ -298,5 +298,5 @@ def test_read_edit_twice_the_same() -> None:
         image = b'Content-Disposition: form-data; name="image"; filename="i.png"'
         body = part(image, picture()) + part(head, mask()) * 2 + b"--XX--"
         with pytest.raises(RefusalError) as caught:
-            read_edit(parse(KIND, body))
+            parse_edit(parse(KIND, body))
         assert caught.value.param == name
