@@ -36,7 +36,7 @@ _PAGE = b"""<!doctype html>
 """
 
 
-class RefusalError(Exception):
+class GatewayError(Exception):
     """The gateway says no; becomes an answer in its error shape (section 5)."""
 
     def __init__(
@@ -92,17 +92,17 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check_key(headers: Mapping[str, str], api_key: str) -> None:
-    """Raise `RefusalError` unless the Bearer key is the one expected."""
+    """Raise `GatewayError` unless the Bearer key is the one expected."""
     scheme, _, key = headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or key.strip() != api_key:
-        raise RefusalError(401, "Invalid token: the API key is missing or unknown")
+        raise GatewayError(401, "Invalid token: the API key is missing or unknown")
 
 
 def parse_generation(body: bytes) -> ParsedRequest:
     """The order in the body of POST /v1/images/generations; keys that are not known are dropped.
 
     Raises:
-        RefusalError: by the client; the status and code are the gateway's.
+        GatewayError: by the client; the status and code are the gateway's.
     """
     return parse_fields(_fields(body), GenerateRequest)
 
@@ -113,11 +113,11 @@ def parse_fields(
     """The order in the fields of a body, which are those of `kind` and `stream`; others are dropped.
 
     Raises:
-        RefusalError: by the client; the status and code are the gateway's.
+        GatewayError: by the client; the status and code are the gateway's.
     """
     model = fields.get("model") or DEFAULT_MODEL
     if isinstance(model, str) and model not in MODELS:
-        raise RefusalError(
+        raise GatewayError(
             503, f"No available channel for model {model}", code="model_not_found", param="model"
         )
     stream = fields.pop("stream", False)
@@ -128,7 +128,7 @@ def parse_fields(
     known = {name: fields[name] for name in kind.__struct_fields__ if name in fields}
     known.pop("extra_body", None)
     if is_gpt_image(str(model)) and "response_format" in known:
-        raise RefusalError(
+        raise GatewayError(
             400,
             "Unknown parameter: 'response_format'.",
             code="unknown_parameter",
@@ -155,8 +155,8 @@ def _fields(body: bytes) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def invalid(message: str, param: str = "") -> RefusalError:
-    return RefusalError(500, message, code="invalid_request", param=param)
+def invalid(message: str, param: str = "") -> GatewayError:
+    return GatewayError(500, message, code="invalid_request", param=param)
 
 
 def _resolved(request: GenerateRequest | EditRequest, stream: bool) -> ParsedRequest:
@@ -311,21 +311,21 @@ def json_response(
     )
 
 
-def error_value(refusal: RefusalError, headers: Mapping[str, str]) -> dict[str, Any]:
+def error_value(error: GatewayError, headers: Mapping[str, str]) -> dict[str, Any]:
     """The gateway's error shape; its messages end in the request id."""
     return {
         "error": {
-            "message": f"{refusal.message} (request id: {headers.get(REQUEST_ID, '')})",
-            "type": refusal.kind,
-            "param": refusal.param,
-            "code": refusal.code,
+            "message": f"{error.message} (request id: {headers.get(REQUEST_ID, '')})",
+            "type": error.kind,
+            "param": error.param,
+            "code": error.code,
         }
     }
 
 
-def error_response(refusal: RefusalError, headers: Mapping[str, str]) -> ScriptedResponse:
-    """A refusal with its status."""
-    return json_response(error_value(refusal, headers), headers, status=refusal.status)
+def error_response(error: GatewayError, headers: Mapping[str, str]) -> ScriptedResponse:
+    """A error with its status."""
+    return json_response(error_value(error, headers), headers, status=error.status)
 
 
 def models_response(headers: Mapping[str, str]) -> ScriptedResponse:
@@ -377,15 +377,15 @@ def duration(seconds: float) -> str:
 # --- other refusals ---------------------------------------------------------
 
 
-def missing(method: str, path: str) -> RefusalError:
+def missing(method: str, path: str) -> GatewayError:
     """No such endpoint; those of images that the real gateway has are not implemented here."""
     if path.startswith("/v1/images/"):
-        return RefusalError(501, "API not implemented", code="api_not_implemented")
-    return RefusalError(404, f"Invalid URL ({method} {path})", kind="invalid_request_error")
+        return GatewayError(501, "API not implemented", code="api_not_implemented")
+    return GatewayError(404, f"Invalid URL ({method} {path})", kind="invalid_request_error")
 
 
-def reused_key() -> RefusalError:
-    return RefusalError(
+def reused_key() -> GatewayError:
+    return GatewayError(
         422,
         "This Idempotency-Key was used with another body",
         code="idempotency_key_reused",
@@ -393,8 +393,8 @@ def reused_key() -> RefusalError:
     )
 
 
-def key_in_flight() -> RefusalError:
-    return RefusalError(
+def key_in_flight() -> GatewayError:
+    return GatewayError(
         409,
         "A request with the same idempotency key is in flight",
         code="idempotency_key_in_flight",
@@ -402,5 +402,5 @@ def key_in_flight() -> RefusalError:
     )
 
 
-def too_large() -> RefusalError:
-    return RefusalError(413, "The body is larger than 128 MiB", code="read_request_body_failed")
+def too_large() -> GatewayError:
+    return GatewayError(413, "The body is larger than 128 MiB", code="read_request_body_failed")

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from elkimg_async.local.contract import ParsedRequest, RefusalError, invalid, parse_fields
+from elkimg_async.local.contract import GatewayError, ParsedRequest, invalid, parse_fields
 from elkimg_async.sansio.image_headers import HEAD, InputImage, inspect
 from elkimg_async.sansio.requests import EditRequest
 
@@ -41,7 +41,7 @@ def parse(content_type: str, body: bytes) -> list[Part]:
     """The parts of a form.
 
     Raises:
-        RefusalError: by the client; it is no form, or it is cut.
+        GatewayError: by the client; it is no form, or it is cut.
     """
     boundary = _parameter(content_type, "boundary")
     if not content_type.lower().startswith("multipart/form-data") or not boundary:
@@ -100,7 +100,7 @@ def parse_edit(parts: list[Part]) -> ParsedRequest:
     """The order in a form; names that are not known are dropped.
 
     Raises:
-        RefusalError: by the client; the status and code are the gateway's.
+        GatewayError: by the client; the status and code are the gateway's.
     """
     texts: dict[str, Any] = {}
     images: list[Part] = []
@@ -152,9 +152,9 @@ def _looked_at(part: Part, param: str) -> InputImage:
     return picture
 
 
-def unreadable(param: str) -> RefusalError:
+def unreadable(param: str) -> GatewayError:
     """What upstream says of a file that is no picture."""
-    return RefusalError(
+    return GatewayError(
         400,
         "Invalid image file or mode, please check your image file.",
         code="invalid_image_file",

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from elkimg_async.local import contract
-from elkimg_async.local.contract import RefusalError
+from elkimg_async.local.contract import GatewayError
 from elkimg_async.local.script import (
     Deaf,
     End,
@@ -107,7 +107,7 @@ def _rate_limit(response: ScriptedResponse, seconds: float | None) -> Iterator[S
     headers = dict(response.headers)
     if seconds is not None:
         headers["Retry-After"] = f"{seconds:g}"
-    yield from steps(contract.error_response(RefusalError(429, "Too many requests"), headers))
+    yield from steps(contract.error_response(GatewayError(429, "Too many requests"), headers))
 
 
 def _status_and_code(text: str) -> tuple[int, str]:
@@ -123,8 +123,8 @@ def _status_and_code(text: str) -> tuple[int, str]:
     makes=False,
 )
 def _error(response: ScriptedResponse, what: tuple[int, str]) -> Iterator[Step]:
-    refusal = RefusalError(what[0], "The local server fails because it was told to", code=what[1])
-    yield from steps(contract.error_response(refusal, response.headers))
+    error = GatewayError(what[0], "The local server fails because it was told to", code=what[1])
+    yield from steps(contract.error_response(error, response.headers))
 
 
 @_fault(
@@ -483,10 +483,10 @@ def _spoiled(frame: bytes) -> bytes:
 
 
 def _failure(response: ScriptedResponse) -> bytes:
-    refusal = RefusalError(
+    error = GatewayError(
         500, "The upstream model failed", code="server_error", kind="upstream_error"
     )
-    return msgspec.json.encode(contract.error_value(refusal, response.headers))
+    return msgspec.json.encode(contract.error_value(error, response.headers))
 
 
 def _data(response: ScriptedResponse, change: Callable[[list[Any]], list[Any]]) -> ScriptedResponse:

@@ -29,7 +29,7 @@ def prepare(request: EditRequest, width: int, height: int) -> Canvas:
     """Decode what came in; takes a while, so call it in a worker thread.
 
     Raises:
-        RefusalError: by the client; a file is broken.
+        GatewayError: by the client; a file is broken.
     """
     from PIL import ImageChops
 

@@ -22,7 +22,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from elkimg_async.errors import ConfigurationError
 from elkimg_async.local import contract, forms
-from elkimg_async.local.contract import ParsedRequest, RefusalError, Result
+from elkimg_async.local.contract import GatewayError, ParsedRequest, Result
 from elkimg_async.local.faults import FAULT_HEADER, Fault, parse
 from elkimg_async.local.painter import Picture, Spec, paint, require_pillow
 from elkimg_async.local.retouch import prepare, retouch
@@ -268,8 +268,8 @@ class LocalServer:
             if seen.fault and not seen.fault.makes:
                 return seen.fault.play(ScriptedResponse(headers=headers))
             response = await self._respond(request, body, parts, seen, headers)
-        except RefusalError as refusal:
-            response = contract.error_response(refusal, headers)
+        except GatewayError as error:
+            response = contract.error_response(error, headers)
         if request.method == "HEAD":
             response = msgspec.structs.replace(response, frames=())
         if request.version < (1, 1) and response.framing == "chunked":
@@ -297,7 +297,7 @@ class LocalServer:
                 allowed, limits = self._allowance.take(time.monotonic())
                 headers.update(limits)
                 if not allowed:
-                    raise RefusalError(429, "Too many requests in this minute")
+                    raise GatewayError(429, "Too many requests in this minute")
                 parsed = (
                     contract.parse_generation(body) if parts is None else forms.parse_edit(parts)
                 )
@@ -380,7 +380,7 @@ class LocalServer:
             try:
                 return parse(text)
             except ConfigurationError as error:
-                raise RefusalError(400, str(error), code="unknown_fault") from None
+                raise GatewayError(400, str(error), code="unknown_fault") from None
         return self._next_fault() if self._faults else None
 
     def _next_fault(self) -> Fault:

@@ -119,7 +119,7 @@ async def read(request: web.BaseRequest) -> bytes:
     """The body of a request.
 
     Raises:
-        RefusalError: by the client; the body is too large.
+        GatewayError: by the client; the body is too large.
         ConnectionResetError: by the client; it left.
     """
     body = bytearray()

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from elkimg_async.local import contract
-from elkimg_async.local.contract import ParsedRequest, RefusalError, Result, parse_generation
+from elkimg_async.local.contract import GatewayError, ParsedRequest, Result, parse_generation
 from elkimg_async.local.script import End, Pause, ScriptedResponse, Step, steps, written
 
 HEADERS = {contract.REQUEST_ID: "r-1"}
@@ -20,8 +20,8 @@ def order(**fields: Any) -> ParsedRequest:
     )
 
 
-def refusal(body: bytes) -> RefusalError:
-    with pytest.raises(RefusalError) as caught:
+def refusal(body: bytes) -> GatewayError:
+    with pytest.raises(GatewayError) as caught:
         parse_generation(body)
     return caught.value
 
@@ -84,7 +84,7 @@ def test_read_order_by_url(model: str, response_format: str | None, by_url: bool
 )
 def test_read_order_refusals(fields: dict[str, Any], status: int, code: str) -> None:
     """Each refusal has the status and the code of the gateway."""
-    with pytest.raises(RefusalError) as caught:
+    with pytest.raises(GatewayError) as caught:
         order(**fields)
     assert (caught.value.status, caught.value.code) == (status, code)
 
@@ -99,14 +99,14 @@ def test_check_key_refuses_other_keys() -> None:
     """Only the Bearer key passes, and the refusal has an empty code."""
     contract.check_key({"Authorization": "Bearer right"}, "right")
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic right"}):
-        with pytest.raises(RefusalError) as caught:
+        with pytest.raises(GatewayError) as caught:
             contract.check_key(headers, "right")
         assert (caught.value.status, caught.value.code) == (401, "")
 
 
 def test_error_answer_has_the_gateways_shape() -> None:
     """Errors have message, type, param and code, and the message ends in the request id."""
-    answer = contract.error_response(RefusalError(401, "no"), HEADERS)
+    answer = contract.error_response(GatewayError(401, "no"), HEADERS)
     assert answer.status == 401
     assert json.loads(answer.body) == {
         "error": {"message": "no (request id: r-1)", "type": "api_error", "param": "", "code": ""}

@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 from PIL import ImageChops, ImageDraw
 
 from elkimg_async.local import LocalServer
-from elkimg_async.local.contract import RefusalError
+from elkimg_async.local.contract import GatewayError
 from elkimg_async.local.forms import MOST_PARTS, parse, parse_edit, shown
 from elkimg_async.local.server import EDITS_PATH
 
@@ -264,7 +264,7 @@ NAMED = b'Content-Disposition: form-data; name="a"'
 )
 def test_parse_of_what_is_no_form(kind: str, body: bytes) -> None:
     """A form without boundary, cut, or out of shape is refused."""
-    with pytest.raises(RefusalError) as caught:
+    with pytest.raises(GatewayError) as caught:
         parse(kind, body)
     assert (caught.value.status, caught.value.code) == (500, "invalid_request")
 
@@ -297,6 +297,6 @@ def test_read_edit_twice_the_same() -> None:
         head = f'Content-Disposition: form-data; name="{name}"'.encode() + filename
         image = b'Content-Disposition: form-data; name="image"; filename="i.png"'
         body = part(image, picture()) + part(head, mask()) * 2 + b"--XX--"
-        with pytest.raises(RefusalError) as caught:
+        with pytest.raises(GatewayError) as caught:
             parse_edit(parse(KIND, body))
         assert caught.value.param == name
