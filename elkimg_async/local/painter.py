@@ -30,7 +30,7 @@ _Item = TypeVar("_Item")
 _Colour = tuple[int, int, int]
 
 
-class Spec(msgspec.Struct, frozen=True, kw_only=True):
+class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What to paint. `index` tells the images of one request apart; `light` leaves the grain out."""
 
     prompt: str
@@ -44,7 +44,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     light: bool = False
 
 
-class Picture(msgspec.Struct, frozen=True):
+class PaintedImage(msgspec.Struct, frozen=True):
     """The encoded image, and its partial images from the vaguest to the sharpest."""
 
     image: bytes
@@ -60,7 +60,7 @@ def require_pillow() -> None:
 
 
 @functools.lru_cache(maxsize=16)
-def paint(spec: Spec) -> Picture:
+def paint(spec: ImageSpec) -> PaintedImage:
     """Paint and encode; takes a fraction of a second, so call it in a worker thread.
 
     Raises:
@@ -73,10 +73,10 @@ def paint(spec: Spec) -> Picture:
         _finish(_vague(scene, 256 // 4**left, spec.light), spec, seed, 1 + left)
         for left in range(spec.partial_images, 0, -1)
     )
-    return Picture(_finish(scene, spec, seed, 1), partials)
+    return PaintedImage(_finish(scene, spec, seed, 1), partials)
 
 
-def _finish(scene: "Pillow.Image", spec: Spec, seed: bytes, strength: int) -> bytes:
+def _finish(scene: "Pillow.Image", spec: ImageSpec, seed: bytes, strength: int) -> bytes:
     """Add what every image carries, be it partial or not: grain, caption, transparency, encoding."""
     image = scene if spec.light else _grained(scene, seed, GRAIN * strength)
     if spec.transparent:
@@ -103,7 +103,7 @@ def _grained(image: "Pillow.Image", seed: bytes, most: int) -> "Pillow.Image":
     return ImageChops.add(image, grain, offset=-most)
 
 
-def encode(image: "Pillow.Image", spec: Spec) -> bytes:
+def encode(image: "Pillow.Image", spec: ImageSpec) -> bytes:
     """The picture as a file in the format that `spec` asks for."""
     options: dict[str, Any] = {
         "png": {"compress_level": 6 if spec.light else 1},
@@ -147,7 +147,7 @@ _PALETTES = (
 )
 
 
-def _scene(seed: bytes, spec: Spec) -> "Pillow.Image":
+def _scene(seed: bytes, spec: ImageSpec) -> "Pillow.Image":
     """Drawn twice as large and reduced, for smooth edges, or in large pixels where it must be light."""
     from PIL import Image
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from elkimg_async.local.forms import unreadable
-from elkimg_async.local.painter import Picture, Spec, encode, paint
+from elkimg_async.local.painter import ImageSpec, PaintedImage, encode, paint
 from elkimg_async.sansio.requests import EditRequest
 
 if TYPE_CHECKING:
@@ -43,16 +43,16 @@ def prepare(request: EditRequest, width: int, height: int) -> Canvas:
     return Canvas(base, tuple(others), region)
 
 
-def retouch(canvas: Canvas, spec: Spec) -> Picture:
+def retouch(canvas: Canvas, spec: ImageSpec) -> PaintedImage:
     """Paint and encode; takes a fraction of a second, so call it in a worker thread."""
     painted = paint(msgspec.structs.replace(spec, output_format="png"))
     image, *partials = (
         encode(_over(canvas, content, spec), spec) for content in (painted.image, *painted.partials)
     )
-    return Picture(image, tuple(partials))
+    return PaintedImage(image, tuple(partials))
 
 
-def _over(canvas: Canvas, content: bytes, spec: Spec) -> "Pillow.Image":
+def _over(canvas: Canvas, content: bytes, spec: ImageSpec) -> "Pillow.Image":
     from PIL import Image
 
     painted = _decoded(content, "image")

@@ -24,7 +24,7 @@ from elkimg_async.errors import ConfigurationError
 from elkimg_async.local import contract, forms
 from elkimg_async.local.contract import GatewayError, ParsedRequest, Result
 from elkimg_async.local.faults import FAULT_HEADER, Fault, parse
-from elkimg_async.local.painter import Picture, Spec, paint, require_pillow
+from elkimg_async.local.painter import ImageSpec, PaintedImage, paint, require_pillow
 from elkimg_async.local.retouch import prepare, retouch
 from elkimg_async.local.script import Deaf, End, Pause, ScriptedResponse, Step, steps
 from elkimg_async.local.sockets import Gate, Sent, Web, pause, read, reset, write
@@ -336,14 +336,14 @@ class LocalServer:
         return await asyncio.shield(known.task)
 
     async def _make(self, parsed: ParsedRequest) -> Result:
-        make: Callable[[Spec], Picture] = paint
+        make: Callable[[ImageSpec], PaintedImage] = paint
         if isinstance(parsed.request, EditRequest):
             canvas = await asyncio.to_thread(prepare, parsed.request, parsed.width, parsed.height)
             make = functools.partial(retouch, canvas)
         self.generations += 1
         self._notify()
         specs = [
-            Spec(
+            ImageSpec(
                 prompt=parsed.request.prompt,
                 index=index,
                 width=parsed.width,

@@ -9,15 +9,15 @@ from PIL import Image, ImageChops, ImageFilter, ImageStat
 
 from elkimg_async.errors import ConfigurationError
 from elkimg_async.local import painter
-from elkimg_async.local.painter import Spec, paint
+from elkimg_async.local.painter import ImageSpec, paint
 
 
 def opened(content: bytes) -> Image.Image:
     return Image.open(io.BytesIO(content))
 
 
-def light(prompt: str = "a boat", **options: Any) -> Spec:
-    return Spec(prompt=prompt, light=True, **options)
+def light(prompt: str = "a boat", **options: Any) -> ImageSpec:
+    return ImageSpec(prompt=prompt, light=True, **options)
 
 
 def distance(first: bytes, second: bytes) -> float:
@@ -45,7 +45,7 @@ def test_paint_other_prompt_other_picture() -> None:
 @pytest.mark.parametrize("prompt", ["A small kitten in a sunny garden", "robot", "漢字 ä", ""])
 def test_paint_weighs_what_real_ones_weigh(prompt: str) -> None:
     """A png of 1024x1024 has 1 to 3 MB."""
-    assert 1_000_000 < len(paint(Spec(prompt=prompt)).image) < 3_000_000
+    assert 1_000_000 < len(paint(ImageSpec(prompt=prompt)).image) < 3_000_000
 
 
 def test_paint_light() -> None:
@@ -86,7 +86,7 @@ def test_paint_transparent(output_format: str) -> None:
 
 def test_paint_partials_sharpen() -> None:
     """Each partial image is closer to the final one and has more edges than the one before."""
-    picture = paint(Spec(prompt="a boat", partial_images=3, width=512, height=512))
+    picture = paint(ImageSpec(prompt="a boat", partial_images=3, width=512, height=512))
     frames = [*picture.partials, picture.image]
     distances = [distance(frame, picture.image) for frame in frames]
     assert distances == sorted(distances, reverse=True)
