@@ -79,7 +79,7 @@ class ParsedRequest(msgspec.Struct, frozen=True, kw_only=True):
         }
 
 
-class Result(msgspec.Struct, frozen=True, kw_only=True):
+class GeneratedImages(msgspec.Struct, frozen=True, kw_only=True):
     """What was made for an order. `created` is a Unix time; `urls` stand in for `images` if asked for."""
 
     created: int
@@ -208,7 +208,7 @@ def _pixels(image: InputImage) -> tuple[int, int]:
 
 def success_response(
     parsed: ParsedRequest,
-    result: Result,
+    result: GeneratedImages,
     headers: Mapping[str, str],
     *,
     stream: bool,
@@ -238,7 +238,7 @@ def success_response(
     return json_response(value, headers, delay=delay)
 
 
-def _events(parsed: ParsedRequest, result: Result) -> list[bytes]:
+def _events(parsed: ParsedRequest, result: GeneratedImages) -> list[bytes]:
     """Section 4: the partial images, then a completed event for each image, each with the whole usage."""
     side = {"created_at": result.created, **parsed.described}
     partials = [
@@ -263,7 +263,7 @@ def event(name: str, fields: Mapping[str, Any]) -> bytes:
     )
 
 
-def _shown(result: Result, index: int) -> dict[str, str]:
+def _shown(result: GeneratedImages, index: int) -> dict[str, str]:
     if result.urls:
         return {"url": result.urls[index]}
     return {"b64_json": _base64(result.images[index])}

@@ -22,7 +22,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from elkimg_async.errors import ConfigurationError
 from elkimg_async.local import contract, forms
-from elkimg_async.local.contract import GatewayError, ParsedRequest, Result
+from elkimg_async.local.contract import GatewayError, GeneratedImages, ParsedRequest
 from elkimg_async.local.faults import FAULT_HEADER, Fault, parse
 from elkimg_async.local.painter import ImageSpec, PaintedImage, paint, require_pillow
 from elkimg_async.local.retouch import prepare, retouch
@@ -313,7 +313,7 @@ class LocalServer:
 
     async def _result(
         self, parsed: ParsedRequest, body: bytes, seen: ReceivedRequest, headers: dict[str, str]
-    ) -> Result:
+    ) -> GeneratedImages:
         """Make it, or give what was made for the same Idempotency-Key.
 
         The making goes on when the client leaves, as it does at a real service.
@@ -335,7 +335,7 @@ class LocalServer:
             headers["Idempotent-Replayed"] = "true"
         return await asyncio.shield(known.task)
 
-    async def _make(self, parsed: ParsedRequest) -> Result:
+    async def _make(self, parsed: ParsedRequest) -> GeneratedImages:
         make: Callable[[ImageSpec], PaintedImage] = paint
         if isinstance(parsed.request, EditRequest):
             canvas = await asyncio.to_thread(prepare, parsed.request, parsed.width, parsed.height)
@@ -358,7 +358,7 @@ class LocalServer:
         ]
         pictures = await asyncio.gather(*(asyncio.to_thread(make, spec) for spec in specs))
         images = tuple(picture.image for picture in pictures)
-        return Result(
+        return GeneratedImages(
             created=int(time.time()),
             images=images,
             partials=pictures[0].partials,
@@ -450,7 +450,7 @@ class _Generation(msgspec.Struct):
     """What is made for one body, and the request that is or was answered with it."""
 
     fingerprint: bytes
-    task: "asyncio.Task[Result]"
+    task: "asyncio.Task[GeneratedImages]"
     seen: ReceivedRequest
 
 

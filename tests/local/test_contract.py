@@ -8,7 +8,12 @@ import msgspec
 import pytest
 
 from elkimg_async.local import contract
-from elkimg_async.local.contract import GatewayError, ParsedRequest, Result, parse_generation
+from elkimg_async.local.contract import (
+    GatewayError,
+    GeneratedImages,
+    ParsedRequest,
+    parse_generation,
+)
 from elkimg_async.local.script import End, Pause, ScriptedResponse, Step, steps, written
 
 HEADERS = {contract.REQUEST_ID: "r-1"}
@@ -117,7 +122,7 @@ def test_answer_json() -> None:
     """A batch answer has each image, what it is like, and the usage."""
     asked = order(n=2, size="1536x1024", quality="low", background="transparent")
     answer = contract.success_response(
-        asked, Result(created=17, images=(b"one", b"two")), HEADERS, stream=False
+        asked, GeneratedImages(created=17, images=(b"one", b"two")), HEADERS, stream=False
     )
     value = json.loads(answer.body)
     assert [base64.b64decode(item["b64_json"]) for item in value["data"]] == [b"one", b"two"]
@@ -132,7 +137,7 @@ def test_answer_json() -> None:
 
 def test_answer_by_url() -> None:
     """An answer by URL has the address instead of the image, and dall-e-3's revised prompt."""
-    result = Result(created=17, images=(b"one",), urls=("http://host/one.png",))
+    result = GeneratedImages(created=17, images=(b"one",), urls=("http://host/one.png",))
     answer = contract.success_response(order(model="dall-e-3"), result, HEADERS, stream=False)
     assert json.loads(answer.body)["data"] == [
         {"url": "http://host/one.png", "revised_prompt": "a boat"}
@@ -142,7 +147,7 @@ def test_answer_by_url() -> None:
 def test_answer_stream() -> None:
     """A stream is a ping, the partial images, a completed event for each image, and [DONE]."""
     asked = order(stream=True, partial_images=2, n=2)
-    result = Result(created=17, images=(b"one", b"two"), partials=(b"p0", b"p1"))
+    result = GeneratedImages(created=17, images=(b"one", b"two"), partials=(b"p0", b"p1"))
     answer = contract.success_response(asked, result, HEADERS, stream=True)
     assert answer.headers["Content-Type"] == "text/event-stream"
     assert answer.frames[0] == b": PING\n\n"
