@@ -23,9 +23,9 @@ from aiohttp.web_protocol import RequestHandler
 from elkimg_async.errors import ConfigurationError
 from elkimg_async.local import contract, forms
 from elkimg_async.local.contract import GatewayError, GeneratedImages, ParsedRequest
+from elkimg_async.local.editor import decode_inputs, paint_edit
 from elkimg_async.local.faults import FAULT_HEADER, Fault, parse
 from elkimg_async.local.painter import ImageSpec, PaintedImage, paint, require_pillow
-from elkimg_async.local.retouch import prepare, retouch
 from elkimg_async.local.script import Deaf, End, Pause, ScriptedResponse, Step, steps
 from elkimg_async.local.sockets import Gate, Sent, Web, pause, read, reset, write
 from elkimg_async.sansio.requests import EditRequest
@@ -338,8 +338,10 @@ class LocalServer:
     async def _make(self, parsed: ParsedRequest) -> GeneratedImages:
         make: Callable[[ImageSpec], PaintedImage] = paint
         if isinstance(parsed.request, EditRequest):
-            canvas = await asyncio.to_thread(prepare, parsed.request, parsed.width, parsed.height)
-            make = functools.partial(retouch, canvas)
+            canvas = await asyncio.to_thread(
+                decode_inputs, parsed.request, parsed.width, parsed.height
+            )
+            make = functools.partial(paint_edit, canvas)
         self.generations += 1
         self._notify()
         specs = [

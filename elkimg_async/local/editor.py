@@ -25,7 +25,7 @@ class Canvas(msgspec.Struct, frozen=True):
     region: "Pillow.Image"
 
 
-def prepare(request: EditRequest, width: int, height: int) -> Canvas:
+def decode_inputs(request: EditRequest, width: int, height: int) -> Canvas:
     """Decode what came in; takes a while, so call it in a worker thread.
 
     Raises:
@@ -43,7 +43,7 @@ def prepare(request: EditRequest, width: int, height: int) -> Canvas:
     return Canvas(base, tuple(others), region)
 
 
-def retouch(canvas: Canvas, spec: ImageSpec) -> PaintedImage:
+def paint_edit(canvas: Canvas, spec: ImageSpec) -> PaintedImage:
     """Paint and encode; takes a fraction of a second, so call it in a worker thread."""
     painted = paint(msgspec.structs.replace(spec, output_format="png"))
     image, *partials = (
@@ -56,19 +56,21 @@ def _over(canvas: Canvas, content: bytes, spec: ImageSpec) -> "Pillow.Image":
     from PIL import Image
 
     painted = _decoded(content, "image")
-    _hang(painted, canvas.others)
+    _paste_thumbnails(painted, canvas.others)
     edited = Image.composite(painted, canvas.base, canvas.region)
     opaque = edited.getchannel("A").getextrema()[0] == 255
     return edited.convert("RGB") if opaque or spec.output_format == "jpeg" else edited
 
 
-def _hang(wall: "Pillow.Image", pictures: tuple["Pillow.Image", ...]) -> None:
+def _paste_thumbnails(canvas: "Pillow.Image", pictures: tuple["Pillow.Image", ...]) -> None:
     """Show the further pictures, in a row across the middle."""
-    edge = wall.width // max(4, len(pictures) + 1)
+    edge = canvas.width // max(4, len(pictures) + 1)
     for number, picture in enumerate(pictures):
         small = picture.copy()
         small.thumbnail((edge * 0.9, edge * 0.9))
-        wall.paste(small, (round(edge * (number + 0.5)), (wall.height - small.height) // 2), small)
+        canvas.paste(
+            small, (round(edge * (number + 0.5)), (canvas.height - small.height) // 2), small
+        )
 
 
 def _region(size: tuple[int, int]) -> "Pillow.Image":
