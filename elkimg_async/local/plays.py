@@ -10,12 +10,12 @@ import msgspec
 from elkimg_async.local import contract
 from elkimg_async.local.contract import GatewayError
 from elkimg_async.local.script import (
-    Deaf,
     End,
     Framing,
     Pause,
     ScriptedResponse,
     Step,
+    StopListening,
     body,
     chunk,
     head,
@@ -94,7 +94,7 @@ def _status(text: str) -> int:
     makes=False,
 )
 def _refuse(response: ScriptedResponse, seconds: float | None) -> Iterator[Step]:
-    yield Deaf(seconds)
+    yield StopListening(seconds)
 
 
 @_fault(

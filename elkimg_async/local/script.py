@@ -16,7 +16,7 @@ class Pause(msgspec.Struct, frozen=True):
     seconds: float = 0.0
 
 
-class Deaf(msgspec.Struct, frozen=True):
+class StopListening(msgspec.Struct, frozen=True):
     """Reset every connection and refuse new ones for so many seconds; None means for good."""
 
     seconds: float | None = None
@@ -30,7 +30,7 @@ class End(enum.Enum):
     HOLD = "hold"
 
 
-Step = bytes | Pause | Deaf | End
+Step = bytes | Pause | StopListening | End
 
 
 class ScriptedResponse(msgspec.Struct, frozen=True, kw_only=True):

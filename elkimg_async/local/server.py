@@ -26,7 +26,7 @@ from elkimg_async.local.contract import GatewayError, GeneratedImages, ParsedReq
 from elkimg_async.local.editor import decode_inputs, paint_edit
 from elkimg_async.local.faults import FAULT_HEADER, Fault, parse
 from elkimg_async.local.painter import ImageSpec, PaintedImage, paint, require_pillow
-from elkimg_async.local.script import Deaf, End, Pause, ScriptedResponse, Step, steps
+from elkimg_async.local.script import End, Pause, ScriptedResponse, Step, StopListening, steps
 from elkimg_async.local.sockets import Gate, Sent, Web, pause, read, reset, write
 from elkimg_async.sansio.requests import EditRequest
 
@@ -396,17 +396,17 @@ class LocalServer:
         """Stop listening where the next fault is `refuse`: its POST must not even arrive."""
         if not self._faults or self._faults[0].name != "refuse":
             return False
-        self._turn_deaf(self._next_fault().value(), spared)
+        self._stop_listening(self._next_fault().value(), spared)
         return True
 
-    def _turn_deaf(self, seconds: float | None, spared: RequestHandler | None = None) -> None:
+    def _stop_listening(self, seconds: float | None, spared: RequestHandler | None = None) -> None:
         assert self._web is not None
         self._gate.shut()
         self._web.abort(spared)
         if seconds is not None:
-            self._spawn(self._hear_again(seconds))
+            self._spawn(self._resume_listening(seconds))
 
-    async def _hear_again(self, seconds: float) -> None:
+    async def _resume_listening(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
         if self._web is not None and not self._gate.listening and not self._refuse_if_next():
             await self._gate.open(self._web)
@@ -431,8 +431,8 @@ class LocalServer:
                     await write(request.writer, step)
                 case Pause(seconds):
                     await pause(seconds)
-                case Deaf(seconds):
-                    self._turn_deaf(seconds)
+                case StopListening(seconds):
+                    self._stop_listening(seconds)
                     return True
                 case End.CLOSE:
                     transport.close()
