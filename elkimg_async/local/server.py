@@ -27,7 +27,15 @@ from elkimg_async.local.editor import decode_inputs, paint_edit
 from elkimg_async.local.faults import FAULT_HEADER, Fault, parse
 from elkimg_async.local.painter import ImageSpec, PaintedImage, paint, require_pillow
 from elkimg_async.local.script import End, Pause, ScriptedResponse, Step, StopListening, steps
-from elkimg_async.local.sockets import Gate, Sent, Web, pause, read, reset, write
+from elkimg_async.local.sockets import (
+    AlreadySentResponse,
+    Listener,
+    TrackingServer,
+    pause,
+    read,
+    reset,
+    write,
+)
 from elkimg_async.sansio.requests import EditRequest
 
 GENERATIONS_PATH, EDITS_PATH = "/v1/images/generations", "/v1/images/edits"
@@ -103,8 +111,8 @@ class LocalServer:
         self._allowance = _Allowance(
             requests_per_minute, burst=burst, tells=rate_limit_headers, now=time.monotonic()
         )
-        self._gate = Gate(host, port, ssl_context)
-        self._web: Web | None = None
+        self._listener = Listener(host, port, ssl_context)
+        self._web: TrackingServer | None = None
         self._faults: deque[Fault] = deque()
         self._images: OrderedDict[str, bytes] = OrderedDict()
         self._kept: OrderedDict[str, _Generation] = OrderedDict()
@@ -127,7 +135,7 @@ class LocalServer:
     @property
     def base_url(self) -> str:
         """What a client needs, `/v1` included."""
-        return f"{self._gate.origin}/v1"
+        return f"{self._listener.origin}/v1"
 
     @property
     def requests_per_minute(self) -> float:
@@ -146,7 +154,7 @@ class LocalServer:
     @property
     def listening(self) -> bool:
         """Whether connections are taken: not before the start, and not while `refuse` is played."""
-        return self._gate.listening
+        return self._listener.listening
 
     async def start(self) -> None:
         """Listen.
@@ -157,15 +165,15 @@ class LocalServer:
         if self._web is not None:
             return
         require_pillow()
-        self._gate.bind()
-        self._web = Web(self._handle, self._notify)
+        self._listener.bind()
+        self._web = TrackingServer(self._handle, self._notify)
         if self._refuse_if_next():
             return
         try:
-            await self._gate.open(self._web)
+            await self._listener.open(self._web)
         except BaseException:
             self._web = None
-            self._gate.close()
+            self._listener.close()
             raise
 
     async def aclose(self) -> None:
@@ -173,7 +181,7 @@ class LocalServer:
         if self._web is None:
             return
         served, self._web = self._web, None
-        self._gate.close()
+        self._listener.close()
         pending = [*self._handlers, *self._tasks]
         for task in pending:
             task.cancel()
@@ -231,7 +239,9 @@ class LocalServer:
             script = await self._script(request, seen, headers)
             ended = await self._play(request, script)
             seen.outcome = "cut" if ended else "answered"
-        return Sent(keep_alive=request.keep_alive and not ended and self._gate.listening)
+        return AlreadySentResponse(
+            keep_alive=request.keep_alive and not ended and self._listener.listening
+        )
 
     @contextlib.contextmanager
     def _watched(self, request: web.BaseRequest, seen: ReceivedRequest) -> Iterator[None]:
@@ -371,7 +381,7 @@ class LocalServer:
         path = f"/images/{hashlib.sha256(image).hexdigest()[:32]}.{parsed.output_format}"
         self._images[path] = image
         _trim(self._images, _KEPT_IMAGES)
-        return self._gate.origin + path
+        return self._listener.origin + path
 
     # --- what goes wrong ----------------------------------------------------
 
@@ -401,15 +411,15 @@ class LocalServer:
 
     def _stop_listening(self, seconds: float | None, spared: RequestHandler | None = None) -> None:
         assert self._web is not None
-        self._gate.shut()
+        self._listener.pause()
         self._web.abort(spared)
         if seconds is not None:
             self._spawn(self._resume_listening(seconds))
 
     async def _resume_listening(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
-        if self._web is not None and not self._gate.listening and not self._refuse_if_next():
-            await self._gate.open(self._web)
+        if self._web is not None and not self._listener.listening and not self._refuse_if_next():
+            await self._listener.open(self._web)
         self._notify()
 
     def _spawn(self, coroutine: "Coroutine[Any, Any, Any]") -> "asyncio.Task[Any]":

@@ -16,7 +16,7 @@ from elkimg_async.errors import ConfigurationError
 from elkimg_async.local import contract
 
 
-class Web(web.Server):
+class TrackingServer(web.Server):
     """aiohttp's server, which tells when a connection comes or goes."""
 
     def __init__(
@@ -44,7 +44,7 @@ class Web(web.Server):
                 transport.abort()
 
 
-class Gate:
+class Listener:
     """The port: bound from first to last, and listening while it is open."""
 
     def __init__(self, host: str, port: int, ssl_context: ssl.SSLContext | None) -> None:
@@ -78,12 +78,12 @@ class Gate:
     def listening(self) -> bool:
         return self._server is not None
 
-    async def open(self, web_server: Web) -> None:
+    async def open(self, web_server: TrackingServer) -> None:
         assert self._socket is not None
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(web_server, sock=self._socket, ssl=self._ssl)
 
-    def shut(self) -> None:
+    def pause(self) -> None:
         """Refuse connections, and keep the port from others."""
         if self._server is not None:
             self.close()
@@ -97,7 +97,7 @@ class Gate:
         self._server = self._socket = None
 
 
-class Sent(web.StreamResponse):
+class AlreadySentResponse(web.StreamResponse):
     """Tells aiohttp that the answer is on the wire already."""
 
     def __init__(self, keep_alive: bool) -> None:
