@@ -80,7 +80,7 @@ class LocalServer:
         faults: what to play, one for each POST for images, in order: a `Fault`, or text for `parse`.
         light: paint quickly and in large pixels: some 30 kB for a png of 1024x1024 instead of 2 MB.
         requests_per_minute: how fast a bucket of requests fills; what finds it empty is refused with 429.
-        burst: how many requests the bucket holds; None: a minute's.
+        burst: how many requests the bucket capacity; None: a minute's.
         rate_limit_headers: whether answers tell the limits, and refusals how long to wait.
         ssl_context: for https; None for http.
 
@@ -108,8 +108,8 @@ class LocalServer:
         self.requests: deque[ReceivedRequest] = deque(maxlen=_KEPT_REQUESTS)
         self.generations = 0
         self._delay, self._light = delay, light
-        self._allowance = _Allowance(
-            requests_per_minute, burst=burst, tells=rate_limit_headers, now=time.monotonic()
+        self._bucket = _RequestBucket(
+            requests_per_minute, burst=burst, send_headers=rate_limit_headers, now=time.monotonic()
         )
         self._listener = Listener(host, port, ssl_context)
         self._web: TrackingServer | None = None
@@ -140,11 +140,11 @@ class LocalServer:
     @property
     def requests_per_minute(self) -> float:
         """How fast the bucket of requests fills."""
-        return self._allowance.per_minute
+        return self._bucket.per_minute
 
     @requests_per_minute.setter
     def requests_per_minute(self, value: float) -> None:
-        self._allowance.change(value, time.monotonic())
+        self._bucket.change(value, time.monotonic())
 
     @property
     def connections(self) -> int:
@@ -203,7 +203,7 @@ class LocalServer:
             self._refuse_if_next()
 
     async def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Wait until `condition` holds; it is asked whenever something happens here."""
+        """Wait until `condition` capacity; it is asked whenever something happens here."""
         while not condition():
             await self._changed.wait()
 
@@ -304,7 +304,7 @@ class LocalServer:
             case ("GET" | "HEAD", "/v1/models"):
                 return contract.models_response(headers)
             case "POST", "/v1/images/generations" | "/v1/images/edits":
-                allowed, limits = self._allowance.take(time.monotonic())
+                allowed, limits = self._bucket.take(time.monotonic())
                 headers.update(limits)
                 if not allowed:
                     raise GatewayError(429, "Too many requests in this minute")
@@ -466,15 +466,17 @@ class _Generation(msgspec.Struct):
     seen: ReceivedRequest
 
 
-class _Allowance:
+class _RequestBucket:
     """A bucket of requests, full at first, that fills evenly."""
 
-    def __init__(self, per_minute: float, *, burst: int | None, tells: bool, now: float) -> None:
-        self.per_minute, self._burst, self._tells = per_minute, burst, tells
-        self._left, self._at = float(self._holds), now
+    def __init__(
+        self, per_minute: float, *, burst: int | None, send_headers: bool, now: float
+    ) -> None:
+        self.per_minute, self._burst, self._send_headers = per_minute, burst, send_headers
+        self._tokens, self._at = float(self._capacity), now
 
     @property
-    def _holds(self) -> int:
+    def _capacity(self) -> int:
         return max(1, int(self.per_minute)) if self._burst is None else self._burst
 
     def change(self, per_minute: float, now: float) -> None:
@@ -485,20 +487,22 @@ class _Allowance:
     def take(self, now: float) -> tuple[bool, dict[str, str]]:
         """Whether one more may come, and the headers that tell what is left."""
         self._fill(now)
-        allowed = self._left >= 1.0
+        allowed = self._tokens >= 1.0
         if allowed:
-            self._left -= 1.0
-        if not self._tells:
+            self._tokens -= 1.0
+        if not self._send_headers:
             return allowed, {}
-        holds, second = self._holds, self.per_minute / _MINUTE
-        headers = contract.rate_limit_headers(holds, int(self._left), (holds - self._left) / second)
+        capacity, second = self._capacity, self.per_minute / _MINUTE
+        headers = contract.rate_limit_headers(
+            capacity, int(self._tokens), (capacity - self._tokens) / second
+        )
         if not allowed:
-            headers["retry-after-ms"] = str(math.ceil((1.0 - self._left) / second * 1000))
+            headers["retry-after-ms"] = str(math.ceil((1.0 - self._tokens) / second * 1000))
         return allowed, headers
 
     def _fill(self, now: float) -> None:
         flown = (now - self._at) * self.per_minute / _MINUTE
-        self._left, self._at = min(float(self._holds), self._left + flown), now
+        self._tokens, self._at = min(float(self._capacity), self._tokens + flown), now
 
 
 def _fields(body: bytes) -> dict[str, Any]:
