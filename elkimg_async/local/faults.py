@@ -25,11 +25,11 @@ from typing import Any
 import msgspec
 
 from elkimg_async.errors import ConfigurationError
-from elkimg_async.local.plays import KINDS
+from elkimg_async.local.fault_effects import EFFECTS
 from elkimg_async.local.script import ScriptedResponse, Step
 
 FAULT_HEADER = "X-Elkimg-Fault"
-FAULTS: dict[str, str] = {name: kind.description for name, kind in KINDS.items()}
+FAULTS: dict[str, str] = {name: kind.description for name, kind in EFFECTS.items()}
 """Every name with its one-line description, for a help text."""
 
 
@@ -45,9 +45,9 @@ class Fault(msgspec.Struct, frozen=True):
     times: int | None = 1
 
     def __post_init__(self) -> None:
-        if self.name not in KINDS:
+        if self.name not in EFFECTS:
             raise ConfigurationError(
-                f"There is no fault {self.name!r}. Choose one of: {', '.join(KINDS)}."
+                f"There is no fault {self.name!r}. Choose one of: {', '.join(EFFECTS)}."
             )
         if self.times is not None and self.times < 1:
             raise ConfigurationError(f"{self.name}: times must be at least 1, or None for ever.")
@@ -59,18 +59,18 @@ class Fault(msgspec.Struct, frozen=True):
         return f"{self.name}{argument}{times}"
 
     @property
-    def makes(self) -> bool:
+    def generates(self) -> bool:
         """Whether the picture is made before the fault strikes."""
-        return KINDS[self.name].makes
+        return EFFECTS[self.name].generates
 
     @property
     def stream(self) -> bool | None:
         """The form of answer that the fault wants: a stream, JSON (False), or None for what was asked."""
-        return KINDS[self.name].stream
+        return EFFECTS[self.name].stream
 
     def value(self) -> Any:
         """The argument as the fault uses it, its default filled in."""
-        kind = KINDS[self.name]
+        kind = EFFECTS[self.name]
         if self.argument is None:
             return kind.default
         if kind.convert is None:
@@ -82,9 +82,9 @@ class Fault(msgspec.Struct, frozen=True):
                 f"{self.name}: {self.argument!r} is not fit. It is: {kind.description}."
             ) from None
 
-    def play(self, response: ScriptedResponse) -> Iterator[Step]:
+    def apply(self, response: ScriptedResponse) -> Iterator[Step]:
         """The steps that go over the wire instead of `response`."""
-        return KINDS[self.name].play(response, self.value())
+        return EFFECTS[self.name].apply(response, self.value())
 
 
 def parse(text: str) -> Fault:

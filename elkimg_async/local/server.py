@@ -275,8 +275,8 @@ class LocalServer:
                 kind = request.headers.get("Content-Type", "")
                 parts = await asyncio.to_thread(forms.parse, kind, body)
             seen.fields = _fields(body) if parts is None else forms.shown(parts)
-            if seen.fault and not seen.fault.makes:
-                return seen.fault.play(ScriptedResponse(headers=headers))
+            if seen.fault and not seen.fault.generates:
+                return seen.fault.apply(ScriptedResponse(headers=headers))
             response = await self._respond(request, body, parts, seen, headers)
         except GatewayError as error:
             response = contract.error_response(error, headers)
@@ -284,7 +284,7 @@ class LocalServer:
             response = msgspec.structs.replace(response, frames=())
         if request.version < (1, 1) and response.framing == "chunked":
             response = msgspec.structs.replace(response, framing="close")
-        return seen.fault.play(response) if seen.fault else steps(response)
+        return seen.fault.apply(response) if seen.fault else steps(response)
 
     async def _respond(
         self,

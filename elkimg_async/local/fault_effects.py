@@ -23,21 +23,21 @@ from elkimg_async.local.script import (
     written,
 )
 
-_Play = Callable[[ScriptedResponse, Any], Iterator[Step]]
+Apply = Callable[[ScriptedResponse, Any], Iterator[Step]]
 
 
-class Kind(NamedTuple):
+class Effect(NamedTuple):
     """What a name stands for: its argument, whether the picture is made, and in what form it is wanted."""
 
     description: str
-    play: _Play
+    apply: Apply
     convert: Callable[[str], Any] | None
     default: Any
-    makes: bool
+    generates: bool
     stream: bool | None
 
 
-KINDS: dict[str, Kind] = {}
+EFFECTS: dict[str, Effect] = {}
 
 
 def _fault(
@@ -46,12 +46,12 @@ def _fault(
     convert: Callable[[str], Any] | None = None,
     default: Any = None,
     *,
-    makes: bool = True,
+    generates: bool = True,
     stream: bool | None = None,
-) -> Callable[[_Play], _Play]:
-    def register(play: _Play) -> _Play:
-        KINDS[name] = Kind(description, play, convert, default, makes, stream)
-        return play
+) -> Callable[[Apply], Apply]:
+    def register(apply: Apply) -> Apply:
+        EFFECTS[name] = Effect(description, apply, convert, default, generates, stream)
+        return apply
 
     return register
 
@@ -91,7 +91,7 @@ def _status(text: str) -> int:
     "refuse",
     "no connection is taken, for =SECONDS or for good; nothing is made",
     _seconds,
-    makes=False,
+    generates=False,
 )
 def _refuse(response: ScriptedResponse, seconds: float | None) -> Iterator[Step]:
     yield StopListening(seconds)
@@ -101,7 +101,7 @@ def _refuse(response: ScriptedResponse, seconds: float | None) -> Iterator[Step]
     "rate-limit",
     "429, with Retry-After if =SECONDS are given; nothing is made",
     _seconds,
-    makes=False,
+    generates=False,
 )
 def _rate_limit(response: ScriptedResponse, seconds: float | None) -> Iterator[Step]:
     headers = dict(response.headers)
@@ -120,7 +120,7 @@ def _status_and_code(text: str) -> tuple[int, str]:
     "an error, =STATUS or =STATUS/CODE (500/do_request_failed unless told otherwise); nothing is made",
     _status_and_code,
     (500, "do_request_failed"),
-    makes=False,
+    generates=False,
 )
 def _error(response: ScriptedResponse, what: tuple[int, str]) -> Iterator[Step]:
     error = GatewayError(what[0], "The local server fails because it was told to", code=what[1])
@@ -132,7 +132,7 @@ def _error(response: ScriptedResponse, what: tuple[int, str]) -> Iterator[Step]:
     "307 to another host, or to =URL; nothing is made",
     str,
     "http://elsewhere.invalid/v1/images/generations",
-    makes=False,
+    generates=False,
 )
 def _redirect(response: ScriptedResponse, url: str) -> Iterator[Step]:
     yield from steps(ScriptedResponse(status=307, headers={**response.headers, "Location": url}))
@@ -238,8 +238,8 @@ def _keep_alive_close(response: ScriptedResponse, _: None) -> Iterator[Step]:
 def _trickle(response: ScriptedResponse, size: int) -> Iterator[Step]:
     yield head(response)
     whole = written(body(response))
-    yield from _pieces(whole, range(size, len(whole), size))
-    yield from _close_of(response)
+    yield from _split_at(whole, range(size, len(whole), size))
+    yield from _close_if_unframed(response)
 
 
 @_fault(
@@ -247,16 +247,16 @@ def _trickle(response: ScriptedResponse, size: int) -> Iterator[Step]:
 )
 def _split(response: ScriptedResponse, offsets: tuple[int, ...] | None) -> Iterator[Step]:
     whole = written(steps(response))
-    yield from _pieces(whole, range(1, len(whole)) if offsets is None else offsets)
-    yield from _close_of(response)
+    yield from _split_at(whole, range(1, len(whole)) if offsets is None else offsets)
+    yield from _close_if_unframed(response)
 
 
 @_fault("drip", "a byte of the body every 0.1 s, or every =SECONDS", _seconds, 0.1)
 def _drip(response: ScriptedResponse, seconds: float) -> Iterator[Step]:
     yield head(response)
     whole = written(body(response))
-    yield from _pieces(whole, range(1, len(whole)), seconds)
-    yield from _close_of(response)
+    yield from _split_at(whole, range(1, len(whole)), seconds)
+    yield from _close_if_unframed(response)
 
 
 @_fault(
@@ -295,7 +295,7 @@ def _endless_interim(response: ScriptedResponse, seconds: float) -> Iterator[Ste
 @_fault("corrupt-partial", "the base64 of each partial image is spoiled (stream)")
 def _corrupt_partial(response: ScriptedResponse, _: None) -> Iterator[Step]:
     frames = (
-        _spoiled(frame) if _is(frame, b".partial_image") else frame for frame in response.frames
+        _corrupted(frame) if _is(frame, b".partial_image") else frame for frame in response.frames
     )
     yield from steps(_with(response, *frames))
 
@@ -305,7 +305,7 @@ def _corrupt_final(response: ScriptedResponse, _: None) -> Iterator[Step]:
     frames = list(response.frames)
     last = max((at for at, frame in enumerate(frames) if b'"b64_json"' in frame), default=None)
     if last is not None:
-        frames[last] = _spoiled(frames[last])
+        frames[last] = _corrupted(frames[last])
     yield from steps(_with(response, *frames))
 
 
@@ -338,19 +338,19 @@ def _other_form(response: ScriptedResponse, _: None) -> Iterator[Step]:
 
 @_fault("error-in-200", "an error as JSON, with status 200 and the type that was asked for")
 def _error_in_200(response: ScriptedResponse, _: None) -> Iterator[Step]:
-    yield from steps(ScriptedResponse(headers=response.headers, frames=(_failure(response),)))
+    yield from steps(ScriptedResponse(headers=response.headers, frames=(_upstream_error(response),)))
 
 
 @_fault("bare-error", "a ping, then an error as a bare line of JSON, without `data:` (stream)")
 def _bare_error(response: ScriptedResponse, _: None) -> Iterator[Step]:
-    frames = (b": PING\n\n", _failure(response) + b"\n")
+    frames = (b": PING\n\n", _upstream_error(response) + b"\n")
     yield from steps(_with(response, *frames) if _streams(response) else response)
 
 
 @_fault("error-event", "an error event in place of the completed image (stream)")
 def _error_event(response: ScriptedResponse, _: None) -> Iterator[Step]:
     kept = (frame for frame in response.frames[:-1] if not _is(frame, b".completed"))
-    failed = b"event: error\ndata: " + _failure(response) + b"\n\n"
+    failed = b"event: error\ndata: " + _upstream_error(response) + b"\n\n"
     yield from steps(_with(response, *kept, failed) if _streams(response) else response)
 
 
@@ -388,7 +388,7 @@ def _after_done(response: ScriptedResponse, _: None) -> Iterator[Step]:
 
 @_fault("gzip", "the right body, gzipped")
 def _gzip(response: ScriptedResponse, _: None) -> Iterator[Step]:
-    yield from steps(_coded(_with(response, *_gzipped(response))))
+    yield from steps(_gzip_encoded(_with(response, *_gzipped(response))))
 
 
 @_fault(
@@ -398,14 +398,14 @@ def _gzip(response: ScriptedResponse, _: None) -> Iterator[Step]:
 )
 def _truncated_gzip(response: ScriptedResponse, size: int | None) -> Iterator[Step]:
     coded = b"".join(_gzipped(response))
-    yield from steps(_coded(_with(response, coded[: len(coded) // 2 if size is None else size])))
+    yield from steps(_gzip_encoded(_with(response, coded[: len(coded) // 2 if size is None else size])))
 
 
 @_fault("gzip-bomb", "the right body after 512 MiB, or =MIB, of white space, gzipped", _size, 512)
 def _gzip_bomb(response: ScriptedResponse, size: int) -> Iterator[Step]:
     coder = zlib.compressobj(wbits=31)
     blank = b" " * 1024 * 1024
-    yield head(_coded(_framed(response, "chunked")))
+    yield head(_gzip_encoded(_framed(response, "chunked")))
     for part in (*repeat(blank, size), b"\n", *response.frames):
         if coded := coder.compress(part) + coder.flush(zlib.Z_SYNC_FLUSH):
             yield chunk(coded)
@@ -440,7 +440,7 @@ def _gzipped(response: ScriptedResponse) -> Iterator[bytes]:
     yield coder.flush()
 
 
-def _coded(response: ScriptedResponse) -> ScriptedResponse:
+def _gzip_encoded(response: ScriptedResponse) -> ScriptedResponse:
     headers = {**response.headers, "Content-Encoding": "gzip"}
     return msgspec.structs.replace(response, headers=headers)
 
@@ -453,7 +453,7 @@ def _cut(response: ScriptedResponse, size: int | None, end: End) -> Iterator[Ste
     yield end
 
 
-def _pieces(
+def _split_at(
     whole: bytes, offsets: "range | tuple[int, ...]", seconds: float = 0.0
 ) -> Iterator[Step]:
     start = 0
@@ -463,7 +463,7 @@ def _pieces(
         start = end
 
 
-def _close_of(response: ScriptedResponse) -> Iterator[Step]:
+def _close_if_unframed(response: ScriptedResponse) -> Iterator[Step]:
     if response.framing == "close":
         yield End.CLOSE
 
@@ -473,7 +473,7 @@ def _is(frame: bytes, name: bytes) -> bool:
     return frame.startswith(b"event:") and frame.partition(b"\n")[0].endswith(name)
 
 
-def _spoiled(frame: bytes) -> bytes:
+def _corrupted(frame: bytes) -> bytes:
     """The frame with a stretch in the middle of its last base64 text that no base64 has."""
     start = frame.rfind(b'"b64_json":"')
     if start < 0:
@@ -482,7 +482,7 @@ def _spoiled(frame: bytes) -> bytes:
     return frame[:middle] + b"!!!!" + frame[middle + 4 :]
 
 
-def _failure(response: ScriptedResponse) -> bytes:
+def _upstream_error(response: ScriptedResponse) -> bytes:
     error = GatewayError(
         500, "The upstream model failed", code="server_error", kind="upstream_error"
     )
