@@ -1,7 +1,6 @@
-"""Pictures and a prompt → the first picture, painted over where it is to be edited.
+"""Edit images: paint over the first one, where the mask allows it.
 
-What is painted is the painter's stand-in for the prompt. Where the mask is opaque, the
-picture stays as it is, pixel for pixel, as far as the output format keeps pixels.
+Where the mask is opaque, the image keeps every pixel, as far as the output format does.
 """
 
 import io
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from elkimg_async.local.forms import unreadable
+from elkimg_async.local.contract import unreadable
 from elkimg_async.local.painter import ImageSpec, PaintedImage, encode, paint
 from elkimg_async.sansio.requests import EditRequest
 
@@ -17,19 +16,19 @@ if TYPE_CHECKING:
     from PIL import Image as Pillow
 
 
-class Canvas(msgspec.Struct, frozen=True):
-    """What an edit begins with: the pictures decoded, the first in its new size, and where to paint."""
+class EditInputs(msgspec.Struct, frozen=True):
+    """Decoded inputs of an edit: the first image in its new size, the others, where to paint."""
 
     base: "Pillow.Image"
     others: tuple["Pillow.Image", ...]
     region: "Pillow.Image"
 
 
-def decode_inputs(request: EditRequest, width: int, height: int) -> Canvas:
-    """Decode what came in; takes a while, so call it in a worker thread.
+def decode_inputs(request: EditRequest, width: int, height: int) -> EditInputs:
+    """Decode the files of a request; slow, so call it in a worker thread.
 
     Raises:
-        GatewayError: by the client; a file is broken.
+        GatewayError: If a file is not a complete image.
     """
     from PIL import ImageChops
 
@@ -40,33 +39,35 @@ def decode_inputs(request: EditRequest, width: int, height: int) -> Canvas:
     if request.mask is not None:
         mask = _decoded(request.mask.source, "mask").getchannel("A")
         region = ImageChops.invert(mask.resize(base.size))
-    return Canvas(base, tuple(others), region)
+    return EditInputs(base, tuple(others), region)
 
 
-def paint_edit(canvas: Canvas, spec: ImageSpec) -> PaintedImage:
-    """Paint and encode; takes a fraction of a second, so call it in a worker thread."""
+def paint_edit(inputs: EditInputs, spec: ImageSpec) -> PaintedImage:
+    """Paint and encode; slow, so call it in a worker thread."""
+    if spec.output_format == "svg":
+        return paint(spec)
     painted = paint(msgspec.structs.replace(spec, output_format="png"))
     image, *partials = (
-        encode(_over(canvas, content, spec), spec) for content in (painted.image, *painted.partials)
+        encode(_over(inputs, content, spec), spec) for content in (painted.image, *painted.partials)
     )
     return PaintedImage(image, tuple(partials))
 
 
-def _over(canvas: Canvas, content: bytes, spec: ImageSpec) -> "Pillow.Image":
+def _over(inputs: EditInputs, content: bytes, spec: ImageSpec) -> "Pillow.Image":
     from PIL import Image
 
     painted = _decoded(content, "image")
-    _paste_thumbnails(painted, canvas.others)
-    edited = Image.composite(painted, canvas.base, canvas.region)
+    _paste_thumbnails(painted, inputs.others)
+    edited = Image.composite(painted, inputs.base, inputs.region)
     opaque = edited.getchannel("A").getextrema()[0] == 255
     return edited.convert("RGB") if opaque or spec.output_format == "jpeg" else edited
 
 
-def _paste_thumbnails(canvas: "Pillow.Image", pictures: tuple["Pillow.Image", ...]) -> None:
-    """Show the further pictures, in a row across the middle."""
-    edge = canvas.width // max(4, len(pictures) + 1)
-    for number, picture in enumerate(pictures):
-        small = picture.copy()
+def _paste_thumbnails(canvas: "Pillow.Image", images: tuple["Pillow.Image", ...]) -> None:
+    """Paste the further images, in a row across the middle."""
+    edge = canvas.width // max(4, len(images) + 1)
+    for number, image in enumerate(images):
+        small = image.copy()
         small.thumbnail((edge * 0.9, edge * 0.9))
         canvas.paste(
             small, (round(edge * (number + 0.5)), (canvas.height - small.height) // 2), small
@@ -74,7 +75,7 @@ def _paste_thumbnails(canvas: "Pillow.Image", pictures: tuple["Pillow.Image", ..
 
 
 def _region(size: tuple[int, int]) -> "Pillow.Image":
-    """Without a mask: the picture stays at the top and gives way to paint further down."""
+    """Return the region without a mask: the image stays at the top and fades into paint below."""
     from PIL import Image
 
     ramp = Image.linear_gradient("L").point(

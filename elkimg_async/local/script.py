@@ -1,4 +1,4 @@
-"""How a response goes over the wire: one step after the other, waiting and breaking included."""
+"""How a response goes over the wire: bytes, pauses and the end of the connection, step by step."""
 
 import enum
 from collections.abc import Iterator
@@ -11,19 +11,19 @@ Framing = Literal["length", "chunked", "close"]
 
 
 class Pause(msgspec.Struct, frozen=True):
-    """Nothing for so many seconds; 0 is long enough that what was written leaves by itself."""
+    """A pause in seconds; 0 still sends what was written before it as a piece of its own."""
 
     seconds: float = 0.0
 
 
 class StopListening(msgspec.Struct, frozen=True):
-    """Reset every connection and refuse new ones for so many seconds; None means for good."""
+    """Reset all connections and accept no new ones for `seconds`; None means for good."""
 
     seconds: float | None = None
 
 
 class End(enum.Enum):
-    """What happens to the connection after the last bytes, instead of keep-alive."""
+    """What happens to the connection after the last byte, instead of keep-alive."""
 
     CLOSE = "close"
     RESET = "reset"
@@ -34,7 +34,7 @@ Step = bytes | Pause | StopListening | End
 
 
 class ScriptedResponse(msgspec.Struct, frozen=True, kw_only=True):
-    """One HTTP response. `frames` is the body in parts, for a stream one for each event.
+    """One HTTP response. `frames` is the body in parts; in a stream, one per event.
 
     `delay` is in seconds: before the response, or before each event of a stream.
     """
@@ -47,11 +47,12 @@ class ScriptedResponse(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def body(self) -> bytes:
+        """The whole body, without framing."""
         return b"".join(self.frames)
 
 
 def steps(response: ScriptedResponse) -> Iterator[Step]:
-    """The response as it should be."""
+    """Yield the steps of a response without a fault."""
     if response.framing == "length":
         yield Pause(response.delay)
     yield head(response)
@@ -59,7 +60,7 @@ def steps(response: ScriptedResponse) -> Iterator[Step]:
 
 
 def head(response: ScriptedResponse) -> bytes:
-    """The status line and the headers, those of the framing included."""
+    """Return the status line and headers, including those of the framing."""
     headers = dict(response.headers)
     match response.framing:
         case "length":
@@ -74,7 +75,7 @@ def head(response: ScriptedResponse) -> bytes:
 
 
 def body(response: ScriptedResponse) -> Iterator[Step]:
-    """The frames in the response's framing, with a pause before each event of a stream."""
+    """Yield the framed body, with a pause before each event of a stream."""
     chunked = response.framing == "chunked"
     for frame in response.frames:
         if frame.startswith(b"event:"):
@@ -87,10 +88,10 @@ def body(response: ScriptedResponse) -> Iterator[Step]:
 
 
 def chunk(frame: bytes) -> bytes:
-    """A frame in HTTP's chunked coding; the empty one is the last."""
+    """Encode a frame as one HTTP chunk; an empty one ends the body."""
     return b"%x\r\n%b\r\n" % (len(frame), frame)
 
 
-def written(script: Iterator[Step]) -> bytes:
-    """All the bytes of a script, without its pauses."""
+def joined(script: Iterator[Step]) -> bytes:
+    """Return all bytes of a script, without its pauses."""
     return b"".join(step for step in script if isinstance(step, bytes))

@@ -1,4 +1,4 @@
-"""Edits at the local server: the form, what is painted where, and the answers."""
+"""Edits at the local server: forms, JSON, masks and responses."""
 
 import base64
 import io
@@ -13,7 +13,8 @@ from PIL import ImageChops, ImageDraw
 
 from elkimg_async.local import LocalServer
 from elkimg_async.local.contract import GatewayError
-from elkimg_async.local.forms import MOST_PARTS, parse, parse_edit, shown
+from elkimg_async.local.edits import parse_edit_form
+from elkimg_async.local.forms import MAX_PARTS, described, parse_form
 from elkimg_async.local.server import EDITS_PATH
 
 KIND = "multipart/form-data; boundary=XX"
@@ -25,8 +26,8 @@ async def server() -> AsyncIterator[LocalServer]:
         yield server
 
 
-def picture(size: tuple[int, int] = (96, 64), format: str = "PNG", mode: str = "RGB") -> bytes:
-    """A picture in which no two neighbours are alike."""
+def image_file(size: tuple[int, int] = (96, 64), format: str = "PNG", mode: str = "RGB") -> bytes:
+    """An image whose neighbouring pixels all differ."""
     noise = bytes(n * 37 % 251 for n in range(size[0] * size[1] * len(mode)))
     out = io.BytesIO()
     Pillow.frombytes(mode, size, noise).save(out, format)
@@ -34,7 +35,7 @@ def picture(size: tuple[int, int] = (96, 64), format: str = "PNG", mode: str = "
 
 
 def mask(size: tuple[int, int] = (96, 64)) -> bytes:
-    """Opaque, but for a hole."""
+    """A mask that is opaque except for a hole."""
     image = Pillow.new("RGBA", size, (0, 0, 0, 255))
     ImageDraw.Draw(image).rectangle(HOLE, (0, 0, 0, 0))
     out = io.BytesIO()
@@ -50,15 +51,15 @@ def opened(content: bytes) -> Pillow.Image:
 
 
 def form(**fields: Any) -> aiohttp.FormData:
-    """A form; bytes are files, and lists are several of the same name."""
+    """A form; bytes become files, lists repeated names."""
     data = aiohttp.FormData()
     for name, value in {"prompt": "a hat", **fields}.items():
-        key = "image[]" if isinstance(value, list) else name
+        field = "image[]" if isinstance(value, list) else name
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, bytes):
-                data.add_field(key, item, filename=f"{name}.png", content_type="image/png")
+                data.add_field(field, item, filename=f"{name}.png", content_type="image/png")
             else:
-                data.add_field(key, item)
+                data.add_field(field, item)
     return data
 
 
@@ -67,9 +68,9 @@ async def post(server: LocalServer, data: Any, **headers: str) -> tuple[int, byt
     key = {"Authorization": f"Bearer {server.api_key}"}
     async with (
         aiohttp.ClientSession() as session,
-        session.post(url, data=data, headers={**key, **headers}) as answer,
+        session.post(url, data=data, headers={**key, **headers}) as response,
     ):
-        return answer.status, await answer.read()
+        return response.status, await response.read()
 
 
 async def edited(server: LocalServer, **fields: Any) -> tuple[Pillow.Image, dict[str, Any]]:
@@ -81,8 +82,8 @@ async def edited(server: LocalServer, **fields: Any) -> tuple[Pillow.Image, dict
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 async def test_edit_paints_within_the_mask(server: LocalServer, mode: str) -> None:
-    """Where the mask is transparent the picture is painted anew; every other pixel stays as it was."""
-    content = picture(mode=mode)
+    """Only pixels where the mask is transparent change."""
+    content = image_file(mode=mode)
     image, value = await edited(server, image=content, mask=mask())
     before = opened(content)
     assert image.size == before.size
@@ -98,37 +99,37 @@ async def test_edit_paints_within_the_mask(server: LocalServer, mode: str) -> No
 
 
 async def test_edit_half_transparent_mask(server: LocalServer) -> None:
-    """Half transparency in the mask mixes the picture and the paint."""
+    """A half transparent mask mixes image and paint."""
     out = io.BytesIO()
     Pillow.new("RGBA", (96, 64), (0, 0, 0, 128)).save(out, "PNG")
-    half, _ = await edited(server, image=picture(), mask=out.getvalue())
-    full, _ = await edited(server, image=picture(), mask=mask())
+    half, _ = await edited(server, image=image_file(), mask=out.getvalue())
+    full, _ = await edited(server, image=image_file(), mask=mask())
     point = (30, 20)
-    pixels = [image.getpixel(point) for image in (opened(picture()), half, full)]
+    pixels = [image.getpixel(point) for image in (opened(image_file()), half, full)]
     before, mixed, paint = (pixel[0] for pixel in pixels if isinstance(pixel, tuple))
     assert abs(mixed - (before + paint) / 2) <= 2
 
 
 async def test_edit_without_a_mask(server: LocalServer) -> None:
-    """The picture can be seen to be edited: its upper edge stays, and the rest gives way to paint."""
-    content = picture()
+    """Without a mask the top of the image stays and the rest fades into paint."""
+    content = image_file()
     image, _ = await edited(server, image=content)
     before = opened(content)
     top = (0, 0, 96, 10)
     assert image.crop(top).tobytes() == before.crop(top).tobytes()
     assert ImageChops.difference(image.convert("RGB"), before.convert("RGB")).getbbox() is not None
-    other, _ = await edited(server, image=picture(mode="RGBA"))
+    other, _ = await edited(server, image=image_file(mode="RGBA"))
     assert image.tobytes() != other.tobytes()
 
 
-async def test_edit_shows_every_picture(server: LocalServer) -> None:
-    """Each further picture is to be seen in the result."""
+async def test_edit_shows_every_image_file(server: LocalServer) -> None:
+    """Every further image is visible in the result."""
     results = set()
     for images in (
-        [picture()],
-        [picture()] * 2,
-        [picture(), picture(mode="RGBA")],
-        [picture()] * 5,
+        [image_file()],
+        [image_file()] * 2,
+        [image_file(), image_file(mode="RGBA")],
+        [image_file()] * 5,
     ):
         image, value = await edited(server, images=images)
         results.add(image.tobytes())
@@ -140,9 +141,9 @@ async def test_edit_shows_every_picture(server: LocalServer) -> None:
 
 @pytest.mark.parametrize("output_format", ["jpeg", "webp"])
 async def test_edit_options(server: LocalServer, output_format: str) -> None:
-    """n, size and the output's format are those asked for; each image is another."""
+    """n, size and output format are as requested, and the images differ."""
     fields = {"n": "2", "size": "1024x1536", "output_format": output_format, "quality": "low"}
-    status, body = await post(server, form(image=picture(), **fields))
+    status, body = await post(server, form(image=image_file(), **fields))
     value = json.loads(body)
     assert (status, len(value["data"])) == (200, 2)
     contents = [base64.b64decode(item["b64_json"]) for item in value["data"]]
@@ -153,15 +154,15 @@ async def test_edit_options(server: LocalServer, output_format: str) -> None:
 
 
 async def test_edit_stream(server: LocalServer) -> None:
-    """A stream has events of edits, its partial images keep the rest of the picture as well."""
-    data = form(image=picture(), mask=mask(), stream="true", partial_images="2")
+    """A stream has edit events, and its partial images keep the masked part too."""
+    data = form(image=image_file(), mask=mask(), stream="true", partial_images="2")
     status, body = await post(server, data)
     assert status == 200
     events = [line for line in body.split(b"\n") if line.startswith(b"event: ")]
     assert events == [b"event: image_edit.partial_image"] * 2 + [b"event: image_edit.completed"]
     values = [json.loads(line[6:]) for line in body.split(b"\n") if line.startswith(b"data: {")]
     images = [opened(base64.b64decode(value["b64_json"])) for value in values]
-    before = opened(picture())
+    before = opened(image_file())
     left = (0, 0, HOLE[0], 64)
     assert all(image.crop(left).tobytes() == before.crop(left).tobytes() for image in images)
     assert len({image.tobytes() for image in images}) == 3
@@ -169,21 +170,21 @@ async def test_edit_stream(server: LocalServer) -> None:
 
 
 async def test_edit_is_recorded(server: LocalServer) -> None:
-    """The record of a request has the texts of its form, and name, type and size of its files."""
-    await edited(server, images=[picture(), picture()], mask=mask(), user="u-1")
+    """Recorded fields have the form's texts, and name, type and size of its files."""
+    await edited(server, images=[image_file(), image_file()], mask=mask(), user="u-1")
     fields = server.requests[-1].fields
-    file = {"filename": "images.png", "type": "image/png", "size": len(picture())}
+    file = {"filename": "images.png", "type": "image/png", "size": len(image_file())}
     assert fields["image[]"] == [file, file]
     assert fields["mask"]["size"] == len(mask())
     assert (fields["prompt"], fields["user"]) == ("a hat", "u-1")
     assert server.generations == 1
 
 
-async def test_edit_replays_and_plays_faults(server: LocalServer) -> None:
-    """The same key and body give the same answer, made once; another body is refused; faults strike."""
+async def test_edit_idempotency_and_faults(server: LocalServer) -> None:
+    """The same idempotency key and body replay the response; another body is an error; faults apply."""
     body = b"".join(
         b'--XX\r\nContent-Disposition: form-data; name="%b\r\n\r\n%b\r\n' % part
-        for part in ((b'prompt"', b"a"), (b'image"; filename="a.png"', picture()))
+        for part in ((b'prompt"', b"a"), (b'image"; filename="a.png"', image_file()))
     )
     headers = {"Content-Type": KIND, "Idempotency-Key": "k-1"}
     first = await post(server, body + b"--XX--\r\n", **headers)
@@ -192,8 +193,8 @@ async def test_edit_replays_and_plays_faults(server: LocalServer) -> None:
     status, _ = await post(server, body + b"--XX--", **headers)
     assert status == 422
     server.inject("error=503/overloaded")
-    status, refused = await post(server, form(image=picture()))
-    assert (status, json.loads(refused)["error"]["code"]) == (503, "overloaded")
+    status, failed = await post(server, form(image=image_file()))
+    assert (status, json.loads(failed)["error"]["code"]) == (503, "overloaded")
     assert str(server.requests[-1].fault) == "error=503/overloaded"
 
 
@@ -202,40 +203,98 @@ async def test_edit_replays_and_plays_faults(server: LocalServer) -> None:
     [
         ({"mask": mask()}, 500, "invalid_request", "image"),
         ({"image": "text", "mask": mask()}, 500, "invalid_request", "image"),
-        ({"image": b"no picture"}, 400, "invalid_image_file", "image"),
-        ({"image": picture()[:200]}, 400, "invalid_image_file", "image"),
-        ({"image": picture(), "mask": mask()[:90]}, 400, "invalid_image_file", "mask"),
-        ({"image": picture(), "mask": mask((96, 65))}, 500, "invalid_request", "mask"),
-        ({"image": picture(), "mask": picture()}, 500, "invalid_request", "mask"),
-        ({"images": [picture()] * 17}, 500, "invalid_request", "image"),
-        ({"image": picture(), "n": "two"}, 500, "invalid_request", "n"),
-        ({"image": picture(), "n": "11"}, 500, "invalid_request", "n"),
-        ({"image": picture(), "stream": "1"}, 500, "invalid_request", "stream"),
-        ({"image": picture(), "size": "9x9"}, 500, "invalid_request", "size"),
-        ({"image": picture(), "prompt": picture()}, 500, "invalid_request", "prompt"),
-        ({"image": picture(), "model": "gpt-9"}, 503, "model_not_found", "model"),
-        ({"image": picture(), "model": "dall-e-3"}, 500, "invalid_request", "model"),
+        ({"image": b"not an image"}, 400, "invalid_image_file", "image"),
+        ({"image": image_file()[:200]}, 400, "invalid_image_file", "image"),
+        ({"image": image_file(), "mask": mask()[:90]}, 400, "invalid_image_file", "mask"),
+        ({"image": image_file(), "mask": mask((96, 65))}, 500, "invalid_request", "mask"),
+        ({"image": image_file(), "mask": image_file()}, 500, "invalid_request", "mask"),
+        ({"images": [image_file()] * 17}, 500, "invalid_request", "image"),
+        ({"image": image_file(), "n": "two"}, 500, "invalid_request", "n"),
+        ({"image": image_file(), "n": "11"}, 500, "invalid_request", "n"),
+        ({"image": image_file(), "stream": "1"}, 500, "invalid_request", "stream"),
+        ({"image": image_file(), "size": "9x9"}, 500, "invalid_request", "size"),
+        ({"image": image_file(), "prompt": image_file()}, 500, "invalid_request", "prompt"),
+        ({"image": image_file(), "model": "gpt-9"}, 503, "model_not_found", "model"),
+        ({"image": image_file(), "model": "dall-e-3"}, 500, "invalid_request", "model"),
         (
-            {"image": picture(), "response_format": "url"},
+            {"image": image_file(), "response_format": "url"},
             400,
             "unknown_parameter",
             "response_format",
         ),
     ],
 )
-async def test_edit_refusals(
+async def test_edit_invalid_form(
     server: LocalServer, fields: dict[str, Any], status: int, code: str, param: str
 ) -> None:
-    """What is wrong with a form is refused in the gateway's style, and nothing is counted as made."""
-    answered, body = await post(server, form(**fields))
+    """An invalid form gets the gateway's error, and nothing is generated."""
+    received, body = await post(server, form(**fields))
     error = json.loads(body)["error"]
-    assert (answered, error["code"], error["param"]) == (status, code, param)
+    assert (received, error["code"], error["param"]) == (status, code, param)
     assert server.generations == 0
 
 
-async def test_edit_needs_the_key(server: LocalServer) -> None:
-    """A wrong key is refused."""
-    status, _ = await post(server, form(image=picture()), Authorization="Bearer wrong")
+def data_url(content: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+
+async def post_json(server: LocalServer, **fields: Any) -> tuple[int, dict[str, Any]]:
+    body = json.dumps({"prompt": "a hat", **fields}).encode()
+    status, content = await post(server, body, **{"Content-Type": "application/json"})
+    return status, json.loads(content)
+
+
+async def test_edit_json(server: LocalServer) -> None:
+    """The JSON form with data: URLs edits as the multipart form does."""
+    images = [{"image_url": data_url(image_file())}]
+    mask_url = {"image_url": data_url(mask())}
+    status, value = await post_json(server, images=images, mask=mask_url, moderation="low")
+    assert status == 200
+    content = opened(base64.b64decode(value["data"][0]["b64_json"]))
+    expected, _ = await edited(server, image=image_file(), mask=mask())
+    assert content.tobytes() == expected.tobytes()
+    assert server.requests[0].fields["images"] == images
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "code", "param", "words"),
+    [
+        ({}, 500, "invalid_request", "images", "required"),
+        ({"images": []}, 500, "invalid_request", "images", "required"),
+        ({"images": ["x"]}, 500, "invalid_request", "image", "image_url or file_id"),
+        ({"images": [{"image_url": 7}]}, 500, "invalid_request", "image", "string"),
+        ({"images": [{"file_id": "file-1"}]}, 400, "file_not_found", "image", "data: URL"),
+        (
+            {"images": [{"image_url": "https://example.com/a.png"}]},
+            400,
+            "invalid_image_url",
+            "image",
+            "data: URL",
+        ),
+        ({"images": [{"image_url": "data:,x"}]}, 400, "invalid_image_file", "image", "Invalid"),
+        (
+            {"images": [{"image_url": "data:image/png;base64,!"}]},
+            400,
+            "invalid_image_file",
+            "image",
+            "Invalid",
+        ),
+    ],
+)
+async def test_edit_json_invalid(
+    server: LocalServer, fields: dict[str, Any], status: int, code: str, param: str, words: str
+) -> None:
+    """References that are not in the body are errors that say what to send."""
+    received, value = await post_json(server, **fields)
+    error = value["error"]
+    assert (received, error["code"], error["param"]) == (status, code, param)
+    assert words in error["message"]
+    assert server.generations == 0
+
+
+async def test_edit_wrong_api_key(server: LocalServer) -> None:
+    """A wrong API key gets 401."""
+    status, _ = await post(server, form(image=image_file()), Authorization="Bearer wrong")
     assert status == 401
 
 
@@ -259,18 +318,18 @@ NAMED = b'Content-Disposition: form-data; name="a"'
         (KIND, part(NAMED) + b"--XX"),
         (KIND, part(b"Content-Type: text/plain") + b"--XX--"),
         (KIND, b"--XX\r\n" + NAMED + b"\r\n--XX--"),
-        (KIND, part(NAMED) * (MOST_PARTS + 1) + b"--XX--"),
+        (KIND, part(NAMED) * (MAX_PARTS + 1) + b"--XX--"),
     ],
 )
-def test_parse_of_what_is_no_form(kind: str, body: bytes) -> None:
-    """A form without boundary, cut, or out of shape is refused."""
+def test_parse_form_invalid(kind: str, body: bytes) -> None:
+    """A form without boundary, truncated or malformed is an error."""
     with pytest.raises(GatewayError) as caught:
-        parse(kind, body)
+        parse_form(kind, body)
     assert (caught.value.status, caught.value.code) == (500, "invalid_request")
 
 
-def test_parse() -> None:
-    """Texts and files come out as they went in, whatever is in them, and in any usual spelling."""
+def test_parse_form_valid() -> None:
+    """Texts and files keep their content, in every usual spelling of the headers."""
     content = b"\r\n--X\r\n--\r\n\0"
     body = (
         b"preamble\r\n"
@@ -283,20 +342,35 @@ def test_parse() -> None:
         + part(NAMED, b"")
         + b"--XX--\r\nepilogue"
     )
-    parts = parse('Multipart/Form-Data; charset=utf-8; Boundary="XX"', body)
+    parts = parse_form('Multipart/Form-Data; charset=utf-8; Boundary="XX"', body)
     assert [part.name for part in parts] == ['a"b', "pic", "a", "a"]
-    assert parts[0].shown == "é"
+    assert parts[0].described == "é"
     assert (parts[1].filename, parts[1].media_type) == ("x; name=y.png", "image/png")
     assert parts[1].content == content
-    assert shown(parts)["a"] == ["x", ""]
+    assert described(parts)["a"] == ["x", ""]
 
 
-def test_read_edit_twice_the_same() -> None:
-    """A text or a mask that is given twice is refused."""
+def test_parse_edit_form_nested_names() -> None:
+    """Names in brackets are nested objects."""
+    body = part(b'Content-Disposition: form-data; name="image"; filename="i.png"', image_file())
+    for name, value in (
+        (b"prompt", b"a hat"),
+        (b"model", b"gpt-image-2"),
+        (b"svg[model]", b"gpt-5"),
+        (b"svg[reasoning][effort]", b"low"),
+        (b"frame_count", b"4"),
+    ):
+        body += part(b'Content-Disposition: form-data; name="%b"' % name, value)
+    parsed = parse_edit_form(parse_form(KIND, body + b"--XX--"))
+    assert (parsed.svg_model, parsed.frame_count) == ("gpt-5", 4)
+
+
+def test_parse_edit_form_duplicate() -> None:
+    """A repeated text or mask is an error."""
     for name, filename in (("prompt", b""), ("mask", b'; filename="m.png"')):
         head = f'Content-Disposition: form-data; name="{name}"'.encode() + filename
         image = b'Content-Disposition: form-data; name="image"; filename="i.png"'
-        body = part(image, picture()) + part(head, mask()) * 2 + b"--XX--"
+        body = part(image, image_file()) + part(head, mask()) * 2 + b"--XX--"
         with pytest.raises(GatewayError) as caught:
-            parse_edit(parse(KIND, body))
+            parse_edit_form(parse_form(KIND, body))
         assert caught.value.param == name
