@@ -138,7 +138,7 @@ async def test_stream_sends_what_is_set(client: AsyncImages, server: LocalServer
         "stream": True,
         "partial_images": 1,
     }
-    assert request.headers["accept"] == "text/event-stream, application/json"
+    assert request.headers["accept"] == "application/json, text/event-stream"
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])

@@ -114,7 +114,7 @@ def test_what_is_wrong_is_told(installed: str, tmp_path: Path) -> None:
     prelude = "sys.modules['PIL'] = None"
     said = run(installed, "-p", "no:asyncio", cwd=tmp_path, prelude=prelude)
     assert "1 passed, 2 errors" in said
-    assert "There is no fault 'earthquake'. Choose one of: " in said
+    assert "Unknown fault 'earthquake'. Choose one of: " in said
     assert 'pip install "elkimg-async[pil]"' in said
     assert "Traceback" not in said
     assert "pytest_plugin.py" not in said

@@ -99,7 +99,7 @@ def _post(
 ) -> HTTPRequest:
     headers = {
         "Content-Type": content_type,
-        "Accept": "text/event-stream, application/json" if stream else "application/json",
+        "Accept": "application/json, text/event-stream" if stream else "application/json",
         **_COMMON,
     }
     if key is not None:

@@ -116,7 +116,7 @@ def test_generate_headers(key: str | None, stream: bool) -> None:
     assert (request.method, request.path) == ("POST", "/images/generations")
     expected = {
         "Content-Type": "application/json",
-        "Accept": "text/event-stream, application/json" if stream else "application/json",
+        "Accept": "application/json, text/event-stream" if stream else "application/json",
         "Accept-Encoding": "identity",
         "User-Agent": "elkimg_async",
     }
