@@ -14,7 +14,7 @@ import pytest
 from elkimg_async import AsyncImages, ElkImagesError, Limits, RetryPolicy, Timeout
 from elkimg_async.local import FAULTS, LocalServer
 from tests.helpers.calls import ask, check_clean
-from tests.helpers.canned import KEY
+from tests.helpers.raw_server import KEY
 
 Idempotency = Literal["send", "replay"]
 Case = tuple[bool, Idempotency]

@@ -22,7 +22,7 @@ from elkimg_async import ConfigurationError, Image, ImagesResponse
 from elkimg_async.local import LocalServer
 from elkimg_async.notebook import grid
 from elkimg_async.stream import ImageStream
-from tests.helpers.canned import PNG
+from tests.helpers.raw_server import PNG
 from tests.test_stream import Source
 
 PACKAGE_PARENT = str(Path(elkimg_async.__file__).parent.parent)

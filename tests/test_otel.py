@@ -30,17 +30,17 @@ from elkimg_async.hooks import AttemptStarted, RequestFinished, RequestStarted
 from elkimg_async.image import Image
 from elkimg_async.local import LocalServer
 from elkimg_async.otel import Telemetry
-from tests.helpers.canned import (
+from tests.helpers.raw_server import (
     DONE,
     KEY,
     PNG,
     REQUEST_ID,
-    Canned,
     End,
+    RawServer,
     Reply,
-    answer,
     event,
     open_stream,
+    response,
     stream,
 )
 
@@ -55,8 +55,8 @@ PARTIAL = event(
     {"type": "image_generation.partial_image", "b64_json": B64, "partial_image_index": 0}
 )
 COMPLETED = event({"type": "image_generation.completed", "b64_json": B64, "usage": USAGE})
-GOOD = answer({"created": 1, "data": [{"b64_json": B64}], "usage": USAGE})
-BUSY = answer({"error": {"message": "busy"}}, status=429, Retry_After_Ms="5")
+GOOD = response({"created": 1, "data": [{"b64_json": B64}], "usage": USAGE})
+BUSY = response({"error": {"message": "busy"}}, status=429, Retry_After_Ms="5")
 SECRET_PROMPT = "a boat of which nobody shall know"
 
 
@@ -107,10 +107,10 @@ def events(span: ReadableSpan) -> list[tuple[str, dict[str, Any]]]:
 
 async def ask(
     observed: Observed, *replies: Reply, streaming: bool = False, **options: Any
-) -> Canned:
+) -> RawServer:
     """One call to a server with these replies, read to its end."""
     async with (
-        Canned(*replies) as server,
+        RawServer(*replies) as server,
         AsyncImages(KEY, base_url=server.base_url, hooks=[observed.hook]) as client,
     ):
         if streaming:
@@ -195,7 +195,7 @@ async def test_metrics_of_a_batch_call() -> None:
 async def test_usage_that_is_unknown() -> None:
     """Tokens that the server does not count are not measured."""
     observed = Observed()
-    await ask(observed, answer({"created": 1, "data": [{"b64_json": B64}]}))
+    await ask(observed, response({"created": 1, "data": [{"b64_json": B64}]}))
     assert observed.points("gen_ai.client.token.usage") == []
     assert not [name for name in attributes(observed.span()) if "usage" in name]
 
@@ -298,7 +298,7 @@ async def test_cancelled_call() -> None:
     """A call that is cancelled while it waits ends its span as an error."""
     observed = Observed()
     async with (
-        Canned([End.HOLD]) as server,
+        RawServer([End.HOLD]) as server,
         AsyncImages(KEY, base_url=server.base_url, hooks=[observed.hook]) as client,
     ):
         call = asyncio.create_task(client.generate("a boat"))
@@ -317,7 +317,7 @@ async def test_stream_left_early(how: str) -> None:
     """A stream that is left, closed or dropped ends its span then and there, as no error."""
     observed = Observed()
     async with (
-        Canned([*open_stream(PARTIAL), End.HOLD]) as server,
+        RawServer([*open_stream(PARTIAL), End.HOLD]) as server,
         AsyncImages(KEY, base_url=server.base_url, hooks=[observed.hook]) as client,
     ):
         match how:
@@ -342,7 +342,7 @@ async def test_stream_left_after_its_image() -> None:
     """The tokens of an image that came are counted, although the end of its stream was not awaited."""
     observed = Observed()
     async with (
-        Canned([*open_stream(COMPLETED), End.HOLD]) as server,
+        RawServer([*open_stream(COMPLETED), End.HOLD]) as server,
         AsyncImages(KEY, base_url=server.base_url, hooks=[observed.hook]) as client,
         client.generate("a boat", stream=True) as opened,
     ):
@@ -356,7 +356,7 @@ async def test_concurrent_calls_have_their_own_parents() -> None:
     observed = Observed()
     tracer = observed.tracers.get_tracer("user")
     async with (
-        Canned(GOOD) as server,
+        RawServer(GOOD) as server,
         AsyncImages(KEY, base_url=server.base_url, hooks=[observed.hook]) as client,
     ):
 
@@ -407,7 +407,7 @@ async def test_nothing_private_by_default() -> None:
     observed = Observed()
     await ask(observed, GOOD)
     with pytest.raises(ModerationError):
-        await ask(observed, answer(ECHO, status=400))
+        await ask(observed, response(ECHO, status=400))
     text = shown(observed)
     assert "moderation_blocked" in text
     for private in (KEY, SECRET_PROMPT, str(B64), repr(PNG)):
@@ -418,7 +418,7 @@ async def test_prompts_where_asked_for() -> None:
     """With `capture_prompts` the prompt is there in the conventions' form, and an error's text; never the key."""
     observed = Observed(capture_prompts=True)
     with pytest.raises(ModerationError):
-        await ask(observed, answer(ECHO, status=400))
+        await ask(observed, response(ECHO, status=400))
     span = observed.span()
     assert json.loads(attributes(span)["gen_ai.input.messages"]) == [
         {"role": "user", "parts": [{"type": "text", "content": SECRET_PROMPT}]}

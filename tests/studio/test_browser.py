@@ -15,7 +15,7 @@ from PIL import Image as Pillow
 from elkimg_async import AsyncImages
 from elkimg_async.local import LocalServer
 from elkimg_async.studio.server import Gallery, serve
-from tests.helpers.canned import DONE, Canned, End, Piece, event, head
+from tests.helpers.raw_server import DONE, End, Piece, RawServer, event, head
 
 playwright = pytest.importorskip("playwright.async_api", reason="pip install playwright")
 
@@ -68,7 +68,10 @@ async def browser() -> AsyncIterator[Browser]:
 
 @contextlib.asynccontextmanager
 async def opened(
-    browser: Browser, server: LocalServer | Canned, key: str = "key-of-the-browser", **options: Any
+    browser: Browser,
+    server: LocalServer | RawServer,
+    key: str = "key-of-the-browser",
+    **options: Any,
 ) -> AsyncIterator[Seen]:
     """The studio in a new window, over `server`; `options` are those of the window."""
     gallery, complaints = Gallery(), list[str]()
@@ -140,7 +143,7 @@ def coloured(*gates: asyncio.Event) -> list[Piece]:
 async def test_generate_sharpens_in_place(browser: Browser) -> None:
     """Each partial image fades in in its turn, then the final one, and nothing on the page moves."""
     gates = [asyncio.Event() for _ in range(3)]
-    async with Canned(coloured(*gates)) as server, opened(browser, server) as seen:
+    async with RawServer(coloured(*gates)) as server, opened(browser, server) as seen:
         card = await seen.make(shape="Wide")
         frame, below = card.locator(".frame"), card.locator(".facts")
         places = []
@@ -170,7 +173,7 @@ async def test_generate_sharpens_in_place(browser: Browser) -> None:
 
 async def test_generate_all_at_once(browser: Browser) -> None:
     """When everything comes at the same moment, it is the final image that stays."""
-    async with Canned(coloured()) as server, opened(browser, server) as seen:
+    async with RawServer(coloured()) as server, opened(browser, server) as seen:
         card = await seen.made()
         await until_colour(card.locator(".frame"), (0, 0, 255))
         await expect(card.locator("img")).to_have_count(1)
@@ -271,7 +274,7 @@ async def test_error_in_plain_words(
 
 async def test_studio_that_has_stopped(browser: Browser) -> None:
     """When the studio itself is gone, the page says so."""
-    async with Canned([head(content_type="text/event-stream"), End.HOLD]) as server:
+    async with RawServer([head(content_type="text/event-stream"), End.HOLD]) as server:
         client = AsyncImages("key", base_url=server.base_url)
         page = await browser.new_page()
         async with client:

@@ -18,7 +18,7 @@ from elkimg_async import AsyncImages, CompletedImage, ConfigurationError, Genera
 from elkimg_async.local import LocalServer
 from elkimg_async.studio.server import OWN_HEADER, Gallery, Order, serve
 from tests.cli.test_app import run, started
-from tests.helpers.canned import PNG, Canned, answer
+from tests.helpers.raw_server import PNG, RawServer, response
 
 KEY = "sk-of-the-studios-test"
 PROMPT = {"prompt": "A kitten"}
@@ -374,8 +374,8 @@ async def test_picture_that_is_not_there(running: Running, path: str) -> None:
 
 async def test_picture_behind_url() -> None:
     """An image that came as a URL is fetched here, so that the browser asks nobody else."""
-    async with Canned() as host:
-        host.reply_with(answer({"data": [{"url": f"{host.origin}/a.png"}]}), answer(PNG))
+    async with RawServer() as host:
+        host.reply_with(response({"data": [{"url": f"{host.origin}/a.png"}]}), response(PNG))
         client = AsyncImages(KEY, base_url=host.base_url)
         async with client, serve(client) as url, aiohttp.ClientSession() as http:
             running = Running(url, LocalServer(), Gallery(), http)
