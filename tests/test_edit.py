@@ -236,7 +236,7 @@ async def test_edit_stream_fields(
     texts = {name: content for name, _, _, content in await parsed(canned.requests[0])}
     assert texts["stream"] == b"true"
     assert texts.get("partial_images") == (None if expected is None else expected.encode())
-    assert canned.requests[0].headers["accept"].startswith("text/event-stream")
+    assert canned.requests[0].headers["accept"] == "application/json, text/event-stream"
 
 
 async def test_edit_hooks_see_no_bytes(canned: Canned) -> None:
