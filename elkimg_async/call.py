@@ -70,6 +70,7 @@ class Call(Generic[AnswerT]):
         self._settings = settings
         self._transport = transport
         self._endpoint = endpoint
+        self._prompt: str | None = None
         self._extra_headers = extra_headers
         self._stream = stream
         self._limits = settings.stream_limits if stream else settings.batch_limits
@@ -170,6 +171,7 @@ class Call(Generic[AnswerT]):
         if request is not None:
             self._validate(request)
             self._weight = max(1, request.n or 1)
+            self._prompt = request.prompt
         headers = merge(settings.headers, extra_headers)
         if endpoint.paid:
             self._key = take_key(headers)
@@ -301,6 +303,8 @@ class Call(Generic[AnswerT]):
                 continue
             if event.image.url is not None:
                 connect_image(event.image, self._transport, self._settings)
+            if self._prompt is not None:
+                event.image.describe_with(self._prompt)
             self._given = True
             if self._hooks:
                 self._tell(hooks.EventReceived, event=event)

@@ -10,6 +10,7 @@ import msgspec
 import pybase64
 
 from elkimg_async.errors import ConfigurationError, DownloadError
+from elkimg_async.preview import MAX_EMBEDDED, RASTER_TYPES, figure
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,10 +30,6 @@ EXTENSIONS = {
     "image/bmp": ".bmp",
     "image/tiff": ".tiff",
 }
-
-
-_SHOWN_AS_THEY_ARE = {"image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"}
-_SHOWN_AS_ELEMENTS = {"image/svg+xml", "image/avif"}
 
 
 def media_type_of(content: bytes) -> str:
@@ -71,6 +68,11 @@ class Image(msgspec.Struct, eq=False):
     revised_prompt: str | None = None
     _download: Download | None = None
     _lock: Any = None
+    _prompt: str | None = None
+
+    def describe_with(self, prompt: str) -> None:
+        """Set the prompt of the request, which notebooks show as alternative text."""
+        self._prompt = prompt
 
     def download_with(self, download: Download) -> None:
         """Let `read` fetch the URL with `download`; the client does this for the images that it gives."""
@@ -171,26 +173,29 @@ class Image(msgspec.Struct, eq=False):
     def __reduce__(self) -> tuple[Any, ...]:
         return Image, (self.content, self.url, self.revised_prompt)
 
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, bytes | str]:
+    def _repr_mimebundle_(self, *, link: bool = True, **_: Any) -> dict[str, bytes | str]:
         shown: dict[str, bytes | str] = {"text/plain": repr(self)}
-        if self.content is not None:
-            media_type = media_type_of(self.content)
-            if media_type in _SHOWN_AS_THEY_ARE:
-                shown[media_type] = self.content
-            elif source := data_uri(self):
-                shown["text/html"] = f'<img src="{source}" style="max-width:100%">'
+        if self.content is None:
+            return shown
+        media_type = media_type_of(self.content)
+        as_it_is = media_type in RASTER_TYPES and len(self.content) <= MAX_EMBEDDED
+        if as_it_is:
+            shown[media_type] = self.content
+        if not as_it_is or self.revised_prompt or self._prompt:
+            element = self.to_html(link=link)
+            shown |= {"text/html": element} if element else {}
         return shown
 
+    def to_html(self, *, link: bool = True) -> str | None:
+        """Return an `img` element with a preview; None without bytes or for unknown types.
 
-def data_uri(image: Image) -> str | None:
-    """The image as an address for an `img` element, within which an svg cannot run scripts.
-
-    None for what has no bytes, or is nothing that a browser shows.
-    """
-    media_type = image.media_type
-    if media_type not in _SHOWN_AS_THEY_ARE | _SHOWN_AS_ELEMENTS:
-        return None
-    return f"data:{media_type};base64,{image.b64_json}"
+        Its alternative text is the revised prompt, or else the prompt. In a notebook it links to
+        the original, which is written to the folder `elkimg-originals` beside the notebook.
+        """
+        if self.content is None:
+            return None
+        alt = self.revised_prompt or self._prompt or ""
+        return figure(self.content, media_type_of(self.content), alt, link=link)
 
 
 _SAVED_WITH: dict[str, dict[str, Any]] = {

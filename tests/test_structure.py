@@ -11,7 +11,7 @@ import elkimg_async
 PACKAGE = Path(elkimg_async.__file__).parent
 NAME = PACKAGE.name
 LAYERS = [
-    {"errors"},
+    {"errors", "preview"},
     {"image", "hooks"},
     {"notebook"},
     {"sansio"},
@@ -32,7 +32,8 @@ LAYERS = [
 ONLY = {
     "errors": set(),
     "hooks": set(),
-    "image": {"errors"},
+    "image": {"errors", "preview"},
+    "preview": set(),
     "notebook": {"errors", "image"},
     "stream": {"errors", "notebook", "sansio"},
     "local": {"errors", "config", "sansio"},
