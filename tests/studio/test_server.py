@@ -481,7 +481,12 @@ async def test_port_taken() -> None:
 def test_opened_in_browser(monkeypatch: pytest.MonkeyPatch) -> None:
     """The browser gets the address from a private file, not from its arguments."""
     arguments: list[str] = []
-    monkeypatch.setattr(webbrowser, "open", lambda url: bool(arguments.insert(0, url) is None))
+
+    def open_url(url: str) -> bool:
+        arguments.append(url)
+        return True
+
+    monkeypatch.setattr(webbrowser, "open", open_url)
     with opened("http://127.0.0.1:1/secret/") as found:
         assert found
         page = Path(url2pathname(urlsplit(arguments[0]).path))
