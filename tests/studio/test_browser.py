@@ -181,7 +181,7 @@ async def test_generate_all_at_once(browser: Browser) -> None:
 
 async def test_generate_several(seen: Seen) -> None:
     """Images of one call share a card, each with its own buttons, and nothing moves."""
-    await seen.page.get_by_label("Number of images").fill("3")
+    await seen.page.get_by_label("Count").fill("3")
     card = await seen.start()
     place = await card.locator(".facts").bounding_box()
     await expect(card.get_by_role("link", name="Download")).to_have_count(3)

@@ -416,7 +416,7 @@ async function startPage() {
     icon.setAttribute("aria-hidden", "true");
     if (!height) {
       label.classList.add("auto");
-      return [icon, element("span", { textContent: "Auto" }), element("small", { textContent: "chosen by the model" })];
+      return [icon, element("span", { textContent: "Auto" }), element("small", { textContent: "model decides" })];
     }
     const [name] = SHAPES.find(([, fits]) => fits(width, height));
     icon.style.setProperty("--w", `${(1.5 * width) / Math.max(width, height)}rem`);
