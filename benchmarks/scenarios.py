@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .answers import Spec
+from .responses import Spec
 
 MIB = 1 << 20
 MEGABYTE = 1_000_000

@@ -17,16 +17,16 @@ import json
 import sys
 import time
 
-from .answers import Answer, Spec, build, simple
 from .meters import pin
+from .responses import PreparedResponse, Spec, build, simple
 
 SLICE = 1 << 20
 HOLD = 0.06
 
-answer_for = functools.cache(build)
+response_for = functools.cache(build)
 
 
-class Canned(asyncio.Protocol):
+class Connection(asyncio.Protocol):
     """One connection: requests come one after the other, without pipelining."""
 
     last_tail_ns = 0  # of the whole server: one held answer at a time
@@ -65,14 +65,14 @@ class Canned(asyncio.Protocol):
         first, _, rest = path[1:].partition("/")
         try:
             if first == "last":
-                self._send(simple(json.dumps({"ns": Canned.last_tail_ns}).encode()))
+                self._send(simple(json.dumps({"ns": Connection.last_tail_ns}).encode()))
             elif first == "expected":
-                self._send(simple(_expected(answer_for(Spec.parse(rest)))))
+                self._send(simple(_expected(response_for(Spec.parse(rest)))))
             elif first == "held":
-                answer = answer_for(Spec.parse(rest.partition("/")[0]))
-                self._send(answer.wire, answer.cut)
+                response = response_for(Spec.parse(rest.partition("/")[0]))
+                self._send(response.wire, response.cut)
             else:
-                self._send(answer_for(Spec.parse(first)).wire)
+                self._send(response_for(Spec.parse(first)).wire)
         except ValueError:
             self._send(simple(b'{"error":{"message":"no such answer"}}', "404 Not Found"))
 
@@ -90,7 +90,7 @@ class Canned(asyncio.Protocol):
             asyncio.get_running_loop().call_later(HOLD, self._release, tail)
 
     def _release(self, tail: memoryview) -> None:
-        Canned.last_tail_ns = time.monotonic_ns()
+        Connection.last_tail_ns = time.monotonic_ns()
         self._transport.write(tail)
 
 
@@ -99,14 +99,14 @@ def _content_length(head: bytes) -> int:
     return int(rest.split(b"\r\n", 1)[0]) if found else 0
 
 
-def _expected(answer: Answer) -> bytes:
-    return json.dumps({"hashes": answer.hashes, "body": answer.body}).encode()
+def _expected(response: PreparedResponse) -> bytes:
+    return json.dumps({"hashes": response.hashes, "body": response.body}).encode()
 
 
 async def serve() -> None:
     """Listen on a free port of the loopback, until standard input ends."""
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(Canned, "127.0.0.1", 0, backlog=1024)
+    server = await loop.create_server(Connection, "127.0.0.1", 0, backlog=1024)
     print(server.sockets[0].getsockname()[1], flush=True)
     stopped = asyncio.Event()
     loop.add_reader(sys.stdin.fileno(), stopped.set)

@@ -11,8 +11,8 @@ import sys
 from typing import Any
 
 from . import meters
-from .answers import digest
 from .contenders import CONTENDERS, Client, Contender, Take
+from .responses import digest
 from .scenarios import SCENARIOS, Scenario
 
 METERS = ("cpu", "memory", "stall", "handoff")

@@ -15,9 +15,9 @@ import pytest
 
 from benchmarks import __main__ as command
 from benchmarks import bench_growth, meters, report, worker
-from benchmarks.answers import TAIL, Answer, Spec, build, digest, image
 from benchmarks.contenders import BARE, CONTENDERS, OPENAI, OUR_MAP, OURS
 from benchmarks.lab import ROOT, Lab, Sample, run_json
+from benchmarks.responses import TAIL, PreparedResponse, Spec, build, digest, image
 from benchmarks.scenarios import SCENARIOS
 from benchmarks.summary import Key, summarize, verdicts
 from benchmarks.targets import TARGETS
@@ -38,7 +38,7 @@ def lab(lines: list[str]) -> Iterator[Lab]:
         yield running
 
 
-def body_of(answer: Answer) -> bytes:
+def body_of(answer: PreparedResponse) -> bytes:
     """The body of a canned response, its framing taken off by hand."""
     head, _, rest = answer.wire.partition(b"\r\n\r\n")
     if b"Content-Length" in head:
@@ -82,7 +82,7 @@ def test_image_is_a_png_by_its_first_bytes_and_has_the_exact_size() -> None:
     assert first != image(1, 4096)
 
 
-def test_json_answer_holds_the_hashed_images() -> None:
+def test_json_response_holds_the_hashed_images() -> None:
     """What a client decodes from the JSON answer are the images whose hashes are expected."""
     answer = build(Spec("json", 3, 5000))
     body = body_of(answer)
@@ -92,7 +92,7 @@ def test_json_answer_holds_the_hashed_images() -> None:
     assert hashlib.sha256(body).hexdigest() == answer.body
 
 
-def test_url_answer_has_a_url_and_no_base64() -> None:
+def test_url_response_has_a_url_and_no_base64() -> None:
     """The small answer is JSON with a URL, hashed as text."""
     answer = build(Spec("url"))
     (item,) = json.loads(body_of(answer))["data"]
@@ -100,7 +100,7 @@ def test_url_answer_has_a_url_and_no_base64() -> None:
     assert "b64_json" not in item
 
 
-def test_stream_answer_is_partials_then_one_completed_event() -> None:
+def test_stream_response_is_partials_then_one_completed_event() -> None:
     """The stream's frames carry numbered partial images, a completed one with usage, and [DONE]."""
     answer = build(Spec("stream", 4, 3000))
     frames = body_of(answer).decode().split("\n\n")

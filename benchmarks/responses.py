@@ -55,7 +55,7 @@ class Spec:
         return self.count * self.size
 
 
-class Answer(NamedTuple):
+class PreparedResponse(NamedTuple):
     """A prebuilt response."""
 
     wire: bytes
@@ -74,14 +74,16 @@ def image(index: int, size: int) -> bytes:
     return (PNG_HEAD + noise)[:size]
 
 
-def build(spec: Spec) -> Answer:
+def build(spec: Spec) -> PreparedResponse:
     """The whole response for a spec."""
     if spec.kind == "url":
-        return _url_answer(spec)
+        return _url_response(spec)
     images = [image(index, spec.size) for index in range(spec.count)]
     texts = [base64.b64encode(one).decode("ascii") for one in images]
     hashes = [digest(one) for one in images]
-    return _stream_answer(texts, hashes) if spec.kind == "stream" else _json_answer(texts, hashes)
+    return (
+        _stream_response(texts, hashes) if spec.kind == "stream" else _json_response(texts, hashes)
+    )
 
 
 def digest(data: bytes) -> str:
@@ -94,21 +96,23 @@ def simple(body: bytes, status: str = "200 OK") -> bytes:
     return head.encode("ascii") + b"\r\n\r\n" + body
 
 
-def _url_answer(spec: Spec) -> Answer:
+def _url_response(spec: Spec) -> PreparedResponse:
     urls = [f"https://images.example/{index:04d}.png" for index in range(spec.count)]
     body = _dump({"created": CREATED, "data": [{"url": url} for url in urls], "usage": USAGE})
     wire = simple(body)
-    return Answer(wire, len(wire) - TAIL, [digest(url.encode()) for url in urls], digest(body))
+    return PreparedResponse(
+        wire, len(wire) - TAIL, [digest(url.encode()) for url in urls], digest(body)
+    )
 
 
-def _json_answer(texts: list[str], hashes: list[str]) -> Answer:
+def _json_response(texts: list[str], hashes: list[str]) -> PreparedResponse:
     data = [{"b64_json": text} for text in texts]
     body = _dump({"created": CREATED, **SETTINGS, "data": data, "usage": USAGE})
     wire = simple(body)
-    return Answer(wire, _cut(wire, texts[-1]), hashes, digest(body))
+    return PreparedResponse(wire, _cut(wire, texts[-1]), hashes, digest(body))
 
 
-def _stream_answer(texts: list[str], hashes: list[str]) -> Answer:
+def _stream_response(texts: list[str], hashes: list[str]) -> PreparedResponse:
     frames = [_partial(index, text) for index, text in enumerate(texts[:-1])]
     frames += [_completed(texts[-1]), b"data: [DONE]\n\n"]
     head = (
@@ -117,7 +121,7 @@ def _stream_answer(texts: list[str], hashes: list[str]) -> Answer:
     )
     chunks = [b"%x\r\n%b\r\n" % (len(frame), frame) for frame in frames]
     wire = b"".join([head, *chunks, b"0\r\n\r\n"])
-    return Answer(wire, _cut(wire, texts[-1]), hashes, digest(b"".join(frames)))
+    return PreparedResponse(wire, _cut(wire, texts[-1]), hashes, digest(b"".join(frames)))
 
 
 def _partial(index: int, text: str) -> bytes:
