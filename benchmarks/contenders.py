@@ -164,7 +164,7 @@ class HandWritten(Client):
 class Polling(HandWritten):
     """The usual script for many requests.
 
-    It reads them from a file and checks a thousand times a second whether it may start the next one.
+    It reads them from a file and checks 1,000 times a second whether it may start the next one.
     """
 
     async def fan_out(self, take: Take, count: int, concurrency: int) -> None:

@@ -71,7 +71,7 @@ async def cpu(
 ) -> Values:
     """Measure the cost per request of `run(count)`.
 
-    It is repeated for at least `least` seconds, so that cheap contenders are measured precisely too.
+    It is repeated for at least `least` seconds, so that cheap contenders are measured precisely.
     """
     await run(warmup)
     gc.collect()

@@ -1,6 +1,7 @@
 """A server that sends exactly the given bytes, in exactly the given pieces.
 
-    async with RawServer(response({"error": "busy"}, status=429), [HEAD, b"da", b"ta", End.CLOSE]) as server:
+    busy = response({"error": "busy"}, status=429)
+    async with RawServer(busy, [HEAD, b"da", b"ta", End.CLOSE]) as server:
         client = AsyncImages(KEY, base_url=server.base_url)
 
 Each request gets the next reply; the last reply is for all that follow.

@@ -168,7 +168,7 @@ def test_success_response_stream() -> None:
 
 @pytest.mark.parametrize("quality", ["low", "medium", "high", "auto"])
 def test_usage_adds_up(quality: str) -> None:
-    """Input and output add up to the total, the details to the input; partial images cost tokens."""
+    """Input and output add up to the total, the details to the input; partial images cost."""
     usage = responses.usage(parsed(n=3, quality=quality))
     assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
     assert usage["input_tokens"] == sum(usage["input_tokens_details"].values())

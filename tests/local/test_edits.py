@@ -181,7 +181,7 @@ async def test_edit_is_recorded(server: LocalServer) -> None:
 
 
 async def test_edit_idempotency_and_faults(server: LocalServer) -> None:
-    """The same idempotency key and body replay the response; another body is an error; faults apply."""
+    """An idempotency key replays its response, and faults apply."""
     body = b"".join(
         b'--XX\r\nContent-Disposition: form-data; name="%b\r\n\r\n%b\r\n' % part
         for part in ((b'prompt"', b"a"), (b'image"; filename="a.png"', picture()))
@@ -335,7 +335,8 @@ def test_parse_form_valid() -> None:
         b"preamble\r\n"
         + part(b'content-disposition: form-data; name="a%22b"', "é".encode())
         + part(
-            b'Content-Disposition: form-data; filename="x; name=y.png"; name=pic\r\nContent-Type: image/png',
+            b'Content-Disposition: form-data; filename="x; name=y.png"; name=pic\r\n'
+            b"Content-Type: image/png",
             content,
         )
         + part(NAMED)

@@ -123,7 +123,7 @@ def chunk(data: bytes) -> bytes:
 
 
 def coloured(*events_before: asyncio.Event) -> list[Piece]:
-    """Return a stream with a red and a green partial image and a blue final one, each after its event."""
+    """Return a stream of a red and a green partial image and a blue final one."""
     size = (1536, 1024)
     pieces: list[Piece] = [head(content_type="text/event-stream", Transfer_Encoding="chunked")]
     steps: list[tuple[str, str, dict[str, Any]]] = [
@@ -227,7 +227,7 @@ async def test_generate_with_every_option(seen: Seen) -> None:
 
 
 async def test_cancel_and_retry(seen: Seen) -> None:
-    """Cancel ends the call at the image server within a second; Try again repeats it in its card."""
+    """Cancel ends the call within a second; Try again repeats it in its card."""
     seen.server.inject("stall-stream=1")
     card = await seen.start()
     await expect(card.locator(BUSY)).to_be_visible()
@@ -488,7 +488,9 @@ async def test_phone(browser: Browser) -> None:
 
         async def check_width() -> None:
             assert await page.evaluate("document.documentElement.scrollWidth") == 390
-            wide = "[...document.querySelectorAll('dialog[open], main *')].filter(e => e.checkVisibility() && e.getBoundingClientRect().right > 390.5).map(e => e.outerHTML.slice(0, 80))"
+            wide = """[...document.querySelectorAll('dialog[open], main *')]
+                .filter(e => e.checkVisibility() && e.getBoundingClientRect().right > 390.5)
+                .map(e => e.outerHTML.slice(0, 80))"""
             assert await page.evaluate(wide) == []
 
         await check_width()
@@ -500,7 +502,9 @@ async def test_phone(browser: Browser) -> None:
         await card.get_by_role("button", name="Edit").tap()
         await page.get_by_text("Select a rectangle").tap()
         await check_width()
-        small = "[...document.querySelectorAll('dialog[open] button, dialog[open] input')].filter(e => e.checkVisibility() && e.getBoundingClientRect().height < 32).map(e => e.id)"
+        small = """[...document.querySelectorAll('dialog[open] button, dialog[open] input')]
+            .filter(e => e.checkVisibility() && e.getBoundingClientRect().height < 32)
+            .map(e => e.id)"""
         assert await page.evaluate(small) == []
         await page.locator("#mask").tap()
         await expect(page.locator("#selected")).to_contain_text("is selected")
@@ -563,7 +567,8 @@ async def test_page_other_site(browser: Browser, seen: Seen) -> None:
     attempt = """async ([url, mode, headers]) => {
         const body = JSON.stringify({ id: crypto.randomUUID(), request: { prompt: "other" } });
         try {
-            const reply = await fetch(`${url}/api/generate`, { method: "POST", mode, headers, body });
+            const options = { method: "POST", mode, headers, body };
+            const reply = await fetch(`${url}/api/generate`, options);
             return reply.type === "opaque" ? "opaque" : await reply.text();
         } catch { return "blocked"; }
     }"""

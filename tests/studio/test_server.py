@@ -433,7 +433,7 @@ def keep(gallery: Gallery, size: int = 100) -> str:
 
 
 def test_gallery_is_bounded() -> None:
-    """The oldest images are dropped when there are too many, or too many bytes; the newest never."""
+    """The oldest images are dropped when there are too many images or bytes; the newest never."""
     gallery = Gallery(max_bytes=1_000, max_calls=3)
     ids = [keep(gallery) for _ in range(4)]
     assert list(gallery.calls) == ids[1:]
