@@ -1,17 +1,17 @@
-"""What a picture costs its reader: the client side by side with what people would use instead.
+"""The cost of receiving an image: this client and its alternatives side by side.
 
-`python -m benchmarks --help` says how to run it. The parts, in the order in which data passes them:
+`python -m benchmarks --help` says how to run it. The parts, in the order of the data flow:
 
-    answers.py      what the canned server says, built once, with the hashes of its images
-    server.py       the canned server: one process, prebuilt bytes
-    scenarios.py    the table of scenarios: which answer, how many requests, how many at a time
-    contenders.py   the table of contenders: how each of them asks and takes the images
-    meters.py       what is measured inside the client process, and how
+    responses.py    the prepared responses, with the hashes of their images
+    server.py       the benchmark server: one process that sends prepared bytes
+    scenarios.py    the scenarios: which response, how many requests, how many at a time
+    contenders.py   the contenders: how each one sends requests and decodes images
+    meters.py       the measurements inside the client process
     worker.py       one contender, one scenario, one meter: prints one JSON line
     lab.py          runs workers in interleaved rounds
     bench_*.py      the topics: which scenarios under which meter
-    targets.py      the figures to reach
+    targets.py      the targets
     summary.py      medians over rounds, ratios within a round
-    report.py       writes it down, as JSON and Markdown
-    plots.py        pictures of growth and stalls
+    report.py       the report as JSON and Markdown
+    plots.py        plots of growth and stalls
 """

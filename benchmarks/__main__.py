@@ -77,35 +77,35 @@ def _parser() -> argparse.ArgumentParser:
         "  python -m benchmarks memory --contenders elkimg,openai -o out/memory\n\n"
         "The other libraries come with: pip install 'elkimg-async[bench]'",
     )
-    parser.add_argument("topics", nargs="*", type=_topic, metavar="topic", help="all, unless named")
+    parser.add_argument("topics", nargs="*", type=_topic, metavar="topic", help="default: all")
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
         default=DEFAULT_OUTPUT,
         metavar="FOLDER",
-        help="where the report goes; made when missing (default: %(default)s)",
+        help="folder of the report, created if missing (default: %(default)s)",
     )
     parser.add_argument(
         "--rounds",
         type=_positive,
         metavar="N",
-        help=f"how often everything is measured (default: {ROUNDS}; quick: {QUICK_ROUNDS})",
+        help=f"number of rounds (default: {ROUNDS}; quick: {QUICK_ROUNDS})",
     )
-    parser.add_argument("--quick", action="store_true", help="fewer rounds and requests: a glance")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and requests")
     parser.add_argument(
         "--contenders",
         type=_contenders,
         default=tuple(CONTENDERS),
         metavar="A,B",
-        help="only these; ratios need openai and bare among them (default: all)",
+        help="comma-separated contenders; ratios need openai and bare (default: all)",
     )
     return parser
 
 
 def _topic(text: str) -> str:
     if text not in TOPICS:
-        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(TOPICS)}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(TOPICS)}")
     return text
 
 
@@ -120,7 +120,7 @@ def _contenders(text: str) -> tuple[str, ...]:
     names = tuple(text.split(","))
     for name in names:
         if name not in CONTENDERS:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(CONTENDERS)}")
+            raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(CONTENDERS)}")
     return names
 
 

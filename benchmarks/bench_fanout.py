@@ -1,4 +1,4 @@
-"""Three hundred calls for large answers, and twenty thousand for small ones, thirty-two at a time."""
+"""300 calls with large responses and 20,000 with small ones, 32 at a time."""
 
 from .lab import Lab
 

@@ -1,4 +1,4 @@
-"""How the cost grows: events of 0.1 to 64 MB, answers of 1 to 10 images."""
+"""Growth of the cost: events of 0.1 to 64 MB, responses of 1 to 10 images."""
 
 from collections import defaultdict
 
@@ -18,7 +18,7 @@ def run(lab: Lab) -> None:
 
 
 def per_byte(samples: list[Sample]) -> list[Sample]:
-    """What a byte of the largest event costs, as a multiple of one in a 1 MB event."""
+    """Return the cost per byte of the largest event, relative to that of a 1 MB event."""
     costs: dict[tuple[str, int], dict[str, float]] = defaultdict(dict)
     for sample in samples:
         if sample.scenario in (SMALL, LARGE) and "cpu_ms_per_mb" in sample.values:

@@ -1,4 +1,4 @@
-"""Import time, the first client included; and what a bare installation brings along.
+"""Import time including the first client, and the size of a minimal installation.
 
 Each run is a fresh interpreter; the clock starts inside it, before the first import.
 """
@@ -14,7 +14,7 @@ from .contenders import BARE, KEY, MODEL, OPENAI, OURS, PROMPT
 from .lab import ROOT, Lab, Sample, child_environment, run_json
 
 TITLE = "Import time and footprint"
-# A figure to reach rests on these two, which run more often than the rest: imports are quick.
+# A target depends on these two, so they run more often; imports are quick.
 OFTEN, RUNS_FOR_EACH_ROUND = (BARE, OURS), 4
 
 IMPORTS = {
@@ -88,7 +88,7 @@ def _time(lab: Lab, snippets: dict[str, dict[str, str]]) -> None:
     names = [name for name in IMPORTS if lab.present(name)]
     before = _BEFORE.format(core=lab.client_core, key=KEY, model=MODEL, prompt=PROMPT, url=url)
     jobs = [
-        # The first round only fills the caches of the file system and of compiled modules.
+        # The first round fills the caches of the file system and of compiled modules.
         (number, scenario, name)
         for number in range(-1, lab.rounds * RUNS_FOR_EACH_ROUND)
         for scenario in snippets
@@ -103,7 +103,7 @@ def _time(lab: Lab, snippets: dict[str, dict[str, str]]) -> None:
 
 
 def _footprint(lab: Lab) -> None:
-    """Install the core dependencies by themselves, and count."""
+    """Install the core dependencies alone, and measure them."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     with tempfile.TemporaryDirectory() as folder:
         lab.say("imports: installing the core dependencies into an empty folder")
@@ -123,7 +123,7 @@ def _footprint(lab: Lab) -> None:
 
 
 def footprint(folder: str) -> dict[str, float]:
-    """The distributions in a folder, and the megabytes of their files without compiled modules."""
+    """Return the distributions in a folder, and their megabytes without compiled modules."""
     found = list(importlib.metadata.distributions(path=[folder]))
     files = [path for path in Path(folder).rglob("*") if path.is_file()]
     source = sum(path.stat().st_size for path in files if path.suffix != ".pyc")

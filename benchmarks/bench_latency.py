@@ -1,4 +1,4 @@
-"""Batch calls: client CPU, wall time, and the wait between the last byte and the image."""
+"""Batch calls: client CPU, wall time, and the time from the last byte to the image."""
 
 from .lab import Lab
 

@@ -1,4 +1,4 @@
-"""Peak memory of one call, above the images that it returns."""
+"""Peak memory of one call above its images."""
 
 from .lab import Lab
 

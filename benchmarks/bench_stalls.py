@@ -1,4 +1,4 @@
-"""The longest time for which one call keeps the event loop from everybody else."""
+"""The longest time for which one call blocks the event loop."""
 
 from .lab import Lab
 

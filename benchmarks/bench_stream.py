@@ -1,4 +1,4 @@
-"""Streams: client CPU for a few large events and for many small ones."""
+"""Streams: client CPU for few large and for many small events."""
 
 from .lab import Lab
 

@@ -26,23 +26,23 @@ Take = Callable[[bytes], object]
 
 
 class Client:
-    """What a contender can do; what it cannot do stays unsupported."""
+    """What a contender can do; everything else is unsupported."""
 
     async def batch(self, take: Take, n: int) -> None:
-        """Make one call for `n` images."""
+        """Request `n` images in one call."""
         raise Unsupported("no batch calls")
 
     async def stream(self, take: Take) -> None:
-        """Make one streaming call."""
+        """Request a stream."""
         raise Unsupported("no image streams")
 
     async def fan_out(self, take: Take, count: int, concurrency: int) -> None:
-        """Make `count` calls through a facility of the library itself."""
+        """Run `count` calls with the library's own facility."""
         raise Unsupported("no fan-out of its own")
 
 
-class Unsupported(Exception):  # noqa: N818 - an answer, not an error
-    """This contender has no such thing."""
+class Unsupported(Exception):  # noqa: N818 - a result, not an error
+    """The contender does not support this."""
 
 
 Opener = Callable[[str], AbstractAsyncContextManager[Client]]
@@ -57,12 +57,12 @@ class Contender:
     opener: Opener
     distributions: tuple[str, ...]
     hint: str
-    """What to do when it is missing."""
+    """What to do if it is missing."""
     streams: bool = True
     own_fan_out: bool = False
-    """It appears in the fan-out alone, through a facility of its own."""
+    """Takes part in the fan-out only, with its own facility."""
     raw: bool = False
-    """It takes the body as it is: nothing is decoded."""
+    """Reads the body without decoding it."""
 
     def enters(self, *, streaming: bool, fan_out: bool) -> bool:
         if self.own_fan_out:
@@ -76,7 +76,7 @@ def request_body(n: int, *, stream: bool = False) -> dict[str, Any]:
 
 
 class OpenAI(Client):
-    """`openai.AsyncOpenAI`, on whichever transport."""
+    """`openai.AsyncOpenAI` with either transport."""
 
     def __init__(self, client: Any) -> None:
         self._generate = client.images.generate
@@ -110,7 +110,7 @@ async def open_openai_aiohttp(base_url: str) -> AsyncIterator[Client]:
 
 
 class LiteLLM(Client):
-    """`litellm.aimage_generation`; it has no image streams."""
+    """`litellm.aimage_generation`, which has no image streams."""
 
     def __init__(self, litellm: Any, base_url: str) -> None:
         self._litellm, self._base_url = litellm, base_url
@@ -135,7 +135,7 @@ async def open_litellm(base_url: str) -> AsyncIterator[Client]:
 
 
 class HandWritten(Client):
-    """aiohttp, json and base64, written with care: no line iteration, nothing scanned twice."""
+    """aiohttp, json and base64, carefully written: no line iteration, nothing scanned twice."""
 
     def __init__(self, session: aiohttp.ClientSession, base_url: str) -> None:
         self._session, self._url = session, f"{base_url}/images/generations"
@@ -162,8 +162,10 @@ class HandWritten(Client):
 
 
 class Polling(HandWritten):
-    """The usual script for many requests: a file of them, and a loop that looks a thousand times a second
-    whether it may start the next one."""
+    """The usual script for many requests.
+
+    It reads them from a file and checks 1,000 times a second whether it may start the next one.
+    """
 
     async def fan_out(self, take: Take, count: int, concurrency: int) -> None:
         tasks: set[asyncio.Task[None]] = set()
@@ -190,7 +192,7 @@ class Polling(HandWritten):
 
 
 class BareRead(Client):
-    """aiohttp doing nothing but reading the body: the floor."""
+    """aiohttp that only reads the body: the lower bound."""
 
     def __init__(self, session: aiohttp.ClientSession, base_url: str) -> None:
         self._session, self._url = session, f"{base_url}/images/generations"
@@ -219,7 +221,7 @@ def _open_aiohttp(client: Callable[[aiohttp.ClientSession, str], Client]) -> Ope
 
 
 class ElkImages(Client):
-    """`elkimg_async.AsyncImages`, as its documentation shows it."""
+    """`elkimg_async.AsyncImages` as documented."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
@@ -254,7 +256,7 @@ async def open_elkimg(base_url: str) -> AsyncIterator[Client]:
 @contextlib.asynccontextmanager
 async def open_elkimg_map(base_url: str) -> AsyncIterator[Client]:
     elkimg_async: Any = importlib.import_module("elkimg_async")
-    elkimg_async.AsyncImages.map  # noqa: B018 - a version without it is left out
+    elkimg_async.AsyncImages.map  # noqa: B018 - versions without it are skipped
     async with open_elkimg(base_url) as client:
         yield client
 

@@ -1,4 +1,4 @@
-"""Runs workers in interleaved rounds against one canned server, and collects their samples."""
+"""Run workers in interleaved rounds against one benchmark server, and collect their samples."""
 
 import json
 import os
@@ -19,7 +19,7 @@ WORKER_SECONDS = 180
 
 @dataclass(frozen=True)
 class Sample:
-    """What one process measured, or why it could not."""
+    """The measurement of one process, or its error."""
 
     topic: str
     meter: str
@@ -32,26 +32,26 @@ class Sample:
     @classmethod
     def of(
         cls,
-        answer: dict[str, Any],
+        output: dict[str, Any],
         topic: str,
         meter: str,
         scenario: str,
         contender: str,
         number: int,
     ) -> "Sample":
-        """A sample of a process's answer."""
-        values, error = answer.get("values", {}), answer.get("error")
+        """Create a sample from the output of a process."""
+        values, error = output.get("values", {}), output.get("error")
         return cls(topic, meter, scenario, contender, number, values, error)
 
 
 class Lab:
-    """The canned server, the contenders that are installed, and the way to run them.
+    """The benchmark server, the installed contenders, and the way to run them.
 
-    Arguments:
-        contenders: the names of those that take part.
-        rounds: how often everything is measured.
-        quick: fewer requests in each process.
-        say: takes one line of progress at a time.
+    Args:
+        contenders: The names of the contenders that take part.
+        rounds: The number of rounds.
+        quick: Whether to send fewer requests per process.
+        say: Called with each line of progress.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Lab:
     ) -> None:
         self.rounds, self.quick, self.say = rounds, quick, say
         self.samples: list[Sample] = []
-        self.series: dict[str, list[list[float]]] = {}  # of pacing: allowed, admitted, refused
+        self.series: dict[str, list[list[float]]] = {}  # of pacing: allowed, admitted, rejected
         self.versions = versions(("aiohttp", "matplotlib"))
         self._names = contenders
         self._present: dict[str, bool] = {}
@@ -79,19 +79,19 @@ class Lab:
             cwd=ROOT,
             env=child_environment(),
             text=True,
-            start_new_session=True,  # Ctrl-C is for us: the server ends when we let go of it
+            start_new_session=True,  # Ctrl-C must not end the server before this process does
         )
         assert self._server.stdout is not None
         line = self._server.stdout.readline()
         if not line:
-            raise RuntimeError("the canned server did not start; its reason stands above")
+            raise RuntimeError("the benchmark server did not start; see its output above")
         self.port = int(line)
         return self
 
     def __exit__(self, *_: object) -> None:
         assert self._server.stdin is not None
         assert self._server.stdout is not None
-        self._server.stdin.close()  # which it takes as its end
+        self._server.stdin.close()  # ends the server
         try:
             self._server.wait(5)
         except subprocess.TimeoutExpired:
@@ -100,20 +100,20 @@ class Lab:
         self._server.stdout.close()
 
     def present(self, name: str) -> bool:
-        """Whether this contender takes part and is installed; says once what is missing."""
+        """Return whether a contender takes part and is installed; report once what is missing."""
         if name not in self._names:
             return False
         if name not in self._present:
-            answer = self.worker(name)
-            self.versions |= answer.get("versions", {})
-            self._present[name] = "error" not in answer
-            if "error" in answer:
+            output = self.worker(name)
+            self.versions |= output.get("versions", {})
+            self._present[name] = "error" not in output
+            if "error" in output:
                 contender = CONTENDERS[name]
-                self.say(f"{contender.title} is left out: {answer['error']}; {contender.hint}")
+                self.say(f"{contender.title} is skipped: {output['error']}; {contender.hint}")
         return self._present[name]
 
     def measure(self, topic: str, scenarios: Sequence[str], meter: str) -> None:
-        """Every contender in every scenario, in each round; the order turns with the round."""
+        """Measure every contender in every scenario, in an order that rotates with the rounds."""
         jobs = [
             (number, scenario, contender)
             for number in range(self.rounds)
@@ -122,11 +122,11 @@ class Lab:
         ]
         for done, (number, scenario, contender) in enumerate(jobs, 1):
             arguments = ["--scenario", scenario, "--meter", meter, "--port", str(self.port)]
-            answer = self.worker(contender, *arguments, *(["--quick"] if self.quick else []))
-            self.add(Sample.of(answer, topic, meter, scenario, contender, number), done, len(jobs))
+            output = self.worker(contender, *arguments, *(["--quick"] if self.quick else []))
+            self.add(Sample.of(output, topic, meter, scenario, contender, number), done, len(jobs))
 
     def add(self, sample: Sample, done: int = 0, of: int = 0) -> None:
-        """Keep a sample; say so when it is one `of` several."""
+        """Add a sample, and report progress if it is one `of` several."""
         self.samples.append(sample)
         if of:
             values = ", ".join(f"{key} {value:.3g}" for key, value in sample.values.items())
@@ -146,13 +146,13 @@ class Lab:
         return able[turn:] + able[:turn]
 
     def worker(self, contender: str, *arguments: str) -> dict[str, Any]:
-        """Run one worker process and read its answer."""
+        """Run one worker process and return its output."""
         command = [sys.executable, "-m", "benchmarks.worker", contender, *arguments]
         return run_json(command + _core(self.client_core))
 
 
 def run_json(command: Sequence[str]) -> dict[str, Any]:
-    """Run a process whose last line of output is JSON; `{"error": …}` when it is not."""
+    """Run a process and return the JSON of its last line, or `{"error": …}`."""
     try:
         done = subprocess.run(
             command,
@@ -167,15 +167,15 @@ def run_json(command: Sequence[str]) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         return {"error": f"no result within {WORKER_SECONDS} seconds"}
     try:
-        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        output: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         last = (done.stderr.splitlines() or ["no output"])[-1]
         return {"error": f"exit status {done.returncode}: {last[:300]}"}
-    return answer
+    return output
 
 
 def child_environment() -> dict[str, str]:
-    """Our environment, without what would send loopback traffic elsewhere or fetch anything."""
+    """Return the environment without proxies and without anything that causes downloads."""
     kept = {
         key: value
         for key, value in os.environ.items()
@@ -185,7 +185,7 @@ def child_environment() -> dict[str, str]:
 
 
 def _cores() -> tuple[int | None, int | None]:
-    """A core for the client and another for the server, or None where that cannot be had."""
+    """Return cores for client and server, or None where they cannot be chosen."""
     usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     return (usable[0], usable[-1]) if len(usable) > 1 else (None, None)
 

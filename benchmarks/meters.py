@@ -1,4 +1,4 @@
-"""What is measured inside the client process, one meter for each process.
+"""Measurements inside the client process, one meter per process.
 
 - `cpu`: user + system seconds of the whole process (its threads included) around the measured
   requests, after a warm-up; the system's share of it, the page faults that explain much of that
@@ -40,17 +40,17 @@ MEMORY_REQUESTS = 5
 
 
 def pin(core: int | None) -> None:
-    """Stay on one core, where the system can do that."""
+    """Run on one core, where the system supports it."""
     if core is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})
 
 
 def ignore(_: bytes) -> None:
-    """Take an image and drop it."""
+    """Receive an image and drop it."""
 
 
 async def drive(call: Call, count: int, concurrency: int) -> None:
-    """Make `count` calls, `concurrency` at a time, each image dropped at once."""
+    """Run `count` calls, `concurrency` at a time, dropping each image at once."""
     if concurrency == 1:
         for _ in range(count):
             await call(ignore)
@@ -69,8 +69,10 @@ async def drive(call: Call, count: int, concurrency: int) -> None:
 async def cpu(
     run: Callable[[int], Awaitable[None]], count: int, warmup: int, least: float
 ) -> Values:
-    """What each request of `run(count)` costs; it is repeated until the `least` seconds have
-    passed, so that a cheap contender is not measured more coarsely."""
+    """Measure the cost per request of `run(count)`.
+
+    It is repeated for at least `least` seconds, so that cheap contenders are measured precisely.
+    """
     await run(warmup)
     gc.collect()
     requests, wall = 0, 0.0
@@ -90,15 +92,15 @@ async def cpu(
 
 
 def peak() -> float:
-    """The most memory that this process has held, in megabytes."""
+    """Return the peak memory of this process, in megabytes."""
     if Path("/proc/self/status").exists():
-        return _status("VmHWM") / 1e6  # the other figure begins with what the parent held
+        return _status("VmHWM") / 1e6  # ru_maxrss starts with the memory of the parent
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most / 1e6 if sys.platform == "darwin" else most * 1024 / 1e6
 
 
 async def memory(call: Call, decoded: int) -> Values:
-    """Peak memory above the images, in bytes and as a multiple of the `decoded` ones."""
+    """Measure peak memory above the images, in bytes and as a multiple of `decoded`."""
     if not Path("/proc/self/clear_refs").exists():
         raise RuntimeError("the peak of memory can be reset on Linux only")
     for _ in range(2):
@@ -116,7 +118,7 @@ async def memory(call: Call, decoded: int) -> Values:
 
 
 async def stall(call: Call) -> Values:
-    """The longest turn of the loop in a request, median over requests; and the worst of all."""
+    """Measure the longest block of the event loop per request: the median, and the maximum."""
     for _ in range(2):
         await call(ignore)
     ticker = _Ticker()
@@ -137,8 +139,7 @@ async def stall(call: Call) -> Values:
 
 
 async def handoff(call: Call, port: int) -> Values:
-    """Milliseconds from the last byte's departure to the image in hand; `call` asks for a held
-    answer."""
+    """Measure milliseconds from the last byte sent to the image; `call` gets held responses."""
     for _ in range(2):
         await call(ignore)
     delays = []
@@ -155,15 +156,15 @@ async def handoff(call: Call, port: int) -> Values:
 
 
 def get_json(port: int, path: str) -> dict[str, Any]:
-    """Ask the canned server's side entrance, blocking the loop: never inside a measurement."""
+    """Send a GET to the benchmark server; blocks the event loop, so never during a measurement."""
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as side:
         side.request("GET", path)
-        answer: dict[str, Any] = json.loads(side.getresponse().read())
-    return answer
+        response: dict[str, Any] = json.loads(side.getresponse().read())
+    return response
 
 
 class _Ticker:
-    """Sees every turn of the running loop."""
+    """Records how long each iteration of the event loop takes."""
 
     def start(self) -> None:
         self.wall = self.busy = 0.0
@@ -183,15 +184,15 @@ class _Ticker:
 
 
 def _give_back() -> None:
-    """Free what nobody holds, so that reuse of it cannot hide a peak."""
+    """Free unused memory, so that its reuse cannot hide a peak."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _status(field: str) -> int:
-    """A memory figure of this process, in bytes."""
+    """Return a memory figure of this process, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError(f"the kernel does not tell {field}")
+    raise RuntimeError(f"the kernel does not report {field}")

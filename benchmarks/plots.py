@@ -1,4 +1,4 @@
-"""Pictures of growth and stalls, where matplotlib is installed."""
+"""Plots of growth and stalls, if matplotlib is installed."""
 
 import importlib
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def draw(
     say: Callable[[str], None],
     series: dict[str, list[list[float]]] | None = None,
 ) -> list[Path]:
-    """The pictures for which there are figures, and those of pacing over time; returns their files."""
+    """Plot what was measured, and pacing over time; return the files."""
     wanted = [
         (name, painter)
         for name, topic, painter in (

@@ -1,4 +1,4 @@
-"""Writes a run down: `results.json`, `report.md` and, with matplotlib, the pictures."""
+"""Write the results of a run: `results.json`, `report.md` and, with matplotlib, plots."""
 
 import datetime
 import json
@@ -14,7 +14,7 @@ from .lab import Lab
 from .scenarios import SCENARIOS
 from .summary import Figure, Key, Spread, Verdict, failures, number, summarize, verdicts
 
-# metric: its heading, and the references that a ratio is shown to
+# metric: its heading, and the references of its ratios
 METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
     "cpu_ms": ("client CPU for each request, ms", (OPENAI, BARE)),
     "system_ms": ("of that, in the system, ms", ()),
@@ -42,23 +42,23 @@ NOTES = """
 ## How to read this
 
 Each figure is a median over rounds. A ratio is formed within a round, between processes that ran
-one after the other, and the median is taken of the ratios; the range stands in brackets. Every process measures one
-contender in one scenario, after a warm-up and after its images were compared with those that the
-server sent. Client and server run on the loopback of one machine, each on a core of its own where
-there are two. `meters.py` says how each figure is taken.
+one after the other; the median of the ratios is shown, with the range in brackets. Each process
+measures one contender in one scenario, after a warm-up and after a check of its images against
+those that the server sent. Client and server run on one machine, each on a core of its own if there
+are two. `meters.py` describes how each figure is measured.
 
-What it does not show: TLS, a real network, a server that takes seconds to paint. Absolute
-times belong to the machine and to what else it was doing; only the ratios travel. The bare read
-decodes nothing: it is the floor, not an alternative. Which freed blocks the C library
-gives back to the system depends on the largest that a process has freed so far; where it gives
-them back after each request, page faults are a large part of the CPU, and the table shows them.
+Not covered: TLS, a real network, a server that takes seconds to generate. Absolute times depend on
+the machine and its load; compare ratios only. The bare read decodes nothing: it is the lower bound,
+not an alternative. Which freed blocks the C library returns to the system depends on the largest
+one that a process has freed so far; if it returns them after each request, page faults are a large
+part of the CPU time, and the table shows them.
 """
 
 
 def write(
     lab: Lab, titles: dict[str, str], folder: Path, *, interrupted: bool = False
 ) -> list[Path]:
-    """Write everything about a run into a folder; returns the files."""
+    """Write the report of a run into a folder; return its files."""
     folder.mkdir(parents=True, exist_ok=True)
     figures = summarize(lab.samples)
     about = describe(lab) | {"interrupted": interrupted}
@@ -69,7 +69,7 @@ def write(
 
 
 def describe(lab: Lab) -> dict[str, Any]:
-    """Date, machine and versions."""
+    """Return date, machine and versions."""
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": machine(),
@@ -82,7 +82,7 @@ def describe(lab: Lab) -> dict[str, Any]:
 
 
 def machine() -> str:
-    """The machine in words."""
+    """Describe the machine."""
     model = platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -95,7 +95,7 @@ def machine() -> str:
 
 
 def as_json(lab: Lab, about: dict[str, Any], figures: dict[Key, Figure]) -> dict[str, Any]:
-    """All samples, the summary, and the verdicts, as plain data."""
+    """Return all samples, the summary and the verdicts as plain data."""
     return {
         "about": about,
         "verdicts": [
@@ -115,7 +115,7 @@ def as_json(lab: Lab, about: dict[str, Any], figures: dict[Key, Figure]) -> dict
 def markdown(
     lab: Lab, about: dict[str, Any], titles: dict[str, str], figures: dict[Key, Figure]
 ) -> str:
-    """The report for people."""
+    """Return the report in Markdown."""
     parts = ["# Benchmarks\n", *_about(about)]
     if found := verdicts(figures):
         parts.append(_verdict_table(found))
@@ -127,7 +127,7 @@ def markdown(
             parts += _metric_tables(topic, metric, figures)
     if failed := failures(lab.samples):
         lines = [f"- {' / '.join(where)}: {reason}" for where, reason in failed.items()]
-        parts.append("## What could not be measured\n\n" + "\n".join(lines) + "\n")
+        parts.append("## Not measured\n\n" + "\n".join(lines) + "\n")
     parts.append(NOTES.strip() + "\n")
     return "\n".join(parts)
 
@@ -158,7 +158,7 @@ def _verdict_table(found: list[Verdict]) -> str:
         for verdict in found
     ]
     head = ["scenario", "figure", "of", "against", "at most", "measured", "reached"]
-    return "## The figures to reach\n\n" + table(head, rows)
+    return "## Targets\n\n" + table(head, rows)
 
 
 def _metric_tables(topic: str, metric: str, figures: dict[Key, Figure]) -> Iterable[str]:
@@ -182,7 +182,7 @@ def _metric_tables(topic: str, metric: str, figures: dict[Key, Figure]) -> Itera
 
 
 def _grid(cells: dict[Key, str]) -> str:
-    """Scenarios as rows, contenders as columns."""
+    """Return a table with scenarios as rows and contenders as columns."""
     columns = [name for name in CONTENDERS if any(key.contender == name for key in cells)]
     by_row: dict[str, dict[str, str]] = {}
     for key, text in cells.items():
@@ -195,7 +195,7 @@ def _grid(cells: dict[Key, str]) -> str:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

@@ -1,8 +1,8 @@
-"""The scenarios: an answer, how many requests are measured, and how many run at a time."""
+"""The scenarios: a response, the number of requests, and how many run at a time."""
 
 from dataclasses import dataclass
 
-from .answers import Spec
+from .responses import Spec
 
 MIB = 1 << 20
 MEGABYTE = 1_000_000
@@ -26,7 +26,7 @@ class Scenario:
         return self.spec.kind == "stream"
 
     def count(self, quick: bool) -> int:
-        """Requests to measure: about a third when only a glance is wanted."""
+        """The number of requests; about a third of it for a quick run."""
         return max(2, self.concurrency, self.requests // 3) if quick else self.requests
 
 
@@ -39,7 +39,7 @@ def count_name(count: int) -> str:
 
 
 def _event(megabytes: float) -> Scenario:
-    # The megabytes are those of the base64 text on the wire; the image has three quarters of them.
+    # Megabytes of base64 on the wire; the decoded image has three quarters of them.
     size = int(megabytes * MEGABYTE) // 4 * 3
     requests = max(2, min(100, round(60 / megabytes)))
     title = f"stream, one event of {megabytes:g} MB"

@@ -1,10 +1,10 @@
-"""The canned server: `python -m benchmarks.server`, a process of its own.
+"""The benchmark server: `python -m benchmarks.server`, a process of its own.
 
-It prints its port, answers until its standard input closes, and does as little as possible for
-each request: the response is a prebuilt block of bytes that is handed to the socket in slices.
+It prints its port, serves until its standard input closes, and does as little as possible per
+request: a prepared block of bytes is written to the socket in slices.
 
-    POST /<spec>/v1/…        the answer of that spec
-    POST /held/<spec>/v1/…   the same, its last bytes after a pause in which the reader catches up
+    POST /<spec>/v1/…        the response of that spec
+    POST /held/<spec>/v1/…   the same, with a pause before its last bytes
     GET  /last               {"ns": when the last held tail was written, CLOCK_MONOTONIC}
     GET  /expected/<spec>    {"hashes": of the images, "body": of the whole body}
 """
@@ -17,19 +17,19 @@ import json
 import sys
 import time
 
-from .answers import Answer, Spec, build, simple
 from .meters import pin
+from .responses import PreparedResponse, Spec, build, simple
 
 SLICE = 1 << 20
 HOLD = 0.06
 
-answer_for = functools.cache(build)
+response_for = functools.cache(build)
 
 
-class Canned(asyncio.Protocol):
-    """One connection: requests come one after the other, without pipelining."""
+class Connection(asyncio.Protocol):
+    """One connection, without pipelining."""
 
-    last_tail_ns = 0  # of the whole server: one held answer at a time
+    last_tail_ns = 0  # of the whole server, which holds one response at a time
 
     def __init__(self) -> None:
         self._received = b""
@@ -40,7 +40,7 @@ class Canned(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        # With a limit of zero, resuming means that the kernel has taken every byte.
+        # With a limit of 0, resuming means that the kernel has every byte.
         transport.set_write_buffer_limits(high=0)
 
     def data_received(self, data: bytes) -> None:
@@ -65,16 +65,16 @@ class Canned(asyncio.Protocol):
         first, _, rest = path[1:].partition("/")
         try:
             if first == "last":
-                self._send(simple(json.dumps({"ns": Canned.last_tail_ns}).encode()))
+                self._send(simple(json.dumps({"ns": Connection.last_tail_ns}).encode()))
             elif first == "expected":
-                self._send(simple(_expected(answer_for(Spec.parse(rest)))))
+                self._send(simple(_expected(response_for(Spec.parse(rest)))))
             elif first == "held":
-                answer = answer_for(Spec.parse(rest.partition("/")[0]))
-                self._send(answer.wire, answer.cut)
+                response = response_for(Spec.parse(rest.partition("/")[0]))
+                self._send(response.wire, response.cut)
             else:
-                self._send(answer_for(Spec.parse(first)).wire)
+                self._send(response_for(Spec.parse(first)).wire)
         except ValueError:
-            self._send(simple(b'{"error":{"message":"no such answer"}}', "404 Not Found"))
+            self._send(simple(b'{"error":{"message":"no such response"}}', "404 Not Found"))
 
     def _send(self, wire: bytes, cut: int | None = None) -> None:
         view = memoryview(wire)
@@ -90,7 +90,7 @@ class Canned(asyncio.Protocol):
             asyncio.get_running_loop().call_later(HOLD, self._release, tail)
 
     def _release(self, tail: memoryview) -> None:
-        Canned.last_tail_ns = time.monotonic_ns()
+        Connection.last_tail_ns = time.monotonic_ns()
         self._transport.write(tail)
 
 
@@ -99,14 +99,14 @@ def _content_length(head: bytes) -> int:
     return int(rest.split(b"\r\n", 1)[0]) if found else 0
 
 
-def _expected(answer: Answer) -> bytes:
-    return json.dumps({"hashes": answer.hashes, "body": answer.body}).encode()
+def _expected(response: PreparedResponse) -> bytes:
+    return json.dumps({"hashes": response.hashes, "body": response.body}).encode()
 
 
 async def serve() -> None:
-    """Listen on a free port of the loopback, until standard input ends."""
+    """Listen on a free loopback port until standard input ends."""
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(Canned, "127.0.0.1", 0, backlog=1024)
+    server = await loop.create_server(Connection, "127.0.0.1", 0, backlog=1024)
     print(server.sockets[0].getsockname()[1], flush=True)
     stopped = asyncio.Event()
     loop.add_reader(sys.stdin.fileno(), stopped.set)
@@ -115,8 +115,9 @@ async def serve() -> None:
 
 
 def main() -> None:
+    """Run the server."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.server", description=__doc__)
-    parser.add_argument("--core", type=int, help="the processor core to stay on")
+    parser.add_argument("--core", type=int, help="processor core to run on")
     pin(parser.parse_args().core)
     gc.disable()
     asyncio.run(serve())

@@ -1,4 +1,4 @@
-"""From samples to figures: medians over rounds, and ratios formed within a round."""
+"""Summarize samples: medians over rounds, and ratios within a round."""
 
 import statistics
 from collections import defaultdict
@@ -22,7 +22,7 @@ class Key(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """A median over rounds, with the least and the greatest."""
+    """A median over rounds, with minimum and maximum."""
 
     median: float
     low: float
@@ -31,14 +31,14 @@ class Spread(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A cell's value, and its ratio to each reference of the same rounds."""
+    """The value of a cell, and its ratio to each reference in the same rounds."""
 
     value: Spread
     ratios: dict[str, Spread]
 
 
 class Verdict(NamedTuple):
-    """A target and what was measured."""
+    """A target and its measured value."""
 
     target: Target
     reached: Spread
@@ -49,7 +49,7 @@ class Verdict(NamedTuple):
 
 
 def summarize(samples: Iterable[Sample]) -> dict[Key, Figure]:
-    """Every cell for which something was measured, in the order of the samples."""
+    """Return every measured cell, in the order of the samples."""
     cells: dict[Key, dict[int, float]] = defaultdict(dict)
     for sample in samples:
         for metric, value in sample.values.items():
@@ -69,7 +69,7 @@ def summarize(samples: Iterable[Sample]) -> dict[Key, Figure]:
 
 
 def number(value: float) -> str:
-    """Three significant digits, without an exponent."""
+    """Format with three significant digits, without an exponent."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -83,7 +83,7 @@ def _ratios(rounds: dict[int, float], reference: dict[int, float]) -> list[float
 
 
 def verdicts(figures: dict[Key, Figure]) -> list[Verdict]:
-    """The targets about which this run can say something."""
+    """Return the targets that this run measured."""
     found = []
     for target in TARGETS:
         key = Key(target.topic, target.scenario, target.metric, target.contender)
@@ -97,7 +97,7 @@ def verdicts(figures: dict[Key, Figure]) -> list[Verdict]:
 
 
 def failures(samples: Iterable[Sample]) -> dict[tuple[str, str, str], str]:
-    """What could not be measured: scenario, contender and meter, with the last reason."""
+    """Return what was not measured: scenario, contender and meter, with the last error."""
     return {
         (sample.scenario, sample.contender, sample.meter): sample.error
         for sample in samples

@@ -1,4 +1,4 @@
-"""The figures to reach: what the client promises, held against every run."""
+"""The targets: limits that every run is checked against."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from .contenders import BARE, OPENAI, OUR_MAP, OURS
 
 
 class Target(NamedTuple):
-    """At most `limit`, of the metric itself or of its ratio against another contender."""
+    """A limit of a metric, or of its ratio to another contender."""
 
     topic: str
     scenario: str

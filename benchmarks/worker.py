@@ -11,8 +11,8 @@ import sys
 from typing import Any
 
 from . import meters
-from .answers import digest
 from .contenders import CONTENDERS, Client, Contender, Take
+from .responses import digest
 from .scenarios import SCENARIOS, Scenario
 
 METERS = ("cpu", "memory", "stall", "handoff")
@@ -47,13 +47,13 @@ def _call(client: Client, scenario: Scenario) -> meters.Call:
 
 
 async def _check(call: meters.Call, contender: Contender, scenario: Scenario, port: int) -> None:
-    """The first request: every image has to be the one that the server sent."""
+    """Check that every image of the first response is the one that the server sent."""
     expected = meters.get_json(port, f"/expected/{scenario.spec}")
     taken: list[bytes] = []
     await call(taken.append)
     wanted = [expected["body"]] if contender.raw else expected["hashes"]
     if [digest(one) for one in taken] != wanted:
-        raise RuntimeError(f"{contender.name} gave other images than the server sent")
+        raise RuntimeError(f"{contender.name} returned other images than the server sent")
 
 
 async def _cpu(
@@ -65,7 +65,7 @@ async def _cpu(
         else:
             await meters.drive(call, count, scenario.concurrency)
 
-    # At least one wave, so that every connection of the measured ones is open already.
+    # At least one full batch, so that all connections are open before the measurement.
     warmup = max(2, scenario.concurrency, 20 if scenario.spec.kind == "url" else 0)
     least = 0.2 if quick else 0.6
     values = await meters.cpu(run, scenario.count(quick), warmup, least)
@@ -76,13 +76,13 @@ async def _cpu(
 
 
 async def probe(contender: Contender) -> dict[str, str]:
-    """Whether the contender can be opened at all, and its versions."""
+    """Open the contender and return its versions."""
     async with contender.opener("http://127.0.0.1:9/v1"):
         return versions(contender.distributions)
 
 
 def versions(distributions: tuple[str, ...]) -> dict[str, str]:
-    """The versions of those that are installed."""
+    """Return the versions of the installed packages."""
     found = {}
     for name in distributions:
         try:
@@ -105,15 +105,15 @@ def main() -> int:
     contender = CONTENDERS[args.contender]
     try:
         if args.scenario is None:
-            answer: dict[str, Any] = {"versions": asyncio.run(probe(contender))}
+            output: dict[str, Any] = {"versions": asyncio.run(probe(contender))}
         else:
             scenario = SCENARIOS[args.scenario]
             coro = measure(contender, scenario, args.meter, args.port, args.quick)
-            answer = {"values": asyncio.run(coro)}
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is this contender's result
-        answer = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
-    print(json.dumps(answer))
-    return 1 if "error" in answer else 0
+            output = {"values": asyncio.run(coro)}
+    except Exception as error:  # noqa: BLE001 - any error is the contender's result
+        output = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
+    print(json.dumps(output))
+    return 1 if "error" in output else 0
 
 
 if __name__ == "__main__":

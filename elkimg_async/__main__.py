@@ -1,4 +1,4 @@
-"""`python -m elkimg_async` is the command `elkimg`; with `docs`, which needs no extra, it prints the surface."""
+"""Run the command `elkimg`, or print the API with `python -m elkimg_async docs`."""
 
 import sys
 

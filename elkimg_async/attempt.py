@@ -38,7 +38,8 @@ _END_OF_BODY = 0.1  # seconds to wait for the end of the body after [DONE], to k
 class Plan(msgspec.Struct, Generic[ResultT], frozen=True, kw_only=True):
     """What all attempts of a call share.
 
-    `images` is the number of images requested, 0 where the endpoint creates none.
+    `prompt` is None, and `images` (the number of images requested) is 0, where the endpoint creates
+    no images.
     """
 
     settings: Settings
@@ -48,6 +49,7 @@ class Plan(msgspec.Struct, Generic[ResultT], frozen=True, kw_only=True):
     idempotency_key: str | None
     stream: bool
     limits: TimeoutLimits
+    prompt: str | None
     images: int
     observers: hooks.Observers
 
@@ -157,6 +159,8 @@ class Attempt(Generic[ResultT]):
                 continue
             if event.image.url is not None:
                 enable_download(event.image, plan.transport, plan.settings)
+            if plan.prompt is not None:
+                event.image.describe_with(plan.prompt)
             self.delivered = True
             plan.observers.notify(hooks.EventReceived, event=event)
             return event

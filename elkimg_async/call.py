@@ -237,6 +237,7 @@ class Call(Generic[ResultT]):
             idempotency_key=idempotency_key,
             stream=self._stream,
             limits=self._limits,
+            prompt=None if request is None else request.prompt,
             images=0 if request is None else max(1, request.n or 1),
             observers=self._observers,
         )

@@ -1,6 +1,6 @@
-"""The public surface as Markdown, for tools that read: `python -m elkimg_async docs`.
+"""The public API as Markdown, for coding tools: `python -m elkimg_async docs`.
 
-All but the examples is cut from the source, so it is as new as the code. Nothing optional is imported.
+Everything but the examples is taken from the source. No optional package is imported.
 """
 
 import ast
@@ -14,21 +14,22 @@ from elkimg_async import __all__ as surface
 from elkimg_async import __version__
 
 NAME = "elkimg_async"
-NEIGHBOURS = ("hooks", "local", "web", "otel", "ray", "pytest_plugin")
-"""Public modules beside the surface, those that need an extra included."""
+NEIGHBOURS = ("hooks", "jobs", "local", "web", "otel", "ray", "pytest_plugin")
+"""Further public modules, including those that need an extra."""
 
 _OPENING = """\
 # elkimg_async {version}
 
 > {summary}
 
-Everything is imported from `elkimg_async`, unless a heading below names another module. The key comes from the
-environment variable ELKAPI_API_KEY, the address from ELKAPI_BASE_URL; both can be arguments. Python 3.11 or newer.
-`pip install elkimg-async`; the extras `cli` (the command `elkimg`), `pil` (Pillow), `otel` and `ray` are optional.
+Import everything from `elkimg_async`, unless a heading below names another module. The API key
+comes from the environment variable ELKAPI_API_KEY, the base URL from ELKAPI_BASE_URL; both can be
+arguments instead. Requires Python 3.11 or newer. `pip install elkimg-async`; the extras `cli` (the
+command `elkimg`), `pil` (Pillow), `otel` and `ray` are optional.
 
 ## Examples
 
-Batch, and every error:
+Batch, with error handling:
 
 ```python
 import asyncio
@@ -49,7 +50,7 @@ async def main() -> None:
 asyncio.run(main())
 ```
 
-Streaming, with the images on the way:
+Streaming, with partial images:
 
 ```python
 import asyncio
@@ -62,13 +63,14 @@ async def main() -> None:
         async with client.generate("A small kitten", stream=True, partial_images=2) as stream:
             async for event in stream:
                 final = isinstance(event, CompletedImage)
-                print(await event.image.save("kitten" if final else f"kitten-{{event.partial_image_index}}"))
+                name = "kitten" if final else f"kitten-{{event.partial_image_index}}"
+                print(await event.image.save(name))
 
 
 asyncio.run(main())
 ```
 
-Without a key, against the local server, which paints and plays faults (extra `pil`):
+Without an API key, against the local server with an injected fault (extra `pil`):
 
 ```python
 import asyncio
@@ -90,7 +92,7 @@ asyncio.run(main())
 
 
 def markdown() -> str:
-    """The whole text."""
+    """Return the whole text."""
     opening = _OPENING.format(version=__version__, summary=_docstring(NAME))
     errors = f"## Errors\n\n```text\n{_docstring(f'{NAME}.errors')}\n```\n"
     parts = [opening, errors, f"## {NAME}\n", *_described(NAME, surface)]
@@ -102,25 +104,25 @@ def markdown() -> str:
 
 
 class _Found(NamedTuple):
-    """A definition, and the module in which it stands."""
+    """A definition and its module."""
 
     module: str
     node: ast.stmt
 
 
 def _described(module: str, names: list[str]) -> Iterator[str]:
-    """A block of code for each name: what it looks like, and what is said of it."""
-    told: set[str] = set()
+    """Yield a block of code per name, with signatures and docstrings."""
+    seen: set[str] = set()
     for name in names:
         for found in _with_bases(module, name):
             block = "\n".join(_outline(found))
-            if block not in told:
-                told.add(block)
+            if block not in seen:
+                seen.add(block)
                 yield f"```pyi\n{block}\n```\n"
 
 
 def _with_bases(module: str, name: str) -> Iterator[_Found]:
-    """A definition, after the classes of ours that it inherits from."""
+    """Yield the base classes of a definition in this package, then the definition itself."""
     found = _find(module, name)
     if found is None:
         return
@@ -132,7 +134,7 @@ def _with_bases(module: str, name: str) -> Iterator[_Found]:
 
 
 def _find(module: str, name: str) -> _Found | None:
-    """Where a name is defined, imports followed within the package; None for what comes from outside."""
+    """Find the definition of a name, following imports in the package; None if it is not ours."""
     for node in _tree(module).body:
         match node:
             case ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef() if node.name == name:
@@ -152,7 +154,7 @@ def _find(module: str, name: str) -> _Found | None:
 
 
 def _outline(found: _Found) -> Iterator[str]:
-    """The lines of a definition that its users need: no bodies, nothing private."""
+    """Yield the lines of a definition that its users need: no bodies, nothing private."""
     lines = _source(found.module).splitlines()
     match found.node:
         case ast.ClassDef(body=body):
@@ -167,7 +169,7 @@ def _outline(found: _Found) -> Iterator[str]:
 
 
 def _head(node: ast.stmt, lines: list[str]) -> list[str]:
-    """What stands before the body of a definition, its docstring included; other statements are whole."""
+    """Return a definition without its body but with its docstring; other statements whole."""
     if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         return _lines(node, lines)
     first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
@@ -204,7 +206,7 @@ def _is_text(node: ast.stmt) -> bool:
 
 
 def _public(module: str) -> list[str]:
-    """What a module lists in `__all__`, or else its classes and functions without an underscore."""
+    """Return the names in `__all__`, or else those of public classes and functions."""
     body = _tree(module).body
     for node in body:
         match node:
@@ -231,6 +233,5 @@ def _tree(module: str) -> ast.Module:
 def _source(module: str) -> str:
     spec = importlib.util.find_spec(module)
     origin = spec.origin if spec is not None else None
-    return (
-        "" if origin is None else Path(origin).read_text("utf-8")
-    )  # not every loader tells the source
+    # Not every loader has the source in a file.
+    return "" if origin is None else Path(origin).read_text("utf-8")

@@ -16,6 +16,7 @@ import pybase64
 from elkimg_async.errors import ConfigurationError, DownloadError
 from elkimg_async.files import run_in_thread, write_atomically
 from elkimg_async.logs import WarningSite
+from elkimg_async.preview import MAX_EMBEDDED, RASTER_TYPES, figure
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -58,9 +59,6 @@ _SVG = re.compile(
     rb"(?:\s|<\?xml[^>]*>|<!--.*?-->|<!DOCTYPE\b[^>\[]*(?:\[[^\]]*\])?[^>]*>)*<svg\b",
     re.DOTALL | re.IGNORECASE,
 )
-
-_SHOWN_AS_THEY_ARE = {"image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"}
-_SHOWN_AS_ELEMENTS = {"image/svg+xml", "image/avif"}
 
 
 def media_type_of(content: bytes) -> str:
@@ -124,6 +122,10 @@ class Image(msgspec.Struct, eq=False, omit_defaults=True, dict=True):
 
     def __getitem__(self, name: str) -> Any:
         return self.to_dict()[name]
+
+    def describe_with(self, prompt: str) -> None:
+        """Set the prompt of the request, which notebooks show as alternative text."""
+        self.__dict__["prompt"] = prompt
 
     def download_with(self, download: Download) -> None:
         """Let `read` fetch the URL with `download`; the client does this for its images."""
@@ -240,26 +242,29 @@ class Image(msgspec.Struct, eq=False, omit_defaults=True, dict=True):
     def __reduce__(self) -> tuple[Any, ...]:
         return Image, (self.content, self.url, self.revised_prompt, self.extra)
 
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, bytes | str]:
+    def _repr_mimebundle_(self, *, link: bool = True, **_: Any) -> dict[str, bytes | str]:
         shown: dict[str, bytes | str] = {"text/plain": repr(self)}
-        if self.content is not None:
-            media_type = media_type_of(self.content)
-            if media_type in _SHOWN_AS_THEY_ARE:
-                shown[media_type] = self.content
-            elif source := data_uri(self):
-                shown["text/html"] = f'<img src="{source}" style="max-width:100%">'
+        if self.content is None:
+            return shown
+        media_type = media_type_of(self.content)
+        as_it_is = media_type in RASTER_TYPES and len(self.content) <= MAX_EMBEDDED
+        if as_it_is:
+            shown[media_type] = self.content
+        if not as_it_is or self.revised_prompt or self.__dict__.get("prompt"):
+            element = self.to_html(link=link)
+            shown |= {"text/html": element} if element else {}
         return shown
 
+    def to_html(self, *, link: bool = True) -> str | None:
+        """Return an `img` element with a preview; None without bytes or for unknown types.
 
-def data_uri(image: Image) -> str | None:
-    """Return the image as a `data:` URL for an `img` element, in which an SVG cannot run scripts.
-
-    None for an image without bytes, and for a type that browsers do not show.
-    """
-    media_type = image.media_type
-    if media_type not in _SHOWN_AS_THEY_ARE | _SHOWN_AS_ELEMENTS:
-        return None
-    return f"data:{media_type};base64,{image.b64_json}"
+        Its alternative text is the revised prompt, or else the prompt. In a notebook it links to
+        the original, which is written to the folder `elkimg-originals` beside the notebook.
+        """
+        if self.content is None:
+            return None
+        alt = self.revised_prompt or self.__dict__.get("prompt") or ""
+        return figure(self.content, media_type_of(self.content), alt, link=link)
 
 
 _SAVED_WITH: dict[str, dict[str, Any]] = {

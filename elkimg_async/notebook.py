@@ -1,66 +1,66 @@
-"""What notebooks show: several images as a grid, and a stream's in one place while it runs."""
+"""Notebook output: several images as a grid, and the images of a stream in place."""
 
-import html
 import importlib
 import sys
 from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 from elkimg_async.errors import ConfigurationError
-from elkimg_async.image import Image, data_uri
+from elkimg_async.image import Image
 
 _GRID = "display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,16rem),1fr));gap:.5rem"
 
 
-def grid(images: Sequence[Image]) -> str:
-    """HTML with the images side by side.
+def grid(images: Sequence[Image], *, finished: bool = True) -> str:
+    """Return HTML that shows previews of images side by side; the last one may not be finished.
 
-    It asks nothing of any server: the bytes are in it, and of an image without bytes its address
-    alone is told. As `img` elements, pictures cannot run what may be in them.
+    It loads nothing: an image without bytes is shown as its URL, in text. Images are `img`
+    elements, which never run scripts.
     """
-    return f'<div style="{_GRID}">{"".join(map(_cell, images))}</div>'
+    last = len(images) - 1
+    cells = "".join(
+        _cell(image, link=finished or number < last) for number, image in enumerate(images)
+    )
+    return f'<div style="{_GRID}">{cells}</div>'
 
 
-def _cell(image: Image) -> str:
-    told = html.escape(image.revised_prompt or "")
-    source = data_uri(image)
-    if source is None:
-        return f"<code>{html.escape(repr(image))}</code>"
-    return f'<img src="{source}" alt="{told}" title="{told}" style="max-width:100%">'
+def _cell(image: Image, *, link: bool = True) -> str:
+    return image.to_html(link=link) or f"<code>{escape(repr(image))}</code>"
 
 
 class LiveDisplay:
-    """A place in a notebook's output whose picture is replaced by the next one."""
+    """An output of the running cell whose image is replaced by the next one."""
 
     def __init__(self) -> None:
-        """Take a place under the running cell.
+        """Create the output under the running cell.
 
         Raises:
-            ConfigurationError: by the caller; neither Jupyter nor IPython runs here.
+            ConfigurationError: If neither Jupyter nor IPython is running.
         """
-        self._handle = _take_place()
+        self._handle = _create_output()
         self._finished: list[Image] = []
 
     def show(self, image: Image, *, finished: bool) -> None:
-        """Show an image, in the place of the one on its way and after those that are finished."""
+        """Show an image after the finished ones, in place of the partial one."""
         shown = [*self._finished, image]
         if finished:
             self._finished = shown
         if len(shown) == 1:
-            self._handle.update(image)
+            bundle: dict[str, bytes | str] = image._repr_mimebundle_(link=finished)
         else:
-            bundle = {"text/html": grid(shown), "text/plain": repr(shown)}
-            self._handle.update(bundle, raw=True)
+            bundle = {"text/html": grid(shown, finished=finished), "text/plain": repr(shown)}
+        self._handle.update(bundle, raw=True)
 
 
-def _take_place() -> Any:
-    """IPython's handle of the place; IPython is never imported for it, since what runs is there."""
+def _create_output() -> Any:
+    """Return IPython's handle of a new output; IPython is never imported just for this."""
     ipython = sys.modules.get("IPython")
     if ipython is not None and ipython.get_ipython() is not None:
         handle = importlib.import_module("IPython.display").DisplayHandle()
-        handle.display({"text/plain": "Waiting for the first picture …"}, raw=True)
+        handle.display({"text/plain": "Waiting for the first image …"}, raw=True)
         return handle
     raise ConfigurationError(
-        "display() shows pictures in Jupyter or IPython, and neither runs here. "
+        "display() needs Jupyter or IPython, and neither is running. "
         "Use `await stream.result()` instead."
     )

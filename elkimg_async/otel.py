@@ -1,10 +1,10 @@
-"""OpenTelemetry for a client: a span and metrics for each call, by the GenAI semantic conventions.
+"""OpenTelemetry for a client: a span and metrics per call, after the GenAI semantic conventions.
 
     client = AsyncImages(hooks=[otel.Telemetry()])
 
-Needs the extra `otel`, and an SDK that you set up as for everything else. The names are those of
-https://github.com/open-telemetry/semantic-conventions-genai, which are still in development; what
-they do not name begins with `elkimg.`.
+Requires the extra `otel`, and an SDK configured as for the rest of your program. Names follow
+https://github.com/open-telemetry/semantic-conventions-genai, which is still in development; names
+that it lacks begin with `elkimg.`.
 """
 
 import threading
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, TracerProvider
 
 _SECONDS = [0.01 * 2**power for power in range(16)]
-"""The boundaries of the conventions, and 163.84 and 327.68 s beyond, since pictures take that long."""
+"""The boundaries of the conventions, and 163.84 and 327.68 s, since images take that long."""
 _TOKENS = [4**power for power in range(14)]
-_MOST = 65_536
-"""Calls that are followed at once. Each ends by itself; this keeps a mistake from growing for ever."""
+_MAX_RUNNING = 65_536
+"""Calls tracked at once. Every call ends by itself; the limit keeps a bug from leaking memory."""
 
 
 class Telemetry:
-    """A hook that makes a span and measures for each call of a client.
+    """A hook that records a span and metrics for each call of a client.
 
-    The span is of the kind CLIENT, a child of the span that is current where the call begins, and lasts over all
-    attempts and the whole stream. A stream that is left ends its span, with `elkimg.stream.left`. Attempts,
-    answers, retries, images and skipped events are its events. A call that was refused before
-    anything was sent has none. Neither the API key nor an image is ever in it.
+    The span has the kind CLIENT and is a child of the span that is current when the call starts. It
+    covers all attempts and the whole stream; leaving a stream early ends it and sets
+    `elkimg.stream.left`. Attempts, responses, retries, images and skipped events are its events. A
+    call that fails before anything is sent has no span. Spans never contain the API key or images.
 
     Metrics: `gen_ai.client.operation.duration`, `gen_ai.client.token.usage`, and for streams
-    `gen_ai.client.operation.time_to_first_chunk`, which is the time to the first picture.
+    `gen_ai.client.operation.time_to_first_chunk`, the time to the first image.
 
     `error.type` is the name of the error's class.
     """
@@ -52,16 +52,16 @@ class Telemetry:
         provider: str = "openai",
         capture_prompts: bool = False,
     ) -> None:
-        """Make a hook, to be given to any number of clients.
+        """Create a hook for any number of clients.
 
         Args:
-            tracer_provider: Where spans go. None: the global one.
-            meter_provider: Where measurements go. None: the global one.
-            provider: `gen_ai.provider.name`, which tells the dialect rather than the company.
-            capture_prompts: Whether spans hold prompts, and the texts of errors, in which a server may quote them.
+            tracer_provider: The provider of spans; None for the global one.
+            meter_provider: The provider of metrics; None for the global one.
+            provider: `gen_ai.provider.name`, the API dialect rather than the company.
+            capture_prompts: Whether spans contain prompts, and error texts, which may quote them.
 
         Raises:
-            ConfigurationError: by the caller; OpenTelemetry is not installed.
+            ConfigurationError: If OpenTelemetry is not installed.
         """
         try:
             from opentelemetry import metrics, trace
@@ -95,7 +95,7 @@ class Telemetry:
         self._running: dict[int, _Running] = {}
 
     def __call__(self, record: hooks.Record) -> None:
-        """Take one record of a client."""
+        """Handle one record of a client."""
         if isinstance(record, hooks.RequestStarted):
             self._start(record)
             return
@@ -114,9 +114,9 @@ class Telemetry:
         from opentelemetry.trace import SpanKind
 
         parts = urlsplit(record.url)
-        sent = _sent(record.request)
+        sent = _sent_fields(record.request)
         operation, model = _operation(parts.path), sent.get("model")
-        shared = _given(
+        shared = _without_none(
             {
                 "gen_ai.operation.name": operation,
                 "gen_ai.provider.name": self._provider,
@@ -137,11 +137,12 @@ class Telemetry:
         span = self._tracer.start_span(
             operation if model is None else f"{operation} {model}",
             kind=SpanKind.CLIENT,
-            attributes=shared | _given(own),
+            attributes=shared | _without_none(own),
         )
         with self._lock:
             self._running[record.call] = _Running(span, shared, record.stream, time.monotonic())
-            oldest = self._running.pop(min(self._running)) if len(self._running) > _MOST else None
+            overflow = len(self._running) > _MAX_RUNNING
+            oldest = self._running.pop(min(self._running)) if overflow else None
         if oldest is not None:
             oldest.span.end()
 
@@ -153,7 +154,8 @@ class Telemetry:
             span.set_attribute("gen_ai.response.time_to_first_chunk", running.first_chunk)
         match event:
             case PartialImage(partial_image_index=index):
-                span.add_event("partial_image", _given({"elkimg.partial_image_index": index}))
+                attributes = _without_none({"elkimg.partial_image_index": index})
+                span.add_event("partial_image", attributes)
             case CompletedImage(usage=usage):
                 span.add_event("completed_image")
                 running.images += 1
@@ -190,7 +192,7 @@ class Telemetry:
         from opentelemetry.trace import StatusCode
 
         span.set_attributes(
-            _given(
+            _without_none(
                 {
                     "error.type": _name(error),
                     "elkimg.error.code": getattr(error, "code", None),
@@ -198,12 +200,12 @@ class Telemetry:
                 }
             )
         )
-        told = str(error) if self._capture_prompts else ""
-        span.set_status(StatusCode.ERROR, told or _name(error))
+        description = str(error) if self._capture_prompts else ""
+        span.set_status(StatusCode.ERROR, description or _name(error))
 
 
 class _Running(msgspec.Struct):
-    """A call that has begun. `shared` are the attributes that its metrics have too."""
+    """A call in flight; `shared` has the attributes that its metrics have too."""
 
     span: "Span"
     shared: dict[str, Any]
@@ -215,13 +217,13 @@ class _Running(msgspec.Struct):
 
 
 def _add_event(span: "Span", record: hooks.Record) -> None:
-    """Tell of what happens once for each attempt."""
+    """Add an event of the kinds that occur once per attempt."""
     match record:
         case hooks.AttemptStarted(attempt=attempt):
             span.set_attribute("elkimg.attempts", attempt)
             span.add_event("attempt", {"elkimg.attempt": attempt})
         case hooks.ResponseStarted():
-            known = _given(
+            known = _without_none(
                 {
                     "http.response.status_code": record.status,
                     "elkimg.request_id": record.request_id,
@@ -241,14 +243,14 @@ def _add_event(span: "Span", record: hooks.Record) -> None:
         case hooks.EventSkipped():
             span.add_event(
                 "skipped_event",
-                _given({"elkimg.event.type": record.type, "elkimg.reason": record.reason}),
+                _without_none({"elkimg.event.type": record.type, "elkimg.reason": record.reason}),
             )
-        case _:  # a record that is new, and of no concern here
+        case _:  # other records have no event
             pass
 
 
 _OPERATIONS = {"generations": "image_generation", "edits": "image_edit", "models": "list_models"}
-"""Names of our own, as the events of streams have them: the conventions have none for pictures."""
+"""Operation names after the stream events, since the conventions have none for images."""
 
 
 def _operation(path: str) -> str:
@@ -256,8 +258,8 @@ def _operation(path: str) -> str:
     return _OPERATIONS.get(name, name)
 
 
-def _sent(request: ImageRequest | None) -> dict[str, Any]:
-    """The plain fields that the server gets; none for the list of models."""
+def _sent_fields(request: ImageRequest | None) -> dict[str, Any]:
+    """Return the plain fields sent to the server; none for the list of models."""
     if request is None:
         return {}
     fields = {**request.fields(), **(request.extra_body or {})}
@@ -265,26 +267,26 @@ def _sent(request: ImageRequest | None) -> dict[str, Any]:
 
 
 def _usage_attributes(usage: Usage) -> dict[str, Any]:
-    taken, made = usage.input_tokens_details, usage.output_tokens_details
-    return _given(
+    inputs, outputs = usage.input_tokens_details, usage.output_tokens_details
+    return _without_none(
         {
             "gen_ai.usage.input_tokens": usage.input_tokens,
             "gen_ai.usage.output_tokens": usage.output_tokens,
-            "gen_ai.usage.text.input_tokens": taken and taken.text_tokens,
-            "gen_ai.usage.image.input_tokens": taken and taken.image_tokens,
-            "gen_ai.usage.text.output_tokens": made and made.text_tokens,
-            "gen_ai.usage.image.output_tokens": made and made.image_tokens,
+            "gen_ai.usage.text.input_tokens": inputs and inputs.text_tokens,
+            "gen_ai.usage.image.input_tokens": inputs and inputs.image_tokens,
+            "gen_ai.usage.text.output_tokens": outputs and outputs.text_tokens,
+            "gen_ai.usage.image.output_tokens": outputs and outputs.image_tokens,
         }
     )
 
 
 def _messages(prompt: str) -> str:
-    """A prompt in the conventions' JSON."""
+    """Return a prompt in the JSON of the conventions."""
     message = {"role": "user", "parts": [{"type": "text", "content": prompt}]}
     return msgspec.json.encode([message]).decode()
 
 
-def _given(values: dict[str, Any]) -> dict[str, Any]:
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 

@@ -1,13 +1,12 @@
-"""Fixtures for the tests of code that uses `elkimg_async`; pytest finds them by itself.
+"""Pytest fixtures for code that uses `elkimg_async`; pytest finds them by itself.
 
     @pytest.mark.elkimg_faults("rate-limit=1*2")
     async def test_thumbnail(elkimg_client, elkimg_server):
         assert await my_code(elkimg_client) == …
         assert elkimg_server.requests[-1].fields["size"] == "1024x1024"
 
-Both are ordinary fixtures, not asynchronous ones: the server runs in a thread of its own, and the
-client goes with any loop, so that pytest-asyncio, anyio's plugin and `asyncio.run` serve equally.
-They need the extra `pil`.
+Both fixtures are synchronous: the server runs in its own thread, and the client works in any event
+loop, so pytest-asyncio, anyio's plugin and `asyncio.run` all work. They need the extra `pil`.
 """
 
 from collections.abc import Iterator
@@ -19,15 +18,15 @@ if TYPE_CHECKING:
     from elkimg_async import AsyncImages
     from elkimg_async.local import ThreadedServer
 
-# This module is imported in every run of pytest where the package is installed: what it needs comes late.
+# Every pytest run imports this module where the package is installed, so it imports late.
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the marker known."""
+    """Register the marker."""
     config.addinivalue_line(
         "markers",
-        "elkimg_faults(*faults): what elkimg_server plays, one for each request for images, "
-        "such as 'rate-limit=1*2'; `elkimg serve --fault list` names them.",
+        "elkimg_faults(*faults): faults that elkimg_server injects, one per request for images, "
+        "such as 'rate-limit=1*2'; `elkimg serve --fault list` lists them.",
     )
 
 
@@ -35,11 +34,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def elkimg_server(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> "Iterator[ThreadedServer]":
-    """A local server for one test, in a thread of its own.
+    """Yield a local server for one test, in its own thread.
 
-    `requests` has what was asked, `inject` adds faults to those of the marker `elkimg_faults`, `wait_until` waits.
-    During the test ELKAPI_API_KEY and ELKAPI_BASE_URL lead to it, so that no client of the code
-    under test can spend anything.
+    `requests` has the received requests, `inject` adds faults to those of the marker
+    `elkimg_faults`, `wait_until` waits for a state. During the test ELKAPI_API_KEY and
+    ELKAPI_BASE_URL point to it, so that no client of the tested code can spend money.
     """
     from elkimg_async.config import URL_VARIABLE
     from elkimg_async.credentials import API_KEY_VARIABLE
@@ -61,7 +60,7 @@ def elkimg_server(
 
 @pytest.fixture
 def elkimg_client(elkimg_server: "ThreadedServer") -> "Iterator[AsyncImages]":
-    """An `AsyncImages` on `elkimg_server`, closed after the test; it waits but briefly before it tries again."""
+    """Yield an `AsyncImages` for `elkimg_server`, with short retry delays, and close it."""
     from elkimg_async import AsyncImages, RetryPolicy
 
     client = AsyncImages(
@@ -70,7 +69,7 @@ def elkimg_client(elkimg_server: "ThreadedServer") -> "Iterator[AsyncImages]":
         retry=RetryPolicy(initial_backoff=0.01),
     )
     yield client
-    # The test's own loop, which may have ended already, closes the connections with itself.
+    # The test's own event loop may have ended already, and its connections with it.
     elkimg_server.wait_for(client.aclose())
 
 

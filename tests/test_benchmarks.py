@@ -1,4 +1,4 @@
-"""The benchmarks' own parts: canned answers, canned server, runner, ratios. Nothing is timed."""
+"""The parts of the benchmarks: responses, server, runner, ratios. Nothing is timed."""
 
 import asyncio
 import base64
@@ -15,9 +15,9 @@ import pytest
 
 from benchmarks import __main__ as command
 from benchmarks import bench_growth, meters, report, worker
-from benchmarks.answers import TAIL, Answer, Spec, build, digest, image
 from benchmarks.contenders import BARE, CONTENDERS, OPENAI, OUR_MAP, OURS
 from benchmarks.lab import ROOT, Lab, Sample, run_json
+from benchmarks.responses import TAIL, PreparedResponse, Spec, build, digest, image
 from benchmarks.scenarios import SCENARIOS
 from benchmarks.summary import Key, summarize, verdicts
 from benchmarks.targets import TARGETS
@@ -27,20 +27,20 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def lines() -> list[str]:
-    """What a lab says."""
+    """The progress lines of a lab."""
     return []
 
 
 @pytest.fixture
 def lab(lines: list[str]) -> Iterator[Lab]:
-    """A running lab with the bare read alone, in its smallest form."""
+    """A running lab with the bare read alone and few requests."""
     with Lab([BARE], rounds=1, quick=True, say=lines.append) as running:
         yield running
 
 
-def body_of(answer: Answer) -> bytes:
-    """The body of a canned response, its framing taken off by hand."""
-    head, _, rest = answer.wire.partition(b"\r\n\r\n")
+def body_of(response: PreparedResponse) -> bytes:
+    """Return the body of a response, without its framing."""
+    head, _, rest = response.wire.partition(b"\r\n\r\n")
     if b"Content-Length" in head:
         assert int(head.rpartition(b": ")[2]) == len(rest)
         return rest
@@ -54,7 +54,7 @@ def body_of(answer: Answer) -> bytes:
 
 
 def post(lab: Lab, path: str) -> bytes:
-    """The body of an answer of the running server, read by the standard library."""
+    """Return the body of a response of the running server."""
     url = f"http://127.0.0.1:{lab.port}{path}"
     with urllib.request.urlopen(urllib.request.Request(url, b"{}", method="POST")) as response:
         data: bytes = response.read()
@@ -63,18 +63,18 @@ def post(lab: Lab, path: str) -> bytes:
 
 @pytest.mark.parametrize("spec", [Spec("url"), Spec("json", 3, 1000), Spec("stream", 4, 999)])
 def test_spec_text_reads_back(spec: Spec) -> None:
-    """A spec survives its way through the URL."""
+    """A spec survives the URL."""
     assert Spec.parse(str(spec)) == spec
 
 
 def test_spec_of_an_unknown_kind_is_refused() -> None:
-    """The server answers what it knows, and nothing else."""
+    """Only valid specs are parsed."""
     with pytest.raises(ValueError, match="not a kind"):
         Spec.parse("video-1-10")
 
 
 def test_image_is_a_png_by_its_first_bytes_and_has_the_exact_size() -> None:
-    """Clients that look at the magic bytes find a picture; equal arguments give equal bytes."""
+    """The bytes look like a PNG and depend on the arguments alone."""
     first = image(0, 4096)
     assert first.startswith(b"\x89PNG\r\n\x1a\n")
     assert len(first) == 4096
@@ -82,35 +82,35 @@ def test_image_is_a_png_by_its_first_bytes_and_has_the_exact_size() -> None:
     assert first != image(1, 4096)
 
 
-def test_json_answer_holds_the_hashed_images() -> None:
-    """What a client decodes from the JSON answer are the images whose hashes are expected."""
-    answer = build(Spec("json", 3, 5000))
-    body = body_of(answer)
+def test_json_response_holds_the_hashed_images() -> None:
+    """The images in the JSON response have the expected hashes."""
+    response = build(Spec("json", 3, 5000))
+    body = body_of(response)
     images = [base64.b64decode(item["b64_json"]) for item in json.loads(body)["data"]]
-    assert [digest(one) for one in images] == answer.hashes
+    assert [digest(one) for one in images] == response.hashes
     assert [len(one) for one in images] == [5000] * 3
-    assert hashlib.sha256(body).hexdigest() == answer.body
+    assert hashlib.sha256(body).hexdigest() == response.body
 
 
-def test_url_answer_has_a_url_and_no_base64() -> None:
-    """The small answer is JSON with a URL, hashed as text."""
-    answer = build(Spec("url"))
-    (item,) = json.loads(body_of(answer))["data"]
-    assert [digest(item["url"].encode())] == answer.hashes
+def test_url_response_has_a_url_and_no_base64() -> None:
+    """The small response is JSON with a URL, hashed as text."""
+    response = build(Spec("url"))
+    (item,) = json.loads(body_of(response))["data"]
+    assert [digest(item["url"].encode())] == response.hashes
     assert "b64_json" not in item
 
 
-def test_stream_answer_is_partials_then_one_completed_event() -> None:
-    """The stream's frames carry numbered partial images, a completed one with usage, and [DONE]."""
-    answer = build(Spec("stream", 4, 3000))
-    frames = body_of(answer).decode().split("\n\n")
+def test_stream_response_is_partials_then_one_completed_event() -> None:
+    """A stream has numbered partial images, a completed one with usage, and [DONE]."""
+    response = build(Spec("stream", 4, 3000))
+    frames = body_of(response).decode().split("\n\n")
     assert frames[-2:] == ["data: [DONE]", ""]
     events = []
     for frame in frames[:-2]:
         name, data = frame.split("\n")
         events.append(json.loads(data.removeprefix("data: ")))
         assert name == f"event: {events[-1]['type']}"
-    assert [digest(base64.b64decode(event["b64_json"])) for event in events] == answer.hashes
+    assert [digest(base64.b64decode(event["b64_json"])) for event in events] == response.hashes
     assert [event.get("partial_image_index") for event in events] == [0, 1, 2, None]
     assert events[-1]["type"] == "image_generation.completed"
     assert events[-1]["usage"]["total_tokens"] > 0
@@ -118,16 +118,16 @@ def test_stream_answer_is_partials_then_one_completed_event() -> None:
 
 @pytest.mark.parametrize("spec", [Spec("json", 2, 3000), Spec("stream", 2, 3000)])
 def test_held_tail_begins_inside_the_last_image(spec: Spec) -> None:
-    """A held answer keeps the end of the last image back, so that no client can have it early."""
-    answer = build(spec)
+    """A held response lacks the end of the last image."""
+    response = build(spec)
     text = base64.b64encode(image(1, 3000))
-    assert answer.wire[answer.cut :].startswith(text[-TAIL:])
-    assert text not in answer.wire[: answer.cut]
+    assert response.wire[response.cut :].startswith(text[-TAIL:])
+    assert text not in response.wire[: response.cut]
 
 
 @pytest.mark.parametrize("spec", ["url-1-0", "json-2-3000", "stream-3-3000", "json-1-3000000"])
-def test_server_gives_the_answer_named_in_the_path(lab: Lab, spec: str) -> None:
-    """Whole and held, the body is the canned one, and the side entrance knows its hash."""
+def test_server_response_of_the_path(lab: Lab, spec: str) -> None:
+    """Whole and held responses have the expected body."""
     expected = build(Spec.parse(spec))
     assert digest(post(lab, f"/{spec}/v1/images/generations")) == expected.body
     assert digest(post(lab, f"/held/{spec}/v1/images/generations")) == expected.body
@@ -136,8 +136,8 @@ def test_server_gives_the_answer_named_in_the_path(lab: Lab, spec: str) -> None:
     assert meters.get_json(lab.port, "/last")["ns"] > 0
 
 
-def test_server_answers_404_to_what_it_does_not_know(lab: Lab) -> None:
-    """A path without a spec is not found."""
+def test_server_unknown_path(lab: Lab) -> None:
+    """A path without a spec gets 404."""
     with pytest.raises(urllib.error.HTTPError, match="404") as caught:
         post(lab, "/nothing/v1/images/generations")
     caught.value.close()
@@ -145,7 +145,7 @@ def test_server_answers_404_to_what_it_does_not_know(lab: Lab) -> None:
 
 @pytest.mark.parametrize("meter", ["cpu", "stall", "handoff"])
 def test_runner_measures_the_bare_read(lab: Lab, lines: list[str], meter: str) -> None:
-    """One process for each sample, with a line of progress and figures that are numbers."""
+    """Each sample is a process, with a line of progress and numbers."""
     lab.measure("test", ["event-0.1MB"], meter)
     (sample,) = lab.samples
     assert sample.error is None
@@ -154,13 +154,13 @@ def test_runner_measures_the_bare_read(lab: Lab, lines: list[str], meter: str) -
 
 
 def test_runner_reports_a_process_that_dies() -> None:
-    """A process without a result is an error with its last words, not a crash of the run."""
-    answer = run_json([sys.executable, "-c", "raise SystemExit('no more')"])
-    assert answer == {"error": "exit status 1: no more"}
+    """A process without a result is an error with its last line of output."""
+    response = run_json([sys.executable, "-c", "raise SystemExit('no more')"])
+    assert response == {"error": "exit status 1: no more"}
 
 
 def test_missing_contender_is_left_out_with_a_plain_line(lines: list[str]) -> None:
-    """What is not installed is named once, with the extra that brings it."""
+    """A missing contender is reported once, with its extra."""
 
     class WithoutOpenAI(Lab):
         def worker(self, contender: str, *arguments: str) -> dict[str, object]:
@@ -174,7 +174,7 @@ def test_missing_contender_is_left_out_with_a_plain_line(lines: list[str]) -> No
 
 
 def test_worker_refuses_other_images(lab: Lab) -> None:
-    """A contender that gives wrong bytes is not measured."""
+    """A contender that returns wrong bytes is not measured."""
     decoding = CONTENDERS[BARE].__class__(
         BARE, "a bare read taken for images", CONTENDERS[BARE].opener, (), ""
     )
@@ -187,7 +187,7 @@ def test_worker_refuses_other_images(lab: Lab) -> None:
 
 
 def test_contenders_enter_only_what_they_can_do() -> None:
-    """Litellm has no streams, and our map appears in the fan-out alone."""
+    """Litellm has no streams, and our map takes part in the fan-out only."""
     assert not CONTENDERS["litellm"].enters(streaming=True, fan_out=False)
     assert CONTENDERS[OURS].enters(streaming=True, fan_out=False)
     assert CONTENDERS[OUR_MAP].enters(streaming=False, fan_out=True)
@@ -199,7 +199,7 @@ def sample(contender: str, number: int, value: float, metric: str = "cpu_ms") ->
 
 
 def test_ratios_are_formed_within_a_round() -> None:
-    """A round in which everything is slow does not move a ratio."""
+    """A slow round does not change ratios."""
     samples = [
         *(sample(OPENAI, number, value) for number, value in enumerate([10, 100, 20])),
         *(sample(OURS, number, value) for number, value in enumerate([1, 10, 4])),
@@ -213,7 +213,7 @@ def test_ratios_are_formed_within_a_round() -> None:
 
 
 def test_growth_compares_the_largest_event_with_one_megabyte() -> None:
-    """The cost of a byte is compared within a round and a contender."""
+    """The cost per byte is compared within a round and a contender."""
     samples = [
         Sample("growth", "cpu", scenario, OURS, 0, {"cpu_ms_per_mb": value})
         for scenario, value in [("event-1MB", 2.0), ("event-16MB", 9.0), ("event-64MB", 2.5)]
@@ -223,7 +223,7 @@ def test_growth_compares_the_largest_event_with_one_megabyte() -> None:
 
 
 def test_targets_name_what_is_measured() -> None:
-    """Each figure to reach belongs to a topic, a scenario and a metric that exist."""
+    """Each target has an existing topic, scenario and metric."""
     derived = {bench_growth.COMPARED, "import", "first call", "footprint"}
     for target in TARGETS:
         assert target.topic in command.TOPICS
@@ -232,7 +232,7 @@ def test_targets_name_what_is_measured() -> None:
 
 
 def test_report_is_written_into_the_folder(lab: Lab, tmp_path: Path) -> None:
-    """The samples are kept as JSON, and the Markdown has one table for each metric."""
+    """Samples are stored as JSON, and the Markdown has a table per metric."""
     lab.measure("stream", ["event-0.1MB"], "cpu")
     lab.add(Sample("stream", "cpu", "e", BARE, 0, error="RuntimeError: torn"))
     files = report.write(lab, {"stream": "Streams"}, tmp_path / "new")
@@ -246,7 +246,7 @@ def test_report_is_written_into_the_folder(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_help_names_topics_and_contenders() -> None:
-    """`--help` is enough to find one's way."""
+    """`--help` lists topics and contenders."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--help"],
         capture_output=True,
@@ -261,15 +261,15 @@ def test_help_names_topics_and_contenders() -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["nonsense"], "'nonsense' is none of latency"),
-        (["--contenders", "curl"], "'curl' is none of openai"),
+        (["nonsense"], "'nonsense' is not one of latency"),
+        (["--contenders", "curl"], "'curl' is not one of openai"),
         (["--rounds", "0"], "at least one round"),
     ],
 )
-def test_command_refuses_what_it_does_not_know(
+def test_command_invalid_argument(
     arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A wrong argument is answered with the right ones."""
+    """An invalid argument is an error that lists the valid ones."""
     with pytest.raises(SystemExit):
         command.main(arguments)
     assert complaint in capsys.readouterr().err

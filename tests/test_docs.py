@@ -1,4 +1,4 @@
-"""`python -m elkimg_async docs`: the surface as Markdown."""
+"""`python -m elkimg_async docs`: the public API as Markdown."""
 
 import ast
 import asyncio
@@ -29,26 +29,26 @@ def environment(**more: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", [name for name in elkimg_async.__all__ if name != "__version__"])
-def test_docs_have_each_public_name(name: str) -> None:
-    """Each name of the surface has its own definition in the text."""
+def test_docs_public_names(name: str) -> None:
+    """Each public name has its definition in the text."""
     definition = rf"^(class {name}\b|(async )?def {name}\b|{name}\b.* = )"
     assert any(re.search(definition, stub, re.MULTILINE) for stub in STUBS)
 
 
 @pytest.mark.parametrize("name", NEIGHBOURS)
-def test_docs_have_the_neighbours(name: str) -> None:
-    """Each public module beside the surface has a chapter with what it lists."""
+def test_docs_public_modules(name: str) -> None:
+    """Each further public module has a chapter with its public names."""
     try:
         module = importlib.import_module(f"elkimg_async.{name}")
     except ImportError:
-        pytest.skip("not there, or without what it needs")
+        pytest.skip("missing, or without its extra")
     chapter = TEXT.partition(f"\n## elkimg_async.{name}\n")[2].partition("\n## ")[0]
     for listed in getattr(module, "__all__", ()):
         assert re.search(rf"\b{listed}\b", chapter), listed
 
 
-def test_docs_have_signatures_and_docstrings() -> None:
-    """Parameters, fields with what is said of them, methods and the whole tree of errors are there."""
+def test_docs_signatures_and_docstrings() -> None:
+    """The text has parameters, documented fields, methods and the tree of errors."""
     for method in (AsyncImages.__init__, AsyncImages.generate, AsyncImages.with_options):
         for parameter in inspect.signature(method).parameters.values():
             assert re.search(rf"\b{parameter.name}\b", TEXT)
@@ -62,8 +62,8 @@ def test_docs_have_signatures_and_docstrings() -> None:
     assert elkimg_async.__version__ in TEXT.partition("\n")[0]
 
 
-def test_docs_have_nothing_private() -> None:
-    """Bodies, underscores and imports stay where they are; what is shown reads as Python."""
+def test_docs_nothing_private() -> None:
+    """The text has no bodies, private names or imports, and is valid Python."""
     assert len(STUBS) > 40
     for stub in STUBS:
         for node in ast.walk(ast.parse(textwrap.dedent(stub))):
@@ -74,7 +74,7 @@ def test_docs_have_nothing_private() -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
 async def test_docs_examples_run(example: str, tmp_path: Path) -> None:
-    """Each example runs from a file, without a warning, and says something."""
+    """Each example runs without warnings and prints something."""
     (tmp_path / "example.py").write_text(example, "utf-8")
     async with LocalServer(light=True) as server:
         process = await asyncio.create_subprocess_exec(
@@ -92,8 +92,8 @@ async def test_docs_examples_run(example: str, tmp_path: Path) -> None:
     assert b"Error" not in output
 
 
-def test_docs_need_no_extra() -> None:
-    """The text is printed, the same and in UTF-8, where nothing optional is installed."""
+def test_docs_without_extras() -> None:
+    """The same text is printed in UTF-8 without any optional package."""
     script = (
         "import runpy, sys\n"
         "for name in ('cyclopts', 'rich', 'PIL', 'opentelemetry', 'pytest', 'ray'):\n"

@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-import json
 import os
 import subprocess
 import sys
@@ -35,7 +34,8 @@ from elkimg_async import (
 from elkimg_async.hooks import Record, RequestStarted, RetryScheduled
 from elkimg_async.local import LocalServer
 from tests.helpers.calls import B64, GOOD
-from tests.helpers.canned import DONE, KEY, Canned, CannedRequest, answer, event, stream
+from tests.helpers.canned import DONE, KEY, Canned, CannedRequest, End, answer, event, stream
+from tests.helpers.raw_server import RawServer
 from tests.local.test_edits import mask, picture
 
 PNG, JPEG, WEBP = (picture(format=kind) for kind in ("PNG", "JPEG", "WEBP"))
@@ -379,39 +379,21 @@ asyncio.run(main())
 async def test_memory_of_a_large_file(tmp_path: Path) -> None:
     """A file of 40 MB is never whole in memory."""
     small, path = on_disk(tmp_path), large(tmp_path, 40 << 20)
-    arrived: list[int] = []
-
-    async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while head := await reader.readuntil(b"\r\n\r\n"):
-            length = left = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-            while left:
-                left -= len(await reader.read(min(left, 1 << 16)))
-            arrived.append(length)
-            writer.writelines(piece for piece in GOOD if isinstance(piece, bytes))
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            await swallow(reader, writer)
-        except asyncio.IncompleteReadError:
-            writer.close()
-
-    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/v1"
     package = str(Path(elkimg_async.__file__).parent.parent)
     peaks = []
-    for whole in ("", "whole"):
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-c", MEMORY, str(small), str(path), url, whole),
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([package, *sys.path])},
-            stdout=subprocess.PIPE,
-        )
-        out, _ = await process.communicate()
-        peaks.append(int(out) >> 20)
-    listening.close()
+    async with RawServer(GOOD, keep_bodies=False) as server:
+        for whole in ("", "whole"):
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-c", MEMORY, str(small), str(path), server.base_url, whole),
+                env={**os.environ, "PYTHONPATH": os.pathsep.join([package, *sys.path])},
+                stdout=subprocess.PIPE,
+            )
+            out, _ = await process.communicate()
+            peaks.append(int(out) >> 20)
     assert peaks[0] < 5
     assert peaks[1] > 35  # so much it is when the bytes are given, and what would be seen
-    assert sum(length > 40 << 20 for length in arrived) == 2
+    assert sum(request.length > 40 << 20 for request in server.requests) == 2
 
 
 # --- what is rejected before it is sent -------------------------------------
@@ -672,21 +654,14 @@ def links() -> list[Path]:
 async def test_server_leaves_while_uploading(tmp_path: Path) -> None:
     """If the server breaks off in the middle of an upload, the call is not repeated."""
     path = large(tmp_path, 20 << 20)
-    arrived = 0
-
-    async def break_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal arrived
-        arrived += 1
-        await reader.readexactly(1 << 20)
-        writer.transport.abort()
-
-    listening = await asyncio.start_server(break_off, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/v1"
-    async with AsyncImages(KEY, base_url=url, retry=QUICK) as client:
+    async with (
+        RawServer([End.RESET], reply_after=1 << 20) as server,
+        AsyncImages(KEY, base_url=server.base_url, retry=QUICK) as client,
+    ):
         with pytest.raises(DisconnectedError) as caught:
             await client.edit(path, "a hat")
-    listening.close()
-    assert (caught.value.phase, caught.value.billing, arrived) == ("upload", "unknown", 1)
+    assert (caught.value.phase, caught.value.billing) == ("upload", "unknown")
+    assert server.accepted == 1
 
 
 async def test_upload_that_stalls(tmp_path: Path) -> None:
@@ -704,20 +679,11 @@ async def test_upload_that_stalls(tmp_path: Path) -> None:
 async def test_error_before_the_upload_ends(tmp_path: Path) -> None:
     """An error that arrives while the file is still being sent is raised."""
     path = large(tmp_path, 20 << 20)
-
-    async def reject(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        body = json.dumps({"error": {"message": "too large", "code": "read_request_body_failed"}})
-        writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: %d\r\n\r\n" % len(body))
-        writer.write(body.encode())
-        while await reader.read(1 << 16):
-            pass
-        writer.close()
-
-    listening = await asyncio.start_server(reject, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/v1"
-    async with AsyncImages(KEY, base_url=url, retry=QUICK) as client:
+    error = {"message": "too large", "code": "read_request_body_failed"}
+    async with (
+        RawServer(answer({"error": error}, status=413), reply_after=0) as server,
+        AsyncImages(KEY, base_url=server.base_url, retry=QUICK) as client,
+    ):
         with pytest.raises(elkimg_async.BadRequestError, match="too large") as caught:
             await client.edit(path, "a hat")
         assert caught.value.status == 413
-    listening.close()

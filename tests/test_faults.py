@@ -14,7 +14,7 @@ import pytest
 from elkimg_async import AsyncImages, ElkImagesError, Limits, RetryPolicy, Timeout
 from elkimg_async.local import FAULTS, LocalServer
 from tests.helpers.calls import ask, check_clean, require_limit_of_headers
-from tests.helpers.canned import KEY
+from tests.helpers.raw_server import KEY
 
 Idempotency = Literal["send", "replay"]
 Case = tuple[bool, Idempotency]
@@ -56,6 +56,9 @@ SILENT = error("RequestTimeoutError first_byte", "unknown")
 REFUSED = error("ConnectError", "not_sent", 3, posts=0, made=0)
 ELSEWHERE = error("ResponseError", "unknown", made=0)
 FAILED = error("ServerError", "refused")
+REJECTED = error("BadRequestError", "refused", made=0)
+NO_CREDIT = error("QuotaExceededError", "refused", made=0)
+BLOCKED = error("PermissionDeniedError", "refused", made=0)
 
 # Each fault: batch and send, batch and replay, stream and send, stream and replay.
 EXPECTED: dict[str, tuple[Ending, Ending, Ending, Ending]] = {
@@ -98,6 +101,14 @@ EXPECTED: dict[str, tuple[Ending, Ending, Ending, Ending]] = {
     "gzip": (OK, OK, OK, OK),
     "truncated-gzip": (BROKEN, BROKEN, OPEN, OPEN),
     "gzip-bomb=2": (BROKEN, BROKEN, BROKEN, BROKEN),
+    "large-headers": (OK, OK, OK, OK),
+    "dialect": (OK, OK, OK, OK),
+    "partial-succeeded": (OK, OK, OK, OK),
+    "doubled-data": (OK, OK, OK, OK),
+    "ndjson": (OK, OK, OK, OK),
+    "error-body": (REJECTED, REJECTED, REJECTED, REJECTED),
+    "status-402": (NO_CREDIT, NO_CREDIT, NO_CREDIT, NO_CREDIT),
+    "web-page": (BLOCKED, BLOCKED, BLOCKED, BLOCKED),
 }
 
 TIMEOUTS = {

@@ -5,6 +5,7 @@ import base64
 import copy
 import io
 import pickle
+import random
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -136,11 +137,39 @@ def test_equality() -> None:
 
 
 def test_notebook() -> None:
-    """A notebook shows the picture, or a line of text while it is only a URL."""
+    """A notebook shows a small image as it is, and a line of text while it is only a URL."""
     bundle = Image(PNG)._repr_mimebundle_(include=None, exclude=None)
     assert bundle == {"image/png": PNG, "text/plain": "<Image image/png, 264 bytes>"}
     address = Image(url="https://host/a.png")._repr_mimebundle_()
     assert address == {"text/plain": "<Image at https://host/a.png>"}
+
+
+def test_notebook_preview() -> None:
+    """A large image is a preview with a bounded edge and with alternative text from the prompt."""
+    for mode, media_type in (("RGB", "jpeg"), ("RGBA", "webp"), ("L", "jpeg")):
+        file = io.BytesIO()
+        noise = random.Random(7).randbytes(1200 * 900 * len(mode))
+        PIL.Image.frombytes(mode, (1200, 900), noise).save(file, "png")
+        image = Image(file.getvalue())
+        image.describe_with('a "boat"\n& more')
+        bundle = image._repr_mimebundle_()
+        assert bundle.keys() == {"text/plain", "text/html"}
+        shown = str(bundle["text/html"])
+        assert 'alt="a &quot;boat&quot; &amp; more"' in shown
+        start, _, data = shown.partition('src="')[2].partition('"')[0].partition(",")
+        assert start == f"data:image/{media_type};base64"
+        preview = PIL.Image.open(io.BytesIO(base64.b64decode(data)))
+        assert preview.size == (512, 384)
+        assert "href" not in shown  # only a notebook keeps originals
+
+
+def test_notebook_preview_of_a_truncated_image() -> None:
+    """What cannot be reduced is embedded as it is."""
+    content = PNG + bytes(100_000)
+    encoded = base64.b64encode(content).decode()
+    assert f'src="data:image/png;base64,{encoded}"' in str(
+        Image(content)._repr_mimebundle_()["text/html"]
+    )
 
 
 def test_notebook_svg() -> None:

@@ -1,4 +1,4 @@
-"""What a real Jupyter kernel makes of images, answers and streams."""
+"""Images, responses and streams in a real Jupyter kernel."""
 
 import asyncio
 import base64
@@ -19,10 +19,11 @@ from nbclient import NotebookClient
 
 import elkimg_async
 from elkimg_async import ConfigurationError, Image, ImagesResponse
+from elkimg_async.image import media_type_of
 from elkimg_async.local import LocalServer
 from elkimg_async.notebook import grid
 from elkimg_async.stream import ImageStream
-from tests.helpers.canned import PNG
+from tests.helpers.raw_server import PNG
 from tests.test_stream import Source
 
 PACKAGE_PARENT = str(Path(elkimg_async.__file__).parent.parent)
@@ -42,31 +43,34 @@ CELLS = {
 }
 
 
+Messages = dict[int, list[tuple[str, dict[str, Any]]]]
+
+
 class Recorder(NotebookClient):
-    """Keeps what the kernel tells of each cell's output, in its order."""
+    """Keeps the messages about the output of each cell, in order."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.told: dict[int, list[tuple[str, dict[str, Any]]]] = {}
+        self.messages: Messages = {}
 
     def process_message(self, msg: dict[str, Any], cell: Any, cell_index: int) -> Any:
         if msg["msg_type"] in ("display_data", "update_display_data", "execute_result", "error"):
-            self.told.setdefault(cell_index, []).append((msg["msg_type"], msg["content"]))
+            self.messages.setdefault(cell_index, []).append((msg["msg_type"], msg["content"]))
         return super().process_message(msg, cell, cell_index)
 
 
 class Executed:
-    """A notebook that has run: what it holds, and what the kernel told on the way."""
+    """An executed notebook: its outputs, and the messages of the kernel."""
 
-    def __init__(self, notebook: Any, told: dict[int, list[tuple[str, dict[str, Any]]]]) -> None:
-        self._notebook, self._told = notebook, told
+    def __init__(self, notebook: Any, messages: Messages) -> None:
+        self._notebook, self._messages = notebook, messages
 
     def outputs(self, name: str) -> list[Any]:
         found: list[Any] = self._notebook.cells[list(CELLS).index(name)].outputs
         return found
 
-    def told(self, name: str) -> list[tuple[str, dict[str, Any]]]:
-        return self._told.get(list(CELLS).index(name), [])
+    def messages(self, name: str) -> list[tuple[str, dict[str, Any]]]:
+        return self._messages.get(list(CELLS).index(name), [])
 
 
 @pytest.fixture(scope="module")
@@ -76,45 +80,56 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> Executed:
 
 
 async def execute(folder: Path) -> Executed:
-    made: Any = nbformat.v4
-    cells = [made.new_code_cell(source) for source in CELLS.values()]
-    notebook = made.new_notebook(cells=cells)
+    new: Any = nbformat.v4
+    notebook = new.new_notebook(cells=[new.new_code_cell(source) for source in CELLS.values()])
     async with LocalServer(light=True) as server:
-        recorder = Recorder(notebook, timeout=50, allow_errors=True, kernel_name="python3")
-        await recorder.async_execute(
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join([PACKAGE_PARENT, *sys.path]),
-                "IPYTHONDIR": str(folder),
-                "JUPYTER_RUNTIME_DIR": str(folder),
-                "ELKAPI_API_KEY": server.api_key,
-                "ELKAPI_BASE_URL": server.base_url,
-            }
-        )
-    return Executed(notebook, recorder.told)
+        return Executed(notebook, await run(notebook, server, folder))
+
+
+async def run(notebook: Any, server: LocalServer, folder: Path) -> Messages:
+    """Run a notebook in a folder; return the messages of its kernel."""
+    recorder = Recorder(
+        notebook,
+        timeout=50,
+        allow_errors=True,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
+    )
+    await recorder.async_execute(
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([PACKAGE_PARENT, *sys.path]),
+            "IPYTHONDIR": str(folder / "ipython"),
+            "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
+            "ELKAPI_API_KEY": server.api_key,
+            "ELKAPI_BASE_URL": server.base_url,
+        }
+    )
+    return recorder.messages
 
 
 def decoded(data: dict[str, Any]) -> PIL.Image.Image:
-    """The picture of an output."""
-    picture = PIL.Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
-    picture.load()
-    return picture
+    """Decode the image of an output."""
+    image = PIL.Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
+    image.load()
+    return image
 
 
 def sources(text: str) -> list[str]:
     return re.findall(r'<img src="([^"]*)"', text)
 
 
-def test_kernel_shows_an_image(executed: Executed) -> None:
-    """An image as the value of a cell is shown as the picture that it is."""
+def test_kernel_image(executed: Executed) -> None:
+    """An image as the value of a cell is shown, with the prompt as alternative text."""
     (output,) = executed.outputs("image")
     assert output.output_type == "execute_result"
     assert decoded(output.data).size == (1024, 1024)
     assert output.data["text/plain"].startswith("<Image image/png, ")
+    assert 'alt="a boat"' in output.data["text/html"]
 
 
-def test_kernel_shows_an_answer_as_a_grid(executed: Executed) -> None:
-    """An answer of two images is shown as both, side by side, from their bytes alone."""
+def test_kernel_response(executed: Executed) -> None:
+    """A response of two images is a grid that embeds both."""
     (output,) = executed.outputs("grid")
     shown = sources(output.data["text/html"])
     assert len(shown) == 2
@@ -125,36 +140,67 @@ def test_kernel_shows_an_answer_as_a_grid(executed: Executed) -> None:
     assert "grid" in output.data["text/html"]
 
 
-def test_kernel_shows_a_stream_in_place(executed: Executed) -> None:
-    """A stream takes one output, whose picture sharpens three times and is then the final one."""
-    told = executed.told("stream")
-    assert [kind for kind, _ in told] == ["display_data", *["update_display_data"] * 4]
-    assert len({content["transient"]["display_id"] for _, content in told}) == 1
-    assert told[0][1]["data"] == {"text/plain": "Waiting for the first picture …"}
-    pictures = [decoded(content["data"]) for _, content in told[1:]]
-    assert {picture.size for picture in pictures} == {(1024, 1024)}
-    assert len({picture.tobytes() for picture in pictures}) == 4
+def test_kernel_stream(executed: Executed) -> None:
+    """A stream has one output, with three partial images and then the final one."""
+    messages = executed.messages("stream")
+    assert [kind for kind, _ in messages] == ["display_data", *["update_display_data"] * 4]
+    assert len({content["transient"]["display_id"] for _, content in messages}) == 1
+    assert messages[0][1]["data"] == {"text/plain": "Waiting for the first image …"}
+    images = [decoded(content["data"]) for _, content in messages[1:]]
+    assert {image.size for image in images} == {(1024, 1024)}
+    assert len({image.tobytes() for image in images}) == 4
     (output,) = executed.outputs("stream")
-    assert decoded(output.data).tobytes() == pictures[-1].tobytes()
+    assert decoded(output.data).tobytes() == images[-1].tobytes()
     assert executed.outputs("end")[0].data["text/plain"] == "(1, True)"
 
 
-def test_kernel_shows_a_stream_of_two_images(executed: Executed) -> None:
-    """Of several images the finished ones stay, and the next stands beside them."""
+def test_kernel_stream_of_two_images(executed: Executed) -> None:
+    """Finished images of a stream stay, and the next one is beside them."""
     display, value = executed.outputs("stream of two")
     assert len(sources(display.data["text/html"])) == 2
     assert value.data["text/plain"] == "2"
-    assert "image/png" in executed.told("stream of two")[-3][1]["data"]
+    assert "image/png" in executed.messages("stream of two")[-3][1]["data"]
 
 
-def test_kernel_shows_how_far_a_failing_stream_came(executed: Executed) -> None:
-    """When a stream breaks off, the last picture stays and the error is raised in the cell."""
-    told = executed.told("failing stream")
-    assert [kind for kind, _ in told] == ["display_data", *["update_display_data"] * 2, "error"]
-    assert told[-1][1]["ename"] == "StreamIncompleteError"
+def test_kernel_failing_stream(executed: Executed) -> None:
+    """When a stream fails, its last image stays and the cell raises the error."""
+    messages = executed.messages("failing stream")
+    assert [kind for kind, _ in messages] == ["display_data", *["update_display_data"] * 2, "error"]
+    assert messages[-1][1]["ename"] == "StreamIncompleteError"
     output, error = executed.outputs("failing stream")
     assert decoded(output.data).size == (1024, 1024)
     assert error.output_type == "error"
+
+
+async def test_kernel_previews(tmp_path: Path) -> None:
+    """A notebook of seven large images is small, and links to the originals beside it."""
+    cells = [
+        CELLS["setup"],
+        "result = await client.generate('a boat', n=3)\nresult",
+        "streamed = await client.generate('a sea', stream=True, partial_images=2, n=3).display()",
+        "(await client.generate('a hill'))[0]",
+        "await client.aclose()",
+    ]
+    new: Any = nbformat.v4
+    notebook = new.new_notebook(cells=[new.new_code_cell(source) for source in cells])
+    async with LocalServer(delay=0) as server:
+        await run(notebook, server, tmp_path)
+    path = tmp_path / "notebook.ipynb"
+    writes: Any = nbformat.writes
+    path.write_text(writes(notebook), "utf-8")
+    assert path.stat().st_size < 2_000_000
+    text = "".join(
+        output.data.get("text/html", "") for cell in notebook.cells for output in cell.outputs
+    )
+    links = re.findall(r'<a href="(elkimg-originals/[0-9a-f]{16}\.png)"', text)
+    assert len(set(links)) == 7
+    assert all(media_type_of((tmp_path / link).read_bytes()) == "image/png" for link in links)
+    assert sum((tmp_path / link).stat().st_size for link in links) > 7_000_000
+    assert len(list((tmp_path / "elkimg-originals").iterdir())) == 7
+    assert len(re.findall('alt="a (?:boat|sea|hill)"', text)) == 7
+    for source in sources(text):
+        with PIL.Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) as image:
+            assert max(image.size) == 512
 
 
 # --- without a kernel -------------------------------------------------------
@@ -165,8 +211,8 @@ def bundle(images: Sequence[Image]) -> str:
     return shown
 
 
-def test_grid_asks_nothing_of_a_server() -> None:
-    """An image without bytes is told by its address, without what may be a signature, and never linked or fetched."""
+def test_grid_loads_nothing() -> None:
+    """An image without bytes is shown as its URL without the query, never linked or fetched."""
     shown = bundle([Image(PNG), Image(url="https://host/a.png?signature=secret")])
     assert sources(shown) == [f"data:image/png;base64,{Image(PNG).b64_json}"]
     assert "https://host/a.png" in shown
@@ -174,8 +220,8 @@ def test_grid_asks_nothing_of_a_server() -> None:
     assert "href" not in shown
 
 
-def test_grid_runs_nothing() -> None:
-    """Neither an svg nor what a server says beside an image becomes part of the page."""
+def test_grid_runs_no_scripts() -> None:
+    """Neither an SVG nor text of the server becomes part of the page."""
     shown = bundle(
         [
             Image(SVG),
@@ -190,13 +236,13 @@ def test_grid_runs_nothing() -> None:
     assert html.escape('"><script>alert(3)</script>') in shown
 
 
-def test_grid_of_nothing() -> None:
-    """No images are an empty grid."""
+def test_grid_empty() -> None:
+    """Without images the grid is empty."""
     assert sources(grid([])) == []
 
 
-async def test_display_outside_of_a_notebook() -> None:
-    """Where no notebook runs, `display` says so before anything is sent."""
+async def test_display_without_notebook() -> None:
+    """Without a notebook, `display` fails before anything is sent."""
     source = Source()
     stream = ImageStream(source)
     with pytest.raises(ConfigurationError, match=r"Jupyter or IPython.*stream\.result\(\)"):
@@ -205,8 +251,8 @@ async def test_display_outside_of_a_notebook() -> None:
     assert len(await stream.result()) == 1
 
 
-def test_display_module_is_not_imported_for_nothing() -> None:
-    """Neither the package nor a script that displays in vain imports IPython."""
+def test_display_imports() -> None:
+    """Neither the package nor a failing `display` imports IPython."""
     script = (
         "import sys, asyncio, elkimg_async\n"
         "assert 'elkimg_async.notebook' not in sys.modules\n"

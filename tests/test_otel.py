@@ -1,4 +1,4 @@
-"""Spans and metrics, as OpenTelemetry's own SDK receives them."""
+"""Spans and metrics as OpenTelemetry's SDK receives them."""
 
 import asyncio
 import json
@@ -30,17 +30,17 @@ from elkimg_async.hooks import AttemptStarted, RequestFinished, RequestStarted
 from elkimg_async.image import Image
 from elkimg_async.local import LocalServer
 from elkimg_async.otel import Telemetry
-from tests.helpers.canned import (
+from tests.helpers.raw_server import (
     DONE,
     KEY,
     PNG,
     REQUEST_ID,
-    Canned,
     End,
+    RawServer,
     Reply,
-    answer,
     event,
     open_stream,
+    response,
     stream,
 )
 
@@ -55,13 +55,13 @@ PARTIAL = event(
     {"type": "image_generation.partial_image", "b64_json": B64, "partial_image_index": 0}
 )
 COMPLETED = event({"type": "image_generation.completed", "b64_json": B64, "usage": USAGE})
-GOOD = answer({"created": 1, "data": [{"b64_json": B64}], "usage": USAGE})
-BUSY = answer({"error": {"message": "busy"}}, status=429, Retry_After_Ms="5")
+GOOD = response({"created": 1, "data": [{"b64_json": B64}], "usage": USAGE})
+BUSY = response({"error": {"message": "busy"}}, status=429, Retry_After_Ms="5")
 SECRET_PROMPT = "a boat of which nobody shall know"
 
 
 class Observed:
-    """An SDK whose exporters keep all in memory, and a hook that tells it."""
+    """An SDK with exporters in memory, and a hook that uses it."""
 
     def __init__(self, **options: Any) -> None:
         self.exporter = InMemorySpanExporter()
@@ -76,13 +76,13 @@ class Observed:
         return self.exporter.get_finished_spans()
 
     def span(self) -> ReadableSpan:
-        """The only one that has ended; none is still open."""
+        """The only span; it has ended."""
         assert self.hook._running == {}
         (span,) = self.spans
         return span
 
     def points(self, name: str) -> list[HistogramDataPoint]:
-        """What was measured under a name."""
+        """The data points of a metric."""
         data = self._reader.get_metrics_data()
         if data is None:
             return []
@@ -107,10 +107,10 @@ def events(span: ReadableSpan) -> list[tuple[str, dict[str, Any]]]:
 
 async def ask(
     observed: Observed, *replies: Reply, streaming: bool = False, **options: Any
-) -> Canned:
-    """One call to a server with these replies, read to its end."""
+) -> RawServer:
+    """Run one call against a server with these replies."""
     async with (
-        Canned(*replies) as server,
+        RawServer(*replies) as server,
         AsyncImages(KEY, base_url=server.base_url, hooks=[observed.hook]) as client,
     ):
         if streaming:
@@ -122,7 +122,7 @@ async def ask(
 
 
 async def test_batch_call() -> None:
-    """A batch call is one span of the kind CLIENT, with the conventions' attributes and one event for each step."""
+    """A batch call is one CLIENT span with the conventions' attributes and an event per step."""
     observed = Observed()
     server = await ask(observed, GOOD, n=2, size="1024x1024", quality="low")
     span = observed.span()
@@ -164,7 +164,7 @@ async def test_batch_call() -> None:
 
 
 async def test_metrics_of_a_batch_call() -> None:
-    """Duration and tokens are measured with the attributes that tell calls apart, and no time to a first chunk."""
+    """Duration and tokens are measured per operation, without a time to the first chunk."""
     observed = Observed()
     server = await ask(observed, GOOD, model="dall-e-3")
     shared = {
@@ -192,16 +192,16 @@ async def test_metrics_of_a_batch_call() -> None:
     assert observed.points("gen_ai.client.operation.time_to_first_chunk") == []
 
 
-async def test_usage_that_is_unknown() -> None:
-    """Tokens that the server does not count are not measured."""
+async def test_unknown_usage() -> None:
+    """Missing usage is not measured."""
     observed = Observed()
-    await ask(observed, answer({"created": 1, "data": [{"b64_json": B64}]}))
+    await ask(observed, response({"created": 1, "data": [{"b64_json": B64}]}))
     assert observed.points("gen_ai.client.token.usage") == []
     assert not [name for name in attributes(observed.span()) if "usage" in name]
 
 
 async def test_stream() -> None:
-    """A stream is one span to its end, with partial images as events and the time to the first of them."""
+    """A stream is one span with partial images as events and the time to the first one."""
     observed = Observed()
     skipped = event({"type": "image_generation.thought"})
     await ask(observed, stream(PARTIAL, skipped, COMPLETED, DONE), streaming=True)
@@ -227,7 +227,7 @@ async def test_stream() -> None:
 
 
 async def test_retries() -> None:
-    """All attempts of a call are in its one span, which succeeds when the last one does."""
+    """All attempts of a call share its span, which succeeds with the last one."""
     observed = Observed()
     await ask(observed, BUSY, BUSY, GOOD)
     span = observed.span()
@@ -255,7 +255,7 @@ async def test_retries() -> None:
 
 
 async def test_error() -> None:
-    """A refusal is the span's error and is told by its class in the metrics."""
+    """An error response is the span's error, and its class is in the metrics."""
     observed = Observed()
     with pytest.raises(RateLimitError):
         await ask(observed, BUSY, retry=0)
@@ -273,7 +273,7 @@ async def test_error() -> None:
 
 
 async def test_error_within_a_stream() -> None:
-    """A stream that breaks off keeps its events and ends as an error."""
+    """A failing stream keeps its events and ends as an error."""
     observed = Observed()
     with pytest.raises(StreamIncompleteError):
         await ask(observed, stream(PARTIAL), streaming=True)
@@ -284,8 +284,8 @@ async def test_error_within_a_stream() -> None:
     assert len(observed.points("gen_ai.client.operation.time_to_first_chunk")) == 1
 
 
-async def test_request_that_was_never_sent() -> None:
-    """What is refused before it is sent is no call: no span, nothing measured."""
+async def test_request_not_sent() -> None:
+    """A request that fails validation has no span and no metrics."""
     observed = Observed()
     with pytest.raises(InvalidRequestError):
         await ask(observed, GOOD, n=11)
@@ -295,10 +295,10 @@ async def test_request_that_was_never_sent() -> None:
 
 
 async def test_cancelled_call() -> None:
-    """A call that is cancelled while it waits ends its span as an error."""
+    """A cancelled call ends its span as an error."""
     observed = Observed()
     async with (
-        Canned([End.HOLD]) as server,
+        RawServer([End.HOLD]) as server,
         AsyncImages(KEY, base_url=server.base_url, hooks=[observed.hook]) as client,
     ):
         call = asyncio.create_task(client.generate("a boat"))
@@ -314,10 +314,10 @@ async def test_cancelled_call() -> None:
 
 @pytest.mark.parametrize("how", ["break", "close", "drop"])
 async def test_stream_left_early(how: str) -> None:
-    """A stream that is left, closed or dropped ends its span then and there, as no error."""
+    """A stream that is left, closed or dropped ends its span at once, without an error."""
     observed = Observed()
     async with (
-        Canned([*open_stream(PARTIAL), End.HOLD]) as server,
+        RawServer([*open_stream(PARTIAL), End.HOLD]) as server,
         AsyncImages(KEY, base_url=server.base_url, hooks=[observed.hook]) as client,
     ):
         match how:
@@ -339,10 +339,10 @@ async def test_stream_left_early(how: str) -> None:
 
 
 async def test_stream_left_after_its_image() -> None:
-    """The tokens of an image that came are counted, although the end of its stream was not awaited."""
+    """Tokens of a completed image count even if its stream is left before the end."""
     observed = Observed()
     async with (
-        Canned([*open_stream(COMPLETED), End.HOLD]) as server,
+        RawServer([*open_stream(COMPLETED), End.HOLD]) as server,
         AsyncImages(KEY, base_url=server.base_url, hooks=[observed.hook]) as client,
         client.generate("a boat", stream=True) as opened,
     ):
@@ -351,12 +351,12 @@ async def test_stream_left_after_its_image() -> None:
     assert [point.sum for point in observed.points("gen_ai.client.token.usage")] == [20, 100]
 
 
-async def test_concurrent_calls_have_their_own_parents() -> None:
-    """Calls that run at once are children of the span in which each began, and stay apart."""
+async def test_concurrent_calls() -> None:
+    """Concurrent calls are children of the span in which each started."""
     observed = Observed()
     tracer = observed.tracers.get_tracer("user")
     async with (
-        Canned(GOOD) as server,
+        RawServer(GOOD) as server,
         AsyncImages(KEY, base_url=server.base_url, hooks=[observed.hook]) as client,
     ):
 
@@ -388,7 +388,7 @@ async def test_concurrent_calls_have_their_own_parents() -> None:
 
 
 def shown(observed: Observed) -> str:
-    """All that leaves for a collector."""
+    """Everything that is exported."""
     spans = "".join(str(span.to_json()) for span in observed.spans)
     return spans + repr(observed.points("gen_ai.client.operation.duration"))
 
@@ -403,22 +403,22 @@ ECHO = {
 
 
 async def test_nothing_private_by_default() -> None:
-    """Neither key, prompt nor image leaves, not even when the server quotes them in its error."""
+    """Neither API key, prompt nor image is exported, even if the server quotes them in an error."""
     observed = Observed()
     await ask(observed, GOOD)
     with pytest.raises(ModerationError):
-        await ask(observed, answer(ECHO, status=400))
+        await ask(observed, response(ECHO, status=400))
     text = shown(observed)
     assert "moderation_blocked" in text
     for private in (KEY, SECRET_PROMPT, str(B64), repr(PNG)):
         assert private not in text
 
 
-async def test_prompts_where_asked_for() -> None:
-    """With `capture_prompts` the prompt is there in the conventions' form, and an error's text; never the key."""
+async def test_capture_prompts() -> None:
+    """`capture_prompts` exports prompts and error texts, but never the API key."""
     observed = Observed(capture_prompts=True)
     with pytest.raises(ModerationError):
-        await ask(observed, answer(ECHO, status=400))
+        await ask(observed, response(ECHO, status=400))
     span = observed.span()
     assert json.loads(attributes(span)["gen_ai.input.messages"]) == [
         {"role": "user", "parts": [{"type": "text", "content": SECRET_PROMPT}]}
@@ -427,8 +427,8 @@ async def test_prompts_where_asked_for() -> None:
     assert KEY not in shown(observed)
 
 
-async def test_fields_that_the_client_does_not_know() -> None:
-    """What `extra_body` puts in the place of an option is what was asked, and what is no plain value is left out."""
+async def test_extra_body() -> None:
+    """`extra_body` overrides options in attributes; values that are not plain are left out."""
     observed = Observed()
     await ask(observed, GOOD, size="1024x1024", extra_body={"model": "flux-9", "size": [1, 2]})
     span = observed.span()
@@ -438,7 +438,7 @@ async def test_fields_that_the_client_does_not_know() -> None:
 
 
 async def test_edit_and_models() -> None:
-    """An edit is measured as one, with the tokens of its pictures; a list of models is a span without any."""
+    """An edit has the tokens of its images; a list of models is a span without tokens."""
     observed = Observed(capture_prompts=True)
     async with (
         LocalServer(light=True, delay=0) as server,
@@ -467,8 +467,8 @@ async def test_edit_and_models() -> None:
     } == {"image_generation", "image_edit"}
 
 
-async def test_provider_is_the_callers_word() -> None:
-    """Another provider's name is taken as it is."""
+async def test_provider() -> None:
+    """The name of the provider can be set."""
     observed = Observed(provider="elkapi")
     await ask(observed, GOOD)
     assert attributes(observed.span())["gen_ai.provider.name"] == "elkapi"
@@ -485,7 +485,7 @@ async def test_provider_is_the_callers_word() -> None:
     ],
 )
 def test_operation_and_server(url: str, operation: str, port: int) -> None:
-    """Operation, address and port are read from where the request goes."""
+    """Operation, address and port come from the URL."""
     observed = Observed()
     observed.hook(
         RequestStarted(call=1, request=GenerateRequest(prompt="a"), stream=False, url=url)
@@ -499,8 +499,8 @@ def test_operation_and_server(url: str, operation: str, port: int) -> None:
 
 
 def test_calls_that_never_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many calls fail to end, the table of open ones stays bounded, and the oldest span is ended."""
-    monkeypatch.setattr("elkimg_async.otel._MOST", 3)
+    """The table of running calls is bounded; the oldest span is ended."""
+    monkeypatch.setattr("elkimg_async.otel._MAX_RUNNING", 3)
     observed = Observed()
     request = GenerateRequest(prompt="a boat")
     url = "http://host/v1/images/generations"
@@ -514,7 +514,7 @@ def test_calls_that_never_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_the_extra(tmp_path: Path) -> None:
-    """Where OpenTelemetry is missing, making the hook says what to install."""
+    """Without OpenTelemetry, the error says what to install."""
     (tmp_path / "opentelemetry").mkdir()
     (tmp_path / "opentelemetry" / "__init__.py").write_text("")
     script = (

@@ -1,4 +1,4 @@
-"""The fixtures for users' tests, seen from a project of a user's."""
+"""The pytest fixtures in a project of a user."""
 
 import importlib.metadata
 import os
@@ -20,7 +20,7 @@ PLUGIN = "elkimg_async.pytest_plugin"
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A search path on which the plugin has its entry point: the installed one, or one as it would be."""
+    """Return a search path with the plugin's entry point, installed or simulated."""
     path = [PACKAGE_PARENT, *sys.path]
     known = importlib.metadata.entry_points(group="pytest11")
     if PLUGIN not in {point.value for point in known}:
@@ -38,7 +38,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def run(path: str, *arguments: str, cwd: Path = PROJECT, prelude: str = "pass") -> str:
-    """What pytest says in a process of its own, its exit code at the end."""
+    """Run pytest in a process of its own; return its output and exit code."""
     script = f"import sys; {prelude}; import pytest; sys.exit(pytest.main(sys.argv[1:]))"
     done = subprocess.run(
         [sys.executable, "-c", script, "-q", *arguments],
@@ -51,46 +51,46 @@ def run(path: str, *arguments: str, cwd: Path = PROJECT, prelude: str = "pass") 
     return f"{done.stdout}{done.stderr}\nexit code {done.returncode}"
 
 
-def test_project_of_a_user(installed: str) -> None:
-    """Found by its entry point, it serves pytest-asyncio (strict), anyio's plugin and plain tests in one run."""
-    said = run(installed, "--ignore=test_in_auto_mode.py")
-    assert said.endswith("exit code 0"), said
-    assert "13 passed" in said
+def test_project(installed: str) -> None:
+    """pytest-asyncio (strict), anyio's plugin and plain tests work in one run."""
+    output = run(installed, "--ignore=test_in_auto_mode.py")
+    assert output.endswith("exit code 0"), output
+    assert "13 passed" in output
 
 
 def test_project_in_auto_mode(installed: str) -> None:
-    """It serves pytest-asyncio's auto mode, and harms nothing where it is named with -p as well."""
-    said = run(installed, "-p", PLUGIN, "-o", "asyncio_mode=auto", "test_in_auto_mode.py")
-    assert said.endswith("exit code 0"), said
-    assert "1 passed" in said
+    """The auto mode of pytest-asyncio works, also with -p on the command line."""
+    output = run(installed, "-p", PLUGIN, "-o", "asyncio_mode=auto", "test_in_auto_mode.py")
+    assert output.endswith("exit code 0"), output
+    assert "1 passed" in output
 
 
 @pytest.mark.slow
 def test_project_on_workers(installed: str) -> None:
-    """Under pytest-xdist each worker has servers of its own."""
-    said = run(installed, "-n", "2", "test_by_itself.py")
-    assert said.endswith("exit code 0"), said
-    assert "4 passed" in said
+    """Under pytest-xdist each worker has its own servers."""
+    output = run(installed, "-n", "2", "test_by_itself.py")
+    assert output.endswith("exit code 0"), output
+    assert "4 passed" in output
 
 
 def test_plugin_named_in_a_conftest(installed: str, tmp_path: Path) -> None:
-    """It can be named in `pytest_plugins`, with its entry point there; its marker is among the known ones."""
+    """The plugin may be named in `pytest_plugins` too, and registers its marker."""
     (tmp_path / "conftest.py").write_text(f'pytest_plugins = ["{PLUGIN}"]')
-    said = run(installed, "--markers", "-p", "no:asyncio", cwd=tmp_path)
-    assert said.endswith("exit code 0"), said
-    assert "@pytest.mark.elkimg_faults(*faults): " in said
+    output = run(installed, "--markers", "-p", "no:asyncio", cwd=tmp_path)
+    assert output.endswith("exit code 0"), output
+    assert "@pytest.mark.elkimg_faults(*faults): " in output
 
 
 def test_example_of_the_readme(installed: str, tmp_path: Path) -> None:
-    """The test in the README is found, run and passed."""
+    """The example of the README passes."""
     readme = (HERE.parent / "README.md").read_text("utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
     (example,) = [block for block in blocks if "elkimg_client" in block]
     (tmp_path / "test_thumbnail.py").write_text(example, "utf-8")
     loops = "asyncio_default_fixture_loop_scope=function"
-    said = run(installed, "--strict-markers", "-Werror", "-o", loops, cwd=tmp_path)
-    assert said.endswith("exit code 0"), said
-    assert "1 passed" in said
+    output = run(installed, "--strict-markers", "-Werror", "-o", loops, cwd=tmp_path)
+    assert output.endswith("exit code 0"), output
+    assert "1 passed" in output
 
 
 FAULTY = """
@@ -108,20 +108,20 @@ def test_harmless():
 """
 
 
-def test_what_is_wrong_is_told(installed: str, tmp_path: Path) -> None:
-    """An unknown fault, or a missing Pillow, is an error of the test that asks for the server, in one sentence."""
+def test_errors(installed: str, tmp_path: Path) -> None:
+    """An unknown fault or a missing Pillow is a short error of the test that uses the server."""
     (tmp_path / "test_it.py").write_text(FAULTY)
     prelude = "sys.modules['PIL'] = None"
-    said = run(installed, "-p", "no:asyncio", cwd=tmp_path, prelude=prelude)
-    assert "1 passed, 2 errors" in said
-    assert "There is no fault 'earthquake'. Choose one of: " in said
-    assert 'pip install "elkimg-async[pil]"' in said
-    assert "Traceback" not in said
-    assert "pytest_plugin.py" not in said
+    output = run(installed, "-p", "no:asyncio", cwd=tmp_path, prelude=prelude)
+    assert "1 passed, 2 errors" in output
+    assert "Unknown fault 'earthquake'. Choose one of: " in output
+    assert 'pip install "elkimg-async[pil]"' in output
+    assert "Traceback" not in output
+    assert "pytest_plugin.py" not in output
 
 
 def test_import_is_cheap() -> None:
-    """What every run of pytest imports brings neither aiohttp nor anyio nor asyncio along."""
+    """The plugin imports neither aiohttp, anyio nor asyncio at the start of pytest."""
     script = (
         "import sys, pytest\nbefore = set(sys.modules)\nimport elkimg_async.pytest_plugin\n"
         "print({name.partition('.')[0] for name in set(sys.modules) - before})\n"

@@ -29,6 +29,7 @@ from tests.helpers.calls import (
     require_limit_of_headers,
 )
 from tests.helpers.canned import KEY, PNG, Canned, End, Reply, answer, head
+from tests.helpers.raw_server import RawServer
 
 BODY = json.dumps({"data": [{"b64_json": B64}]}).encode()
 
@@ -144,30 +145,20 @@ async def test_headers_that_trickle(canned: Canned, streaming: bool) -> None:
 @in_both_modes
 async def test_refusal_during_the_upload(streaming: bool) -> None:
     """A server that refuses before it has read the whole request is heard, and asked again."""
-    seen: list[bytes] = []
+    busy = raw("429 Busy", "Content-Length: 0", "Retry-After: 0")
+    async with RawServer(busy, raw("200 OK", LENGTH, body=BODY), reply_after=0) as server:
 
-    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        seen.append(await reader.readuntil(b"\r\n\r\n"))
-        if len(seen) == 1:
-            writer.write(b"".join(raw("429 Busy", "Content-Length: 0", "Retry-After: 0")))  # type: ignore[arg-type]
-            await writer.drain()
-            while await reader.read(1 << 16):
-                pass
-        else:
-            length = int(seen[-1].lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
-            await reader.readexactly(length)
-            writer.write(b"".join(raw("200 OK", LENGTH, body=BODY)))  # type: ignore[arg-type]
-        writer.close()
+        async def read_next_request_whole() -> None:
+            await server.wait_until(lambda: bool(server.requests))
+            server.reply_after = None
 
-    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
-    async with server:
-        port = server.sockets[0].getsockname()[1]
-        base_url = f"http://127.0.0.1:{port}/v1"
-        async with AsyncImages(KEY, base_url=base_url, retry=QUICK, timeout=20) as client:
+        task = asyncio.create_task(read_next_request_whole())
+        async with AsyncImages(KEY, base_url=server.base_url, retry=QUICK, timeout=20) as client:
             _, result = await ask(client, streaming, extra_body={"x": "y" * 20_000_000})
             assert result[0].content == PNG
             assert result.meta.attempts == 2
-    assert len(seen) == 2
+        await task
+    assert len(server.requests) == 2
 
 
 @in_both_modes

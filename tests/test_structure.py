@@ -13,7 +13,7 @@ NAME = PACKAGE.name
 LAYERS = [
     {"errors"},
     {"hooks"},
-    {"files", "logs"},
+    {"files", "logs", "preview"},
     {"image"},
     {"notebook"},
     {"sansio"},
@@ -37,7 +37,8 @@ ONLY = {
     "errors": set(),
     "hooks": set(),
     "files": set(),
-    "image": {"errors", "files", "logs"},
+    "preview": set(),
+    "image": {"errors", "files", "logs", "preview"},
     "notebook": {"errors", "image"},
     "stream": {"errors", "logs", "notebook", "sansio"},
     "local": {"errors", "config", "credentials", "image", "sansio"},

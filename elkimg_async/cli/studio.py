@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import webbrowser
+import contextlib
 from typing import Annotated
 
 import anyio
@@ -29,6 +29,7 @@ def studio(
         open: Open the page in the browser as well.
     """
     connection.check()
+    from elkimg_async.studio.browser import opened
     from elkimg_async.studio.server import serve
 
     async def run() -> None:
@@ -37,9 +38,10 @@ def studio(
             serve(client, port=port, local=connection.local) as url,
         ):
             OUT.print(f"The studio is at {url}\nPress Ctrl-C to stop.", soft_wrap=True)
-            if open:
-                await anyio.to_thread.run_sync(webbrowser.open, url)
-            await anyio.sleep_forever()
+            with contextlib.ExitStack() as stack:
+                if open:
+                    await anyio.to_thread.run_sync(stack.enter_context, opened(url))
+                await anyio.sleep_forever()
 
     anyio.run(run)
     return 0

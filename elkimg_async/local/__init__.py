@@ -1,13 +1,14 @@
-"""A stand-in server on this machine: speaks the contract, paints pictures, plays faults.
+"""A local server for development and tests: it speaks the API, paints placeholders, injects faults.
 
     async with LocalServer() as server:
         client = AsyncImages(server.api_key, base_url=server.base_url)
 
-It is not a model: what it paints depends on the prompt, but shows nothing of it.
+There is no model behind it: an image depends on the prompt but does not depict it.
 """
 
 from elkimg_async.local.faults import FAULT_HEADER, FAULTS, Fault, parse
-from elkimg_async.local.server import LocalServer, ReceivedRequest
+from elkimg_async.local.received import ReceivedRequest
+from elkimg_async.local.server import LocalServer
 from elkimg_async.local.thread import ThreadedServer
 
 __all__ = [

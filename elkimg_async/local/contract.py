@@ -1,43 +1,25 @@
-"""The gateway's side of the contract: what was asked → the answer to script.
+"""The gateway's view of a request: parse its fields, or reject them with the gateway's error.
 
-Nothing here waits, paints or touches a socket. Section numbers in comments are
-those of the contract that the client is written against.
+Nothing here waits, paints or touches a socket.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-import pybase64
 
 from elkimg_async.errors import InvalidRequestError
-from elkimg_async.local.script import Answer
 from elkimg_async.sansio.image_headers import InputImage
-from elkimg_async.sansio.model_rules import MODELS, is_gpt_image, rules_for, validate
+from elkimg_async.sansio.model_rules import is_gpt_image, rules_for, validate
 from elkimg_async.sansio.requests import DEFAULT_MODEL, EditRequest, GenerateRequest
 
-REQUEST_ID = "X-Oneapi-Request-Id"
 BODY_LIMIT = 128 * 1024 * 1024
-PARTIAL_IMAGE_TOKENS = 100
-"""What each partial image costs in output tokens."""
-
-MOST_PIXELS = 40_000_000
-"""What a picture to be edited may have; a stand-in need not take more."""
-
-_TOKENS = {"low": 272, "standard": 1_056, "medium": 1_056, "high": 4_160, "hd": 4_160}
-_PING = b": PING\n\n"
-_DONE = b"data: [DONE]\n\n"
-_PAGE = b"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>elkimg local server</title>
-<h1>elkimg local server</h1>
-<p>A stand-in for an image API, not a model. The API itself is under <code>/v1</code>.</p>
-</html>
-"""
+MAX_PIXELS = 40_000_000
+"""Of an image to edit; larger ones would only slow tests down."""
 
 
-class RefusalError(Exception):
-    """The gateway says no; becomes an answer in its error shape (section 5)."""
+class GatewayError(Exception):
+    """A failed request; becomes a response in the gateway's error shape."""
 
     def __init__(
         self, status: int, message: str, *, code: str = "", param: str = "", kind: str = "api_error"
@@ -47,8 +29,8 @@ class RefusalError(Exception):
         self.code, self.param, self.kind = code, param, kind
 
 
-class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """A request that is in order, with every default filled in."""
+class ParsedRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A valid request with every default filled in."""
 
     request: GenerateRequest | EditRequest
     stream: bool = False
@@ -62,60 +44,81 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     compression: int = 100
     partial_images: int = 0
     by_url: bool = False
+    frame_count: int = 9
+    frame_duration_ms: int = 200
+    svg_model: str | None = None
+    safety_identifier: str | None = None
 
     @property
-    def event(self) -> str:
-        """What the types of its events begin with."""
+    def event_prefix(self) -> str:
+        """The part of event types before the dot."""
         return "image_edit" if isinstance(self.request, EditRequest) else "image_generation"
 
     @property
     def described(self) -> dict[str, str]:
-        """What stands beside the image in answers and events."""
-        return {
+        """The fields that stand beside an image in responses and events."""
+        described = {
             "background": "transparent" if self.transparent else "opaque",
             "output_format": self.output_format,
             "quality": self.quality,
             "size": f"{self.width}x{self.height}",
         }
+        if self.safety_identifier:
+            described["safety_identifier"] = self.safety_identifier
+        return described
 
 
-class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """What was made for an order. `created` is a Unix time; `urls` stand in for `images` if asked for."""
-
-    created: int
-    images: tuple[bytes, ...]
-    partials: tuple[bytes, ...] = ()
-    urls: tuple[str, ...] = ()
+def check_api_key(headers: Mapping[str, str], api_key: str) -> None:
+    """Raise `GatewayError` unless the request carries the expected API key."""
+    scheme, _, value = headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or value.strip() != api_key:
+        raise GatewayError(401, "Invalid token: the API key is missing or unknown")
 
 
-# --- what was asked ---------------------------------------------------------
+def check_accept(headers: Mapping[str, str]) -> None:
+    """Raise `GatewayError` if a stream is the preferred type.
 
-
-def check_key(headers: Mapping[str, str], api_key: str) -> None:
-    """Raise `RefusalError` unless the Bearer key is the one expected."""
-    scheme, _, key = headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or key.strip() != api_key:
-        raise RefusalError(401, "Invalid token: the API key is missing or unknown")
-
-
-def read_order(body: bytes) -> Order:
-    """The order in the body of POST /v1/images/generations; keys that are not known are dropped.
-
-    Raises:
-        RefusalError: by the client; the status and code are the gateway's.
+    Servers that take the first type literally fail this way even for streams.
     """
-    return order_from(_fields(body), GenerateRequest)
+    if headers.get("Accept", "").lstrip().startswith("text/event-stream"):
+        raise invalid("Accept must name application/json first")
 
 
-def order_from(fields: dict[str, Any], kind: type[GenerateRequest] | type[EditRequest]) -> Order:
-    """The order in the fields of a body, which are those of `kind` and `stream`; others are dropped.
+def parse_generation(body: bytes) -> ParsedRequest:
+    """Parse the body of `POST /v1/images/generations`; unknown fields are dropped.
 
     Raises:
-        RefusalError: by the client; the status and code are the gateway's.
+        GatewayError: If the body is not valid, with the gateway's status and code.
+    """
+    return parse_fields(parse_json(body), GenerateRequest)
+
+
+def parse_json(body: bytes) -> dict[str, Any]:
+    """Parse a JSON object; fields that are null are dropped.
+
+    Raises:
+        GatewayError: If the body is not a JSON object.
+    """
+    try:
+        fields = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise invalid(f"the body is not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise invalid("the body must be a JSON object")
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def parse_fields(
+    fields: dict[str, Any], kind: type[GenerateRequest] | type[EditRequest]
+) -> ParsedRequest:
+    """Parse the fields of a body: those of `kind`, and `stream`; others are dropped.
+
+    Raises:
+        GatewayError: If a field is not valid, with the gateway's status and code.
     """
     model = fields.get("model") or DEFAULT_MODEL
     if isinstance(model, str) and rules_for(model) is None:
-        raise RefusalError(
+        raise GatewayError(
             503, f"No available channel for model {model}", code="model_not_found", param="model"
         )
     stream = fields.pop("stream", False)
@@ -126,7 +129,7 @@ def order_from(fields: dict[str, Any], kind: type[GenerateRequest] | type[EditRe
     known = {name: fields[name] for name in kind.__struct_fields__ if name in fields}
     known.pop("extra_body", None)
     if is_gpt_image(str(model)) and "response_format" in known:
-        raise RefusalError(
+        raise GatewayError(
             400,
             "Unknown parameter: 'response_format'.",
             code="unknown_parameter",
@@ -140,35 +143,21 @@ def order_from(fields: dict[str, Any], kind: type[GenerateRequest] | type[EditRe
         raise invalid(str(error)) from None
     except InvalidRequestError as error:
         raise invalid(error.message, error.param or "") from None
-    return _resolved(request, stream)
+    return _with_defaults(request, stream, fields)
 
 
-def _fields(body: bytes) -> dict[str, Any]:
-    try:
-        fields = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise invalid(f"the body is not JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise invalid("the body must be a JSON object")
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def invalid(message: str, param: str = "") -> RefusalError:
-    return RefusalError(500, message, code="invalid_request", param=param)
-
-
-def _resolved(request: GenerateRequest | EditRequest, stream: bool) -> Order:
+def _with_defaults(
+    request: GenerateRequest | EditRequest, stream: bool, fields: dict[str, Any]
+) -> ParsedRequest:
     model = request.model or DEFAULT_MODEL
     gpt = is_gpt_image(model)
     output_format = request.output_format or "png"
-    if output_format == "svg":
-        raise invalid("this stand-in draws no svg; choose another output_format", "output_format")
     width, height = _size_of(request)
     quality = "medium" if gpt else "standard"
     if request.quality not in (None, "auto"):
         quality = request.quality or quality
     compression = request.output_compression
-    return Order(
+    return ParsedRequest(
         request=request,
         stream=stream,
         model=model,
@@ -181,7 +170,32 @@ def _resolved(request: GenerateRequest | EditRequest, stream: bool) -> Order:
         compression=100 if compression is None else compression,
         partial_images=request.partial_images or 0,
         by_url=not gpt and request.response_format != "b64_json",
+        frame_count=_whole_number(fields, "frame_count", 9, 2, 16),
+        frame_duration_ms=_whole_number(fields, "frame_duration_ms", 200, 1, 60_000),
+        svg_model=_svg_model(fields),
+        safety_identifier=_text(fields, "safety_identifier") or _text(fields, "user"),
     )
+
+
+def _whole_number(fields: dict[str, Any], name: str, default: int, low: int, high: int) -> int:
+    value = fields.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise invalid(f"{name} must be a whole number from {low} to {high}", name)
+    return value
+
+
+def _text(fields: dict[str, Any], name: str) -> str | None:
+    value = fields.get(name)
+    if value is not None and not isinstance(value, str):
+        raise invalid(f"{name} must be a string", name)
+    return value
+
+
+def _svg_model(fields: dict[str, Any]) -> str | None:
+    svg = fields.get("svg", {})
+    if not isinstance(svg, dict):
+        raise invalid("svg must be an object", "svg")
+    return _text(svg, "model")
 
 
 def _size_of(request: GenerateRequest | EditRequest) -> tuple[int, int]:
@@ -190,189 +204,48 @@ def _size_of(request: GenerateRequest | EditRequest) -> tuple[int, int]:
         return width, height
     if not isinstance(request, EditRequest):
         return 1024, 1024
-    if any(width * height > MOST_PIXELS for width, height in map(_pixels, request.image)):
+    if any(width * height > MAX_PIXELS for width, height in map(pixels_of, request.image)):
         raise invalid(
-            f"this stand-in edits no picture of more than {MOST_PIXELS:,} pixels", "image"
+            f"the local server edits images of at most {MAX_PIXELS:,} pixels; send a smaller one",
+            "image",
         )
-    return _pixels(request.image[0])
+    return pixels_of(request.image[0])
 
 
-def _pixels(image: InputImage) -> tuple[int, int]:
+def pixels_of(image: InputImage) -> tuple[int, int]:
+    """Return width and height, or a default where the header does not have them."""
     return image.pixels or (1024, 1024)
 
 
-# --- what is answered -------------------------------------------------------
+# --- errors -----------------------------------------------------------------
 
 
-def answer(
-    order: Order, result: Result, headers: Mapping[str, str], *, stream: bool, delay: float = 0.0
-) -> Answer:
-    """The result as JSON or as a stream, whatever the order asked for; `delay` is in seconds."""
-    if stream:
-        return Answer(
-            headers={
-                **headers,
-                "Content-Type": "text/event-stream",
-                "Cache-Control": "no-cache",
-            },
-            frames=(_PING, *_events(order, result), _DONE),
-            framing="chunked",
-            delay=delay,
-        )
-    items: list[dict[str, str]] = [_shown(result, index) for index in range(len(result.images))]
-    if order.model == "dall-e-3":
-        items = [{"revised_prompt": order.request.prompt, **item} for item in items]
-    value = {
-        "created": result.created,
-        "data": items,
-        **order.described,
-        "usage": usage(order),
-    }
-    return json_answer(value, headers, delay=delay)
+def invalid(message: str, param: str = "") -> GatewayError:
+    """Return the gateway's error for a request that is not valid."""
+    return GatewayError(500, message, code="invalid_request", param=param)
 
 
-def _events(order: Order, result: Result) -> list[bytes]:
-    """Section 4: the partial images, then a completed event for each image, each with the whole usage."""
-    side = {"created_at": result.created, **order.described}
-    partials = [
-        {"b64_json": _base64(partial), **side, "partial_image_index": index}
-        for index, partial in enumerate(result.partials)
-    ]
-    completed = [
-        {**_shown(result, index), **side, "usage": usage(order)}
-        for index in range(len(result.images))
-    ]
-    return [
-        *(event(f"{order.event}.partial_image", fields) for fields in partials),
-        *(event(f"{order.event}.completed", fields) for fields in completed),
-    ]
-
-
-def event(name: str, fields: Mapping[str, Any]) -> bytes:
-    """One server-sent event, its name in the `event:` line and in the JSON."""
-    return b"event: %b\ndata: %b\n\n" % (
-        name.encode(),
-        msgspec.json.encode({"type": name, **fields}),
+def unreadable(param: str) -> GatewayError:
+    """Return upstream's error for a file that is not an image."""
+    return GatewayError(
+        400,
+        "Invalid image file or mode, please check your image file.",
+        code="invalid_image_file",
+        param=param,
+        kind="invalid_request_error",
     )
 
 
-def _shown(result: Result, index: int) -> dict[str, str]:
-    if result.urls:
-        return {"url": result.urls[index]}
-    return {"b64_json": _base64(result.images[index])}
-
-
-def _base64(content: bytes) -> str:
-    return pybase64.b64encode_as_string(content)
-
-
-def usage(order: Order) -> dict[str, Any]:
-    """Tokens that add up: about four characters of text each, images by quality and size.
-
-    Pictures that came in count by tiles of 512 pixels, and a faithful edit counts the first once more.
-    """
-    text = max(1, math.ceil(len(order.request.prompt) / 4))
-    area = order.width * order.height / (1024 * 1024)
-    seen = 0
-    if isinstance(order.request, EditRequest):
-        counted = [_picture_tokens(image) for image in order.request.image]
-        seen = sum(counted) + (counted[0] if order.request.input_fidelity == "high" else 0)
-    each = round(_TOKENS.get(order.quality, 4_160) * area)
-    made = each * order.n + PARTIAL_IMAGE_TOKENS * order.partial_images
-    return {
-        "total_tokens": text + seen + made,
-        "input_tokens": text + seen,
-        "output_tokens": made,
-        "input_tokens_details": {"text_tokens": text, "image_tokens": seen},
-    }
-
-
-def _picture_tokens(image: InputImage) -> int:
-    width, height = _pixels(image)
-    return 65 + 129 * math.ceil(width / 512) * math.ceil(height / 512)
-
-
-def json_answer(
-    value: object, headers: Mapping[str, str], *, status: int = 200, delay: float = 0.0
-) -> Answer:
-    """Any value as JSON."""
-    return Answer(
-        status=status,
-        headers={**headers, "Content-Type": "application/json"},
-        frames=(msgspec.json.encode(value),),
-        delay=delay,
-    )
-
-
-def error_value(refusal: RefusalError, headers: Mapping[str, str]) -> dict[str, Any]:
-    """The gateway's error shape; its messages end in the request id."""
-    return {
-        "error": {
-            "message": f"{refusal.message} (request id: {headers.get(REQUEST_ID, '')})",
-            "type": refusal.kind,
-            "param": refusal.param,
-            "code": refusal.code,
-        }
-    }
-
-
-def error_answer(refusal: RefusalError, headers: Mapping[str, str]) -> Answer:
-    """A refusal with its status."""
-    return json_answer(error_value(refusal, headers), headers, status=refusal.status)
-
-
-def models_answer(headers: Mapping[str, str]) -> Answer:
-    """GET /v1/models, in OpenAI's list shape; the gateway adds which endpoints a model serves."""
-    models: Sequence[dict[str, Any]] = [
-        {
-            "id": name,
-            "object": "model",
-            "created": 1_700_000_000,
-            "owned_by": "elkimg-local",
-            "supported_endpoint_types": ["image-generation"],
-        }
-        for name in MODELS
-    ]
-    return json_answer({"object": "list", "data": models}, headers)
-
-
-def page_answer(headers: Mapping[str, str]) -> Answer:
-    """What the gateway says outside /v1, to any method: 200 and a web page (section 3)."""
-    return Answer(headers={**headers, "Content-Type": "text/html; charset=utf-8"}, frames=(_PAGE,))
-
-
-def image_answer(content: bytes, output_format: str, headers: Mapping[str, str]) -> Answer:
-    """The file behind the URL of an image."""
-    return Answer(headers={**headers, "Content-Type": f"image/{output_format}"}, frames=(content,))
-
-
-def rate_limit_headers(limit: int, remaining: int, reset: float) -> dict[str, str]:
-    """The `x-ratelimit-*` headers; `reset` is in seconds until the allowance is whole again."""
-    return {
-        "x-ratelimit-limit-requests": str(limit),
-        "x-ratelimit-remaining-requests": str(remaining),
-        "x-ratelimit-reset-requests": duration(reset),
-    }
-
-
-def duration(seconds: float) -> str:
-    """Seconds as the text that rate-limit headers use: `6m30s`, `59.5s`."""
-    minutes, rest = divmod(max(0.0, round(seconds, 3)), 60)
-    return f"{minutes:.0f}m{rest:g}s" if minutes else f"{rest:g}s"
-
-
-# --- other refusals ---------------------------------------------------------
-
-
-def missing(method: str, path: str) -> RefusalError:
-    """No such endpoint; those of images that the real gateway has are not implemented here."""
+def missing(method: str, path: str) -> GatewayError:
+    """Return the error for an endpoint that does not exist, or is not implemented here."""
     if path.startswith("/v1/images/"):
-        return RefusalError(501, "API not implemented", code="api_not_implemented")
-    return RefusalError(404, f"Invalid URL ({method} {path})", kind="invalid_request_error")
+        return GatewayError(501, "API not implemented", code="api_not_implemented")
+    return GatewayError(404, f"Invalid URL ({method} {path})", kind="invalid_request_error")
 
 
-def reused_key() -> RefusalError:
-    return RefusalError(
+def idempotency_key_reused() -> GatewayError:
+    """Return the error for an idempotency key that came with another body before."""
+    return GatewayError(
         422,
         "This Idempotency-Key was used with another body",
         code="idempotency_key_reused",
@@ -380,8 +253,9 @@ def reused_key() -> RefusalError:
     )
 
 
-def key_in_flight() -> RefusalError:
-    return RefusalError(
+def idempotency_key_in_flight() -> GatewayError:
+    """Return the error for an idempotency key whose request is not finished."""
+    return GatewayError(
         409,
         "A request with the same idempotency key is in flight",
         code="idempotency_key_in_flight",
@@ -389,5 +263,6 @@ def key_in_flight() -> RefusalError:
     )
 
 
-def too_large() -> RefusalError:
-    return RefusalError(413, "The body is larger than 128 MiB", code="read_request_body_failed")
+def too_large() -> GatewayError:
+    """Return the error for a body over the limit."""
+    return GatewayError(413, "The body is larger than 128 MiB", code="read_request_body_failed")

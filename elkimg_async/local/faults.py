@@ -1,21 +1,19 @@
-"""Faults that the local server plays on request, for tests of whatever talks to it.
+"""Faults that the local server injects on request, for tests of code that talks to it.
 
-A fault is a name, an argument where the name takes one, and how often it is
-played. It is chosen in one of three ways:
+A fault has a name, an argument where its name takes one, and a number of times. There are three
+ways to choose one:
 
     LocalServer(faults=["rate-limit=1*3", Fault("reset-in-body"), "none"])
     X-Elkimg-Fault: stall-body=100              a request header
     parse("stall-body=100")                     the same text from anywhere else
 
-The server plays one fault for each POST for images: the one in its header, or
-else the next one of its list; when the list is empty, it answers as it should.
-`FAULTS` has every name with a line of description.
+Each POST for images gets one fault: the one in its header, or else the next one of the server's
+list. When the list is empty, the response is correct. `FAULTS` maps every name to a description.
 
-Unless a description says "nothing is made", the picture is painted and counted
-in `server.generations` before the fault strikes: as with a real service, the
-answer is lost and the image is paid for. Where nothing could be made, since the
-request was refused, the fault is played with the refusal. A fault marked
-"(stream)" leaves a JSON answer as it is.
+Unless a description says "nothing is generated", the image is painted and counted in
+`server.generations` before the fault strikes: as with a real service, the response is lost and the
+image is paid for. A fault of a request that is rejected anyway applies to the error response.
+Faults marked "(stream)" leave JSON responses as they are.
 """
 
 import re
@@ -25,19 +23,20 @@ from typing import Any
 import msgspec
 
 from elkimg_async.errors import ConfigurationError
-from elkimg_async.local.plays import KINDS
-from elkimg_async.local.script import Answer, Step
+from elkimg_async.local import body_effects, dialect_effects, wire_effects
+from elkimg_async.local.script import ScriptedResponse, Step
 
 FAULT_HEADER = "X-Elkimg-Fault"
-FAULTS: dict[str, str] = {name: kind.description for name, kind in KINDS.items()}
-"""Every name with its one-line description, for a help text."""
+_EFFECTS = {**wire_effects.EFFECTS, **body_effects.EFFECTS, **dialect_effects.EFFECTS}
+FAULTS: dict[str, str] = {name: effect.description for name, effect in _EFFECTS.items()}
+"""Every name with a one-line description, for a help text."""
 
 
 class Fault(msgspec.Struct, frozen=True):
-    """One fault. `times` is how many POSTs it is played for; None means every one from then on.
+    """One fault. `times` is the number of POSTs it applies to; None means all that follow.
 
     Raises:
-        ConfigurationError: by the caller; the name is unknown, or the argument is not fit for it.
+        ConfigurationError: If the name is unknown, or the argument does not fit it.
     """
 
     name: str
@@ -45,12 +44,12 @@ class Fault(msgspec.Struct, frozen=True):
     times: int | None = 1
 
     def __post_init__(self) -> None:
-        if self.name not in KINDS:
+        if self.name not in _EFFECTS:
             raise ConfigurationError(
-                f"There is no fault {self.name!r}. Choose one of: {', '.join(KINDS)}."
+                f"Unknown fault {self.name!r}. Choose one of: {', '.join(_EFFECTS)}."
             )
         if self.times is not None and self.times < 1:
-            raise ConfigurationError(f"{self.name}: times must be at least 1, or None for ever.")
+            raise ConfigurationError(f"{self.name}: times must be at least 1, or None for no end.")
         self.value()
 
     def __str__(self) -> str:
@@ -59,42 +58,49 @@ class Fault(msgspec.Struct, frozen=True):
         return f"{self.name}{argument}{times}"
 
     @property
-    def makes(self) -> bool:
-        """Whether the picture is made before the fault strikes."""
-        return KINDS[self.name].makes
+    def generates(self) -> bool:
+        """Whether the image is generated before the fault strikes."""
+        return _EFFECTS[self.name].generates
 
     @property
     def stream(self) -> bool | None:
-        """The form of answer that the fault wants: a stream, JSON (False), or None for what was asked."""
-        return KINDS[self.name].stream
+        """The form of the response: a stream, JSON (False), or None for the requested form."""
+        return _EFFECTS[self.name].stream
 
     def value(self) -> Any:
-        """The argument as the fault uses it, its default filled in."""
-        kind = KINDS[self.name]
+        """Return the converted argument, or its default.
+
+        Raises:
+            ConfigurationError: If the argument does not fit the name.
+        """
+        effect = _EFFECTS[self.name]
         if self.argument is None:
-            return kind.default
-        if kind.convert is None:
-            raise ConfigurationError(f"{self.name} takes no argument.")
+            return effect.default
+        if effect.convert is None:
+            raise ConfigurationError(f"The fault {self.name} takes no argument.")
         try:
-            return kind.convert(str(self.argument))
+            return effect.convert(str(self.argument))
         except ValueError:
             raise ConfigurationError(
-                f"{self.name}: {self.argument!r} is not fit. It is: {kind.description}."
+                f"The argument {self.argument!r} does not fit the fault {self.name}: "
+                f"{effect.description}."
             ) from None
 
-    def play(self, answer: Answer) -> Iterator[Step]:
-        """The steps that go over the wire instead of `answer`."""
-        return KINDS[self.name].play(answer, self.value())
+    def apply(self, response: ScriptedResponse) -> Iterator[Step]:
+        """Yield the steps that go over the wire instead of those of `response`."""
+        return _EFFECTS[self.name].apply(response, self.value())
 
 
 def parse(text: str) -> Fault:
-    """`name`, `name=argument`, either followed by `*times` or by `*` for ever.
+    """Parse `name` or `name=argument`, followed by `*times`, by `*` for no end, or by nothing.
 
     Raises:
-        ConfigurationError: by the caller; the text names no fault.
+        ConfigurationError: If the text is not a fault.
     """
     match = re.fullmatch(r"([\w-]+)(?:=(.*?))?(?:\*(\d*))?", text.strip(), re.DOTALL)
     if match is None:
-        raise ConfigurationError(f"{text!r} is no fault; write name, name=argument or name*times.")
+        raise ConfigurationError(
+            f"{text!r} is not a fault; write name, name=argument or name*times."
+        )
     name, argument, times = match.groups()
     return Fault(name, argument, 1 if times is None else int(times) if times else None)

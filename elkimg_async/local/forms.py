@@ -1,28 +1,19 @@
-"""The form of `POST /v1/images/edits`: `multipart/form-data` → text, files, and the order in them.
-
-Pure, as `contract` is: the body is whole already, and nothing here waits or paints.
-"""
+"""Parse `multipart/form-data` bodies into parts."""
 
 import re
 from typing import Any
 
 import msgspec
 
-from elkimg_async.local.contract import Order, RefusalError, invalid, order_from
-from elkimg_async.sansio.image_headers import HEAD, InputImage, inspect
-from elkimg_async.sansio.requests import EditRequest
+from elkimg_async.local.contract import invalid
 
-MOST_PARTS = 100
+MAX_PARTS = 100
 _PARAMETER = re.compile(r';\s*([^=;\s]+)=("[^"]*"|[^;\s]*)')
 _ESCAPES = {"%22": '"', "%0D": "\r", "%0A": "\n"}
-_IMAGE_NAMES = ("image", "image[]")
-_NUMBERS = {
-    field.name for field in msgspec.structs.fields(EditRequest) if field.type == (int | None)
-}
 
 
 class Part(msgspec.Struct, frozen=True):
-    """One part of a form; `filename` is None where it is a text."""
+    """One part of a form; `filename` is None for a plain field."""
 
     name: str
     filename: str | None
@@ -30,35 +21,40 @@ class Part(msgspec.Struct, frozen=True):
     content: bytes
 
     @property
-    def shown(self) -> Any:
-        """What `ReceivedRequest.fields` has of it."""
+    def described(self) -> Any:
+        """The part as `ReceivedRequest.fields` has it."""
         if self.filename is None:
             return self.content.decode("utf-8", "replace")
         return {"filename": self.filename, "type": self.media_type, "size": len(self.content)}
 
 
-def parse(content_type: str, body: bytes) -> list[Part]:
-    """The parts of a form.
+def is_form(content_type: str) -> bool:
+    """Return whether a body of this type is a form."""
+    return content_type.lower().startswith("multipart/form-data")
+
+
+def parse_form(content_type: str, body: bytes) -> list[Part]:
+    """Parse the parts of a form.
 
     Raises:
-        RefusalError: by the client; it is no form, or it is cut.
+        GatewayError: If the body is not a form, or is truncated.
     """
     boundary = _parameter(content_type, "boundary")
-    if not content_type.lower().startswith("multipart/form-data") or not boundary:
+    if not is_form(content_type) or not boundary:
         raise invalid("the body must be multipart/form-data, with a boundary in its Content-Type")
     line = b"\r\n--" + boundary.encode("latin-1", "replace")
-    _, *pieces = (b"\r\n" + body).split(line, MOST_PARTS + 1)
-    if not pieces:
-        raise invalid("the form does not hold its boundary")
-    if len(pieces) > MOST_PARTS:
-        raise invalid(f"the form has more than {MOST_PARTS} parts")
-    if not pieces.pop().startswith(b"--"):
-        raise invalid("the form is cut: its last boundary is missing")
-    return [_part(piece) for piece in pieces]
+    _, *sections = (b"\r\n" + body).split(line, MAX_PARTS + 1)
+    if not sections:
+        raise invalid("the form does not contain its boundary")
+    if len(sections) > MAX_PARTS:
+        raise invalid(f"the form has more than {MAX_PARTS} parts")
+    if not sections.pop().startswith(b"--"):
+        raise invalid("the form is truncated: its last boundary is missing")
+    return [_parse_part(section) for section in sections]
 
 
-def _part(piece: bytes) -> Part:
-    head, blank, content = piece.lstrip(b" \t").partition(b"\r\n\r\n")
+def _parse_part(section: bytes) -> Part:
+    head, blank, content = section.lstrip(b" \t").partition(b"\r\n\r\n")
     lines = head.decode("utf-8", "replace").split("\r\n")[1:]
     headers = {
         name.strip().lower(): value.strip()
@@ -73,7 +69,7 @@ def _part(piece: bytes) -> Part:
 
 
 def _parameter(header: str, name: str) -> str | None:
-    found: dict[str, str] = {key.lower(): value for key, value in _PARAMETER.findall(header)}
+    found: dict[str, str] = {known.lower(): value for known, value in _PARAMETER.findall(header)}
     if (value := found.get(name)) is None:
         return None
     value = value.strip('"')
@@ -82,82 +78,18 @@ def _parameter(header: str, name: str) -> str | None:
     return value
 
 
-def shown(parts: list[Part]) -> dict[str, Any]:
-    """The form as `ReceivedRequest.fields` has it: names in brackets, and those given twice, hold lists."""
+def described(parts: list[Part]) -> dict[str, Any]:
+    """Return a form as `ReceivedRequest.fields` has it.
+
+    Names that end in `[]`, and names that occur more than once, have lists.
+    """
     fields: dict[str, Any] = {}
     for part in parts:
         if part.name.endswith("[]"):
-            fields.setdefault(part.name, []).append(part.shown)
+            fields.setdefault(part.name, []).append(part.described)
         elif part.name in fields:
             known = fields[part.name]
-            fields[part.name] = [*(known if isinstance(known, list) else [known]), part.shown]
+            fields[part.name] = [*(known if isinstance(known, list) else [known]), part.described]
         else:
-            fields[part.name] = part.shown
+            fields[part.name] = part.described
     return fields
-
-
-def read_edit(parts: list[Part]) -> Order:
-    """The order in a form; names that are not known are dropped.
-
-    Raises:
-        RefusalError: by the client; the status and code are the gateway's.
-    """
-    texts: dict[str, Any] = {}
-    images: list[Part] = []
-    masks: list[Part] = []
-    for part in parts:
-        if part.name in _IMAGE_NAMES and part.filename is not None:
-            images.append(part)
-        elif part.name == "mask" and part.filename is not None:
-            masks.append(part)
-        elif part.filename is not None:
-            raise invalid(f"{part.name} must not be a file", part.name)
-        elif part.name in texts:
-            raise invalid(f"{part.name} is given twice", part.name)
-        else:
-            texts[part.name] = part.shown
-    if not images:
-        raise invalid("image is required, as a file", "image")
-    if len(masks) > 1:
-        raise invalid("there can be one mask", "mask")
-    fields: dict[str, Any] = {name: _value(name, text) for name, text in texts.items()}
-    fields["image"] = tuple(_looked_at(part, "image") for part in images)
-    if masks:
-        fields["mask"] = _looked_at(masks[0], "mask")
-    return order_from(fields, EditRequest)
-
-
-def _value(name: str, text: str) -> Any:
-    """The text as what it stands for: a boolean for `stream`, a number where one belongs."""
-    if name == "stream":
-        if text not in ("true", "false"):
-            raise invalid("stream must be true or false", name)
-        return text == "true"
-    if name in _NUMBERS:
-        if not re.fullmatch(r"-?\d{1,9}", text, re.ASCII):
-            raise invalid(f"{name} must be a whole number", name)
-        return int(text)
-    return text
-
-
-def _looked_at(part: Part, param: str) -> InputImage:
-    picture = inspect(
-        part.content[:HEAD],
-        size=len(part.content),
-        name=part.filename or "image",
-        source=part.content,
-    )
-    if not picture.media_type.startswith("image/"):
-        raise unreadable(param)
-    return picture
-
-
-def unreadable(param: str) -> RefusalError:
-    """What upstream says of a file that is no picture."""
-    return RefusalError(
-        400,
-        "Invalid image file or mode, please check your image file.",
-        code="invalid_image_file",
-        param=param,
-        kind="invalid_request_error",
-    )

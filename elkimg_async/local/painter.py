@@ -1,22 +1,22 @@
-"""Prompt → picture, and the partial images before it.
+"""Paint a placeholder image, and its partial images, from a prompt.
 
-The pictures are stand-ins: a composition of shapes whose kind, colours and
-places come from a hash of the prompt. Nothing here understands the prompt; each
-picture says so. The same prompt and index always give the same bytes.
+Images are compositions of shapes whose kind, colours and places come from a hash of the prompt.
+Nothing here understands the prompt, and each image says so. The same prompt and index always
+produce the same bytes.
 """
 
 import functools
 import hashlib
 import importlib.util
 import io
-import math
 import unicodedata
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from elkimg_async.errors import ConfigurationError
+from elkimg_async.local.scenes import draw_scene
+from elkimg_async.local.vector import draw_svg
 
 if TYPE_CHECKING:
     from PIL import Image as Pillow
@@ -24,14 +24,11 @@ if TYPE_CHECKING:
 
 NOTICE = "elkimg local server · stand-in, not a model"
 GRAIN = 7
-"""The strongest deviation of a pixel through grain, which gives a png the weight of a photograph."""
-
-_Item = TypeVar("_Item")
-_Colour = tuple[int, int, int]
+"""The strongest change of a pixel by grain, which makes a PNG as large as one of a photograph."""
 
 
-class Spec(msgspec.Struct, frozen=True, kw_only=True):
-    """What to paint. `index` tells the images of one request apart; `light` leaves the grain out."""
+class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What to paint. `index` is that of the image in its request; `light` leaves out the grain."""
 
     prompt: str
     index: int = 0
@@ -41,18 +38,20 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     compression: int = 100
     transparent: bool = False
     partial_images: int = 0
+    frame_count: int = 9
+    frame_duration_ms: int = 200
     light: bool = False
 
 
-class Picture(msgspec.Struct, frozen=True):
-    """The encoded image, and its partial images from the vaguest to the sharpest."""
+class PaintedImage(msgspec.Struct, frozen=True):
+    """The encoded image, and its partial images from the coarsest to the finest."""
 
     image: bytes
     partials: tuple[bytes, ...] = ()
 
 
 def require_pillow() -> None:
-    """Raise `ConfigurationError` where Pillow is not installed; it is not imported."""
+    """Raise `ConfigurationError` if Pillow is not installed, without importing it."""
     if importlib.util.find_spec("PIL") is None:
         raise ConfigurationError(
             'The local server paints with Pillow: pip install "elkimg-async[pil]".'
@@ -60,32 +59,34 @@ def require_pillow() -> None:
 
 
 @functools.lru_cache(maxsize=16)
-def paint(spec: Spec) -> Picture:
-    """Paint and encode; takes a fraction of a second, so call it in a worker thread.
+def paint(spec: ImageSpec) -> PaintedImage:
+    """Paint and encode; slow, so call it in a worker thread.
 
     Raises:
-        ConfigurationError: by whoever set this up; Pillow is not installed.
+        ConfigurationError: If Pillow is not installed.
     """
     require_pillow()
     seed = f"{spec.index}\0{spec.prompt}".encode("utf-8", "surrogatepass")
-    scene = _scene(seed, spec)
+    if spec.output_format == "svg":
+        return PaintedImage(draw_svg(seed, spec.width, spec.height, spec.prompt, NOTICE))
+    scene = draw_scene(seed, spec.width, spec.height, light=spec.light)
     partials = tuple(
-        _finish(_vague(scene, 256 // 4**left, spec.light), spec, seed, 1 + left)
-        for left in range(spec.partial_images, 0, -1)
+        _finish(_coarse(scene, 256 // 4**number, spec.light), spec, seed, 1 + number)
+        for number in range(spec.partial_images, 0, -1)
     )
-    return Picture(_finish(scene, spec, seed, 1), partials)
+    return PaintedImage(_finish(scene, spec, seed, 1), partials)
 
 
-def _finish(scene: "Pillow.Image", spec: Spec, seed: bytes, strength: int) -> bytes:
-    """Add what every image carries, be it partial or not: grain, caption, transparency, encoding."""
-    image = scene if spec.light else _grained(scene, seed, GRAIN * strength)
+def _finish(scene: "Pillow.Image", spec: ImageSpec, seed: bytes, strength: int) -> bytes:
+    """Add what partial and final images share: grain, transparency, caption, encoding."""
+    image = scene if spec.light else _with_grain(scene, seed, GRAIN * strength)
     if spec.transparent:
-        image = _medallion(image)
-    return encode(_captioned(image, spec.prompt), spec)
+        image = _cut_oval(image)
+    return encode(_with_caption(image, spec.prompt), spec)
 
 
-def _vague(scene: "Pillow.Image", cells: int, light: bool) -> "Pillow.Image":
-    """The scene as seen through a grid with so many cells on each edge, softened if not light."""
+def _coarse(scene: "Pillow.Image", cells: int, light: bool) -> "Pillow.Image":
+    """Return the scene reduced to `cells` on each edge, in blocks if `light`, else smoothed."""
     from PIL import Image
 
     small = scene.resize((cells, cells), Image.Resampling.BOX)
@@ -93,250 +94,41 @@ def _vague(scene: "Pillow.Image", cells: int, light: bool) -> "Pillow.Image":
     return small.resize(scene.size, how)
 
 
-def _grained(image: "Pillow.Image", seed: bytes, most: int) -> "Pillow.Image":
-    """Film grain: up to `most` lighter or darker, each channel by itself."""
+def _with_grain(image: "Pillow.Image", seed: bytes, strength: int) -> "Pillow.Image":
+    """Make each channel of each pixel up to `strength` lighter or darker."""
     from PIL import Image, ImageChops
 
     noise = hashlib.shake_256(seed).digest(image.width * image.height * 3)
-    spread = bytes(round(value * 2 * most / 255) for value in range(256))
+    spread = bytes(round(value * 2 * strength / 255) for value in range(256))
     grain = Image.frombytes("RGB", image.size, noise.translate(spread))
-    return ImageChops.add(image, grain, offset=-most)
+    return ImageChops.add(image, grain, offset=-strength)
 
 
-def encode(image: "Pillow.Image", spec: Spec) -> bytes:
-    """The picture as a file in the format that `spec` asks for."""
+def encode(image: "Pillow.Image", spec: ImageSpec) -> bytes:
+    """Encode an image in the requested format; a GIF is an animation that sharpens."""
     options: dict[str, Any] = {
         "png": {"compress_level": 6 if spec.light else 1},
         "jpeg": {"quality": max(1, spec.compression)},
         "webp": {"quality": spec.compression, "method": 0},
+        "gif": {"save_all": True, "duration": spec.frame_duration_ms, "loop": 0},
     }.get(spec.output_format, {})
+    if spec.output_format == "gif":
+        image, *options["append_images"] = _frames(image, spec.frame_count)
     out = io.BytesIO()
     image.save(out, format=spec.output_format, **options)
     return out.getvalue()
 
 
-# --- scenes -----------------------------------------------------------------
+def _frames(image: "Pillow.Image", count: int) -> list["Pillow.Image"]:
+    """Return the frames of an animation, from the coarsest to the image itself."""
+    return [_coarse(image, 8 + number, light=True) for number in range(count - 1)] + [image]
 
 
-class _Dice:
-    """Throws that depend on the seed alone."""
-
-    def __init__(self, seed: bytes) -> None:
-        self._values = hashlib.shake_256(b"dice" + seed).digest(8192)
-        self._at = 0
-
-    def between(self, low: float, high: float) -> float:
-        value = int.from_bytes(self._values[self._at : self._at + 2], "big") / 65_535
-        self._at = (self._at + 2) % len(self._values)
-        return low + (high - low) * value
-
-    def pick(self, options: Sequence[_Item]) -> _Item:
-        return options[min(int(self.between(0, len(options))), len(options) - 1)]
+# --- on every image ---------------------------------------------------------
 
 
-# Each palette: three colours of the sky from the top down, the light, the far and the near ground.
-_PALETTES = (
-    ("2b2d6e", "c25b8a", "ffc58f", "fff1cf", "a8668f", "2a1f45"),
-    ("5fb4e5", "b5e0ee", "fdf3d8", "fffbe8", "8fbf9f", "1f5b4f"),
-    ("0b1433", "1f3a6e", "5c7fb0", "fdf6d8", "3c5886", "0a1024"),
-    ("f28a5b", "f9b97a", "fde6b8", "fffaf0", "d98a6a", "5b2b3f"),
-    ("3c6e71", "8fb9a8", "f4e4c1", "fff6e0", "7a9e87", "24403f"),
-    ("6a4c93", "b68fc4", "f7cfd8", "fff4f4", "9a7bb0", "33214f"),
-    ("14505c", "2f9c95", "a3e7c8", "f4ffe3", "3f8f86", "0c2f38"),
-    ("8c2f39", "dd6e42", "f2c078", "fdf0c4", "b4553f", "3b1420"),
-)
-
-
-def _scene(seed: bytes, spec: Spec) -> "Pillow.Image":
-    """Drawn twice as large and reduced, for smooth edges, or in large pixels where it must be light."""
-    from PIL import Image
-
-    dice = _Dice(seed)
-    palette = [_colour(text) for text in dice.pick(_PALETTES)]
-    draw: Callable[[Pillow.Image, _Dice, list[_Colour]], None]
-    draw = dice.pick((_hills, _sea, _rings, _mosaic))
-    width, height = spec.width, spec.height
-    scale = 0.25 if spec.light else 2 if width * height <= 2_000_000 else 1
-    canvas = Image.new("RGB", (round(width * scale), round(height * scale)))
-    draw(canvas, dice, palette)
-    if spec.light:
-        few = canvas.quantize(24).convert("RGB")
-        return few.resize((width, height), Image.Resampling.NEAREST)
-    return canvas.resize((width, height), Image.Resampling.BOX)
-
-
-def _colour(text: str) -> _Colour:
-    red, green, blue = bytes.fromhex(text)
-    return red, green, blue
-
-
-def _blend(first: _Colour, second: _Colour, share: float) -> _Colour:
-    red, green, blue = (round(a + (b - a) * share) for a, b in zip(first, second, strict=True))
-    return red, green, blue
-
-
-def _gradient(size: tuple[int, int], colours: Sequence[_Colour]) -> "Pillow.Image":
-    """The colours from the top to the bottom."""
-    from PIL import Image
-
-    column = Image.new("RGB", (1, len(colours)))
-    for row, colour in enumerate(colours):
-        column.putpixel((0, row), colour)
-    return column.resize((1, size[1]), Image.Resampling.BICUBIC).resize(size)
-
-
-def _glow(
-    canvas: "Pillow.Image", centre: tuple[float, float], radius: float, colour: _Colour, most: float
-) -> None:
-    """Light that fades towards `radius`; `most` is its share in the middle."""
-    from PIL import Image
-
-    fade = [round(most * max(0.0, 1 - value / 180) ** 2 * 255) for value in range(256)]
-    edge = round(radius * 2)
-    mask = Image.radial_gradient("L").point(fade).resize((edge, edge))
-    canvas.paste(colour, (round(centre[0] - radius), round(centre[1] - radius)), mask)
-
-
-def _disc(centre: tuple[float, float], radius: float) -> tuple[float, float, float, float]:
-    return centre[0] - radius, centre[1] - radius, centre[0] + radius, centre[1] + radius
-
-
-def _sky(canvas: "Pillow.Image", dice: _Dice, palette: list[_Colour], horizon: float) -> float:
-    """Sky, stars where it is dark, and the sun; returns where the sun stands, left to right."""
-    from PIL import ImageDraw
-
-    width, height = canvas.size
-    unit = min(width, height)
-    canvas.paste(_gradient(canvas.size, palette[:3]))
-    draw = ImageDraw.Draw(canvas)
-    if sum(palette[0]) < 240:
-        for _ in range(120):
-            star = dice.between(0, width), dice.between(0, height * horizon * 0.8)
-            shade = _blend(palette[1], palette[3], dice.between(0.2, 1))
-            draw.ellipse(_disc(star, unit * dice.between(0.0006, 0.0018)), shade)
-    sun = width * dice.between(0.2, 0.8), height * horizon * dice.between(0.45, 0.85)
-    _glow(canvas, sun, unit * dice.between(0.4, 0.6), palette[3], 0.75)
-    draw.ellipse(_disc(sun, unit * dice.between(0.06, 0.11)), palette[3])
-    return sun[0]
-
-
-def _hills(canvas: "Pillow.Image", dice: _Dice, palette: list[_Colour]) -> None:
-    """Ranges of hills, one behind the other, each darker than the one behind it."""
-    from PIL import Image, ImageDraw
-
-    width, height = canvas.size
-    _sky(canvas, dice, palette, 0.6)
-    ranges = round(dice.between(4, 6))
-    steep = dice.between(0.6, 1.5)
-    for number in range(ranges):
-        share = number / (ranges - 1)
-        base = height * (0.5 + 0.36 * share)
-        waves = [
-            (
-                dice.between(0.6, 1.3) * 2**octave,
-                dice.between(0, math.tau),
-                0.05 * steep / 2**octave,
-            )
-            for octave in range(5)
-        ]
-        line = [
-            (
-                x,
-                base
-                + height * sum(a * math.sin(f * math.tau * x / width + p) for f, p, a in waves),
-            )
-            for x in range(0, width + 8, 8)
-        ]
-        near = _blend(palette[4], palette[5], share)
-        layer = _gradient(canvas.size, [near, near, _blend(near, palette[2], 0.45 * (1 - share))])
-        mask = Image.new("L", canvas.size)
-        ImageDraw.Draw(mask).polygon([*line, (width, height), (0, height)], 255)
-        canvas.paste(layer, mask=mask)
-
-
-def _sea(canvas: "Pillow.Image", dice: _Dice, palette: list[_Colour]) -> None:
-    """The sun over the sea, its light on the waves, and a sail."""
-    from PIL import ImageDraw
-
-    width, height = canvas.size
-    unit = min(width, height)
-    shore = dice.between(0.5, 0.62)
-    sun = _sky(canvas, dice, palette, shore)
-    horizon = round(height * shore)
-    water = [_blend(palette[2], palette[4], 0.6), palette[4], palette[5]]
-    canvas.paste(_gradient((width, height - horizon), water), (0, horizon))
-    draw = ImageDraw.Draw(canvas)
-    for _ in range(260):
-        depth = dice.between(0, 1) ** 1.5
-        y = horizon + depth * (height - horizon)
-        lit = dice.between(0, 1) < 0.55
-        reach = unit * (0.04 + 0.22 * depth) if lit else width
-        x = (sun if lit else width / 2) + dice.between(-1, 1) * reach
-        long = unit * (0.008 + 0.06 * depth) * dice.between(0.4, 1)
-        shade = palette[3] if lit else _blend(palette[4], palette[5], depth * 0.8)
-        draw.ellipse((x - long, y, x + long, y + unit * (0.0015 + 0.006 * depth)), shade)
-    x, y = width * dice.between(0.15, 0.85), horizon + unit * 0.03
-    tall = unit * dice.between(0.09, 0.14)
-    draw.polygon([(x, y - tall), (x, y), (x + tall * 0.5, y)], palette[3])
-    draw.polygon([(x - 4, y - tall * 0.8), (x - 4, y), (x - tall * 0.35, y)], palette[2])
-    hull = [(x - tall * 0.4, y + 4), (x + tall * 0.55, y + 4), (x + tall * 0.35, y + tall * 0.17)]
-    draw.polygon([*hull, (x - tall * 0.25, y + tall * 0.17)], palette[5])
-
-
-def _rings(canvas: "Pillow.Image", dice: _Dice, palette: list[_Colour]) -> None:
-    """Discs of coloured glass, one over the other, with fine circles around them."""
-    from PIL import Image, ImageDraw
-
-    width, height = canvas.size
-    unit = min(width, height)
-    canvas.paste(_gradient(canvas.size, [palette[5], palette[0], palette[1]]))
-    for _ in range(round(dice.between(7, 11))):
-        centre = width * dice.between(0.1, 0.9), height * dice.between(0.1, 0.85)
-        radius = unit * dice.between(0.08, 0.32)
-        colour = dice.pick(palette[1:5])
-        edge = round(2 * radius)
-        mask = Image.new("L", (edge, edge))
-        ImageDraw.Draw(mask).ellipse((0, 0, edge, edge), round(dice.between(110, 210)))
-        glass = _gradient((edge, edge), [colour, dice.pick(palette[:4])])
-        canvas.paste(glass, (round(centre[0] - radius), round(centre[1] - radius)), mask)
-        draw = ImageDraw.Draw(canvas)
-        for ring in range(round(dice.between(0, 4))):
-            reach = radius * (1.12 + 0.1 * ring)
-            draw.ellipse(_disc(centre, reach), outline=palette[3], width=max(1, unit // 700))
-        _glow(canvas, centre, radius * 1.5, palette[3], 0.28)
-
-
-def _mosaic(canvas: "Pillow.Image", dice: _Dice, palette: list[_Colour]) -> None:
-    """Square tiles, each with a quarter disc, a disc or a bow, lit from one side."""
-    from PIL import ImageDraw
-
-    width, height = canvas.size
-    draw = ImageDraw.Draw(canvas)
-    edge = math.ceil(min(width, height) / dice.pick((4, 5, 6)))
-    for top in range(0, height, edge):
-        for left in range(0, width, edge):
-            ground = dice.pick(palette)
-            shape = dice.pick([colour for colour in palette if colour != ground])
-            inner = dice.pick([colour for colour in palette if colour != shape])
-            box = (left, top, left + edge, top + edge)
-            draw.rectangle(box, ground)
-            if dice.between(0, 1) < 0.25:
-                centre = left + edge / 2, top + edge / 2
-                draw.ellipse(_disc(centre, edge * 0.4), shape)
-                draw.ellipse(_disc(centre, edge * 0.2), inner)
-                continue
-            quarter = dice.pick(range(4))
-            corner = left + edge * (quarter in (1, 2)), top + edge * (quarter in (2, 3))
-            for reach, colour in ((edge, shape), (edge * 0.55, inner)):
-                draw.pieslice(_disc(corner, reach), 90 * quarter, 90 * quarter + 90, colour)
-    _glow(canvas, (width * dice.between(0, 1), 0), max(width, height), palette[3], 0.35)
-
-
-# --- what stands on every picture -------------------------------------------
-
-
-def _medallion(image: "Pillow.Image") -> "Pillow.Image":
-    """Keep an oval; around it the picture is transparent."""
+def _cut_oval(image: "Pillow.Image") -> "Pillow.Image":
+    """Make everything around an oval transparent."""
     from PIL import Image, ImageDraw
 
     mask = Image.new("L", (image.width * 2, image.height * 2))
@@ -348,8 +140,8 @@ def _medallion(image: "Pillow.Image") -> "Pillow.Image":
     return image
 
 
-def _captioned(image: "Pillow.Image", prompt: str) -> "Pillow.Image":
-    """Write the prompt, and what this picture is, on a dark panel near the lower edge."""
+def _with_caption(image: "Pillow.Image", prompt: str) -> "Pillow.Image":
+    """Write the prompt and the notice on a dark panel near the lower edge."""
     from PIL import Image, ImageDraw, ImageFont
 
     width, height = image.size
@@ -375,8 +167,8 @@ def _captioned(image: "Pillow.Image", prompt: str) -> "Pillow.Image":
     return Image.alpha_composite(image.convert("RGBA"), panel).convert(image.mode)
 
 
-def _wrapped(text: str, font: "ImageFont.FreeTypeFont", width: float, most: int = 3) -> list[str]:
-    """The words in at most `most` lines, without accents, which Pillow's own font lacks."""
+def _wrapped(text: str, font: "ImageFont.FreeTypeFont", width: float, limit: int = 3) -> list[str]:
+    """Wrap the words to at most `limit` lines, without accents, which Pillow's font lacks."""
     letters = unicodedata.normalize("NFKD", text[:600])
     plain = "".join(letter for letter in letters if not unicodedata.combining(letter))
     lines = [""]
@@ -390,6 +182,6 @@ def _wrapped(text: str, font: "ImageFont.FreeTypeFont", width: float, most: int 
             if font.getlength(lines[-1] + character) > width:
                 lines.append("")
             lines[-1] += character
-    if len(lines) > most:
-        lines = [*lines[: most - 1], lines[most - 1][:-2].rstrip() + " …"]
+    if len(lines) > limit:
+        lines = [*lines[: limit - 1], lines[limit - 1][:-2].rstrip() + " …"]
     return lines

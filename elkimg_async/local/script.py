@@ -1,4 +1,4 @@
-"""How an answer goes over the wire: one step after the other, waiting and breaking included."""
+"""How a response goes over the wire: bytes, pauses and the end of the connection, step by step."""
 
 import enum
 from collections.abc import Iterator
@@ -11,32 +11,32 @@ Framing = Literal["length", "chunked", "close"]
 
 
 class Pause(msgspec.Struct, frozen=True):
-    """Nothing for so many seconds; 0 is long enough that what was written leaves by itself."""
+    """A pause in seconds; 0 still sends what was written before it as a piece of its own."""
 
     seconds: float = 0.0
 
 
-class Deaf(msgspec.Struct, frozen=True):
-    """Reset every connection and refuse new ones for so many seconds; None means for good."""
+class StopListening(msgspec.Struct, frozen=True):
+    """Reset all connections and accept no new ones for `seconds`; None means for good."""
 
     seconds: float | None = None
 
 
 class End(enum.Enum):
-    """What happens to the connection after the last bytes, instead of keep-alive."""
+    """What happens to the connection after the last byte, instead of keep-alive."""
 
     CLOSE = "close"
     RESET = "reset"
     HOLD = "hold"
 
 
-Step = bytes | Pause | Deaf | End
+Step = bytes | Pause | StopListening | End
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """One HTTP answer. `frames` is the body in parts, for a stream one for each event.
+class ScriptedResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """One HTTP response. `frames` is the body in parts; in a stream, one per event.
 
-    `delay` is in seconds: before the answer, or before each event of a stream.
+    `delay` is in seconds: before the response, or before each event of a stream.
     """
 
     status: int = 200
@@ -47,50 +47,51 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def body(self) -> bytes:
+        """The whole body, without framing."""
         return b"".join(self.frames)
 
 
-def steps(answer: Answer) -> Iterator[Step]:
-    """The answer as it should be."""
-    if answer.framing == "length":
-        yield Pause(answer.delay)
-    yield head(answer)
-    yield from body(answer)
+def steps(response: ScriptedResponse) -> Iterator[Step]:
+    """Yield the steps of a response without a fault."""
+    if response.framing == "length":
+        yield Pause(response.delay)
+    yield head(response)
+    yield from body(response)
 
 
-def head(answer: Answer) -> bytes:
-    """The status line and the headers, those of the framing included."""
-    headers = dict(answer.headers)
-    match answer.framing:
+def head(response: ScriptedResponse) -> bytes:
+    """Return the status line and headers, including those of the framing."""
+    headers = dict(response.headers)
+    match response.framing:
         case "length":
-            headers["Content-Length"] = str(sum(map(len, answer.frames)))
+            headers["Content-Length"] = str(sum(map(len, response.frames)))
         case "chunked":
             headers["Transfer-Encoding"] = "chunked"
         case "close":
             headers["Connection"] = "close"
-    lines = [f"HTTP/1.1 {answer.status} {responses.get(answer.status, 'Unknown')}"]
+    lines = [f"HTTP/1.1 {response.status} {responses.get(response.status, 'Unknown')}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode("latin-1", "replace")
 
 
-def body(answer: Answer) -> Iterator[Step]:
-    """The frames in the answer's framing, with a pause before each event of a stream."""
-    chunked = answer.framing == "chunked"
-    for frame in answer.frames:
+def body(response: ScriptedResponse) -> Iterator[Step]:
+    """Yield the framed body, with a pause before each event of a stream."""
+    chunked = response.framing == "chunked"
+    for frame in response.frames:
         if frame.startswith(b"event:"):
-            yield Pause(answer.delay)
+            yield Pause(response.delay)
         yield chunk(frame) if chunked else frame
     if chunked:
         yield chunk(b"")
-    if answer.framing == "close":
+    if response.framing == "close":
         yield End.CLOSE
 
 
 def chunk(frame: bytes) -> bytes:
-    """A frame in HTTP's chunked coding; the empty one is the last."""
+    """Encode a frame as one HTTP chunk; an empty one ends the body."""
     return b"%x\r\n%b\r\n" % (len(frame), frame)
 
 
-def written(script: Iterator[Step]) -> bytes:
-    """All the bytes of a script, without its pauses."""
+def joined(script: Iterator[Step]) -> bytes:
+    """Return all bytes of a script, without its pauses."""
     return b"".join(step for step in script if isinstance(step, bytes))

@@ -1,85 +1,70 @@
-"""The local server: aiohttp.web on a loopback port, over the pure contract, painter and faults.
+"""The local server: aiohttp.web on a loopback port.
 
-What is answered is decided in `contract`, how it goes over the wire in `script`
-and `faults`; here is what waits: sockets, worker threads, the clock.
+`contract` and `responses` decide what to send, `script` and `faults` how; here is what waits:
+sockets, tasks, the clock.
 """
 
 import asyncio
 import contextlib
-import functools
-import hashlib
-import math
 import ssl
 import time
 import uuid
-from collections import OrderedDict, deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
-from typing import Any, Literal, Self
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from typing import Any, Self
 
 import msgspec
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from elkimg_async.errors import ConfigurationError
-from elkimg_async.local import contract, forms
-from elkimg_async.local.contract import Order, RefusalError, Result
+from elkimg_async.local import contract, edits, forms, responses
+from elkimg_async.local.contract import GatewayError, ParsedRequest
 from elkimg_async.local.faults import FAULT_HEADER, Fault, parse
-from elkimg_async.local.painter import Picture, Spec, paint, require_pillow
-from elkimg_async.local.retouch import prepare, retouch
-from elkimg_async.local.script import Answer, Deaf, End, Pause, Step, steps
-from elkimg_async.local.sockets import Gate, Sent, Web, pause, read, reset, write
-from elkimg_async.sansio.requests import EditRequest
+from elkimg_async.local.generator import Generator
+from elkimg_async.local.painter import require_pillow
+from elkimg_async.local.received import ReceivedRequest
+from elkimg_async.local.request_bucket import RequestBucket
+from elkimg_async.local.script import End, Pause, ScriptedResponse, Step, StopListening, steps
+from elkimg_async.local.sockets import (
+    AlreadySentResponse,
+    Listener,
+    TrackingServer,
+    pause,
+    read,
+    reset,
+    write,
+)
 
 GENERATIONS_PATH, EDITS_PATH = "/v1/images/generations", "/v1/images/edits"
-Outcome = Literal["open", "answered", "cut", "disconnected"]
-
 _KEPT_REQUESTS = 1_000
-_KEPT_IMAGES = 32
-_KEPT_GENERATIONS, _KEPT_LIGHT = 32, 1_000
-_MINUTE = 60.0
-
-
-class ReceivedRequest(msgspec.Struct, kw_only=True, eq=False):
-    """One request that came in.
-
-    `headers` has names in lower case, and Authorization without its value. `fields` are those of a
-    JSON body, or of a form, with `filename`, `type` and `size` of each file in it. `fault` is the one played; None if none was. `outcome` is `open` while the server is
-    at it, then `answered`, `cut` (a fault broke it off) or `disconnected` (the client left first).
-    """
-
-    method: str
-    path: str
-    headers: Mapping[str, str]
-    request_id: str
-    fields: dict[str, Any] = {}
-    fault: Fault | None = None
-    outcome: Outcome = "open"
-
-
-_CLOSING = 5.0  # seconds for connections to end after they were broken off
+_CLOSING = 5.0
+"""Seconds for aborted connections to end."""
 
 
 class LocalServer:
-    """A server for trying things without a key, and for tests.
+    """A server for development without an API key, and for tests.
 
     Use `async with LocalServer() as server`, or `await server.start()` and `await server.aclose()`.
 
     Args:
-        api_key: the only key that it takes.
-        host: where it listens; a loopback address, unless others shall reach it.
-        port: 0 for a free one.
-        delay: seconds before an answer, and before each event of a stream.
-        faults: what to play, one for each POST for images, in order: a `Fault`, or text for `parse`.
-        light: paint quickly and in large pixels: some 30 kB for a png of 1024x1024 instead of 2 MB.
-        requests_per_minute: how fast a bucket of requests fills; what finds it empty is refused with 429.
-        burst: how many requests the bucket holds; None: a minute's.
-        rate_limit_headers: whether answers tell the limits, and refusals how long to wait.
-        ssl_context: for https; None for http.
+        api_key: The only API key that the server accepts.
+        host: The address to listen on; only this machine reaches a loopback address.
+        port: The port; 0 for a free one.
+        delay: Seconds before a response, and before each event of a stream.
+        faults: Faults to inject, one per POST for images, in order: `Fault`s, or text for `parse`.
+        light: Whether to paint quickly and in large pixels: about 30 kB instead of 2 MB for a PNG
+            of 1024x1024.
+        requests_per_minute: The rate limit; requests beyond it get 429.
+        burst: How many requests may come at once; None for those of a minute.
+        rate_limit_headers: Whether responses carry rate-limit headers.
+        ssl_context: The context for HTTPS; None for HTTP.
 
     Attributes:
-        requests: the latest thousand requests, the newest last.
-        requests_per_minute: as above; it may be changed at any time.
-        generations: how many POSTs had images painted; replays for an Idempotency-Key do not count.
+        requests: The latest thousand requests, oldest first.
+        requests_per_minute: As above; it may be changed at any time.
+        generations: The number of POSTs for which images were painted; a replay for an idempotency
+            key does not count.
     """
 
     def __init__(
@@ -98,16 +83,14 @@ class LocalServer:
     ) -> None:
         self.api_key = api_key
         self.requests: deque[ReceivedRequest] = deque(maxlen=_KEPT_REQUESTS)
-        self.generations = 0
-        self._delay, self._light = delay, light
-        self._allowance = _Allowance(
-            requests_per_minute, burst=burst, tells=rate_limit_headers, now=time.monotonic()
+        self._delay = delay
+        self._bucket = RequestBucket(
+            requests_per_minute, burst=burst, send_headers=rate_limit_headers, now=time.monotonic()
         )
-        self._gate = Gate(host, port, ssl_context)
-        self._web: Web | None = None
+        self._generator = Generator(self._notify, light=light)
+        self._listener = Listener(host, port, ssl_context)
+        self._web: TrackingServer | None = None
         self._faults: deque[Fault] = deque()
-        self._images: OrderedDict[str, bytes] = OrderedDict()
-        self._kept: OrderedDict[str, _Generation] = OrderedDict()
         self._handlers: set[asyncio.Task[Any]] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._changed = asyncio.Event()
@@ -126,55 +109,60 @@ class LocalServer:
 
     @property
     def base_url(self) -> str:
-        """What a client needs, `/v1` included."""
-        return f"{self._gate.origin}/v1"
+        """The base URL for a client, `/v1` included."""
+        return f"{self._listener.origin}/v1"
+
+    @property
+    def generations(self) -> int:
+        """The number of POSTs for which images were painted."""
+        return self._generator.count
 
     @property
     def requests_per_minute(self) -> float:
-        """How fast the bucket of requests fills."""
-        return self._allowance.per_minute
+        """The rate limit."""
+        return self._bucket.per_minute
 
     @requests_per_minute.setter
     def requests_per_minute(self, value: float) -> None:
-        self._allowance.change(value, time.monotonic())
+        self._bucket.change(value, time.monotonic())
 
     @property
     def connections(self) -> int:
-        """How many connections are open."""
+        """The number of open connections."""
         return len(self._web.open) if self._web else 0
 
     @property
     def listening(self) -> bool:
-        """Whether connections are taken: not before the start, and not while `refuse` is played."""
-        return self._gate.listening
+        """Whether connections are accepted: from the start on, except during the fault `refuse`."""
+        return self._listener.listening
 
     async def start(self) -> None:
-        """Listen.
+        """Start to listen; a second call does nothing.
 
         Raises:
-            ConfigurationError: by whoever set this up; Pillow is missing, or the port is taken.
+            ConfigurationError: If Pillow is missing, or the port is taken.
         """
         if self._web is not None:
             return
         require_pillow()
-        self._gate.bind()
-        self._web = Web(self._handle, self._notify)
+        self._listener.bind()
+        self._web = TrackingServer(self._handle, self._notify)
         if self._refuse_if_next():
             return
         try:
-            await self._gate.open(self._web)
+            await self._listener.open(self._web)
         except BaseException:
             self._web = None
-            self._gate.close()
+            self._listener.close()
             raise
 
     async def aclose(self) -> None:
-        """Break off what is under way and stop listening; a second call does nothing."""
+        """Abort requests in flight and stop listening; a second call does nothing."""
         if self._web is None:
             return
         served, self._web = self._web, None
-        self._gate.close()
-        pending = [*self._handlers, *self._tasks]
+        self._listener.close()
+        pending = [*self._handlers, *self._tasks, *self._generator.tasks]
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
@@ -185,24 +173,24 @@ class LocalServer:
         await served.shutdown(1.0)
 
     def inject(self, *faults: Fault | str) -> None:
-        """Add faults to those that wait for their POST.
+        """Add faults to the list for the next POSTs.
 
         Raises:
-            ConfigurationError: by the caller; a text names no fault.
+            ConfigurationError: If a text is not a fault.
         """
         self._faults.extend(parse(fault) if isinstance(fault, str) else fault for fault in faults)
         if self._web is not None:
             self._refuse_if_next()
 
     async def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Wait until `condition` holds; it is asked whenever something happens here."""
+        """Wait until `condition` holds; it is checked whenever the state of the server changes."""
         while not condition():
             await self._changed.wait()
 
     async def wait_disconnected(self, count: int = 1) -> None:
-        """Wait until clients have left `count` requests before their answer was over."""
+        """Wait until clients have left `count` requests before the end of their response."""
         await self.wait_until(
-            lambda: sum(seen.outcome == "disconnected" for seen in self.requests) >= count
+            lambda: sum(each.outcome == "disconnected" for each in self.requests) >= count
         )
 
     def _notify(self) -> None:
@@ -212,40 +200,33 @@ class LocalServer:
     # --- a request ----------------------------------------------------------
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        headers = {contract.REQUEST_ID: uuid.uuid4().hex, "Server": "elkimg-local"}
+        headers = {responses.REQUEST_ID: uuid.uuid4().hex, "Server": "elkimg-local"}
         if not request.keep_alive:
             headers["Connection"] = "close"
-        shown = {name.lower(): value for name, value in request.headers.items()}
-        if "authorization" in shown:
-            shown["authorization"] = "Bearer …"
-        seen = ReceivedRequest(
-            method=request.method,
-            path=request.path,
-            headers=shown,
-            request_id=headers[contract.REQUEST_ID],
-        )
-        self.requests.append(seen)
+        received = _record(request, headers[responses.REQUEST_ID])
+        self.requests.append(received)
         self._notify()
         ended = True
-        with self._watched(request, seen):
-            script = await self._script(request, seen, headers)
-            ended = await self._play(request, script)
-            seen.outcome = "cut" if ended else "answered"
-        return Sent(keep_alive=request.keep_alive and not ended and self._gate.listening)
+        with self._tracked(request, received):
+            script = await self._script(request, received, headers)
+            ended = await self._send(request, script)
+            received.outcome = "cut" if ended else "answered"
+        keep_alive = request.keep_alive and not ended and self._listener.listening
+        return AlreadySentResponse(keep_alive=keep_alive)
 
     @contextlib.contextmanager
-    def _watched(self, request: web.BaseRequest, seen: ReceivedRequest) -> Iterator[None]:
-        """Know who is served, and see to it how it ended, whatever happens."""
+    def _tracked(self, request: web.BaseRequest, received: ReceivedRequest) -> Iterator[None]:
+        """Keep track of the running handler, and record how the request ended."""
         task = asyncio.current_task()
         assert task is not None
         self._handlers.add(task)
         try:
             yield
         except ConnectionError:
-            seen.outcome = "disconnected"
+            received.outcome = "disconnected"
         except asyncio.CancelledError:
             gone = request.transport is None or request.transport.is_closing()
-            seen.outcome = "disconnected" if gone else "cut"
+            received.outcome = "disconnected" if gone else "cut"
             raise
         finally:
             self._handlers.discard(task)
@@ -254,170 +235,71 @@ class LocalServer:
             self._notify()
 
     async def _script(
-        self, request: web.BaseRequest, seen: ReceivedRequest, headers: dict[str, str]
+        self, request: web.BaseRequest, received: ReceivedRequest, headers: dict[str, str]
     ) -> Iterator[Step]:
-        """What to send: the contract's answer, or what a fault makes of it."""
+        """Return the steps of the response, with the fault applied."""
+        fault: Fault | None = None
         try:
             body = await read(request)
-            seen.fault = self._fault_for(request)
+            fault = received.fault = self._fault_for(request)
+            content_type = request.headers.get("Content-Type", "")
             parts = None
-            if request.method == "POST" and request.path == EDITS_PATH:
-                kind = request.headers.get("Content-Type", "")
-                parts = await asyncio.to_thread(forms.parse, kind, body)
-            seen.fields = _fields(body) if parts is None else forms.shown(parts)
-            if seen.fault and not seen.fault.makes:
-                return seen.fault.play(Answer(headers=headers))
-            answer = await self._answer(request, body, parts, seen, headers)
-        except RefusalError as refusal:
-            answer = contract.error_answer(refusal, headers)
+            is_edit = request.method == "POST" and request.path == EDITS_PATH
+            if is_edit and not content_type.startswith("application/json"):
+                parts = await asyncio.to_thread(forms.parse_form, content_type, body)
+            received.fields = _fields(body) if parts is None else forms.described(parts)
+            if fault and not fault.generates:
+                return fault.apply(ScriptedResponse(headers=headers))
+            response = await self._respond(request, body, parts, received, headers)
+        except GatewayError as error:
+            response = responses.error_response(error, headers)
         if request.method == "HEAD":
-            answer = msgspec.structs.replace(answer, frames=())
-        if request.version < (1, 1) and answer.framing == "chunked":
-            answer = msgspec.structs.replace(answer, framing="close")
-        return seen.fault.play(answer) if seen.fault else steps(answer)
+            response = msgspec.structs.replace(response, frames=())
+        if request.version < (1, 1) and response.framing == "chunked":
+            response = msgspec.structs.replace(response, framing="close")
+        return fault.apply(response) if fault else steps(response)
 
-    async def _answer(
+    async def _respond(
         self,
         request: web.BaseRequest,
         body: bytes,
         parts: list[forms.Part] | None,
-        seen: ReceivedRequest,
+        received: ReceivedRequest,
         headers: dict[str, str],
-    ) -> Answer:
+    ) -> ScriptedResponse:
         path = request.path.rstrip("/")
-        if content := self._images.get(path):
-            return contract.image_answer(content, path.rpartition(".")[2], headers)
+        if content := self._generator.files.get(path):
+            return responses.image_response(content, path.rpartition(".")[2], headers)
         if path != "/v1" and not path.startswith("/v1/"):
-            return contract.page_answer(headers)
-        contract.check_key(request.headers, self.api_key)
-        match request.method, path:
-            case ("GET" | "HEAD", "/v1/models"):
-                return contract.models_answer(headers)
-            case "POST", "/v1/images/generations" | "/v1/images/edits":
-                allowed, limits = self._allowance.take(time.monotonic())
-                headers.update(limits)
-                if not allowed:
-                    raise RefusalError(429, "Too many requests in this minute")
-                order = contract.read_order(body) if parts is None else forms.read_edit(parts)
-                result = await self._result(order, body, seen, headers)
-                form = seen.fault.stream if seen.fault else None
-                stream = order.stream if form is None else form
-                return contract.answer(order, result, headers, stream=stream, delay=self._delay)
-        raise contract.missing(request.method, path)
-
-    # --- what is made -------------------------------------------------------
-
-    async def _result(
-        self, order: Order, body: bytes, seen: ReceivedRequest, headers: dict[str, str]
-    ) -> Result:
-        """Make it, or give what was made for the same Idempotency-Key.
-
-        The making goes on when the client leaves, as it does at a real service.
-        """
-        key = seen.headers.get("idempotency-key")
-        fingerprint = hashlib.sha256(body).digest()
-        known = self._kept.get(key) if key else None
-        if known is None:
-            known = _Generation(fingerprint, self._spawn(self._make(order)), seen)
-            if key:
-                self._kept[key] = known
-                _trim(self._kept, _KEPT_LIGHT if self._light else _KEPT_GENERATIONS)
-        elif known.fingerprint != fingerprint:
-            raise contract.reused_key()
-        elif known.seen.outcome == "open" or not known.task.done():
-            raise contract.key_in_flight()
-        else:
-            known.seen = seen
-            headers["Idempotent-Replayed"] = "true"
-        return await asyncio.shield(known.task)
-
-    async def _make(self, order: Order) -> Result:
-        make: Callable[[Spec], Picture] = paint
-        if isinstance(order.request, EditRequest):
-            canvas = await asyncio.to_thread(prepare, order.request, order.width, order.height)
-            make = functools.partial(retouch, canvas)
-        self.generations += 1
-        self._notify()
-        specs = [
-            Spec(
-                prompt=order.request.prompt,
-                index=index,
-                width=order.width,
-                height=order.height,
-                output_format=order.output_format,
-                compression=order.compression,
-                transparent=order.transparent,
-                partial_images=0 if index else order.partial_images,
-                light=self._light,
-            )
-            for index in range(order.n)
-        ]
-        pictures = await asyncio.gather(*(asyncio.to_thread(make, spec) for spec in specs))
-        images = tuple(picture.image for picture in pictures)
-        return Result(
-            created=int(time.time()),
-            images=images,
-            partials=pictures[0].partials,
-            urls=tuple(self._published(image, order) for image in images) if order.by_url else (),
+            return responses.page_response(headers)
+        contract.check_api_key(request.headers, self.api_key)
+        if request.method in ("GET", "HEAD") and path == "/v1/models":
+            return responses.models_response(headers)
+        if request.method != "POST" or path not in (GENERATIONS_PATH, EDITS_PATH):
+            raise contract.missing(request.method, path)
+        contract.check_accept(request.headers)
+        allowed, limits = self._bucket.take(time.monotonic())
+        headers.update(limits)
+        if not allowed:
+            raise GatewayError(429, "Too many requests in this minute")
+        parsed = _parse(path, body, parts)
+        result, more = await self._generator.generate(parsed, body, received, self._listener.origin)
+        headers.update(more)
+        form = received.fault.stream if received.fault else None
+        return responses.success_response(
+            parsed,
+            result,
+            headers,
+            stream=parsed.stream if form is None else form,
+            delay=self._delay,
         )
 
-    def _published(self, image: bytes, order: Order) -> str:
-        path = f"/images/{hashlib.sha256(image).hexdigest()[:32]}.{order.output_format}"
-        self._images[path] = image
-        _trim(self._images, _KEPT_IMAGES)
-        return self._gate.origin + path
-
-    # --- what goes wrong ----------------------------------------------------
-
-    def _fault_for(self, request: web.BaseRequest) -> Fault | None:
-        if request.method != "POST" or request.path not in (GENERATIONS_PATH, EDITS_PATH):
-            return None
-        if text := request.headers.get(FAULT_HEADER):
-            try:
-                return parse(text)
-            except ConfigurationError as error:
-                raise RefusalError(400, str(error), code="unknown_fault") from None
-        return self._next_fault() if self._faults else None
-
-    def _next_fault(self) -> Fault:
-        fault = self._faults.popleft()
-        if fault.times != 1:
-            left = None if fault.times is None else fault.times - 1
-            self._faults.appendleft(msgspec.structs.replace(fault, times=left))
-        return fault
-
-    def _refuse_if_next(self, spared: RequestHandler | None = None) -> bool:
-        """Stop listening where the next fault is `refuse`: its POST must not even arrive."""
-        if not self._faults or self._faults[0].name != "refuse":
-            return False
-        self._turn_deaf(self._next_fault().value(), spared)
-        return True
-
-    def _turn_deaf(self, seconds: float | None, spared: RequestHandler | None = None) -> None:
-        assert self._web is not None
-        self._gate.shut()
-        self._web.abort(spared)
-        if seconds is not None:
-            self._spawn(self._hear_again(seconds))
-
-    async def _hear_again(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-        if self._web is not None and not self._gate.listening and not self._refuse_if_next():
-            await self._gate.open(self._web)
-        self._notify()
-
-    def _spawn(self, coroutine: "Coroutine[Any, Any, Any]") -> "asyncio.Task[Any]":
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    async def _play(self, request: web.BaseRequest, script: Iterator[Step]) -> bool:
-        """Write; returns whether the connection has been ended."""
+    async def _send(self, request: web.BaseRequest, script: Iterator[Step]) -> bool:
+        """Send a script; return whether it ended the connection."""
         transport = request.transport
         if transport is None:
             raise ConnectionResetError
-        # So that what was drained has left the process; TLS never resumes from a limit of 0.
+        # With a limit of 0, drained bytes have left the process; TLS never resumes from 0.
         transport.set_write_buffer_limits(high=1 if request.secure else 0, low=0)
         for step in script:
             match step:
@@ -425,8 +307,8 @@ class LocalServer:
                     await write(request.writer, step)
                 case Pause(seconds):
                     await pause(seconds)
-                case Deaf(seconds):
-                    self._turn_deaf(seconds)
+                case StopListening(seconds):
+                    self._stop_listening(seconds)
                     return True
                 case End.CLOSE:
                     transport.close()
@@ -438,51 +320,62 @@ class LocalServer:
                     await asyncio.get_running_loop().create_future()
         return False
 
+    # --- faults -------------------------------------------------------------
 
-# --- what the server is made of ---------------------------------------------
+    def _fault_for(self, request: web.BaseRequest) -> Fault | None:
+        if request.method != "POST" or request.path not in (GENERATIONS_PATH, EDITS_PATH):
+            return None
+        if text := request.headers.get(FAULT_HEADER):
+            try:
+                return parse(text)
+            except ConfigurationError as error:
+                raise GatewayError(400, str(error), code="unknown_fault") from None
+        return self._next_fault() if self._faults else None
+
+    def _next_fault(self) -> Fault:
+        fault = self._faults.popleft()
+        if fault.times != 1:
+            times = None if fault.times is None else fault.times - 1
+            self._faults.appendleft(msgspec.structs.replace(fault, times=times))
+        return fault
+
+    def _refuse_if_next(self, spared: RequestHandler | None = None) -> bool:
+        """Stop listening if the next fault is `refuse`: its POST must not even arrive."""
+        if not self._faults or self._faults[0].name != "refuse":
+            return False
+        self._stop_listening(self._next_fault().value(), spared)
+        return True
+
+    def _stop_listening(self, seconds: float | None, spared: RequestHandler | None = None) -> None:
+        assert self._web is not None
+        self._listener.pause()
+        self._web.abort(spared)
+        if seconds is not None:
+            self._spawn(self._resume_listening(seconds))
+
+    async def _resume_listening(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        if self._web is not None and not self._listener.listening and not self._refuse_if_next():
+            await self._listener.open(self._web)
+        self._notify()
+
+    def _spawn(self, coroutine: "Coroutine[Any, Any, Any]") -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
 
-class _Generation(msgspec.Struct):
-    """What is made for one body, and the request that is or was answered with it."""
-
-    fingerprint: bytes
-    task: "asyncio.Task[Result]"
-    seen: ReceivedRequest
-
-
-class _Allowance:
-    """A bucket of requests, full at first, that fills evenly."""
-
-    def __init__(self, per_minute: float, *, burst: int | None, tells: bool, now: float) -> None:
-        self.per_minute, self._burst, self._tells = per_minute, burst, tells
-        self._left, self._at = float(self._holds), now
-
-    @property
-    def _holds(self) -> int:
-        return max(1, int(self.per_minute)) if self._burst is None else self._burst
-
-    def change(self, per_minute: float, now: float) -> None:
-        """Fill at another rate from now on."""
-        self._fill(now)
-        self.per_minute = per_minute
-
-    def take(self, now: float) -> tuple[bool, dict[str, str]]:
-        """Whether one more may come, and the headers that tell what is left."""
-        self._fill(now)
-        allowed = self._left >= 1.0
-        if allowed:
-            self._left -= 1.0
-        if not self._tells:
-            return allowed, {}
-        holds, second = self._holds, self.per_minute / _MINUTE
-        headers = contract.rate_limit_headers(holds, int(self._left), (holds - self._left) / second)
-        if not allowed:
-            headers["retry-after-ms"] = str(math.ceil((1.0 - self._left) / second * 1000))
-        return allowed, headers
-
-    def _fill(self, now: float) -> None:
-        flown = (now - self._at) * self.per_minute / _MINUTE
-        self._left, self._at = min(float(self._holds), self._left + flown), now
+def _record(request: web.BaseRequest, request_id: str) -> ReceivedRequest:
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    if "authorization" in headers:
+        headers["authorization"] = "Bearer …"
+    return ReceivedRequest(
+        method=request.method,
+        path=request.path,
+        query=dict(request.query),
+        headers=headers,
+        request_id=request_id,
+    )
 
 
 def _fields(body: bytes) -> dict[str, Any]:
@@ -493,6 +386,7 @@ def _fields(body: bytes) -> dict[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
-def _trim(kept: "OrderedDict[str, Any]", most: int) -> None:
-    while len(kept) > most:
-        kept.popitem(last=False)
+def _parse(path: str, body: bytes, parts: list[forms.Part] | None) -> ParsedRequest:
+    if path == GENERATIONS_PATH:
+        return contract.parse_generation(body)
+    return edits.parse_edit_json(body) if parts is None else edits.parse_edit_form(parts)

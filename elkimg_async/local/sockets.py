@@ -1,4 +1,4 @@
-"""The sockets of the local server: the port, its connections, reading and writing on them."""
+"""The port of the local server, its connections, and how they are read and written."""
 
 import asyncio
 import os
@@ -16,8 +16,8 @@ from elkimg_async.errors import ConfigurationError
 from elkimg_async.local import contract
 
 
-class Web(web.Server):
-    """aiohttp's server, which tells when a connection comes or goes."""
+class TrackingServer(web.Server):
+    """aiohttp's server, with the open connections; `notify` is called when they change."""
 
     def __init__(
         self,
@@ -39,13 +39,14 @@ class Web(web.Server):
         self._notify()
 
     def abort(self, spared: RequestHandler | None = None) -> None:
+        """Abort all connections except `spared`."""
         for handler, transport in list(self.open.items()):
             if handler is not spared:
                 transport.abort()
 
 
-class Gate:
-    """The port: bound from first to last, and listening while it is open."""
+class Listener:
+    """The port: bound all the time, accepting connections while it is open."""
 
     def __init__(self, host: str, port: int, ssl_context: ssl.SSLContext | None) -> None:
         self._host, self._port, self._ssl = host, port, ssl_context
@@ -54,12 +55,22 @@ class Gate:
 
     @property
     def origin(self) -> str:
+        """The scheme, host and port.
+
+        Raises:
+            ConfigurationError: If the port is not known before the start.
+        """
         if not self._port:
             raise ConfigurationError("The local server has no address yet; start it first.")
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"{'https' if self._ssl else 'http'}://{host}:{self._port}"
 
     def bind(self) -> None:
+        """Take the port, without accepting connections.
+
+        Raises:
+            ConfigurationError: If the port is not available.
+        """
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         self._socket = socket.socket(family, socket.SOCK_STREAM)
         if os.name == "posix":
@@ -76,20 +87,23 @@ class Gate:
 
     @property
     def listening(self) -> bool:
+        """Whether connections are accepted."""
         return self._server is not None
 
-    async def open(self, web_server: Web) -> None:
+    async def open(self, web_server: TrackingServer) -> None:
+        """Accept connections."""
         assert self._socket is not None
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(web_server, sock=self._socket, ssl=self._ssl)
 
-    def shut(self) -> None:
-        """Refuse connections, and keep the port from others."""
+    def pause(self) -> None:
+        """Refuse connections, but keep the port."""
         if self._server is not None:
             self.close()
             self.bind()
 
     def close(self) -> None:
+        """Free the port."""
         if self._server is not None:
             self._server.close()
         elif self._socket is not None:
@@ -97,8 +111,8 @@ class Gate:
         self._server = self._socket = None
 
 
-class Sent(web.StreamResponse):
-    """Tells aiohttp that the answer is on the wire already."""
+class AlreadySentResponse(web.StreamResponse):
+    """A response that is on the wire already, so that aiohttp sends nothing more."""
 
     def __init__(self, keep_alive: bool) -> None:
         super().__init__()
@@ -116,16 +130,16 @@ class Sent(web.StreamResponse):
 
 
 async def read(request: web.BaseRequest) -> bytes:
-    """The body of a request.
+    """Read the body of a request.
 
     Raises:
-        RefusalError: by the client; the body is too large.
-        ConnectionResetError: by the client; it left.
+        GatewayError: If the body is too large.
+        ConnectionResetError: If the client left.
     """
     body = bytearray()
     try:
-        async for part in request.content.iter_any():
-            body += part
+        async for chunk in request.content.iter_any():
+            body += chunk
             if len(body) > contract.BODY_LIMIT:
                 raise contract.too_large()
     except ClientError:
@@ -134,18 +148,18 @@ async def read(request: web.BaseRequest) -> bytes:
 
 
 async def write(writer: AbstractStreamWriter, content: bytes) -> None:
-    """Write, and wait until the kernel has it (the transport's buffer limit is 0)."""
+    """Write, and wait until the kernel has the bytes (the transport's buffer limit is 0)."""
     if content:
         await writer.write(content)
         await writer.drain()
 
 
 async def pause(seconds: float) -> None:
-    """Sleep; for 0 just long enough that what was written arrives by itself."""
+    """Sleep; for 0, just let pending callbacks run, so that bytes are read before the next come."""
     if seconds:
         await asyncio.sleep(seconds)
         return
-    for _ in range(2):  # the peer in the same loop reads in the turn between
+    for _ in range(2):  # a peer in the same event loop reads in between
         await asyncio.sleep(0)
 
 

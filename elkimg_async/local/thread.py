@@ -1,4 +1,4 @@
-"""The local server in a thread of its own, for whoever has no event loop, or several."""
+"""The local server in a thread, for code without an event loop, or with several."""
 
 import asyncio
 import threading
@@ -8,19 +8,20 @@ from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
 from elkimg_async.local.faults import Fault
-from elkimg_async.local.server import LocalServer, ReceivedRequest
+from elkimg_async.local.received import ReceivedRequest
+from elkimg_async.local.server import LocalServer
 
 T = TypeVar("T")
 
 
 class ThreadedServer:
-    """A `LocalServer` that runs beside the caller: `with ThreadedServer(LocalServer()) as server`.
+    """A `LocalServer` in its own thread: `with ThreadedServer(LocalServer()) as server`.
 
-    Everything here may be used from any thread and any event loop, one after the other as well.
+    Every method may be called from any thread and any event loop.
     """
 
     def __init__(self, server: LocalServer) -> None:
-        """Take a server that has not been started; nothing else may touch it."""
+        """Wrap a server that has not been started and is not used elsewhere."""
         self._server = server
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -38,37 +39,37 @@ class ThreadedServer:
 
     @property
     def api_key(self) -> str:
-        """The only key that it takes."""
+        """The only API key that the server accepts."""
         return self._server.api_key
 
     @property
     def base_url(self) -> str:
-        """What a client needs, `/v1` included."""
+        """The base URL for a client, `/v1` included."""
         return self._server.base_url
 
     @property
     def requests(self) -> list[ReceivedRequest]:
-        """The latest thousand requests until now, the newest last.
+        """A copy of the latest thousand requests, oldest first.
 
-        A client may have its answer before its request is marked as answered: `wait_until` then.
+        A client may have its response before the request is marked as answered: use `wait_until`.
         """
         return self.call(lambda: list(self._server.requests))
 
     @property
     def generations(self) -> int:
-        """How many requests had images painted until now."""
+        """The number of POSTs for which images were painted so far."""
         return self._server.generations
 
     def start(self) -> None:
-        """Listen.
+        """Start to listen; a second call does nothing.
 
         Raises:
-            ConfigurationError: by whoever set this up; Pillow is missing, or the port is taken.
+            ConfigurationError: If Pillow is missing, or the port is taken.
         """
         if self._thread is not None:
             return
         ready: Future[None] = Future()
-        # A daemon, so that a forgotten server does not keep the process.
+        # A daemon thread, so that a server left open does not keep the process alive.
         thread = threading.Thread(target=self._run, args=(ready,), name="elkimg-local", daemon=True)
         thread.start()
         try:
@@ -79,7 +80,7 @@ class ThreadedServer:
         self._thread = thread
 
     def close(self) -> None:
-        """Break off what is under way and stop; a second call does nothing."""
+        """Abort requests in flight and stop; a second call does nothing."""
         thread, self._thread = self._thread, None
         if thread is not None:
             assert self._loop is not None
@@ -88,30 +89,30 @@ class ThreadedServer:
             thread.join()
 
     def inject(self, *faults: Fault | str) -> None:
-        """Add faults to those that wait for their POST.
+        """Add faults to the list for the next POSTs.
 
         Raises:
-            ConfigurationError: by the caller; a text names no fault.
+            ConfigurationError: If a text is not a fault.
         """
         self.call(lambda: self._server.inject(*faults))
 
     async def wait_until(self, condition: Callable[[], bool], *, within: float = 10.0) -> None:
-        """Wait until `condition` holds; it is asked, in the server's thread, whenever something happens there.
+        """Wait until `condition` holds; the server's thread checks it whenever its state changes.
 
         Raises:
-            TimeoutError: it did not hold `within` so many seconds.
+            TimeoutError: If it does not hold within `within` seconds.
         """
         async with asyncio.timeout(within):
             await asyncio.wrap_future(self._submit(self._server.wait_until(condition)))
 
     def call(self, function: Callable[[], T]) -> T:
-        """Do something in the server's thread, and return what it returns."""
+        """Call a function in the server's thread and return its result."""
         if self._thread is None or threading.current_thread() is self._thread:
             return function()
         return self.wait_for(_call(function))
 
     def wait_for(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine in the server's loop, and wait for it here."""
+        """Run a coroutine in the server's event loop and return its result."""
         return self._submit(coroutine).result()
 
     def _submit(self, coroutine: Coroutine[Any, Any, T]) -> "Future[T]":
@@ -119,12 +120,12 @@ class ThreadedServer:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def _run(self, ready: "Future[None]") -> None:
-        # The loop is of our choice, whatever policy the caller has set for its own.
+        # Independent of the event loop policy that the calling program has set.
         with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
             runner.run(self._serve(ready))
 
     async def _serve(self, ready: "Future[None]") -> None:
-        with _told(ready):
+        with _reported(ready):
             self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
             await self._server.start()
         if self._stop is not None and ready.exception() is None:
@@ -137,8 +138,8 @@ async def _call(function: Callable[[], T]) -> T:
 
 
 @contextmanager
-def _told(ready: "Future[None]") -> Iterator[None]:
-    """Tell the starter how the start ended."""
+def _reported(ready: "Future[None]") -> Iterator[None]:
+    """Report to the waiting `start` how the start ended."""
     try:
         yield
     except BaseException as error:  # noqa: BLE001

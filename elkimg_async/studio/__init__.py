@@ -1,1 +1,1 @@
-"""`elkimg studio`: a page for people who would rather look than read, and the backend behind it."""
+"""A page for generating and editing images in the browser: `elkimg studio`."""

@@ -1,28 +1,31 @@
-"""The studio's backend: aiohttp.web over `AsyncImages` and `elkimg_async.web`, an example to start from.
+"""The studio's backend: aiohttp.web over `AsyncImages` and `elkimg_async.web`.
 
-The browser never sees the API key: it asks this program, and this program asks the image server.
-Whoever reaches this program can spend the user's money, so it
+The browser never sees the API key: it sends requests to this program, which calls the image server.
+Access to this program is access to the owner's money, so it
 
 - listens on the loopback address only,
-- answers to its own names only, or a site could point a name of its own here (DNS rebinding),
-- takes a request that changes something from its own page only, or any page that is open in the
-  same browser could send one.
-
-Other users of the same machine do reach it.
+- serves nothing outside of a path with a random token, which other users of the machine lack,
+- accepts the names of the loopback address only, so that no site can point its own name here (DNS
+  rebinding); any port, since tunnels change it,
+- accepts requests that change something from its own page only, not from other pages.
 """
 
+import asyncio
 import contextlib
 import functools
+import re
+import secrets
 import socket
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMessage
 
 from elkimg_async.client import AsyncImages
 from elkimg_async.errors import ConfigurationError
@@ -33,17 +36,21 @@ from elkimg_async.sansio.requests import DEFAULT_MODEL, GenerateRequest
 from elkimg_async.sansio.responses import CompletedImage, Usage
 from elkimg_async.web import aiohttp_response
 
+T = TypeVar("T")
+
 HOST = "127.0.0.1"
 OWN_HEADER = "X-Elkimg-Studio"
-"""What only the page itself can send: a header of this kind needs leave, which no other site gets."""
+"""A header that other sites cannot send without a permission, which they never get."""
 
 _PAGE = Path(__file__).parent / "page"
-_FILES = {  # with their types: what a machine makes of .js is anybody's guess
-    "/": ("index.html", "text/html"),
-    "/studio.css": ("studio.css", "text/css"),
-    "/studio.js": ("studio.js", "text/javascript"),
+_FILES = {  # with their types, since machines disagree about that of .js
+    "": ("index.html", "text/html"),
+    "studio.css": ("studio.css", "text/css"),
+    "studio.js": ("studio.js", "text/javascript"),
 }
-_BODY_LIMIT = 128 * 1024 * 1024  # bytes of a picture to edit and its mask
+_NAMES = {HOST, "localhost", "[::1]"}
+_BODY_LIMIT = 128 * 1024 * 1024  # bytes of an image to edit and its mask
+_UPLOAD_SECONDS = 60.0
 _KEPT_BYTES = 512 * 1024 * 1024
 _KEPT_CALLS = 100
 _HEADERS = {
@@ -56,31 +63,31 @@ _HEADERS = {
     "Cache-Control": "no-store",
 }
 _SIZES = ("1024x1024", "1536x1024", "1024x1536", "2048x2048", "3840x2160", "2160x3840", "auto")
-"""What is offered where a model takes any size."""
+"""The sizes offered for models that accept any."""
 
 
-class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the page asks for; it makes the `id` up itself."""
+class PageRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A request of the page, with an `id` that the page chooses."""
 
     id: Annotated[str, msgspec.Meta(pattern="^[0-9a-f-]{36}$")]
     request: GenerateRequest
 
 
-class Kept(msgspec.Struct, kw_only=True):
-    """The pictures of one call; `elapsed` is in seconds."""
+class GalleryEntry(msgspec.Struct, kw_only=True):
+    """The images of one call; `elapsed` is in seconds."""
 
-    order: Order
+    page_request: PageRequest
     edited: bool
     images: list[bytes]
     elapsed: float = 0.0
     size: str | None = None
     usage: Usage | None = None
 
-    def told(self) -> dict[str, Any]:
-        """What the page shows of it after a reload."""
+    def describe(self) -> dict[str, Any]:
+        """Return what the page shows of it after a reload."""
         return {
-            "id": self.order.id,
-            "order": self.order.request.fields(),
+            "id": self.page_request.id,
+            "request": self.page_request.request.fields(),
             "edited": self.edited,
             "types": [media_type_of(image) for image in self.images],
             "elapsed": self.elapsed,
@@ -90,23 +97,25 @@ class Kept(msgspec.Struct, kw_only=True):
 
 
 class Gallery:
-    """The pictures of the session, in memory, so that a reload shows them again; the oldest go first."""
+    """The images of the session, in memory; the oldest are dropped first."""
 
     def __init__(self, *, max_bytes: int = _KEPT_BYTES, max_calls: int = _KEPT_CALLS) -> None:
-        self.calls: OrderedDict[str, Kept] = OrderedDict()
+        self.calls: OrderedDict[str, GalleryEntry] = OrderedDict()
         self._max_bytes, self._max_calls = max_bytes, max_calls
 
-    def keep(self, order: Order, event: CompletedImage, *, edited: bool, elapsed: float) -> None:
-        """Add one finished picture to those of its call."""
-        new = Kept(order=order, edited=edited, images=[])
-        kept = self.calls.setdefault(order.id, new)
-        kept.images.append(event.image.content or b"")
-        kept.elapsed, kept.size, kept.usage = elapsed, event.size, event.usage
+    def add(
+        self, page_request: PageRequest, event: CompletedImage, *, edited: bool, elapsed: float
+    ) -> None:
+        """Add one finished image to those of its call."""
+        new = GalleryEntry(page_request=page_request, edited=edited, images=[])
+        entry = self.calls.setdefault(page_request.id, new)
+        entry.images.append(event.image.content or b"")
+        entry.elapsed, entry.size, entry.usage = elapsed, event.size, event.usage
         while len(self.calls) > 1 and self._is_full():
             self.calls.popitem(last=False)
 
     def _is_full(self) -> bool:
-        size = sum(len(image) for kept in self.calls.values() for image in kept.images)
+        size = sum(len(image) for entry in self.calls.values() for image in entry.images)
         return size > self._max_bytes or len(self.calls) > self._max_calls
 
 
@@ -114,52 +123,54 @@ class Gallery:
 async def serve(
     client: AsyncImages, *, port: int = 0, local: bool = False, gallery: Gallery | None = None
 ) -> AsyncIterator[str]:
-    """Serve the studio within the block, which gets its address.
+    """Serve the studio within the block, and yield its address, a random token included.
 
     Args:
-        client: What makes the pictures; it is not closed here.
-        port: Where it listens, on loopback. 0: a free one.
-        local: Whether `client` asks a local server, which the page then says.
-        gallery: Where pictures are kept. None: a new one.
+        client: The client that generates images; it is not closed here.
+        port: The port on the loopback address; 0 for a free one.
+        local: Whether `client` uses a local server, which the page then shows.
+        gallery: The gallery of images; None for a new one.
 
     Raises:
-        ConfigurationError: by the caller; the port is taken.
+        ConfigurationError: If the port is taken.
     """
     try:
         listener = socket.create_server((HOST, port))
     except (OSError, OverflowError) as error:
-        raise ConfigurationError(f"Port {port} cannot be used ({error}); choose another.") from None
+        raise ConfigurationError(
+            f"Port {port} is not available ({error}); choose another one."
+        ) from None
     port = listener.getsockname()[1]
-    studio = Studio(client, port=port, local=local, gallery=gallery or Gallery())
+    token = secrets.token_urlsafe(24)
+    studio = Studio(client, token=token, local=local, gallery=gallery or Gallery())
     runner = web.AppRunner(studio.app(), access_log=None, shutdown_timeout=1.0)
     try:
         await runner.setup()
         await web.SockSite(runner, listener).start()
-        yield f"http://{HOST}:{port}"
+        yield f"http://{HOST}:{port}/{token}/"
     finally:
         await runner.cleanup()
         listener.close()
 
 
 class Studio:
-    """The handlers, and what they share."""
+    """The request handlers and their state."""
 
-    def __init__(self, client: AsyncImages, *, port: int, local: bool, gallery: Gallery) -> None:
+    def __init__(self, client: AsyncImages, *, token: str, local: bool, gallery: Gallery) -> None:
         self._client, self._local, self._gallery = client, local, gallery
-        suffix = "" if port == 80 else f":{port}"  # browsers leave that port out
-        self._hosts = {name + suffix for name in (HOST, "localhost", "[::1]")}
+        self._root = f"/{token}/"
 
     def app(self) -> web.Application:
-        """The application: the page, and what it asks for."""
+        """Return the application: the page and its API."""
         app = web.Application(middlewares=[self._guard], client_max_size=_BODY_LIMIT)
         app.on_response_prepare.append(_add_headers)
         app.add_routes(
             [
-                *(web.get(path, _file) for path in _FILES),
-                web.get("/api/session", self._session),
-                web.get("/api/pictures/{id}/{index:[0-9]{1,3}}", self._picture),
-                web.post("/api/generate", self._generate),
-                web.post("/api/edit", self._edit),
+                *(web.get(self._root + name, _file) for name in _FILES),
+                web.get(f"{self._root}api/session", self._session),
+                web.get(self._root + "api/images/{id}/{index:[0-9]{1,3}}", self._image),
+                web.post(f"{self._root}api/generate", self._generate),
+                web.post(f"{self._root}api/edit", self._edit),
             ]
         )
         return app
@@ -168,74 +179,83 @@ class Studio:
     async def _guard(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        """Refuse what another site may have sent."""
+        """Reject requests that another site may have sent."""
         headers = request.headers
-        if request.host not in self._hosts:
-            return _refusal(403, "The studio does not answer to this name.")
+        name = re.sub(r":\d{1,5}$", "", request.host)
+        if name not in _NAMES:
+            return _rejection(403, "The studio is not available under this name.")
+        if not secrets.compare_digest(
+            request.raw_path[: len(self._root)].encode(), self._root.encode()
+        ):
+            return _rejection(404, "Open the address that the studio printed in its terminal.")
         if request.method not in ("GET", "HEAD") and not (
-            headers.get("Origin") == f"http://{request.host}"
+            headers.get("Origin") in (f"http://{request.host}", f"https://{request.host}")
             and headers.get("Sec-Fetch-Site", "same-origin") == "same-origin"
             and OWN_HEADER in headers
         ):
-            return _refusal(403, "Only the studio's own page may ask for this.")
+            return _rejection(403, "Only the studio's own page may send this request.")
         try:
             return await handler(request)
         except web.HTTPException as error:
-            return _refusal(error.status, error.text or error.reason)
+            return _rejection(error.status, error.text or error.reason)
 
     async def _session(self, request: web.Request) -> web.Response:
-        """All that the page must know at its start."""
+        """Return everything that the page needs at its start."""
         return _json(
             {
                 "local": self._local,
                 "server": urlsplit(self._client.base_url).netloc,
                 "default_model": DEFAULT_MODEL,
                 "models": {name: _offer(MODELS[name]) for name in reversed(MODELS)},
-                "pictures": [kept.told() for kept in self._gallery.calls.values()],
+                "images": [entry.describe() for entry in self._gallery.calls.values()],
             }
         )
 
-    async def _picture(self, request: web.Request) -> web.Response:
-        kept = self._gallery.calls.get(request.match_info["id"])
+    async def _image(self, request: web.Request) -> web.Response:
+        entry = self._gallery.calls.get(request.match_info["id"])
         index = int(request.match_info["index"])
-        if kept is None or index >= len(kept.images):
-            raise web.HTTPNotFound(text="This picture is not kept any more.")
-        image = kept.images[index]
-        # An SVG that is opened by itself would be a page of the studio's own, with scripts.
+        if entry is None or index >= len(entry.images):
+            raise web.HTTPNotFound(text="The studio no longer has this image.")
+        image = entry.images[index]
+        # An SVG opened by itself is a page of the studio's origin, and could run scripts.
         headers = {"Content-Security-Policy": "sandbox; default-src 'none'"}
         return web.Response(body=image, content_type=media_type_of(image), headers=headers)
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
-        order = _read_order(await request.text())
-        call = functools.partial(self._client.generate, **order.request.fields())
-        return await aiohttp_response(request, self._kept(call, order))
+        page_request = _parse_request(await _read(request, request.text()))
+        call = functools.partial(self._client.generate, **page_request.request.fields())
+        return await aiohttp_response(request, self._stored(call, page_request))
 
     async def _edit(self, request: web.Request) -> web.StreamResponse:
-        form = await request.post()
-        order = _read_order(form.get("order"))
+        form = await _read(request, request.post())
+        page_request = _parse_request(form.get("request"))
         image, mask = _read_file(form.get("image")), _read_file(form.get("mask"))
         if image is None:
-            raise web.HTTPBadRequest(text="There is no picture to edit.")
-        call = functools.partial(self._client.edit, image, mask=mask, **order.request.fields())
-        return await aiohttp_response(request, self._kept(call, order, edited=True))
+            raise web.HTTPBadRequest(text="There is no image to edit.")
+        call = functools.partial(
+            self._client.edit, image, mask=mask, **page_request.request.fields()
+        )
+        return await aiohttp_response(request, self._stored(call, page_request, edited=True))
 
-    async def _kept(
-        self, call: Callable[..., Any], order: Order, *, edited: bool = False
+    async def _stored(
+        self, call: Callable[..., Any], page_request: PageRequest, *, edited: bool = False
     ) -> AsyncIterator[ImageEvent]:
-        """The events of a call, its finished pictures kept before they go on to the browser."""
-        began = time.monotonic()
-        async with contextlib.aclosing(_events(call, order)) as events:
+        """Yield the events of a call, with finished images stored before they are yielded."""
+        started = time.monotonic()
+        async with contextlib.aclosing(_events(call, page_request)) as events:
             async for event in events:
                 if isinstance(event, CompletedImage):
                     await event.image.read()
-                    elapsed = time.monotonic() - began
-                    self._gallery.keep(order, event, edited=edited, elapsed=elapsed)
+                    elapsed = time.monotonic() - started
+                    self._gallery.add(page_request, event, edited=edited, elapsed=elapsed)
                 yield event
 
 
-async def _events(call: Callable[..., Any], order: Order) -> AsyncGenerator[ImageEvent, None]:
-    """The events of a call, made up where the model cannot stream."""
-    rules = MODELS.get(order.request.model or DEFAULT_MODEL)
+async def _events(
+    call: Callable[..., Any], page_request: PageRequest
+) -> AsyncGenerator[ImageEvent, None]:
+    """Yield the events of a call; of a batch call if the model cannot stream."""
+    rules = MODELS.get(page_request.request.model or DEFAULT_MODEL)
     if rules is None or rules.streams:
         async with call(stream=True) as stream:
             async for event in stream:
@@ -257,7 +277,7 @@ async def _add_headers(request: web.Request, response: web.StreamResponse) -> No
 
 
 async def _file(request: web.Request) -> web.FileResponse:
-    name, media_type = _FILES[request.path]
+    name, media_type = _FILES[request.path.rpartition("/")[2]]
     return web.FileResponse(_PAGE / name, headers={"Content-Type": f"{media_type}; charset=utf-8"})
 
 
@@ -266,14 +286,32 @@ def _json(value: object, status: int = 200) -> web.Response:
     return web.Response(body=body, content_type="application/json", status=status)
 
 
-def _refusal(status: int, message: str) -> web.Response:
-    error = {"message": message, "type": "Refused", "billing": "not_sent"}
+def _rejection(status: int, message: str) -> web.Response:
+    error = {"message": message, "type": "Rejected", "billing": "not_sent"}
     return _json({"error": error}, status)
 
 
-def _read_order(text: object) -> Order:
+async def _read(request: web.Request, body: Awaitable[T]) -> T:
+    """Read a body.
+
+    Raises:
+        HTTPBadRequest: If the body, or its Content-Type, is malformed.
+        HTTPRequestTimeout: If the body does not arrive in time.
+    """
     try:
-        return msgspec.json.decode(str(text), type=Order)
+        async with asyncio.timeout(_UPLOAD_SECONDS):
+            return await body
+    except TimeoutError:
+        raise web.HTTPRequestTimeout(text="The upload took too long.") from None
+    # aiohttp's multipart reader raises a bare AssertionError or RuntimeError for some forms.
+    except (ValueError, LookupError, AssertionError, RuntimeError, BadHttpMessage) as error:
+        problem = type(error).__name__
+    raise web.HTTPBadRequest(text=f"The request cannot be read: {problem}")
+
+
+def _parse_request(text: object) -> PageRequest:
+    try:
+        return msgspec.json.decode(str(text), type=PageRequest)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise web.HTTPBadRequest(text=f"The request cannot be read: {error}") from None
 
@@ -283,6 +321,6 @@ def _read_file(field: object) -> bytes | None:
 
 
 def _offer(rules: ModelRules) -> dict[str, Any]:
-    """What the page offers for a model."""
+    """Return what the page offers for a model."""
     sizes = _SIZES if isinstance(rules.sizes, FreeSizes) else rules.sizes
     return {"size": sizes, "n": rules.n, "streams": rules.streams, **rules.values}

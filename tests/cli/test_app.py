@@ -402,7 +402,7 @@ async def test_serve_answers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--fault", "flood"], "There is no fault 'flood'. Choose one of:"),
+        (["--fault", "flood"], "Unknown fault 'flood'. Choose one of:"),
         (["--port", "70000"], "0-65535"),
         (["--port", "x"], "Invalid value for --port: it must be a whole number."),
     ],

@@ -1,4 +1,4 @@
-"""The contract of the local server, without a socket."""
+"""Requests and responses of the local server, without a socket."""
 
 import base64
 import json
@@ -7,53 +7,60 @@ from typing import Any
 import msgspec
 import pytest
 
-from elkimg_async.local import contract
-from elkimg_async.local.contract import Order, RefusalError, Result, read_order
-from elkimg_async.local.script import Answer, End, Pause, Step, steps, written
+from elkimg_async.local import contract, responses
+from elkimg_async.local.contract import (
+    GatewayError,
+    ParsedRequest,
+    parse_generation,
+)
+from elkimg_async.local.responses import GeneratedImages
+from elkimg_async.local.script import End, Pause, ScriptedResponse, Step, joined, steps
 
-HEADERS = {contract.REQUEST_ID: "r-1"}
+HEADERS = {responses.REQUEST_ID: "r-1"}
 
 
-def order(**fields: Any) -> Order:
-    return read_order(msgspec.json.encode({"model": "gpt-image-1", "prompt": "a boat", **fields}))
+def parsed(**fields: Any) -> ParsedRequest:
+    return parse_generation(
+        msgspec.json.encode({"model": "gpt-image-1", "prompt": "a boat", **fields})
+    )
 
 
-def refusal(body: bytes) -> RefusalError:
-    with pytest.raises(RefusalError) as caught:
-        read_order(body)
+def rejection(body: bytes) -> GatewayError:
+    with pytest.raises(GatewayError) as caught:
+        parse_generation(body)
     return caught.value
 
 
-def events(answer: Answer) -> list[tuple[str, Any]]:
+def events(response: ScriptedResponse) -> list[tuple[str, Any]]:
     found = []
-    for frame in answer.frames:
+    for frame in response.frames:
         if frame.startswith(b"event: "):
             name, data = frame.decode().rstrip("\n").split("\n")
             found.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
     return found
 
 
-def test_read_order_fills_in_defaults() -> None:
-    """What is left out gets the service's documented default."""
-    plain = read_order(b'{"prompt": "a boat"}')
+def test_parse_generation_fills_in_defaults() -> None:
+    """Missing fields get the documented defaults."""
+    plain = parse_generation(b'{"prompt": "a boat"}')
     assert (plain.model, plain.n, plain.width, plain.height) == ("gpt-image-1.5", 1, 1024, 1024)
     assert (plain.output_format, plain.compression, plain.stream) == ("png", 100, False)
     assert not plain.by_url
     assert not plain.transparent
 
 
-def test_read_order_drops_unknown_keys_and_nulls() -> None:
-    """Keys that nobody knows are dropped without a word, and null is as good as absent."""
-    assert order(colour="red", extra_body={"n": 7}, n=None) == order()
+def test_parse_generation_drops_unknown_keys_and_nulls() -> None:
+    """Unknown fields are dropped silently, and null counts as absent."""
+    assert parsed(colour="red", extra_body={"n": 7}, n=None) == parsed()
 
 
 @pytest.mark.parametrize(
     ("model", "response_format", "by_url"),
     [("dall-e-2", None, True), ("dall-e-3", "url", True), ("dall-e-3", "b64_json", False)],
 )
-def test_read_order_by_url(model: str, response_format: str | None, by_url: bool) -> None:
-    """The dall-e models answer with a URL unless base64 is asked for."""
-    assert order(model=model, response_format=response_format).by_url is by_url
+def test_parse_generation_by_url(model: str, response_format: str | None, by_url: bool) -> None:
+    """The dall-e models return a URL unless base64 is requested."""
+    assert parsed(model=model, response_format=response_format).by_url is by_url
 
 
 @pytest.mark.parametrize(
@@ -74,50 +81,52 @@ def test_read_order_by_url(model: str, response_format: str | None, by_url: bool
         ({"partial_images": 4, "stream": True}, 500, "invalid_request"),
         ({"background": "transparent", "output_format": "jpeg"}, 500, "invalid_request"),
         ({"model": "dall-e-2", "stream": True}, 500, "invalid_request"),
-        ({"model": "gpt-image-2", "output_format": "svg"}, 500, "invalid_request"),
+        ({"frame_count": 1}, 500, "invalid_request"),
+        ({"svg": "x"}, 500, "invalid_request"),
+        ({"safety_identifier": 7}, 500, "invalid_request"),
         ({"model": "no-such"}, 503, "model_not_found"),
         ({"model": 7}, 500, "invalid_request"),
         ({"response_format": "url"}, 400, "unknown_parameter"),
     ],
 )
-def test_read_order_refusals(fields: dict[str, Any], status: int, code: str) -> None:
-    """Each refusal has the status and the code of the gateway."""
-    with pytest.raises(RefusalError) as caught:
-        order(**fields)
+def test_parse_generation_invalid_field(fields: dict[str, Any], status: int, code: str) -> None:
+    """Each error has the status and the code of the gateway."""
+    with pytest.raises(GatewayError) as caught:
+        parsed(**fields)
     assert (caught.value.status, caught.value.code) == (status, code)
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"a"', b"\xff", b"[" * 100_000, b"null"])
-def test_read_order_bad_body(body: bytes) -> None:
-    """A body that is no JSON object is an invalid request."""
-    assert (refusal(body).status, refusal(body).code) == (500, "invalid_request")
+def test_parse_generation_bad_body(body: bytes) -> None:
+    """A body that is not a JSON object is an invalid request."""
+    assert (rejection(body).status, rejection(body).code) == (500, "invalid_request")
 
 
-def test_check_key_refuses_other_keys() -> None:
-    """Only the Bearer key passes, and the refusal has an empty code."""
-    contract.check_key({"Authorization": "Bearer right"}, "right")
+def test_check_api_key_wrong() -> None:
+    """Only the expected API key as Bearer token is accepted; the error has an empty code."""
+    contract.check_api_key({"Authorization": "Bearer right"}, "right")
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic right"}):
-        with pytest.raises(RefusalError) as caught:
-            contract.check_key(headers, "right")
+        with pytest.raises(GatewayError) as caught:
+            contract.check_api_key(headers, "right")
         assert (caught.value.status, caught.value.code) == (401, "")
 
 
-def test_error_answer_has_the_gateways_shape() -> None:
+def test_error_response_shape() -> None:
     """Errors have message, type, param and code, and the message ends in the request id."""
-    answer = contract.error_answer(RefusalError(401, "no"), HEADERS)
-    assert answer.status == 401
-    assert json.loads(answer.body) == {
+    response = responses.error_response(GatewayError(401, "no"), HEADERS)
+    assert response.status == 401
+    assert json.loads(response.body) == {
         "error": {"message": "no (request id: r-1)", "type": "api_error", "param": "", "code": ""}
     }
 
 
-def test_answer_json() -> None:
-    """A batch answer has each image, what it is like, and the usage."""
-    asked = order(n=2, size="1536x1024", quality="low", background="transparent")
-    answer = contract.answer(
-        asked, Result(created=17, images=(b"one", b"two")), HEADERS, stream=False
+def test_success_response_json() -> None:
+    """A batch response has each image, its description and the usage."""
+    request = parsed(n=2, size="1536x1024", quality="low", background="transparent")
+    response = responses.success_response(
+        request, GeneratedImages(created=17, images=(b"one", b"two")), HEADERS, stream=False
     )
-    value = json.loads(answer.body)
+    value = json.loads(response.body)
     assert [base64.b64decode(item["b64_json"]) for item in value["data"]] == [b"one", b"two"]
     assert {name: value[name] for name in ("created", "size", "quality", "background")} == {
         "created": 17,
@@ -125,68 +134,71 @@ def test_answer_json() -> None:
         "quality": "low",
         "background": "transparent",
     }
-    assert answer.headers == {**HEADERS, "Content-Type": "application/json"}
+    assert response.headers == {**HEADERS, "Content-Type": "application/json"}
 
 
-def test_answer_by_url() -> None:
-    """An answer by URL has the address instead of the image, and dall-e-3's revised prompt."""
-    result = Result(created=17, images=(b"one",), urls=("http://host/one.png",))
-    answer = contract.answer(order(model="dall-e-3"), result, HEADERS, stream=False)
-    assert json.loads(answer.body)["data"] == [
+def test_success_response_by_url() -> None:
+    """A response by URL has the URL instead of the image, and dall-e-3's revised prompt."""
+    result = GeneratedImages(created=17, images=(b"one",), urls=("http://host/one.png",))
+    response = responses.success_response(parsed(model="dall-e-3"), result, HEADERS, stream=False)
+    assert json.loads(response.body)["data"] == [
         {"url": "http://host/one.png", "revised_prompt": "a boat"}
     ]
 
 
-def test_answer_stream() -> None:
-    """A stream is a ping, the partial images, a completed event for each image, and [DONE]."""
-    asked = order(stream=True, partial_images=2, n=2)
-    result = Result(created=17, images=(b"one", b"two"), partials=(b"p0", b"p1"))
-    answer = contract.answer(asked, result, HEADERS, stream=True)
-    assert answer.headers["Content-Type"] == "text/event-stream"
-    assert answer.frames[0] == b": PING\n\n"
-    assert answer.frames[-1] == b"data: [DONE]\n\n"
-    partials, completed = events(answer)[:2], events(answer)[2:]
+def test_success_response_stream() -> None:
+    """A stream has a ping, partial images, a completed event per image, and [DONE]."""
+    request = parsed(stream=True, partial_images=2, n=2)
+    result = GeneratedImages(created=17, images=(b"one", b"two"), partials=(b"p0", b"p1"))
+    response = responses.success_response(request, result, HEADERS, stream=True)
+    assert response.headers["Content-Type"] == "text/event-stream"
+    assert response.frames[0] == b": PING\n\n"
+    assert response.frames[-1] == b"data: [DONE]\n\n"
+    partials, completed = events(response)[:2], events(response)[2:]
     assert [name for name, _ in partials] == ["image_generation.partial_image"] * 2
     assert [data["partial_image_index"] for _, data in partials] == [0, 1]
     assert [name for name, _ in completed] == ["image_generation.completed"] * 2
     assert [base64.b64decode(data["b64_json"]) for _, data in completed] == [b"one", b"two"]
-    for name, data in events(answer):
+    for name, data in events(response):
         assert data["type"] == name
         assert data["created_at"] == 17
     for _, data in completed:
-        assert data["usage"] == contract.usage(asked)
+        assert data["usage"] == responses.usage(request)
 
 
 @pytest.mark.parametrize("quality", ["low", "medium", "high", "auto"])
 def test_usage_adds_up(quality: str) -> None:
-    """Input and output make the total, the details make the input, and partial images cost."""
-    usage = contract.usage(order(n=3, quality=quality))
+    """Input and output add up to the total, the details to the input; partial images cost."""
+    usage = responses.usage(parsed(n=3, quality=quality))
     assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
     assert usage["input_tokens"] == sum(usage["input_tokens_details"].values())
-    dearer = contract.usage(order(n=3, quality=quality, stream=True, partial_images=2))
-    extra = dearer["output_tokens"] - usage["output_tokens"]
-    assert extra == 2 * contract.PARTIAL_IMAGE_TOKENS
+    streamed = responses.usage(parsed(n=3, quality=quality, stream=True, partial_images=2))
+    extra = streamed["output_tokens"] - usage["output_tokens"]
+    assert extra == 2 * responses.PARTIAL_IMAGE_TOKENS
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0s"), (1, "1s"), (59.5, "59.5s"), (60, "1m0s"), (390, "6m30s")]
 )
 def test_duration(seconds: float, text: str) -> None:
-    """Rate-limit headers give times as text."""
-    assert contract.duration(seconds) == text
+    """Rate-limit headers have durations as text."""
+    assert responses.duration(seconds) == text
 
 
-def test_models_answer_is_a_list() -> None:
-    """The models come in OpenAI's list shape and say that they make images."""
-    value = json.loads(contract.models_answer(HEADERS).body)
+def test_models_response_shape() -> None:
+    """Models come in OpenAI's list shape, with endpoint types and shutdown dates."""
+    value = json.loads(responses.models_response(HEADERS).body)
     assert value["object"] == "list"
     assert "gpt-image-1.5" in {model["id"] for model in value["data"]}
+    dates = {model["id"]: model["shutdown_date"] for model in value["data"]}
+    assert dates["gpt-image-1.5"] == "2026-12-01"
+    assert dates["gpt-image-2"] is None
     assert all("image-generation" in model["supported_endpoint_types"] for model in value["data"])
 
 
 def test_steps_with_a_length() -> None:
-    """A plain answer waits, then gives its head with the length, and its body."""
-    script = list(steps(Answer(headers={"A": "b"}, frames=(b"12", b"345"), delay=2.0)))
+    """A plain response is a pause, the head with the length, and the body."""
+    script = list(steps(ScriptedResponse(headers={"A": "b"}, frames=(b"12", b"345"), delay=2.0)))
     expected: list[Step] = [
         Pause(2.0),
         b"HTTP/1.1 200 OK\r\nA: b\r\nContent-Length: 5\r\n\r\n",
@@ -197,9 +209,9 @@ def test_steps_with_a_length() -> None:
 
 
 def test_steps_of_a_stream() -> None:
-    """A stream gives its head at once, waits before each event, and ends with an empty chunk."""
+    """A stream is the head, a pause before each event, and an empty last chunk."""
     frames = (b": PING\n\n", b"event: a\n\n")
-    script = list(steps(Answer(frames=frames, framing="chunked", delay=2.0)))
+    script = list(steps(ScriptedResponse(frames=frames, framing="chunked", delay=2.0)))
     expected: list[Step] = [
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"8\r\n: PING\n\n\r\n",
@@ -211,7 +223,7 @@ def test_steps_of_a_stream() -> None:
 
 
 def test_steps_without_framing() -> None:
-    """Without length and chunks the end of the body is the end of the connection."""
-    script = list(steps(Answer(status=524, frames=(b"12",), framing="close")))
+    """Without a length and chunks, the body ends with the connection."""
+    script = list(steps(ScriptedResponse(status=524, frames=(b"12",), framing="close")))
     assert script[-1] is End.CLOSE
-    assert written(iter(script)) == b"HTTP/1.1 524 Unknown\r\nConnection: close\r\n\r\n12"
+    assert joined(iter(script)) == b"HTTP/1.1 524 Unknown\r\nConnection: close\r\n\r\n12"

@@ -1,4 +1,4 @@
-"""Edits at the local server: the form, what is painted where, and the answers."""
+"""Edits at the local server: forms, JSON, masks and responses."""
 
 import base64
 import io
@@ -12,8 +12,9 @@ from PIL import Image as Pillow
 from PIL import ImageChops, ImageDraw
 
 from elkimg_async.local import LocalServer
-from elkimg_async.local.contract import RefusalError
-from elkimg_async.local.forms import MOST_PARTS, parse, read_edit, shown
+from elkimg_async.local.contract import GatewayError
+from elkimg_async.local.edits import parse_edit_form
+from elkimg_async.local.forms import MAX_PARTS, described, parse_form
 from elkimg_async.local.server import EDITS_PATH
 
 KIND = "multipart/form-data; boundary=XX"
@@ -26,7 +27,7 @@ async def server() -> AsyncIterator[LocalServer]:
 
 
 def picture(size: tuple[int, int] = (96, 64), format: str = "PNG", mode: str = "RGB") -> bytes:
-    """A picture in which no two neighbours are alike."""
+    """An image whose neighbouring pixels all differ."""
     noise = bytes(n * 37 % 251 for n in range(size[0] * size[1] * len(mode)))
     out = io.BytesIO()
     Pillow.frombytes(mode, size, noise).save(out, format)
@@ -34,7 +35,7 @@ def picture(size: tuple[int, int] = (96, 64), format: str = "PNG", mode: str = "
 
 
 def mask(size: tuple[int, int] = (96, 64)) -> bytes:
-    """Opaque, but for a hole."""
+    """A mask that is opaque except for a hole."""
     image = Pillow.new("RGBA", size, (0, 0, 0, 255))
     ImageDraw.Draw(image).rectangle(HOLE, (0, 0, 0, 0))
     out = io.BytesIO()
@@ -50,15 +51,15 @@ def opened(content: bytes) -> Pillow.Image:
 
 
 def form(**fields: Any) -> aiohttp.FormData:
-    """A form; bytes are files, and lists are several of the same name."""
+    """A form; bytes become files, lists repeated names."""
     data = aiohttp.FormData()
     for name, value in {"prompt": "a hat", **fields}.items():
-        key = "image[]" if isinstance(value, list) else name
+        field = "image[]" if isinstance(value, list) else name
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, bytes):
-                data.add_field(key, item, filename=f"{name}.png", content_type="image/png")
+                data.add_field(field, item, filename=f"{name}.png", content_type="image/png")
             else:
-                data.add_field(key, item)
+                data.add_field(field, item)
     return data
 
 
@@ -67,9 +68,9 @@ async def post(server: LocalServer, data: Any, **headers: str) -> tuple[int, byt
     key = {"Authorization": f"Bearer {server.api_key}"}
     async with (
         aiohttp.ClientSession() as session,
-        session.post(url, data=data, headers={**key, **headers}) as answer,
+        session.post(url, data=data, headers={**key, **headers}) as response,
     ):
-        return answer.status, await answer.read()
+        return response.status, await response.read()
 
 
 async def edited(server: LocalServer, **fields: Any) -> tuple[Pillow.Image, dict[str, Any]]:
@@ -81,7 +82,7 @@ async def edited(server: LocalServer, **fields: Any) -> tuple[Pillow.Image, dict
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 async def test_edit_paints_within_the_mask(server: LocalServer, mode: str) -> None:
-    """Where the mask is transparent the picture is painted anew; every other pixel stays as it was."""
+    """Only pixels where the mask is transparent change."""
     content = picture(mode=mode)
     image, value = await edited(server, image=content, mask=mask())
     before = opened(content)
@@ -98,7 +99,7 @@ async def test_edit_paints_within_the_mask(server: LocalServer, mode: str) -> No
 
 
 async def test_edit_half_transparent_mask(server: LocalServer) -> None:
-    """Half transparency in the mask mixes the picture and the paint."""
+    """A half transparent mask mixes image and paint."""
     out = io.BytesIO()
     Pillow.new("RGBA", (96, 64), (0, 0, 0, 128)).save(out, "PNG")
     half, _ = await edited(server, image=picture(), mask=out.getvalue())
@@ -110,7 +111,7 @@ async def test_edit_half_transparent_mask(server: LocalServer) -> None:
 
 
 async def test_edit_without_a_mask(server: LocalServer) -> None:
-    """The picture can be seen to be edited: its upper edge stays, and the rest gives way to paint."""
+    """Without a mask the top of the image stays and the rest fades into paint."""
     content = picture()
     image, _ = await edited(server, image=content)
     before = opened(content)
@@ -121,8 +122,8 @@ async def test_edit_without_a_mask(server: LocalServer) -> None:
     assert image.tobytes() != other.tobytes()
 
 
-async def test_edit_shows_every_picture(server: LocalServer) -> None:
-    """Each further picture is to be seen in the result."""
+async def test_edit_shows_every_image_file(server: LocalServer) -> None:
+    """Every further image is visible in the result."""
     results = set()
     for images in (
         [picture()],
@@ -140,7 +141,7 @@ async def test_edit_shows_every_picture(server: LocalServer) -> None:
 
 @pytest.mark.parametrize("output_format", ["jpeg", "webp"])
 async def test_edit_options(server: LocalServer, output_format: str) -> None:
-    """n, size and the output's format are those asked for; each image is another."""
+    """n, size and output format are as requested, and the images differ."""
     fields = {"n": "2", "size": "1024x1536", "output_format": output_format, "quality": "low"}
     status, body = await post(server, form(image=picture(), **fields))
     value = json.loads(body)
@@ -153,7 +154,7 @@ async def test_edit_options(server: LocalServer, output_format: str) -> None:
 
 
 async def test_edit_stream(server: LocalServer) -> None:
-    """A stream has events of edits, its partial images keep the rest of the picture as well."""
+    """A stream has edit events, and its partial images keep the masked part too."""
     data = form(image=picture(), mask=mask(), stream="true", partial_images="2")
     status, body = await post(server, data)
     assert status == 200
@@ -169,7 +170,7 @@ async def test_edit_stream(server: LocalServer) -> None:
 
 
 async def test_edit_is_recorded(server: LocalServer) -> None:
-    """The record of a request has the texts of its form, and name, type and size of its files."""
+    """Recorded fields have the form's texts, and name, type and size of its files."""
     await edited(server, images=[picture(), picture()], mask=mask(), user="u-1")
     fields = server.requests[-1].fields
     file = {"filename": "images.png", "type": "image/png", "size": len(picture())}
@@ -179,8 +180,8 @@ async def test_edit_is_recorded(server: LocalServer) -> None:
     assert server.generations == 1
 
 
-async def test_edit_replays_and_plays_faults(server: LocalServer) -> None:
-    """The same key and body give the same answer, made once; another body is refused; faults strike."""
+async def test_edit_idempotency_and_faults(server: LocalServer) -> None:
+    """An idempotency key replays its response, and faults apply."""
     body = b"".join(
         b'--XX\r\nContent-Disposition: form-data; name="%b\r\n\r\n%b\r\n' % part
         for part in ((b'prompt"', b"a"), (b'image"; filename="a.png"', picture()))
@@ -192,8 +193,8 @@ async def test_edit_replays_and_plays_faults(server: LocalServer) -> None:
     status, _ = await post(server, body + b"--XX--", **headers)
     assert status == 422
     server.inject("error=503/overloaded")
-    status, refused = await post(server, form(image=picture()))
-    assert (status, json.loads(refused)["error"]["code"]) == (503, "overloaded")
+    status, failed = await post(server, form(image=picture()))
+    assert (status, json.loads(failed)["error"]["code"]) == (503, "overloaded")
     assert str(server.requests[-1].fault) == "error=503/overloaded"
 
 
@@ -202,7 +203,7 @@ async def test_edit_replays_and_plays_faults(server: LocalServer) -> None:
     [
         ({"mask": mask()}, 500, "invalid_request", "image"),
         ({"image": "text", "mask": mask()}, 500, "invalid_request", "image"),
-        ({"image": b"no picture"}, 400, "invalid_image_file", "image"),
+        ({"image": b"not an image"}, 400, "invalid_image_file", "image"),
         ({"image": picture()[:200]}, 400, "invalid_image_file", "image"),
         ({"image": picture(), "mask": mask()[:90]}, 400, "invalid_image_file", "mask"),
         ({"image": picture(), "mask": mask((96, 65))}, 500, "invalid_request", "mask"),
@@ -223,18 +224,76 @@ async def test_edit_replays_and_plays_faults(server: LocalServer) -> None:
         ),
     ],
 )
-async def test_edit_refusals(
+async def test_edit_invalid_form(
     server: LocalServer, fields: dict[str, Any], status: int, code: str, param: str
 ) -> None:
-    """What is wrong with a form is refused in the gateway's style, and nothing is counted as made."""
-    answered, body = await post(server, form(**fields))
+    """An invalid form gets the gateway's error, and nothing is generated."""
+    received, body = await post(server, form(**fields))
     error = json.loads(body)["error"]
-    assert (answered, error["code"], error["param"]) == (status, code, param)
+    assert (received, error["code"], error["param"]) == (status, code, param)
     assert server.generations == 0
 
 
-async def test_edit_needs_the_key(server: LocalServer) -> None:
-    """A wrong key is refused."""
+def data_url(content: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+
+async def post_json(server: LocalServer, **fields: Any) -> tuple[int, dict[str, Any]]:
+    body = json.dumps({"prompt": "a hat", **fields}).encode()
+    status, content = await post(server, body, **{"Content-Type": "application/json"})
+    return status, json.loads(content)
+
+
+async def test_edit_json(server: LocalServer) -> None:
+    """The JSON form with data: URLs edits as the multipart form does."""
+    images = [{"image_url": data_url(picture())}]
+    mask_url = {"image_url": data_url(mask())}
+    status, value = await post_json(server, images=images, mask=mask_url, moderation="low")
+    assert status == 200
+    content = opened(base64.b64decode(value["data"][0]["b64_json"]))
+    expected, _ = await edited(server, image=picture(), mask=mask())
+    assert content.tobytes() == expected.tobytes()
+    assert server.requests[0].fields["images"] == images
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "code", "param", "words"),
+    [
+        ({}, 500, "invalid_request", "images", "required"),
+        ({"images": []}, 500, "invalid_request", "images", "required"),
+        ({"images": ["x"]}, 500, "invalid_request", "image", "image_url or file_id"),
+        ({"images": [{"image_url": 7}]}, 500, "invalid_request", "image", "string"),
+        ({"images": [{"file_id": "file-1"}]}, 400, "file_not_found", "image", "data: URL"),
+        (
+            {"images": [{"image_url": "https://example.com/a.png"}]},
+            400,
+            "invalid_image_url",
+            "image",
+            "data: URL",
+        ),
+        ({"images": [{"image_url": "data:,x"}]}, 400, "invalid_image_file", "image", "Invalid"),
+        (
+            {"images": [{"image_url": "data:image/png;base64,!"}]},
+            400,
+            "invalid_image_file",
+            "image",
+            "Invalid",
+        ),
+    ],
+)
+async def test_edit_json_invalid(
+    server: LocalServer, fields: dict[str, Any], status: int, code: str, param: str, words: str
+) -> None:
+    """References that are not in the body are errors that say what to send."""
+    received, value = await post_json(server, **fields)
+    error = value["error"]
+    assert (received, error["code"], error["param"]) == (status, code, param)
+    assert words in error["message"]
+    assert server.generations == 0
+
+
+async def test_edit_wrong_api_key(server: LocalServer) -> None:
+    """A wrong API key gets 401."""
     status, _ = await post(server, form(image=picture()), Authorization="Bearer wrong")
     assert status == 401
 
@@ -259,44 +318,60 @@ NAMED = b'Content-Disposition: form-data; name="a"'
         (KIND, part(NAMED) + b"--XX"),
         (KIND, part(b"Content-Type: text/plain") + b"--XX--"),
         (KIND, b"--XX\r\n" + NAMED + b"\r\n--XX--"),
-        (KIND, part(NAMED) * (MOST_PARTS + 1) + b"--XX--"),
+        (KIND, part(NAMED) * (MAX_PARTS + 1) + b"--XX--"),
     ],
 )
-def test_parse_of_what_is_no_form(kind: str, body: bytes) -> None:
-    """A form without boundary, cut, or out of shape is refused."""
-    with pytest.raises(RefusalError) as caught:
-        parse(kind, body)
+def test_parse_form_invalid(kind: str, body: bytes) -> None:
+    """A form without boundary, truncated or malformed is an error."""
+    with pytest.raises(GatewayError) as caught:
+        parse_form(kind, body)
     assert (caught.value.status, caught.value.code) == (500, "invalid_request")
 
 
-def test_parse() -> None:
-    """Texts and files come out as they went in, whatever is in them, and in any usual spelling."""
+def test_parse_form_valid() -> None:
+    """Texts and files keep their content, in every usual spelling of the headers."""
     content = b"\r\n--X\r\n--\r\n\0"
     body = (
         b"preamble\r\n"
         + part(b'content-disposition: form-data; name="a%22b"', "é".encode())
         + part(
-            b'Content-Disposition: form-data; filename="x; name=y.png"; name=pic\r\nContent-Type: image/png',
+            b'Content-Disposition: form-data; filename="x; name=y.png"; name=pic\r\n'
+            b"Content-Type: image/png",
             content,
         )
         + part(NAMED)
         + part(NAMED, b"")
         + b"--XX--\r\nepilogue"
     )
-    parts = parse('Multipart/Form-Data; charset=utf-8; Boundary="XX"', body)
+    parts = parse_form('Multipart/Form-Data; charset=utf-8; Boundary="XX"', body)
     assert [part.name for part in parts] == ['a"b', "pic", "a", "a"]
-    assert parts[0].shown == "é"
+    assert parts[0].described == "é"
     assert (parts[1].filename, parts[1].media_type) == ("x; name=y.png", "image/png")
     assert parts[1].content == content
-    assert shown(parts)["a"] == ["x", ""]
+    assert described(parts)["a"] == ["x", ""]
 
 
-def test_read_edit_twice_the_same() -> None:
-    """A text or a mask that is given twice is refused."""
+def test_parse_edit_form_nested_names() -> None:
+    """Names in brackets are nested objects."""
+    body = part(b'Content-Disposition: form-data; name="image"; filename="i.png"', picture())
+    for name, value in (
+        (b"prompt", b"a hat"),
+        (b"model", b"gpt-image-2"),
+        (b"svg[model]", b"gpt-5"),
+        (b"svg[reasoning][effort]", b"low"),
+        (b"frame_count", b"4"),
+    ):
+        body += part(b'Content-Disposition: form-data; name="%b"' % name, value)
+    parsed = parse_edit_form(parse_form(KIND, body + b"--XX--"))
+    assert (parsed.svg_model, parsed.frame_count) == ("gpt-5", 4)
+
+
+def test_parse_edit_form_duplicate() -> None:
+    """A repeated text or mask is an error."""
     for name, filename in (("prompt", b""), ("mask", b'; filename="m.png"')):
         head = f'Content-Disposition: form-data; name="{name}"'.encode() + filename
         image = b'Content-Disposition: form-data; name="image"; filename="i.png"'
         body = part(image, picture()) + part(head, mask()) * 2 + b"--XX--"
-        with pytest.raises(RefusalError) as caught:
-            read_edit(parse(KIND, body))
+        with pytest.raises(GatewayError) as caught:
+            parse_edit_form(parse_form(KIND, body))
         assert caught.value.param == name

@@ -1,4 +1,4 @@
-"""The faults of the local server, each seen from the other end of a real connection."""
+"""The faults of the local server, seen by clients over real connections."""
 
 import asyncio
 import gzip
@@ -11,10 +11,18 @@ import pytest
 
 from elkimg_async.errors import ConfigurationError
 from elkimg_async.local import FAULT_HEADER, FAULTS, Fault, LocalServer, parse
-from elkimg_async.local.script import Answer
+from elkimg_async.local.script import ScriptedResponse
 
-FREE = {"refuse", "rate-limit", "error", "redirect"}
-"""The faults that make nothing."""
+NOT_GENERATING = {
+    "refuse",
+    "rate-limit",
+    "error",
+    "redirect",
+    "error-body",
+    "status-402",
+    "web-page",
+}
+"""The faults without a generation."""
 
 
 @pytest.fixture
@@ -24,7 +32,7 @@ async def server() -> AsyncIterator[LocalServer]:
 
 
 class Raw:
-    """One POST on a connection of its own, and what came back before it ended."""
+    """One POST on a connection of its own, and the bytes received."""
 
     def __init__(self, server: LocalServer) -> None:
         self._server = server
@@ -40,11 +48,11 @@ class Raw:
         self._writer.transport.abort()
         await asyncio.sleep(0)
 
-    def ask(self, fault: str | None = None, **fields: Any) -> None:
-        order = {"model": "dall-e-2", "size": "256x256", "response_format": "b64_json"}
+    def post(self, fault: str | None = None, **fields: Any) -> None:
+        model = {"model": "dall-e-2", "size": "256x256", "response_format": "b64_json"}
         if fields.get("stream"):
-            order = {"model": "gpt-image-1"}
-        body = json.dumps({"prompt": "a boat", **order, **fields})
+            model = {"model": "gpt-image-1"}
+        body = json.dumps({"prompt": "a boat", **model, **fields})
         headers = f"{FAULT_HEADER}: {fault}\r\n" if fault else ""
         self._writer.write(
             f"POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\n{headers}"
@@ -53,9 +61,9 @@ class Raw:
         )
 
     async def more(self) -> bytes:
-        """The next bytes, as many as are there."""
+        """Read the next bytes."""
         part = await self._reader.read(1 << 16)
-        assert part, "the connection ended before that"
+        assert part, "the connection ended"
         self.received += part
         return part
 
@@ -65,7 +73,7 @@ class Raw:
         return self.received
 
     async def all(self) -> bytes:
-        """Whatever comes until the server ends the connection."""
+        """Read until the server ends the connection."""
         try:
             while part := await self._reader.read(1 << 16):
                 self.received += part
@@ -82,31 +90,31 @@ def address(server: LocalServer) -> tuple[str, int]:
 async def post(
     server: LocalServer, fault: str | None = None, **fields: Any
 ) -> tuple[int, str, bytes]:
-    """Status, media type and body of a POST by a well-behaved client."""
+    """Return status, media type and body of a POST."""
     headers = {"Authorization": f"Bearer {server.api_key}"}
     if fault:
         headers[FAULT_HEADER] = fault
-    order = {"model": "gpt-image-1", "prompt": "a boat", **fields}
+    body = {"model": "gpt-image-1", "prompt": "a boat", **fields}
     async with (
         aiohttp.ClientSession(headers=headers) as http,
         http.post(
-            f"{server.base_url}/images/generations", json=order, allow_redirects=False
-        ) as answer,
+            f"{server.base_url}/images/generations", json=body, allow_redirects=False
+        ) as response,
     ):
-        return answer.status, answer.content_type, await answer.read()
+        return response.status, response.content_type, await response.read()
 
 
 def names(body: bytes) -> list[str]:
-    """The names of the events of a stream."""
+    """Return the event names of a stream."""
     lines = body.decode().splitlines()
     return [line.rpartition(".")[2] for line in lines if line.startswith("event: ")]
 
 
-# --- what a fault is --------------------------------------------------------
+# --- parsing --------------------------------------------------------
 
 
 def test_parse_round_trip() -> None:
-    """A fault's text is what `parse` reads."""
+    """`parse` reads the text of a fault."""
     faults = {
         "empty": Fault("empty"),
         "error=502*3": Fault("error", "502", 3),
@@ -136,8 +144,8 @@ def test_parse_round_trip() -> None:
         "empty=200=3",
     ],
 )
-def test_parse_refuses(text: str) -> None:
-    """What names no fault, or not its argument, is a configuration error in one sentence."""
+def test_parse_invalid(text: str) -> None:
+    """An unknown name or a wrong argument is a configuration error."""
     with pytest.raises(ConfigurationError) as caught:
         parse(text)
     assert str(caught.value).endswith(".")
@@ -151,17 +159,17 @@ def test_numbers_as_arguments() -> None:
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_descriptions(name: str) -> None:
-    """Each fault has one line of help, and says whether nothing is made."""
+    """Each fault has one line of help, and says whether nothing is generated."""
     assert FAULTS[name]
     assert "\n" not in FAULTS[name]
-    assert ("nothing is made" in FAULTS[name]) is (name in FREE)
-    assert Fault(name).makes is (name not in FREE)
+    assert ("nothing is generated" in FAULTS[name]) is (name in NOT_GENERATING)
+    assert Fault(name).generates is (name not in NOT_GENERATING)
 
 
-# --- how it is chosen -------------------------------------------------------
+# --- choosing a fault -------------------------------------------------------
 
 
-async def test_list_is_played_in_order() -> None:
+async def test_list_order() -> None:
     """Each POST takes the next fault of the list, as often as it says; then all is well."""
     faults: list[Fault | str] = ["error=502*2", Fault("rate-limit"), "none", "empty"]
     async with LocalServer(light=True, faults=faults) as server:
@@ -179,21 +187,21 @@ async def test_list_is_played_in_order() -> None:
 
 
 async def test_for_ever() -> None:
-    """A fault without an end is played for each POST."""
+    """A fault with `*` applies to every POST."""
     async with LocalServer(light=True, faults=["rate-limit*"]) as server:
         assert {(await post(server))[0] for _ in range(4)} == {429}
 
 
 async def test_header_goes_first(server: LocalServer) -> None:
-    """The fault of a header is played for its POST, and the list waits."""
+    """A fault in the header goes before the list."""
     server.inject("error=502")
     assert (await post(server, "error=503"))[0] == 503
     assert (await post(server))[0] == 502
     assert (await post(server))[0] == 200
 
 
-async def test_header_that_names_no_fault(server: LocalServer) -> None:
-    """A mistake in the header is an error that names the faults."""
+async def test_header_unknown_fault(server: LocalServer) -> None:
+    """An unknown fault in the header is an error that lists the faults."""
     status, _, body = await post(server, "no-such")
     assert status == 400
     assert json.loads(body)["error"]["code"] == "unknown_fault"
@@ -201,25 +209,25 @@ async def test_header_that_names_no_fault(server: LocalServer) -> None:
 
 
 def test_list_is_checked_at_once() -> None:
-    """A mistake in the list is an error when the server is made."""
+    """An unknown fault in the list is an error at once."""
     with pytest.raises(ConfigurationError, match="no-such"):
         LocalServer(faults=["no-such"])
 
 
-@pytest.mark.parametrize("name", sorted(FREE - {"refuse"}))
-async def test_nothing_is_made(server: LocalServer, name: str) -> None:
-    """Where the server refuses, nothing has been painted."""
+@pytest.mark.parametrize("name", sorted(NOT_GENERATING - {"refuse"}))
+async def test_fault_without_generation(server: LocalServer, name: str) -> None:
+    """Faults before the generation paint nothing."""
     await post(server, name)
     assert server.generations == 0
 
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("name", FAULTS)
-def test_refused_answers_can_be_spoiled(name: str, stream: bool) -> None:
-    """Every fault copes with an answer that is an error, and with a stream of nothing."""
+def test_fault_of_an_error_response(name: str, stream: bool) -> None:
+    """Every fault can apply to an error response and to an empty stream."""
     framing: Any = "chunked" if stream else "length"
     frames = () if stream else (b'{"error":{}}',)
-    script = Fault(name).play(Answer(headers={"A": "b"}, frames=frames, framing=framing))
+    script = Fault(name).apply(ScriptedResponse(headers={"A": "b"}, frames=frames, framing=framing))
     assert next(script) is not None
 
 
@@ -227,7 +235,7 @@ def test_refused_answers_can_be_spoiled(name: str, stream: bool) -> None:
 
 
 async def test_refuse_from_the_start() -> None:
-    """With `refuse` in front nothing listens, until its time is over."""
+    """With `refuse` first in the list, the server does not listen until its time is over."""
     async with LocalServer(light=True, faults=["refuse=0.05", "error=502"]) as server:
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection(*address(server))
@@ -236,7 +244,7 @@ async def test_refuse_from_the_start() -> None:
 
 
 async def test_refuse_later(server: LocalServer) -> None:
-    """A `refuse` after another fault closes the port once that one has been played."""
+    """A later `refuse` closes the port after the fault before it."""
     server.inject("none", "refuse")
     assert (await post(server))[0] == 200
     with pytest.raises(ConnectionRefusedError):
@@ -245,9 +253,9 @@ async def test_refuse_later(server: LocalServer) -> None:
 
 
 async def test_refuse_by_header(server: LocalServer) -> None:
-    """A header can close the port as well: its own connection is gone, others are refused."""
+    """`refuse` in a header resets its connection and closes the port."""
     async with Raw(server) as raw:
-        raw.ask("refuse=0.05")
+        raw.post("refuse=0.05")
         assert await raw.all() == b""
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection(*address(server))
@@ -256,9 +264,9 @@ async def test_refuse_by_header(server: LocalServer) -> None:
 
 
 async def test_reset_before_headers(server: LocalServer) -> None:
-    """The connection is reset, not closed, before anything has come."""
+    """The connection is reset before the first byte."""
     async with Raw(server) as raw:
-        raw.ask("reset-before-headers")
+        raw.post("reset-before-headers")
         assert await raw.all() == b""
         assert raw.reset
     assert server.generations == 1
@@ -266,26 +274,26 @@ async def test_reset_before_headers(server: LocalServer) -> None:
 
 
 async def test_close_before_headers(server: LocalServer) -> None:
-    """The connection is closed, not reset, before anything has come."""
+    """The connection is closed before the first byte."""
     async with Raw(server) as raw:
-        raw.ask("close-before-headers")
+        raw.post("close-before-headers")
         assert await raw.all() == b""
         assert not raw.reset
 
 
 async def test_reset_in_headers(server: LocalServer) -> None:
-    """The status line may have come, but not the end of the headers."""
+    """The connection is reset within the headers."""
     async with Raw(server) as raw:
-        raw.ask("reset-in-headers")
+        raw.post("reset-in-headers")
         assert b"\r\n\r\n" not in await raw.all()
         assert raw.reset
 
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_reset_in_body(server: LocalServer, stream: bool) -> None:
-    """The headers and the bytes that were asked for come, then a reset."""
+    """The connection is reset after the requested bytes of the body."""
     async with Raw(server) as raw:
-        raw.ask("reset-in-body=40", stream=stream)
+        raw.post("reset-in-body=40", stream=stream)
         assert len((await raw.all()).partition(b"\r\n\r\n")[2]) <= 40
         assert raw.reset
 
@@ -300,9 +308,9 @@ async def test_reset_in_body(server: LocalServer, stream: bool) -> None:
 )
 @pytest.mark.parametrize("stream", [False, True])
 async def test_truncate(server: LocalServer, name: str, framing: bytes, stream: bool) -> None:
-    """In each framing, the body ends too early and the connection cleanly."""
+    """In each framing, the body is too short and the connection ends cleanly."""
     async with Raw(server) as raw:
-        raw.ask(f"{name}=100", stream=stream)
+        raw.post(f"{name}=100", stream=stream)
         head, _, body = (await raw.all()).partition(b"\r\n\r\n")
     assert framing in head
     assert len(body) == 100
@@ -311,9 +319,9 @@ async def test_truncate(server: LocalServer, name: str, framing: bytes, stream: 
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_stall_headers(server: LocalServer, stream: bool) -> None:
-    """The image is made, and nothing comes; the server holds until the client leaves."""
+    """The image is generated, nothing is sent, and the connection stays open."""
     async with Raw(server) as raw:
-        raw.ask("stall-headers", stream=stream)
+        raw.post("stall-headers", stream=stream)
         await server.wait_until(lambda: server.generations == 1)
         assert server.requests[-1].outcome == "open"
         assert raw.received == b""
@@ -322,9 +330,9 @@ async def test_stall_headers(server: LocalServer, stream: bool) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_stall_body(server: LocalServer, stream: bool) -> None:
-    """Headers and so many bytes come, then nothing."""
+    """The body stalls after the requested bytes."""
     async with Raw(server) as raw:
-        raw.ask("stall-body=3", stream=stream)
+        raw.post("stall-body=3", stream=stream)
         body = (await raw.until(b"\r\n\r\n")).partition(b"\r\n\r\n")[2]
         assert len(body) <= 3
         assert server.requests[-1].outcome == "open"
@@ -332,9 +340,9 @@ async def test_stall_body(server: LocalServer, stream: bool) -> None:
 
 
 async def test_stall_stream(server: LocalServer) -> None:
-    """So many events come whole, then nothing."""
+    """The stream stalls after the requested events."""
     async with Raw(server) as raw:
-        raw.ask("stall-stream=2", stream=True, partial_images=3)
+        raw.post("stall-stream=2", stream=True, partial_images=3)
         await raw.until(b'"partial_image_index":1}\n\n')
         assert names(raw.received) == ["partial_image"] * 2
         assert server.requests[-1].outcome == "open"
@@ -342,9 +350,9 @@ async def test_stall_stream(server: LocalServer) -> None:
 
 
 async def test_keep_alive_close(server: LocalServer) -> None:
-    """The answer is whole and does not announce that the connection closes."""
+    """The response is whole and does not announce the end of the connection."""
     async with Raw(server) as raw:
-        raw.ask("keep-alive-close")
+        raw.post("keep-alive-close")
         head, _, body = (await raw.all()).partition(b"\r\n\r\n")
     assert b"Connection: close" not in head
     assert "data" in json.loads(body)
@@ -355,10 +363,10 @@ async def test_keep_alive_close(server: LocalServer) -> None:
 
 
 @pytest.mark.parametrize("fault", ["trickle", "trickle=7", "split", "split=1,20,300,999999999"])
-async def test_pieces_make_the_whole(server: LocalServer, fault: str) -> None:
-    """However the answer is cut, in sum it is the right one."""
+async def test_split_response_is_whole(server: LocalServer, fault: str) -> None:
+    """The pieces add up to the whole response."""
     async with Raw(server) as raw:
-        raw.ask(fault)
+        raw.post(fault)
         head = (await raw.until(b"\r\n\r\n")).partition(b"\r\n\r\n")[0]
         length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
         while len(raw.received) < len(head) + 4 + length:
@@ -367,17 +375,17 @@ async def test_pieces_make_the_whole(server: LocalServer, fault: str) -> None:
 
 
 async def test_split_comes_in_pieces(server: LocalServer) -> None:
-    """A reader in the same loop sees the pieces one by one."""
+    """A reader in the same event loop reads one piece at a time."""
     async with Raw(server) as raw:
-        raw.ask("split=5,9")
+        raw.post("split=5,9")
         pieces = [await raw.more() for _ in range(2)]
     assert pieces == [b"HTTP/", b"1.1 "]
 
 
 async def test_drip(server: LocalServer) -> None:
-    """The body comes a byte at a time, with the pause that was asked for."""
+    """The body arrives byte by byte with the requested pause."""
     async with Raw(server) as raw:
-        raw.ask("drip=60")
+        raw.post("drip=60")
         body = (await raw.until(b"{")).partition(b"\r\n\r\n")[2]
         assert body == b"{"
 
@@ -391,9 +399,9 @@ async def test_drip(server: LocalServer) -> None:
     ],
 )
 async def test_endless(server: LocalServer, name: str, mark: bytes) -> None:
-    """It goes on until the client leaves, and then ends."""
+    """Endless responses end when the client leaves."""
     async with Raw(server) as raw:
-        raw.ask(name if name == "endless-headers" else f"{name}=0", stream=True)
+        raw.post(name if name == "endless-headers" else f"{name}=0", stream=True)
         while raw.received.count(mark) < 500:
             await raw.more()
         assert b"image_generation" not in raw.received
@@ -404,7 +412,7 @@ async def test_endless(server: LocalServer, name: str, mark: bytes) -> None:
 
 
 async def test_corrupt_final(server: LocalServer) -> None:
-    """Base64 of the last image is spoiled, and the JSON around it is sound."""
+    """Only the base64 of the last image is corrupt."""
     _, _, body = await post(server, "corrupt-final", n=2)
     good, bad = (item["b64_json"] for item in json.loads(body)["data"])
     assert "!" not in good
@@ -416,7 +424,7 @@ async def test_corrupt_final(server: LocalServer) -> None:
 
 
 async def test_corrupt_partial(server: LocalServer) -> None:
-    """Base64 of the partial images is spoiled, that of the final one is not."""
+    """Only the base64 of partial images is corrupt."""
     _, _, body = await post(server, "corrupt-partial", stream=True, partial_images=2)
     *partials, completed = (line for line in body.splitlines() if line.startswith(b"data: {"))
     assert all(b"!!!!" in partial for partial in partials)
@@ -444,16 +452,16 @@ async def test_corrupt_partial(server: LocalServer) -> None:
 async def test_other_body(
     server: LocalServer, fault: str, stream: bool, status: int, content_type: str, start: bytes
 ) -> None:
-    """Status, type and beginning of the answers that are not what was asked for."""
-    answer = await post(server, fault, stream=stream)
-    assert answer[0] == status
+    """Faults of the body have their status, type and content."""
+    response = await post(server, fault, stream=stream)
+    assert response[0] == status
     if not fault.startswith(("body", "redirect")):
-        assert answer[1] == content_type
-    assert answer[2].startswith(start)
+        assert response[1] == content_type
+    assert response[2].startswith(start)
 
 
 async def test_empty(server: LocalServer) -> None:
-    """There is no body."""
+    """The body is empty."""
     assert (await post(server, "empty"))[::2] == (200, b"")
     assert (await post(server, "empty=504"))[::2] == (504, b"")
 
@@ -469,7 +477,7 @@ async def test_empty(server: LocalServer) -> None:
     ],
 )
 async def test_events(server: LocalServer, fault: str, expected: list[str]) -> None:
-    """The events of a stream under each fault."""
+    """Each fault changes the events of a stream as described."""
     _, _, body = await post(server, fault, stream=True, partial_images=1)
     assert names(body) == expected
     if fault == "after-done":
@@ -477,7 +485,7 @@ async def test_events(server: LocalServer, fault: str, expected: list[str]) -> N
 
 
 async def test_completed_faults_of_json(server: LocalServer) -> None:
-    """Without a stream, missing and doubled images are missing and doubled in the JSON."""
+    """In JSON, images are missing or doubled as in streams."""
     _, _, body = await post(server, "no-completed")
     assert json.loads(body)["data"] == []
     _, _, body = await post(server, "twice-completed")
@@ -485,31 +493,31 @@ async def test_completed_faults_of_json(server: LocalServer) -> None:
 
 
 async def test_rate_limit_with_retry_after(server: LocalServer) -> None:
-    """`rate-limit` says how long to wait where it was told to."""
+    """`rate-limit` sends Retry-After only with an argument."""
     for fault, header in (("rate-limit", None), ("rate-limit=1.5", "1.5")):
         async with Raw(server) as raw:
-            raw.ask(fault)
+            raw.post(fault)
             head = (await raw.until(b"\r\n\r\n")).decode()
             assert head.startswith("HTTP/1.1 429 ")
             assert (f"Retry-After: {header}\r\n" in head) is (header is not None)
 
 
 async def test_redirect_goes_elsewhere(server: LocalServer) -> None:
-    """A redirect names another host, one that does not exist unless told otherwise."""
+    """A redirect leads to a host that does not exist by default."""
     async with Raw(server) as raw:
-        raw.ask("redirect")
+        raw.post("redirect")
         await raw.until(b"\r\nLocation: http://elsewhere.invalid/v1/images/generations\r\n")
 
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_gzip(server: LocalServer, stream: bool) -> None:
-    """The right body comes compressed, whether it is one part or many."""
+    """JSON and streams are compressed."""
     plain = (await post(server, stream=stream))[2]
     if stream:
         assert names((await post(server, "gzip", stream=True))[2]) == names(plain)
         return
     async with Raw(server) as raw:
-        raw.ask("gzip", model="gpt-image-1", size="1024x1024", response_format=None)
+        raw.post("gzip", model="gpt-image-1", size="1024x1024", response_format=None)
         head = (await raw.until(b"\r\n\r\n")).partition(b"\r\n\r\n")[0]
         assert b"Content-Encoding: gzip" in head
     assert json.loads((await post(server, "gzip"))[2])["data"] == json.loads(plain)["data"]
@@ -517,10 +525,10 @@ async def test_gzip(server: LocalServer, stream: bool) -> None:
 
 @pytest.mark.parametrize("size", [None, 20])
 async def test_truncated_gzip(server: LocalServer, size: int | None) -> None:
-    """Half of the coded body comes, or so many bytes, and the answer is whole by its own length."""
+    """The compressed body is truncated, but agrees with its Content-Length."""
     fault = "truncated-gzip" if size is None else f"truncated-gzip={size}"
     async with Raw(server) as raw:
-        raw.ask(fault)
+        raw.post(fault)
         head = (await raw.until(b"\r\n\r\n")).partition(b"\r\n\r\n")[0]
         length = int(head.partition(b"Content-Length: ")[2].partition(b"\r\n")[0])
         while len(raw.received) < len(head) + 4 + length:
@@ -532,9 +540,9 @@ async def test_truncated_gzip(server: LocalServer, size: int | None) -> None:
 
 
 async def test_gzip_bomb(server: LocalServer) -> None:
-    """A small answer becomes as large as was asked for, and is still right at the end."""
+    """A small response expands to the requested size and ends in the right body."""
     async with Raw(server) as raw:
-        raw.ask("gzip-bomb=8")
+        raw.post("gzip-bomb=8")
         coded = (await raw.until(b"\r\n0\r\n\r\n")).partition(b"\r\n\r\n")[2]
     assert len(coded) < 100_000
     body, left = b"", coded
@@ -544,3 +552,89 @@ async def test_gzip_bomb(server: LocalServer) -> None:
     plain = gzip.decompress(body)
     assert len(plain) > 8 * 1024 * 1024
     assert json.loads(plain)["data"]
+
+
+# --- other servers ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("array", [0, "b64_json"]),
+        ("object", ["data", "b64_json"]),
+        ("images", ["images", 0, "b64_json"]),
+        ("strings", ["images", 0]),
+        ("data-images", ["data", "images", 0, "b64_json"]),
+        ("nested", ["output", "result", 0, "b64_json"]),
+        ("image", ["image"]),
+        ("image-url", ["image_url"]),
+        ("image-base64", ["data", 0, "image_base64"]),
+        ("url-list", ["data", 0, "url", 0]),
+        ("url-in-base64", ["data", 0, "b64_json"]),
+        ("base64-in-url", ["data", 0, "url"]),
+        ("empty-error", ["data", 0, "b64_json"]),
+    ],
+)
+async def test_dialect(server: LocalServer, name: str, path: list[Any]) -> None:
+    """Each dialect has the image in its own place."""
+    _, _, body = await post(server, f"dialect={name}", stream=True)
+    found = json.loads(body)
+    for step in path:
+        found = found[step]
+    assert found.removeprefix("data:image/png;base64,").startswith("iVBOR")
+
+
+async def test_dialect_task(server: LocalServer) -> None:
+    """An asynchronous job has a task id and no image."""
+    _, _, body = await post(server, "dialect=task")
+    assert json.loads(body) == {"task_id": "task-1", "status": "submitted"}
+
+
+async def test_partial_succeeded(server: LocalServer) -> None:
+    """Each image is a partial_succeeded event, and one completed event has the usage."""
+    _, _, body = await post(server, "partial-succeeded", stream=True, n=2)
+    assert names(body) == ["partial_succeeded", "partial_succeeded", "completed"]
+    values = [json.loads(line[6:]) for line in body.splitlines() if line.startswith(b"data: {")]
+    assert [value.get("image_index") for value in values] == [0, 1, None]
+    assert ["b64_json" in value for value in values] == [True, True, False]
+    assert values[-1]["usage"]["total_tokens"] > 0
+    assert body.endswith(b"data: [DONE]\n\n")
+
+
+async def test_stream_dialects(server: LocalServer) -> None:
+    """Streams come as lines of JSON, or with a doubled prefix."""
+    _, _, body = await post(server, "ndjson", stream=True, partial_images=1)
+    kinds = [json.loads(line)["type"].rpartition(".")[2] for line in body.splitlines()]
+    assert kinds == ["partial_image", "completed"]
+    _, _, body = await post(server, "doubled-data", stream=True)
+    assert b"\ndata: data: {" in body
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "content_type", "words"),
+    [
+        ("error-body", 400, "application/json", b'{"message":"The prompt was rejected"'),
+        ("error-body=array/503", 503, "application/json", b'[{"error":'),
+        ("error-body=detail-list/200", 200, "application/json", b'{"detail":[{'),
+        ("status-402", 402, "application/json", b"insufficient_credits"),
+        ("web-page", 403, "text/html", b"Attention Required!"),
+        ("web-page=524", 524, "text/html", b"Attention Required!"),
+    ],
+)
+async def test_foreign_errors(
+    server: LocalServer, fault: str, status: int, content_type: str, words: bytes
+) -> None:
+    """Errors have the status and shape of other servers."""
+    received = await post(server, fault)
+    assert received[:2] == (status, content_type)
+    assert words in received[2]
+    assert server.generations == 0
+
+
+async def test_large_headers(server: LocalServer) -> None:
+    """The head is as large as requested, and the body follows."""
+    async with Raw(server) as raw:
+        raw.post("large-headers=64")
+        head = (await raw.until(b"\r\n\r\n")).partition(b"\r\n\r\n")[0]
+    assert 60 * 1024 < len(head) < 70 * 1024
+    assert head.count(b"\r\n") > 150

@@ -1,4 +1,4 @@
-"""The local server, over real connections."""
+"""The local server over real connections."""
 
 import asyncio
 import base64
@@ -15,11 +15,11 @@ import pytest
 import trustme
 
 from elkimg_async.errors import ConfigurationError
-from elkimg_async.local import LocalServer
+from elkimg_async.local import LocalServer, generator, painter
 from elkimg_async.local.server import GENERATIONS_PATH
 
 PNG = b"\x89PNG\r\n\x1a\n"
-ORDER = {"model": "gpt-image-1", "prompt": "a boat"}
+REQUEST = {"model": "gpt-image-1", "prompt": "a boat"}
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def url(server: LocalServer) -> str:
 
 
 async def test_openai_batch(server: LocalServer, client: openai.AsyncOpenAI) -> None:
-    """The public openai client gets its images, and a usage that adds up."""
+    """The openai client receives its images, and usage that adds up."""
     result = await client.images.generate(prompt="a boat", model="gpt-image-1", n=2)
     assert result.data is not None
     contents = [base64.b64decode(item.b64_json or "") for item in result.data]
@@ -60,7 +60,7 @@ async def test_openai_batch(server: LocalServer, client: openai.AsyncOpenAI) -> 
 
 
 async def test_openai_stream(client: openai.AsyncOpenAI) -> None:
-    """The public openai client gets the partial images and then the completed one."""
+    """The openai client receives the partial images, then the completed one."""
     stream = await client.images.generate(
         prompt="a boat", model="gpt-image-1", stream=True, partial_images=2
     )
@@ -76,12 +76,12 @@ async def test_openai_stream(client: openai.AsyncOpenAI) -> None:
 
 
 async def test_openai_models(client: openai.AsyncOpenAI) -> None:
-    """The public openai client can list the models."""
+    """The openai client lists the models."""
     assert "gpt-image-1" in {model.id async for model in client.models.list()}
 
 
 async def test_openai_errors(client: openai.AsyncOpenAI) -> None:
-    """The public openai client reads the errors and their codes."""
+    """The openai client raises the errors with their codes."""
     with pytest.raises(openai.BadRequestError) as caught:
         await client.images.generate(prompt="a", model="gpt-image-1", response_format="url")
     assert caught.value.code == "unknown_parameter"
@@ -89,15 +89,15 @@ async def test_openai_errors(client: openai.AsyncOpenAI) -> None:
         await client.with_options(api_key="wrong").images.generate(prompt="a")
 
 
-async def test_url_is_served_without_a_key(server: LocalServer, client: openai.AsyncOpenAI) -> None:
-    """dall-e models answer with a URL, and whoever has it needs no key."""
+async def test_url_without_api_key(server: LocalServer, client: openai.AsyncOpenAI) -> None:
+    """dall-e models return a URL that needs no API key."""
     result = await client.images.generate(prompt="a boat", model="dall-e-2", size="256x256")
     assert result.data is not None
-    address = result.data[0].url
-    assert address is not None
-    async with aiohttp.ClientSession() as stranger, stranger.get(address) as answer:
-        assert answer.content_type == "image/png"
-        assert (await answer.read()).startswith(PNG)
+    image_url = result.data[0].url
+    assert image_url is not None
+    async with aiohttp.ClientSession() as stranger, stranger.get(image_url) as response:
+        assert response.content_type == "image/png"
+        assert (await response.read()).startswith(PNG)
     assert server.requests[-1].path.startswith("/images/")
 
 
@@ -107,39 +107,91 @@ async def test_url_is_served_without_a_key(server: LocalServer, client: openai.A
 async def test_output_format(
     server: LocalServer, http: aiohttp.ClientSession, output_format: str, magic: bytes
 ) -> None:
-    """The format that is asked for is in the answer and in its image."""
-    order = {**ORDER, "output_format": output_format}
-    async with http.post(url(server), json=order) as answer:
-        value = await answer.json()
+    """The requested format is in the response and in its image."""
+    body = {**REQUEST, "output_format": output_format}
+    async with http.post(url(server), json=body) as response:
+        value = await response.json()
     assert value["output_format"] == output_format
     assert base64.b64decode(value["data"][0]["b64_json"]).startswith(magic)
 
 
+async def test_gif_and_svg(http: aiohttp.ClientSession, server: LocalServer) -> None:
+    """GIF and SVG are real files, and an SVG has usage of its own."""
+    for output_format, magic in (("gif", b"GIF8"), ("svg", b"<svg")):
+        body = {**REQUEST, "model": "gpt-image-2", "output_format": output_format}
+        async with http.post(url(server), json={**body, "frame_count": 3}) as response:
+            value = await response.json()
+        assert base64.b64decode(value["data"][0]["b64_json"]).startswith(magic)
+        assert ("svg_usage" in value) is (output_format == "svg")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_safety_identifier(
+    server: LocalServer, http: aiohttp.ClientSession, stream: bool
+) -> None:
+    """The safety identifier is echoed, or else the user; other new parameters are accepted."""
+    for fields, echoed in (
+        ({"safety_identifier": "s-1", "user": "u-1", "complexity": "low"}, b"s-1"),
+        ({"user": "u-1"}, b"u-1"),
+    ):
+        body = {**REQUEST, **fields, "stream": stream}
+        async with http.post(url(server), json=body) as response:
+            assert b'"safety_identifier":"%b"' % echoed in await response.read()
+
+
+async def test_query_is_recorded(server: LocalServer, http: aiohttp.ClientSession) -> None:
+    """A query string in the URL does not change the path, and is recorded."""
+    address = f"{url(server)}?api-version=2026-11-01"
+    async with http.post(address, json=REQUEST) as response:
+        assert response.status == 200
+    assert server.requests[-1].path == GENERATIONS_PATH
+    assert server.requests[-1].query == {"api-version": "2026-11-01"}
+
+
+@pytest.mark.parametrize(
+    ("accept", "status"),
+    [
+        ("application/json, text/event-stream", 200),
+        ("*/*", 200),
+        ("text/event-stream, application/json", 500),
+        ("text/event-stream", 500),
+    ],
+)
+async def test_accept_order(
+    server: LocalServer, http: aiohttp.ClientSession, accept: str, status: int
+) -> None:
+    """A stream as the first accepted type is an error, as at servers that take it literally."""
+    async with http.post(
+        url(server), json={**REQUEST, "stream": True}, headers={"Accept": accept}
+    ) as response:
+        assert response.status == status
+
+
 async def test_headers(server: LocalServer, http: aiohttp.ClientSession) -> None:
-    """Every answer has a request id, and those for images tell the rate limits."""
+    """Every response has a request id, and those for images have rate-limit headers."""
     ids = set()
     for method, path in [("GET", "/"), ("GET", "/v1/models"), ("POST", GENERATIONS_PATH)]:
         address = server.base_url.removesuffix("/v1") + path
-        async with http.request(method, address, json=ORDER) as answer:
-            assert answer.status == 200
-            ids.add(answer.headers["X-Oneapi-Request-Id"])
-    assert ids == {seen.request_id for seen in server.requests}
+        async with http.request(method, address, json=REQUEST) as response:
+            assert response.status == 200
+            ids.add(response.headers["X-Oneapi-Request-Id"])
+    assert ids == {received.request_id for received in server.requests}
     assert len(ids) == 3
-    assert answer.headers["x-ratelimit-limit-requests"] == "1000000"
-    assert answer.headers["x-ratelimit-remaining-requests"] == "999999"
-    assert answer.headers["x-ratelimit-reset-requests"] == "0s"
+    assert response.headers["x-ratelimit-limit-requests"] == "1000000"
+    assert response.headers["x-ratelimit-remaining-requests"] == "999999"
+    assert response.headers["x-ratelimit-reset-requests"] == "0s"
 
 
 async def test_requests_per_minute() -> None:
-    """What goes beyond the allowance of a minute is refused and makes nothing."""
+    """Requests beyond the rate limit get 429 and generate nothing."""
     async with (
         LocalServer(light=True, requests_per_minute=1) as server,
         aiohttp.ClientSession(headers={"Authorization": f"Bearer {server.api_key}"}) as http,
     ):
         for status in (200, 429):
-            async with http.post(url(server), json=ORDER) as answer:
-                assert answer.status == status
-                assert answer.headers["x-ratelimit-remaining-requests"] == "0"
+            async with http.post(url(server), json=REQUEST) as response:
+                assert response.status == status
+                assert response.headers["x-ratelimit-remaining-requests"] == "0"
         assert server.generations == 1
 
 
@@ -163,109 +215,108 @@ async def test_paths(
     status: int,
     content_type: str,
 ) -> None:
-    """Outside /v1 everything is a web page; within it, what is not there is an error."""
+    """Paths outside /v1 are a web page; unknown ones within it are errors."""
     address = server.base_url.removesuffix("/v1") + path
-    async with http.request(method, address, json=ORDER) as answer:
-        assert (answer.status, answer.content_type) == (status, content_type)
+    async with http.request(method, address, json=REQUEST) as response:
+        assert (response.status, response.content_type) == (status, content_type)
 
 
 async def test_unauthorized(server: LocalServer) -> None:
-    """Without the key nothing is made, and the error has an empty code."""
-    async with aiohttp.ClientSession() as http, http.post(url(server), json=ORDER) as answer:
-        assert answer.status == 401
-        assert (await answer.json())["error"]["code"] == ""
+    """Without the API key nothing is generated, and the error has an empty code."""
+    async with aiohttp.ClientSession() as http, http.post(url(server), json=REQUEST) as response:
+        assert response.status == 401
+        assert (await response.json())["error"]["code"] == ""
     assert server.generations == 0
 
 
-async def test_requests_hold_no_key(server: LocalServer, http: aiohttp.ClientSession) -> None:
-    """The record tells what was asked, but the key is not in it."""
-    async with http.post(url(server), json=ORDER) as answer:
-        await answer.read()
+async def test_requests_without_api_key(server: LocalServer, http: aiohttp.ClientSession) -> None:
+    """A recorded request has its fields but not the API key."""
+    async with http.post(url(server), json=REQUEST) as response:
+        await response.read()
     await server.wait_until(lambda: server.requests[-1].outcome == "answered")
-    seen = server.requests[-1]
-    assert (seen.method, seen.path, seen.fields) == ("POST", GENERATIONS_PATH, ORDER)
-    assert "authorization" in seen.headers
-    assert server.api_key not in repr(seen)
+    received = server.requests[-1]
+    assert (received.method, received.path, received.fields) == ("POST", GENERATIONS_PATH, REQUEST)
+    assert "authorization" in received.headers
+    assert server.api_key not in repr(received)
 
 
 async def test_idempotency_key(server: LocalServer, http: aiohttp.ClientSession) -> None:
-    """The same key and body give the same answer once more, and nothing is made again."""
+    """The same idempotency key and body replay the response without another generation."""
     headers = {"Idempotency-Key": "k"}
-    async with http.post(url(server), json=ORDER, headers=headers) as answer:
-        first = await answer.read()
-    async with http.post(url(server), json=ORDER, headers=headers) as answer:
-        assert await answer.read() == first
-        assert answer.headers["Idempotent-Replayed"] == "true"
+    async with http.post(url(server), json=REQUEST, headers=headers) as response:
+        first = await response.read()
+    async with http.post(url(server), json=REQUEST, headers=headers) as response:
+        assert await response.read() == first
+        assert response.headers["Idempotent-Replayed"] == "true"
     assert server.generations == 1
-    changed = {**ORDER, "prompt": "another"}
-    async with http.post(url(server), json=changed, headers=headers) as answer:
-        assert answer.status == 422
+    changed = {**REQUEST, "prompt": "another"}
+    async with http.post(url(server), json=changed, headers=headers) as response:
+        assert response.status == 422
     assert server.generations == 1
 
 
 async def test_idempotency_key_in_flight(server: LocalServer, http: aiohttp.ClientSession) -> None:
-    """While the first request is being answered a second one with its key is a conflict."""
+    """A second request with an idempotency key in flight is a conflict."""
     headers = {"Idempotency-Key": "k", "X-Elkimg-Fault": "stall-body"}
-    async with http.post(url(server), json=ORDER, headers=headers):
+    async with http.post(url(server), json=REQUEST, headers=headers):
         headers = {"Idempotency-Key": "k"}
-        async with http.post(url(server), json=ORDER, headers=headers) as answer:
-            assert answer.status == 409
-            assert "in flight" in (await answer.json())["error"]["message"]
+        async with http.post(url(server), json=REQUEST, headers=headers) as response:
+            assert response.status == 409
+            assert "in flight" in (await response.json())["error"]["message"]
     await server.wait_disconnected()
-    async with http.post(url(server), json=ORDER, headers=headers) as answer:
-        assert answer.status == 200
+    async with http.post(url(server), json=REQUEST, headers=headers) as response:
+        assert response.status == 200
     assert server.generations == 1
 
 
 async def test_generation_outlives_its_client(
     server: LocalServer, http: aiohttp.ClientSession
 ) -> None:
-    """Who leaves does not stop the painting, and can have its result with the same key."""
+    """A generation goes on when its client leaves, and its idempotency key returns the result."""
     headers = {"Idempotency-Key": "k"}
-    post = asyncio.create_task(http.post(url(server), json=ORDER, headers=headers).__aenter__())
+    post = asyncio.create_task(http.post(url(server), json=REQUEST, headers=headers).__aenter__())
     await server.wait_until(lambda: server.generations == 1)
     post.cancel()
     await server.wait_until(lambda: server.requests[-1].outcome != "open")
     status = 409
     while status == 409:
-        async with http.post(url(server), json=ORDER, headers=headers) as answer:
-            status = answer.status
+        async with http.post(url(server), json=REQUEST, headers=headers) as response:
+            status = response.status
     assert status == 200
     assert server.generations == 1
 
 
 async def test_stream_shows_events_as_they_come(http: aiohttp.ClientSession) -> None:
-    """With a delay the first bytes of a stream come before the image."""
+    """With a delay the first bytes of a stream arrive before the image."""
     async with LocalServer(light=True, delay=60) as server:
         headers = {"Authorization": f"Bearer {server.api_key}"}
-        order = {**ORDER, "stream": True}
-        async with http.post(url(server), json=order, headers=headers) as answer:
-            assert await answer.content.readany() == b": PING\n\n"
+        body = {**REQUEST, "stream": True}
+        async with http.post(url(server), json=body, headers=headers) as response:
+            assert await response.content.readany() == b": PING\n\n"
 
 
 async def test_wait_disconnected(server: LocalServer, http: aiohttp.ClientSession) -> None:
-    """The server notices that a client has left a stream, and tells."""
+    """The server records that a client has left a stream."""
     headers = {"X-Elkimg-Fault": "stall-stream"}
-    order = {**ORDER, "stream": True, "partial_images": 1}
-    async with http.post(url(server), json=order, headers=headers) as answer:
-        await answer.content.readany()
-        seen = server.requests[-1]
-        assert seen.outcome == "open"
+    body = {**REQUEST, "stream": True, "partial_images": 1}
+    async with http.post(url(server), json=body, headers=headers) as response:
+        await response.content.readany()
+        assert not [seen for seen in server.requests if seen.outcome != "open"]
     await server.wait_disconnected()
     assert server.requests[-1].outcome == "disconnected"
     await server.wait_until(lambda: server.connections == 0)
 
 
 async def test_keep_alive(server: LocalServer, http: aiohttp.ClientSession) -> None:
-    """Answers of every kind leave the connection fit for the next request."""
+    """Every kind of response leaves the connection reusable."""
     for fields in ({}, {"stream": True}, {"n": 99}):
-        async with http.post(url(server), json={**ORDER, **fields}) as answer:
-            await answer.read()
+        async with http.post(url(server), json={**REQUEST, **fields}) as response:
+            await response.read()
     assert server.connections == 1
 
 
 async def test_http_1_0_client(server: LocalServer) -> None:
-    """A client, or proxy, that speaks HTTP/1.0 gets a stream without chunks."""
+    """An HTTP/1.0 client receives a stream without chunks."""
     body = b'{"prompt": "a boat", "stream": true}'
     raw = await exchange(
         server,
@@ -291,7 +342,7 @@ async def exchange(server: LocalServer, request: bytes) -> bytes:
 async def test_painting_leaves_the_loop_free(
     server: LocalServer, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While one picture is painted in its thread, the loop serves other requests."""
+    """The event loop serves other requests while an image is painted."""
     loop = asyncio.get_running_loop()
     painting, may_finish = asyncio.Event(), anyio.Event()
 
@@ -300,27 +351,26 @@ async def test_painting_leaves_the_loop_free(
         asyncio.run_coroutine_threadsafe(may_finish.wait(), loop).result(30)
         return original(spec)
 
-    module = sys.modules[LocalServer.__module__]
-    original = module.paint
-    monkeypatch.setattr(module, "paint", slow)
+    original = painter.paint
+    monkeypatch.setattr(generator, "paint", slow)
     async with asyncio.TaskGroup() as group:
-        post = group.create_task(http.post(url(server), json=ORDER).__aenter__())
+        post = group.create_task(http.post(url(server), json=REQUEST).__aenter__())
         await painting.wait()
-        async with http.get(f"{server.base_url}/models") as answer:
-            assert answer.status == 200
+        async with http.get(f"{server.base_url}/models") as response:
+            assert response.status == 200
         assert not post.done()
         may_finish.set()
     await post.result().read()
 
 
 async def test_aclose_breaks_off_and_is_idempotent(http: aiohttp.ClientSession) -> None:
-    """Closing ends what is under way, frees the port, and may be done twice or not at all."""
+    """Closing aborts requests in flight and frees the port, any number of times."""
     server = LocalServer(light=True, faults=["stall-headers"])
     await server.aclose()
     await server.start()
     await server.start()
     headers = {"Authorization": f"Bearer {server.api_key}"}
-    post = asyncio.create_task(http.post(url(server), json=ORDER, headers=headers).__aenter__())
+    post = asyncio.create_task(http.post(url(server), json=REQUEST, headers=headers).__aenter__())
     await server.wait_until(lambda: server.generations == 1)
     await server.aclose()
     await server.aclose()
@@ -328,20 +378,20 @@ async def test_aclose_breaks_off_and_is_idempotent(http: aiohttp.ClientSession) 
         await post
     assert server.connections == 0
     with pytest.raises(aiohttp.ClientConnectorError):
-        await http.post(url(server), json=ORDER, headers=headers)
-    async with server, http.post(url(server), json=ORDER, headers=headers) as answer:
-        assert answer.status == 200
+        await http.post(url(server), json=REQUEST, headers=headers)
+    async with server, http.post(url(server), json=REQUEST, headers=headers) as response:
+        assert response.status == 200
 
 
 async def test_port_that_is_taken(server: LocalServer) -> None:
-    """A port that another has is a configuration error in plain words."""
+    """A taken port is a configuration error."""
     port = int(server.base_url.removesuffix("/v1").rpartition(":")[2])
     with pytest.raises(ConfigurationError, match="choose another port"):
         await LocalServer(port=port).start()
 
 
 async def test_https() -> None:
-    """With a certificate the server speaks https, and says so in its address."""
+    """With a certificate the server speaks HTTPS, and its base URL says so."""
     authority = trustme.CA()
     serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("127.0.0.1").configure_cert(serving)
@@ -350,12 +400,12 @@ async def test_https() -> None:
     async with LocalServer(ssl_context=serving) as server, aiohttp.ClientSession() as http:
         assert server.base_url.startswith("https://127.0.0.1:")
         headers = {"Authorization": f"Bearer {server.api_key}"}
-        async with http.get(f"{server.base_url}/models", headers=headers, ssl=trusting) as answer:
-            assert answer.status == 200
+        async with http.get(f"{server.base_url}/models", headers=headers, ssl=trusting) as response:
+            assert response.status == 200
 
 
 def test_import_is_cheap() -> None:
-    """Importing the server does not import Pillow."""
+    """Importing the local server does not import Pillow."""
     code = "import sys, elkimg_async.local; print('PIL' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=50
@@ -364,14 +414,14 @@ def test_import_is_cheap() -> None:
 
 
 async def test_start_without_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that could not paint does not start, and says what to install."""
+    """Without Pillow the server does not start, and the error says what to install."""
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(ConfigurationError, match=r"elkimg-async\[pil\]"):
         await LocalServer().start()
 
 
 def test_address_before_start() -> None:
-    """Before it is started a server on a free port has no address yet, and its repr says so."""
+    """Before the start there is no base URL, and the repr says so."""
     server = LocalServer()
     assert repr(server) == "<LocalServer not started, 0 generations>"
     with pytest.raises(ConfigurationError, match="start it first"):

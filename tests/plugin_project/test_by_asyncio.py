@@ -9,13 +9,13 @@ from elkimg_async.local import ThreadedServer
 
 
 async def thumbnail(client: AsyncImages, subject: str) -> bytes:
-    """What is tested: the user's own code."""
+    """Return the bytes of a small image; stands for the user's code."""
     result = await client.generate(f"a tiny {subject}", quality="low")
     return await result[0].read()
 
 
 async def patient(subject: str) -> bytes | None:
-    """The same with a client of its own, and None where the server is busy for good."""
+    """Generate with a client of its own; return None if the server stays busy."""
     async with AsyncImages(retry=1) as client:
         try:
             return await thumbnail(client, subject)
@@ -25,16 +25,16 @@ async def patient(subject: str) -> bytes | None:
 
 @pytest.mark.asyncio
 async def test_batch(elkimg_client: AsyncImages, elkimg_server: ThreadedServer) -> None:
-    """The picture comes, and what was asked can be seen."""
+    """The image arrives, and the request is recorded."""
     assert (await thumbnail(elkimg_client, "cat")).startswith(b"\x89PNG")
-    (asked,) = elkimg_server.requests
-    assert asked.fields["prompt"] == "a tiny cat"
-    assert asked.fields["quality"] == "low"
+    (request,) = elkimg_server.requests
+    assert request.fields["prompt"] == "a tiny cat"
+    assert request.fields["quality"] == "low"
 
 
 @pytest.mark.asyncio
 async def test_stream(elkimg_client: AsyncImages) -> None:
-    """A stream shows its pictures on the way."""
+    """A stream has partial images."""
     async with elkimg_client.generate("a boat", stream=True, partial_images=2) as stream:
         kinds = [type(event) async for event in stream]
     assert kinds == [PartialImage, PartialImage, CompletedImage]
@@ -43,9 +43,9 @@ async def test_stream(elkimg_client: AsyncImages) -> None:
 @pytest.mark.asyncio
 @pytest.mark.elkimg_faults("rate-limit", "rate-limit=0")
 async def test_marker(elkimg_client: AsyncImages, elkimg_server: ThreadedServer) -> None:
-    """The faults of the marker are played, one for each request, and then all is well."""
+    """The marker's faults apply to one request each."""
     await thumbnail(elkimg_client, "cat")
-    assert [str(asked.fault) for asked in elkimg_server.requests[:2]] == [
+    assert [str(request.fault) for request in elkimg_server.requests[:2]] == [
         "rate-limit",
         "rate-limit=0",
     ]
@@ -55,7 +55,7 @@ async def test_marker(elkimg_client: AsyncImages, elkimg_server: ThreadedServer)
 
 @pytest.mark.asyncio
 async def test_inject_and_environment(elkimg_server: ThreadedServer) -> None:
-    """Code that makes its own client reaches the server too, and meets the faults injected on the way."""
+    """A client of the tested code reaches the server too, with injected faults."""
     elkimg_server.inject("rate-limit=0*")
     assert await patient("cat") is None
     assert len(elkimg_server.requests) == 2
@@ -64,7 +64,7 @@ async def test_inject_and_environment(elkimg_server: ThreadedServer) -> None:
 @pytest.mark.asyncio
 @pytest.mark.elkimg_faults("stall-headers")
 async def test_wait_until(elkimg_client: AsyncImages, elkimg_server: ThreadedServer) -> None:
-    """A test waits for a state of the server, and no longer than it says."""
+    """`wait_until` waits for a state of the server, up to its limit."""
     call = asyncio.create_task(thumbnail(elkimg_client, "cat"))
     await elkimg_server.wait_until(lambda: len(elkimg_server.requests) == 1)
     with pytest.raises(TimeoutError):
@@ -77,12 +77,12 @@ async def test_wait_until(elkimg_client: AsyncImages, elkimg_server: ThreadedSer
 
 @pytest.mark.asyncio(loop_scope="module")
 class TestOneLoop:
-    """Tests that share a loop, which outlives the fixtures of each."""
+    """Tests that share an event loop, which outlives the fixtures."""
 
     async def test_first(self, elkimg_client: AsyncImages) -> None:
-        """One client in the loop."""
+        """The first client of the event loop."""
         await thumbnail(elkimg_client, "cat")
 
     async def test_second(self, elkimg_client: AsyncImages) -> None:
-        """The next one in the same."""
+        """The second client of the event loop."""
         await thumbnail(elkimg_client, "dog")

@@ -1,4 +1,4 @@
-"""A user's tests under pytest-asyncio with `asyncio_mode = auto`: nothing is marked."""
+"""A user's tests under pytest-asyncio with `asyncio_mode = auto`: no markers needed."""
 
 import pytest
 
@@ -7,20 +7,20 @@ from elkimg_async.local import ThreadedServer
 
 
 async def thumbnail(client: AsyncImages, subject: str) -> bytes:
-    """What is tested: the user's own code."""
+    """Return the bytes of a small image; stands for the user's code."""
     result = await client.generate(f"a tiny {subject}", quality="low")
     return await result[0].read()
 
 
 @pytest.fixture
-async def picture(elkimg_client: AsyncImages) -> bytes:
-    """An asynchronous fixture of the user's that needs ours."""
+async def image(elkimg_client: AsyncImages) -> bytes:
+    """An asynchronous fixture that uses the client."""
     return await thumbnail(elkimg_client, "cat")
 
 
 async def test_auto(
-    picture: bytes, elkimg_client: AsyncImages, elkimg_server: ThreadedServer
+    image: bytes, elkimg_client: AsyncImages, elkimg_server: ThreadedServer
 ) -> None:
     """The client works in a fixture and in the test."""
-    assert picture == await thumbnail(elkimg_client, "cat")
+    assert image == await thumbnail(elkimg_client, "cat")
     assert elkimg_server.generations == 2

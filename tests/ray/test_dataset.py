@@ -340,17 +340,17 @@ def test_worker_only_fetches_what_could_not_be_fetched(
                 raise contract.missing("GET", path)
             return super().get(path, default)
 
-    images = server._server._images = Watched()
+    images = server._server._generator.files = Watched()
     withheld: dict[str, bytes] = {}
     ways: list[str] = []
 
-    def publish(image: bytes, order: Any) -> str:
+    def publish(image: bytes, output_format: str) -> str:
         path = f"/images/{len(ways)}.png"
         ways.append(path)
         (withheld if path == "/images/0.png" else images)[path] = image
-        return server.base_url.removesuffix("/v1") + path
+        return path
 
-    server._server._published = publish  # type: ignore[method-assign]
+    server._server._generator._publish = publish  # type: ignore[method-assign]
     table = arrow().table({"id": ["a-cat"], "prompt": ["a cat"], "n": [2]})
 
     def made() -> dict[str, Any]:

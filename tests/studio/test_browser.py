@@ -1,4 +1,4 @@
-"""The studio in a real Chromium: what people see, click, draw, type and hear."""
+"""The studio in a real Chromium, used with mouse, keyboard and touch."""
 
 import asyncio
 import base64
@@ -15,7 +15,7 @@ from PIL import Image as Pillow
 from elkimg_async import AsyncImages
 from elkimg_async.local import LocalServer
 from elkimg_async.studio.server import Gallery, serve
-from tests.helpers.canned import DONE, Canned, End, Piece, event, head
+from tests.helpers.raw_server import DONE, End, Piece, RawServer, event, head
 
 playwright = pytest.importorskip("playwright.async_api", reason="pip install playwright")
 
@@ -30,29 +30,29 @@ BUSY = "[aria-busy=true]"
 
 
 class Seen(NamedTuple):
-    """A page in the browser, what it talks to, and what it has complained of."""
+    """A page in the browser, its servers, and its errors."""
 
     page: Page
     url: str
     server: LocalServer
     gallery: Gallery
-    complaints: list[str]
+    errors: list[str]
 
-    async def make(self, prompt: str = "An elk at dawn", *, shape: str = "Square") -> Locator:
-        """Ask for a picture; returns its card."""
-        await self.page.get_by_label("What should the picture show?").fill(prompt)
+    async def start(self, prompt: str = "An elk at dawn", *, shape: str = "Square") -> Locator:
+        """Start a generation; return its card."""
+        await self.page.get_by_label("Describe the image").fill(prompt)
         await self.page.get_by_label(shape).check()
-        await self.page.get_by_role("button", name="Make the picture").click()
+        await self.page.get_by_role("button", name="Generate", exact=True).click()
         return self.page.get_by_role("article").first
 
-    async def made(self, prompt: str = "An elk at dawn", **options: str) -> Locator:
-        """The same, finished."""
-        card = await self.make(prompt, **options)
+    async def generate(self, prompt: str = "An elk at dawn", **options: str) -> Locator:
+        """Generate; return the finished card."""
+        card = await self.start(prompt, **options)
         await expect(card.get_by_role("link", name="Download")).to_be_visible(timeout=15_000)
         return card
 
-    def kept(self) -> Pillow.Image:
-        """The latest picture, as the server keeps it."""
+    def latest(self) -> Pillow.Image:
+        """The latest image, as stored by the studio."""
         [image] = [*self.gallery.calls.values()][-1].images
         return Pillow.open(io.BytesIO(image)).convert("RGB")
 
@@ -68,22 +68,25 @@ async def browser() -> AsyncIterator[Browser]:
 
 @contextlib.asynccontextmanager
 async def opened(
-    browser: Browser, server: LocalServer | Canned, key: str = "key-of-the-browser", **options: Any
+    browser: Browser,
+    server: LocalServer | RawServer,
+    key: str = "key-of-the-browser",
+    **options: Any,
 ) -> AsyncIterator[Seen]:
-    """The studio in a new window, over `server`; `options` are those of the window."""
-    gallery, complaints = Gallery(), list[str]()
+    """Open the studio in a new window; `options` are those of the window."""
+    gallery, errors = Gallery(), list[str]()
     client = AsyncImages(key, base_url=server.base_url, retry=0)
     async with client, serve(client, gallery=gallery) as url:
         page = await browser.new_page(**{"viewport": {"width": 1280, "height": 900}, **options})
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda line: complaints.append(line.text))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda line: errors.append(line.text))
         page.set_default_timeout(10_000)
         try:
             await page.goto(url)
             await expect(page.get_by_label("Square")).to_be_visible()
             local = server if isinstance(server, LocalServer) else LocalServer()
-            yield Seen(page, url, local, gallery, complaints)
-            assert complaints == []
+            yield Seen(page, url.rstrip("/"), local, gallery, errors)
+            assert errors == []
         finally:
             await page.close()
 
@@ -95,7 +98,7 @@ async def seen(browser: Browser) -> AsyncIterator[Seen]:
 
 
 async def colour(frame: Locator) -> tuple[int, ...]:
-    """The colour in the middle of what is on the screen."""
+    """Return the colour in the middle of a screenshot."""
     shot = Pillow.open(io.BytesIO(await frame.screenshot())).convert("RGB")
     found = shot.getpixel((shot.width // 2, shot.height // 2))
     assert isinstance(found, tuple)
@@ -103,7 +106,7 @@ async def colour(frame: Locator) -> tuple[int, ...]:
 
 
 async def until_colour(frame: Locator, wanted: tuple[int, ...]) -> None:
-    """Wait until a fade has ended in this colour."""
+    """Wait until a transition has ended in this colour."""
     with anyio.fail_after(5):
         while await colour(frame) != wanted:
             await anyio.sleep(0.05)
@@ -119,8 +122,8 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-def coloured(*gates: asyncio.Event) -> list[Piece]:
-    """A stream of two partial images, red and green, and a blue final one, each behind its gate."""
+def coloured(*events_before: asyncio.Event) -> list[Piece]:
+    """Return a stream of a red and a green partial image and a blue final one."""
     size = (1536, 1024)
     pieces: list[Piece] = [head(content_type="text/event-stream", Transfer_Encoding="chunked")]
     steps: list[tuple[str, str, dict[str, Any]]] = [
@@ -130,34 +133,34 @@ def coloured(*gates: asyncio.Event) -> list[Piece]:
     ]
     for index, (name, kind, more) in enumerate(steps):
         fields = {"type": f"image_generation.{kind}", "b64_json": plain(name, size), **more}
-        pieces += [*gates[index : index + 1], chunk(event(fields))]
+        pieces += [*events_before[index : index + 1], chunk(event(fields))]
     return [*pieces, chunk(DONE), b"0\r\n\r\n"]
 
 
-# --- making -----------------------------------------------------------------
+# --- generating -----------------------------------------------------------------
 
 
-async def test_generate_sharpens_in_place(browser: Browser) -> None:
-    """Each partial image fades in in its turn, then the final one, and nothing on the page moves."""
-    gates = [asyncio.Event() for _ in range(3)]
-    async with Canned(coloured(*gates)) as server, opened(browser, server) as seen:
-        card = await seen.make(shape="Wide")
+async def test_generate_in_place(browser: Browser) -> None:
+    """Each partial image fades in, then the final one, and nothing on the page moves."""
+    events_before = [asyncio.Event() for _ in range(3)]
+    async with RawServer(coloured(*events_before)) as server, opened(browser, server) as seen:
+        card = await seen.start(shape="Wide")
         frame, below = card.locator(".frame"), card.locator(".facts")
         places = []
-        for gate, wanted, told in zip(
-            gates,
+        for before, wanted, status in zip(
+            events_before,
             [(255, 0, 0), (0, 255, 0), (0, 0, 255)],
             ["Preview 1 of 2", "Preview 2 of 2", "Finished after"],
             strict=True,
         ):
             places.append((await frame.bounding_box(), await below.bounding_box()))
-            gate.set()
+            before.set()
             await until_colour(frame, wanted)
             fade = await frame.locator("img").last.evaluate(
                 "i => getComputedStyle(i).animationName"
             )
             assert fade == "appear"
-            await expect(seen.page.get_by_role("status").first).to_contain_text(told)
+            await expect(seen.page.get_by_role("status").first).to_contain_text(status)
         places.append((await frame.bounding_box(), await below.bounding_box()))
         assert places == places[:1] * 4
         assert places[0][0] is not None
@@ -169,17 +172,17 @@ async def test_generate_sharpens_in_place(browser: Browser) -> None:
 
 
 async def test_generate_all_at_once(browser: Browser) -> None:
-    """When everything comes at the same moment, it is the final image that stays."""
-    async with Canned(coloured()) as server, opened(browser, server) as seen:
-        card = await seen.made()
+    """When everything arrives at once, the final image stays."""
+    async with RawServer(coloured()) as server, opened(browser, server) as seen:
+        card = await seen.generate()
         await until_colour(card.locator(".frame"), (0, 0, 255))
         await expect(card.locator("img")).to_have_count(1)
 
 
 async def test_generate_several(seen: Seen) -> None:
-    """Several pictures of one call stand in one card, each with its own buttons, and nothing moves."""
-    await seen.page.get_by_label("How many").fill("3")
-    card = await seen.make()
+    """Images of one call share a card, each with its own buttons, and nothing moves."""
+    await seen.page.get_by_label("Count").fill("3")
+    card = await seen.start()
     place = await card.locator(".facts").bounding_box()
     await expect(card.get_by_role("link", name="Download")).to_have_count(3)
     await expect(card.get_by_role("button", name="Edit")).to_have_count(3)
@@ -192,7 +195,7 @@ async def test_generate_several(seen: Seen) -> None:
 
 
 async def test_generate_with_every_option(seen: Seen) -> None:
-    """Each option goes out as chosen, and what is left alone is left out."""
+    """Each option is sent as chosen, and unchanged ones are not sent."""
     page = seen.page
     await page.get_by_label("Low", exact=True).check()
     await page.get_by_text("More options").click()
@@ -202,7 +205,7 @@ async def test_generate_with_every_option(seen: Seen) -> None:
     await page.get_by_label("Background").select_option("transparent")
     await page.get_by_label("Moderation").select_option("low")
     await page.get_by_label("Compression").fill("60")
-    card = await seen.make(shape="Tall")
+    card = await seen.start(shape="Tall")
     await expect(card.get_by_role("link", name="Download")).to_be_visible()
     assert seen.server.requests[-1].fields == {
         "prompt": "An elk at dawn",
@@ -224,16 +227,16 @@ async def test_generate_with_every_option(seen: Seen) -> None:
 
 
 async def test_cancel_and_retry(seen: Seen) -> None:
-    """Cancel ends the call at the image server within a second; Try again asks once more, in the same card."""
+    """Cancel ends the call within a second; Try again repeats it in its card."""
     seen.server.inject("stall-stream=1")
-    card = await seen.make()
+    card = await seen.start()
     await expect(card.locator(BUSY)).to_be_visible()
     await expect(card.locator(".progress")).to_contain_text("Preview 1")
     await card.get_by_role("button", name="Cancel").click()
     with anyio.fail_after(1.5):
         await seen.server.wait_disconnected()
     await expect(card).to_contain_text("Cancelled")
-    await expect(card).to_contain_text("It may have been billed all the same.")
+    await expect(card).to_contain_text("You may still be charged.")
     again = card.get_by_role("button", name="Try again")
     await expect(again).to_be_focused()
     await again.click()
@@ -247,50 +250,48 @@ async def test_cancel_and_retry(seen: Seen) -> None:
     [
         (
             "error=403/insufficient_user_quota",
-            "no credit left",
-            "Top it up",
-            "not have been billed",
+            "out of credit",
+            "Add credit",
+            "should not be charged",
         ),
-        ("error=400/moderation_blocked", "content rules", "Reword", "not have been billed"),
-        ("html=502", "image server failed", "Try again", "may have been billed"),
+        ("error=400/moderation_blocked", "content policy", "Rephrase", "should not be charged"),
+        ("html=502", "image server failed", "Try again", "may still be charged"),
     ],
 )
-async def test_error_in_plain_words(
-    seen: Seen, fault: str, title: str, advice: str, billing: str
-) -> None:
-    """A failure says what happened, what to do and whether it cost, on the screen and to a screen reader."""
+async def test_error(seen: Seen, fault: str, title: str, advice: str, billing: str) -> None:
+    """An error says what happened, what to do and whether it costs, to screen readers too."""
     seen.server.inject(fault)
-    card = await seen.make()
+    card = await seen.start()
     for text in (title, advice, billing):
         await expect(card).to_contain_text(text)
         await expect(seen.page.get_by_role("status").first).to_contain_text(text)
     await card.get_by_role("button", name="Remove").click()
     await expect(seen.page.get_by_role("article")).to_have_count(0)
-    await expect(seen.page.get_by_text("Nothing here yet")).to_be_visible()
+    await expect(seen.page.get_by_text("No images yet")).to_be_visible()
 
 
-async def test_studio_that_has_stopped(browser: Browser) -> None:
-    """When the studio itself is gone, the page says so."""
-    async with Canned([head(content_type="text/event-stream"), End.HOLD]) as server:
+async def test_studio_stopped(browser: Browser) -> None:
+    """When the studio has stopped, the page says so."""
+    async with RawServer([head(content_type="text/event-stream"), End.HOLD]) as server:
         client = AsyncImages("key", base_url=server.base_url)
         page = await browser.new_page()
         async with client:
             async with serve(client) as url:
                 await page.goto(url)
-                await page.get_by_label("What should the picture show?").fill("x")
+                await page.get_by_label("Describe the image").fill("x")
                 await page.keyboard.press("Control+Enter")
                 await server.wait_until(lambda: bool(server.requests))
-            await expect(page.get_by_role("article")).to_contain_text("does not answer")
+            await expect(page.get_by_role("article")).to_contain_text("not running")
         await page.close()
 
 
-# --- keeping ----------------------------------------------------------------
+# --- storing ----------------------------------------------------------------
 
 
-async def test_reload_shows_gallery(seen: Seen) -> None:
-    """After a reload each picture is there again, with its prompt, time, tokens and buttons."""
-    await seen.made("A first one", shape="Tall")
-    await seen.made("A second one")
+async def test_reload(seen: Seen) -> None:
+    """After a reload each image has its prompt, time, tokens and buttons."""
+    await seen.generate("A first one", shape="Tall")
+    await seen.generate("A second one")
     facts = await seen.page.locator(".facts").all_inner_texts()
     await seen.page.reload()
     cards = seen.page.get_by_role("article")
@@ -302,7 +303,7 @@ async def test_reload_shows_gallery(seen: Seen) -> None:
         assert (
             await image.evaluate("image => image.decode().then(() => image.naturalWidth)") == 1024
         )
-    await cards.last.get_by_role("button", name="Make again").click()
+    await cards.last.get_by_role("button", name="Generate again").click()
     await expect(cards).to_have_count(3)
     await expect(seen.page.locator(BUSY)).to_have_count(0)
     assert seen.server.requests[-1].fields["prompt"] == "A first one"
@@ -311,19 +312,19 @@ async def test_reload_shows_gallery(seen: Seen) -> None:
 @pytest.mark.parametrize("again", [False, True], ids=["at once", "after a reload"])
 @pytest.mark.parametrize(("kind", "ending"), [("png", "png"), ("jpeg", "jpg"), ("webp", "webp")])
 async def test_download(seen: Seen, again: bool, kind: str, ending: str) -> None:
-    """A download has a telling name, the right ending, and the very bytes of the picture."""
+    """A download has a name from the prompt, the right extension, and the bytes of the image."""
     await seen.page.get_by_text("More options").click()
     await seen.page.get_by_label("File format").select_option(kind)
-    card = await seen.made("Zwei Elche, am Morgen!")
+    card = await seen.generate("Zwei Elche, am Morgen!")
     if again:
         await seen.page.reload()
     async with seen.page.expect_download() as waiting:
         await card.get_by_role("link", name="Download").click()
     download = await waiting.value
     assert download.suggested_filename == f"zwei-elche-am-morgen.{ending}"
-    [kept] = seen.gallery.calls.values()
+    [entry] = seen.gallery.calls.values()
     content = await anyio.Path(await download.path()).read_bytes()
-    assert content == kept.images[0]
+    assert content == entry.images[0]
     assert Pillow.open(io.BytesIO(content)).format == kind.upper()
 
 
@@ -331,7 +332,7 @@ async def test_download(seen: Seen, again: bool, kind: str, ending: str) -> None
 
 
 async def draw(page: Page) -> None:
-    """A stroke from left to right through the upper half of the picture."""
+    """Draw a stroke through the upper half of the image."""
     box = await page.locator("#mask").bounding_box()
     assert box is not None
     y = box["y"] + box["height"] * 0.25
@@ -342,60 +343,60 @@ async def draw(page: Page) -> None:
 
 
 async def test_edit_with_drawn_mask(seen: Seen) -> None:
-    """What was painted over changes, and the rest stays as it is, pixel for pixel."""
+    """The selected area changes, and every other pixel stays."""
     page = seen.page
-    card = await seen.made()
-    before = seen.kept()
+    card = await seen.generate()
+    before = seen.latest()
     await card.get_by_role("button", name="Edit").click()
-    marked = page.locator("#marked")
-    await expect(marked).to_contain_text("Nothing is marked")
+    selection = page.locator("#selected")
+    await expect(selection).to_contain_text("Nothing is selected")
     await draw(page)
     await draw(page)
-    await expect(marked).to_contain_text("% of the picture is marked")
+    await expect(selection).to_contain_text("% of the image is selected")
     await page.get_by_role("button", name="Undo").click()
     await page.get_by_label("What should change?").fill("A red scarf")
-    await page.get_by_role("button", name="Make the edit").click()
+    await page.get_by_role("button", name="Apply edit").click()
     await expect(page.locator("#editor")).to_be_hidden()
     edited = page.get_by_role("article").first
     await expect(edited).to_contain_text("A red scarf")
     await expect(edited.get_by_role("link", name="Download")).to_be_visible(timeout=15_000)
-    after = seen.kept()
+    after = seen.latest()
     assert after.size == before.size
     assert after.getpixel((512, 256)) != before.getpixel((512, 256))
     lower = (0, 400, 1024, 1024)
     assert after.crop(lower).tobytes() == before.crop(lower).tobytes()
     assert seen.server.requests[-1].path == "/v1/images/edits"
-    await edited.get_by_role("button", name="Make again").click()
+    await edited.get_by_role("button", name="Generate again").click()
     await expect(page.locator(BUSY)).to_have_count(0)
     assert len(seen.gallery.calls) == 3
 
 
-async def test_edit_marks_cleared(seen: Seen) -> None:
-    """Undo takes the last mark back, Clear all of them, and closing asks for nothing."""
+async def test_edit_selection_cleared(seen: Seen) -> None:
+    """Undo removes the last stroke, Clear all of them, and closing sends nothing."""
     page = seen.page
-    card = await seen.made()
+    card = await seen.generate()
     await card.get_by_role("button", name="Edit").click()
-    marked = page.locator("#marked")
-    await page.get_by_role("button", name="Mark everything").click()
-    await expect(marked).to_contain_text("100 %")
+    selection = page.locator("#selected")
+    await page.get_by_role("button", name="Select all").click()
+    await expect(selection).to_contain_text("100%")
     await draw(page)
     await page.get_by_role("button", name="Undo").click()
-    await expect(marked).to_contain_text("100 %")
+    await expect(selection).to_contain_text("100%")
     await page.get_by_role("button", name="Clear").click()
-    await expect(marked).to_contain_text("Nothing is marked")
+    await expect(selection).to_contain_text("Nothing is selected")
     await expect(page.get_by_role("button", name="Undo")).to_be_disabled()
     await page.keyboard.press("Escape")
     await expect(page.locator("#editor")).to_be_hidden()
     assert len(seen.server.requests) == 1
 
 
-async def test_edit_of_own_picture(seen: Seen) -> None:
-    """A picture from the disk can be edited too, and keeps its shape."""
+async def test_edit_own_image(seen: Seen) -> None:
+    """An image from the disk can be edited and keeps its aspect ratio."""
     file = io.BytesIO()
     Pillow.new("RGB", (300, 200), "red").save(file, "png")
     page = seen.page
-    picture: Any = {"name": "mine.png", "mimeType": "image/png", "buffer": file.getvalue()}
-    await page.get_by_label("A picture of yours").set_input_files(picture)
+    image: Any = {"name": "mine.png", "mimeType": "image/png", "buffer": file.getvalue()}
+    await page.get_by_label("Your own image").set_input_files(image)
     await page.get_by_label("What should change?").fill("Make it blue")
     await page.keyboard.press("Control+Enter")
     frame = page.get_by_role("article").locator(".frame")
@@ -406,45 +407,45 @@ async def test_edit_of_own_picture(seen: Seen) -> None:
     await expect(page.get_by_role("link", name="Download")).to_be_visible()
 
 
-async def test_edit_of_what_is_no_picture(seen: Seen) -> None:
-    """A file that is no picture is said to be none, and nothing is sent."""
-    file: Any = {"name": "mine.png", "mimeType": "image/png", "buffer": b"no picture"}
+async def test_edit_not_an_image(seen: Seen) -> None:
+    """A file that is not an image is an error, and nothing is sent."""
+    file: Any = {"name": "mine.png", "mimeType": "image/png", "buffer": b"not an image"}
     async with seen.page.expect_event("dialog") as waiting:
         seen.page.once("dialog", lambda dialog: asyncio.ensure_future(dialog.accept()))
-        await seen.page.get_by_label("A picture of yours").set_input_files(file)
-    assert "not a picture" in (await waiting.value).message
+        await seen.page.get_by_label("Your own image").set_input_files(file)
+    assert "not an image" in (await waiting.value).message
     await expect(seen.page.locator("#editor")).to_be_hidden()
     assert not seen.server.requests
 
 
-# --- for everybody ----------------------------------------------------------
+# --- accessibility ----------------------------------------------------------
 
 
-async def test_keyboard_alone(seen: Seen) -> None:
-    """A picture is made, looked at and edited within a rectangle without a mouse."""
+async def test_keyboard(seen: Seen) -> None:
+    """Generating, viewing and editing work without a mouse."""
     page, press = seen.page, seen.page.keyboard.press
 
-    async def tab_to(locator: Locator, most: int = 25) -> None:
-        for _ in range(most):
+    async def tab_to(locator: Locator, limit: int = 25) -> None:
+        for _ in range(limit):
             await press("Tab")
             if await locator.evaluate("element => element === document.activeElement"):
                 return
-        raise AssertionError(f"Tab does not lead to {locator}")
+        raise AssertionError(f"Tab does not reach {locator}")
 
     await press("Tab")
-    await expect(page.get_by_role("link", name="Skip to the pictures")).to_be_focused()
+    await expect(page.get_by_role("link", name="Skip to images")).to_be_focused()
     await press("Tab")
     await page.keyboard.type("An elk")
     await press("Tab")
     await press("ArrowRight")
     await expect(page.get_by_label("Wide")).to_be_checked()
-    await tab_to(page.get_by_role("button", name="Make the picture"))
+    await tab_to(page.get_by_role("button", name="Generate", exact=True))
     await press("Enter")
     card = page.get_by_role("article").first
     await expect(card.get_by_role("link", name="Download")).to_be_visible()
-    before = seen.kept()
+    before = seen.latest()
 
-    larger = card.get_by_role("button", name="View larger")
+    larger = card.get_by_role("button", name="View full size")
     await tab_to(larger)
     await press("Enter")
     await expect(page.get_by_role("dialog")).to_be_visible()
@@ -455,25 +456,25 @@ async def test_keyboard_alone(seen: Seen) -> None:
     await press("Enter")
     await expect(page.get_by_label("What should change?")).to_be_focused()
     await page.keyboard.type("A moon")
-    await tab_to(page.get_by_text("Mark a rectangle by numbers"))
+    await tab_to(page.get_by_text("Select a rectangle"))
     await press("Enter")
     for name, value in (("Left", "0"), ("Top", "0"), ("Width", "50"), ("Height", "50")):
         await tab_to(page.get_by_label(name, exact=True), 1)
         await page.keyboard.type(value)
-    await tab_to(page.get_by_role("button", name="Mark the rectangle"), 1)
+    await tab_to(page.get_by_role("button", name="Select", exact=True), 1)
     await press("Enter")
-    await expect(page.locator("#marked")).to_contain_text("25 % of the picture")
-    await tab_to(page.get_by_role("button", name="Make the edit"))
+    await expect(page.locator("#selected")).to_contain_text("25% of the image")
+    await tab_to(page.get_by_role("button", name="Apply edit"))
     await press("Enter")
     await expect(page.get_by_role("link", name="Download")).to_have_count(2, timeout=15_000)
-    after = seen.kept()
+    after = seen.latest()
     right = (after.width // 2 + 8, 0, after.width, after.height)
     assert after.crop(right).tobytes() == before.crop(right).tobytes()
     assert after.tobytes() != before.tobytes()
 
 
 async def test_phone(browser: Browser) -> None:
-    """At 390 pixels nothing runs out of the screen: neither the page, nor the options, nor the editor."""
+    """At 390 pixels nothing overflows the screen."""
     window: dict[str, Any] = {
         "viewport": {"width": 390, "height": 844},
         "is_mobile": True,
@@ -487,39 +488,43 @@ async def test_phone(browser: Browser) -> None:
 
         async def check_width() -> None:
             assert await page.evaluate("document.documentElement.scrollWidth") == 390
-            wide = "[...document.querySelectorAll('dialog[open], main *')].filter(e => e.checkVisibility() && e.getBoundingClientRect().right > 390.5).map(e => e.outerHTML.slice(0, 80))"
+            wide = """[...document.querySelectorAll('dialog[open], main *')]
+                .filter(e => e.checkVisibility() && e.getBoundingClientRect().right > 390.5)
+                .map(e => e.outerHTML.slice(0, 80))"""
             assert await page.evaluate(wide) == []
 
         await check_width()
         await page.get_by_text("More options").tap()
         await check_width()
-        card = await seen.made("A" * 300)
+        card = await seen.generate("A" * 300)
         await expect(card).to_be_in_viewport()
         await check_width()
         await card.get_by_role("button", name="Edit").tap()
-        await page.get_by_text("Mark a rectangle by numbers").tap()
+        await page.get_by_text("Select a rectangle").tap()
         await check_width()
-        small = "[...document.querySelectorAll('dialog[open] button, dialog[open] input')].filter(e => e.checkVisibility() && e.getBoundingClientRect().height < 32).map(e => e.id)"
+        small = """[...document.querySelectorAll('dialog[open] button, dialog[open] input')]
+            .filter(e => e.checkVisibility() && e.getBoundingClientRect().height < 32)
+            .map(e => e.id)"""
         assert await page.evaluate(small) == []
         await page.locator("#mask").tap()
-        await expect(page.locator("#marked")).to_contain_text("is marked")
+        await expect(page.locator("#selected")).to_contain_text("is selected")
 
 
-async def test_dark_mode_and_still_mode(seen: Seen) -> None:
-    """The page follows the system: dark where it is dark, and without motion where none is wanted."""
+async def test_dark_and_reduced_motion(seen: Seen) -> None:
+    """The page follows the colour scheme and the reduced motion setting of the system."""
     ground = "getComputedStyle(document.body).backgroundColor"
     light = await seen.page.evaluate(ground)
     await seen.page.emulate_media(color_scheme="dark", reduced_motion="reduce")
     dark = await seen.page.evaluate(ground)
     assert sum(map(int, light[4:-1].split(","))) > 600
     assert sum(map(int, dark[4:-1].split(","))) < 150
-    await seen.made()
+    await seen.generate()
     assert await seen.page.evaluate("document.getAnimations().length") == 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_accessibility_rules(seen: Seen, scheme: Any) -> None:
-    """axe-core finds nothing wrong in any state of the page: labels, contrast, roles, order."""
+    """axe-core finds no violation in any state of the page."""
     axe = pytest.importorskip("axe_playwright_python.async_playwright").Axe()
     await seen.page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
 
@@ -534,35 +539,36 @@ async def test_accessibility_rules(seen: Seen, scheme: Any) -> None:
     await seen.page.get_by_text("More options").click()
     await check("empty")
     seen.server.inject("stall-stream=1")
-    card = await seen.make("One under way")
+    card = await seen.start("One in progress")
     await expect(card.locator(".progress")).to_contain_text("Preview 1")
-    await check("under way")
+    await check("in progress")
     await card.get_by_role("button", name="Cancel").click()
     await check("failed")
-    card = await seen.made()
-    await check("made")
-    await card.get_by_role("button", name="View larger").click()
+    card = await seen.generate()
+    await check("finished")
+    await card.get_by_role("button", name="View full size").click()
     await check("viewer")
     await seen.page.keyboard.press("Escape")
     await card.get_by_role("button", name="Edit").click()
-    await seen.page.get_by_text("Mark a rectangle by numbers").click()
-    await seen.page.get_by_role("button", name="Mark everything").click()
+    await seen.page.get_by_text("Select a rectangle").click()
+    await seen.page.get_by_role("button", name="Select all").click()
     await check("editor")
 
 
-# --- safety -----------------------------------------------------------------
+# --- security -----------------------------------------------------------------
 
 
-async def test_page_of_another_site(browser: Browser, seen: Seen) -> None:
-    """A page of another origin in the same browser can neither ask for a picture nor read or frame one."""
-    await seen.made()
-    made = seen.server.generations
+async def test_page_other_site(browser: Browser, seen: Seen) -> None:
+    """A page of another origin can neither generate nor read or frame images."""
+    await seen.generate()
+    generations = seen.server.generations
     other = await browser.new_page()
     await other.goto(seen.server.base_url.removesuffix("/v1"))
     attempt = """async ([url, mode, headers]) => {
-        const body = JSON.stringify({ id: crypto.randomUUID(), request: { prompt: "theirs" } });
+        const body = JSON.stringify({ id: crypto.randomUUID(), request: { prompt: "other" } });
         try {
-            const reply = await fetch(`${url}/api/generate`, { method: "POST", mode, headers, body });
+            const options = { method: "POST", mode, headers, body };
+            const reply = await fetch(`${url}/api/generate`, options);
             return reply.type === "opaque" ? "opaque" : await reply.text();
         } catch { return "blocked"; }
     }"""
@@ -570,13 +576,13 @@ async def test_page_of_another_site(browser: Browser, seen: Seen) -> None:
     assert await other.evaluate(attempt, [seen.url, "cors", own]) == "blocked"
     assert await other.evaluate(attempt, [seen.url, "cors", {}]) == "blocked"
     assert await other.evaluate(attempt, [seen.url, "no-cors", {}]) in ("blocked", "opaque")
-    [kept] = seen.gallery.calls
+    [entry] = seen.gallery.calls
     load = """url => new Promise(done => {
         const image = new Image();
         image.onload = () => done("shown");
         image.onerror = () => done("blocked");
         image.src = url;
     })"""
-    assert await other.evaluate(load, f"{seen.url}/api/pictures/{kept}/0") == "blocked"
-    assert seen.server.generations == made
+    assert await other.evaluate(load, f"{seen.url}/api/images/{entry}/0") == "blocked"
+    assert seen.server.generations == generations
     await other.close()

@@ -1,13 +1,16 @@
-"""The studio's backend, over real HTTP: what the page gets, and what others are refused."""
+"""The studio's backend over real HTTP."""
 
 import contextlib
 import html.parser
 import io
 import json
 import uuid
+import webbrowser
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import aiohttp
 import anyio
@@ -16,16 +19,17 @@ from PIL import Image as Pillow
 
 from elkimg_async import AsyncImages, CompletedImage, ConfigurationError, GenerateRequest, Image
 from elkimg_async.local import LocalServer
-from elkimg_async.studio.server import OWN_HEADER, Gallery, Order, serve
+from elkimg_async.studio.browser import opened
+from elkimg_async.studio.server import OWN_HEADER, Gallery, PageRequest, serve
 from tests.cli.test_app import run, started
-from tests.helpers.canned import PNG, Canned, answer
+from tests.helpers.raw_server import PNG, RawServer, response
 
 KEY = "sk-of-the-studios-test"
 PROMPT = {"prompt": "A kitten"}
 
 
 class Running(NamedTuple):
-    """A studio, what it asks, and somebody who asks it."""
+    """A studio, its image server, and a session that plays the browser."""
 
     url: str
     server: LocalServer
@@ -33,23 +37,28 @@ class Running(NamedTuple):
     http: aiohttp.ClientSession
 
     @property
+    def host(self) -> str:
+        """Host and port."""
+        return self.url.split("/")[2]
+
+    @property
     def own(self) -> dict[str, str]:
-        """What the studio's page sends with a request."""
-        return {"Origin": self.url, "Sec-Fetch-Site": "same-origin", OWN_HEADER: "1"}
+        """The headers that the page sends with a request."""
+        return {"Origin": f"http://{self.host}", "Sec-Fetch-Site": "same-origin", OWN_HEADER: "1"}
 
     async def generate(self, request: object, **headers: str) -> tuple[int, str]:
-        """Ask for pictures as the page does; `headers` replace its own."""
-        order = {"id": str(uuid.uuid4()), "request": request}
+        """Generate as the page does; `headers` replace its own."""
+        body = {"id": str(uuid.uuid4()), "request": request}
         sent = {**self.own, **headers}
-        async with self.http.post(f"{self.url}/api/generate", json=order, headers=sent) as reply:
+        async with self.http.post(f"{self.url}/api/generate", json=body, headers=sent) as reply:
             return reply.status, await reply.text()
 
-    async def pictures(self) -> list[dict[str, Any]]:
-        """What a page that is loaded now shows."""
+    async def images(self) -> list[dict[str, Any]]:
+        """Return what a reloaded page shows."""
         async with self.http.get(f"{self.url}/api/session") as reply:
-            pictures = (await reply.json())["pictures"]
-            assert isinstance(pictures, list)
-            return pictures
+            images = (await reply.json())["images"]
+            assert isinstance(images, list)
+            return images
 
 
 @contextlib.asynccontextmanager
@@ -60,7 +69,7 @@ async def studio(server: LocalServer, **options: Any) -> AsyncIterator[Running]:
         serve(client, gallery=gallery, **options) as url,
         aiohttp.ClientSession() as http,
     ):
-        yield Running(url, server, gallery, http)
+        yield Running(url.rstrip("/"), server, gallery, http)
 
 
 @pytest.fixture
@@ -70,14 +79,14 @@ async def running() -> AsyncIterator[Running]:
 
 
 def events(text: str) -> list[dict[str, Any]]:
-    """The events of a stream that must have ended well."""
+    """Return the events of a stream that ended with [DONE]."""
     *frames, done, end = [frame for frame in text.split("\n\n") if "data:" in frame or not frame]
     assert (done, end) == ("data: [DONE]", "")
     return [json.loads(frame.partition("data: ")[2]) for frame in frames]
 
 
 def problem(text: str) -> dict[str, Any]:
-    """The error in a refusal, or at the end of a stream."""
+    """Return the error in a response or at the end of a stream."""
     error = json.loads(text[text.index('{"error"') :])["error"]
     assert isinstance(error, dict)
     return error
@@ -97,7 +106,7 @@ def png(colour: str = "red", size: tuple[int, int] = (64, 64), mode: str = "RGB"
     [("/", "text/html"), ("/studio.css", "text/css"), ("/studio.js", "text/javascript")],
 )
 async def test_page_file(running: Running, path: str, media_type: str) -> None:
-    """Each file of the page comes with its type, and with what a browser needs to keep it apart."""
+    """Each file of the page has its type and the security headers."""
     async with running.http.get(running.url + path) as reply:
         assert reply.status == 200
         assert reply.content_type == media_type
@@ -110,8 +119,8 @@ async def test_page_file(running: Running, path: str, media_type: str) -> None:
         assert reply.headers["Cross-Origin-Resource-Policy"] == "same-origin"
 
 
-async def test_page_keeps_to_its_policy(running: Running) -> None:
-    """Nothing in the page is inline or comes from elsewhere, and each field has a name to be read out."""
+async def test_page_policy(running: Running) -> None:
+    """Nothing in the page is inline or loaded from elsewhere, and each field has a label."""
     wrong: list[str] = []
     named: set[str | None] = set()
     fields: set[str | None] = set()
@@ -128,49 +137,52 @@ async def test_page_keeps_to_its_policy(running: Running) -> None:
             if tag in ("input", "select", "textarea") and "aria-label" not in given:
                 fields.add(given["id"])
 
-    async with running.http.get(running.url) as reply:
+    async with running.http.get(f"{running.url}/") as reply:
         Reader().feed(await reply.text())
     assert wrong == []
     assert fields <= named
 
 
 async def test_session_at_start(running: Running) -> None:
-    """The page is told where it asks, what each model offers, and that nothing is made yet."""
+    """The session has the server, the options of each model, and no images."""
     async with running.http.get(f"{running.url}/api/session") as reply:
         session = await reply.json()
         assert reply.headers["Cache-Control"] == "no-store"
     assert session["server"] in running.server.base_url
     assert session["local"] is False
-    assert session["pictures"] == []
+    assert session["images"] == []
     assert session["models"][session["default_model"]]["size"][0] == "1024x1024"
     assert "3840x2160" in session["models"]["gpt-image-2"]["size"]
     assert session["models"]["dall-e-3"]["streams"] is False
 
 
-# --- who may ask ------------------------------------------------------------
+# --- access ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["127.0.0.1", "localhost", "[::1]"])
-async def test_host_of_its_own(running: Running, name: str) -> None:
-    """The studio answers to each name of this machine, with its own port."""
-    host = f"{name}:{running.url.rpartition(':')[2]}"
-    async with running.http.get(running.url, headers={"Host": host}) as reply:
-        assert reply.status == 200
-    status, _ = await running.generate(PROMPT, Host=host, Origin=f"http://{host}")
-    assert status == 200
+async def test_host_own_names(running: Running, name: str) -> None:
+    """The studio accepts each name of the loopback address, with any port."""
+    port = running.host.rpartition(":")[2]
+    for host in (name, f"{name}:{port}", f"{name}:8080"):
+        async with running.http.get(f"{running.url}/", headers={"Host": host}) as reply:
+            assert reply.status == 200
+        for scheme in ("http", "https"):
+            status, _ = await running.generate(PROMPT, Host=host, Origin=f"{scheme}://{host}")
+            assert status == 200
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:{port}", "127.0.0.1", "localhost:1"]
+    "host",
+    ["evil.example", "evil.example:{port}", "127.0.0.1.evil.example", "localhost:x", "[::1", ":1"],
 )
-@pytest.mark.parametrize("path", ["/", "/api/session", "/api/pictures/a/0"])
-async def test_host_of_others(running: Running, host: str, path: str) -> None:
-    """A name that somebody else has pointed here gets nothing, whatever it asks for."""
-    headers = {"Host": host.format(port=running.url.rpartition(":")[2])}
+@pytest.mark.parametrize("path", ["/", "/api/session", "/api/images/a/0"])
+async def test_host_other_names(running: Running, host: str, path: str) -> None:
+    """Requests under another name are rejected."""
+    headers = {"Host": host.format(port=running.host.rpartition(":")[2])}
     async with running.http.get(running.url + path, headers=headers) as reply:
         assert reply.status == 403
         assert "Content-Security-Policy" in reply.headers
-        assert problem(await reply.text())["type"] == "Refused"
+        assert problem(await reply.text())["type"] == "Rejected"
 
 
 @pytest.mark.parametrize(
@@ -183,13 +195,12 @@ async def test_host_of_others(running: Running, host: str, path: str) -> None:
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
         {"Host": "evil.example", "Origin": "http://evil.example"},
+        {"Host": "localhost:8080", "Origin": "http://localhost:8081"},
     ],
 )
 @pytest.mark.parametrize("path", ["/api/generate", "/api/edit", "/api/none"])
-async def test_request_of_another_page(
-    running: Running, path: str, headers: dict[str, str]
-) -> None:
-    """No other page can spend the user's money."""
+async def test_request_other_page(running: Running, path: str, headers: dict[str, str]) -> None:
+    """Requests of other pages are rejected."""
     body = json.dumps({"id": str(uuid.uuid4()), "request": PROMPT})
     sent = {**running.own, **headers}
     async with running.http.post(running.url + path, data=body, headers=sent) as reply:
@@ -199,20 +210,89 @@ async def test_request_of_another_page(
 
 
 @pytest.mark.parametrize("missing", ["Origin", OWN_HEADER])
-async def test_request_without_a_sign_of_the_page(running: Running, missing: str) -> None:
-    """What the page always sends must be there: a form of another site cannot send it."""
+async def test_request_missing_header(running: Running, missing: str) -> None:
+    """Headers that only the page sends are required."""
     headers = {name: value for name, value in running.own.items() if name != missing}
-    order = {"id": str(uuid.uuid4()), "request": PROMPT}
+    body = {"id": str(uuid.uuid4()), "request": PROMPT}
     url = f"{running.url}/api/generate"
-    async with running.http.post(url, json=order, headers=headers) as reply:
+    async with running.http.post(url, json=body, headers=headers) as reply:
         assert reply.status == 403
     async with running.http.options(url, headers={"Origin": "http://evil.example"}) as reply:
         assert reply.status == 403
     assert not running.server.requests
 
 
-async def test_key_is_nowhere(running: Running) -> None:
-    """No answer holds the API key, be it a page, a stream or an error."""
+async def test_token(running: Running) -> None:
+    """Without the token of the address nothing is served; each studio has its own."""
+    root = f"http://{running.host}"
+    token = running.url.removeprefix(f"{root}/")
+    assert len(token) == 32
+    for path in (
+        "",
+        "/",
+        f"/{token[:-1]}/",
+        f"/{token}",
+        "/api/session",
+        "/x/api/session",
+        "/%ff/",
+    ):
+        async with running.http.get(root + path) as reply:
+            assert reply.status == 404, path
+            assert token not in await reply.text()
+    body = {"id": str(uuid.uuid4()), "request": PROMPT}
+    for path in ("/api/generate", f"/{token[:-1]}x/api/generate"):
+        async with running.http.post(root + path, json=body, headers=running.own) as reply:
+            assert reply.status == 404
+    assert not running.server.requests
+    async with studio(running.server) as other:
+        assert other.url.rpartition("/")[2] != token
+
+
+MULTIPART = {"Content-Type": "multipart/form-data; boundary=b"}
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "body"),
+    [
+        ("generate", {"Content-Type": "application/json; charset=none"}, b"{}"),
+        ("generate", {"Content-Type": "text/plain; charset=utf-8"}, b"\xff"),
+        ("edit", {"Content-Type": "multipart/form-data"}, b"x"),
+        ("edit", {"Content-Type": "multipart/form-data; boundary=" + "x" * 100}, b"x"),
+        ("edit", {"Content-Type": "application/x-www-form-urlencoded; charset=none"}, b"a=1"),
+        ("edit", {"Content-Type": "///"}, b"a=1"),
+        ("edit", MULTIPART, b""),
+        ("edit", MULTIPART, b"no form"),
+        ("edit", MULTIPART, b"--b\r\n"),
+        ("edit", MULTIPART, b"--b\r\nno header\r\n\r\nx\r\n--b--\r\n"),
+        ("edit", MULTIPART, b"--b\r\nContent-Type: text/plain\r\n\r\nx\r\n--b--\r\n"),
+        ("edit", MULTIPART, b'--b\r\nContent-Disposition: form-data; name="image"\r\n\r\nx'),
+        (
+            "edit",
+            MULTIPART,
+            b'--b\r\nContent-Disposition: form-data; name="request"\r\n'
+            b"Content-Type: text/plain; charset=none\r\n\r\nx\r\n--b--\r\n",
+        ),
+        (
+            "edit",
+            MULTIPART,
+            b"--b\r\nContent-Type: multipart/mixed; boundary=c\r\n\r\n--c\r\n--b--\r\n",
+        ),
+    ],
+)
+async def test_malformed_body(
+    running: Running, path: str, headers: dict[str, str], body: bytes
+) -> None:
+    """A malformed Content-Type or body gets 400."""
+    async with running.http.post(
+        f"{running.url}/api/{path}", data=body, headers={**running.own, **headers}
+    ) as reply:
+        assert reply.status == 400
+        assert problem(await reply.text())["billing"] == "not_sent"
+    assert not running.server.requests
+
+
+async def test_api_key_is_not_exposed(running: Running) -> None:
+    """No page, stream or error contains the API key."""
     said = []
     for path in ("/", "/studio.js", "/studio.css", "/api/session", "/api/none"):
         async with running.http.get(running.url + path) as reply:
@@ -227,11 +307,11 @@ async def test_key_is_nowhere(running: Running) -> None:
     assert not [text for text in said if KEY in text]
 
 
-# --- pictures ---------------------------------------------------------------
+# --- images ---------------------------------------------------------------
 
 
-async def test_generate_streams_and_keeps(running: Running) -> None:
-    """The page gets each event, and after a reload the finished picture with its usage and time."""
+async def test_generate_streams_and_stores(running: Running) -> None:
+    """The page receives each event, and after a reload the finished image with usage and time."""
     status, text = await running.generate({**PROMPT, "partial_images": 2, "output_format": "webp"})
     assert status == 200
     assert [event["type"].rpartition(".")[2] for event in events(text)] == [
@@ -239,23 +319,23 @@ async def test_generate_streams_and_keeps(running: Running) -> None:
         "partial_image",
         "completed",
     ]
-    [kept] = await running.pictures()
-    assert kept["order"]["prompt"] == "A kitten"
+    [kept] = await running.images()
+    assert kept["request"]["prompt"] == "A kitten"
     assert kept["types"] == ["image/webp"]
     assert kept["usage"]["total_tokens"] > 0
     assert kept["elapsed"] > 0
-    async with running.http.get(f"{running.url}/api/pictures/{kept['id']}/0") as reply:
+    async with running.http.get(f"{running.url}/api/images/{kept['id']}/0") as reply:
         assert reply.content_type == "image/webp"
         assert "sandbox" in reply.headers["Content-Security-Policy"]
         assert Pillow.open(io.BytesIO(await reply.read())).size == (1024, 1024)
 
 
-async def test_generate_by_model_without_stream(running: Running) -> None:
-    """A model that cannot stream is asked for a batch, and the page sees no difference."""
+async def test_generate_without_stream(running: Running) -> None:
+    """A model that cannot stream gets a batch call, and the page receives the same events."""
     request = {**PROMPT, "model": "dall-e-2", "size": "256x256", "n": 2}
     _, text = await running.generate(request)
     assert ["b64_json" in event for event in events(text)] == [True, True]
-    assert (await running.pictures())[0]["types"] == ["image/png", "image/png"]
+    assert (await running.images())[0]["types"] == ["image/png", "image/png"]
 
 
 @pytest.mark.parametrize(
@@ -266,17 +346,17 @@ async def test_generate_by_model_without_stream(running: Running) -> None:
         ("no-completed", "StreamIncompleteError", "unknown"),
     ],
 )
-async def test_generate_that_fails(running: Running, fault: str, kind: str, billing: str) -> None:
-    """The page is told what went wrong and whether it may have been billed; nothing is kept."""
+async def test_generate_fails(running: Running, fault: str, kind: str, billing: str) -> None:
+    """The page receives the error and its billing, and nothing is stored."""
     running.server.inject(fault)
     status, text = await running.generate(PROMPT)
     assert status == 200
     assert (problem(text)["type"], problem(text)["billing"]) == (kind, billing)
-    assert await running.pictures() == []
+    assert await running.images() == []
 
 
-async def test_generate_of_what_cannot_be(running: Running) -> None:
-    """What the model is known to refuse is told in its own words, and nothing is sent."""
+async def test_generate_invalid_option(running: Running) -> None:
+    """An invalid option is an error before anything is sent."""
     _, text = await running.generate({**PROMPT, "size": "7x7"})
     assert "size '7x7' is not offered" in problem(text)["message"]
     assert problem(text)["billing"] == "not_sent"
@@ -294,8 +374,8 @@ async def test_generate_of_what_cannot_be(running: Running) -> None:
         '{"id": "00000000-0000-0000-0000-000000000000", "request": {"prompt": "x", "retry": 9}}',
     ],
 )
-async def test_generate_of_nonsense(running: Running, body: str) -> None:
-    """What cannot be read is refused, in the shape that the page understands."""
+async def test_generate_malformed(running: Running, body: str) -> None:
+    """A malformed request gets 400 in the shape that the page understands."""
     url = f"{running.url}/api/generate"
     async with running.http.post(url, data=body, headers=running.own) as reply:
         assert reply.status == 400
@@ -304,10 +384,10 @@ async def test_generate_of_nonsense(running: Running, body: str) -> None:
 
 
 async def test_edit(running: Running) -> None:
-    """The picture and its mask go on to the image server, and the result is kept as an edit."""
+    """Image and mask are sent to the image server, and the result is stored as an edit."""
     form = aiohttp.FormData()
     request = {"prompt": "Blue", "size": "1024x1024", "partial_images": 0}
-    form.add_field("order", json.dumps({"id": str(uuid.uuid4()), "request": request}))
+    form.add_field("request", json.dumps({"id": str(uuid.uuid4()), "request": request}))
     form.add_field("image", png("red", (1024, 1024)), filename="image")
     form.add_field("mask", png("#00000000", (1024, 1024), "RGBA"), filename="mask")
     async with running.http.post(
@@ -316,25 +396,25 @@ async def test_edit(running: Running) -> None:
         [event] = events(await reply.text())
     assert event["type"] == "image_edit.completed"
     assert running.server.requests[-1].path == "/v1/images/edits"
-    assert (await running.pictures())[0]["edited"] is True
+    assert (await running.images())[0]["edited"] is True
 
 
-async def test_edit_without_picture(running: Running) -> None:
-    """An edit of nothing is refused."""
-    form = {"order": json.dumps({"id": str(uuid.uuid4()), "request": PROMPT})}
+async def test_edit_without_image(running: Running) -> None:
+    """An edit without an image gets 400."""
+    form = {"request": json.dumps({"id": str(uuid.uuid4()), "request": PROMPT})}
     async with running.http.post(
         f"{running.url}/api/edit", data=form, headers=running.own
     ) as reply:
         assert reply.status == 400
-        assert "no picture" in problem(await reply.text())["message"]
+        assert "no image" in problem(await reply.text())["message"]
 
 
 async def test_browser_leaves(running: Running) -> None:
     """When the browser leaves, the call at the image server ends within a second."""
     running.server.inject("stall-stream")
-    order = {"id": str(uuid.uuid4()), "request": PROMPT}
+    body = {"id": str(uuid.uuid4()), "request": PROMPT}
     url = f"{running.url}/api/generate"
-    async with running.http.post(url, json=order, headers=running.own) as reply:
+    async with running.http.post(url, json=body, headers=running.own) as reply:
         await reply.content.readany()
         await running.server.wait_until(lambda: running.server.generations == 1)
         reply.close()
@@ -346,14 +426,14 @@ async def test_browser_leaves(running: Running) -> None:
 
 
 def keep(gallery: Gallery, size: int = 100) -> str:
-    order = Order(id=str(uuid.uuid4()), request=GenerateRequest(prompt="x"))
+    page_request = PageRequest(id=str(uuid.uuid4()), request=GenerateRequest(prompt="x"))
     event = CompletedImage(type="image_generation.completed", image=Image(b"x" * size))
-    gallery.keep(order, event, edited=False, elapsed=1.0)
-    return order.id
+    gallery.add(page_request, event, edited=False, elapsed=1.0)
+    return page_request.id
 
 
 def test_gallery_is_bounded() -> None:
-    """The oldest pictures go when there are too many, or too many bytes, but never the newest."""
+    """The oldest images are dropped when there are too many images or bytes; the newest never."""
     gallery = Gallery(max_bytes=1_000, max_calls=3)
     ids = [keep(gallery) for _ in range(4)]
     assert list(gallery.calls) == ids[1:]
@@ -364,24 +444,24 @@ def test_gallery_is_bounded() -> None:
 
 
 @pytest.mark.parametrize("path", ["{id}/1", "none/0", "{id}/999"])
-async def test_picture_that_is_not_there(running: Running, path: str) -> None:
-    """A picture that is not kept is a 404, not a crash."""
+async def test_image_missing(running: Running, path: str) -> None:
+    """An image that is not stored is a 404."""
     path = path.format(id=keep(running.gallery))
-    async with running.http.get(f"{running.url}/api/pictures/{path}") as reply:
+    async with running.http.get(f"{running.url}/api/images/{path}") as reply:
         assert reply.status == 404
-        assert "not kept" in problem(await reply.text())["message"]
+        assert "no longer" in problem(await reply.text())["message"]
 
 
-async def test_picture_behind_url() -> None:
-    """An image that came as a URL is fetched here, so that the browser asks nobody else."""
-    async with Canned() as host:
-        host.reply_with(answer({"data": [{"url": f"{host.origin}/a.png"}]}), answer(PNG))
+async def test_image_by_url() -> None:
+    """An image by URL is downloaded by the studio, so that the browser connects to nobody else."""
+    async with RawServer() as host:
+        host.reply_with(response({"data": [{"url": f"{host.origin}/a.png"}]}), response(PNG))
         client = AsyncImages(KEY, base_url=host.base_url)
         async with client, serve(client) as url, aiohttp.ClientSession() as http:
-            running = Running(url, LocalServer(), Gallery(), http)
+            running = Running(url.rstrip("/"), LocalServer(), Gallery(), http)
             _, text = await running.generate({**PROMPT, "model": "dall-e-3"})
             assert "url" not in events(text)[0]
-            [kept] = await running.pictures()
+            [kept] = await running.images()
     assert kept["types"] == ["image/png"]
     assert len(host.requests) == 2
 
@@ -389,29 +469,47 @@ async def test_picture_behind_url() -> None:
 # --- the command ------------------------------------------------------------
 
 
-async def test_port_that_is_taken() -> None:
-    """A port that is in use is said to be, before anything is served."""
+async def test_port_taken() -> None:
+    """A taken port is a configuration error."""
     async with LocalServer() as server:
         port = int(server.base_url.split(":")[2].partition("/")[0])
-        with pytest.raises(ConfigurationError, match=f"Port {port} cannot be used"):
+        with pytest.raises(ConfigurationError, match=f"Port {port} is not available"):
             async with studio(server, port=port):
                 pass
 
 
+def test_opened_in_browser(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The browser gets the address from a private file, not from its arguments."""
+    arguments: list[str] = []
+
+    def open_url(url: str) -> bool:
+        arguments.append(url)
+        return True
+
+    monkeypatch.setattr(webbrowser, "open", open_url)
+    with opened("http://127.0.0.1:1/secret/") as found:
+        assert found
+        page = Path(url2pathname(urlsplit(arguments[0]).path))
+        assert "secret" not in arguments[0]
+        assert "url=http://127.0.0.1:1/secret/" in page.read_text()
+        assert page.parent.stat().st_mode & 0o077 == 0
+    assert not page.exists()
+
+
 async def test_command_local(tmp_path: Path) -> None:
-    """`elkimg studio --local` says where the page is, and serves it until Ctrl-C."""
+    """`elkimg studio --local` prints the address of the page and serves it until Ctrl-C."""
     async with started("studio", "--local", folder=tmp_path) as command:
         line = await command.line(out=True)
         assert line.startswith("The studio is at http://127.0.0.1:")
         url = line.split()[-1]
-        async with aiohttp.ClientSession() as http, http.get(f"{url}/api/session") as reply:
+        async with aiohttp.ClientSession() as http, http.get(f"{url}api/session") as reply:
             assert (await reply.json())["local"] is True
         command.interrupt()
         assert (await command.ended()).code == 130
 
 
 async def test_command_without_key(tmp_path: Path) -> None:
-    """Without a key both ways out are named, and nothing is served."""
+    """Without an API key the error names the variable and --local."""
     ended = await run("studio", folder=tmp_path)
     assert (ended.code, ended.out) == (1, "")
     assert "ELKAPI_API_KEY" in ended.err

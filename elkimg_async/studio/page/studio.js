@@ -1,17 +1,18 @@
-// The page of elkimg studio. This one module plays two parts: in the page it draws, and in a
-// worker, one for each call, it reads the stream, so that megabytes of base64 never hold up the page.
+// The page of elkimg studio. The same module runs in the page, where it renders, and in one worker
+// per call, where it reads the stream, so that megabytes of base64 never block the page.
 
-const HEADERS = { "X-Elkimg-Studio": "1" }; // a page of another site cannot send it
+const HEADERS = { "X-Elkimg-Studio": "1" }; // other sites cannot send this
+const at = (path) => new URL(path, import.meta.url).href; // beside this file, under the token
 
 if ("document" in globalThis) await startPage();
 else globalThis.onmessage = ({ data }) => relay(data);
 
-// --- in the worker: a job goes out, and its events come back as messages --------------------------
+// --- in the worker: send a request, post its events as messages -----------------------------------
 
-async function relay({ id, order, image, mask }) {
+async function relay({ id, request, image, mask }) {
   let ended = false;
   try {
-    const response = await send(JSON.stringify({ id, request: order }), image, mask);
+    const response = await send(JSON.stringify({ id, request }), image, mask);
     if (!response.ok) throw (await response.json()).error;
     for await (const text of serverSentEvents(response.body)) {
       ended = text === "[DONE]";
@@ -27,31 +28,31 @@ async function relay({ id, order, image, mask }) {
   postMessage(ended ? { type: "done" } : { error: { type: "StudioGone" } });
 }
 
-function send(order, image, mask) {
+function send(body, image, mask) {
   if (!image) {
     const headers = { ...HEADERS, "Content-Type": "application/json" };
-    return fetch("/api/generate", { method: "POST", headers, body: order });
+    return fetch(at("api/generate"), { method: "POST", headers, body });
   }
   const form = new FormData();
-  form.set("order", order);
+  form.set("request", body);
   form.set("image", image);
   if (mask) form.set("mask", mask);
-  return fetch("/api/edit", { method: "POST", headers: HEADERS, body: form });
+  return fetch(at("api/edit"), { method: "POST", headers: HEADERS, body: form });
 }
 
-// The data of each event. A line may come in any number of pieces; they are joined once.
+// Yields the data of each event. A line may arrive in many chunks; they are joined once.
 async function* serverSentEvents(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
-  let pieces = [];
+  let chunks = [];
   let data = [];
   for (;;) {
     const { value, done } = await reader.read();
     if (done) return;
     const [end, ...starts] = value.split("\n");
-    pieces.push(end);
+    chunks.push(end);
     for (const start of starts) {
-      const line = pieces.join("");
-      pieces = [start];
+      const line = chunks.join("");
+      chunks = [start];
       if (line.startsWith("data:")) data.push(line.slice(5).trim());
       if (line.trim() || !data.length) continue;
       yield data.join("\n");
@@ -79,39 +80,39 @@ function typeOf(bytes) {
 async function startPage() {
   const ENDINGS = { "image/jpeg": "jpg", "image/svg+xml": "svg" };
   const EDITABLE = ["image/png", "image/jpeg", "image/webp"];
-  const EXAMPLES = ["A small kitten in a sunny garden", "An elk in the morning mist, watercolour", "A lighthouse made of books"];
+  const EXAMPLES = ["A small kitten in a sunny garden", "An elk in the morning mist, watercolour", "A lighthouse built of books"];
   const SHAPES = [["Square", (w, h) => w === h], ["Wide", (w, h) => w > h], ["Tall", (w, h) => w < h]];
-  const OTHER = "another…";
+  const OTHER = "Other…";
 
-  // What to say of an error: what happened, what to do, and whether the message tells more.
+  // For each error type: what happened, what to do, and whether to show the server's message.
   const PROBLEMS = {
-    APIError: ["The image server refused this.", "Change the prompt or the options.", true],
-    AuthenticationError: ["The API key was not accepted.", "Check ELKAPI_API_KEY, then start the studio again."],
-    BadRequestError: ["The image server does not take this request.", "Change the prompt or the options.", true],
-    ConfigurationError: ["The studio is not set up right.", "The terminal that it runs in says what is wrong."],
-    ConnectError: ["The image server cannot be reached.", "Check the network, then try again."],
-    DisconnectedError: ["The connection broke before the picture was here.", "Try again when the network is steady."],
-    DownloadError: ["The picture was made, but could not be fetched.", "The terminal that the studio runs in says more."],
-    EmptyResultError: ["The image server gave no picture.", "Try again in a moment."],
-    InvalidRequestError: ["This cannot be made.", "Change the options:", true],
-    ModerationError: ["The content rules stopped this picture.", "Reword the prompt, or choose another picture."],
-    NetworkError: ["The connection broke before the picture was here.", "Try again when the network is steady."],
+    APIError: ["The image server rejected the request.", "Change the prompt or the options.", true],
+    AuthenticationError: ["The API key was rejected.", "Check ELKAPI_API_KEY, then restart the studio."],
+    BadRequestError: ["The image server rejected the request.", "Change the prompt or the options.", true],
+    ConfigurationError: ["The studio is not configured correctly.", "See the terminal in which it runs."],
+    ConnectError: ["The image server cannot be reached.", "Check your network, then try again."],
+    DisconnectedError: ["The connection was lost before the image arrived.", "Check your network, then try again."],
+    DownloadError: ["The image was generated but could not be downloaded.", "See the terminal in which the studio runs."],
+    EmptyResultError: ["The image server returned no image.", "Try again in a moment."],
+    InvalidRequestError: ["These options cannot be combined.", "Change the options:", true],
+    ModerationError: ["The content policy blocked this image.", "Rephrase the prompt, or use a different image."],
+    NetworkError: ["The connection was lost before the image arrived.", "Check your network, then try again."],
     NotFoundError: ["The image server does not know this model.", "Choose another model."],
-    PermissionDeniedError: ["Your API key may not do this.", "Choose another model, or ask the provider for the right."],
-    QuotaExceededError: ["Your account has no credit left.", "Top it up, then try again."],
-    RateLimitError: ["Too many pictures were asked for.", "Wait a moment, then try again."],
-    RequestTimeoutError: ["This took too long.", "Try again, perhaps with a lower quality."],
-    ResponseError: ["The image server gave no usable answer.", "Try again in a moment."],
-    ServerError: ["The image server failed.", "Nothing is wrong with your request. Try again in a moment."],
-    StreamIncompleteError: ["The stream ended before the picture was finished.", "Try again in a moment."],
-    Refused: ["The studio refused this.", "Reload this page, then try again.", true],
-    StudioGone: ["The studio does not answer.", "Start it again in your terminal, then open the address that it gives."],
+    PermissionDeniedError: ["Your API key does not allow this.", "Choose another model, or ask your provider for access."],
+    QuotaExceededError: ["Your account is out of credit.", "Add credit, then try again."],
+    RateLimitError: ["Too many requests.", "Wait a moment, then try again."],
+    RequestTimeoutError: ["The request timed out.", "Try again, perhaps with a lower quality."],
+    ResponseError: ["The image server returned an invalid response.", "Try again in a moment."],
+    ServerError: ["The image server failed.", "Your request is fine. Try again in a moment."],
+    StreamIncompleteError: ["The stream ended before the image was finished.", "Try again in a moment."],
+    Rejected: ["The studio rejected the request.", "Reload this page, then try again.", true],
+    StudioGone: ["The studio is not running.", "Restart it in your terminal, then open the address that it prints."],
   };
   const BILLING = {
-    not_sent: "Nothing was sent, so nothing was billed.",
-    refused: "It was refused, so it should not have been billed.",
-    billed: "It was billed.",
-    unknown: "It may have been billed all the same.",
+    not_sent: "Nothing was sent; you will not be charged.",
+    refused: "The request was rejected; you should not be charged.",
+    billed: "You will be charged.",
+    unknown: "You may still be charged.",
   };
 
   const $ = (id) => document.getElementById(id);
@@ -122,24 +123,24 @@ async function startPage() {
   const seconds = (time) => `${time.toFixed(1)} s`;
   const short = (text) => (text.length > 60 ? `${text.slice(0, 59)}…` : text);
 
-  const session = await (await fetch("/api/session")).json();
+  const session = await (await fetch(at("api/session"))).json();
   const running = new Set();
 
-  // The gallery is a grid of rows one pixel high; each card spans as many as it needs.
+  // The gallery is a grid with rows of one pixel; each card spans as many as it needs.
   const heights = new ResizeObserver((entries) => {
     for (const { target } of entries) {
       target.parentElement.style.gridRowEnd = `span ${Math.ceil(target.offsetHeight) + 24}`;
     }
   });
 
-  // --- a card: one call, from the wait to its pictures or what went wrong -------------------------
+  // --- a card: one call, from waiting to its images or its error ----------------------------------
 
   class Card {
     constructor(job) {
-      this.job = job; // { order, image?, mask?, edited?, ratio? }, and id once it runs
+      this.job = job; // { request, image?, mask?, edited?, ratio? }, and id once it runs
       this.node = copyOf("card");
-      this.find(".prompt").textContent = job.order.prompt;
-      this.figures = Array.from({ length: job.order.n ?? 1 }, () => new Figure(this));
+      this.find(".prompt").textContent = job.request.prompt;
+      this.figures = Array.from({ length: job.request.n ?? 1 }, () => new Figure(this));
       this.find(".figures").append(...this.figures.map((figure) => figure.node));
       $("cards").prepend(this.node);
       heights.observe(this.find("article"));
@@ -155,7 +156,7 @@ async function startPage() {
       this.previews = this.done = 0;
       this.usage = this.size = this.elapsed = null;
       this.began = performance.now();
-      this.find("article").classList.remove("left");
+      this.find("article").classList.remove("incomplete");
       this.find(".problem").hidden = true;
       this.find(".figures").ariaBusy = "true";
       this.describe();
@@ -163,15 +164,15 @@ async function startPage() {
       this.figures.forEach((figure) => figure.wait());
       running.add(this);
       this.tick();
-      announce(`Making “${short(this.job.order.prompt)}”.`);
+      announce(`Generating “${short(this.job.request.prompt)}”.`);
       this.worker = new Worker(import.meta.url, { type: "module" });
-      this.worker.onmessage = ({ data }) => this.hear(data);
+      this.worker.onmessage = ({ data }) => this.receive(data);
       this.worker.onerror = () => this.fail({ type: "StudioGone" });
       this.worker.postMessage(this.job);
       return this;
     }
 
-    hear(event) {
+    receive(event) {
       if (event.error) return this.fail(event.error);
       if (event.type === "done") return this.finish();
       const figure = this.figures[this.done];
@@ -185,14 +186,14 @@ async function startPage() {
       } else if (event.blob) {
         this.previews += 1;
         figure.show(URL.createObjectURL(event.blob), `Preview ${this.previews}`);
-        announce(`Preview ${this.previews} of ${this.job.order.partial_images} is here.`);
+        announce(`Preview ${this.previews} of ${this.job.request.partial_images} has arrived.`);
       }
       this.tick();
     }
 
     tick() {
       const time = `${Math.floor((performance.now() - this.began) / 1000)} s`;
-      const step = this.previews && !this.done ? `Preview ${this.previews} of ${this.job.order.partial_images}` : "Waiting";
+      const step = this.previews && !this.done ? `Preview ${this.previews} of ${this.job.request.partial_images}` : "Waiting";
       this.figures[this.done]?.say(`${step} · ${time}`);
     }
 
@@ -200,27 +201,27 @@ async function startPage() {
       this.end();
       this.describe();
       this.offerMore();
-      announce(`Finished after ${seconds(this.elapsed)}: “${short(this.job.order.prompt)}”.`);
+      announce(`Finished after ${seconds(this.elapsed)}: “${short(this.job.request.prompt)}”.`);
     }
 
     cancel() {
-      this.stop("Cancelled", "You stopped this picture.", "", "unknown");
+      this.stop("Cancelled", "You stopped this image.", "", "unknown");
       announce(`Cancelled. ${BILLING.unknown}`);
     }
 
-    fail({ type, message, billing = "unknown", request_id: request }) {
-      const [title, advice, telling] = PROBLEMS[type] ?? ["This did not work.", "Try again in a moment."];
-      const said = [telling && message, request && `Request id: ${request}`].filter(Boolean).join(" ");
-      this.stop(title, advice, said, billing);
+    fail({ type, message, billing = "unknown", request_id: requestId }) {
+      const [title, advice, showMessage] = PROBLEMS[type] ?? ["Something went wrong.", "Try again in a moment."];
+      const details = [showMessage && message, requestId && `Request ID: ${requestId}`].filter(Boolean).join(" ");
+      this.stop(title, advice, details, billing);
       announce(`${title} ${advice} ${BILLING[billing] ?? ""}`);
     }
 
-    stop(title, advice, said, billing) {
+    stop(title, advice, details, billing) {
       this.end();
-      this.find("article").classList.toggle("left", !this.done);
+      this.find("article").classList.toggle("incomplete", !this.done);
       this.find(".problem h4").textContent = title;
       this.find(".advice").textContent = advice;
-      this.find(".said").textContent = said;
+      this.find(".message").textContent = details;
       this.find(".billing").textContent = BILLING[billing] ?? "";
       this.find(".problem").hidden = false;
       this.setActions(["Try again", () => this.restart()], ["Remove", () => this.remove()]);
@@ -228,36 +229,36 @@ async function startPage() {
     }
 
     end() {
-      this.worker.terminate(); // and with it the connection, which ends the call at the image server
+      this.worker.terminate(); // closes the connection, which cancels the call at the image server
       running.delete(this);
       this.find(".figures").ariaBusy = null;
       this.figures.forEach((figure) => figure.rest());
     }
 
     describe() {
-      const { order } = this.job;
+      const { request } = this.job;
       const { total_tokens: total, input_tokens: input, output_tokens: output } = this.usage ?? {};
       const time = this.elapsed && seconds(this.elapsed);
       const tokens = total == null ? null : `${total.toLocaleString("en")} tokens`;
-      const size = (this.size ?? order.size)?.replace("x", " × ") ?? "Any shape";
+      const size = (this.size ?? request.size)?.replace("x", " × ") ?? "Automatic size";
       const kind = this.job.edited && "Edit";
-      this.find(".facts").textContent = [kind, size, order.quality, time, tokens].filter(Boolean).join(" · ");
-      this.find(".facts").title = [order.model, input && `${input} tokens in, ${output} out`].filter(Boolean).join(": ");
+      this.find(".facts").textContent = [kind, size, request.quality, time, tokens].filter(Boolean).join(" · ");
+      this.find(".facts").title = [request.model, input && `${input} input tokens, ${output} output tokens`].filter(Boolean).join(": ");
     }
 
-    // Leave what is finished: its pictures with their buttons, and no empty frames.
+    // Keep the finished images with their buttons, and remove empty frames.
     settle() {
       this.figures.splice(this.done).forEach((figure) => figure.node.remove());
       this.figures.forEach((figure) => figure.node.querySelector("figcaption").replaceChildren(...figure.tools()));
     }
 
-    // What can be done with a finished call; a lone picture's own buttons join the row.
+    // Offer what can be done with a finished call; the buttons of a single image join the row.
     offerMore() {
-      const again = ["Make again", () => new Card(this.job).start()];
+      const again = ["Generate again", () => new Card(this.job).start()];
       this.setActions(...(this.job.edited && !this.job.image ? [] : [again]));
       this.settle();
       const [{ node }, ...others] = this.figures;
-      if (!others.length) this.find(".told > .actions").prepend(...node.querySelector("figcaption").children);
+      if (!others.length) this.find(".details > .actions").prepend(...node.querySelector("figcaption").children);
     }
 
     restart() {
@@ -267,12 +268,12 @@ async function startPage() {
     remove() {
       this.node.remove();
       $("empty").hidden = Boolean($("cards").children.length);
-      $("pictures").focus();
+      $("images").focus();
     }
 
-    // New buttons take the focus of those that they replace.
+    // New buttons take over the focus of those they replace.
     setActions(...actions) {
-      const bar = this.find(".told > .actions");
+      const bar = this.find(".details > .actions");
       const focused = bar.contains(document.activeElement);
       const buttons = actions.map(([textContent, onclick]) => element("button", { type: "button", textContent, onclick }));
       bar.replaceChildren(...buttons);
@@ -280,7 +281,7 @@ async function startPage() {
     }
   }
 
-  // --- a figure: one picture, and the frame that it sharpens in -----------------------------------
+  // --- a figure: one image in its frame -----------------------------------------------------------
 
   class Figure {
     constructor(card) {
@@ -288,8 +289,8 @@ async function startPage() {
       this.node = copyOf("figure");
       this.frame = this.node.querySelector(".frame");
       this.frame.onclick = () => view(this);
-      const { ratio, order } = card.job;
-      this.frame.style.aspectRatio = ratio ?? (/^\d+x\d+$/.test(order.size) ? order.size.replace("x", "/") : "1");
+      const { ratio, request } = card.job;
+      this.frame.style.aspectRatio = ratio ?? (/^\d+x\d+$/.test(request.size) ? request.size.replace("x", "/") : "1");
     }
 
     wait() {
@@ -306,7 +307,7 @@ async function startPage() {
       this.node.querySelector(".progress").textContent = text;
     }
 
-    // A new picture fades in over the old one, which then goes; one that is late by then is left out.
+    // A new image fades in over the old one, which is then removed; an outdated one is dropped.
     async show(url, alt) {
       const image = element("img", { src: url, alt });
       this.newest = image;
@@ -319,17 +320,17 @@ async function startPage() {
     }
 
     finish(blob, url) {
-      const { prompt } = this.card.job.order;
+      const { prompt } = this.card.job.request;
       Object.assign(this, { blob, url });
       this.rest();
       this.show(url, prompt);
       this.frame.classList.add("finished");
       this.frame.disabled = false;
-      this.frame.setAttribute("aria-label", `View larger: ${prompt}`);
+      this.frame.setAttribute("aria-label", `View full size: ${prompt}`);
     }
 
     tools() {
-      const { prompt } = this.card.job.order;
+      const { prompt } = this.card.job.request;
       const save = element("a", { className: "button", href: this.url, textContent: "Download" });
       save.download = fileName(prompt, this.card.figures.indexOf(this), this.blob?.type ?? this.type);
       const edit = element("button", { type: "button", textContent: "Edit", onclick: () => editFigure(this) });
@@ -343,19 +344,19 @@ async function startPage() {
   }
 
   function fileName(prompt, index, type = "image/png") {
-    const words = prompt.normalize("NFC").toLowerCase().match(/[\p{L}\p{M}\p{N}]+/gu) ?? ["picture"];
+    const words = prompt.normalize("NFC").toLowerCase().match(/[\p{L}\p{M}\p{N}]+/gu) ?? ["image"];
     const stem = words.slice(0, 6).join("-").slice(0, 40).replace(/-$/, "");
     return `${stem}${index ? `-${index + 1}` : ""}.${ENDINGS[type] ?? type.split("/")[1]}`;
   }
 
   function view(figure) {
-    const { prompt } = figure.card.job.order;
+    const { prompt } = figure.card.job.request;
     Object.assign($("viewer").querySelector("img"), { src: figure.url, alt: prompt });
     $("viewer").querySelector("p").textContent = prompt;
     $("viewer").showModal();
   }
 
-  // --- the options: what the model offers ---------------------------------------------------------
+  // --- options of the model ---------------------------------------------------------
 
   const composer = $("composer");
 
@@ -387,7 +388,7 @@ async function startPage() {
     return session.models[name] ?? session.models[session.default_model];
   }
 
-  // What is hidden is not sent either.
+  // Hidden fields are not sent.
   function setShown(row, shown) {
     row.hidden = !shown;
     row.querySelectorAll("input, select").forEach((field) => (field.disabled = !shown));
@@ -395,7 +396,7 @@ async function startPage() {
 
   function offerCompression() {
     setShown($("compression-row"), ["jpeg", "webp"].includes($("output_format").value));
-    $("compression-shown").textContent = `${$("output_compression").value} %`;
+    $("compression-shown").textContent = `${$("output_compression").value}%`;
   }
 
   function offerRadios(name, values, parts) {
@@ -415,7 +416,7 @@ async function startPage() {
     icon.setAttribute("aria-hidden", "true");
     if (!height) {
       label.classList.add("auto");
-      return [icon, element("span", { textContent: "Any" }), element("small", { textContent: "model decides" })];
+      return [icon, element("span", { textContent: "Auto" }), element("small", { textContent: "model decides" })];
     }
     const [name] = SHAPES.find(([, fits]) => fits(width, height));
     icon.style.setProperty("--w", `${(1.5 * width) / Math.max(width, height)}rem`);
@@ -423,7 +424,7 @@ async function startPage() {
     return [icon, element("span", { textContent: name }), element("small", { textContent: `${width} × ${height}` })];
   }
 
-  // The fields of the request; what is left to the server is left out.
+  // Returns the fields of the request, without those left to the server.
   function options() {
     const fields = Object.fromEntries(new FormData(composer));
     if (fields.model === OTHER) fields.model = $("other-model").value.trim();
@@ -435,7 +436,7 @@ async function startPage() {
     return fields;
   }
 
-  // --- the editor: a mask is a list of shapes, in parts of the picture's width and height ---------
+  // --- the editor: a mask is a list of shapes, in fractions of the image's width and height -------
 
   const editor = { shapes: [], source: null };
   const canvas = $("mask");
@@ -443,7 +444,7 @@ async function startPage() {
   async function editFigure(figure) {
     if (figure.blob) return openEditor(figure.blob);
     const reply = await fetch(figure.url).catch(() => ({ ok: false }));
-    if (!reply.ok) return alert("The studio does not keep this picture any more. Download it, then edit it as one of yours.");
+    if (!reply.ok) return alert("The studio no longer has this image. Download it, then edit it as your own image.");
     openEditor(await reply.blob());
   }
 
@@ -453,15 +454,15 @@ async function startPage() {
     try {
       await $("original").decode();
     } catch {
-      return alert("This file is not a picture that can be edited. Choose a png, jpeg or webp.");
+      return alert("This file is not an image that can be edited. Choose a PNG, JPEG or WebP file.");
     }
     canvas.width = $("original").naturalWidth;
     canvas.height = $("original").naturalHeight;
     Object.assign(editor, { source: blob, shapes: [] });
     const { model, quality = "auto", output_format } = options();
-    $("editor-options").textContent = `With the options of the page: ${model}, quality ${quality}, ${output_format}.`;
+    $("editor-options").textContent = `Uses the options of the page: ${model}, ${quality} quality, ${output_format}.`;
     $("change").value = "";
-    marksChanged();
+    selectionChanged();
     $("editor").showModal();
     $("change").focus();
   }
@@ -481,19 +482,19 @@ async function startPage() {
     }
   }
 
-  function marksChanged() {
+  function selectionChanged() {
     const context = canvas.getContext("2d");
     context.clearRect(0, 0, canvas.width, canvas.height);
     context.fillStyle = context.strokeStyle = "#e5327a";
     draw(context, editor.shapes, canvas);
-    const share = markedShare();
-    $("marked").textContent = editor.shapes.length
-      ? `${share} % of the picture is marked and may change.`
-      : "Nothing is marked yet: the whole picture may change.";
+    const share = selectedShare();
+    $("selected").textContent = editor.shapes.length
+      ? `${share}% of the image is selected and may change.`
+      : "Nothing is selected: the whole image may change.";
     $("undo").disabled = $("clear").disabled = !editor.shapes.length;
   }
 
-  function markedShare() {
+  function selectedShare() {
     const small = new OffscreenCanvas(100, 100);
     const context = small.getContext("2d");
     draw(context, editor.shapes, small);
@@ -502,7 +503,7 @@ async function startPage() {
     return Math.min(100, Math.ceil(pixels / 100));
   }
 
-  // What is transparent in the mask may change.
+  // The transparent area of the mask may change.
   function maskFile() {
     if (!editor.shapes.length) return undefined;
     const { width, height } = canvas;
@@ -521,34 +522,34 @@ async function startPage() {
     return copy.convertToBlob({ type: "image/png" });
   }
 
-  function place(event) {
+  function positionOf(event) {
     const box = canvas.getBoundingClientRect();
     return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
   }
 
-  function mark(shape) {
+  function select(shape) {
     editor.shapes.push(shape);
-    marksChanged();
+    selectionChanged();
   }
 
-  async function makeEdit() {
+  async function applyEdit() {
     const { width, height } = canvas;
-    const order = { ...options(), prompt: $("change").value };
-    for (const name of ["size", "moderation", "style"]) delete order[name]; // an edit has no use for them
-    if (rulesOf(order.model).size.includes(`${width}x${height}`)) order.size = `${width}x${height}`;
+    const request = { ...options(), prompt: $("change").value };
+    for (const name of ["size", "moderation", "style"]) delete request[name]; // edits do not take them
+    if (rulesOf(request.model).size.includes(`${width}x${height}`)) request.size = `${width}x${height}`;
     const [image, mask] = await Promise.all([sourceFile(), maskFile()]);
     $("editor").close();
-    new Card({ order, image, mask, edited: true, ratio: `${width}/${height}` }).start().node.scrollIntoView({ block: "nearest" });
+    new Card({ request, image, mask, edited: true, ratio: `${width}/${height}` }).start().node.scrollIntoView({ block: "nearest" });
   }
 
-  // --- wiring -------------------------------------------------------------------------------------
+  // --- events -------------------------------------------------------------------------------------
 
   const whenChanged = (id, action) => $(id).addEventListener("input", action);
   const whenClicked = (id, action) => $(id).addEventListener("click", action);
 
   composer.addEventListener("submit", (event) => {
     event.preventDefault();
-    const card = new Card({ order: options() }).start();
+    const card = new Card({ request: options() }).start();
     if (matchMedia("(max-width: 52rem)").matches) card.node.scrollIntoView({ behavior: "smooth" });
   });
   for (const [field, form] of [[$("prompt"), composer], [$("change"), $("change").form]]) {
@@ -570,23 +571,23 @@ async function startPage() {
   canvas.addEventListener("pointerdown", (event) => {
     if (event.button !== 0) return;
     canvas.setPointerCapture(event.pointerId);
-    mark({ points: [place(event)], thick: $("brush").value / 100 });
+    select({ points: [positionOf(event)], thick: $("brush").value / 100 });
   });
   canvas.addEventListener("pointermove", (event) => {
     if (!canvas.hasPointerCapture(event.pointerId)) return;
     const { points, thick } = editor.shapes.at(-1);
-    points.push(place(event));
+    points.push(positionOf(event));
     draw(canvas.getContext("2d"), [{ points: points.slice(-2), thick }], canvas);
   });
-  canvas.addEventListener("pointerup", marksChanged);
-  whenChanged("brush", () => ($("brush-shown").textContent = `${$("brush").value} %`));
-  whenClicked("undo", () => marksChanged(editor.shapes.pop()));
-  whenClicked("clear", () => marksChanged((editor.shapes = [])));
-  whenClicked("whole", () => mark({ rectangle: [0, 0, 1, 1] }));
-  whenClicked("rectangle", () => mark({ rectangle: ["left", "top", "width", "height"].map((id) => $(id).value / 100) }));
+  canvas.addEventListener("pointerup", selectionChanged);
+  whenChanged("brush", () => ($("brush-shown").textContent = `${$("brush").value}%`));
+  whenClicked("undo", () => selectionChanged(editor.shapes.pop()));
+  whenClicked("clear", () => selectionChanged((editor.shapes = [])));
+  whenClicked("whole", () => select({ rectangle: [0, 0, 1, 1] }));
+  whenClicked("rectangle", () => select({ rectangle: ["left", "top", "width", "height"].map((id) => $(id).value / 100) }));
   $("editor").querySelector("form").addEventListener("submit", (event) => {
     event.preventDefault();
-    makeEdit();
+    applyEdit();
   });
 
   for (const dialog of document.querySelectorAll("dialog")) {
@@ -596,9 +597,9 @@ async function startPage() {
   addEventListener("beforeunload", (event) => running.size && event.preventDefault());
   setInterval(() => running.forEach((card) => card.tick()), 1000);
 
-  // --- what the session holds already -------------------------------------------------------------
+  // --- images of this session -------------------------------------------------------------
 
-  $("server").textContent = session.local ? "Stand-in · no cost" : session.server;
+  $("server").textContent = session.local ? "Local server · free" : session.server;
   $("server").classList.toggle("free", session.local);
   $("model").append(...[...Object.keys(session.models), OTHER].map((name) => new Option(name)));
   $("model").value = session.default_model;
@@ -611,12 +612,12 @@ async function startPage() {
     },
   })));
   offer();
-  for (const { id, order, edited, elapsed, usage, size, types } of session.pictures) {
-    const card = new Card({ order: { ...order, n: types.length }, edited, ratio: size?.replace("x", "/") });
+  for (const { id, request, edited, elapsed, usage, size, types } of session.images) {
+    const card = new Card({ request: { ...request, n: types.length }, edited, ratio: size?.replace("x", "/") });
     Object.assign(card, { elapsed, usage, size, done: types.length });
     card.figures.forEach((figure, index) => {
       figure.type = types[index];
-      figure.finish(null, `/api/pictures/${id}/${index}`);
+      figure.finish(null, at(`api/images/${id}/${index}`));
     });
     card.describe();
     card.offerMore();

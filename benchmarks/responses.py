@@ -1,7 +1,7 @@
-"""The canned answers: complete HTTP responses, and the hashes of the images in them.
+"""Prepared responses: complete HTTP responses, and the hashes of their images.
 
-An answer is named by its `Spec`, whose text stands in the URL, so that server and client need no
-other agreement. The bytes depend on the spec alone.
+The URL contains the `Spec` of a response, so server and client need to share nothing else. The
+bytes depend on the spec alone.
 """
 
 import base64
@@ -26,13 +26,13 @@ SETTINGS = {
     "output_format": "png",
 }
 PNG_HEAD = bytes.fromhex("89504e470d0a1a0a0000000d494844520000040000000400080200000026")
-# How much of the last image's base64 a held answer keeps back.
+# Bytes of the last image's base64 that a held response sends late.
 TAIL = 64
 
 
 @dataclass(frozen=True)
 class Spec:
-    """Which answer: its kind, the number of images (events in a stream), the bytes of each."""
+    """The kind of a response, its number of images or events, and their size in bytes."""
 
     kind: str
     count: int = 1
@@ -43,72 +43,81 @@ class Spec:
 
     @classmethod
     def parse(cls, text: str) -> "Spec":
-        """Read what `str` wrote; ValueError when it is not a spec."""
+        """Parse the output of `str`.
+
+        Raises:
+            ValueError: If the text is not a spec.
+        """
         kind, count, size = text.split("-")
         if kind not in KINDS:
-            raise ValueError(f"{kind!r} is not a kind of answer")
+            raise ValueError(f"{kind!r} is not a kind of response")
         return cls(kind, int(count), int(size))
 
     @property
     def decoded(self) -> int:
-        """Bytes of all images together, decoded."""
+        """The decoded size of all images, in bytes."""
         return self.count * self.size
 
 
-class Answer(NamedTuple):
-    """A prebuilt response."""
+class PreparedResponse(NamedTuple):
+    """A prepared response."""
 
     wire: bytes
     """Status line, headers and body, framed."""
     cut: int
-    """Where in `wire` the held tail begins: shortly before the end of the last image."""
+    """Where the held tail of `wire` starts: shortly before the end of the last image."""
     hashes: list[str]
-    """SHA-256 of each image (of the URL, for a URL), in order."""
+    """SHA-256 of each image, or of its URL, in order."""
     body: str
-    """SHA-256 of the body without its framing."""
+    """SHA-256 of the body without framing."""
 
 
 def image(index: int, size: int) -> bytes:
-    """A picture-like block of exactly `size` bytes: a PNG's head, then noise."""
+    """Return `size` bytes that start like a PNG, followed by noise."""
     noise = random.Random(f"{index}/{size}").randbytes(size)
     return (PNG_HEAD + noise)[:size]
 
 
-def build(spec: Spec) -> Answer:
-    """The whole response for a spec."""
+def build(spec: Spec) -> PreparedResponse:
+    """Return the response for a spec."""
     if spec.kind == "url":
-        return _url_answer(spec)
+        return _url_response(spec)
     images = [image(index, spec.size) for index in range(spec.count)]
     texts = [base64.b64encode(one).decode("ascii") for one in images]
     hashes = [digest(one) for one in images]
-    return _stream_answer(texts, hashes) if spec.kind == "stream" else _json_answer(texts, hashes)
+    return (
+        _stream_response(texts, hashes) if spec.kind == "stream" else _json_response(texts, hashes)
+    )
 
 
 def digest(data: bytes) -> str:
+    """Return the SHA-256 of some bytes, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 
 def simple(body: bytes, status: str = "200 OK") -> bytes:
-    """A JSON response with a known length."""
+    """Return a JSON response with a Content-Length."""
     head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
     return head.encode("ascii") + b"\r\n\r\n" + body
 
 
-def _url_answer(spec: Spec) -> Answer:
+def _url_response(spec: Spec) -> PreparedResponse:
     urls = [f"https://images.example/{index:04d}.png" for index in range(spec.count)]
     body = _dump({"created": CREATED, "data": [{"url": url} for url in urls], "usage": USAGE})
     wire = simple(body)
-    return Answer(wire, len(wire) - TAIL, [digest(url.encode()) for url in urls], digest(body))
+    return PreparedResponse(
+        wire, len(wire) - TAIL, [digest(url.encode()) for url in urls], digest(body)
+    )
 
 
-def _json_answer(texts: list[str], hashes: list[str]) -> Answer:
+def _json_response(texts: list[str], hashes: list[str]) -> PreparedResponse:
     data = [{"b64_json": text} for text in texts]
     body = _dump({"created": CREATED, **SETTINGS, "data": data, "usage": USAGE})
     wire = simple(body)
-    return Answer(wire, _cut(wire, texts[-1]), hashes, digest(body))
+    return PreparedResponse(wire, _cut(wire, texts[-1]), hashes, digest(body))
 
 
-def _stream_answer(texts: list[str], hashes: list[str]) -> Answer:
+def _stream_response(texts: list[str], hashes: list[str]) -> PreparedResponse:
     frames = [_partial(index, text) for index, text in enumerate(texts[:-1])]
     frames += [_completed(texts[-1]), b"data: [DONE]\n\n"]
     head = (
@@ -117,7 +126,7 @@ def _stream_answer(texts: list[str], hashes: list[str]) -> Answer:
     )
     chunks = [b"%x\r\n%b\r\n" % (len(frame), frame) for frame in frames]
     wire = b"".join([head, *chunks, b"0\r\n\r\n"])
-    return Answer(wire, _cut(wire, texts[-1]), hashes, digest(b"".join(frames)))
+    return PreparedResponse(wire, _cut(wire, texts[-1]), hashes, digest(b"".join(frames)))
 
 
 def _partial(index: int, text: str) -> bytes:

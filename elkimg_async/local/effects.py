@@ -1,0 +1,124 @@
+"""What a fault effect is, how its argument is read, and helpers that change responses."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import msgspec
+
+from elkimg_async.local.script import ScriptedResponse, Step, steps
+
+Apply = Callable[[ScriptedResponse, Any], Iterator[Step]]
+
+
+class Effect(NamedTuple):
+    """The effect of one fault.
+
+    `convert` reads its argument; None where it takes none. `generates` is whether the image exists
+    before the fault strikes, `stream` the form of response it needs, None for the requested one.
+    """
+
+    description: str
+    apply: Apply
+    convert: Callable[[str], Any] | None
+    default: Any
+    generates: bool
+    stream: bool | None
+
+
+class EffectTable(dict[str, Effect]):
+    """Effects by the name of their fault."""
+
+    def add(
+        self,
+        name: str,
+        description: str,
+        convert: Callable[[str], Any] | None = None,
+        default: Any = None,
+        *,
+        generates: bool = True,
+        stream: bool | None = None,
+    ) -> Callable[[Apply], Apply]:
+        """Register the decorated function as the effect of a fault."""
+
+        def register(apply: Apply) -> Apply:
+            self[name] = Effect(description, apply, convert, default, generates, stream)
+            return apply
+
+        return register
+
+
+# --- arguments --------------------------------------------------------------
+
+
+def count(text: str) -> int:
+    """Convert to a whole number, 0 included."""
+    if (value := int(text)) < 0:
+        raise ValueError(text)
+    return value
+
+
+def positive(text: str) -> int:
+    """Convert to a whole number above 0."""
+    if (value := int(text)) < 1:
+        raise ValueError(text)
+    return value
+
+
+def seconds(text: str) -> float:
+    """Convert to a finite time."""
+    if not 0 <= (value := float(text)) < float("inf"):
+        raise ValueError(text)
+    return value
+
+
+def status(text: str) -> int:
+    """Convert to an HTTP status of a final response."""
+    if not 200 <= (value := int(text)) <= 599:
+        raise ValueError(text)
+    return value
+
+
+def one_of(*names: str) -> Callable[[str], str]:
+    """Return a converter that allows these names only."""
+
+    def convert(text: str) -> str:
+        if text not in names:
+            raise ValueError(text)
+        return text
+
+    return convert
+
+
+# --- changing responses -----------------------------------------------------
+
+
+def streams(response: ScriptedResponse) -> bool:
+    """Return whether the response is a stream."""
+    return response.framing != "length"
+
+
+def with_frames(response: ScriptedResponse, *frames: bytes) -> ScriptedResponse:
+    """Return the response with another body."""
+    return msgspec.structs.replace(response, frames=frames)
+
+
+def with_headers(response: ScriptedResponse, **headers: str) -> ScriptedResponse:
+    """Return the response with more headers; `_` in a name stands for `-`."""
+    more = {name.replace("_", "-"): value for name, value in headers.items()}
+    return msgspec.structs.replace(response, headers={**response.headers, **more})
+
+
+def is_event(frame: bytes, suffix: bytes) -> bool:
+    """Return whether a frame is an event whose type ends in `suffix`."""
+    return frame.startswith(b"event:") and frame.partition(b"\n")[0].endswith(suffix)
+
+
+def change_json(
+    response: ScriptedResponse, change: Callable[[dict[str, Any]], Any]
+) -> Iterator[Step]:
+    """Yield the steps of a JSON response with images after `change`; others stay as they are."""
+    if not streams(response):
+        value = msgspec.json.decode(response.body)
+        if value.get("data"):
+            response = with_frames(response, msgspec.json.encode(change(value)))
+    yield from steps(response)

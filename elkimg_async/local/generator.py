@@ -1,0 +1,122 @@
+"""Generate the images of parsed requests in worker threads, once per idempotency key."""
+
+import asyncio
+import functools
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from elkimg_async.local import contract
+from elkimg_async.local.contract import ParsedRequest
+from elkimg_async.local.editor import decode_inputs, paint_edit
+from elkimg_async.local.painter import ImageSpec, PaintedImage, paint
+from elkimg_async.local.received import ReceivedRequest
+from elkimg_async.local.responses import GeneratedImages
+from elkimg_async.sansio.requests import EditRequest
+
+_KEPT_FILES = 32
+_KEPT_GENERATIONS, _KEPT_LIGHT = 32, 1_000
+
+
+class _Generation(msgspec.Struct):
+    """The images of one body, and the latest request that receives them."""
+
+    fingerprint: bytes
+    task: "asyncio.Task[GeneratedImages]"
+    received: ReceivedRequest
+
+
+class Generator:
+    """Generates images, remembers them by idempotency key, and keeps the files behind URLs.
+
+    `count` is the number of generations begun; `notify` is called when it changes.
+    """
+
+    def __init__(self, notify: Callable[[], None], *, light: bool) -> None:
+        self.count = 0
+        self.files: OrderedDict[str, bytes] = OrderedDict()
+        self.tasks: set[asyncio.Task[GeneratedImages]] = set()
+        self._notify, self._light = notify, light
+        self._by_key: OrderedDict[str, _Generation] = OrderedDict()
+
+    async def generate(
+        self, parsed: ParsedRequest, body: bytes, received: ReceivedRequest, origin: str
+    ) -> tuple[GeneratedImages, Mapping[str, str]]:
+        """Generate, or return what was generated for the same idempotency key; and more headers.
+
+        The generation goes on when the client leaves, as it does at a real service.
+
+        Raises:
+            GatewayError: If the idempotency key is in flight, or was used with another body.
+        """
+        idempotency_key = received.headers.get("idempotency-key")
+        fingerprint = hashlib.sha256(body).digest()
+        known = self._by_key.get(idempotency_key) if idempotency_key else None
+        headers: dict[str, str] = {}
+        if known is None:
+            task = asyncio.get_running_loop().create_task(self._generate(parsed, origin))
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+            known = _Generation(fingerprint, task, received)
+            if idempotency_key:
+                self._by_key[idempotency_key] = known
+                _trim(self._by_key, _KEPT_LIGHT if self._light else _KEPT_GENERATIONS)
+        elif known.fingerprint != fingerprint:
+            raise contract.idempotency_key_reused()
+        elif known.received.outcome == "open" or not known.task.done():
+            raise contract.idempotency_key_in_flight()
+        else:
+            known.received = received
+            headers["Idempotent-Replayed"] = "true"
+        return await asyncio.shield(known.task), headers
+
+    async def _generate(self, parsed: ParsedRequest, origin: str) -> GeneratedImages:
+        paint_one: Callable[[ImageSpec], PaintedImage] = paint
+        if isinstance(parsed.request, EditRequest):
+            inputs = await asyncio.to_thread(
+                decode_inputs, parsed.request, parsed.width, parsed.height
+            )
+            paint_one = functools.partial(paint_edit, inputs)
+        self.count += 1
+        self._notify()
+        specs = [self._spec(parsed, index) for index in range(parsed.n)]
+        painted = await asyncio.gather(*(asyncio.to_thread(paint_one, spec) for spec in specs))
+        images = tuple(each.image for each in painted)
+        urls = (origin + self._publish(image, parsed.output_format) for image in images)
+        return GeneratedImages(
+            created=int(time.time()),
+            images=images,
+            partials=painted[0].partials,
+            urls=tuple(urls) if parsed.by_url else (),
+        )
+
+    def _spec(self, parsed: ParsedRequest, index: int) -> ImageSpec:
+        return ImageSpec(
+            prompt=parsed.request.prompt,
+            index=index,
+            width=parsed.width,
+            height=parsed.height,
+            output_format=parsed.output_format,
+            compression=parsed.compression,
+            transparent=parsed.transparent,
+            partial_images=0 if index else parsed.partial_images,
+            frame_count=parsed.frame_count,
+            frame_duration_ms=parsed.frame_duration_ms,
+            light=self._light,
+        )
+
+    def _publish(self, image: bytes, output_format: str) -> str:
+        """Keep a file and return its path."""
+        path = f"/images/{hashlib.sha256(image).hexdigest()[:32]}.{output_format}"
+        self.files[path] = image
+        _trim(self.files, _KEPT_FILES)
+        return path
+
+
+def _trim(kept: "OrderedDict[str, Any]", limit: int) -> None:
+    while len(kept) > limit:
+        kept.popitem(last=False)

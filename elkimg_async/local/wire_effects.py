@@ -1,0 +1,281 @@
+"""Effects on the connection and the pace: what is sent is right, how it arrives is not."""
+
+from collections.abc import Iterator
+from itertools import repeat
+
+import msgspec
+
+from elkimg_async.local.contract import GatewayError
+from elkimg_async.local.effects import (
+    EffectTable,
+    count,
+    positive,
+    seconds,
+    streams,
+)
+from elkimg_async.local.effects import status as to_status
+from elkimg_async.local.responses import error_response
+from elkimg_async.local.script import (
+    End,
+    Framing,
+    Pause,
+    ScriptedResponse,
+    Step,
+    StopListening,
+    body,
+    chunk,
+    head,
+    joined,
+    steps,
+)
+
+EFFECTS = EffectTable()
+effect = EFFECTS.add
+
+
+def _offsets(text: str) -> tuple[int, ...]:
+    return tuple(sorted({positive(part) for part in text.split(",")}))
+
+
+# --- nothing is generated ---------------------------------------------------
+
+
+@effect(
+    "refuse",
+    "refuse connections for =SECONDS, or for good; nothing is generated",
+    seconds,
+    generates=False,
+)
+def _refuse(response: ScriptedResponse, pause: float | None) -> Iterator[Step]:
+    yield StopListening(pause)
+
+
+@effect(
+    "rate-limit",
+    "429, with Retry-After if =SECONDS is given; nothing is generated",
+    seconds,
+    generates=False,
+)
+def _rate_limit(response: ScriptedResponse, pause: float | None) -> Iterator[Step]:
+    headers = dict(response.headers)
+    if pause is not None:
+        headers["Retry-After"] = f"{pause:g}"
+    yield from steps(error_response(GatewayError(429, "Too many requests"), headers))
+
+
+def _status_and_code(text: str) -> tuple[int, str]:
+    status, _, code = text.partition("/")
+    return to_status(status), code
+
+
+@effect(
+    "error",
+    "an error, =STATUS or =STATUS/CODE, 500/do_request_failed by default; nothing is generated",
+    _status_and_code,
+    (500, "do_request_failed"),
+    generates=False,
+)
+def _error(response: ScriptedResponse, error: tuple[int, str]) -> Iterator[Step]:
+    failure = GatewayError(error[0], "An injected error of the local server", code=error[1])
+    yield from steps(error_response(failure, response.headers))
+
+
+@effect(
+    "redirect",
+    "307 to another host, or to =URL; nothing is generated",
+    str,
+    "http://elsewhere.invalid/v1/images/generations",
+    generates=False,
+)
+def _redirect(response: ScriptedResponse, url: str) -> Iterator[Step]:
+    headers = {**response.headers, "Location": url}
+    yield from steps(ScriptedResponse(status=307, headers=headers))
+
+
+# --- the connection ---------------------------------------------------------
+
+
+@effect("none", "no fault")
+def _none(response: ScriptedResponse, _: None) -> Iterator[Step]:
+    yield from steps(response)
+
+
+@effect("reset-before-headers", "reset the connection before the first byte")
+def _reset_before_headers(response: ScriptedResponse, _: None) -> Iterator[Step]:
+    yield End.RESET
+
+
+@effect("reset-in-headers", "reset the connection halfway through the headers")
+def _reset_in_headers(response: ScriptedResponse, _: None) -> Iterator[Step]:
+    start = head(response)
+    yield start[: len(start) // 2]
+    yield End.RESET
+
+
+@effect(
+    "reset-in-body", "reset the connection halfway through the body, or after =BYTES of it", count
+)
+def _reset_in_body(response: ScriptedResponse, size: int | None) -> Iterator[Step]:
+    yield from _cut(response, size, End.RESET)
+
+
+@effect("close-before-headers", "close the connection before the first byte")
+def _close_before_headers(response: ScriptedResponse, _: None) -> Iterator[Step]:
+    yield End.CLOSE
+
+
+@effect(
+    "truncate-length",
+    "close the connection after half the body, or =BYTES, of the announced Content-Length",
+    count,
+)
+def _truncate_length(response: ScriptedResponse, size: int | None) -> Iterator[Step]:
+    yield from _cut(_framed(response, "length"), size, End.CLOSE)
+
+
+@effect(
+    "truncate-chunked",
+    "close the connection after half the body, or =BYTES, within a chunked body",
+    count,
+)
+def _truncate_chunked(response: ScriptedResponse, size: int | None) -> Iterator[Step]:
+    yield from _cut(_framed(response, "chunked"), size, End.CLOSE)
+
+
+@effect(
+    "truncate-close",
+    "close the connection after half the body, or =BYTES, of a body without a length",
+    count,
+)
+def _truncate_close(response: ScriptedResponse, size: int | None) -> Iterator[Step]:
+    yield from _cut(_framed(response, "close"), size, End.CLOSE)
+
+
+@effect("stall-headers", "send nothing at all, and keep the connection open")
+def _stall_headers(response: ScriptedResponse, _: None) -> Iterator[Step]:
+    yield End.HOLD
+
+
+@effect("stall-body", "stall after half the body, or after =BYTES of it", count)
+def _stall_body(response: ScriptedResponse, size: int | None) -> Iterator[Step]:
+    yield from _cut(response, size, End.HOLD)
+
+
+@effect(
+    "stall-stream",
+    "stall after one event, or after =EVENTS; a JSON response after its headers",
+    count,
+    1,
+)
+def _stall_stream(response: ScriptedResponse, events: int) -> Iterator[Step]:
+    yield head(response)
+    for step in body(response) if streams(response) else ():
+        events -= isinstance(step, Pause)  # there is one before each event
+        if events < 0:
+            break
+        yield step
+    yield End.HOLD
+
+
+@effect("keep-alive-close", "close the connection after a whole response that promises keep-alive")
+def _keep_alive_close(response: ScriptedResponse, _: None) -> Iterator[Step]:
+    yield from steps(response)
+    yield End.CLOSE
+
+
+# --- the pace ---------------------------------------------------------------
+
+
+@effect("trickle", "send the body byte by byte, or =BYTES at a time", positive, 1)
+def _trickle(response: ScriptedResponse, size: int) -> Iterator[Step]:
+    yield head(response)
+    whole = joined(body(response))
+    yield from _split_at(whole, range(size, len(whole), size))
+    yield from _close_if_unframed(response)
+
+
+@effect("split", "split the response, headers included, at =OFFSET,OFFSET… or everywhere", _offsets)
+def _split(response: ScriptedResponse, offsets: tuple[int, ...] | None) -> Iterator[Step]:
+    whole = joined(steps(response))
+    yield from _split_at(whole, range(1, len(whole)) if offsets is None else offsets)
+    yield from _close_if_unframed(response)
+
+
+@effect("drip", "send one byte of the body every 0.1 s, or every =SECONDS", seconds, 0.1)
+def _drip(response: ScriptedResponse, pause: float) -> Iterator[Step]:
+    yield head(response)
+    whole = joined(body(response))
+    yield from _split_at(whole, range(1, len(whole)), pause)
+    yield from _close_if_unframed(response)
+
+
+@effect(
+    "endless-pings",
+    "send a comment every 0.01 s, or every =SECONDS, and never an event",
+    seconds,
+    0.01,
+)
+def _endless_pings(response: ScriptedResponse, pause: float) -> Iterator[Step]:
+    yield head(_framed(response, "chunked"))
+    for ping in repeat(b": PING\n\n"):
+        yield chunk(ping)
+        yield Pause(pause)
+
+
+@effect("endless-headers", "send headers without end")
+def _endless_headers(response: ScriptedResponse, _: None) -> Iterator[Step]:
+    yield head(response)[:-2]
+    for line in repeat(b"X-Endless: " + b"x" * 100 + b"\r\n"):
+        yield line * 10
+        yield Pause()
+
+
+@effect(
+    "large-headers",
+    "send 150 more headers of 32 KiB, or =KIB, in total, as some proxies do",
+    positive,
+    32,
+)
+def _large_headers(response: ScriptedResponse, size: int) -> Iterator[Step]:
+    value = "x" * (size * 1024 // 150)
+    more = {f"X-Policy-{number}": value for number in range(150)}
+    yield from steps(msgspec.structs.replace(response, headers={**response.headers, **more}))
+
+
+@effect(
+    "endless-interim",
+    "send interim responses (102) without end, every 0.01 s or every =SECONDS",
+    seconds,
+    0.01,
+)
+def _endless_interim(response: ScriptedResponse, pause: float) -> Iterator[Step]:
+    for interim in repeat(b"HTTP/1.1 102 Processing\r\n\r\n"):
+        yield interim
+        yield Pause(pause)
+
+
+def _framed(response: ScriptedResponse, framing: Framing) -> ScriptedResponse:
+    return msgspec.structs.replace(response, framing=framing)
+
+
+def _cut(response: ScriptedResponse, size: int | None, end: End) -> Iterator[Step]:
+    """Yield the headers and the first bytes of the body: `size` of them, or half."""
+    whole = joined(body(response))
+    yield head(response)
+    yield whole[: len(whole) // 2 if size is None else size]
+    yield end
+
+
+def _split_at(
+    whole: bytes, offsets: "range | tuple[int, ...]", pause: float = 0.0
+) -> Iterator[Step]:
+    start = 0
+    for end in (*offsets, len(whole)):
+        yield whole[start:end]
+        yield Pause(pause)
+        start = end
+
+
+def _close_if_unframed(response: ScriptedResponse) -> Iterator[Step]:
+    if response.framing == "close":
+        yield End.CLOSE
