@@ -20,10 +20,10 @@ from rich.text import Text
 from elkimg_async import Limits, MapItem, MapRun, Totals, errors
 from elkimg_async.batch.planner import Desk, Order
 from elkimg_async.batch.storage import Folder, Ledger
-from elkimg_async.cli import sheet
-from elkimg_async.cli.cluster import RayRun
-from elkimg_async.cli.common import WHOLE, Connection, Picture
-from elkimg_async.cli.prompts import Input, Item
+from elkimg_async.cli import contact_sheet as sheet
+from elkimg_async.cli.ray_run import RayRun
+from elkimg_async.cli.options import WHOLE, Connection, Picture
+from elkimg_async.cli.batch_input import Input, Item
 from elkimg_async.cli.report import ERR, OUT, Report, plain, sentence, short
 from elkimg_async.hooks import Record
 from elkimg_async.sansio.model_rules import validate

@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from elkimg_async import errors
-from elkimg_async.cli.common import Connection, ImageOptions
+from elkimg_async.cli.options import Connection, ImageOptions
 from elkimg_async.cli.generate import Names, Order, run
 from elkimg_async.cli.report import Report
 

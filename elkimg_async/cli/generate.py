@@ -16,7 +16,7 @@ import anyio
 from cyclopts import Parameter
 
 from elkimg_async import AsyncImages, Image, PartialImage, Usage, errors
-from elkimg_async.cli.common import FORMATS, Connection, Picture
+from elkimg_async.cli.options import FORMATS, Connection, Picture
 from elkimg_async.cli.report import ERR, Report, sentence
 from elkimg_async.image import EXTENSIONS
 

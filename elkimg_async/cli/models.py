@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 
 from elkimg_async import Model
-from elkimg_async.cli.common import Connection
+from elkimg_async.cli.options import Connection
 from elkimg_async.cli.report import ERR, OUT, Report, plain
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import anyio
 
-from elkimg_async.cli.common import LOCAL_DELAY, WHOLE
+from elkimg_async.cli.options import LOCAL_DELAY, WHOLE
 from elkimg_async.cli.report import OUT
 from elkimg_async.config import KEY_VARIABLE, URL_VARIABLE
 

@@ -9,7 +9,7 @@ import anyio
 import anyio.to_thread
 from cyclopts import Parameter
 
-from elkimg_async.cli.common import WHOLE, Connection
+from elkimg_async.cli.options import WHOLE, Connection
 from elkimg_async.cli.report import OUT, Report
 
 

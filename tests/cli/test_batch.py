@@ -18,8 +18,8 @@ from PIL import Image as Pillow
 
 import elkimg_async
 from elkimg_async import ConfigurationError, InvalidRequestError
-from elkimg_async.cli.prompts import Input
-from elkimg_async.cli.sheet import Tile, draw
+from elkimg_async.cli.batch_input import Input
+from elkimg_async.cli.contact_sheet import Tile, draw
 from elkimg_async.local import LocalServer
 
 
