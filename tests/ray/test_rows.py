@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from elkimg_async.cli.batch import batch
-from elkimg_async.cli.common import Connection
+from elkimg_async.cli.options import Connection
 from elkimg_async.errors import ConfigurationError, InvalidRequestError, RateLimitError
 from elkimg_async.image import Image
 from elkimg_async.ray import generate_dataset, rows
