@@ -410,7 +410,7 @@ class AsyncImages:
         """
         if unknown := options.keys() - GenerateOptions.__annotations__.keys():
             raise TypeError(f"map() got an unexpected keyword argument {min(unknown)!r}")
-        from elkimg_async.batch.runner import Batch, Options  # late, as Call is
+        from elkimg_async.batch.runner import Runner, RunOptions  # late, as Call is
         from elkimg_async.transport.download import connect_image
 
         defaults = _given(**options)
@@ -422,9 +422,9 @@ class AsyncImages:
         if timeout.total is None:
             timeout = msgspec.structs.replace(timeout, total=math.inf)
         return MapRun(
-            Batch(
+            Runner(
                 requests,
-                Options(
+                RunOptions(
                     concurrency=concurrency,
                     ordered=ordered,
                     output_dir=output_dir,

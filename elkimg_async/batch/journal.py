@@ -27,14 +27,14 @@ MAX_GAP = 1_000_000
 """How far an index may lie beyond all others before the line counts as broken."""
 
 
-class Header(msgspec.Struct, frozen=True, tag_field="type", tag="journal"):
+class JournalHeader(msgspec.Struct, frozen=True, tag_field="type", tag="journal"):
     """The first line. `fingerprint` is the version of the rule behind each `hash`."""
 
     version: int = VERSION
     fingerprint: int = FINGERPRINT_VERSION
 
 
-class File(msgspec.Struct, frozen=True):
+class SavedFile(msgspec.Struct, frozen=True):
     """An image in the output folder. `position` counts the images of its answer from 0."""
 
     position: int
@@ -43,15 +43,15 @@ class File(msgspec.Struct, frozen=True):
     sha256: str
 
 
-class Waiting(msgspec.Struct, frozen=True):
+class PendingImage(msgspec.Struct, frozen=True):
     """An image that still waits at its address."""
 
     position: int
     url: str
 
 
-class Record(
-    msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=str.lower, omit_defaults=True
+class JournalRecord(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True
 ):
     """What every line after the first holds.
 
@@ -64,7 +64,7 @@ class Record(
     key: str | None = None
 
 
-class Sent(Record, frozen=True, kw_only=True):
+class SentRecord(JournalRecord, frozen=True, kw_only=True, tag="sent"):
     """The request is about to leave.
 
     `images` is how many may be paid for if nothing more is heard of it: as many as it asks for, and none
@@ -74,56 +74,56 @@ class Sent(Record, frozen=True, kw_only=True):
     images: int = 1
 
 
-class Answered(Record, frozen=True, kw_only=True):
+class ResponseRecord(JournalRecord, frozen=True, kw_only=True):
     """What is known of an answer. `images` is how many may have been paid for."""
 
     images: int = 0
-    files: tuple[File, ...] = ()
-    urls: tuple[Waiting, ...] = ()
+    files: tuple[SavedFile, ...] = ()
+    urls: tuple[PendingImage, ...] = ()
     usage: Usage | None = None
     meta: Meta | None = None
 
 
-class Made(Answered, frozen=True, kw_only=True):
+class MadeRecord(ResponseRecord, frozen=True, kw_only=True, tag="made"):
     """The images are made, and those of `urls` are not fetched yet."""
 
 
-class Done(Answered, frozen=True, kw_only=True):
+class DoneRecord(ResponseRecord, frozen=True, kw_only=True, tag="done"):
     """The request is finished, its files whole and on the disk."""
 
 
-class Failed(Answered, frozen=True, kw_only=True):
+class FailedRecord(ResponseRecord, frozen=True, kw_only=True, tag="failed"):
     """The request failed; with `urls`, only fetching its images did."""
 
     error: dict[str, Any] = {}
     attempts: int = 0
 
 
-AnyRecord: TypeAlias = Sent | Made | Done | Failed
+AnyRecord: TypeAlias = SentRecord | MadeRecord | DoneRecord | FailedRecord
 State = Literal["new", "sent", "made", "done", "failed"]
 
 _STATES: tuple[State, ...] = ("new", "sent", "made", "done", "failed")
-_CODES = {Sent: 1, Made: 2, Done: 3, Failed: 4}
+_CODES = {SentRecord: 1, MadeRecord: 2, DoneRecord: 3, FailedRecord: 4}
 _MADE = {2, 5}  # 5: failed, but only to fetch what was made
 _NAMES = (*_STATES, "failed")
 _BROKEN = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
-def encode(record: Header | AnyRecord) -> bytes:
+def encode(record: JournalHeader | AnyRecord) -> bytes:
     """The line of a record."""
     return msgspec.json.encode(record) + b"\n"
 
 
-_decode_header = msgspec.json.Decoder(Header).decode
+_decode_header = msgspec.json.Decoder(JournalHeader).decode
 _decode_record: Callable[[bytes], AnyRecord] = msgspec.json.Decoder(AnyRecord).decode
 
 
 def decode_record(line: bytes) -> AnyRecord:
-    """The record of a line that a `Replay` has taken before."""
+    """The record of a line that a `JournalIndex` has taken before."""
     return _decode_record(line)
 
 
-class Replay:
+class JournalIndex:
     """Takes the lines of a journal in order; tells what became of each request, and where that stands.
 
     Attributes:
@@ -188,7 +188,7 @@ class Replay:
             self._offsets.extend([0] * missing)
             self._codes.extend(bytes(missing))
         code = _CODES[type(record)]
-        if isinstance(record, Sent):
+        if isinstance(record, SentRecord):
             self._open[index] = record.images
             self._count(record.images, lost=True)
         else:
@@ -196,7 +196,7 @@ class Replay:
             if self._codes[index] not in _MADE:  # else it was counted then
                 self._count(record.images, lost=record.meta is None and record.usage is None)
                 self.tokens += (record.usage and record.usage.total_tokens) or 0
-            if isinstance(record, Failed) and record.urls:
+            if isinstance(record, FailedRecord) and record.urls:
                 code = 5
         self._offsets[index] = self.end
         self._codes[index] = code
@@ -214,7 +214,7 @@ class Replay:
         return self._offsets[index] if self.state(index) != "new" else None
 
 
-_HEADER, _HEADER_START = encode(Header()), b'{"type":"journal",'
+_HEADER, _HEADER_START = encode(JournalHeader()), b'{"type":"journal",'
 
 
 def _check_header(line: bytes) -> None:

@@ -8,25 +8,25 @@ from typing import Any
 import msgspec
 
 from elkimg_async.batch.journal import (
-    Answered,
     AnyRecord,
-    Done,
-    Failed,
-    File,
-    Sent,
+    DoneRecord,
+    FailedRecord,
+    ResponseRecord,
+    SavedFile,
+    SentRecord,
     check_same,
     fingerprint,
     read_error,
     write_error,
 )
 from elkimg_async.batch.run import MapItem
-from elkimg_async.batch.storage import Folder
+from elkimg_async.batch.storage import OutputFolder
 from elkimg_async.config import IdempotencyMode
 from elkimg_async.errors import InvalidRequestError
 from elkimg_async.sansio.requests import GenerateRequest, make_request
 
 
-class Order(msgspec.Struct, frozen=True, kw_only=True):
+class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One request to be done. `record` is the journal's last about it; None where it knows none.
 
     `again` is the attempt of an earlier run that was left without an answer, where the server is known to
@@ -38,12 +38,12 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     hash: str | None = None
     key: str | None = None
     record: AnyRecord | None = None
-    again: Sent | None = None
+    again: SentRecord | None = None
 
     @property
     def n(self) -> int:
         """How many images it asks for: none, where they are made and only to be fetched."""
-        if isinstance(self.record, Answered) and self.record.urls:
+        if isinstance(self.record, ResponseRecord) and self.record.urls:
             return 0
         n = (self.request.extra_body or {}).get("n", self.request.n)
         return n if type(n) is int and n > 0 else 1
@@ -53,8 +53,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
         return {"index": self.index, "hash": self.hash, "key": self.key}
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of an order: the item, its images and their bytes, and the record still to be written."""
+class JobResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of an job: the item, its images and their bytes, and the record still to be written."""
 
     item: MapItem
     images: int = 0
@@ -64,8 +64,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """Why the run cannot go on after it; None if it can."""
 
 
-class Desk:
-    """Takes the items of the input in order; an `InvalidRequestError` stands for one that could not be read.
+class Planner:
+    """Takes the items of the input in job; an `InvalidRequestError` stands for one that could not be read.
 
     Args:
         defaults: the fields of a request for those that do not say otherwise.
@@ -84,12 +84,12 @@ class Desk:
         idempotency: IdempotencyMode,
         skip_failed: bool,
         known: Callable[[int], AnyRecord | None] | None,
-        folder: Folder | None,
+        folder: OutputFolder | None,
     ) -> None:
         self._defaults, self._stream, self._idempotency = defaults, stream, idempotency
         self._skip_failed, self._known, self._folder = skip_failed, known, folder
 
-    def take(self, index: int, given: Any) -> Order | Outcome:
+    def take(self, index: int, given: Any) -> Job | JobResult:
         """What is to be done for an item, or what has become of it already.
 
         Raises:
@@ -104,19 +104,21 @@ class Desk:
         except InvalidRequestError as error:
             if record is not None:
                 check_same(record, index, None)
-            failed = Failed(index=index, error=write_error(error))
-            return Outcome(
+            failed = FailedRecord(index=index, error=write_error(error))
+            return JobResult(
                 item=MapItem(index=index, request=None, error=error),
                 record=None if record == failed else failed,
             )
         if record is not None:
             check_same(record, index, mark)
-            if isinstance(record, Done) or (isinstance(record, Failed) and self._skip_failed):
+            if isinstance(record, DoneRecord) or (
+                isinstance(record, FailedRecord) and self._skip_failed
+            ):
                 return self._resumed(record, request)
         key = self._key(record) if self._known and self._idempotency != "off" else None
-        lost = record if isinstance(record, Sent) and record.key is not None else None
+        lost = record if isinstance(record, SentRecord) and record.key is not None else None
         again = lost if self._idempotency == "replay" else None
-        return Order(index=index, request=request, hash=mark, key=key, record=record, again=again)
+        return Job(index=index, request=request, hash=mark, key=key, record=record, again=again)
 
     def _request(self, given: Any) -> GenerateRequest:
         match given:
@@ -135,13 +137,13 @@ class Desk:
         """The key of the attempt before, unless the server has refused that one for good."""
         if record is None or record.key is None:
             return os.urandom(16).hex()
-        if isinstance(record, Failed) and record.error.get("billing") == "refused":
+        if isinstance(record, FailedRecord) and record.error.get("billing") == "refused":
             return os.urandom(16).hex()
         return record.key
 
-    def _resumed(self, record: Done | Failed, request: GenerateRequest) -> Outcome:
+    def _resumed(self, record: DoneRecord | FailedRecord, request: GenerateRequest) -> JobResult:
         error, attempts = None, record.meta.attempts if record.meta else 0
-        if isinstance(record, Failed):
+        if isinstance(record, FailedRecord):
             error = read_error(record.error, attempts=record.attempts)
             attempts = record.attempts
         item = MapItem(
@@ -155,17 +157,17 @@ class Desk:
             resumed=True,
         )
         if error is not None:
-            return Outcome(item=item)
-        return Outcome(item=item, images=record.images, size=size_of(record.files))
+            return JobResult(item=item)
+        return JobResult(item=item, images=record.images, size=size_of(record.files))
 
 
-def paths_of(folder: Folder | None, files: tuple[File, ...]) -> tuple[Path, ...]:
-    """Where files are, in the order of their images."""
+def paths_of(folder: OutputFolder | None, files: tuple[SavedFile, ...]) -> tuple[Path, ...]:
+    """Where files are, in the job of their images."""
     if folder is None:
         return ()
     return tuple(folder.path / file.name for file in sorted(files, key=lambda file: file.position))
 
 
-def size_of(files: tuple[File, ...]) -> int:
+def size_of(files: tuple[SavedFile, ...]) -> int:
     """The bytes of files together."""
     return sum(file.bytes for file in files)

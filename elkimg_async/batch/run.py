@@ -56,7 +56,7 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     elapsed: float = 0.0
 
 
-class Work(Protocol):
+class RunBackend(Protocol):
     """What a run does, without the rules of its use."""
 
     @property
@@ -93,7 +93,7 @@ class MapRun:
     Leaving the block cancels what is under way.
     """
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: RunBackend) -> None:
         self._work = work
         self._state = "new"
         self._busy = False

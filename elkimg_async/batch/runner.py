@@ -1,8 +1,8 @@
 """`client.map`: many requests, bounded, paid for once, and given as they end.
 
 One task of a run reads the requests and starts a task for each, as room and budget allow; what they made
-waits here until the caller takes it, and counts as room taken until then. `feed` reads the input,
-`orders` says what is to be done, `work` does it, `files` keeps it; the decisions behind them are made in
+waits here until the caller takes it, and counts as room taken until then. `source` reads the input,
+`jobs` says what is to be done, `work` does it, `files` keeps it; the decisions behind them are made in
 `sansio.journal` and `sansio.budget`.
 """
 
@@ -20,19 +20,19 @@ import anyio.to_thread
 import msgspec
 
 from elkimg_async.batch.budget import Budget, Limit
-from elkimg_async.batch.executor import Worker
-from elkimg_async.batch.journal import Done, Sent
-from elkimg_async.batch.planner import Desk, Order, Outcome
+from elkimg_async.batch.executor import Executor
+from elkimg_async.batch.journal import DoneRecord, SentRecord
+from elkimg_async.batch.planner import Job, JobResult, Planner
 from elkimg_async.batch.run import MapItem, Totals
-from elkimg_async.batch.sources import Feed, check_iterable, make_feed
-from elkimg_async.batch.storage import Folder, Ledger
+from elkimg_async.batch.sources import RequestSource, check_iterable, open_source
+from elkimg_async.batch.storage import OutputFolder, RunStore
 from elkimg_async.config import IdempotencyMode
 from elkimg_async.errors import BatchStoppedError, ConfigurationError, JournalError
 from elkimg_async.image import Image
 from elkimg_async.sansio.responses import add_usage
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True):
+class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The options of `AsyncImages.map`; its docstring says what they mean."""
 
     concurrency: int
@@ -59,7 +59,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
                 raise ConfigurationError(f"{name} must be a whole number of at least 1.")
 
 
-class Batch:
+class Runner:
     """The work of one run; `MapRun` holds the rules of its use.
 
     Args:
@@ -79,7 +79,7 @@ class Batch:
     def __init__(
         self,
         requests: Any,
-        options: Options,
+        options: RunOptions,
         *,
         defaults: Mapping[str, Any],
         headers: Mapping[str, str],
@@ -95,13 +95,13 @@ class Batch:
         self._idempotency: IdempotencyMode = idempotency
         self._generate, self._connect, self._rate = generate, connect, rate
         self._window = options.concurrency * (2 if options.ordered else 1)
-        self._ready: deque[Outcome] = deque()
-        self._early: dict[int, Outcome] = {}
+        self._ready: deque[JobResult] = deque()
+        self._early: dict[int, JobResult] = {}
         self._next_index = self._ungiven = self.in_flight = 0
         self._totals, self._began = Totals(), 0.0
         self._over = False
         self._failure: BaseException | None = None
-        self._noted: Outcome | None = None  # written as finished, and not given yet
+        self._noted: JobResult | None = None  # written as finished, and not given yet
         self._supervisor: asyncio.Task[None] | None = None
         self._scope: anyio.CancelScope | None = None
 
@@ -122,9 +122,9 @@ class Batch:
             JournalError, ConfigurationError: by the caller; nothing was sent.
         """
         options = self._options
-        folder = None if options.output_dir is None else Folder(Path(options.output_dir))
+        folder = None if options.output_dir is None else OutputFolder(Path(options.output_dir))
         journal = None if options.journal is None else Path(options.journal)
-        self._ledger = Ledger(journal, folder)
+        self._store = RunStore(journal, folder)
         self._room, self._given = asyncio.Event(), asyncio.Event()
         self._opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._supervisor = asyncio.create_task(self._supervise(folder))
@@ -156,9 +156,11 @@ class Batch:
         await asyncio.wait([self._supervisor])
         if self._opened.done():
             self._opened.exception()  # seen, should nobody wait for it any more
-        if self._noted is not None and isinstance(record := self._noted.record, Done):
-            self._ledger.note(Sent(index=record.index, hash=record.hash, key=record.key, images=0))
-        await self._ledger.aclose()
+        if self._noted is not None and isinstance(record := self._noted.record, DoneRecord):
+            self._store.note(
+                SentRecord(index=record.index, hash=record.hash, key=record.key, images=0)
+            )
+        await self._store.aclose()
 
     # --- giving -------------------------------------------------------------
 
@@ -174,36 +176,36 @@ class Batch:
                 return None
             self._given.clear()
             await self._given.wait()
-        outcome = self._ready[0]
-        if outcome.record is not None and self._noted is not outcome:
-            self._noted = outcome  # cancelled, it is written all the same, once
+        result = self._ready[0]
+        if result.record is not None and self._noted is not result:
+            self._noted = result  # cancelled, it is written all the same, once
             try:
-                await self._ledger.commit(outcome.record)
+                await self._store.commit(result.record)
             except JournalError as error:
                 self._stop(error)  # raised after the last item: this one is here, and paid for
         self._ready.popleft()
         self._noted = None
         self._ungiven -= 1
         self._room.set()
-        return outcome.item
+        return result.item
 
-    def _give(self, outcome: Outcome) -> None:
-        item, old = outcome.item, self._totals
+    def _give(self, result: JobResult) -> None:
+        item, old = result.item, self._totals
         self._totals = msgspec.structs.replace(
             old,
             done=old.done + item.ok,
             failed=old.failed + (not item.ok),
             resumed=old.resumed + item.resumed,
-            images=old.images + outcome.images,
+            images=old.images + result.images,
             usage=add_usage(old.usage, item.usage),
-            bytes=old.bytes + outcome.size,
+            bytes=old.bytes + result.size,
         )
         if not item.ok and not item.resumed:
             self._budget.fail()
         if not self._options.ordered:
-            self._ready.append(outcome)
+            self._ready.append(result)
         else:
-            self._early[item.index] = outcome
+            self._early[item.index] = result
             while self._next_index in self._early:
                 self._ready.append(self._early.pop(self._next_index))
                 self._next_index += 1
@@ -211,24 +213,24 @@ class Batch:
 
     # --- working ------------------------------------------------------------
 
-    async def _supervise(self, folder: Folder | None) -> None:
+    async def _supervise(self, folder: OutputFolder | None) -> None:
         try:
-            await anyio.to_thread.run_sync(self._ledger.open)
+            await anyio.to_thread.run_sync(self._store.open)
         except Exception as error:  # noqa: BLE001 - raised by `start`
             self._opened.set_exception(error)
             return
         self._opened.set_result(None)
         try:
-            desk, worker = self._set_up(folder)
-            feed = make_feed(self._requests, ahead=self._options.concurrency)
+            planner, executor = self._set_up(folder)
+            source = open_source(self._requests, ahead=self._options.concurrency)
             self._began = time.monotonic()
             try:
                 async with anyio.create_task_group() as tasks:
                     self._scope = tasks.cancel_scope
                     if not self._over:
-                        await self._pump(feed, desk, worker, tasks)
+                        await self._pump(source, planner, executor, tasks)
             finally:
-                feed.close()
+                source.close()
         except Exception as error:  # noqa: BLE001 - raised for the caller
             self._stop(error)
         finally:
@@ -237,49 +239,53 @@ class Batch:
             self._over = True
             self._given.set()
 
-    def _set_up(self, folder: Folder | None) -> tuple[Desk, Worker]:
-        options, ledger = self._options, self._ledger
+    def _set_up(self, folder: OutputFolder | None) -> tuple[Planner, Executor]:
+        options, store = self._options, self._store
         self._budget = Budget(
             max_errors=options.max_errors,
             max_images=options.max_images,
             max_total_tokens=options.max_total_tokens,
-            images=ledger.replay.images,
-            lost=ledger.replay.lost,
-            tokens=ledger.replay.tokens,
+            images=store.replay.images,
+            lost=store.replay.lost,
+            tokens=store.replay.tokens,
         )
-        desk = Desk(
+        planner = Planner(
             defaults=self._defaults,
             stream=options.stream,
             idempotency=self._idempotency,
             skip_failed=options.skip_failed,
-            known=ledger.record if ledger.journaling else None,
+            known=store.record if store.journaling else None,
             folder=folder,
         )
-        worker = Worker(
+        executor = Executor(
             generate=self._generate,
             connect=self._connect,
             headers=self._headers,
             stream=options.stream,
-            ledger=ledger,
+            store=store,
             folder=folder,
             budget=self._budget,
         )
-        return desk, worker
+        return planner, executor
 
     async def _pump(
-        self, feed: Feed, desk: Desk, worker: Worker, tasks: anyio.abc.TaskGroup
+        self,
+        source: RequestSource,
+        planner: Planner,
+        executor: Executor,
+        tasks: anyio.abc.TaskGroup,
     ) -> None:
         """Read what there is room for, and start it, until the input ends or something stops the run."""
         index = 0
         while await self._has_room():
             try:
-                found = desk.take(index, await feed.next())
+                found = planner.take(index, await source.next())
             except StopAsyncIteration:
                 return
             except Exception as error:  # noqa: BLE001 - the input's own, and raised for the caller
                 self._stop(error)
                 return
-            if isinstance(found, Order):
+            if isinstance(found, Job):
                 if found.again is not None:
                     self._budget.take_back(found.again.images)
                 if not await self._may_start(found):
@@ -287,7 +293,7 @@ class Batch:
                 self._ungiven += 1
                 self.in_flight += 1
                 self._budget.begin(found.n)
-                tasks.start_soon(self._work, worker, found)
+                tasks.start_soon(self._work, executor, found)
             elif not found.item.resumed and (limit := self._budget.obstacle(0)) is not None:
                 self._stop(self._stopped(limit))
                 return
@@ -304,10 +310,10 @@ class Batch:
             await self._wait()
         return False
 
-    async def _may_start(self, order: Order) -> bool:
+    async def _may_start(self, job: Job) -> bool:
         """Whether the budget allows a request, now or when those in flight have turned out cheaper."""
         while self._failure is None:
-            reason = self._budget.obstacle(order.n)
+            reason = self._budget.obstacle(job.n)
             if reason is None:
                 return True
             if reason == "max_errors" or not self.in_flight:
@@ -320,17 +326,17 @@ class Batch:
         self._room.clear()
         await self._room.wait()
 
-    async def _work(self, worker: Worker, order: Order) -> None:
+    async def _work(self, executor: Executor, job: Job) -> None:
         try:
-            outcome = await worker.do(order)
-            self._give(outcome)
-            if outcome.stop is not None:
-                self._stop(outcome.stop)
+            result = await executor.do(job)
+            self._give(result)
+            if result.stop is not None:
+                self._stop(result.stop)
         except Exception as error:  # noqa: BLE001 - the journal's, and raised for the caller
             self._stop(error)
         finally:
             self.in_flight -= 1
-            self._budget.end(order.n)
+            self._budget.end(job.n)
             self._room.set()
 
     def _stop(self, error: BaseException) -> None:
@@ -340,7 +346,7 @@ class Batch:
 
     def _stopped(self, limit: Limit) -> BatchStoppedError:
         again = "Start it again with a higher limit"
-        again += " and the same journal to go on." if self._ledger.journaling else "."
+        again += " and the same journal to go on." if self._store.journaling else "."
         return BatchStoppedError(
             f"The run has stopped at {limit}={getattr(self._options, limit)}. {again}", reason=limit
         )

@@ -17,7 +17,7 @@ from elkimg_async.errors import BatchError, InvalidRequestError
 _IN_MEMORY = (list, tuple, set, frozenset, deque, range, KeysView, ItemsView, ValuesView)
 
 
-class Feed(Protocol):
+class RequestSource(Protocol):
     """Where requests come from."""
 
     async def next(self) -> Any:
@@ -27,13 +27,13 @@ class Feed(Protocol):
         """Read no more."""
 
 
-def make_feed(requests: Any, *, ahead: int) -> Feed:
+def open_source(requests: Any, *, ahead: int) -> RequestSource:
     """The feed that suits an iterable; `ahead` limits how far a thread reads ahead."""
     if isinstance(requests, _IN_MEMORY):
-        return _InPlace(iter(requests))
+        return _MemorySource(iter(requests))
     if hasattr(requests, "__aiter__"):
-        return _InLoop(aiter(requests))
-    return _InThread(requests, ahead)
+        return _AsyncSource(aiter(requests))
+    return _ThreadSource(requests, ahead)
 
 
 def check_iterable(requests: Any) -> None:
@@ -53,7 +53,7 @@ def check_iterable(requests: Any) -> None:
     )
 
 
-class _InPlace:
+class _MemorySource:
     def __init__(self, items: Iterator[Any]) -> None:
         self._items = items
 
@@ -66,7 +66,7 @@ class _InPlace:
         self._items = iter(())
 
 
-class _InLoop:
+class _AsyncSource:
     def __init__(self, items: AsyncIterator[Any]) -> None:
         self._items = items
 
@@ -89,7 +89,7 @@ class _End(Exception):  # noqa: N818 - the end of the items, not an error
     """Stands after the last item; its cause is what the iterable raised."""
 
 
-class _InThread:
+class _ThreadSource:
     """Items pass through a deque, which needs no lock; the loop is woken only while it waits."""
 
     def __init__(self, items: Iterable[Any], ahead: int) -> None:

@@ -20,9 +20,9 @@ import msgspec
 
 from elkimg_async.batch.journal import (
     AnyRecord,
-    File,
-    Header,
-    Replay,
+    JournalHeader,
+    JournalIndex,
+    SavedFile,
     decode_record,
     encode,
 )
@@ -43,13 +43,13 @@ class ManifestLine(msgspec.Struct, frozen=True, kw_only=True):
     index: int
     prompt: str
     parameters: dict[str, Any]
-    files: Sequence[File]
+    files: Sequence[SavedFile]
     usage: Usage | None
     request_id: str | None
     key: str | None
 
 
-class Folder:
+class OutputFolder:
     """The output folder: images under names that tell their request."""
 
     def __init__(self, path: Path) -> None:
@@ -61,13 +61,13 @@ class Folder:
             if _PART.fullmatch(file.name):
                 file.unlink(missing_ok=True)
 
-    def write(self, stem: str, image: Image, position: int) -> File:
+    def write(self, stem: str, image: Image, position: int) -> SavedFile:
         """Write one image."""
         content = image.content
         assert content is not None
         name = stem + EXTENSIONS.get(media_type_of(content), "")
         write_atomically(self.path / name, content)
-        return File(position, name, len(content), hashlib.sha256(content).hexdigest())
+        return SavedFile(position, name, len(content), hashlib.sha256(content).hexdigest())
 
 
 def stem_of(index: int, prompt: str) -> str:
@@ -85,16 +85,16 @@ class _Group:
         self.written = asyncio.Event()
 
 
-class Ledger:
+class RunStore:
     """The journal and the manifest of one run; either may be missing.
 
     Attributes:
         replay: what the journal said at the beginning.
     """
 
-    def __init__(self, journal: Path | None, folder: Folder | None) -> None:
+    def __init__(self, journal: Path | None, folder: OutputFolder | None) -> None:
         self._path, self._folder = journal, folder
-        self.replay = Replay()
+        self.replay = JournalIndex()
         self._journal: int | None = None
         self._manifest: int | None = None
         self._reader: BinaryIO | None = None
@@ -141,7 +141,7 @@ class Ledger:
             if self.replay.unended:
                 _write(self._journal, b"\n")
             if self.replay.empty:
-                _write(self._journal, encode(Header()))
+                _write(self._journal, encode(JournalHeader()))
                 _sync_folder(path.parent)
             os.fsync(self._journal)
         except OSError as error:
@@ -149,7 +149,7 @@ class Ledger:
                 f"The journal {path} cannot be used: {error.strerror or error}."
             ) from None
 
-    def _open_folder(self, folder: Folder) -> None:
+    def _open_folder(self, folder: OutputFolder) -> None:
         path = folder.path / MANIFEST
         try:
             folder.path.mkdir(parents=True, exist_ok=True)

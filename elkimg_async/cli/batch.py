@@ -18,12 +18,12 @@ from rich.table import Table
 from rich.text import Text
 
 from elkimg_async import Limits, MapItem, MapRun, Totals, errors
-from elkimg_async.batch.planner import Desk, Order
-from elkimg_async.batch.storage import Folder, Ledger
+from elkimg_async.batch.planner import Job, Planner
+from elkimg_async.batch.storage import OutputFolder, RunStore
 from elkimg_async.cli import contact_sheet as sheet
-from elkimg_async.cli.ray_run import RayRun
 from elkimg_async.cli.options import WHOLE, Connection, Picture
 from elkimg_async.cli.batch_input import Input, Item
+from elkimg_async.cli.ray_run import RayRun
 from elkimg_async.cli.report import ERR, OUT, Report, plain, sentence, short
 from elkimg_async.hooks import Record
 from elkimg_async.sansio.model_rules import validate
@@ -254,20 +254,20 @@ def _say_what_is_left(
     requests: Input, options: dict[str, Any], output: Path, journal: Path, skip_failed: bool
 ) -> int:
     """The dry run: one line for each request that would be sent, and the numbers."""
-    ledger = Ledger(journal, None)
-    ledger.peek()
-    desk = Desk(
+    store = RunStore(journal, None)
+    store.peek()
+    planner = Planner(
         defaults={name: value for name, value in options.items() if value is not None},
         stream=False,
         idempotency="send",
         skip_failed=skip_failed,
-        known=ledger.record,
-        folder=Folder(output),
+        known=store.record,
+        folder=OutputFolder(output),
     )
     sent = images = before = wrong = 0
     try:
         for index, given in enumerate(requests.read()):
-            found, problem = _check(desk, index, given)
+            found, problem = _check(planner, index, given)
             if problem is not None:
                 wrong += 1
                 ERR.print(f"{index}: {plain(sentence(problem))}", style="red", soft_wrap=True)
@@ -280,7 +280,7 @@ def _say_what_is_left(
                 said = " ".join(f"{name}={value}" for name, value in fields.items())
                 OUT.print(f"{index}: {prompt} {plain(said)}", soft_wrap=True)
     finally:
-        ledger.close()
+        store.close()
     OUT.print(
         f"{sent:,} requests for {images:,} images would be sent, {before:,} are done before, "
         f"{wrong:,} are wrong.",
@@ -290,11 +290,11 @@ def _say_what_is_left(
 
 
 def _check(
-    desk: Desk, index: int, given: Item
-) -> tuple[Order | None, errors.ElkImagesError | None]:
+    planner: Planner, index: int, given: Item
+) -> tuple[Job | None, errors.ElkImagesError | None]:
     """The order that would be sent, or None for what was done before; or what is wrong."""
-    found = desk.take(index, given)
-    if not isinstance(found, Order):
+    found = planner.take(index, given)
+    if not isinstance(found, Job):
         return None, None if found.item.resumed else found.item.error
     try:
         validate(found.request, stream=False)

@@ -20,13 +20,13 @@ import msgspec
 
 from elkimg_async import Limits, MapItem, Timeout, Totals, errors
 from elkimg_async.batch.journal import fingerprint, read_error
-from elkimg_async.batch.planner import Desk, Order
+from elkimg_async.batch.planner import Job, Planner
 from elkimg_async.batch.storage import MANIFEST, ManifestLine, stem_of
 from elkimg_async.config import make_base_url
 from elkimg_async.image import write_atomically
 from elkimg_async.ray import generate_dataset
 from elkimg_async.ray.rate import load_ray
-from elkimg_async.ray.shelf import RowRecord, Shelf
+from elkimg_async.ray.shared_store import RowRecord, SharedStore
 from elkimg_async.sansio.requests import GenerateRequest
 from elkimg_async.sansio.responses import add_usage
 
@@ -102,7 +102,7 @@ class RayRun:
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
         self._ray = load_ray()
-        self._shelf = Shelf(str(self._output.absolute()))
+        self._store = SharedStore(str(self._output.absolute()))
         self._begin()  # in the main thread, or Ray warns that it cannot handle signals
 
     async def next_item(self) -> MapItem | None:
@@ -145,7 +145,7 @@ class RayRun:
 
     def _begin(self) -> None:
         ray = self._ray
-        desk = Desk(
+        planner = Planner(
             defaults=self._defaults,
             stream=False,
             idempotency="off",
@@ -155,8 +155,8 @@ class RayRun:
         )
         rows, wrong = [], []
         for index, given in enumerate(self._requests):
-            found = desk.take(index, given)
-            if isinstance(found, Order):
+            found = planner.take(index, given)
+            if isinstance(found, Job):
                 self._orders[index] = found.request
                 rows.append(_row(index, found.request))
             else:
@@ -196,7 +196,7 @@ class RayRun:
         request = self._orders.pop(row["index"])
         record, error = None, None
         if row["ok"]:
-            record = self._shelf.find(row["id"], fingerprint(request, stream=False))
+            record = self._store.find(row["id"], fingerprint(request, stream=False))
         else:
             names = {"error": "error", "error_message": "message", "billing": "billing"}
             fields = {theirs: row[ours] for ours, theirs in names.items()}

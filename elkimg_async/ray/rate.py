@@ -60,7 +60,7 @@ class _Holder:
         """Left before they were asked for: messages may overtake each other."""
 
 
-class RateKeeper:
+class RateActor:
     """The limiter of all workers; an async actor without groups, so that all its methods share one loop.
 
     Args:
@@ -263,7 +263,7 @@ class SharedRate:
             return self._keeper
 
     def _get_or_make(self) -> Any:
-        keeper = self._ray.remote(num_cpus=0, max_concurrency=_MOST_CALLS)(RateKeeper)
+        keeper = self._ray.remote(num_cpus=0, max_concurrency=_MOST_CALLS)(RateActor)
         named = keeper.options(
             name=self._name, namespace=NAMESPACE, get_if_exists=True, lifetime="detached"
         )

@@ -36,7 +36,7 @@ COLUMNS = {
 _WITH_FOLDER, _WITHOUT_FOLDER = {"paths", "resumed"}, {"images"}
 
 
-class Outcome(msgspec.Struct, kw_only=True):
+class RowResult(msgspec.Struct, kw_only=True):
     """What became of one row; `elapsed` is in seconds, the wait for a turn included."""
 
     id: str

@@ -21,7 +21,7 @@ from elkimg_async.batch.executor import (
     slots_of,
     waiting,
 )
-from elkimg_async.batch.journal import File, Waiting, fingerprint
+from elkimg_async.batch.journal import PendingImage, SavedFile, fingerprint
 from elkimg_async.client import AsyncImages
 from elkimg_async.config import (
     IdempotencyMode,
@@ -43,8 +43,8 @@ from elkimg_async.errors import (
 from elkimg_async.image import Image
 from elkimg_async.ray import rows
 from elkimg_async.ray.rate import SharedRate, load_ray
-from elkimg_async.ray.rows import Outcome
-from elkimg_async.ray.shelf import RowRecord, Shelf
+from elkimg_async.ray.rows import RowResult
+from elkimg_async.ray.shared_store import RowRecord, SharedStore
 from elkimg_async.sansio.requests import GenerateRequest, make_request
 from elkimg_async.sansio.responses import ImagesResponse
 from elkimg_async.sansio.retry import is_in_flight
@@ -122,7 +122,7 @@ class GenerateImages:
         self._stream = options.get("stream", False)
         self._keys = options.get("idempotency", "send") != "off"
         folder = options.get("output_dir")
-        self._shelf = None if folder is None else Shelf(str(folder))
+        self._store = None if folder is None else SharedStore(str(folder))
         self._defaults, _ = _split(options)
         opened: Future[None] = Future()
         serve = self._serve(opened, key, options)
@@ -193,11 +193,11 @@ class GenerateImages:
             future.cancel()
             raise
 
-    async def _do_all(self, asked: list[dict[str, Any]]) -> list[Outcome]:
+    async def _do_all(self, asked: list[dict[str, Any]]) -> list[RowResult]:
         room = asyncio.Semaphore(self._at_once)
         lost: list[BatchError] = []
 
-        async def do(row: dict[str, Any]) -> Outcome | None:
+        async def do(row: dict[str, Any]) -> RowResult | None:
             async with room:
                 if lost:
                     return None  # the disk is full: pay for nothing more
@@ -213,10 +213,10 @@ class GenerateImages:
             raise lost[0]
         return [outcome for task in tasks if (outcome := task.result()) is not None]
 
-    async def _do(self, row: dict[str, Any]) -> Outcome:
+    async def _do(self, row: dict[str, Any]) -> RowResult:
         """One row: found, fetched, made, or failed."""
         began = time.monotonic()
-        outcome = Outcome(id=rows.read_id(row, self._id_column))
+        outcome = RowResult(id=rows.read_id(row, self._id_column))
         try:
             request = rows.read_request(row, self._prompt_column, self._defaults)
             mark = fingerprint(request, stream=self._stream)
@@ -224,10 +224,10 @@ class GenerateImages:
             outcome.error = error
             return outcome
         outcome.key = rows.make_key(self._run, outcome.id, mark) if self._keys else None
-        if self._shelf is not None:
-            record = await asyncio.to_thread(self._shelf.find, outcome.id, mark)
+        if self._store is not None:
+            record = await asyncio.to_thread(self._store.find, outcome.id, mark)
             if record is not None:
-                outcome = _found(record, self._shelf)
+                outcome = _found(record, self._store)
                 if record.urls:
                     await self._keep(outcome, record, slots_of(record.urls, self._client.connect))
                 return outcome
@@ -242,7 +242,7 @@ class GenerateImages:
             images = [image for image in getattr(error, "images", ()) if image.content]
         outcome.urls = [image.url for image in images if image.url is not None]
         outcome.elapsed = time.monotonic() - began
-        if self._shelf is None:
+        if self._store is None:
             await _read(outcome, images)
         else:
             record = _new_record(outcome, request, mark)
@@ -267,27 +267,27 @@ class GenerateImages:
         async with self._client.generate(request, stream=True, extra_headers=headers) as stream:
             return await stream.result()
 
-    async def _keep(self, outcome: Outcome, record: RowRecord, slots: Slots) -> None:
+    async def _keep(self, outcome: RowResult, record: RowRecord, slots: Slots) -> None:
         """Bring images to the disk, those behind URLs after noting where they are."""
-        shelf, began = self._shelf, time.monotonic()
-        assert shelf is not None
+        shared_store, began = self._store, time.monotonic()
+        assert shared_store is not None
         many = len(record.files) + len(slots) > 1
 
-        async def save(slots: Slots) -> tuple[File, ...]:
-            return await asyncio.to_thread(shelf.write, outcome.id, slots, many=many)
+        async def save(slots: Slots) -> tuple[SavedFile, ...]:
+            return await asyncio.to_thread(shared_store.write, outcome.id, slots, many=many)
 
         here, left = divide(slots)
         try:
             record = _with(record, await save(here), waiting(left))
             if left:
-                await asyncio.to_thread(shelf.note, record)
+                await asyncio.to_thread(shared_store.note, record)
             saved, urls, failure = await fetch(left, save)
             outcome.error = outcome.error or failure
             outcome.elapsed += time.monotonic() - began
             record = _with(record, saved, urls, elapsed=outcome.elapsed)
-            outcome.paths = shelf.paths(record.files)
+            outcome.paths = shared_store.paths(record.files)
             if outcome.error is None or urls:
-                await asyncio.to_thread(shelf.note, record)
+                await asyncio.to_thread(shared_store.note, record)
         except OSError as problem:
             raise BatchError(
                 f"The image was made, but cannot be saved: {problem.strerror}. Mend that, and start "
@@ -296,7 +296,7 @@ class GenerateImages:
                 request_id=outcome.request_id,
             ) from None
 
-    def _append(self, batch: Any, outcomes: list[Outcome]) -> Any:
+    def _append(self, batch: Any, outcomes: list[RowResult]) -> Any:
         arrow: Any = importlib.import_module("pyarrow")  # part of ray[data]
         types: dict[str, Any] = {
             "bool": arrow.bool_(),
@@ -308,7 +308,7 @@ class GenerateImages:
         }
         added = {
             name: arrow.array([done.column(name) for done in outcomes], types[rows.COLUMNS[name]])
-            for name in rows.columns_for(folder=self._shelf is not None)
+            for name in rows.columns_for(folder=self._store is not None)
         }
         if self._id_column not in batch.column_names:
             added[self._id_column] = arrow.array([done.id for done in outcomes], arrow.string())
@@ -322,13 +322,13 @@ class GenerateImages:
 _KEPT = ("id", "key", "usage", "request_id", "attempts", "elapsed")
 
 
-def _found(record: RowRecord, shelf: Shelf) -> Outcome:
+def _found(record: RowRecord, shared_store: SharedStore) -> RowResult:
     kept = {name: getattr(record, name) for name in _KEPT}
     urls = [where.url for where in record.urls]
-    return Outcome(paths=shelf.paths(record.files), urls=urls, resumed=not urls, **kept)
+    return RowResult(paths=shared_store.paths(record.files), urls=urls, resumed=not urls, **kept)
 
 
-def _new_record(outcome: Outcome, request: GenerateRequest, mark: str) -> RowRecord:
+def _new_record(outcome: RowResult, request: GenerateRequest, mark: str) -> RowRecord:
     kept = {name: getattr(outcome, name) for name in _KEPT}
     parameters = request.fields() | (request.extra_body or {})
     parameters.pop("prompt", None)
@@ -336,13 +336,13 @@ def _new_record(outcome: Outcome, request: GenerateRequest, mark: str) -> RowRec
 
 
 def _with(
-    record: RowRecord, files: tuple[File, ...], urls: tuple[Waiting, ...], **changes: Any
+    record: RowRecord, files: tuple[SavedFile, ...], urls: tuple[PendingImage, ...], **changes: Any
 ) -> RowRecord:
     known = sorted(record.files + files, key=lambda file: file.position)
     return msgspec.structs.replace(record, files=tuple(known), urls=urls, **changes)
 
 
-async def _read(outcome: Outcome, images: Sequence[Image]) -> None:
+async def _read(outcome: RowResult, images: Sequence[Image]) -> None:
     """Bring images into the outcome."""
     began = time.monotonic()
     for image in images:

@@ -9,14 +9,14 @@ from elkimg_async import errors
 from elkimg_async.batch.journal import (
     MAX_GAP,
     AnyRecord,
-    Done,
-    Failed,
-    File,
-    Header,
-    Made,
-    Replay,
-    Sent,
-    Waiting,
+    DoneRecord,
+    FailedRecord,
+    JournalHeader,
+    JournalIndex,
+    MadeRecord,
+    PendingImage,
+    SavedFile,
+    SentRecord,
     check_same,
     decode_record,
     encode,
@@ -45,26 +45,28 @@ META = Meta(
     idempotency_key="k0",
 )
 USAGE = Usage(total_tokens=100, input_tokens_details=TokenDetails(text_tokens=7))
-FILE = File(0, "000000-a-boat.png", 30, "ab" * 32)
+FILE = SavedFile(0, "000000-a-boat.png", 30, "ab" * 32)
 RECORDS: list[AnyRecord] = [
-    Sent(index=0, hash="h0", key="k0"),
-    Sent(index=1, hash="h1", key="k1"),
-    Done(index=0, hash="h0", key="k0", images=1, files=(FILE,), usage=USAGE, meta=META),
-    Made(index=1, hash="h1", key="k1", images=2, urls=(Waiting(1, "http://h/1"),), usage=USAGE),
-    Failed(index=3, error={"error": "APIError", "message": "no\nno"}, attempts=3),
+    SentRecord(index=0, hash="h0", key="k0"),
+    SentRecord(index=1, hash="h1", key="k1"),
+    DoneRecord(index=0, hash="h0", key="k0", images=1, files=(FILE,), usage=USAGE, meta=META),
+    MadeRecord(
+        index=1, hash="h1", key="k1", images=2, urls=(PendingImage(1, "http://h/1"),), usage=USAGE
+    ),
+    FailedRecord(index=3, error={"error": "APIError", "message": "no\nno"}, attempts=3),
 ]
 
 
-def replay(data: bytes) -> Replay:
+def replay(data: bytes) -> JournalIndex:
     """What a file of these bytes says."""
-    replay = Replay()
+    replay = JournalIndex()
     for line in data.splitlines(keepends=True):
         replay.feed(line)
     return replay
 
 
 def journal(*records: AnyRecord) -> bytes:
-    return b"".join(map(encode, (Header(), *records)))
+    return b"".join(map(encode, (JournalHeader(), *records)))
 
 
 def test_replay_tells_what_became_of_each_request() -> None:
@@ -122,7 +124,7 @@ def test_replay_forgives_zeros_after_a_crash() -> None:
         b'{"type":"sent","index":%d}\n' % (MAX_GAP + 10),
         b'{"type":"sent","index":\xff}\n',
         b"[" * 100_000 + b"\n",
-        encode(Header()),
+        encode(JournalHeader()),
     ],
     ids=range(10),
 )
@@ -142,8 +144,8 @@ def test_replay_refuses_a_file_that_is_no_journal(data: bytes) -> None:
         replay(data)
 
 
-@pytest.mark.parametrize("header", [Header(version=2), Header(fingerprint=2)])
-def test_replay_refuses_another_version(header: Header) -> None:
+@pytest.mark.parametrize("header", [JournalHeader(version=2), JournalHeader(fingerprint=2)])
+def test_replay_refuses_another_version(header: JournalHeader) -> None:
     """A later version's journal is not misread."""
     with pytest.raises(JournalError, match="another version"):
         replay(encode(header))
@@ -151,11 +153,11 @@ def test_replay_refuses_another_version(header: Header) -> None:
 
 def test_replay_counts_what_was_paid_once() -> None:
     """Images that were made and fetched later count once; a request that was paid for twice counts twice."""
-    made = Made(index=0, images=2, usage=USAGE, urls=(Waiting(0, "http://h/0"),))
-    unfetched = Failed(index=0, images=2, usage=USAGE, urls=(Waiting(0, "http://h/0"),))
-    done = Done(index=0, images=2, usage=USAGE)
-    lost = Failed(index=1, images=1)
-    again = Done(index=1, images=1, usage=USAGE)
+    made = MadeRecord(index=0, images=2, usage=USAGE, urls=(PendingImage(0, "http://h/0"),))
+    unfetched = FailedRecord(index=0, images=2, usage=USAGE, urls=(PendingImage(0, "http://h/0"),))
+    done = DoneRecord(index=0, images=2, usage=USAGE)
+    lost = FailedRecord(index=1, images=1)
+    again = DoneRecord(index=1, images=1, usage=USAGE)
     seen = replay(journal(made, unfetched, made, done, lost, again))
     assert (seen.images, seen.tokens) == (4, 200)
     assert [seen.state(0), seen.state(1)] == ["done", "done"]
@@ -163,15 +165,22 @@ def test_replay_counts_what_was_paid_once() -> None:
 
 def test_replay_counts_what_was_sent_until_its_answer_is_known() -> None:
     """An attempt may have cost all that it asked for; what is known afterwards holds for the last one alone."""
-    sent = Sent(index=0, images=4)
+    sent = SentRecord(index=0, images=4)
     known: list[tuple[list[AnyRecord], int, int]] = [
         ([sent], 4, 4),
         ([sent, sent], 8, 8),
-        ([sent, sent, Done(index=0, images=3, usage=USAGE)], 7, 4),
-        ([sent, Failed(index=0)], 0, 0),
-        ([sent, Failed(index=0, images=4), sent], 8, 8),
-        ([sent, Made(index=0, images=4, urls=(Waiting(0, "http://h/0"),), usage=USAGE)], 4, 0),
-        ([sent, Done(index=0, images=4, meta=META), Sent(index=0, images=0)], 4, 0),
+        ([sent, sent, DoneRecord(index=0, images=3, usage=USAGE)], 7, 4),
+        ([sent, FailedRecord(index=0)], 0, 0),
+        ([sent, FailedRecord(index=0, images=4), sent], 8, 8),
+        (
+            [
+                sent,
+                MadeRecord(index=0, images=4, urls=(PendingImage(0, "http://h/0"),), usage=USAGE),
+            ],
+            4,
+            0,
+        ),
+        ([sent, DoneRecord(index=0, images=4, meta=META), SentRecord(index=0, images=0)], 4, 0),
     ]
     for records, images, lost in known:
         seen = replay(journal(*records))
@@ -180,7 +189,7 @@ def test_replay_counts_what_was_sent_until_its_answer_is_known() -> None:
 
 def test_replay_reads_a_journal_that_does_not_tell_what_was_asked_for() -> None:
     """Records of before count as one image."""
-    seen = replay(encode(Header()) + b'{"type":"sent","index":3,"hash":"h","key":"k"}\n')
+    seen = replay(encode(JournalHeader()) + b'{"type":"sent","index":3,"hash":"h","key":"k"}\n')
     assert (seen.state(3), seen.images) == ("sent", 1)
 
 
@@ -189,7 +198,7 @@ def test_replay_keeps_a_few_bytes_for_each_request() -> None:
     import tracemalloc
 
     seen = replay(journal())
-    lines = [encode(Done(index=index, hash="0" * 32, files=(FILE,))) for index in range(1000)]
+    lines = [encode(DoneRecord(index=index, hash="0" * 32, files=(FILE,))) for index in range(1000)]
     for line in lines:
         seen.feed(line)
     tracemalloc.start()
@@ -209,23 +218,23 @@ SOMETHING = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
     st.lists(
         st.one_of(
             st.builds(
-                Sent,
+                SentRecord,
                 index=st.integers(0, 50),
                 hash=SOMETHING,
                 key=st.none() | SOMETHING,
                 images=st.integers(0, 10),
             ),
             st.builds(
-                Done,
+                DoneRecord,
                 index=st.integers(0, 50),
                 images=st.integers(0, 10),
                 files=st.lists(
-                    st.builds(File, st.integers(0, 9), SOMETHING, st.integers(0), SOMETHING),
+                    st.builds(SavedFile, st.integers(0, 9), SOMETHING, st.integers(0), SOMETHING),
                     max_size=3,
                 ).map(tuple),
             ),
             st.builds(
-                Failed,
+                FailedRecord,
                 index=st.integers(0, 50),
                 error=st.dictionaries(SOMETHING, SOMETHING, max_size=3),
             ),

@@ -41,8 +41,8 @@ from elkimg_async import (
     Usage,
 )
 from elkimg_async.batch import storage
-from elkimg_async.batch.journal import Replay
-from elkimg_async.batch.storage import MANIFEST, Folder, Ledger, stem_of
+from elkimg_async.batch.journal import JournalIndex
+from elkimg_async.batch.storage import MANIFEST, OutputFolder, RunStore, stem_of
 from elkimg_async.config import IdempotencyMode
 from elkimg_async.image import media_type_of
 from elkimg_async.local import LocalServer
@@ -827,7 +827,7 @@ async def test_max_images_is_reached_and_not_passed(
 async def test_max_images_counts_what_may_have_been_paid_for(
     server: Server, client: AsyncImages
 ) -> None:
-    """A failure whose outcome is unknown may have made its images."""
+    """A failure whose result is unknown may have made its images."""
 
     async def answer(fields: Fields) -> Fields | web.Response:
         return web.Response(status=502, text="<html>")
@@ -1251,7 +1251,7 @@ def test_manifest_being_mended_lets_nobody_else_in(
     """At no moment can another run take the folder, not even one that had opened the old manifest by then."""
     manifest = tmp_path / MANIFEST
     manifest.write_text("torn")
-    ledger, lock, replace = Ledger(None, Folder(tmp_path)), storage._lock, Path.replace
+    store, lock, replace = RunStore(None, OutputFolder(tmp_path)), storage._lock, Path.replace
 
     def intrude() -> None:
         with pytest.raises(JournalError, match="Another run"):
@@ -1260,7 +1260,7 @@ def test_manifest_being_mended_lets_nobody_else_in(
 
     def lock_late(descriptor: int, path: Path) -> None:
         monkeypatch.setattr(storage, "_lock", lock)
-        ledger.open()
+        store.open()
         lock(descriptor, path)
 
     def replace_watched(part: Path, path: Path) -> Path:
@@ -1277,9 +1277,9 @@ def test_manifest_being_mended_lets_nobody_else_in(
         monkeypatch.setattr(storage, "_lock", lock_late)
         intrude()
     else:
-        ledger.open()
+        store.open()
     intrude()
-    ledger.close()
+    store.close()
     assert intruded == [moment] * 2
     assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]
     assert manifest.read_bytes() == b""
@@ -1314,7 +1314,7 @@ async def killed_until_done(
             "ELKAPI_API_KEY": server.api_key,
             "ELKAPI_BASE_URL": server.base_url,
         }
-        allowed, finished, replay = count, set[int](), Replay()
+        allowed, finished, replay = count, set[int](), JournalIndex()
         for number in range(kills + 1):
             seen = len(server.requests)
             process = await asyncio.create_subprocess_exec(
@@ -1339,7 +1339,7 @@ async def killed_until_done(
             assert process.returncode in ((0, -9) if number < kills else (0,)), stderr.decode()
             asked = {int(r.fields["prompt"].split()[1]) for r in list(server.requests)[seen:]}
             assert not asked & finished, "a finished request was done again"
-            replay = Replay()
+            replay = JournalIndex()
             if journal.exists():
                 for line in journal.read_bytes().splitlines(keepends=True):
                     replay.feed(line)

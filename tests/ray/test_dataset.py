@@ -26,7 +26,7 @@ from elkimg_async.errors import ConfigurationError
 from elkimg_async.image import media_type_of
 from elkimg_async.local import LocalServer, ThreadedServer, contract
 from elkimg_async.ray import GenerateImages, generate_dataset
-from elkimg_async.ray.rate import NAMESPACE, RateKeeper, SharedRate, actor_name
+from elkimg_async.ray.rate import NAMESPACE, RateActor, SharedRate, actor_name
 
 pytestmark = [
     pytest.mark.slow,
@@ -267,7 +267,7 @@ async def test_shared_rate_survives_the_loss_of_its_actor(ray: Any) -> None:
 async def test_rate_actor_ends_when_there_is_no_worker(ray: Any) -> None:
     """A silent worker's turn goes to the next, and the actor does not outlive the workers for long."""
     name = actor_name("short")
-    actor = ray.remote(num_cpus=0, max_concurrency=10)(RateKeeper)
+    actor = ray.remote(num_cpus=0, max_concurrency=10)(RateActor)
     keeper = actor.options(name=name, namespace=NAMESPACE, lifetime="detached").remote(
         {"max_concurrency": 1}, lease=1.0, idle=0.5
     )

@@ -17,9 +17,9 @@ from elkimg_async.cli.options import Connection
 from elkimg_async.errors import ConfigurationError, InvalidRequestError, RateLimitError
 from elkimg_async.image import Image
 from elkimg_async.ray import generate_dataset, rows
-from elkimg_async.ray.rate import RateKeeper
-from elkimg_async.ray.rows import POSITION, Outcome
-from elkimg_async.ray.shelf import RowRecord, Shelf
+from elkimg_async.ray.rate import RateActor
+from elkimg_async.ray.rows import POSITION, RowResult
+from elkimg_async.ray.shared_store import RowRecord, SharedStore
 from elkimg_async.ray.worker import check_options
 from elkimg_async.sansio.responses import RateLimit, Usage
 
@@ -96,7 +96,7 @@ def test_file_stem_is_the_id_where_files_can_have_it(row_id: str, stem: str) -> 
 
 def test_columns_of_a_good_row() -> None:
     """Usage and meta are there, and a good row was billed."""
-    outcome = Outcome(id="1", usage=Usage(total_tokens=9), attempts=2, images=[PNG])
+    outcome = RowResult(id="1", usage=Usage(total_tokens=9), attempts=2, images=[PNG])
     column = {name: outcome.column(name) for name in rows.COLUMNS}
     assert (column["ok"], column["billing"], column["error"]) == (True, "billed", None)
     assert (column["total_tokens"], column["input_tokens"], column["images"]) == (9, None, [PNG])
@@ -104,7 +104,7 @@ def test_columns_of_a_good_row() -> None:
 
 def test_columns_of_a_failed_row() -> None:
     """An error is its class, its text and what is known of the bill."""
-    outcome = Outcome(id="1", error=RateLimitError("Slow down.", status=429))
+    outcome = RowResult(id="1", error=RateLimitError("Slow down.", status=429))
     column = {name: outcome.column(name) for name in rows.COLUMNS}
     assert (column["ok"], column["error"], column["billing"]) == (
         False,
@@ -125,7 +125,7 @@ def test_columns_are_those_of_the_kind() -> None:
 # --- files --------------------------------------------------------------------
 
 
-def store(shelf: Shelf, row_id: str, *images: bytes, mark: str = "m") -> RowRecord:
+def store(shared_store: SharedStore, row_id: str, *images: bytes, mark: str = "m") -> RowRecord:
     """Write the files of a row and their record."""
     record = RowRecord(
         id=row_id,
@@ -133,41 +133,41 @@ def store(shelf: Shelf, row_id: str, *images: bytes, mark: str = "m") -> RowReco
         key="k",
         prompt="a cat",
         parameters={},
-        files=shelf.write(row_id, [*enumerate(map(Image, images))], many=len(images) > 1),
+        files=shared_store.write(row_id, [*enumerate(map(Image, images))], many=len(images) > 1),
         usage=None,
         request_id=None,
         attempts=1,
         elapsed=0.5,
     )
-    shelf.note(record)
+    shared_store.note(record)
     return record
 
 
 def test_shelf_finds_what_is_done(tmp_path: Path) -> None:
     """A row is found with its files, by its id and its request."""
-    shelf = Shelf(str(tmp_path / "new" / "folder"))
-    record = store(shelf, "7", PNG, PNG)
-    assert shelf.find("7", "m") == record
-    assert [Path(path).name for path in shelf.paths(record.files)] == ["7.1.png", "7.2.png"]
-    assert shelf.find("7", "other") is None
-    assert shelf.find("8", "m") is None
+    shared_store = SharedStore(str(tmp_path / "new" / "folder"))
+    record = store(shared_store, "7", PNG, PNG)
+    assert shared_store.find("7", "m") == record
+    assert [Path(path).name for path in shared_store.paths(record.files)] == ["7.1.png", "7.2.png"]
+    assert shared_store.find("7", "other") is None
+    assert shared_store.find("8", "m") is None
 
 
 def test_shelf_reads_a_record_that_does_not_tell_urls(tmp_path: Path) -> None:
     """Records of before are of rows that are done."""
-    shelf = Shelf(str(tmp_path))
-    record = store(shelf, "7", PNG)
+    shared_store = SharedStore(str(tmp_path))
+    record = store(shared_store, "7", PNG)
     fields = json.loads((tmp_path / "7.json").read_bytes())
     assert fields.pop("urls") == []
     (tmp_path / "7.json").write_text(json.dumps(fields))
-    assert shelf.find("7", "m") == record
+    assert shared_store.find("7", "m") == record
 
 
 @pytest.mark.parametrize("harm", ["cut", "missing", "no record", "broken record"])
 def test_shelf_does_not_take_what_is_not_whole(tmp_path: Path, harm: str) -> None:
     """A row is done again when a file of it is not as it was written."""
-    shelf = Shelf(str(tmp_path))
-    store(shelf, "7", PNG)
+    shared_store = SharedStore(str(tmp_path))
+    store(shared_store, "7", PNG)
     match harm:
         case "cut":
             (tmp_path / "7.png").write_bytes(PNG[:-1])
@@ -177,27 +177,27 @@ def test_shelf_does_not_take_what_is_not_whole(tmp_path: Path, harm: str) -> Non
             (tmp_path / "7.json").unlink()
         case _:
             (tmp_path / "7.json").write_bytes(b'{"id": "7"')
-    assert shelf.find("7", "m") is None
+    assert shared_store.find("7", "m") is None
 
 
 def test_shelf_is_no_object_store(tmp_path: Path) -> None:
     """An address, or a folder that cannot be, is refused with what to do instead."""
     with pytest.raises(ConfigurationError, match="leave it out"):
-        Shelf("s3://bucket/images")
+        SharedStore("s3://bucket/images")
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match="another folder"):
-        Shelf(str(tmp_path / "file" / "images"))
+        SharedStore(str(tmp_path / "file" / "images"))
 
 
 # --- permits ------------------------------------------------------------------
 
 
-def keeper(**limits: float) -> RateKeeper:
+def keeper(**limits: float) -> RateActor:
     """A keeper with limits."""
-    return RateKeeper({"max_concurrency": 1, **limits})
+    return RateActor({"max_concurrency": 1, **limits})
 
 
-async def waiting(keeper: RateKeeper, *takes: tuple[str, int]) -> list[asyncio.Task[bool]]:
+async def waiting(keeper: RateActor, *takes: tuple[str, int]) -> list[asyncio.Task[bool]]:
     """Tasks that wait for a turn, in this order."""
     tasks = [asyncio.create_task(keeper.take(holder, number, 1)) for holder, number in takes]
     while (await keeper.state())["waiting"] < len(tasks):
@@ -264,7 +264,7 @@ async def test_keeper_forgets_a_worker_that_ends() -> None:
 
 async def test_keeper_slows_all_workers_for_the_refusal_of_one() -> None:
     """A Retry-After that one worker was given pauses the others."""
-    rate = RateKeeper({})
+    rate = RateActor({})
     assert await rate.take("a", 1, 1)
     await rate.refused("a", 1, {"retry_after": 60.0, "limit": None, "overload": False})
     await waiting(rate, ("b", 1))
@@ -273,7 +273,7 @@ async def test_keeper_slows_all_workers_for_the_refusal_of_one() -> None:
 
 async def test_keeper_believes_the_headers_that_one_worker_saw() -> None:
     """What is left in the window holds for all workers together."""
-    rate = RateKeeper({})
+    rate = RateActor({})
     assert await rate.take("a", 1, 1)
     limit = RateLimit(limit_requests=60, remaining_requests=0, reset_requests=60.0)
     await rate.answered("a", 1, limit)

@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 
 from elkimg_async.batch.executor import Slots
-from elkimg_async.batch.journal import File, Waiting
-from elkimg_async.batch.storage import Folder
+from elkimg_async.batch.journal import PendingImage, SavedFile
+from elkimg_async.batch.storage import OutputFolder
 from elkimg_async.errors import ConfigurationError
 from elkimg_async.image import write_atomically
 from elkimg_async.ray.rows import file_stem
@@ -30,15 +30,15 @@ class RowRecord(msgspec.Struct, frozen=True, kw_only=True):
     key: str | None
     prompt: str
     parameters: dict[str, Any]
-    files: tuple[File, ...]
-    urls: tuple[Waiting, ...] = ()
+    files: tuple[SavedFile, ...]
+    urls: tuple[PendingImage, ...] = ()
     usage: Usage | None
     request_id: str | None
     attempts: int
     elapsed: float
 
 
-class Shelf:
+class SharedStore:
     """The folder of a dataset's images; any number of processes may use it at once.
 
     Raises:
@@ -58,7 +58,7 @@ class Shelf:
             raise ConfigurationError(
                 f"The images cannot go to {path}: {error.strerror}. Choose another folder."
             ) from None
-        self._folder = Folder(self._path)
+        self._folder = OutputFolder(self._path)
 
     def find(self, row_id: str, mark: str) -> RowRecord | None:
         """The record of a row whose files are here whole, made for the request with this fingerprint."""
@@ -71,7 +71,7 @@ class Shelf:
             return None
         return record if whole and (record.id, record.hash) == (row_id, mark) else None
 
-    def write(self, row_id: str, slots: Slots, *, many: bool) -> tuple[File, ...]:
+    def write(self, row_id: str, slots: Slots, *, many: bool) -> tuple[SavedFile, ...]:
         """Write images of a row, which has `many` or one.
 
         Raises:
@@ -91,7 +91,7 @@ class Shelf:
         """
         write_atomically(self._record(record.id), msgspec.json.encode(record))
 
-    def paths(self, files: Sequence[File]) -> list[str]:
+    def paths(self, files: Sequence[SavedFile]) -> list[str]:
         """Where files are."""
         return [str(self._path / file.name) for file in files]
 
