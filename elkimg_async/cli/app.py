@@ -110,6 +110,7 @@ def _app() -> App:
         default_parameter=Parameter(negative=(), show_default=False),
         suppress_keyboard_interrupt=False,
         group_commands=Group("Commands", sort_key=0),
+        group_parameters=Group("Options", sort_key=1),
     )
     for command in _COMMANDS:
         examples = "\n".join(f"  {line}" for line in command.examples.split("\n"))

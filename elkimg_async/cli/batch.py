@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import anyio
 from cyclopts import Parameter
 
-from elkimg_async import Limits, MapRun, errors
+from elkimg_async import AsyncImages, Limits, MapRun, errors
 from elkimg_async.cli import contact_sheet as sheet
 from elkimg_async.cli.batch_input import BatchInput
 from elkimg_async.cli.batch_plan import check_input, print_plan, requests_of
@@ -91,14 +91,21 @@ def batch(
         _reject_with_ray(
             journal=journal, max_errors=max_errors, max_images=max_images, skip_failed=skip_failed
         )
-    if concurrency < 1:
-        raise UsageError("--concurrency must be at least 1.")
-    options = image.given()
-    check_options(options)
-    limits = Limits(requests_per_minute=rpm, images_per_minute=ipm)
     output = output or Path(_folder_name(file, connection.local))
     journal = journal or output / ("journal-local.jsonl" if connection.local else "journal.jsonl")
-    _reject_other_kind(output, journal, ray=use_ray)
+    settings = _Settings(
+        output=output,
+        journal=journal,
+        concurrency=concurrency,
+        limits=Limits(requests_per_minute=rpm, images_per_minute=ipm),
+        skip_failed=skip_failed,
+        max_errors=max_errors,
+        max_images=max_images,
+        ray=ray,
+    )
+    settings.check()
+    options = image.given()
+    check_options(options)
     if not dry_run:
         connection.check()
     source = BatchInput(file, format, encoding, keep)
@@ -108,38 +115,73 @@ def batch(
     if dry_run:
         return print_plan(source, options, output, journal, skip_failed=skip_failed)
     report = BatchReport(source.name, size, display, keep_tiles=contact_sheet is not None)
+    requests = _requests(source, options, report)
+    code = _run(requests, settings, connection, report, contact_sheet)
+    if code == 0:
+        report.show(contact_sheet or output)
+    return code
 
-    def requests() -> Iterator[dict[str, Any]]:
-        for index, (row, request) in enumerate(requests_of(source, options)):
-            report.rows[index] = row._replace(request=request)
-            yield request
+
+class _Settings(NamedTuple):
+    """What a run needs to know beside its requests and its server."""
+
+    output: Path
+    journal: Path
+    concurrency: int
+    limits: Limits
+    skip_failed: bool
+    max_errors: int | None
+    max_images: int | None
+    ray: bool | str
+
+    def check(self) -> None:
+        """Reject what cannot work before anything is read or opened."""
+        for name in ("concurrency", "max_errors", "max_images"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{option_name(name)} must be at least 1.")
+        _reject_other_kind(self.output, self.journal, ray=self.ray is not False)
+
+    def open(
+        self, client: AsyncImages, connection: Connection, requests: Iterator[dict[str, Any]]
+    ) -> MapRun:
+        """Return the run, in this process or on Ray."""
+        if self.ray is False:
+            return client.map(
+                requests,
+                concurrency=self.concurrency,
+                output_dir=self.output,
+                journal=self.journal,
+                skip_failed=self.skip_failed,
+                max_errors=self.max_errors,
+                max_images=self.max_images,
+            )
+        work = RayRun(
+            requests,
+            address=self.ray if isinstance(self.ray, str) else None,
+            api_key=connection.api_key(),
+            base_url=client.base_url,
+            output=self.output,
+            concurrency=self.concurrency,
+            limits=self.limits,
+            timeout=connection.time_limits(),
+            retries=connection.retries,
+        )
+        return MapRun(work)
+
+
+def _run(
+    requests: Iterator[dict[str, Any]],
+    settings: _Settings,
+    connection: Connection,
+    report: BatchReport,
+    contact_sheet: Path | None,
+) -> int:
+    """Run all requests, print the summary, and return the exit code."""
 
     async def run() -> None:
-        async with connection.client(say=report.say, limits=limits) as client:
-            if use_ray:
-                work = RayRun(
-                    requests(),
-                    address=ray if isinstance(ray, str) else None,
-                    api_key=connection.api_key(),
-                    base_url=client.base_url,
-                    output=output,
-                    concurrency=concurrency,
-                    limits=limits,
-                    timeout=connection.time_limits(),
-                    retries=connection.retries,
-                )
-                opened = MapRun(work)
-            else:
-                opened = client.map(
-                    requests(),
-                    concurrency=concurrency,
-                    output_dir=output,
-                    journal=journal,
-                    skip_failed=skip_failed,
-                    max_errors=max_errors,
-                    max_images=max_images,
-                )
-            async with opened as running:
+        async with connection.client(say=report.say, limits=settings.limits) as client:
+            async with settings.open(client, connection, requests) as running:
                 await report.follow(running)
         if contact_sheet is not None:
             for page in await sheet.draw(report.tiles, contact_sheet):
@@ -148,17 +190,24 @@ def batch(
     try:
         anyio.run(run)
     except errors.BatchStoppedError as error:
-        report.stopped(error, output, journal)
+        report.stopped(error, settings.output, settings.journal)
         return 1
     except errors.ElkImagesError:
-        report.broken(output)
+        report.broken(settings.output)
         raise
     except KeyboardInterrupt:
-        report.interrupted(output)
+        report.interrupted(settings.output)
         return 130
-    report.finish(output)
-    report.show(contact_sheet or output)
+    report.finish(settings.output)
     return 1 if report.failed else 0
+
+
+def _requests(
+    source: BatchInput, options: dict[str, Any], report: BatchReport
+) -> Iterator[dict[str, Any]]:
+    for index, (row, request) in enumerate(requests_of(source, options)):
+        report.rows[index] = row._replace(request=request)
+        yield request
 
 
 def _reject_with_ray(**options: object) -> None:

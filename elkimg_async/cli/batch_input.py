@@ -223,7 +223,7 @@ class BatchInput:
             elif cell.strip():
                 problem = (
                     f"more cells than the header has columns: {cell.strip()[:40]!r}. Put a text "
-                    "that holds the separator in double quotes."
+                    "that holds the separator in double quotes"
                 )
                 return Row(line, {}, RowError(problem))
         return self._row(line, record, cells=True)

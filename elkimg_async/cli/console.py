@@ -20,6 +20,8 @@ from rich.text import Text
 
 from elkimg_async import errors
 
+CLOSED_STREAMS: set[str] = set()
+"""Standard streams that were closed when the command began."""
 OUT = Console(markup=False, emoji=False, highlight=False)
 ERR = Console(stderr=True, markup=False, emoji=False, highlight=False)
 
@@ -52,6 +54,7 @@ def prepare_streams() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
+            CLOSED_STREAMS.add(name)
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor: this one
         if getattr(sys, name) is None:
             mode = "r" if name == "stdin" else "w"

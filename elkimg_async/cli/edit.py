@@ -12,6 +12,7 @@ from elkimg_async.cli.image_task import ImageTask, run_tasks
 from elkimg_async.cli.options import (
     CONNECTION,
     NO_EDIT_OPTIONS,
+    OUTPUT,
     SHOW_IMAGES,
     Connection,
     EditOptions,
@@ -32,7 +33,7 @@ elkimg edit https://example.com/kitten.png --prompt "Add a red hat\""""
 def edit(
     *images: Annotated[str, Parameter(metavar="IMAGE")],
     prompt: Annotated[str | None, Parameter(alias="-p", metavar="TEXT")] = None,
-    output: Annotated[str | None, Parameter(alias="-o", metavar="FILE|FOLDER|-")] = None,
+    output: Annotated[str | None, OUTPUT] = None,
     stream: bool = False,
     image: Annotated[EditOptions, Parameter(name="*", group="Image")] = NO_EDIT_OPTIONS,
     display: Annotated[ImageDisplay, Parameter(name="*", group="Display")] = SHOW_IMAGES,

@@ -11,6 +11,7 @@ from elkimg_async.cli.image_task import ImageTask, run_tasks
 from elkimg_async.cli.options import (
     CONNECTION,
     NO_IMAGE_OPTIONS,
+    OUTPUT,
     SHOW_IMAGES,
     Connection,
     GenerateOptions,
@@ -31,7 +32,7 @@ elkimg generate "A small kitten" -o - > kitten.png"""
 
 def generate(
     *prompts: Annotated[str, Parameter(metavar="PROMPT")],
-    output: Annotated[str | None, Parameter(alias="-o", metavar="FILE|FOLDER|-")] = None,
+    output: Annotated[str | None, OUTPUT] = None,
     stream: bool = False,
     image: Annotated[GenerateOptions, Parameter(name="*", group="Image")] = NO_IMAGE_OPTIONS,
     display: Annotated[ImageDisplay, Parameter(name="*", group="Display")] = SHOW_IMAGES,

@@ -40,6 +40,7 @@ OBJECT = Parameter(converter=_decode, accepts_keys=False, n_tokens=1, metavar="J
 NUMBER = Parameter(metavar="NUMBER")
 SECONDS = Parameter(metavar="SECONDS")
 TEXT = Parameter(metavar="TEXT")
+OUTPUT = Parameter(alias="-o", metavar="FILE|FOLDER|-", allow_leading_hyphen=True)  # for "-"
 
 
 def _words(*names: str) -> Parameter:

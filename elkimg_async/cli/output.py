@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from elkimg_async import Image, errors
-from elkimg_async.cli.console import UsageError
+from elkimg_async.cli.console import CLOSED_STREAMS, UsageError
 from elkimg_async.image import EXTENSIONS
 from elkimg_async.sansio.model_rules import is_gpt_image
 from elkimg_async.sansio.requests import DEFAULT_MODEL
@@ -32,8 +32,10 @@ def choose_format(options: dict[str, Any], output: str | None) -> dict[str, Any]
     """Return the options with the format that the suffix of `output` asks for.
 
     Raises:
-        UsageError: If `--output-format` asks for another one.
+        UsageError: If `--output-format` asks for another one, or `output` is an option.
     """
+    if output is not None and output.startswith("-") and output != STDOUT:
+        raise UsageError(f"-o needs a file or folder; found {output}.")
     suffix = Path(output or "").suffix
     wanted, given = _FORMATS.get(suffix.lower()), options.get("output_format")
     if wanted is None:
@@ -114,6 +116,8 @@ def check_stdout(prompts: int, n: int, *, json: bool) -> None:
         raise UsageError("-o - writes exactly one image: give one prompt, and no --n above 1.")
     if json:
         raise UsageError("-o - and --json both use standard output; give only one of them.")
+    if "stdout" in CLOSED_STREAMS:
+        raise UsageError("-o - writes to standard output, which is closed.")
     if sys.stdout.isatty():
         raise UsageError(
             "-o - writes the image's bytes, which a terminal cannot show: redirect them, "
