@@ -180,9 +180,9 @@ def _run(
     """Run all requests, print the summary, and return the exit code."""
 
     async def run() -> None:
-        async with connection.client(say=report.say, limits=settings.limits) as client:
-            async with settings.open(client, connection, requests) as running:
-                await report.follow(running)
+        opened = connection.client(say=report.say, limits=settings.limits)
+        async with opened as client, settings.open(client, connection, requests) as running:
+            await report.follow(running)
         if contact_sheet is not None:
             for page in await sheet.draw(report.tiles, contact_sheet):
                 report.say(f"Saved {page}")
