@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import warnings
 import webbrowser
@@ -179,12 +178,10 @@ def open_in_viewer(path: Path) -> None:
             return
         name = "open" if sys.platform == "darwin" else "xdg-open"
         if program := shutil.which(name):
-            subprocess.Popen(  # noqa: S603
-                [program, str(path)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
+            nothing = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)]
+            # Not subprocess: nobody waits for the viewer, which would be warned about.
+            os.posix_spawn(
+                program, [program, str(path)], os.environ, file_actions=nothing, setpgroup=0
             )
             return
         opened = webbrowser.open(path.absolute().as_uri())

@@ -17,7 +17,7 @@ from PIL import Image as Pillow
 from elkimg_async import AsyncImages, CompletedImage, ConfigurationError, GenerateRequest, Image
 from elkimg_async.local import LocalServer
 from elkimg_async.studio.server import OWN_HEADER, Gallery, Order, serve
-from tests.cli.test_app import run, started
+from tests.helpers.command import run, started
 from tests.helpers.canned import PNG, Canned, answer
 
 KEY = "sk-of-the-studios-test"
