@@ -18,7 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from elkimg_async import Limits, MapItem, MapRun, Totals, errors
-from elkimg_async.batch.planner import Job, Planner
+from elkimg_async.batch.job import Job
+from elkimg_async.batch.planner import Planner
 from elkimg_async.batch.storage import OutputFolder, RunStore
 from elkimg_async.cli import sheet
 from elkimg_async.cli.cluster import RayRun
@@ -221,6 +222,9 @@ class BatchReport(Report):
     def stopped(self, error: errors.BatchStoppedError) -> None:
         """Say which limit was reached."""
         self.failed = True
+        if not (error.reason or "").startswith("max_"):
+            self.say(f"{plain(sentence(error))} To go on:\n{_command()}", "red")
+            return
         option = "--" + (error.reason or "").replace("_", "-")
         self.say(f"Stopped by {option}. To go on, raise it:\n{_command()}", "red")
 
@@ -293,7 +297,7 @@ def _check(
     planner: Planner, index: int, given: Item
 ) -> tuple[Job | None, errors.ElkImagesError | None]:
     """The order that would be sent, or None for what was done before; or what is wrong."""
-    found = planner.take(index, given)
+    found = planner.plan(index, given)
     if not isinstance(found, Job):
         return None, None if found.item.resumed else found.item.error
     try:

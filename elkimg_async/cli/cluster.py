@@ -19,15 +19,18 @@ import anyio.to_thread
 import msgspec
 
 from elkimg_async import Limits, MapItem, Timeout, Totals, errors
-from elkimg_async.batch.journal import fingerprint, read_error
-from elkimg_async.batch.planner import Job, Planner
-from elkimg_async.batch.storage import MANIFEST, ManifestLine, stem_of
+from elkimg_async.batch.inputs import full_fingerprint
+from elkimg_async.batch.job import Job
+from elkimg_async.batch.journal import read_error
+from elkimg_async.batch.names import job_stem
+from elkimg_async.batch.planner import Planner
+from elkimg_async.batch.storage import MANIFEST, ManifestLine
 from elkimg_async.config import make_base_url
 from elkimg_async.image import write_atomically
 from elkimg_async.ray import generate_dataset
 from elkimg_async.ray.rate import load_ray
 from elkimg_async.ray.shared_store import RowRecord, SharedStore
-from elkimg_async.sansio.requests import GenerateRequest
+from elkimg_async.sansio.requests import EditRequest, GenerateRequest
 from elkimg_async.sansio.responses import add_usage
 
 _QUIET = {
@@ -78,7 +81,7 @@ class RayRun:
             "timeout": Timeout(total=timeout, first_byte=timeout, idle=timeout),
             "retry": retries,
         }
-        self._orders: dict[int, GenerateRequest] = {}
+        self._orders: dict[int, GenerateRequest | EditRequest] = {}
         self._lines: list[ManifestLine] = []
         self._items: Iterator[MapItem] = iter(())
         self._totals, self._began = Totals(), time.monotonic()
@@ -155,7 +158,7 @@ class RayRun:
         )
         rows, wrong = [], []
         for index, given in enumerate(self._requests):
-            found = planner.take(index, given)
+            found = planner.plan(index, given)
             if isinstance(found, Job):
                 self._orders[index] = found.request
                 rows.append(_row(index, found.request))
@@ -196,7 +199,7 @@ class RayRun:
         request = self._orders.pop(row["index"])
         record, error = None, None
         if row["ok"]:
-            record = self._store.find(row["id"], fingerprint(request, stream=False))
+            record = self._store.find(row["id"], full_fingerprint(request, stream=False))
         else:
             names = {"error": "error", "error_message": "message", "billing": "billing"}
             fields = {theirs: row[ours] for ours, theirs in names.items()}
@@ -214,11 +217,11 @@ class RayRun:
         )
 
 
-def _row(index: int, request: GenerateRequest) -> dict[str, Any]:
+def _row(index: int, request: GenerateRequest | EditRequest) -> dict[str, Any]:
     fields = msgspec.structs.asdict(request)
     body = fields["extra_body"]
     fields["extra_body"] = None if body is None else msgspec.json.encode(body).decode()
-    return {"id": stem_of(index, request.prompt), "index": index, **fields}
+    return {"id": job_stem(index, request), "index": index, **fields}
 
 
 def _lines_of(manifest: Path) -> list[ManifestLine]:
@@ -232,7 +235,7 @@ def _lines_of(manifest: Path) -> list[ManifestLine]:
 
 
 def _line(index: int, record: RowRecord) -> ManifestLine:
-    names = ("prompt", "parameters", "files", "usage", "request_id", "key")
+    names = ("prompt", "parameters", "files", "usage", "request_id", "idempotency_key")
     return ManifestLine(index=index, **{name: getattr(record, name) for name in names})
 
 

@@ -7,7 +7,6 @@ import itertools
 import re
 import tempfile
 import time
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +15,7 @@ import anyio
 from cyclopts import Parameter
 
 from elkimg_async import AsyncImages, Image, PartialImage, Usage, errors
+from elkimg_async.batch.names import prompt_stem
 from elkimg_async.cli.common import FORMATS, Connection, Picture
 from elkimg_async.cli.report import ERR, Report, sentence
 from elkimg_async.image import EXTENSIONS
@@ -161,8 +161,7 @@ class Names:
 
     def reserve(self, prompt: str) -> str:
         """A name without extension that nobody else gets: kitten, kitten-2, kitten-3."""
-        words = re.findall(r"[^\W_]+", unicodedata.normalize("NFC", prompt).lower())
-        stem = first = self._stem or "-".join(words[:6])[:40].strip("-") or "image"
+        stem = first = self._stem or prompt_stem(prompt) or "image"
         numbers = itertools.count(2)
         while stem in self._taken:
             stem = f"{first}-{next(numbers)}"

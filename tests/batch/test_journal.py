@@ -17,10 +17,10 @@ from elkimg_async.batch.journal import (
     PendingImage,
     SavedFile,
     SentRecord,
-    check_same,
     decode_record,
     encode,
     fingerprint,
+    is_same,
     read_error,
     write_error,
 )
@@ -47,11 +47,18 @@ META = Meta(
 USAGE = Usage(total_tokens=100, input_tokens_details=TokenDetails(text_tokens=7))
 FILE = SavedFile(0, "000000-a-boat.png", 30, "ab" * 32)
 RECORDS: list[AnyRecord] = [
-    SentRecord(index=0, hash="h0", key="k0"),
-    SentRecord(index=1, hash="h1", key="k1"),
-    DoneRecord(index=0, hash="h0", key="k0", images=1, files=(FILE,), usage=USAGE, meta=META),
+    SentRecord(index=0, hash="h0", idempotency_key="k0"),
+    SentRecord(index=1, hash="h1", idempotency_key="k1"),
+    DoneRecord(
+        index=0, hash="h0", idempotency_key="k0", images=1, files=(FILE,), usage=USAGE, meta=META
+    ),
     MadeRecord(
-        index=1, hash="h1", key="k1", images=2, urls=(PendingImage(1, "http://h/1"),), usage=USAGE
+        index=1,
+        hash="h1",
+        idempotency_key="k1",
+        images=2,
+        urls=(PendingImage(1, "http://h/1"),),
+        usage=USAGE,
     ),
     FailedRecord(index=3, error={"error": "APIError", "message": "no\nno"}, attempts=3),
 ]
@@ -221,7 +228,7 @@ SOMETHING = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
                 SentRecord,
                 index=st.integers(0, 50),
                 hash=SOMETHING,
-                key=st.none() | SOMETHING,
+                idempotency_key=st.none() | SOMETHING,
                 images=st.integers(0, 10),
             ),
             st.builds(
@@ -296,12 +303,12 @@ def test_fingerprint_refuses_what_cannot_be_sent() -> None:
 
 def test_check_same_names_the_request_that_differs() -> None:
     """Another request in its place ends the run; one that could not be read then may have been mended."""
-    check_same(RECORDS[0], 0, "h0")
-    check_same(RECORDS[4], 3, "anything")
+    is_same(RECORDS[0], 0, "h0")
+    is_same(RECORDS[4], 3, "anything")
     with pytest.raises(JournalError, match="number 0 "):
-        check_same(RECORDS[0], 0, "h1")
+        is_same(RECORDS[0], 0, "h1")
     with pytest.raises(JournalError, match="number 0 "):
-        check_same(RECORDS[0], 0, None)
+        is_same(RECORDS[0], 0, None)
 
 
 # --- errors -----------------------------------------------------------------

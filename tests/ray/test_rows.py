@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 import pytest
 
+from elkimg_async.batch.names import row_stem
 from elkimg_async.cli.batch import batch
 from elkimg_async.cli.common import Connection
 from elkimg_async.errors import ConfigurationError, InvalidRequestError, RateLimitError
@@ -78,9 +79,12 @@ def test_id_without_a_column_is_of_content_and_position() -> None:
 
 def test_key_tells_run_row_and_request_apart() -> None:
     """None of the three can pass for a part of another."""
-    keys = {rows.make_key(*parts) for parts in [("a", "b", "c"), ("ab", "", "c"), ("a", "bc", "")]}
+    keys = {
+        rows.make_idempotency_key(*parts)
+        for parts in [("a", "b", "c"), ("ab", "", "c"), ("a", "bc", "")]
+    }
     assert len(keys) == 3
-    assert rows.make_key("a", "b", "c") in keys
+    assert rows.make_idempotency_key("a", "b", "c") in keys
 
 
 @pytest.mark.parametrize(
@@ -89,9 +93,9 @@ def test_key_tells_run_row_and_request_apart() -> None:
 )
 def test_file_stem_is_the_id_where_files_can_have_it(row_id: str, stem: str) -> None:
     """Other ids keep what they can and are told apart by a hash, and none leaves the folder."""
-    assert rows.file_stem(row_id).startswith(stem)
-    assert "/" not in rows.file_stem(row_id)
-    assert (rows.file_stem(row_id) == row_id) == ("~" not in stem)
+    assert row_stem(row_id).startswith(stem)
+    assert "/" not in row_stem(row_id)
+    assert (row_stem(row_id) == row_id) == ("~" not in stem)
 
 
 def test_columns_of_a_good_row() -> None:
@@ -130,7 +134,7 @@ def store(shared_store: SharedStore, row_id: str, *images: bytes, mark: str = "m
     record = RowRecord(
         id=row_id,
         hash=mark,
-        key="k",
+        idempotency_key="k",
         prompt="a cat",
         parameters={},
         files=shared_store.write(row_id, [*enumerate(map(Image, images))], many=len(images) > 1),
@@ -139,7 +143,7 @@ def store(shared_store: SharedStore, row_id: str, *images: bytes, mark: str = "m
         attempts=1,
         elapsed=0.5,
     )
-    shared_store.note(record)
+    shared_store.write_record(record)
     return record
 
 
