@@ -23,7 +23,7 @@ ElkImagesError
 │   └── StreamStateError             iterated twice, by two tasks, after close
 ├── DownloadError                    a URL image could not be fetched
 └── BatchError
-    ├── BatchStoppedError            a limit of the run was reached
+    ├── BatchStoppedError            a limit of the run was reached, or all requests would fail
     └── JournalError                 unreadable, or of other requests
 """
 
@@ -191,7 +191,7 @@ class NetworkError(ElkImagesError):
 
     phase: str | None = None
     """Where it failed: `queue` (waiting for its turn within `Limits`, or while the server wants it slower),
-    `connect`, `tls` (a bad certificate), `upload`, `first_byte` or `body`."""
+    `dns` (the host cannot be resolved), `connect`, `tls` (a bad certificate), `upload`, `first_byte` or `body`."""
 
 
 class ConnectError(NetworkError):
@@ -268,10 +268,11 @@ class BatchError(ElkImagesError):
 
 
 class BatchStoppedError(BatchError):
-    """A run stopped before its input ended because a limit of the caller's was reached."""
+    """A run stopped before its input ended: a limit was reached, or every further request would fail."""
 
     reason: str | None = None
-    """The limit: `max_errors`, `max_images` or `max_total_tokens`."""
+    """The limit (`max_errors`, `max_images` or `max_total_tokens`), or why further requests would fail:
+    `configuration`, `authentication`, `quota`, `dns`, `tls` or `proxy`."""
     totals: Any = None
     """What was done until then."""
 

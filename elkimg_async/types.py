@@ -5,9 +5,10 @@ from typing import Any, TypeAlias, TypedDict
 
 from elkimg_async.config import RetryPolicy, Timeout
 from elkimg_async.image import ImageInput
-from elkimg_async.sansio.requests import GenerateRequest
+from elkimg_async.sansio.requests import EditRequest, GenerateRequest
 
 Prompt: TypeAlias = str | GenerateRequest | Mapping[str, Any]
+MapRequest: TypeAlias = str | GenerateRequest | EditRequest | Mapping[str, Any]
 Images: TypeAlias = ImageInput | Sequence[ImageInput]
 
 
@@ -42,3 +43,7 @@ class EditOptions(ImageOptions, total=False):
 
     mask: ImageInput | None
     input_fidelity: str | None
+
+
+class MapOptions(GenerateOptions, EditOptions, total=False):
+    """The options of `AsyncImages.map` that are those of single calls."""

@@ -37,7 +37,7 @@ class Row(NamedTuple):
     problem: RowError | None = None
 
     @property
-    def id(self) -> str | None:
+    def id(self) -> str | int | None:
         """The row's own name; None where it has none."""
         return self.request.get("id")
 

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from elkimg_async import InvalidRequestError, errors
-from elkimg_async.batch.planner import Job, Planner
+from elkimg_async import InvalidRequestError, MapItem, errors
+from elkimg_async.batch.job import Job
+from elkimg_async.batch.planner import Planner
 from elkimg_async.batch.storage import OutputFolder, RunStore
 from elkimg_async.cli.batch_input import BatchInput, Row
 from elkimg_async.cli.console import OUT, UsageError, count, plain, say, sentence, short
@@ -70,7 +71,7 @@ def check_input(source: BatchInput, options: dict[str, Any]) -> Size:
 def locate(row: Row, column: str | None = None) -> str:
     """Return where a row is: line 3, column size (id fox-7)."""
     place = f"line {row.line}" + (f", column {column}" if column else "")
-    return f"{place} (id {plain(row.id)})" if row.id else place
+    return place if row.id is None else f"{place} (id {plain(str(row.id))})"
 
 
 def _problem(row: Row, options: dict[str, Any]) -> str | None:
@@ -102,7 +103,7 @@ class Planned(NamedTuple):
     request: Any = None
     images: int = 0
     done: bool = False
-    item: Any = None
+    item: MapItem | None = None
     error: errors.ElkImagesError | None = None
 
 
@@ -129,7 +130,7 @@ class RunPlan:
 
     def plan(self, index: int, request: dict[str, Any]) -> Planned:
         """Return what would happen to the request at `index`."""
-        found = self._planner.take(index, request)
+        found = self._planner.plan(index, request)
         if isinstance(found, Job):
             return Planned(request=found.request, images=found.n)
         item = found.item

@@ -135,8 +135,9 @@ class BatchReport:
         reason = error.reason or ""
         left = f"{count(self.remaining, 'request')} not done"
         if reason not in _LIMITS:
-            say(f"Stopped: {sentence(error)}", "red")
-            self.say(f"{left}. When that is fixed, go on with:\n{command_line()}")
+            cause = error if error.__cause__ is None else error.__cause__
+            say(f"Stopped, {left}, because every request would fail: {_text(cause)}", "red")
+            self.say(f"When that is fixed, go on with:\n{command_line()}")
             return
         option = option_name(reason)
         say(f"Stopped by {option}, {left}.", "red")
@@ -194,6 +195,10 @@ def _as_object(item: MapItem, row: Row, path: Path) -> dict[str, Any]:
         "request_id": item.meta.request_id if item.meta else None,
         "resumed": item.resumed,
     }
+
+
+def _text(error: BaseException) -> str:
+    return sentence(error) if isinstance(error, Exception) else str(error)
 
 
 def per_minute(rate: float) -> str:

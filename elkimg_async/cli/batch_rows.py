@@ -189,12 +189,12 @@ def _read_whole(value: Any, header: str) -> int:
     raise RowError(f"expected a whole number, found {_shown(value)}", header)
 
 
-def _read_id(value: Any, header: str) -> str:
+def _read_id(value: Any, header: str) -> str | int:
     if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, (str, int, float)) and not isinstance(value, bool):
-        return str(value).strip()
-    raise RowError(f"expected text or a number, found {_type_name(value)}", header)
+        return int(value)
+    if type(value) in (int, str):
+        return value.strip() if isinstance(value, str) else value
+    raise RowError(f"expected text or a whole number, found {_type_name(value)}", header)
 
 
 def _read_object(value: Any, header: str, *, text: bool) -> dict[str, Any]:

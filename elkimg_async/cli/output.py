@@ -6,11 +6,11 @@ import itertools
 import re
 import sys
 import tempfile
-import unicodedata
 from pathlib import Path
 from typing import Any
 
 from elkimg_async import Image, errors
+from elkimg_async.batch.names import prompt_stem
 from elkimg_async.cli.console import CLOSED_STREAMS, UsageError
 from elkimg_async.image import EXTENSIONS
 from elkimg_async.sansio.model_rules import is_gpt_image
@@ -87,8 +87,7 @@ class OutputFiles:
 
     def reserve(self, prompt: str) -> str:
         """Return an unused name without suffix: kitten, kitten-2, kitten-3."""
-        words = re.findall(r"[^\W_]+", unicodedata.normalize("NFC", prompt).lower())
-        stem = first = self._stem or "-".join(words[:6])[:40].strip("-") or "image"
+        stem = first = self._stem or prompt_stem(prompt) or "image"
         numbers = itertools.count(2)
         while stem in self._reserved:
             stem = f"{first}-{next(numbers)}"

@@ -13,27 +13,37 @@ import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio.to_thread
 import msgspec
 
 from elkimg_async import Limits, MapItem, Timeout, Totals, errors
-from elkimg_async.batch.journal import fingerprint, read_error
-from elkimg_async.batch.storage import MANIFEST, ManifestLine, stem_of
+from elkimg_async.batch.inputs import full_fingerprint
+from elkimg_async.batch.journal import read_error
+from elkimg_async.batch.names import input_list, job_stem
+from elkimg_async.batch.storage import MANIFEST, ManifestLine
 from elkimg_async.cli.batch_plan import RunPlan
 from elkimg_async.config import make_base_url
 from elkimg_async.image import write_atomically
 from elkimg_async.ray import generate_dataset
 from elkimg_async.ray.rate import load_ray
 from elkimg_async.ray.shared_store import RowRecord, SharedStore
-from elkimg_async.sansio.requests import GenerateRequest
+from elkimg_async.sansio.requests import EditRequest, GenerateRequest
 from elkimg_async.sansio.responses import add_usage
 
 _QUIET = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray's lines would appear between ours
     "RAY_ENABLE_AUTO_CONNECT": "0",  # an abandoned thread would start Ray again
 }
+
+
+class _Pending(NamedTuple):
+    """A request whose row has not come back, and the identity of its row."""
+
+    request: GenerateRequest | EditRequest
+    id: str | int | None
+    metadata: dict[str, Any] | None
 
 
 class RayRun:
@@ -75,7 +85,7 @@ class RayRun:
             "timeout": timeout,
             "retry": retries,
         }
-        self._pending: dict[int, GenerateRequest] = {}
+        self._pending: dict[int, _Pending] = {}
         self._lines: list[ManifestLine] = []
         self._items: Iterator[MapItem] = iter(())
         self._totals, self._began = Totals(), time.monotonic()
@@ -146,10 +156,11 @@ class RayRun:
         rows, wrong = [], []
         for index, request in enumerate(self._requests):
             planned = plan.plan(index, request)
-            if planned.request is None:
+            if planned.item is not None:
                 wrong.append(planned.item)
             else:
-                self._pending[index] = planned.request
+                identity = (request.get("id"), request.get("metadata"))
+                self._pending[index] = _Pending(planned.request, *identity)
                 rows.append(_row(index, planned.request))
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         try:
@@ -183,18 +194,21 @@ class RayRun:
         return next(self._items, None)
 
     def _item(self, row: Mapping[str, Any]) -> MapItem:
-        request = self._pending.pop(row["index"])
+        pending = self._pending.pop(row["index"])
+        request = pending.request
         record, error = None, None
         if row["ok"]:
-            record = self._store.find(row["id"], fingerprint(request, stream=False))
+            record = self._store.find(row["id"], full_fingerprint(request, stream=False))
         else:
             columns = {"error": "error", "message": "error_message", "billing": "billing"}
             fields = {name: row[column] for name, column in columns.items()}
             error = read_error(fields, attempts=row["attempts"])
         if record is not None:
-            self._lines.append(_line(row["index"], record))
+            self._lines.append(_line(row["index"], record, pending))
         return MapItem(
             index=row["index"],
+            id=pending.id,
+            metadata=pending.metadata,
             request=request,
             error=error,
             paths=[Path(path) for path in row["paths"]],
@@ -204,11 +218,15 @@ class RayRun:
         )
 
 
-def _row(index: int, request: GenerateRequest) -> dict[str, Any]:
+def _row(index: int, request: GenerateRequest | EditRequest) -> dict[str, Any]:
     fields = msgspec.structs.asdict(request)
+    for name in ("image", "mask", "markup"):  # workers have working directories of their own
+        if fields.get(name) is not None:
+            paths = [_absolute(value) for value in input_list(fields[name])]
+            fields[name] = paths if name == "image" else paths[0]
     body = fields["extra_body"]
     fields["extra_body"] = None if body is None else msgspec.json.encode(body).decode()
-    return {"id": stem_of(index, request.prompt), "index": index, **fields}
+    return {"id": job_stem(index, request), "index": index, **fields}
 
 
 def _lines_of(manifest: Path) -> list[ManifestLine]:
@@ -221,9 +239,16 @@ def _lines_of(manifest: Path) -> list[ManifestLine]:
     return found
 
 
-def _line(index: int, record: RowRecord) -> ManifestLine:
-    names = ("prompt", "parameters", "files", "usage", "request_id", "key")
-    return ManifestLine(index=index, **{name: getattr(record, name) for name in names})
+def _absolute(value: Any) -> Any:
+    if not isinstance(value, str) or value.startswith(("http://", "https://", "data:")):
+        return value
+    return str(Path(value).absolute())
+
+
+def _line(index: int, record: RowRecord, pending: _Pending) -> ManifestLine:
+    names = ("prompt", "parameters", "files", "usage", "request_id", "idempotency_key")
+    fields = {name: getattr(record, name) for name in names}
+    return ManifestLine(index=index, id=pending.id, metadata=pending.metadata, **fields)
 
 
 def _check_address(address: str | None) -> None:

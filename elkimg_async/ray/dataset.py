@@ -4,9 +4,9 @@
     ds = generate_dataset(ds, run="cats", output_dir="/shared/cats", workers=4)
     ds.write_parquet("/shared/cats.parquet")
 
-Needs the extra `ray`. Ray Data reads, spreads, retries and writes; here is what it calls for each
-batch: `worker` is one client with its own event loop, `rate` the one rate of all workers, `rows` knows
-what is in a row and what comes back, `shared_store` keeps images as files.
+Needs the extra `ray`. Ray Data reads, distributes, retries and writes; this package is what it calls for
+each batch: `worker` is one client with its own event loop, `rate` the one rate of all workers, `rows`
+the columns of a row and of its result, `shared_store` keeps images as files.
 """
 
 from collections.abc import Mapping
@@ -23,8 +23,8 @@ from elkimg_async.ray.worker import GenerateImages, WorkerOptions, check_options
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-_SHARE_OF_A_CPU = 0.25
-"""What a worker takes of a core: it waits most of the time."""
+_CPUS_PER_WORKER = 0.25
+"""How much of a core a worker reserves: it waits most of the time."""
 
 
 def generate_dataset(
@@ -36,34 +36,39 @@ def generate_dataset(
     worker_options: Mapping[str, Any] | None = None,
     **options: Unpack[WorkerOptions],
 ) -> "Dataset":
-    """A dataset with the images of each row, made when Ray Data executes it.
+    """Return a dataset with the images of each row, made when Ray Data executes it.
 
-    The prompt of a row is in the column `prompt`; columns named like other options of `generate` (`n`,
-    `size`, `quality` …) hold for their row. Such columns are added: `ok`; `images`, a list of bytes, or with
+    The prompt of a row is in the column `prompt`; columns named like other options of `generate` and `edit`
+    (`n`, `size`, `quality`, `image` …) apply to their row. A row with an `image` is an edit: a path that all
+    workers see, or the bytes. These columns are added: `ok`; `images`, a list of bytes, or with
     `output_dir` `paths` and `resumed`; `urls`; `error` (the class), `error_message`, `billing`;
     `request_id`, `attempts`, `elapsed` (seconds), `input_tokens`, `output_tokens`, `total_tokens`,
-    `idempotency_key`; and `id`, where there is none. They replace columns of the same names.
+    `idempotency_key`; and `id`, if there is none. They replace columns of the same names.
 
-    A row that fails says so in its columns. Only what is wrong for all rows fails the execution: no API
-    key, no column of prompts, a disk that takes no images.
+    A failed row has its error in its columns. Only what is wrong for all rows fails the execution: no API
+    key, or one that is rejected, an exhausted quota, an unknown host, no column of prompts, a full disk.
 
-    A worker that dies is replaced by Ray, and its batch is done again with the same idempotency keys, which are
-    made of `run`, the row's `id` and its request. A server that replays them makes and bills nothing twice. Any
-    other may do so for what was under way; not for files in `output_dir`, which are never asked for again, nor
-    for images that still wait at their URLs: with `output_dir` the next execution only fetches them.
+    A worker that dies is replaced by Ray, and its batch is sent again with the same idempotency keys, which
+    are derived from `run`, the row's `id` and its request. A server that replays them makes and bills nothing
+    twice. Any other server may do so for what was in flight; not for files in `output_dir`, which are never
+    requested again, nor for images that are still at their URLs: with `output_dir` the next execution only
+    downloads them.
 
     Args:
-        ds: The rows. Where they have no `id` (whole numbers or text, different in each row), one is
-            made of content and position; it outlives a worker, but may be another one in the next execution.
-        run: The name of the run; the same name goes on with the same keys, at the same rate. None: a new one.
+        ds: The rows. If they have no `id` (whole numbers or text, different in each row), one is derived from
+            content and position; it survives a worker, but may differ in the next execution.
+        run: The name of the run; the same name continues with the same idempotency keys, at the same rate.
+            None: a new one.
         workers: How many processes, each with a client of its own.
-        batch_size: How many rows a worker takes at a time, and does again if it dies.
+        batch_size: How many rows a worker takes at a time, and sends again if it dies.
         worker_options: Further arguments of `Dataset.map_batches`, such as `num_cpus` for each worker (a
-            quarter unless told otherwise) or `resources`. None: none.
-        options: Those of `GenerateImages`, and of `AsyncImages.generate` for rows that do not say otherwise.
+            quarter by default) or `resources`. None: none.
+        options: Those of `GenerateImages`, and of `AsyncImages.generate` and `edit` for rows that do not have
+            their own.
 
     Raises:
-        ConfigurationError, InvalidRequestError: by the caller, for options that cannot work; or Ray is missing.
+        ConfigurationError: If an option cannot work, or Ray is missing.
+        InvalidRequestError: If a field of requests is of the wrong type.
     """
     ray = load_ray()
     check_options(options)
@@ -72,14 +77,12 @@ def generate_dataset(
             raise ConfigurationError(f"{name} must be a whole number of at least 1.")
     arguments: dict[str, Any] = {"run": run or uuid4().hex, **options}
     arguments["base_url"] = make_base_url(options.get("base_url"))
-    if isinstance(key := options.get("api_key"), str):
-        arguments["api_key"] = ray.put(
-            key
-        )  # the plan, which is shown and stored, holds a reference
+    if isinstance(api_key := options.get("api_key"), str):
+        # The plan, which Ray shows and stores, holds a reference only.
+        arguments["api_key"] = ray.put(api_key)
     if (folder := options.get("output_dir")) is not None:
-        arguments["output_dir"] = str(
-            Path(folder).absolute()
-        )  # workers start in folders of their own
+        # Workers start in folders of their own.
+        arguments["output_dir"] = str(Path(folder).absolute())
     schema = ds.schema(fetch_if_missing=False)
     if schema is None or options.get("id_column", "id") not in schema.names:
         ds = ds.with_column(POSITION, ray.data.expressions.monotonically_increasing_id())
@@ -92,5 +95,5 @@ def generate_dataset(
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=workers),
         udf_modifying_row_count=False,  # so that `limit` and `take` are not paid for beyond their rows
-        **{"num_cpus": _SHARE_OF_A_CPU, **(worker_options or {})},
+        **{"num_cpus": _CPUS_PER_WORKER, **(worker_options or {})},
     )

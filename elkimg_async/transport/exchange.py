@@ -351,9 +351,11 @@ class Exchange:
             reason = (
                 error.os_error if isinstance(error, aiohttp.ClientConnectorError) else "the proxy"
             )
-            phase = (
-                "tls" if isinstance(error, aiohttp.ClientConnectorCertificateError) else "connect"
-            )
+            phase = "connect"
+            if isinstance(error, aiohttp.ClientConnectorDNSError):
+                phase = "dns"
+            elif isinstance(error, aiohttp.ClientConnectorCertificateError):
+                phase = "tls"
             return ConnectError(f"{host} cannot be reached: {_reason(reason)}.", phase=phase)
         if isinstance(error, aiohttp.InvalidURL):
             return ConfigurationError(f"The address of {host} cannot be used; check it.")

@@ -23,6 +23,7 @@ from tests.helpers.command import (
     run_on_terminal,
     started,
 )
+from tests.local.test_edits import mask, picture
 
 
 async def batch(
@@ -179,6 +180,81 @@ async def test_batch_draws_contact_sheet(server: LocalServer, tmp_path: Path) ->
         colours = sheet.convert("RGB").crop((210, 10, 390, 190)).getcolors(100_000)
         assert colours is not None
         assert len(colours) > 20
+
+
+async def test_batch_rows_keep_their_identity(server: LocalServer, tmp_path: Path) -> None:
+    """Ids and kept columns come back in the manifest, in JSON output and in errors."""
+    (tmp_path / "p.csv").write_text(
+        "ID;Prompt;SKU;Note\nf-1;a fox;12;x\n;an owl;;\nc-3;a cat;14;y\n"
+    )
+    server.inject("none", "none", "error=400/content_policy_violation")
+    arguments = ("p.csv", "--keep", "sku", "note", "--json", "--concurrency", "1")
+    ended = await batch(*arguments, folder=tmp_path, server=server)
+    assert ended.code == 1
+    assert "p.csv, line 4 (id c-3), “a cat”: " in ended.err
+    objects = [json.loads(line) for line in ended.out.splitlines()]
+    assert [item["id"] for item in objects] == ["f-1", None]
+    assert [item["metadata"] for item in objects] == [{"sku": "12", "note": "x"}, None]
+    lines = (tmp_path / "p-images" / "manifest.jsonl").read_text().splitlines()
+    manifest = {line["index"]: line for line in map(json.loads, lines)}
+    assert manifest[0]["id"] == "f-1"
+    assert manifest[0]["metadata"] == {"sku": "12", "note": "x"}
+    assert [set(seen.fields) & {"id", "metadata"} for seen in server.requests] == [set()] * 3
+
+
+async def test_batch_reads_openai_batch_file(server: LocalServer, tmp_path: Path) -> None:
+    """A file for OpenAI's Batch API is sent request by request, and custom_id is the id."""
+    lines = [
+        {
+            "custom_id": f"r-{n}",
+            "method": "POST",
+            "url": "/v1/images/generations",
+            "body": {"model": "gpt-image-1", "prompt": f"fox {n}", "quality": "low"},
+        }
+        for n in range(2)
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    ended = await batch("p.jsonl", "--json", folder=tmp_path, server=server)
+    assert ended.code == 0
+    assert {json.loads(line)["id"] for line in ended.out.splitlines()} == {"r-0", "r-1"}
+    assert {seen.fields["model"] for seen in server.requests} == {"gpt-image-1"}
+
+
+async def test_batch_edits(server: LocalServer, tmp_path: Path) -> None:
+    """Rows with an image are edits; paths are relative to the file, wherever the command runs."""
+    inputs = tmp_path / "in"
+    inputs.mkdir()
+    (inputs / "kitten.png").write_bytes(picture())
+    (inputs / "mask.png").write_bytes(mask())
+    table = "prompt,image,mask\nadd a hat,kitten.png,mask.png\na fox,,\nadd a bow,gone.png,\n"
+    (inputs / "p.csv").write_text(table)
+    arguments = ("in/p.csv", "-o", "out", "--input-fidelity", "high", "--concurrency", "1")
+    ended = await batch(*arguments, folder=tmp_path, server=server)
+    assert ended.code == 1
+    assert "in/p.csv, line 4, “add a bow”: " in ended.err
+    assert "gone.png" in ended.err
+    assert summary(ended.out)["done"] == "2"
+    edit, generation = server.requests
+    assert edit.fields["input_fidelity"] == "high"
+    assert [edit.fields[name]["filename"] for name in ("image", "mask")] == [
+        "kitten.png",
+        "mask.png",
+    ]
+    assert "input_fidelity" not in generation.fields
+    assert "000000-kitten.png" in file_names(tmp_path / "out")
+
+
+async def test_batch_that_cannot_succeed_stops(server: LocalServer, tmp_path: Path) -> None:
+    """A rejected API key stops the run at once, with exit code 1 and the command to go on."""
+    (tmp_path / "p.txt").write_text("".join(f"fox {n}\n" for n in range(500)))
+    arguments = ("batch", "p.txt", "--concurrency", "2")
+    wrong = {"ELKAPI_API_KEY": "sk-wrong"}
+    ended = await run(*arguments, folder=tmp_path, server=server, variables=wrong)
+    assert ended.code == 1
+    assert len(server.requests) <= 2
+    assert "Stopped, 500 requests not done, because every request would fail: " in ended.err
+    assert "Check the API key" in ended.err
+    assert len(ended.err.splitlines()) <= 6
 
 
 # --- limits and interruption --------------------------------------------------

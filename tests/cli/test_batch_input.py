@@ -223,7 +223,7 @@ def test_values_in_json(tmp_path: Path) -> None:
         ("p.csv", "prompt,n\na fox,1,2\n", (2, None, "more cells than the header has columns")),
         ("p.csv", "prompt,extra_body\na,[1]\n", (2, "extra_body", "expected a JSON object")),
         ("p.csv", "prompt,metadata\na,x\n", (2, "metadata", "expected a JSON object")),
-        ("p.jsonl", '{"prompt": "a", "id": [1]}', (1, "id", "expected text or a number")),
+        ("p.jsonl", '{"prompt": "a", "id": [1]}', (1, "id", "expected text or a whole number")),
         ("p.jsonl", '{"prompt": "a", "id": 1, "custom_id": 2}', (1, "custom_id", "two values")),
     ],
     ids=range(14),
@@ -249,13 +249,13 @@ def test_unknown_field_names_ways_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("column", ["id", "custom_id", "Custom ID", "ID"])
 def test_ids(tmp_path: Path, column: str) -> None:
-    """`id` and `custom_id` are the id of the row, as text."""
+    """`id` and `custom_id` are the id of the row: text in a table, a number may be one in JSON."""
     assert read(tmp_path / "p.csv", f"{column},prompt\n7,a\n,b\n") == [
         (2, {"id": "7", "prompt": "a"}),
         (3, {"prompt": "b"}),
     ]
     line = json.dumps({column: 7.0, "prompt": "a"})
-    assert read(tmp_path / "p.jsonl", line) == [(1, {"id": "7", "prompt": "a"})]
+    assert read(tmp_path / "p.jsonl", line) == [(1, {"id": 7, "prompt": "a"})]
 
 
 def test_kept_columns_are_metadata(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # Ray's own, and pyarrow's
 ]
 
-KEY = "sk-a-key-that-nobody-may-see"
+KEY = "sk-a-secret-api-key"
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "disabled",
@@ -46,7 +46,7 @@ QUIET = {
 
 @pytest.fixture(scope="module")
 def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Ray on this machine, with room for two workers."""
+    """Start Ray on this machine, with room for two workers."""
     package = str(Path(elkimg_async.__file__).parent.parent)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in QUIET.items():
@@ -71,23 +71,23 @@ def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture
 def server() -> Iterator[ThreadedServer]:
-    """A server that takes its time, and takes one key."""
+    """Start a slow server that accepts one API key."""
     with ThreadedServer(LocalServer(api_key=KEY, light=True, delay=0.3)) as running:
         yield running
 
 
 def dataset(ray: Any, rows: list[dict[str, Any]]) -> Any:
-    """A dataset of one block, as a file gives."""
+    """Return a dataset of one block, as a file is."""
     return ray.data.from_items(rows, override_num_blocks=1)
 
 
 def arrow() -> Any:
-    """The package pyarrow, which comes with Ray Data."""
+    """Return the package pyarrow, which comes with Ray Data."""
     return importlib.import_module("pyarrow")
 
 
 def workers() -> list[int]:
-    """The processes of Ray Data's workers."""
+    """Return the processes of Ray Data's workers."""
     listed = subprocess.run(
         ["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
     )
@@ -107,10 +107,10 @@ def in_loop(server: ThreadedServer, condition: Callable[[], bool]) -> None:
     asyncio.run(server.wait_until(condition, within=60.0))
 
 
-def test_generate_dataset_gives_bytes_and_failures_as_columns(
+def test_generate_dataset_columns(
     ray: Any, server: ThreadedServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Rows have their own options, failed ones say why, and the key is nowhere to be read."""
+    """Rows have their own options, failed ones say why, and the API key appears nowhere."""
     rows: list[dict[str, Any]] = [{"prompt": "a cat", "n": 1, "note": "x"} for _ in range(5)]
     rows += [{"prompt": "two", "n": 2, "note": "y"}, {"prompt": "many", "n": 99, "note": "z"}]
     rows += [{"prompt": None, "n": 1, "note": "w"}]
@@ -143,7 +143,7 @@ def test_generate_dataset_gives_bytes_and_failures_as_columns(
 
 
 @pytest.mark.parametrize("as_files", [True, False], ids=["files", "bytes"])
-def test_worker_that_is_killed_loses_and_repeats_nothing(
+def test_generate_dataset_with_a_killed_worker(
     ray: Any, server: ThreadedServer, tmp_path: Path, as_files: bool
 ) -> None:
     """One of two workers dies in the middle: all rows are there, each generated once; again, none is."""
@@ -192,7 +192,7 @@ def test_worker_that_is_killed_loses_and_repeats_nothing(
         assert images[0] == images[1]
 
 
-def test_two_workers_share_one_rate(ray: Any, server: ThreadedServer) -> None:
+def test_workers_share_one_rate(ray: Any, server: ThreadedServer) -> None:
     """Limits hold for both workers together, and both of them work."""
     rows = [{"id": number, "prompt": f"boat {number}"} for number in range(24)]
     most, times = 0, list[float]()
@@ -242,20 +242,20 @@ def test_two_workers_share_one_rate(ray: Any, server: ThreadedServer) -> None:
     assert max(counts) <= 15
 
 
-async def test_shared_rate_survives_the_loss_of_its_actor(ray: Any) -> None:
-    """When the actor dies, those who wait ask a new one of the same name."""
+async def test_rate_after_the_loss_of_its_actor(ray: Any) -> None:
+    """When the actor dies, waiting workers turn to a new one of the same name."""
     rate = SharedRate("lost", {"max_concurrency": 1})
     first, second = rate.enter(1), rate.enter(1)
     await rate.wait(first)
     waiter = asyncio.create_task(rate.wait(second))
-    keeper = ray.get_actor(actor_name("lost"), namespace=NAMESPACE)
-    while (await keeper.state.remote())["waiting"] == 0:
+    actor = ray.get_actor(actor_name("lost"), namespace=NAMESPACE)
+    while (await actor.state.remote())["waiting"] == 0:
         await asyncio.sleep(0.05)
-    ray.kill(keeper)
+    ray.kill(actor)
     await waiter
     assert second.started is not None
     successor = ray.get_actor(actor_name("lost"), namespace=NAMESPACE)
-    assert successor != keeper
+    assert successor != actor
     rate.leave(first)
     rate.leave(second)
     rate.close()
@@ -264,25 +264,25 @@ async def test_shared_rate_survives_the_loss_of_its_actor(ray: Any) -> None:
     ray.kill(successor)
 
 
-async def test_rate_actor_ends_when_there_is_no_worker(ray: Any) -> None:
+async def test_rate_actor_without_workers(ray: Any) -> None:
     """A silent worker's turn goes to the next, and the actor does not outlive the workers for long."""
     name = actor_name("short")
     actor = ray.remote(num_cpus=0, max_concurrency=10)(RateActor)
-    keeper = actor.options(name=name, namespace=NAMESPACE, lifetime="detached").remote(
+    actor = actor.options(name=name, namespace=NAMESPACE, lifetime="detached").remote(
         {"max_concurrency": 1}, lease=1.0, idle=0.5
     )
-    keeper.watch.remote()
-    assert await keeper.take.remote("dead", 1, 1)
-    turn = asyncio.ensure_future(keeper.take.remote("alive", 1, 1))
+    actor.watch.remote()
+    assert await actor.take.remote("dead", 1, 1)
+    turn = asyncio.ensure_future(actor.take.remote("alive", 1, 1))
     while not turn.done():
-        await keeper.renew.remote("alive")
+        await actor.renew.remote("alive")
     assert turn.result()
     while name in [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]:
         await asyncio.sleep(0.1)
 
 
-def test_worker_refuses_what_is_wrong_for_all_rows(ray: Any, server: ThreadedServer) -> None:
-    """No key, no prompts, no ids and another format of batches are the caller's to mend."""
+def test_worker_with_unusable_batches(ray: Any, server: ThreadedServer) -> None:
+    """No API key, no prompts, no ids and another format of batches are errors of the whole batch."""
     pyarrow = arrow()
     with pytest.raises(ConfigurationError, match="ELKAPI_API_KEY"):
         GenerateImages(run="wrong", base_url=server.base_url)
@@ -303,8 +303,8 @@ def test_worker_refuses_what_is_wrong_for_all_rows(ray: Any, server: ThreadedSer
     assert not worker._thread.is_alive()
 
 
-def test_worker_gives_what_was_made_of_a_failed_answer(ray: Any, server: ThreadedServer) -> None:
-    """Refusals are columns; images behind URLs are fetched, and a column tells where they were."""
+def test_worker_rows_with_errors_and_urls(ray: Any, server: ThreadedServer) -> None:
+    """Errors are columns; images behind URLs are downloaded, and a column has the URLs."""
     pyarrow = arrow()
     worker = GenerateImages(run="some", api_key=KEY, base_url=server.base_url, retry=0)
     server.inject("error=400/content_policy_violation")
@@ -326,10 +326,8 @@ def test_worker_gives_what_was_made_of_a_failed_answer(ray: Any, server: Threade
     assert good["urls"][0].startswith("http://127.0.0.1")
 
 
-def test_worker_only_fetches_what_could_not_be_fetched(
-    ray: Any, server: ThreadedServer, tmp_path: Path
-) -> None:
-    """An image behind a URL is paid for: the next execution fetches it, and what is gone stays a failure."""
+def test_worker_after_a_failed_download(ray: Any, server: ThreadedServer, tmp_path: Path) -> None:
+    """An image behind a URL is paid for: the next execution downloads it, and a missing one stays a failure."""
     known: list[bool] = []
 
     class Watched(OrderedDict[str, bytes]):
@@ -390,10 +388,8 @@ def test_worker_only_fetches_what_could_not_be_fetched(
     assert [seen.method for seen in server.requests].count("POST") == 1
 
 
-def test_worker_stops_paying_when_the_disk_takes_nothing(
-    ray: Any, server: ThreadedServer, tmp_path: Path
-) -> None:
-    """A folder that goes away fails the batch, and the rows after those under way are not asked for."""
+def test_worker_with_a_full_disk(ray: Any, server: ThreadedServer, tmp_path: Path) -> None:
+    """A folder that goes away fails the batch, and no further row is sent."""
     pyarrow = arrow()
     folder = tmp_path / "images"
     worker = GenerateImages(
@@ -412,7 +408,7 @@ def test_worker_stops_paying_when_the_disk_takes_nothing(
 
 
 def test_batch_on_ray(ray: Any, server: ThreadedServer, tmp_path: Path) -> None:
-    """The command gives its requests to a cluster, leaves the same files, and again asks for nothing."""
+    """The command passes its requests to a cluster, leaves the same files, and sends nothing again."""
     (tmp_path / "prompts.jsonl").write_text(
         '{"prompt": "a cat"}\n{"prompt": "two", "n": 2}\n{"prompt": "many", "n": 99}\n'
         '{"prompt": "a boat", "extra_body": {"seed": 3}}\n{"wrong": 1}\n'
