@@ -46,7 +46,7 @@ def batch(
     journal: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     format: Annotated[str | None, Parameter(metavar="text|csv|tsv|json|jsonl")] = None,
     encoding: Annotated[str | None, Parameter(metavar="NAME")] = None,
-    keep: Annotated[Sequence[str], Parameter(metavar="COLUMN", consume_multiple=True)] = (),
+    keep: Annotated[Sequence[str], Parameter(metavar="COLUMN...", consume_multiple=True)] = (),
     concurrency: Annotated[int, WHOLE] = 32,
     rpm: Annotated[float | None, NUMBER] = None,
     ipm: Annotated[float | None, NUMBER] = None,
@@ -114,7 +114,7 @@ def batch(
     size = check_input(source, options)
     if dry_run:
         return print_plan(source, options, output, journal, skip_failed=skip_failed)
-    report = BatchReport(source.name, size, display, keep_tiles=contact_sheet is not None)
+    report = BatchReport(source.name, size, display, rpm=rpm, keep_tiles=contact_sheet is not None)
     requests = _requests(source, options, report)
     code = _run(requests, settings, connection, report, contact_sheet)
     if code == 0:

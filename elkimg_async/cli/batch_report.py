@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -32,6 +33,7 @@ from elkimg_async.cli.console import (
 from elkimg_async.cli.options import ImageDisplay
 
 _EVERY = 5.0  # seconds between two lines of progress, where there is no terminal
+_FAR = 10  # a limit that is so many times the pace does not matter
 _LIMITS = ("max_errors", "max_images")
 
 
@@ -39,14 +41,22 @@ class BatchReport:
     """Progress while a run lasts, failures as they happen, and a summary."""
 
     def __init__(
-        self, name: str, size: Size, display: ImageDisplay, *, keep_tiles: bool = False
+        self,
+        name: str,
+        size: Size,
+        display: ImageDisplay,
+        *,
+        rpm: float | None = None,
+        keep_tiles: bool = False,
     ) -> None:
         self.tiles: list[contact_sheet.Tile] = []
         self.rows: dict[int, Row] = {}
         """Rows whose item has not come yet, by index."""
         self._name, self._size, self._display = name, size, display
+        self._limit = math.inf if rpm is None else rpm / 60
         self._keep_tiles = keep_tiles
         self._totals, self._done_images = Totals(), 0
+        self._first_lines: dict[str, int] = {}  # of each kind of failure
 
     @property
     def failed(self) -> bool:
@@ -97,11 +107,13 @@ class BatchReport:
         parts.append(f"{run.in_flight} in flight")
         if pace:
             parts.append(per_minute(pace))
+        limit = min(run.rate, self._limit)
+        if limit < _FAR * pace or (limit < 1 and not pace):
+            parts.append(f"up to {per_minute(limit)}")
+        if pace:
             parts.append(f"{clock((self._size.requests - ended) / pace)} left")
         if totals.usage and totals.usage.total_tokens:
             parts.append(f"{totals.usage.total_tokens:,} tokens")
-        if not math.isinf(run.rate):
-            parts.append(f"up to {per_minute(run.rate)}")
         return ", ".join(parts)
 
     def _note(self, item: MapItem) -> None:
@@ -109,7 +121,7 @@ class BatchReport:
         prompt = row.request.get("prompt", "")
         if item.error is not None:
             place = f"{self._name}, {locate(row)}" if row.line else f"Request {item.index + 1}"
-            say(f"{place}, {short(prompt)}: {sentence(item.error)}", "red")
+            say(f"{place}, {short(prompt)}: {self._describe(item.error, row.line)}", "red")
         else:
             self._done_images += number_of_images(row.request)
             if self._display.json:
@@ -121,6 +133,13 @@ class BatchReport:
                 problem = plain(str(item.error))[:300]
                 self.tiles.append(contact_sheet.Tile(item.index, label, error=problem))
             self.tiles += [contact_sheet.Tile(item.index, label, path) for path in item.paths]
+
+    def _describe(self, error: Exception, line: int) -> str:
+        """Return what an error says, in full only the first time that it occurs."""
+        text = sentence(error)
+        kind = re.sub(r"\(request id: [^)]*\)", "", text)
+        first = self._first_lines.setdefault(kind, line)
+        return text if first == line else f"the same error as line {first}."
 
     def finish(self, output: Path) -> None:
         """Print the summary, and how to try again what has failed."""
@@ -175,6 +194,8 @@ class BatchReport:
         rows |= {"images": f"{totals.images:,}", "bytes": f"{totals.bytes:,}"}
         if totals.usage and totals.usage.total_tokens is not None:
             rows["tokens"] = f"{totals.usage.total_tokens:,}"
+        if (cost := getattr(totals, "cost", None)) is not None:
+            rows["cost"] = f"{cost:,.2f}" if cost >= 1 else f"{cost:.4f}"
         rows |= {"time": clock(totals.elapsed), "folder": plain(str(output))}
         width = max(map(len, rows))
         console = ERR if self._display.json else OUT  # standard output is all JSON
@@ -193,8 +214,15 @@ def _as_object(item: MapItem, row: Row, path: Path) -> dict[str, Any]:
         "bytes": path.stat().st_size if path.exists() else None,
         "total_tokens": item.usage.total_tokens if item.usage else None,
         "request_id": item.meta.request_id if item.meta else None,
+        "cost": _cost(item.meta),
         "resumed": item.resumed,
     }
+
+
+def _cost(meta: Any) -> str | None:
+    """Return what a request has cost, None if that is unknown."""
+    cost = getattr(meta, "cost", None)
+    return None if cost is None else str(cost)
 
 
 def _text(error: BaseException) -> str:

@@ -89,6 +89,15 @@ async def test_batch_failure_has_line_and_id(server: LocalServer, tmp_path: Path
     assert "p.csv, line 5, “an owl”: " in ended.err
 
 
+async def test_batch_repeats_no_error(server: LocalServer, tmp_path: Path) -> None:
+    """The second failure of a kind refers to the line of the first, without its words."""
+    (tmp_path / "p.txt").write_text("a fox\nan owl\na cat\n")
+    server.inject("error=400/content_policy_violation*3")
+    ended = await batch("p.txt", "--concurrency", "1", folder=tmp_path, server=server)
+    assert ended.err.count("Reword the prompt") == 1
+    assert "p.txt, line 3, “a cat”: the same error as line 1." in ended.err
+
+
 async def test_batch_rejects_folder_of_other_kind_of_run(
     server: LocalServer, tmp_path: Path
 ) -> None:
@@ -255,6 +264,7 @@ async def test_batch_that_cannot_succeed_stops(server: LocalServer, tmp_path: Pa
     assert "Stopped, 500 requests not done, because every request would fail: " in ended.err
     assert "Check the API key" in ended.err
     assert len(ended.err.splitlines()) <= 6
+    assert ended.err.count("Check the API key") == 2
 
 
 # --- limits and interruption --------------------------------------------------
