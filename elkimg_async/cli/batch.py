@@ -85,6 +85,9 @@ def batch(
         dry_run: Check everything, print what would be sent, and send nothing.
         ray: Use Ray workers, on the cluster at this address; without one, at RAY_ADDRESS or else on
             this machine. All must share the folder. Needs: pip install "elkimg-async[ray]"
+        image: Options of the image.
+        display: What is printed.
+        connection: Where requests go.
     """
     use_ray = ray is not False
     if use_ray:

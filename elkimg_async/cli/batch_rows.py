@@ -192,8 +192,10 @@ def _read_whole(value: Any, header: str) -> int:
 def _read_id(value: Any, header: str) -> str | int:
     if isinstance(value, float) and value.is_integer():
         return int(value)
-    if type(value) in (int, str):
-        return value.strip() if isinstance(value, str) else value
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
     raise RowError(f"expected text or a whole number, found {_type_name(value)}", header)
 
 

@@ -49,6 +49,9 @@ def edit(
             suffix chooses the format. In a folder (the current one by default), new files are named
             after the text. "-" writes one image to standard output.
         stream: Save previews as well, while the image is being made (hat-partial-0.png).
+        image: Options of the image.
+        display: What is printed.
+        connection: Where requests go.
     """
     if prompt is None:
         *files, prompt = images or ("",)

@@ -47,6 +47,9 @@ def generate(
             named after the prompt; with several prompts a name without suffix is a folder. "-"
             writes one image to standard output.
         stream: Save previews as well, while the image is being made (kitten-partial-0.png).
+        image: Options of the image.
+        display: What is printed.
+        connection: Where requests go.
     """
     if not any(prompt.strip() for prompt in prompts):
         raise UsageError('Say what the image shows: elkimg generate "A small kitten".')

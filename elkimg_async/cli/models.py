@@ -27,6 +27,8 @@ def models(
 
     Args:
         all: List the other models as well.
+        display: What is printed.
+        connection: Where requests go.
     """
     connection.check()
 

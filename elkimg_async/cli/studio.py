@@ -31,6 +31,7 @@ def studio(
     Args:
         port: Port of the page. Default: a free one.
         open: Open the page in the browser.
+        connection: Where requests go.
     """
     connection.check()
     from elkimg_async.studio.server import serve

@@ -30,7 +30,10 @@ async def server() -> AsyncIterator[LocalServer]:
 
 async def test_command_without_its_packages(tmp_path: Path) -> None:
     """Without its packages the module still imports, and the command says what to install."""
-    code = "import sys; sys.modules['rich'] = None; from elkimg_async.cli import main; sys.exit(main())"
+    code = (
+        "import sys; sys.modules['rich'] = None; "
+        "from elkimg_async.cli import main; sys.exit(main())"
+    )
     async with started(folder=tmp_path, code=code) as command:
         ended = await command.ended()
     assert ended.code == 1

@@ -337,7 +337,7 @@ async def test_batch_interrupted(server: LocalServer, tmp_path: Path) -> None:
 
 
 async def test_batch_progress_on_terminal(server: LocalServer, tmp_path: Path) -> None:
-    """One line that changes: done, in flight, pace, time left, tokens; unknown rates are left out."""
+    """One line that changes has what is known: done, in flight, pace, time left, tokens."""
     (tmp_path / "p.txt").write_text("".join(f"fox {n}\n" for n in range(6)))
     server.inject("none*5", "stall-headers")
     screen = Screen(100)

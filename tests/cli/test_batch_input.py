@@ -198,7 +198,10 @@ def test_whole_numbers_in_cells(tmp_path: Path, cell: str, value: int | None) ->
 
 def test_values_in_json(tmp_path: Path) -> None:
     """Numbers may be whole floats or text; null, NaN and empty text are not given."""
-    line = '{"prompt": "a", "n": 2.0, "output_compression": "80", "size": "", "user": null, "quality": NaN}'
+    line = (
+        '{"prompt": "a", "n": 2.0, "output_compression": "80", '
+        '"size": "", "user": null, "quality": NaN}'
+    )
     [(_, request)] = read(tmp_path / "p.jsonl", line)
     assert request == {"prompt": "a", "n": 2, "output_compression": 80}
     assert type(request["n"]) is int

@@ -10,7 +10,7 @@ from elkimg_async import Model
 from elkimg_async.cli.models import _print
 from elkimg_async.local import LocalServer
 from tests.helpers.canned import Canned, answer
-from tests.helpers.command import API_KEY, run, run_on_terminal, started
+from tests.helpers.command import API_KEY, run, run_on_terminal
 
 
 @pytest.fixture
@@ -37,11 +37,9 @@ async def test_models_of_every_kind(tmp_path: Path) -> None:
     ]
     async with Canned(answer({"data": models})) as canned:
         url = ("--base-url", canned.base_url)
-        code = "import os; os.environ['ELKAPI_API_KEY'] = 'sk-1'; from elkimg_async.cli import main; main()"
-        async with started("models", *url, folder=tmp_path, code=code) as command:
-            some = await command.ended()
-        async with started("models", "--all", *url, folder=tmp_path, code=code) as command:
-            every = await command.ended()
+        variables = {"ELKAPI_API_KEY": "sk-1"}
+        some = await run("models", *url, folder=tmp_path, variables=variables)
+        every = await run("models", "--all", *url, folder=tmp_path, variables=variables)
     assert [line.split()[:2] for line in some.out.splitlines()[1:]] == [
         ["painter", "yes"],
         ["riddle", "[31m"],
