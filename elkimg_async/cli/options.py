@@ -76,7 +76,7 @@ class ImageOptions:
     frame_duration_ms: Annotated[int | None, WHOLE] = None
     """With --output-format gif: how long a frame is shown, in milliseconds."""
     svg: Annotated[dict[str, Any] | None, OBJECT] = None
-    """With --output-format svg: its options as JSON, such as '{"reasoning": {"effort": "low"}}'."""
+    """With --output-format svg: its options as JSON, such as '{"model": "NAME"}'."""
     user: Annotated[str | None, TEXT] = None
     """Your own name for the end user; --safety-identifier has replaced it."""
     safety_identifier: Annotated[str | None, TEXT] = None
