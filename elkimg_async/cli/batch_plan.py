@@ -22,7 +22,7 @@ _EDIT_ONLY, _GENERATE_ONLY = ("input_fidelity",), ("style",)
 
 
 class Size(NamedTuple):
-    """The size of a run: its requests, and the images that they ask for."""
+    """The size of a run: its requests and their images."""
 
     requests: int
     images: int
@@ -35,7 +35,7 @@ def merge(options: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
 
 
 def number_of_images(request: dict[str, Any]) -> int:
-    """Return how many images a request asks for."""
+    """Return the number of images of a request."""
     n = (request.get("extra_body") or {}).get("n", request.get("n"))
     return n if type(n) is int and n > 0 else 1
 

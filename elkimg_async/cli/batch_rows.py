@@ -41,7 +41,7 @@ NAMES = (*_FIELDS, *(name for name in _IMAGES if name not in _FIELDS))
 
 
 class RowError(Exception):
-    """A record that cannot be sent; `column` is None where no single one is at fault."""
+    """A record that cannot be sent; `column` is None if no single one is at fault."""
 
     def __init__(self, problem: str, column: str | None = None) -> None:
         super().__init__(problem)

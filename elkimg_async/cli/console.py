@@ -180,7 +180,7 @@ def open_in_viewer(path: Path) -> None:
         name = "open" if sys.platform == "darwin" else "xdg-open"
         if program := shutil.which(name):
             nothing = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)]
-            # Not subprocess: nobody waits for the viewer, which would be warned about.
+            # subprocess would warn that the viewer outlives this process.
             os.posix_spawn(
                 program, [program, str(path)], os.environ, file_actions=nothing, setpgroup=0
             )

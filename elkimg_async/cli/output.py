@@ -29,10 +29,10 @@ _SUFFIXES = {*EXTENSIONS.values(), *_FORMATS, ".tif"}
 
 
 def choose_format(options: dict[str, Any], output: str | None) -> dict[str, Any]:
-    """Return the options with the format that the suffix of `output` asks for.
+    """Return the options with the format that the suffix of `output` stands for.
 
     Raises:
-        UsageError: If `--output-format` asks for another one, or `output` is an option.
+        UsageError: If `--output-format` is another one, or `output` is an option.
     """
     if output is not None and output.startswith("-") and output != STDOUT:
         raise UsageError(f"-o needs a file or folder; found {output}.")
@@ -43,8 +43,8 @@ def choose_format(options: dict[str, Any], output: str | None) -> dict[str, Any]
     if given is not None:
         if given != wanted:
             raise UsageError(
-                f"-o {output} asks for {wanted}, and --output-format for {given}. Give only "
-                "one, or the same in both."
+                f"-o {output} means {wanted}, but --output-format is {given}. Leave one of "
+                "them out, or use the same format in both."
             )
         return options
     # PNG is the default everywhere; models of other families reject the parameter.
