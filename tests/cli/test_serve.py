@@ -55,7 +55,7 @@ async def test_serve_responds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--fault", "flood"], "There is no fault 'flood'. Choose one of:"),
+        (["--fault", "flood"], "fault 'flood'. Choose one of:"),
         (["--port", "70000"], "0-65535"),
         (["--port", "x"], "Invalid value for --port: it must be a whole number."),
     ],
