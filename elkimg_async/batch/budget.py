@@ -18,10 +18,10 @@ FatalReason = Literal["configuration", "authentication", "quota", "dns", "tls", 
 class Budget:
     """The images and tokens that were spent, and those that requests in flight may spend.
 
-    Images are counted as they are requested, so that their limit holds exactly. Tokens are known only
-    afterwards: a request is assumed to cost what an image has cost so far, and until one has been made,
-    requests go one by one. Images without a response are assumed to have cost as much. If the server reports no
-    tokens, their limit is never reached.
+    Images are counted as they are requested, so that their limit holds exactly. Tokens are known
+    only afterwards: a request is assumed to cost what an image has cost so far, and until one has
+    been made, requests go one by one. Images without a response are assumed to have cost as much.
+    If the server reports no tokens, their limit is never reached.
 
     Args:
         max_errors: The number of failed items that ends the run. None: no limit.
@@ -50,7 +50,7 @@ class Budget:
         self._unreported = False  # a response came without its tokens
 
     def reached(self, n: int) -> Limit | None:
-        """Return the limit that a further request for `n` images may pass; None if there is none."""
+        """Return the limit that a further request for `n` images may exceed, or None."""
         if self._max_errors is not None and self._errors >= self._max_errors:
             return "max_errors"
         if n == 0:  # made and paid for; it is only downloaded

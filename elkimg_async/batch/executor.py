@@ -1,7 +1,7 @@
 """One job from its first record to its last: sending, downloading, saving; shared by `map` and Ray.
 
-What a job's store keeps, and where, is its own affair: `RunStore` for a run of `map`, `SharedStore` for
-workers on Ray, `NoStore` where images go back to the caller and nothing is recorded.
+What a job's store keeps, and where, is its own affair: `RunStore` for a run of `map`, `SharedStore`
+for workers on Ray, `NoStore` where images go back to the caller and nothing is recorded.
 """
 
 import asyncio

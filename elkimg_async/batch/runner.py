@@ -1,8 +1,9 @@
 """The work of `client.map`: many requests, a bounded number at a time, each paid for once.
 
-One task of a run reads the requests and starts a task for each, as concurrency and budget allow. Their results
-wait here until the user takes them, and count towards the concurrency until then. `sources` reads the input,
-`planner` decides what has to be done, `executor` does it, `storage` keeps it.
+One task of a run reads the requests and starts a task for each, as concurrency and budget allow.
+Their results wait here until the user takes them, and count towards the concurrency until then.
+`sources` reads the input, `planner` decides what has to be done, `executor` does it, `storage`
+keeps it.
 """
 
 import asyncio
@@ -310,7 +311,7 @@ class Runner:
         return False
 
     async def _may_start(self, job: Job) -> bool:
-        """Return whether the budget allows a job, now or once those in flight have turned out cheaper."""
+        """Return whether the budget allows a job, now or after those in flight."""
         while self._failure is None:
             limit = self._budget.reached(job.n)
             if limit is None:
@@ -386,7 +387,8 @@ class Runner:
         again = "Fix that, and start it again"
         again += " with the same journal to go on." if self._store.journaling else "."
         stopped = BatchStoppedError(
-            f"The run has stopped because every further request would fail the same way: {error} {again}",
+            "The run has stopped because every further request would fail the same way: "
+            f"{error} {again}",
             reason=reason,
         )
         stopped.__cause__ = error

@@ -63,7 +63,10 @@ def test_budget_of_errors() -> None:
 
 
 def test_budget_of_tokens_never_reported() -> None:
-    """A server that reports no tokens is not limited by them, and one failure does not make images cheap."""
+    """A server that reports no tokens is not limited by them.
+
+    One failure does not make images cheap.
+    """
     budget = Budget(max_total_tokens=1000)
     budget.reserve(1)
     budget.release(1)
@@ -106,7 +109,10 @@ def test_budget_resumed_images() -> None:
 
 
 def test_budget_of_tokens_after_a_failure() -> None:
-    """After a failure that may have made an image no price is known yet; after a response without usage none will be."""
+    """After a failure that may have made an image no price is known yet.
+
+    After a response without usage none will be.
+    """
     budget = Budget(max_total_tokens=1000)
     budget.spend(1, None, responded=False)
     budget.reserve(1)
