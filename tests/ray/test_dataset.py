@@ -474,7 +474,7 @@ def test_worker_with_a_rejected_api_key(ray: Any, server: ThreadedServer) -> Non
         assert caught.value.reason == "authentication"
         assert len(server.requests) <= 2
     worker.close()
-    server.inject("nothing", "error=401")
+    server.inject("none", "error=401")
     worker = GenerateImages(
         run="kept", api_key=KEY, base_url=server.base_url, requests_at_once=1, retry=0
     )
