@@ -431,7 +431,7 @@ class AsyncImages:
         known = GenerateOptions.__annotations__ | EditOptions.__annotations__
         if unknown := options.keys() - known.keys():
             raise TypeError(f"map() got an unexpected keyword argument {min(unknown)!r}")
-        from elkimg_async.batch.executor import Sender  # late, as Call is
+        from elkimg_async.batch.executor import Sender, SendGate  # late, as Call is
         from elkimg_async.batch.runner import Runner, RunOptions
         from elkimg_async.transport.download import connect_image
 
@@ -443,12 +443,17 @@ class AsyncImages:
         timeout = settings.timeout
         if timeout.total is None:
             timeout = msgspec.structs.replace(timeout, total=math.inf)
+        gate, view = SendGate(), copy(self)
+        view.__dict__["_settings"] = msgspec.structs.replace(
+            settings, hooks=(*settings.hooks, gate.observe)
+        )
         sender = Sender(
-            generate=partial(self.generate, timeout=timeout, retry=settings.retry),
-            edit=partial(self.edit, timeout=timeout, retry=settings.retry),
+            generate=partial(view.generate, timeout=timeout, retry=settings.retry),
+            edit=partial(view.edit, timeout=timeout, retry=settings.retry),
             connect=partial(connect_image, transport=self._transport, settings=settings),
             headers=headers,
             stream=stream,
+            gate=gate,
         )
         run_options = RunOptions(
             concurrency=concurrency,
