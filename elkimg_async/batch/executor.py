@@ -146,7 +146,7 @@ class Sender:
         self.gate = gate or SendGate()
 
     async def send(self, job: Job) -> ImagesResponse:
-        """Send a job; while an earlier attempt of it is still being answered, send it again."""
+        """Send a job; while an earlier attempt of it is still being processed, send it again."""
         began = time.monotonic()
         while True:
             try:
@@ -230,7 +230,9 @@ class Executor:
     async def _fail(self, job: Job, error: ElkImagesError, began: float) -> JobResult:
         """Record a failure, and save the good images that came with it: they are paid for."""
         if job.resumes is not None and error.billing in ("not_sent", "refused"):
-            error.billing = "unknown"  # the earlier attempt may have made it, under the same key
+            error.billing = (
+                "unknown"  # the earlier attempt may have made it, under the same idempotency key
+            )
         spent = job.n if error.billing in ("unknown", "billed") else 0
         self._budget.spend(spent, None, responded=False)
         made = MadeRecord(**job.record_fields(), images=spent)

@@ -8,7 +8,7 @@ from pathlib import Path
 from elkimg_async.errors import JournalError
 
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES}
-"""What file systems answer that cannot flush a file or a folder; network shares do for folders."""
+"""Errors of file systems that cannot flush a file or, like many network shares, a folder."""
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 

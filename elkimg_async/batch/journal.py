@@ -240,8 +240,8 @@ def fingerprint(request: ImageRequest, *, stream: bool, inputs: str | None = Non
     Args:
         request: The request.
         stream: Whether it is streamed, which makes it another request.
-        inputs: The hash of an edit's input files; it stands apart, so that a changed file can be
-            told from another request. None: there are none.
+        inputs: The hash of an edit's input files; it is separate, so that a changed file can be
+            distinguished from another request. None: there are none.
 
     Raises:
         InvalidRequestError: If JSON cannot hold the request.

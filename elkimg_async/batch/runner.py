@@ -160,7 +160,7 @@ class Runner:
         if self._opened.done():
             self._opened.exception()  # marks it as retrieved, should `start` not wait any more
         if self._recorded is not None and isinstance(record := self._recorded.record, DoneRecord):
-            # Nobody has received these images: the request has to be done again.
+            # These images were never delivered: the request has to be sent again.
             names = ("index", "hash", "idempotency_key", "id", "metadata")
             fields = {name: getattr(record, name) for name in names}
             self._store.note(SentRecord(**fields, images=0))
