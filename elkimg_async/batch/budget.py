@@ -92,7 +92,7 @@ class Budget:
             self._lost += images
 
     def resume(self, images: int) -> None:
-        """Note that lost images are requested again from a server that bills each idempotency key once."""
+        """Note that lost images are requested again, and billed once for their idempotency key."""
         self._images -= images
         self._lost -= images
 
@@ -132,7 +132,7 @@ class CostBudget:
         return self._max_cost is None or self.spent + _amount(worst) <= self._max_cost
 
     def reserve(self, worst: Decimal) -> bool:
-        """Reserve the worst case of a request; return False and reserve nothing if it is too much."""
+        """Reserve the worst case of a request; return False if it is too much."""
         worst = _amount(worst)
         if self.remaining is not None and worst > self.remaining:
             return False

@@ -131,7 +131,7 @@ class Planner:
         return Delivery(item=item, record=None if record == failed else failed)
 
     def _idempotency_key(self, record: AnyRecord | None) -> str | None:
-        """Return the idempotency key of the earlier attempt, unless the server has rejected that one."""
+        """Return the idempotency key of the earlier attempt, unless it was rejected."""
         if self._known is None or self._idempotency == "off":
             return None
         if record is None or record.idempotency_key is None:
