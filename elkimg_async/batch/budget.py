@@ -1,5 +1,6 @@
 """What ends a run early: its limits, and errors that every further request would meet."""
 
+from decimal import Decimal
 from typing import Literal
 
 from elkimg_async.errors import (
@@ -14,14 +15,16 @@ from elkimg_async.errors import (
 Limit = Literal["max_errors", "max_images", "max_total_tokens"]
 FatalReason = Literal["configuration", "authentication", "quota", "dns", "tls", "proxy"]
 
+_ZERO = Decimal(0)
+
 
 class Budget:
     """The images and tokens that were spent, and those that requests in flight may spend.
 
-    Images are counted as they are requested, so that their limit holds exactly. Tokens are known only
-    afterwards: a request is assumed to cost what an image has cost so far, and until one has been made,
-    requests go one by one. Images without a response are assumed to have cost as much. If the server reports no
-    tokens, their limit is never reached.
+    Images are counted as they are requested, so that their limit holds exactly. Tokens are known
+    only afterwards: a request is assumed to cost what an image has cost so far, and until one has
+    been made, requests go one by one. Images without a response are assumed to have cost as much.
+    If the server reports no tokens, their limit is never reached.
 
     Args:
         max_errors: The number of failed items that ends the run. None: no limit.
@@ -50,7 +53,7 @@ class Budget:
         self._unreported = False  # a response came without its tokens
 
     def reached(self, n: int) -> Limit | None:
-        """Return the limit that a further request for `n` images may pass; None if there is none."""
+        """Return the limit that a further request for `n` images may exceed, or None."""
         if self._max_errors is not None and self._errors >= self._max_errors:
             return "max_errors"
         if n == 0:  # made and paid for; it is only downloaded
@@ -89,13 +92,63 @@ class Budget:
             self._lost += images
 
     def resume(self, images: int) -> None:
-        """Note that lost images are requested again from a server that bills their key once."""
+        """Note that lost images are requested again, and billed once for their idempotency key."""
         self._images -= images
         self._lost -= images
 
     def fail(self) -> None:
         """Note that an item has failed."""
         self._errors += 1
+
+
+class CostBudget:
+    """The money that a run has spent, and that its requests in flight may spend.
+
+    Each request reserves its worst case before it is sent, and settles its cost afterwards; so the
+    limit is never exceeded, however many are in flight. A request of unknown cost costs what it has
+    reserved.
+
+    Args:
+        max_cost: The limit. None: no limit.
+        spent: What may have been spent before.
+    """
+
+    def __init__(self, max_cost: Decimal | None, *, spent: Decimal = _ZERO) -> None:
+        if max_cost is not None and not (max_cost.is_finite() and max_cost > 0):
+            raise ConfigurationError("max_cost must be more than 0.")
+        self._max_cost = max_cost
+        self.spent = _amount(spent)
+        self.reserved = _ZERO
+
+    @property
+    def remaining(self) -> Decimal | None:
+        """What a further request may reserve, 0 if nothing; None without a limit."""
+        if self._max_cost is None:
+            return None
+        return max(_ZERO, self._max_cost - self.spent - self.reserved)
+
+    def may_fit(self, worst: Decimal) -> bool:
+        """Return whether a request would fit if those in flight cost nothing."""
+        return self._max_cost is None or self.spent + _amount(worst) <= self._max_cost
+
+    def reserve(self, worst: Decimal) -> bool:
+        """Reserve the worst case of a request; return False if it is too much."""
+        worst = _amount(worst)
+        if self.remaining is not None and worst > self.remaining:
+            return False
+        self.reserved += worst
+        return True
+
+    def settle(self, worst: Decimal, cost: Decimal | None) -> None:
+        """Replace the reservation of a request by its cost; None if that is unknown."""
+        self.reserved -= _amount(worst)
+        self.spent += _amount(worst if cost is None else cost)
+
+
+def _amount(value: Decimal) -> Decimal:
+    if not (value.is_finite() and value >= 0):
+        raise ValueError(f"an amount of money cannot be {value}")
+    return value
 
 
 def fatal_reason(error: ElkImagesError | None) -> FatalReason | None:

@@ -1,7 +1,7 @@
 """One job from its first record to its last: sending, downloading, saving; shared by `map` and Ray.
 
-What a job's store keeps, and where, is its own affair: `RunStore` for a run of `map`, `SharedStore` for
-workers on Ray, `NoStore` where images go back to the caller and nothing is recorded.
+What a job's store keeps, and where, is its own affair: `RunStore` for a run of `map`, `SharedStore`
+for workers on Ray, `NoStore` where images go back to the caller and nothing is recorded.
 """
 
 import asyncio
@@ -17,7 +17,14 @@ from elkimg_async.batch.budget import Budget
 from elkimg_async.batch.job import Job, JobResult
 from elkimg_async.batch.journal import MadeRecord, PendingImage, ResponseRecord, SavedFile
 from elkimg_async.batch.storage import Slots, response_fields
-from elkimg_async.errors import APIError, BatchError, DownloadError, ElkImagesError
+from elkimg_async.errors import (
+    APIError,
+    BatchError,
+    BatchStoppedError,
+    DownloadError,
+    ElkImagesError,
+)
+from elkimg_async.hooks import AttemptStarted
 from elkimg_async.image import Image
 from elkimg_async.sansio.requests import EditRequest
 from elkimg_async.sansio.responses import ImagesResponse
@@ -76,6 +83,42 @@ class NoStore:
         """Record nothing."""
 
 
+class SendGate:
+    """A gate that can be closed for jobs that wait for their turn, and not for those being sent."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[asyncio.Task[Any] | None, anyio.CancelScope] = {}
+        self._closed: ElkImagesError | None = None
+
+    def observe(self, record: object) -> None:
+        """Note that the current task has got its turn; a hook of the client."""
+        if isinstance(record, AttemptStarted):
+            self._waiting.pop(asyncio.current_task(), None)
+
+    def close(self, error: ElkImagesError) -> None:
+        """Let nothing more be sent; what waits for its turn fails, and names this error."""
+        self._closed = error
+        for scope in self._waiting.values():
+            scope.cancel()
+
+    async def run(self, call: Coroutine[Any, Any, T]) -> T:
+        """Run a call unless the gate is closed before its first attempt starts.
+
+        Raises:
+            BatchStoppedError: If the gate is closed; nothing was sent.
+        """
+        task = asyncio.current_task()
+        if self._closed is None:
+            with anyio.CancelScope() as scope:
+                self._waiting[task] = scope
+                try:
+                    return await call
+                finally:
+                    self._waiting.pop(task, None)
+        call.close()
+        raise BatchStoppedError(f"Not sent, because the run has stopped: {self._closed}")
+
+
 class Sender:
     """The calls of a client that send jobs.
 
@@ -85,6 +128,7 @@ class Sender:
         connect: Enables an image to download its URL.
         headers: Further headers of every request.
         stream: Whether responses are streamed.
+        gate: Ends jobs that wait for their turn when the run stops. None: there is none.
     """
 
     def __init__(
@@ -95,16 +139,18 @@ class Sender:
         connect: Callable[[Image], None],
         headers: Mapping[str, str],
         stream: bool,
+        gate: SendGate | None = None,
     ) -> None:
         self._generate, self._edit = generate, edit
         self.connect, self._headers, self._stream = connect, headers, stream
+        self.gate = gate or SendGate()
 
     async def send(self, job: Job) -> ImagesResponse:
-        """Send a job; while an earlier attempt of it is still being answered, send it again."""
+        """Send a job; while an earlier attempt of it is still being processed, send it again."""
         began = time.monotonic()
         while True:
             try:
-                return await self._send_once(job)
+                return await self.gate.run(self._send_once(job))
             except APIError as error:
                 repeated = job.repeated or error.billing == "unknown"
                 if not (repeated and is_in_flight(error)):
@@ -184,7 +230,9 @@ class Executor:
     async def _fail(self, job: Job, error: ElkImagesError, began: float) -> JobResult:
         """Record a failure, and save the good images that came with it: they are paid for."""
         if job.resumes is not None and error.billing in ("not_sent", "refused"):
-            error.billing = "unknown"  # the earlier attempt may have made it, under the same key
+            error.billing = (
+                "unknown"  # the earlier attempt may have made it, under the same idempotency key
+            )
         spent = job.n if error.billing in ("unknown", "billed") else 0
         self._budget.spend(spent, None, responded=False)
         made = MadeRecord(**job.record_fields(), images=spent)

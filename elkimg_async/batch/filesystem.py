@@ -8,7 +8,7 @@ from pathlib import Path
 from elkimg_async.errors import JournalError
 
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES}
-"""What file systems answer that cannot flush a file or a folder; network shares do for folders."""
+"""Errors of file systems that cannot flush a file or, like many network shares, a folder."""
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
@@ -69,9 +69,9 @@ def open_locked(path: Path, *, require_lock: bool = True) -> int:
         if error.errno not in _NO_LOCKS:
             raise
         raise JournalError(
-            f"The file system of {path} has no file locks ({error.strerror}), so nothing keeps a second run "
-            "from using it at the same time and paying twice. Choose a folder on a local disk, or pass "
-            "require_lock=False if no other run can use it."
+            f"The file system of {path} has no file locks ({error.strerror}), so nothing keeps a "
+            "second run from using it at the same time and paying twice. Choose a folder on a "
+            "local disk, or pass require_lock=False if no other run can use it."
         ) from None
     return descriptor
 
@@ -89,4 +89,4 @@ else:
     def _lock(descriptor: int, path: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not os.path.samestat(os.fstat(descriptor), path.stat()):
-            raise BlockingIOError  # another run has replaced the file meanwhile, and holds the new one
+            raise BlockingIOError  # another run has replaced the file meanwhile

@@ -14,10 +14,10 @@ from elkimg_async.sansio.responses import ImagesResponse
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One request to be sent.
 
-    `stem` is the name of its files without extension, `hash` its fingerprint. `record` is the last known about
-    it; None if nothing is. `resumes` is an attempt of an earlier run that had no response, if the server is
-    known to replay its idempotency key, so that sending it again costs nothing more; else None. `repeated` is
-    whether an earlier attempt may still be running.
+    `stem` is the name of its files without extension, `hash` its fingerprint. `record` is the last
+    known about it; None if nothing is. `resumes` is an attempt of an earlier run that had no
+    response, if the server is known to replay its idempotency key, so that sending it again costs
+    nothing more; else None. `repeated` is whether an earlier attempt may still be running.
     """
 
     index: int
@@ -57,9 +57,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 class JobResult(msgspec.Struct, frozen=True, kw_only=True):
     """What came of a job.
 
-    `record` is what is known of the response. `response` has the images that are not saved as files, None
-    if there are none. `urls` are those of saved images that had one. `stop` is why no further job should start; None if there is no reason. `elapsed` is in
-    seconds, waiting for a turn included.
+    `record` is what is known of the response. `response` has the images that are not saved as
+    files, None if there are none. `urls` are those of saved images that had one. `stop` is why no
+    further job should start; None if there is no reason. `elapsed` is in seconds, waiting for a
+    turn included.
     """
 
     job: Job

@@ -1,11 +1,11 @@
 """The journal of a run: its records, one line of JSON each, and what a file of them says.
 
-A run of `map` appends a line before a request is sent (`sent`), when its response has only URLs of images
-(`made`), and when it is over (`done`, `failed`). The last line of an index holds for it.
+A run of `map` appends a line before a request is sent (`sent`), when its response has only URLs of
+images (`made`), and when it is over (`done`, `failed`). The last line of an index holds for it.
 Each `sent` is an attempt that may have been paid for: the next line says what it cost, and without
-one it may have cost everything it requested.
-The file may be a hundred thousand lines long, and its process may have died at any byte, so
-reading it takes one pass, keeps nine bytes for each request, and tolerates damage at the end of the file only.
+one it may have cost everything it requested. The file may be a hundred thousand lines long, and its
+process may have died at any byte, so reading it takes one pass, keeps nine bytes for each request,
+and tolerates damage at the end of the file only.
 """
 
 import hashlib
@@ -57,8 +57,9 @@ class JournalRecord(
 ):
     """What every line after the first holds.
 
-    `hash` is the request's fingerprint, None for an item that is not a request. `idempotency_key` is None if
-    none is sent. `id` and `metadata` are those of the row, for other programs: they are not read back.
+    `hash` is the request's fingerprint, None for an item that is not a request. `idempotency_key`
+    is None if none is sent. `id` and `metadata` are those of the row, for other programs: they are
+    not read back.
     """
 
     index: int
@@ -71,8 +72,8 @@ class JournalRecord(
 class SentRecord(JournalRecord, frozen=True, kw_only=True, tag="sent"):
     """The request is about to be sent.
 
-    `images` is how many may be paid for if nothing more is heard of it. Journals of early versions do not
-    have it: one.
+    `images` is how many may be paid for if nothing more is heard of it. Journals of early versions
+    do not have it: one.
     """
 
     images: int = 1
@@ -228,19 +229,19 @@ def _check_header(line: bytes) -> None:
         raise msgspec.ValidationError("the header of another kind of file")
     if (header.version, header.fingerprint) != (VERSION, FINGERPRINT_VERSION):
         raise JournalError(
-            "This journal was written by another version of elkimg_async; continue with that version, or "
-            "use another journal."
+            "This journal was written by another version of elkimg_async; continue with that "
+            "version, or use another journal."
         )
 
 
 def fingerprint(request: ImageRequest, *, stream: bool, inputs: str | None = None) -> str:
-    """Return the same text for the same request in every process; the order of fields does not count.
+    """Return the same text for the same request in every process, in any order of fields.
 
     Args:
         request: The request.
         stream: Whether it is streamed, which makes it another request.
-        inputs: The hash of an edit's input files; it stands apart, so that a changed file can be told
-            from another request. None: there are none.
+        inputs: The hash of an edit's input files; it is separate, so that a changed file can be
+            distinguished from another request. None: there are none.
 
     Raises:
         InvalidRequestError: If JSON cannot hold the request.
@@ -259,7 +260,7 @@ def fingerprint(request: ImageRequest, *, stream: bool, inputs: str | None = Non
 
 
 def is_same(record: AnyRecord, index: int, hash: str | None) -> bool:
-    """Return whether a record is of the request with this fingerprint; False if only its files changed.
+    """Return whether a record is of this request; False if only its input files have changed.
 
     An item that was not a request when the record was written may have been corrected since.
 

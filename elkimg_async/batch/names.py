@@ -10,7 +10,7 @@ from typing import Any
 from elkimg_async.sansio.requests import EditRequest, ImageRequest
 
 MAX_STEM = 40
-"""Characters of a prompt or a file name that are kept: short enough for any file system in UTF-8."""
+"""Characters of a prompt or a file name that are kept; in UTF-8, any file system takes them."""
 _SAFE = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_")
 
 

@@ -117,7 +117,8 @@ class Planner:
     ) -> Delivery:
         """Return an item that cannot be sent, and the record of it.
 
-        A file that is missing now says nothing about the attempts of earlier runs: their record stays.
+        A file that is missing now says nothing about the attempts of earlier runs: their record
+            stays.
         """
         item = self._item(index, row, request, error=error)
         if record is not None:
@@ -130,7 +131,7 @@ class Planner:
         return Delivery(item=item, record=None if record == failed else failed)
 
     def _idempotency_key(self, record: AnyRecord | None) -> str | None:
-        """Return the key of the attempt before, unless the server has rejected that one for good."""
+        """Return the idempotency key of the earlier attempt, unless it was rejected."""
         if self._known is None or self._idempotency == "off":
             return None
         if record is None or record.idempotency_key is None:

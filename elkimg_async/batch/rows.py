@@ -37,8 +37,8 @@ _MISSING = ("NAType", "NaTType")  # pandas' own markers, which need no import to
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One item of the input.
 
-    `id` and `metadata` identify it for its user. `fields` are those of its request, cleaned. `kind` is the
-    class of that request. `problem` is why it cannot be read; None if it can.
+    `id` and `metadata` identify it for its user. `fields` are those of its request, cleaned. `kind`
+    is the class of that request. `problem` is why it cannot be read; None if it can.
     """
 
     fields: dict[Any, Any]
@@ -59,8 +59,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         if unknown := self.fields.keys() - known:
             name = min(map(str, unknown))
             raise InvalidRequestError(
-                f"A request has no field {name!r}. The fields are {', '.join(known)}. Put data of your own "
-                "into metadata, and parameters that this client does not know into extra_body.",
+                f"A request has no field {name!r}. The fields are {', '.join(known)}. Put data of "
+                "your own into metadata, and parameters that this client does not know into "
+                "extra_body.",
                 param=name,
             )
         fields = {name: value for name, value in defaults.items() if name in known} | self.fields
@@ -107,8 +108,8 @@ def has_inputs(item: Any) -> bool:
 def clean(name: Any, value: Any) -> Any:
     """Return the value of a field as plain data; None if it is missing.
 
-    Tables have NaN for missing values, numbers of their own types, 2.0 for 2 in a column with gaps, and text
-    for everything when they come from CSV.
+    Tables have NaN for missing values, numbers of their own types, 2.0 for 2 in a column with gaps,
+    and text for everything when they come from CSV.
     """
     if name in INPUT_FIELDS:
         return None if _is_missing(value) else value
@@ -125,7 +126,7 @@ def clean(name: Any, value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value with numpy's numbers as Python's, and pandas' missing values and NaN as None."""
+    """Return numpy's numbers as Python's, and NaN and missing values of pandas as None."""
     if type(value).__name__ in _MISSING:
         return None
     if hasattr(value, "dtype") and getattr(value, "shape", None) == ():
@@ -159,7 +160,7 @@ def _metadata(value: Any) -> dict[str, Any] | None:
 
 
 def encode_plain(value: Any) -> Any:
-    """Return what JSON can hold for a number of numpy's; for `enc_hook` of msgspec."""
+    """Return a number of numpy's as JSON can hold it; an `enc_hook`."""
     plain = _plain(value)
     if plain is value:
         raise TypeError(f"{type(value).__name__} is not plain data")

@@ -15,11 +15,11 @@ from elkimg_async.sansio.responses import ImagesResponse, Meta, Usage
 class MapItem(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """The result of one request of a run.
 
-    `index` counts the requests from 0; `id` and `metadata` are those of its mapping, None if it had none.
-    `request` is the request with the run's options filled in, None if the item was not one. `result` has the
-    images; it is None with `output_dir`, where `paths` are the files instead, and for what an earlier run has
-    done (`resumed`). `error` is None on success. `attempts` includes the first one. `usage` and `meta` are None
-    if they are unknown.
+    `index` counts the requests from 0; `id` and `metadata` are those of its mapping, None if it had
+    none. `request` is the request with the run's options filled in, None if the item was not one.
+    `result` has the images; it is None with `output_dir`, where `paths` are the files instead, and
+    for what an earlier run has done (`resumed`). `error` is None on success. `attempts` includes
+    the first one. `usage` and `meta` are None if they are unknown.
     """
 
     index: int
@@ -44,8 +44,8 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     """What a run has done so far.
 
     `done` and `failed` count items, including the `resumed` ones that the journal knew already.
-    `images`, `usage` and `bytes` (of images, decoded) add up those that are done; `usage` is None if the
-    server reported none. `elapsed` is in seconds since this run began.
+    `images`, `usage` and `bytes` (of images, decoded) add up those that are done; `usage` is None
+    if the server reported none. `elapsed` is in seconds since this run began.
     """
 
     done: int = 0
@@ -112,7 +112,7 @@ class MapRun:
 
     @property
     def rate(self) -> float:
-        """The requests per second that the client limits itself to; `math.inf` if nothing limits it."""
+        """The requests per second that the client limits itself to; `math.inf` if unlimited."""
         return self._backend.rate
 
     async def __aenter__(self) -> Self:
@@ -156,7 +156,8 @@ class MapRun:
     def _check(self) -> None:
         if self._state == "new":
             raise BatchError(
-                "A run starts with its block: async with client.map(…) as run: async for item in run: …"
+                "A run starts with its block: async with client.map(…) as run: "
+                "async for item in run: …"
             )
         if self._state == "closed":
             raise BatchError("This run is closed; iterate over it inside its block.")

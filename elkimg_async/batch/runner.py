@@ -1,8 +1,9 @@
 """The work of `client.map`: many requests, a bounded number at a time, each paid for once.
 
-One task of a run reads the requests and starts a task for each, as concurrency and budget allow. Their results
-wait here until the user takes them, and count towards the concurrency until then. `sources` reads the input,
-`planner` decides what has to be done, `executor` does it, `storage` keeps it.
+One task of a run reads the requests and starts a task for each, as concurrency and budget allow.
+Their results wait here until the user takes them, and count towards the concurrency until then.
+`sources` reads the input, `planner` decides what has to be done, `executor` does it, `storage`
+keeps it.
 """
 
 import asyncio
@@ -159,7 +160,7 @@ class Runner:
         if self._opened.done():
             self._opened.exception()  # marks it as retrieved, should `start` not wait any more
         if self._recorded is not None and isinstance(record := self._recorded.record, DoneRecord):
-            # Nobody has received these images: the request has to be done again.
+            # These images were never delivered: the request has to be sent again.
             names = ("index", "hash", "idempotency_key", "id", "metadata")
             fields = {name: getattr(record, name) for name in names}
             self._store.note(SentRecord(**fields, images=0))
@@ -310,7 +311,7 @@ class Runner:
         return False
 
     async def _may_start(self, job: Job) -> bool:
-        """Return whether the budget allows a job, now or once those in flight have turned out cheaper."""
+        """Return whether the budget allows a job, now or after those in flight."""
         while self._failure is None:
             limit = self._budget.reached(job.n)
             if limit is None:
@@ -336,6 +337,7 @@ class Runner:
                 self._stop(result.stop)
             elif (reason := fatal_reason(result.error)) is not None and result.error is not None:
                 self._hopeless = True
+                self._sender.gate.close(result.error)
                 self._stop(self._stopped_after(reason, result.error))
         except Exception as error:  # noqa: BLE001 - the journal's, raised by `next_item`
             self._stop(error)
@@ -386,7 +388,8 @@ class Runner:
         again = "Fix that, and start it again"
         again += " with the same journal to go on." if self._store.journaling else "."
         stopped = BatchStoppedError(
-            f"The run has stopped because every further request would fail the same way: {error} {again}",
+            "The run has stopped because every further request would fail the same way: "
+            f"{error} {again}",
             reason=reason,
         )
         stopped.__cause__ = error

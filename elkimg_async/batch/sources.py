@@ -1,7 +1,7 @@
 """The requests of a run, read as they are needed.
 
-What is in memory is read in place, and an async iterable in the loop. Any other iterable may block (a file, a pipe, a
-database), so it is read in a thread of its own, a bounded number of items ahead.
+What is in memory is read in place, and an async iterable in the loop. Any other iterable may block
+(a file, a pipe, a database), so it is read in a thread of its own, a bounded number of items ahead.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ class RequestSource(Protocol):
     """Where requests come from."""
 
     async def next(self) -> Any:
-        """Return the next item; raise StopAsyncIteration at the end, and what the iterable raises."""
+        """Return the next item; raise StopAsyncIteration at the end."""
 
     def close(self) -> None:
         """Stop reading."""
@@ -55,9 +55,9 @@ def check_iterable(requests: Any) -> None:
         problem = "a single request"
     elif hasattr(requests, "columns") and hasattr(requests, "shape"):
         raise InvalidRequestError(
-            f"map takes an iterable of prompts or requests; iterating over this {kind} yields its columns. "
-            'Pass one column, as in frame["prompt"], or its rows as mappings: frame.to_dict("records") in '
-            "pandas, frame.to_dicts() in polars.",
+            f"map takes an iterable of prompts or requests; iterating over this {kind} yields its "
+            'columns. Pass one column, as in frame["prompt"], or its rows as mappings: '
+            'frame.to_dict("records") in pandas, frame.to_dicts() in polars.',
             param="requests",
         )
     elif isinstance(requests, Mapping) or (
@@ -69,8 +69,8 @@ def check_iterable(requests: Any) -> None:
     else:
         return
     raise InvalidRequestError(
-        f"map takes an iterable of prompts or requests; this is {problem}. Put a single request into a list, or "
-        "use generate or edit.",
+        f"map takes an iterable of prompts or requests; this is {problem}. Put a single request "
+        "into a list, or use generate or edit.",
         param="requests",
     )
 

@@ -1,8 +1,8 @@
 """What a run keeps on disk: the journal, the manifest, and the images.
 
 Records of many requests are written together, by one thread at a time, so that one `fsync` serves
-all that arrived during the previous one. The order is: first the images, then their lines of the manifest, then
-the journal, so that what the journal calls done is on disk.
+all that arrived during the previous one. The order is: first the images, then their lines of the
+manifest, then the journal, so that what the journal calls done is on disk.
 """
 
 import asyncio
@@ -47,7 +47,8 @@ Slots = Sequence[tuple[int, Image]]
 class ManifestLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One finished request, for people and their programs; the last line of an index holds.
 
-    `files` have the name, length and SHA-256 of each image. `id` and `metadata` are those of the row.
+    `files` have the name, length and SHA-256 of each image. `id` and `metadata` are those of the
+    row.
     """
 
     index: int
@@ -148,7 +149,7 @@ class RunStore:
             raise
 
     def peek(self) -> None:
-        """Read the journal and change nothing; only `replay`, `record` and `close` may be used then.
+        """Read the journal and change nothing; only `replay`, `record` and `close` work then.
 
         Raises:
             JournalError: If it cannot be read.
@@ -196,8 +197,8 @@ class RunStore:
     def _repair_manifest(self, path: Path) -> None:
         """Write it again without the lines of requests that the journal does not call finished.
 
-        The new file is locked before it gets the name. Windows cannot replace an open file: a run that
-        takes the lock while it is free there makes this one fail, and does no harm.
+        The new file is locked before it gets the name. Windows cannot replace an open file: a run
+        that takes the lock while it is free there makes this one fail, and does no harm.
         """
         assert self._manifest is not None
         part = path.with_name(f".{os.urandom(8).hex()}.part")
@@ -343,8 +344,8 @@ class RunStore:
 
     def _fail(self, reason: str) -> None:
         self._failure = (
-            f"The journal or the manifest cannot be written: {reason}. Fix that, and start the same run "
-            "again."
+            f"The journal or the manifest cannot be written: {reason}. Fix that, and start the "
+            "same run again."
         )
 
     async def aclose(self) -> None:

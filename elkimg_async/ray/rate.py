@@ -1,9 +1,9 @@
 """One rate for all workers: a named actor with a `Limiter`, and its stand-in in each worker.
 
-The actor is detached, since any worker may die; it ends itself when no worker has called for a while. A
-worker that finds it gone creates a new one under the same name, which starts as a new client does.
-What a worker holds is leased: it renews the lease every two seconds, and after ten seconds of silence its
-permits go to others.
+The actor is detached, since any worker may die; it ends itself when no worker has called for a
+while. A worker that finds it gone creates a new one under the same name, which starts as a new
+client does. What a worker holds is leased: it renews the lease every two seconds, and after ten
+seconds of silence its permits go to others.
 """
 
 import asyncio

@@ -75,8 +75,8 @@ class SharedStore:
     def __init__(self, path: str) -> None:
         if "://" in path:
             raise ConfigurationError(
-                "output_dir must be a folder that all workers see. For an object store leave it out, "
-                "and write the column `images` there with Ray Data."
+                "output_dir must be a folder that all workers see. For an object store leave it "
+                "out, and write the column `images` there with Ray Data."
             )
         self._path = Path(path)
         try:
@@ -88,7 +88,7 @@ class SharedStore:
         self._folder = OutputFolder(self._path)
 
     def find(self, row_id: str, hash: str) -> RowRecord | None:
-        """Return the record of a row made for the request with this fingerprint, if its files are whole."""
+        """Return the record of a row with this fingerprint, if its files are whole."""
         try:
             record = msgspec.json.decode(self._record(row_id).read_bytes(), type=RowRecord)
             whole = all(

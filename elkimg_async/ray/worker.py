@@ -80,21 +80,21 @@ class GenerateImages:
     It needs batches in the pyarrow format, and a column of ids; `generate_dataset` provides both.
 
     Args:
-        run: The name of the run: part of each idempotency key, and of the name of the actor whose rate all
-            workers of the run share. It must be the same for all of them.
+        run: The name of the run: part of each idempotency key, and of the name of the actor whose
+            rate all workers of the run share. It must be the same for all of them.
         prompt_column: The column of prompts; `prompt` if not given.
         id_column: The column of ids, different in each row; `id` if not given.
         requests_at_once: How many rows of its batch a worker sends at a time; 16 if not given.
-        output_dir: A folder that all workers see, for images named after the ids, with a JSON file beside them for
-            each row that was made. Rows whose files are whole are not sent again, and images that are still
-            at their URLs are only downloaded. None: the column `images`.
+        output_dir: A folder that all workers see, for images named after the ids, with a JSON file
+            beside them for each row that was made. Rows whose files are whole are not sent again,
+            and images that are still at their URLs are only downloaded. None: the column `images`.
         limits: What all workers share, as all calls of a client do. None: `Limits()`.
-        api_key: The API key, better as `ray.put(api_key)`, which keeps it out of the plan; or an async
-            function that returns it. None: ELKAPI_API_KEY in the worker's environment.
+        api_key: The API key, better as `ray.put(api_key)`, which keeps it out of the plan; or an
+            async function that returns it. None: ELKAPI_API_KEY in the worker's environment.
         base_url, idempotency, validate: Those of `AsyncImages`.
         stream: Request streams, which keep connections alive through proxies that cut silent ones.
-        options: Those of `AsyncImages.generate` and `edit`, for rows that do not have their own. Without a total
-            time in `timeout`, a row waits for its turn as long as it takes.
+        options: Those of `AsyncImages.generate` and `edit`, for rows that do not have their own.
+            Without a total time in `timeout`, a row waits for its turn as long as it takes.
 
     Raises:
         ConfigurationError: If an option cannot work.
@@ -220,7 +220,7 @@ class GenerateImages:
         return results
 
     async def _execute(self, row: dict[str, Any]) -> tuple[RowResult, ElkImagesError | None]:
-        """Return the result of one row, and why no other should follow; None if there is no reason."""
+        """Return the result of one row, and why no other should follow, or None."""
         row_id = rows.read_id(row, self._id_column)
         try:
             request, digest = await asyncio.to_thread(self._read, row)

@@ -1,8 +1,12 @@
 """What ends a run early."""
 
-import pytest
+from decimal import Decimal
 
-from elkimg_async.batch.budget import Budget, fatal_reason
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elkimg_async.batch.budget import Budget, CostBudget, fatal_reason
 from elkimg_async.errors import (
     AuthenticationError,
     BadRequestError,
@@ -63,7 +67,10 @@ def test_budget_of_errors() -> None:
 
 
 def test_budget_of_tokens_never_reported() -> None:
-    """A server that reports no tokens is not limited by them, and one failure does not make images cheap."""
+    """A server that reports no tokens is not limited by them.
+
+    One failure does not make images cheap.
+    """
     budget = Budget(max_total_tokens=1000)
     budget.reserve(1)
     budget.release(1)
@@ -106,7 +113,10 @@ def test_budget_resumed_images() -> None:
 
 
 def test_budget_of_tokens_after_a_failure() -> None:
-    """After a failure that may have made an image no price is known yet; after a response without usage none will be."""
+    """After a failure that may have made an image no price is known yet.
+
+    After a response without usage none will be.
+    """
     budget = Budget(max_total_tokens=1000)
     budget.spend(1, None, responded=False)
     budget.reserve(1)
@@ -136,3 +146,69 @@ def test_budget_of_tokens_after_a_failure() -> None:
 def test_fatal_reason(error: ElkImagesError | None, reason: str | None) -> None:
     """Errors of the account, the client or the host end a run; those of one request do not."""
     assert fatal_reason(error) == reason
+
+
+AMOUNTS = st.decimals(0, 10, places=4, allow_nan=False, allow_infinity=False)
+
+
+@given(
+    limit=st.decimals("0.0001", 50, places=4),
+    spent=AMOUNTS,
+    requests=st.lists(st.tuples(AMOUNTS, st.integers(0, 100) | st.none(), st.booleans())),
+)
+def test_cost_budget_is_never_exceeded(
+    limit: Decimal, spent: Decimal, requests: list[tuple[Decimal, int | None, bool]]
+) -> None:
+    """Whatever the requests cost of what they reserved, and however many are in flight."""
+    budget = CostBudget(limit, spent=spent)
+    in_flight: list[tuple[Decimal, Decimal | None]] = []
+    real = spent
+    for worst, share, settles in requests:
+        cost = None if share is None else worst * share / 100
+        fits = worst <= max(Decimal(0), limit - budget.spent - budget.reserved)
+        assert budget.reserve(worst) == fits
+        if fits:
+            in_flight.append((worst, cost))
+            assert worst == 0 or budget.spent + budget.reserved <= limit
+        while settles and in_flight:
+            reserved, paid = in_flight.pop(0)
+            budget.settle(reserved, paid)
+            real += reserved if paid is None else paid
+    for reserved, paid in in_flight:
+        budget.settle(reserved, paid)
+        real += reserved if paid is None else paid
+    assert (budget.spent, budget.reserved) == (real, Decimal(0))
+    assert real <= max(limit, spent)
+
+
+def test_cost_budget_waits_for_requests_in_flight() -> None:
+    """A request that does not fit now may fit when others turn out cheaper."""
+    budget = CostBudget(Decimal("1.00"))
+    assert budget.reserve(Decimal("0.80"))
+    assert not budget.reserve(Decimal("0.30"))
+    assert budget.may_fit(Decimal("0.30"))
+    assert budget.remaining == Decimal("0.20")
+    budget.settle(Decimal("0.80"), Decimal("0.10"))
+    assert budget.reserve(Decimal("0.30"))
+    assert not budget.may_fit(Decimal("0.95"))
+
+
+def test_cost_budget_of_unknown_costs() -> None:
+    """A request of unknown cost costs what it reserved; without a limit everything fits."""
+    budget = CostBudget(Decimal(1))
+    assert budget.reserve(Decimal("0.60"))
+    budget.settle(Decimal("0.60"), None)
+    assert (budget.spent, budget.remaining) == (Decimal("0.60"), Decimal("0.40"))
+    unlimited = CostBudget(None)
+    assert unlimited.reserve(Decimal(10**9))
+    assert (unlimited.remaining, unlimited.may_fit(Decimal(1))) == (None, True)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "NaN", "Infinity"])
+def test_cost_budget_with_a_wrong_limit(value: str) -> None:
+    """A limit is an amount above 0."""
+    with pytest.raises(ConfigurationError, match="max_cost"):
+        CostBudget(Decimal(value))
+    if value != "0":
+        with pytest.raises(ValueError, match="amount"):
+            CostBudget(Decimal(1)).reserve(Decimal(value))

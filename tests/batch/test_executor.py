@@ -46,7 +46,7 @@ def by_url(server: Server, count: int) -> Answer:
 async def test_execute_cancelled_after_the_response(
     server: Server, client: AsyncImages, tmp_path: Path
 ) -> None:
-    """A response that has arrived is saved and recorded, even if the block is left just then: it is paid for."""
+    """A response that has arrived is paid for: it is saved even if the block is left just then."""
     journal = tmp_path / "run.jsonl"
     for number in range(10):
         seen = len(server.requests)
@@ -72,7 +72,7 @@ async def test_execute_cancelled_after_the_response(
 async def test_execute_with_a_full_disk(
     server: Server, client: AsyncImages, tmp_path: Path
 ) -> None:
-    """Nothing more is sent, the image that was made is handed over, and the error says what to do."""
+    """Nothing more is sent, the image is handed over, and the error says what to do."""
     folder = tmp_path / "out"
 
     async def answer(fields: Fields) -> Fields | web.Response:
@@ -121,7 +121,10 @@ async def test_execute_with_urls(server: Server, client: AsyncImages, tmp_path: 
 async def test_execute_with_a_failed_download(
     server: Server, client: AsyncImages, tmp_path: Path
 ) -> None:
-    """A failed download is a failed item, billed; the same run again downloads what is missing, and no more."""
+    """A failed download is a failed item, billed.
+
+    The same run again downloads what is missing, and no more.
+    """
     server.answer = by_url(server, 3)
     asked: list[str] = []
 
@@ -219,7 +222,10 @@ async def test_execute_rejected_after_a_lost_attempt(server: Server, tmp_path: P
 
 
 async def test_execute_rejected_after_an_unknown_failure(server: Server, tmp_path: Path) -> None:
-    """What an attempt may have made is not forgotten for the rejection of the next, and its key is used again."""
+    """What an attempt may have made is not forgotten for the rejection of the next.
+
+    Its key is used again.
+    """
     calls = 0
 
     async def answer(fields: Fields) -> Fields | web.Response:
@@ -260,7 +266,7 @@ async def test_execute_records_first(server: Server, client: AsyncImages, tmp_pa
 async def test_execute_while_an_earlier_attempt_runs(
     server: Server, client: AsyncImages, tmp_path: Path
 ) -> None:
-    """A request that the server is still processing for a killed run is sent again until it is answered."""
+    """A request that is still processed for a killed run is sent again until it is answered."""
     released = hold(server)
     async with client.map(["a"], journal=tmp_path / "j"):
         await server.wait_until(lambda: server.in_flight == 1)

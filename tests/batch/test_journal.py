@@ -99,7 +99,10 @@ def test_index_of_nothing() -> None:
 
 
 def test_index_torn_at_any_byte() -> None:
-    """A killed process leaves any beginning of the file; what was whole in it holds, and the rest is cut."""
+    """A killed process leaves any beginning of the file.
+
+    What was whole in it holds, and the rest is cut.
+    """
     whole = journal(*RECORDS)
     for size in range(1, len(whole) + 1):
         torn = whole[:size]
@@ -160,7 +163,10 @@ def test_index_of_another_version(header: JournalHeader) -> None:
 
 
 def test_index_paid_images() -> None:
-    """Images that were made and downloaded later count once; a request that was paid for twice counts twice."""
+    """Images that were made and downloaded later count once.
+
+    A request that was paid for twice counts twice.
+    """
     made = MadeRecord(index=0, images=2, usage=USAGE, urls=(PendingImage(0, "http://h/0"),))
     unfetched = FailedRecord(index=0, images=2, usage=USAGE, urls=(PendingImage(0, "http://h/0"),))
     done = DoneRecord(index=0, images=2, usage=USAGE)
@@ -172,7 +178,10 @@ def test_index_paid_images() -> None:
 
 
 def test_index_sent_requests() -> None:
-    """An attempt may have cost everything it requested; what is known afterwards holds for the last one alone."""
+    """An attempt may have cost everything it requested.
+
+    What is known afterwards holds for the last one alone.
+    """
     sent = SentRecord(index=0, images=4)
     known: list[tuple[list[AnyRecord], int, int]] = [
         ([sent], 4, 4),
@@ -266,7 +275,7 @@ def test_journal_round_trip(records: list[AnyRecord]) -> None:
 
 
 def test_fingerprint_of_the_same_request() -> None:
-    """It depends on what is sent alone: not on the order of fields, nor on what is left to the default."""
+    """The order of fields does not count, nor what is left to the default."""
     one = GenerateRequest(prompt="a boat", n=2, extra_body={"a": 1, "b": {"x": 1, "y": 2}})
     other = GenerateRequest(
         prompt="a boat", model="gpt-image-1.5", n=2, extra_body={"b": {"y": 2, "x": 1}, "a": 1}
@@ -303,7 +312,10 @@ def test_fingerprint_of_what_cannot_be_sent() -> None:
 
 
 def test_is_same_with_another_request() -> None:
-    """Another request in its place ends the run; one that could not be read then may have been corrected."""
+    """Another request in its place ends the run.
+
+    One that could not be read then may have been corrected.
+    """
     is_same(RECORDS[0], 0, "h0")
     is_same(RECORDS[4], 3, "anything")
     with pytest.raises(JournalError, match="number 0 "):
@@ -323,7 +335,10 @@ def test_is_same_with_changed_files() -> None:
 
 
 def test_journal_of_an_early_version() -> None:
-    """The words on disk stay: a journal written before is read, and nothing is added without need."""
+    """The words on disk stay.
+
+    A journal written before is read, and nothing is added without need.
+    """
     lines = [
         b'{"type":"journal","version":1,"fingerprint":1}\n',
         b'{"type":"sent","index":0,"hash":"h0","key":"k0","images":2}\n',
@@ -360,7 +375,10 @@ def test_journal_of_an_early_version() -> None:
     ids=lambda error: type(error).__name__,
 )
 def test_error_round_trip(error: errors.ElkImagesError) -> None:
-    """An error comes back as its own type with its plain fields; bodies and headers are left out."""
+    """An error comes back as its own type with its plain fields.
+
+    Bodies and headers are left out.
+    """
     written = msgspec.json.decode(msgspec.json.encode(write_error(error)))
     again = read_error(written, attempts=3)
     assert type(again) is type(error)

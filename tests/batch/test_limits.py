@@ -80,7 +80,7 @@ async def test_max_images_with_unknown_failures(server: Server, client: AsyncIma
 async def test_max_images_after_killed_runs(
     server: Server, tmp_path: Path, mode: IdempotencyMode, given: int
 ) -> None:
-    """What was in flight when a run died may have been paid for each time; once if its key is replayed."""
+    """What was in flight when a run died may be paid for each time, or once if replayed."""
     requests = [{"prompt": f"{number}", "n": 2} for number in range(20)]
 
     async def answer(fields: Fields) -> Fields | web.Response:

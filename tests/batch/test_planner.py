@@ -35,7 +35,7 @@ from tests.helpers.runs import Fields, Server, everything, images, in_order, lin
 async def test_plan_of_a_bad_item(
     bad: Any, said: str, server: Server, client: AsyncImages, tmp_path: Path
 ) -> None:
-    """What is not a request costs nothing and does not stop the rest, with a journal and without."""
+    """What is not a request costs nothing and does not stop the rest."""
     for journal in (None, tmp_path / "run.jsonl"):
         items = in_order(await everything(client.map(["a", bad, "b"], journal=journal)))
         assert [item.ok for item in items] == [True, False, True]

@@ -66,7 +66,10 @@ async def test_run_closed_under_a_reader(server: Server, client: AsyncImages) ->
 async def test_run_left_early(
     how: str, server: Server, client: AsyncImages, tmp_path: Path
 ) -> None:
-    """However the block is left, the connections are closed, and the journal is true and free again."""
+    """However the block is left, the connections are closed.
+
+    The journal is true and free again.
+    """
     hold(server, *map(str, range(1, 100)))
     journal, folder = tmp_path / "run.jsonl", tmp_path / "out"
 

@@ -30,7 +30,10 @@ from tests.helpers.runs import (
 
 
 async def test_map_of_mixed_requests(server: Server, client: AsyncImages) -> None:
-    """Prompts, mappings and requests may be mixed; an item's own fields win over the run's options."""
+    """Prompts, mappings and requests may be mixed.
+
+    An item's own fields win over the run's options.
+    """
     requests: list[Any] = [
         "a boat",
         {"prompt": "a hut", "n": 2, "size": None},
@@ -69,7 +72,7 @@ async def test_map_with_a_slow_request(server: Server, client: AsyncImages) -> N
 
 
 async def test_map_ordered_with_a_slow_request(server: Server, client: AsyncImages) -> None:
-    """In order, a slow request holds the others back, of which at most twice the concurrency have started."""
+    """In order, a slow request lets at most twice the concurrency start."""
     released = hold(server, "0")
     async with client.map(map(str, range(30)), concurrency=4, ordered=True) as run:
         await server.wait_until(lambda: len(server.requests) == 8 and server.in_flight == 1)
@@ -200,7 +203,7 @@ async def test_map_default_total_time(server: Server) -> None:
 async def test_map_item_never_delivered(
     server: Server, client: AsyncImages, tmp_path: Path
 ) -> None:
-    """Cancelled while an item is being recorded, before anybody had it, the run says that it is still to be done."""
+    """An item whose delivery was cancelled while it was recorded is done again."""
     journal = tmp_path / "run.jsonl"
     async with client.map(["0"], journal=journal) as run:
         await server.wait_until(lambda: len(server.requests) == 1 and not server.in_flight)

@@ -27,7 +27,7 @@ from tests.helpers.runs import (
 async def test_source_lazy_reading(
     kind: str, server: Server, client: AsyncImages, tmp_path: Path
 ) -> None:
-    """Only as much of a long input is read as there is room for, and a few items more by a thread."""
+    """A long input is read as there is room for it, by a thread a few items ahead."""
     read: list[int] = []
 
     def count() -> Iterator[str]:
@@ -56,7 +56,7 @@ async def test_source_lazy_reading(
 
 
 async def test_source_that_blocks(server: Server, client: AsyncImages) -> None:
-    """While a plain iterable waits for its next item, the loop keeps running, and leaving does not wait for it."""
+    """While a plain iterable waits, the loop keeps running, and leaving does not wait for it."""
     blocked, wake = threading.Event(), threading.Event()
 
     def prompts() -> Iterator[str]:
@@ -102,7 +102,7 @@ async def test_source_of_a_single_request(given: Any, client: AsyncImages) -> No
 
 
 async def test_source_cancelled_from_within(server: Server, client: AsyncImages) -> None:
-    """An input whose own task was cancelled ends the run with an error, and does no harm to what is in flight."""
+    """An input whose own task was cancelled is an error, after what was in flight."""
 
     async def prompts() -> AsyncIterator[str]:
         yield "0"

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from elkimg_async import AsyncImages, BatchStoppedError, ConfigurationError, MapRun
+from elkimg_async import AsyncImages, BatchStoppedError, ConfigurationError, Limits, MapRun
+from elkimg_async.batch.journal import JournalIndex
 from elkimg_async.errors import AuthenticationError, ConnectError, QuotaExceededError
 from tests.helpers.canned import KEY, PNG
 from tests.helpers.runs import Fields, Server, images, in_order, rejection, until_the_end
@@ -48,7 +49,27 @@ async def test_map_stops_after_a_hopeless_error(
     assert error.reason == reason
     assert isinstance(error.__cause__, kind)
     assert error.totals.done == 3
-    assert len(server.requests) == count <= 3 + 4
+    assert 4 <= len(server.requests) <= count <= 3 + 4
+
+
+async def test_map_stops_what_waits_for_its_turn(server: Server, tmp_path: Path) -> None:
+    """Requests that wait for the rate limit are not sent any more; the journal knows that."""
+    failing(server, 401, "")
+    limits = Limits(requests_per_minute=60)
+    journal = tmp_path / "run.jsonl"
+    async with AsyncImages(KEY, base_url=server.base_url, limits=limits, retry=0) as client:
+        items, error = await until_the_end(client.map(PROMPTS, concurrency=32, journal=journal))
+    assert isinstance(error, BatchStoppedError)
+    assert error.reason == "authentication"
+    assert len(server.requests) <= 2
+    kinds = [type(item.error) for item in items]
+    assert kinds.count(AuthenticationError) == len(server.requests)
+    assert set(kinds) == {AuthenticationError, BatchStoppedError}
+    assert {item.error.billing for item in items if item.error} <= {"refused", "not_sent"}
+    index = JournalIndex()
+    for line in journal.read_bytes().splitlines(keepends=True):
+        index.feed(line)
+    assert index.images == 0
 
 
 async def test_map_stops_without_an_api_key(

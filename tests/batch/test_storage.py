@@ -24,7 +24,10 @@ from tests.helpers.runs import Fields, Server, everything, images, in_order, lin
 async def test_store_images_and_manifest(
     server: Server, client: AsyncImages, tmp_path: Path
 ) -> None:
-    """Names show the request, extensions the content; the manifest has prompt, parameters, usage and hashes."""
+    """Names show the request, extensions the content.
+
+    The manifest has prompt, parameters, usage and hashes.
+    """
 
     async def answer(fields: Fields) -> Fields | web.Response:
         return images(*[PNG, JPEG, PNG][: fields.get("n", 1)])
@@ -56,7 +59,7 @@ async def test_store_images_and_manifest(
 
 
 async def test_store_in_use(server: Server, client: AsyncImages, tmp_path: Path) -> None:
-    """A second run on the same folder or journal is rejected while the first lasts, and changes nothing."""
+    """A second run on the same folder or journal is rejected, and changes nothing."""
     part = tmp_path / f".{'0' * 16}.part"
     async with client.map(["a"], output_dir=tmp_path, journal=tmp_path / "j.jsonl"):
         part.write_bytes(b"of the first run")
@@ -111,7 +114,10 @@ async def test_store_with_a_torn_journal(
 async def test_store_repairs_the_manifest(
     server: Server, client: AsyncImages, tmp_path: Path
 ) -> None:
-    """A run that died between manifest and journal leaves no request there twice; other runs' lines stay."""
+    """A run that died between manifest and journal leaves no request there twice.
+
+    Other runs' lines stay.
+    """
     options: Any = {"journal": tmp_path / "j", "output_dir": tmp_path, "concurrency": 1}
     await everything(client.map(["0", "1"], **options))
     journal = (tmp_path / "j").read_bytes().splitlines(keepends=True)
@@ -130,7 +136,7 @@ async def test_store_repairs_the_manifest(
 def test_store_locked_during_repair(
     moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At no moment can another run take the folder, not even one that had opened the old manifest by then."""
+    """Another run never gets the folder, even if it had opened the old manifest."""
     manifest = tmp_path / MANIFEST
     manifest.write_text("torn")
     store, lock, replace = RunStore(None, OutputFolder(tmp_path)), filesystem._lock, Path.replace

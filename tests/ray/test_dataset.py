@@ -22,11 +22,12 @@ import pytest
 
 import elkimg_async
 from elkimg_async import Limits
-from elkimg_async.errors import ConfigurationError
+from elkimg_async.errors import BatchStoppedError, ConfigurationError
 from elkimg_async.image import media_type_of
 from elkimg_async.local import LocalServer, ThreadedServer, contract
 from elkimg_async.ray import GenerateImages, generate_dataset
 from elkimg_async.ray.rate import NAMESPACE, RateActor, SharedRate, actor_name
+from tests.helpers.runs import make_png
 
 pytestmark = [
     pytest.mark.slow,
@@ -146,7 +147,10 @@ def test_generate_dataset_columns(
 def test_generate_dataset_with_a_killed_worker(
     ray: Any, server: ThreadedServer, tmp_path: Path, as_files: bool
 ) -> None:
-    """One of two workers dies in the middle: all rows are there, each generated once; again, none is."""
+    """One of two workers dies in the middle.
+
+    All rows are there, each generated once; again, none is.
+    """
     rows = [{"id": number, "prompt": f"kitten {number}"} for number in range(32)]
     folder = tmp_path / "images"
 
@@ -236,7 +240,7 @@ def test_workers_share_one_rate(ray: Any, server: ThreadedServer) -> None:
     assert all(row["ok"] for row in result)
     assert len(pids) == 2
     assert most <= 3
-    # 3.4 start at once, and 3.96 in each second after that: 5.2 s, or 2.2 s at a rate for each worker.
+    # 3.4 start at once, and 3.96 in each second after that: 5.2 s, or 2.2 s without sharing.
     assert times[-1] - times[0] > 4.0
     counts = [sum(start <= t < start + 2.0 for t in times) for start in times]
     assert max(counts) <= 15
@@ -265,7 +269,10 @@ async def test_rate_after_the_loss_of_its_actor(ray: Any) -> None:
 
 
 async def test_rate_actor_without_workers(ray: Any) -> None:
-    """A silent worker's turn goes to the next, and the actor does not outlive the workers for long."""
+    """A silent worker's turn goes to the next.
+
+    The actor does not outlive the workers for long.
+    """
     name = actor_name("short")
     actor = ray.remote(num_cpus=0, max_concurrency=10)(RateActor)
     actor = actor.options(name=name, namespace=NAMESPACE, lifetime="detached").remote(
@@ -282,7 +289,7 @@ async def test_rate_actor_without_workers(ray: Any) -> None:
 
 
 def test_worker_with_unusable_batches(ray: Any, server: ThreadedServer) -> None:
-    """No API key, no prompts, no ids and another format of batches are errors of the whole batch."""
+    """Without an API key, prompts, ids or pyarrow the whole batch fails."""
     pyarrow = arrow()
     with pytest.raises(ConfigurationError, match="ELKAPI_API_KEY"):
         GenerateImages(run="wrong", base_url=server.base_url)
@@ -327,7 +334,10 @@ def test_worker_rows_with_errors_and_urls(ray: Any, server: ThreadedServer) -> N
 
 
 def test_worker_after_a_failed_download(ray: Any, server: ThreadedServer, tmp_path: Path) -> None:
-    """An image behind a URL is paid for: the next execution downloads it, and a missing one stays a failure."""
+    """An image behind a URL is paid for.
+
+    The next execution downloads it, and a missing one stays a failure.
+    """
     known: list[bool] = []
 
     class Watched(OrderedDict[str, bytes]):
@@ -407,8 +417,81 @@ def test_worker_with_a_full_disk(ray: Any, server: ThreadedServer, tmp_path: Pat
     assert server.generations == 1
 
 
+def test_worker_with_edits(ray: Any, server: ThreadedServer, tmp_path: Path) -> None:
+    """Rows with an image are edits, of a path or of bytes; only a changed file is edited again."""
+    photo, other = make_png(64, 64), make_png(80, 64)
+    path = tmp_path / "photo.png"
+    path.write_bytes(photo)
+
+    def made() -> list[dict[str, Any]]:
+        table = arrow().table(
+            {
+                "id": ["path", "missing", "none"],
+                "prompt": ["add a hat"] * 3,
+                "image": [str(path), str(tmp_path / "missing.png"), None],
+                "input_fidelity": ["high", None, None],
+            }
+        )
+        worker = GenerateImages(
+            run="edits", api_key=KEY, base_url=server.base_url, output_dir=str(tmp_path / "out")
+        )
+        try:
+            rows: list[dict[str, Any]] = worker(table).to_pylist()
+        finally:
+            worker.close()
+        return rows
+
+    first = made()
+    assert [row["ok"] for row in first] == [True, False, True]
+    assert (first[1]["error"], first[1]["billing"]) == ("InvalidRequestError", "not_sent")
+    assert sorted(seen.path for seen in server.requests) == [
+        "/v1/images/edits",
+        "/v1/images/generations",
+    ]
+    assert [row["resumed"] for row in made()] == [True, False, True]
+    path.write_bytes(other)
+    again = made()
+    assert [row["resumed"] for row in again] == [False, False, True]
+    assert again[0]["idempotency_key"] != first[0]["idempotency_key"]
+    worker = GenerateImages(run="edits", api_key=KEY, base_url=server.base_url)
+    (row,) = worker(
+        arrow().table({"id": [1], "prompt": ["add a hat"], "image": [photo]})
+    ).to_pylist()
+    worker.close()
+    assert row["ok"]
+    assert server.generations == 4
+
+
+def test_worker_with_a_rejected_api_key(ray: Any, server: ThreadedServer) -> None:
+    """Nothing more is sent, and the execution fails unless it would lose images."""
+    worker = GenerateImages(
+        run="rejected", api_key="sk-wrong", base_url=server.base_url, requests_at_once=2
+    )
+    table = arrow().table({"id": list(range(20)), "prompt": ["a cat"] * 20})
+    for _ in range(2):
+        with pytest.raises(BatchStoppedError) as caught:
+            worker(table)
+        assert caught.value.reason == "authentication"
+        assert len(server.requests) <= 2
+    worker.close()
+    server.inject("none", "error=401")
+    worker = GenerateImages(
+        run="kept", api_key=KEY, base_url=server.base_url, requests_at_once=1, retry=0
+    )
+    before = len(server.requests)
+    rows = worker(table).to_pylist()
+    assert [row["ok"] for row in rows] == [True] + [False] * 19
+    assert rows[0]["images"]
+    assert {row["error"] for row in rows[2:]} == {"BatchStoppedError"}
+    assert {row["billing"] for row in rows[2:]} == {"not_sent"}
+    assert len(server.requests) == before + 2
+    with pytest.raises(BatchStoppedError):
+        worker(table)
+    worker.close()
+
+
 def test_batch_on_ray(ray: Any, server: ThreadedServer, tmp_path: Path) -> None:
-    """The command passes its requests to a cluster, leaves the same files, and sends nothing again."""
+    """The command uses a cluster, leaves the same files, and sends nothing again."""
     (tmp_path / "prompts.jsonl").write_text(
         '{"prompt": "a cat"}\n{"prompt": "two", "n": 2}\n{"prompt": "many", "n": 99}\n'
         '{"prompt": "a boat", "extra_body": {"seed": 3}}\n{"wrong": 1}\n'
