@@ -492,27 +492,36 @@ def test_worker_with_a_rejected_api_key(ray: Any, server: ThreadedServer) -> Non
 
 def test_batch_on_ray(ray: Any, server: ThreadedServer, tmp_path: Path) -> None:
     """The command uses a cluster, leaves the same files, and sends nothing again."""
-    (tmp_path / "prompts.jsonl").write_text(
-        '{"prompt": "a cat"}\n{"prompt": "two", "n": 2}\n{"prompt": "many", "n": 99}\n'
-        '{"prompt": "a boat", "extra_body": {"seed": 3}}\n{"wrong": 1}\n'
+    good = (
+        '{"prompt": "a cat"}\n{"prompt": "two", "n": 2}\n'
+        '{"prompt": "a boat", "id": "b-7", "extra_body": {"seed": 3}}\n'
     )
     command = [sys.executable, "-m", "elkimg_async", "batch", "prompts.jsonl", "-o", "out", "--ray"]
-    environment = {"ELKAPI_API_KEY": KEY, "ELKAPI_BASE_URL": server.base_url}
+    environment = {**os.environ, "ELKAPI_API_KEY": KEY, "ELKAPI_BASE_URL": server.base_url}
     address = ray.get_runtime_context().gcs_address
-    for before in (0, 3):
+
+    def batch(prompts: str, at: str = address) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "prompts.jsonl").write_text(prompts)
         ended = subprocess.run(
-            [*command, address],
+            [*command, at],
             cwd=tmp_path,
-            env={**os.environ, **environment},
+            env=environment,
             capture_output=True,
             text=True,
             check=False,
         )
-        assert ended.returncode == 1, ended.stderr
-        assert re.findall(r"^(?:done|failed)  +(\d+)", ended.stdout, re.MULTILINE) == ["3", "2"]
-        assert f"done before  {before}" in ended.stdout
-        assert "“many”: 2: gpt-image-1.5: n is 99, it must be 1 to 10." in ended.stderr
         assert KEY not in ended.stdout + ended.stderr
+        return ended
+
+    ended = batch(good + '{"prompt": "many", "n": 99}\n{"wrong": 1}\n')
+    assert ended.returncode == 1
+    assert "prompts.jsonl, line 4: column n: gpt-image-1.5: n is 99" in ended.stderr
+    assert server.generations == 0
+    for before in ([], ["3"]):
+        ended = batch(good)
+        assert ended.returncode == 0, ended.stderr
+        assert re.findall(r"^(?:done|failed)  +(\d+)", ended.stdout, re.MULTILINE) == ["3", "0"]
+        assert re.findall(r"^done before  (\d+)", ended.stdout, re.MULTILINE) == before
         assert server.generations == 3
     (seeded,) = [seen for seen in server.requests if seen.fields["prompt"] == "a boat"]
     assert seeded.fields["seed"] == 3
@@ -521,15 +530,9 @@ def test_batch_on_ray(ray: Any, server: ThreadedServer, tmp_path: Path) -> None:
     assert names == [
         ["000000-a-cat.png"],
         ["000001-two.1.png", "000001-two.2.png"],
-        ["000003-a-boat.png"],
+        ["000002-a-boat.png"],
     ]
+    assert [json.loads(line).get("id") for line in lines] == [None, None, "b-7"]
     assert all((tmp_path / "out" / name).stat().st_size for line in names for name in line)
-    ended = subprocess.run(
-        [*command, "127.0.0.1:1"],
-        cwd=tmp_path,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (ended.returncode, "There is no Ray cluster to be reached" in ended.stderr) == (1, True)
+    ended = batch(good, "127.0.0.1:1")
+    assert (ended.returncode, "The Ray cluster cannot be reached" in ended.stderr) == (1, True)
