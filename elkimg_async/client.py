@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, get_args
 import msgspec
 
 from elkimg_async import logs
+from elkimg_async.batch.executor import Sender, SendGate
 from elkimg_async.batch.run import MapRun
-from elkimg_async.batch.runner import Batch, Options
+from elkimg_async.batch.runner import Runner, RunOptions
 from elkimg_async.call import Call
 from elkimg_async.config import (
     IdempotencyMode,
@@ -51,7 +52,8 @@ from elkimg_async.transport.download import enable_download
 from elkimg_async.transport.session import Transport
 from elkimg_async.transport.uploads import build_edit
 from elkimg_async.types import (
-    GenerateOptions,
+    MapOptions,
+    MapRequest,
     ModelName,
     Prompt,
     RetryLike,
@@ -298,7 +300,7 @@ class AsyncImages(ImageCalls):
 
     def map(
         self,
-        requests: Iterable[Prompt] | AsyncIterable[Prompt],
+        requests: Iterable[MapRequest] | AsyncIterable[MapRequest],
         *,
         concurrency: int = 32,
         ordered: bool = False,
@@ -308,60 +310,76 @@ class AsyncImages(ImageCalls):
         max_images: int | None = None,
         max_total_tokens: int | None = None,
         skip_failed: bool = False,
+        require_lock: bool = True,
         stream: bool = False,
-        **options: Unpack[GenerateOptions],
+        **options: Unpack[MapOptions],
     ) -> MapRun:
-        """Create images for many requests, a bounded number at a time; no failure stops the rest.
+        """Send many requests, a bounded number at a time; a failure never affects the others.
 
             async with client.map(prompts, output_dir="out", journal="run.jsonl") as run:
                 async for item in run:
                     print(item.index, item.paths if item.ok else item.error)
 
-        Entering the block starts the work; iterating yields one `MapItem` for each request; leaving
-        it cancels what is in flight. Items that are finished and not yet delivered count towards
-        `concurrency`, so that a slow loop body slows the requests and memory stays bounded.
+        Entering the block starts the run; iterating yields one `MapItem` for each request; leaving
+        the block cancels what is in flight. What is finished and not yet taken counts towards
+        `concurrency`, so a slow loop body slows the requests, and memory stays bounded.
+
+        A run stops early, with BatchStoppedError, when every further request would fail the same
+        way: after a ConfigurationError, a rejected API key, an exhausted quota, or a host that
+        cannot be resolved or trusted.
 
         Args:
-            requests: Prompts, requests or mappings of their fields, in any iterable or async
-                iterable, read as needed. An iterator is read in a thread of its own, at most
-                `concurrency` items ahead. An item that is not a request becomes a failed item.
-            concurrency: How many requests are in flight at a time, where the client's `limits`
+            requests: Prompts, `GenerateRequest`s, `EditRequest`s, or mappings of their fields, in
+                any iterable or async iterable, read as needed. A mapping with `image` is an edit;
+                its files are read when its turn comes. None, NaN and empty text in a mapping mean
+                that the field is not set; numbers may be text, as in CSV. `id` or `custom_id` and
+                `metadata` (a mapping) are not sent: they come back with the item, and in the
+                manifest and the journal. An iterable that is not a list or the like is read in a
+                thread of its own, at most `concurrency` items ahead. An item that is not a valid
+                request, or an edit whose file cannot be read, is a failed item.
+            concurrency: How many requests are in flight at a time, as far as the client's `limits`
                 allow.
-            ordered: Yield the items in the order of the requests instead of as they finish; while a
-                slow one is pending, at most twice as many are in flight or done.
-            output_dir: A folder for the images, created if missing, with `manifest.jsonl`; items
-                then have `paths` and no `result`. One run at a time may use it. None: items have a
-                `result`.
-            journal: A file that records the run, so that the same run, started again, does only
-                what is missing or has failed. Finished items are yielded at once, as `resumed` and
-                without their `result`. It belongs to these requests; more may follow at their end.
-                None: none.
+            ordered: Yield items in the order of the requests instead of as they finish; while a
+                slow one is awaited, at most twice as many are in flight or done.
+            output_dir: A folder for the images, created if missing, with `manifest.jsonl`; the
+                items then have `paths` and no `result`. Files are named after the prompt, those of
+                an edit after its first input file. One run at a time may use it. None: the items
+                have a `result`.
+            journal: A file that lets the same run, started again, do what is left: what was not
+                done yet, what has failed, and edits whose files have changed. Finished items are
+                yielded at once, as `resumed` and without their `result`. It belongs to these
+                requests; more of them may follow at the end. None: there is none.
             max_errors: The number of failed items that ends the run. None: no limit.
-            max_images: How many images may be paid for. Those in the journal count, and those that
-                a failed or interrupted request may have created; sending such a request again
-                counts again, unless `idempotency` is `replay`. None: no limit.
-            max_total_tokens: The same for tokens, as far as the server reports them. The next
-                request is taken to cost what an image has cost so far; until that is known,
-                requests are sent one by one. None: no limit.
-            skip_failed: Do not repeat what failed in an earlier run; its items carry the error
-                recorded there.
+            max_images: How many images may be paid for, those in the journal included, and those
+                that may have been made by a request that failed, or that was in flight when an
+                earlier run was left or killed. Sending that again counts again, unless the client's
+                `idempotency` is `replay`. None: no limit.
+            max_total_tokens: The same for tokens, as far as the server reports them: the next
+                request, and what may have been made without a response, is assumed to cost what an
+                image has cost so far; until that is known, requests go one by one. None: no limit.
+            skip_failed: Leave what has failed in an earlier run as it is; its items carry the error
+                recorded then.
+            require_lock: Whether to fail where the file system has no locks, which keep a second
+                run from using the journal or the folder at the same time.
             stream: Request streams, which keep connections alive through proxies that cut silent
                 ones; only finished images are used, and `partial_images=0` saves the cost of the
                 others.
-            options: Those of `generate`: fields for requests that do not set them, and headers,
-                query, `timeout` and `retry` for each call. Where neither these nor the client limit
-                the total time, a call waits for its turn as long as it takes.
+            options: Those of `generate` and `edit`: fields for requests that do not have their own,
+                and headers, `timeout` and `retry` for each call. If neither these nor the client
+                set a total time, a call waits for its turn as long as it takes.
 
         Raises:
-            ConfigurationError, InvalidRequestError: If an option cannot work.
-            JournalError: If the journal is in use, unreadable, or belongs to other requests; on
-                entering or iterating.
-            BatchStoppedError: If `max_errors`, `max_images` or `max_total_tokens` ended the run
-                before its input did; on iterating, after the last item.
-            BatchError: If the run is iterated outside the block, twice, or by two tasks, or if an
-                image cannot be written.
+            ConfigurationError: If an option cannot work, or, on entering, the folder cannot be
+                used.
+            InvalidRequestError: If `requests` is not an iterable of requests.
+            JournalError: On entering or iterating, if the journal is in use, unreadable, or of
+                other requests.
+            BatchStoppedError: On iterating, after the last item, if a limit or a hopeless error
+                ended the run before its input did; `reason` says which.
+            BatchError: If it is iterated outside the block, twice, or from two tasks; or if the
+                disk does not take an image.
         """
-        if unknown := options.keys() - GenerateOptions.__annotations__.keys():
+        if unknown := options.keys() - MapOptions.__annotations__.keys():
             raise TypeError(f"map() got an unexpected keyword argument {min(unknown)!r}")
         defaults = _given(**options)
         headers = check_headers(defaults.pop("extra_headers", None))
@@ -374,27 +392,37 @@ class AsyncImages(ImageCalls):
         timeout = settings.timeout
         if timeout.total is None:
             timeout = msgspec.structs.replace(timeout, total=math.inf)
+        gate, view = SendGate(), copy(self)
+        view.__dict__["_settings"] = msgspec.structs.replace(
+            settings, hooks=(*settings.hooks, gate.observe)
+        )
+        sender = Sender(
+            generate=partial(view.generate, timeout=timeout, retry=settings.retry),
+            edit=partial(view.edit, timeout=timeout, retry=settings.retry),
+            connect=partial(enable_download, transport=self._transport, settings=settings),
+            headers=headers,
+            stream=stream,
+            gate=gate,
+        )
+        run_options = RunOptions(
+            concurrency=concurrency,
+            ordered=ordered,
+            output_dir=output_dir,
+            journal=journal,
+            max_errors=max_errors,
+            max_images=max_images,
+            max_total_tokens=max_total_tokens,
+            skip_failed=skip_failed,
+            require_lock=require_lock,
+            stream=stream,
+        )
         return MapRun(
-            Batch(
+            Runner(
                 requests,
-                Options(
-                    concurrency=concurrency,
-                    ordered=ordered,
-                    output_dir=output_dir,
-                    journal=journal,
-                    max_errors=max_errors,
-                    max_images=max_images,
-                    max_total_tokens=max_total_tokens,
-                    skip_failed=skip_failed,
-                    stream=stream,
-                ),
+                run_options,
                 defaults=defaults,
-                headers=headers,
+                sender=sender,
                 idempotency=settings.idempotency,
-                generate=partial(
-                    self.generate, timeout=timeout, retry=settings.retry, extra_query=query
-                ),
-                connect=partial(enable_download, transport=self._transport, settings=settings),
                 rate=lambda: settings.limiter.rate,
             )
         )

@@ -23,8 +23,8 @@ ElkImagesError
 │   └── StreamStateError             iterated twice, by two tasks, after close
 ├── DownloadError                    the URL of an image could not be fetched
 └── BatchError
-    ├── BatchStoppedError            a limit of the run was reached
-    └── JournalError                 unreadable, or written for other requests
+    ├── BatchStoppedError            a limit of the run was reached, or all requests would fail
+    └── JournalError                 unreadable, or of other requests
 """
 
 import re
@@ -295,7 +295,8 @@ class NetworkError(ElkImagesError):
 
     phase: str | None = None
     """Where it failed: `queue` (waiting within `Limits`, or because the server slowed it down),
-    `connect`, `proxy` (it rejected the connection), `tls` (a bad certificate), `upload`, `first_byte` or `body`."""
+    `dns` (the host cannot be resolved), `connect`, `proxy` (it rejected the connection), `tls` (a
+    bad certificate), `upload`, `first_byte` or `body`."""
 
 
 class ConnectError(NetworkError):
@@ -380,10 +381,11 @@ class BatchError(ElkImagesError):
 
 
 class BatchStoppedError(BatchError):
-    """A run stopped before its input ended because one of its limits was reached."""
+    """A run stopped before its input ended: a limit was reached, or every further request would fail."""
 
     reason: str | None = None
-    """The limit: `max_errors`, `max_images` or `max_total_tokens`."""
+    """The limit (`max_errors`, `max_images` or `max_total_tokens`), or why further requests would fail:
+    `configuration`, `authentication`, `quota`, `dns`, `tls` or `proxy`."""
     totals: Any = None
     """What was done until then."""
 

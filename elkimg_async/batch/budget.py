@@ -1,25 +1,38 @@
-"""What a run may spend: decides whether one more request may leave."""
+"""What ends a run early: its limits, and errors that every further request would meet."""
 
+from decimal import Decimal
 from typing import Literal
 
+from elkimg_async.errors import (
+    APIError,
+    AuthenticationError,
+    ConfigurationError,
+    ConnectError,
+    ElkImagesError,
+    QuotaExceededError,
+)
+
 Limit = Literal["max_errors", "max_images", "max_total_tokens"]
+FatalReason = Literal["configuration", "authentication", "quota", "dns", "tls", "proxy"]
+
+_ZERO = Decimal(0)
 
 
 class Budget:
-    """Counts what was spent and what those in flight may spend; None means no limit.
+    """The images and tokens that were spent, and those that requests in flight may spend.
 
-    Images are counted as they are asked for, so that their limit holds exactly. Tokens are known only
-    afterwards: a request is taken to cost what an image has cost so far, and until one has been made,
-    requests go one by one. What was lost without an answer is taken to have cost as much. Where the
-    server tells no tokens, their limit is never reached.
+    Images are counted as they are requested, so that their limit holds exactly. Tokens are known
+    only afterwards: a request is assumed to cost what an image has cost so far, and until one has
+    been made, requests go one by one. Images without a response are assumed to have cost as much.
+    If the server reports no tokens, their limit is never reached.
 
     Args:
-        max_errors: the failed items that end the run.
-        max_images: the images that may be paid for, those of `images` included.
-        max_total_tokens: the same for tokens.
-        images: those that may have been paid for before.
-        lost: those of them that no answer told the tokens of.
-        tokens: those that were spent before.
+        max_errors: The number of failed items that ends the run. None: no limit.
+        max_images: The images that may be paid for, those of `images` included. None: no limit.
+        max_total_tokens: The same for tokens.
+        images: Those that may have been paid for before.
+        lost: Those of them whose tokens no response has reported.
+        tokens: Those that were spent before.
     """
 
     def __init__(
@@ -35,54 +48,120 @@ class Budget:
         self._max_errors, self._max_images = max_errors, max_images
         self._max_tokens = max_total_tokens
         self._images, self._tokens, self._errors = images, tokens, 0
-        self._asked, self._lost = 0, lost
-        self._priced = images - lost if tokens else 0
-        self._silent = False  # an answer did not tell its tokens
+        self._reserved, self._lost = 0, lost
+        self._with_tokens = images - lost if tokens else 0  # images whose tokens are known
+        self._unreported = False  # a response came without its tokens
 
-    def obstacle(self, n: int) -> Limit | None:
-        """The limit that a further request for `n` images may pass, with those in flight; None if none."""
+    def reached(self, n: int) -> Limit | None:
+        """Return the limit that a further request for `n` images may exceed, or None."""
         if self._max_errors is not None and self._errors >= self._max_errors:
             return "max_errors"
-        if n == 0:  # made and paid for; it is only fetched
+        if n == 0:  # made and paid for; it is only downloaded
             return None
-        asked = self._asked + n
-        if self._max_images is not None and self._images + asked > self._max_images:
+        reserved = self._reserved + n
+        if self._max_images is not None and self._images + reserved > self._max_images:
             return "max_images"
-        if self._max_tokens is not None and not self._has_tokens(asked):
+        if self._max_tokens is not None and not self._has_tokens(reserved):
             return "max_total_tokens"
         return None
 
-    def _has_tokens(self, asked: int) -> bool:
+    def _has_tokens(self, reserved: int) -> bool:
         assert self._max_tokens is not None
-        if not self._priced and not self._silent:
-            return self._asked == 0
-        price = self._tokens / self._priced if self._priced else 0.0
-        return self._tokens + (asked + self._lost) * price <= self._max_tokens
+        if not self._with_tokens and not self._unreported:
+            return self._reserved == 0
+        price = self._tokens / self._with_tokens if self._with_tokens else 0.0
+        return self._tokens + (reserved + self._lost) * price <= self._max_tokens
 
-    def begin(self, n: int) -> None:
-        """A request for `n` images leaves."""
-        self._asked += n
+    def reserve(self, n: int) -> None:
+        """Note that a request for `n` images starts."""
+        self._reserved += n
 
-    def end(self, n: int) -> None:
-        """It is over, whatever became of it."""
-        self._asked -= n
+    def release(self, n: int) -> None:
+        """Note that it is over."""
+        self._reserved -= n
 
-    def spend(self, images: int, tokens: float | None, *, answered: bool = True) -> None:
-        """Images may have been paid for; `tokens` is None where nobody told what they cost."""
+    def spend(self, images: int, tokens: float | None, *, responded: bool = True) -> None:
+        """Note images that may have been paid for; `tokens` is None if their cost is unknown."""
         self._images += images
         if tokens is not None:
-            self._priced += images
+            self._with_tokens += images
             self._tokens += tokens
-        elif answered:
-            self._silent = True
+        elif responded:
+            self._unreported = True
         else:
             self._lost += images
 
-    def take_back(self, images: int) -> None:
-        """Images that count as lost are asked for again, of a server that bills their key once."""
+    def resume(self, images: int) -> None:
+        """Note that lost images are requested again, and billed once for their idempotency key."""
         self._images -= images
         self._lost -= images
 
     def fail(self) -> None:
-        """An item has failed."""
+        """Note that an item has failed."""
         self._errors += 1
+
+
+class CostBudget:
+    """The money that a run has spent, and that its requests in flight may spend.
+
+    Each request reserves its worst case before it is sent, and settles its cost afterwards; so the
+    limit is never exceeded, however many are in flight. A request of unknown cost costs what it has
+    reserved.
+
+    Args:
+        max_cost: The limit. None: no limit.
+        spent: What may have been spent before.
+    """
+
+    def __init__(self, max_cost: Decimal | None, *, spent: Decimal = _ZERO) -> None:
+        if max_cost is not None and not (max_cost.is_finite() and max_cost > 0):
+            raise ConfigurationError("max_cost must be more than 0.")
+        self._max_cost = max_cost
+        self.spent = _amount(spent)
+        self.reserved = _ZERO
+
+    @property
+    def remaining(self) -> Decimal | None:
+        """What a further request may reserve, 0 if nothing; None without a limit."""
+        if self._max_cost is None:
+            return None
+        return max(_ZERO, self._max_cost - self.spent - self.reserved)
+
+    def may_fit(self, worst: Decimal) -> bool:
+        """Return whether a request would fit if those in flight cost nothing."""
+        return self._max_cost is None or self.spent + _amount(worst) <= self._max_cost
+
+    def reserve(self, worst: Decimal) -> bool:
+        """Reserve the worst case of a request; return False if it is too much."""
+        worst = _amount(worst)
+        if self.remaining is not None and worst > self.remaining:
+            return False
+        self.reserved += worst
+        return True
+
+    def settle(self, worst: Decimal, cost: Decimal | None) -> None:
+        """Replace the reservation of a request by its cost; None if that is unknown."""
+        self.reserved -= _amount(worst)
+        self.spent += _amount(worst if cost is None else cost)
+
+
+def _amount(value: Decimal) -> Decimal:
+    if not (value.is_finite() and value >= 0):
+        raise ValueError(f"an amount of money cannot be {value}")
+    return value
+
+
+def fatal_reason(error: ElkImagesError | None) -> FatalReason | None:
+    """Return why every further request would fail like this one; None if it would not."""
+    match error:
+        case ConfigurationError():
+            return "configuration"
+        case AuthenticationError():
+            return "authentication"
+        case QuotaExceededError():
+            return "quota"
+        case ConnectError(phase="dns" | "tls"):
+            return "dns" if error.phase == "dns" else "tls"
+        case APIError(status=407):
+            return "proxy"
+    return None

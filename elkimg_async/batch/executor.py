@@ -1,300 +1,348 @@
-"""One request of a run, from the journal's first line about it to the last."""
+"""One job from its first record to its last: sending, downloading, saving; shared by `map` and Ray.
+
+What a job's store keeps, and where, is its own affair: `RunStore` for a run of `map`, `SharedStore`
+for workers on Ray, `NoStore` where images go back to the caller and nothing is recorded.
+"""
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import anyio
-import anyio.to_thread
 import msgspec
 
 from elkimg_async.batch.budget import Budget
-from elkimg_async.batch.journal import (
-    Answered,
-    Done,
-    Failed,
-    File,
-    Made,
-    Sent,
-    Waiting,
-    write_error,
-)
-from elkimg_async.batch.planner import Order, Outcome, paths_of, size_of
-from elkimg_async.batch.run import MapItem
-from elkimg_async.batch.storage import Folder, Ledger, ManifestLine, stem_of
+from elkimg_async.batch.job import Job, JobResult
+from elkimg_async.batch.journal import MadeRecord, PendingImage, ResponseRecord, SavedFile
+from elkimg_async.batch.storage import Slots, response_fields
 from elkimg_async.errors import (
     APIError,
     BatchError,
+    BatchStoppedError,
     DownloadError,
     ElkImagesError,
 )
+from elkimg_async.hooks import AttemptStarted
 from elkimg_async.image import Image
+from elkimg_async.sansio.requests import EditRequest
 from elkimg_async.sansio.responses import ImagesResponse
 from elkimg_async.sansio.retry import is_in_flight
 
 IN_FLIGHT_PAUSE = 0.5
-"""Seconds between two questions for what the attempt of an earlier run is still making."""
+"""Seconds between two requests for what the attempt of an earlier run is still producing."""
 IN_FLIGHT_LIMIT = 600.0
-"""Seconds after which it is not asked for any more; no image takes longer."""
+"""Seconds after which no further one is sent; no image takes longer."""
 
 T = TypeVar("T")
-Slots = list[tuple[int, Image]]
 
 
-class Worker:
-    """Does orders, any number side by side.
+class JobStore(Protocol):
+    """Where the records and images of jobs are kept. Methods raise OSError if the disk fails."""
+
+    @property
+    def keeps_files(self) -> bool:
+        """Whether images are saved as files."""
+        ...
+
+    async def begin(self, job: Job) -> None:
+        """Record that a request is about to be sent."""
+
+    async def save(self, job: Job, slots: Slots, *, many: bool) -> tuple[SavedFile, ...]:
+        """Save images of a response, which has one or `many`."""
+        ...
+
+    async def note_pending(self, job: Job, record: MadeRecord, elapsed: float) -> None:
+        """Record where images are that are not downloaded yet."""
+
+    async def finish(
+        self, job: Job, record: MadeRecord, error: ElkImagesError | None, elapsed: float
+    ) -> None:
+        """Record the end of a job, good or bad."""
+
+
+class NoStore:
+    """A store that keeps nothing."""
+
+    keeps_files = False
+
+    async def begin(self, job: Job) -> None:
+        """Record nothing."""
+
+    async def save(self, job: Job, slots: Slots, *, many: bool) -> tuple[SavedFile, ...]:
+        """Save nothing."""
+        return ()
+
+    async def note_pending(self, job: Job, record: MadeRecord, elapsed: float) -> None:
+        """Record nothing."""
+
+    async def finish(
+        self, job: Job, record: MadeRecord, error: ElkImagesError | None, elapsed: float
+    ) -> None:
+        """Record nothing."""
+
+
+class SendGate:
+    """A gate that can be closed for jobs that wait for their turn, and not for those being sent."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[asyncio.Task[Any] | None, anyio.CancelScope] = {}
+        self._closed: ElkImagesError | None = None
+
+    def observe(self, record: object) -> None:
+        """Note that the current task has got its turn; a hook of the client."""
+        if isinstance(record, AttemptStarted):
+            self._waiting.pop(asyncio.current_task(), None)
+
+    def close(self, error: ElkImagesError) -> None:
+        """Let nothing more be sent; what waits for its turn fails, and names this error."""
+        self._closed = error
+        for scope in self._waiting.values():
+            scope.cancel()
+
+    async def run(self, call: Coroutine[Any, Any, T]) -> T:
+        """Run a call unless the gate is closed before its first attempt starts.
+
+        Raises:
+            BatchStoppedError: If the gate is closed; nothing was sent.
+        """
+        task = asyncio.current_task()
+        if self._closed is None:
+            with anyio.CancelScope() as scope:
+                self._waiting[task] = scope
+                try:
+                    return await call
+                finally:
+                    self._waiting.pop(task, None)
+        call.close()
+        raise BatchStoppedError(f"Not sent, because the run has stopped: {self._closed}")
+
+
+class Sender:
+    """The calls of a client that send jobs.
 
     Args:
         generate: `AsyncImages.generate`.
-        connect: teaches an image to fetch its URL.
-        headers: further headers of every request.
-        stream: whether answers are streamed.
-        ledger: the journal and the manifest.
-        folder: where images go; None leaves them in the result.
-        budget: is told what was spent.
+        edit: `AsyncImages.edit`.
+        connect: Enables an image to download its URL.
+        headers: Further headers of every request.
+        stream: Whether responses are streamed.
+        gate: Ends jobs that wait for their turn when the run stops. None: there is none.
     """
 
     def __init__(
         self,
         *,
         generate: Callable[..., Any],
+        edit: Callable[..., Any],
         connect: Callable[[Image], None],
         headers: Mapping[str, str],
         stream: bool,
-        ledger: Ledger,
-        folder: Folder | None,
-        budget: Budget,
+        gate: SendGate | None = None,
     ) -> None:
-        self._generate, self._connect = generate, connect
-        self._headers, self._stream = headers, stream
-        self._ledger, self._folder, self._budget = ledger, folder, budget
+        self._generate, self._edit = generate, edit
+        self.connect, self._headers, self._stream = connect, headers, stream
+        self.gate = gate or SendGate()
 
-    async def do(self, order: Order) -> Outcome:
-        """Do one order. Once its answer is here, cancelling waits until that is on the disk.
-
-        Raises:
-            JournalError: by the file system; nothing can be noted any more.
-        """
-        record = order.record
-        if isinstance(record, Answered) and record.urls:  # made and paid for: only fetch it
-            slots = slots_of(record.urls, self._connect)
-            if self._folder is not None:
-                return await self._keep(order, _as(Made, record), slots, None)
-            return _hand_over(
-                order, record, ImagesResponse((image for _, image in slots), usage=record.usage)
-            )
-        if order.again is None:
-            await self._ledger.commit(Sent(**order.fields(), images=order.n))
-        try:
-            response = await self._answer(order)
-        except ElkImagesError as error:
-            return await self._fail(order, error)
-        tokens = response.usage.total_tokens if response.usage else None
-        self._budget.spend(len(response), tokens)
-        made = Made(
-            **order.fields(),
-            images=len(response),
-            usage=response.usage,
-            meta=response.meta,
-        )
-        if self._folder is not None:
-            return await self._keep(order, made, list(enumerate(response)), response)
-        return _hand_over(order, made, response)
-
-    async def _answer(self, order: Order) -> ImagesResponse:
-        """Ask, and while the attempt of an earlier run is still being answered, ask again."""
-        since = time.monotonic()
+    async def send(self, job: Job) -> ImagesResponse:
+        """Send a job; while an earlier attempt of it is still being processed, send it again."""
+        began = time.monotonic()
         while True:
             try:
-                return await self._ask(order)
+                return await self.gate.run(self._send_once(job))
             except APIError as error:
-                waited = time.monotonic() - since
-                earlier = order.record is not None or error.billing == "unknown"
-                if not (earlier and is_in_flight(error)):
+                repeated = job.repeated or error.billing == "unknown"
+                if not (repeated and is_in_flight(error)):
                     raise
-                if waited > IN_FLIGHT_LIMIT:
-                    error.billing = (
-                        "unknown"  # the earlier attempt may still make it, under its key
-                    )
+                if time.monotonic() - began > IN_FLIGHT_LIMIT:
+                    error.billing = "unknown"  # the earlier attempt may still produce the image
                     raise
             await asyncio.sleep(IN_FLIGHT_PAUSE)
 
-    async def _ask(self, order: Order) -> ImagesResponse:
+    async def _send_once(self, job: Job) -> ImagesResponse:
         headers = dict(self._headers)
-        if order.key is not None:
+        if job.idempotency_key is not None:
             headers = {name: headers[name] for name in headers if name.lower() != "idempotency-key"}
-            headers["Idempotency-Key"] = order.key
-        call = self._generate(order.request, stream=self._stream, extra_headers=headers)
+            headers["Idempotency-Key"] = job.idempotency_key
+        call = self._call(job)(stream=self._stream, extra_headers=headers)
         if not self._stream:
             response: ImagesResponse = await call
             return response
         async with call as stream:
             response = await stream.result()
-        return response  # noqa: RET504 - a type, which `generate` hides
+        return response  # noqa: RET504 - a type, which the call hides
 
-    async def _fail(self, order: Order, error: ElkImagesError) -> Outcome:
-        """Note a failure, and keep the good images that came with it: they are paid for."""
-        if order.again is not None and error.billing in ("not_sent", "refused"):
-            error.billing = "unknown"  # the earlier attempt may have made it, under the same key
-        spent = order.n if error.billing in ("unknown", "billed") else 0
-        self._budget.spend(spent, None, answered=False)
-        made = Made(**order.fields(), images=spent)
-        if self._folder is not None:
+    def _call(self, job: Job) -> Callable[..., Any]:
+        if not isinstance(job.request, EditRequest):
+            return partial(self._generate, job.request)
+        fields = msgspec.structs.asdict(job.request)
+        options = {name: value for name, value in fields.items() if value is not None}
+        return partial(self._edit, options.pop("image"), options.pop("prompt"), **options)
+
+
+class Executor:
+    """Executes jobs, any number at a time.
+
+    Args:
+        sender: Sends them.
+        store: Keeps their records and images.
+        budget: Is notified of what was spent. None: nothing is.
+    """
+
+    def __init__(self, sender: Sender, store: JobStore, budget: Budget | None = None) -> None:
+        self._sender, self._store = sender, store
+        self._budget = budget or Budget()
+
+    async def execute(self, job: Job) -> JobResult:
+        """Execute one job. Once its response is here, cancelling waits until that is on disk.
+
+        Raises:
+            JournalError: If nothing can be recorded any more.
+        """
+        began, known = time.monotonic(), job.record
+        if isinstance(known, ResponseRecord) and known.urls:  # made and paid for: only download it
+            slots = self._pending_slots(known.urls)
+            made = MadeRecord(**response_fields(known))
+            if self._store.keeps_files:
+                return await self._keep(job, made, slots, None, began)
+            response = ImagesResponse((image for _, image in slots), usage=known.usage)
+            if made.meta is not None:
+                response.meta = made.meta
+            return JobResult(job=job, record=made, response=response, elapsed=_since(began))
+        await self._store.begin(job)
+        try:
+            response = await self._sender.send(job)
+        except ElkImagesError as error:
+            return await self._fail(job, error, began)
+        tokens = response.usage.total_tokens if response.usage else None
+        self._budget.spend(len(response), tokens)
+        made = MadeRecord(
+            **job.record_fields(),
+            images=len(response),
+            usage=response.usage,
+            meta=response.meta,
+        )
+        if self._store.keeps_files:
+            return await self._keep(job, made, list(enumerate(response)), response, began)
+        return JobResult(job=job, record=made, response=response, elapsed=_since(began))
+
+    async def _fail(self, job: Job, error: ElkImagesError, began: float) -> JobResult:
+        """Record a failure, and save the good images that came with it: they are paid for."""
+        if job.resumes is not None and error.billing in ("not_sent", "refused"):
+            error.billing = (
+                "unknown"  # the earlier attempt may have made it, under the same idempotency key
+            )
+        spent = job.n if error.billing in ("unknown", "billed") else 0
+        self._budget.spend(spent, None, responded=False)
+        made = MadeRecord(**job.record_fields(), images=spent)
+        if self._store.keeps_files:
             good = [image for image in getattr(error, "images", ()) if image.content]
             try:
-                files = await _shielded(self._save(order, list(enumerate(good)), many=True))
+                files = await _shielded(self._save(job, list(enumerate(good)), many=True))
             except OSError as problem:
-                return await self._lose(order, made, problem, None)
+                return await self._fail_on_disk(job, made, problem, None, began)
             made = msgspec.structs.replace(made, files=files)
-        return await self._end_badly(order, made, error)
+        return await self._end(job, made, error, began)
 
     async def _keep(
-        self, order: Order, made: Made, slots: Slots, response: ImagesResponse | None
-    ) -> Outcome:
-        """Bring the images of an answer to the disk; those behind URLs after noting where they are."""
-        here, left = divide(slots)
-        save = partial(self._save, order, many=made.images > 1)
-        try:
-            made = _with(made, await _shielded(save(here)), waiting(left))
-            if left and response is not None:
-                await _shielded(self._ledger.commit(made))
-            saved, urls, failure = await fetch(left, save)
-        except OSError as problem:
-            return await self._lose(order, made, problem, response)
-        made = _with(made, saved, urls)
-        if failure is not None:
-            return await self._end_badly(order, made, failure)
-        return await _shielded(self._end_well(order, made))
-
-    async def _save(self, order: Order, slots: Slots, *, many: bool) -> tuple[File, ...]:
-        if not slots:
-            return ()
-        folder, stem = self._folder, stem_of(order.index, order.request.prompt)
-        assert folder is not None
-
-        def write() -> tuple[File, ...]:
-            return tuple(
-                folder.write(f"{stem}-{position + 1}" if many else stem, image, position)
-                for position, image in slots
-            )
-
-        return await anyio.to_thread.run_sync(write)
-
-    async def _end_well(self, order: Order, made: Made) -> Outcome:
-        done = _as(Done, made)
-        files = sorted(made.files, key=lambda file: file.position)
-        parameters = order.request.fields() | (order.request.extra_body or {})
-        parameters.pop("prompt", None)
-        line = ManifestLine(
-            index=order.index,
-            prompt=order.request.prompt,
-            parameters=parameters,
-            files=files,
-            usage=made.usage,
-            request_id=made.meta.request_id if made.meta else None,
-            key=order.key,
-        )
-        await self._ledger.commit(done, line)
-        item = _item(order, made, paths=paths_of(self._folder, made.files))
-        return Outcome(item=item, images=len(files), size=size_of(made.files))
-
-    async def _end_badly(
         self,
-        order: Order,
-        made: Made,
-        error: ElkImagesError,
-        response: ImagesResponse | None = None,
-        stop: BaseException | None = None,
-    ) -> Outcome:
-        fields = {name: getattr(made, name) for name in Made.__struct_fields__}
-        attempts = made.meta.attempts if made.meta else error.attempts
-        await self._ledger.commit(Failed(**fields, error=write_error(error), attempts=attempts))
-        paths = paths_of(self._folder, made.files)
-        item = _item(order, made, error=error, attempts=attempts, paths=paths, result=response)
-        return Outcome(item=item, stop=stop)
+        job: Job,
+        made: MadeRecord,
+        slots: Slots,
+        response: ImagesResponse | None,
+        began: float,
+    ) -> JobResult:
+        """Save the images of a response; those behind URLs after recording where they are."""
+        here = [(position, image) for position, image in slots if image.content is not None]
+        away = [(position, image) for position, image in slots if image.content is None]
+        save = partial(self._save, job, many=made.images > 1)
+        end = partial(self._end, urls=tuple(image.url for _, image in slots if image.url))
+        try:
+            made = _with(made, await _shielded(save(here)), _pending(away))
+            if away and response is not None:
+                await _shielded(self._store.note_pending(job, made, _since(began)))
+            files, urls, failure = await _download(away, save)
+            made = _with(made, files, urls)
+            if failure is not None:
+                return await end(job, made, failure, began)
+            return await _shielded(end(job, made, None, began))
+        except OSError as problem:
+            return await self._fail_on_disk(job, made, problem, response, began)
 
-    async def _lose(
-        self, order: Order, made: Made, problem: OSError, response: ImagesResponse | None
-    ) -> Outcome:
-        """The disk takes nothing more: give what there is, and stop before more is paid for."""
+    async def _save(self, job: Job, slots: Slots, *, many: bool) -> tuple[SavedFile, ...]:
+        return await self._store.save(job, slots, many=many) if slots else ()
+
+    async def _end(
+        self,
+        job: Job,
+        made: MadeRecord,
+        error: ElkImagesError | None,
+        began: float,
+        urls: tuple[str, ...] = (),
+    ) -> JobResult:
+        await self._store.finish(job, made, error, _since(began))
+        return JobResult(job=job, record=made, urls=urls, error=error, elapsed=_since(began))
+
+    async def _fail_on_disk(
+        self,
+        job: Job,
+        made: MadeRecord,
+        problem: OSError,
+        response: ImagesResponse | None,
+        began: float,
+    ) -> JobResult:
+        """Hand over what there is, and stop before more is paid for."""
         error = BatchError(
-            f"The image was made, but cannot be saved: {problem.strerror}. Mend that, and start the "
+            f"The image was made, but cannot be saved: {problem.strerror}. Fix that, and start the "
             "same run again.",
             billing="billed",
         )
         error.request_id = made.meta.request_id if made.meta else None
-        return await self._end_badly(order, made, error, response, stop=error)
+        result = await self._end(job, made, error, began)
+        return msgspec.structs.replace(result, response=response, stop=error)
+
+    def _pending_slots(self, urls: Sequence[PendingImage]) -> Slots:
+        slots = [(pending.position, Image(url=pending.url)) for pending in urls]
+        for _, image in slots:
+            self._sender.connect(image)
+        return slots
 
 
-def _as(kind: Any, record: Answered) -> Any:
-    return kind(**{name: getattr(record, name) for name in Answered.__struct_fields__})
+def _since(began: float) -> float:
+    return time.monotonic() - began
 
 
-def _with(made: Made, files: tuple[File, ...], urls: tuple[Waiting, ...]) -> Made:
+def _with(
+    made: MadeRecord, files: tuple[SavedFile, ...], urls: tuple[PendingImage, ...]
+) -> MadeRecord:
     return msgspec.structs.replace(made, files=made.files + files, urls=urls)
 
 
-def divide(slots: Slots) -> tuple[Slots, Slots]:
-    """The images that are here, and those that wait at their URLs."""
-    here = [(position, image) for position, image in slots if image.content is not None]
-    left = [(position, image) for position, image in slots if image.content is None]
-    return here, left
+def _pending(slots: Slots) -> tuple[PendingImage, ...]:
+    return tuple(PendingImage(position, image.url or "") for position, image in slots)
 
 
-def waiting(slots: Slots) -> tuple[Waiting, ...]:
-    """Where images wait."""
-    return tuple(Waiting(position, image.url or "") for position, image in slots)
-
-
-def slots_of(urls: tuple[Waiting, ...], connect: Callable[[Image], None]) -> Slots:
-    """The images that wait there; `connect` teaches each to fetch its URL."""
-    slots = [(where.position, Image(url=where.url)) for where in urls]
-    for _, image in slots:
-        connect(image)
-    return slots
-
-
-async def fetch(
-    slots: Slots, save: Callable[[Slots], Coroutine[Any, Any, tuple[File, ...]]]
-) -> tuple[tuple[File, ...], tuple[Waiting, ...], DownloadError | None]:
-    """Fetch images and `save` each; gives the files, what still waits at its URL, and why."""
-    files: tuple[File, ...] = ()
-    left: Slots = []
+async def _download(
+    slots: Slots, save: Callable[[Slots], Coroutine[Any, Any, tuple[SavedFile, ...]]]
+) -> tuple[tuple[SavedFile, ...], tuple[PendingImage, ...], DownloadError | None]:
+    """Download images and `save` each; return the files, what is still pending, and why."""
+    files: tuple[SavedFile, ...] = ()
+    pending: list[tuple[int, Image]] = []
     failure: DownloadError | None = None
     for position, image in slots:
         try:
             await image.read()
         except DownloadError as error:
             failure = error
-            left.append((position, image))
+            pending.append((position, image))
         else:
             files += await _shielded(save([(position, image)]))
-    return files, waiting(left), failure
+    return files, _pending(pending), failure
 
 
 async def _shielded(step: Coroutine[Any, Any, T]) -> T:
-    """Do a step to its end, even where the run is being cancelled."""
+    """Run a step to its end, even if the run is being cancelled."""
     with anyio.CancelScope(shield=True):
         return await step
-    raise AssertionError("nobody cancels this scope")
-
-
-def _hand_over(order: Order, made: Answered, response: ImagesResponse) -> Outcome:
-    """The outcome whose images nobody saves here; the journal learns of it when the caller takes it."""
-    if made.meta is not None and not hasattr(response, "meta"):
-        response.meta = made.meta
-    return Outcome(
-        item=_item(order, made, result=response),
-        images=len(response),
-        size=sum(len(image.content or b"") for image in response),
-        record=msgspec.structs.replace(_as(Done, made), urls=()),
-    )
-
-
-def _item(order: Order, made: Answered, **fields: Any) -> MapItem:
-    fields.setdefault("attempts", made.meta.attempts if made.meta else 0)
-    return MapItem(
-        index=order.index, request=order.request, usage=made.usage, meta=made.meta, **fields
-    )
+    raise AssertionError("nothing cancels this scope")

@@ -1,11 +1,11 @@
-"""The journal of a run: its records, one line of JSON each, and what a file of them leaves to be done.
+"""The journal of a run: its records, one line of JSON each, and what a file of them says.
 
-A run of `map` appends a line before a request leaves (`sent`), where its answer has only addresses
-of images (`made`), and when it is over (`done`, `failed`). The last line of an index holds for it.
-Each `sent` is an attempt that may have been paid for: what comes after it says what it cost, and
-where nothing does, it may have cost all that it asked for.
-The file may be a hundred thousand lines long, and its process may have died at any byte, so
-reading it takes one pass, keeps nine bytes for each request, and forgives only the end of the file.
+A run of `map` appends a line before a request is sent (`sent`), when its response has only URLs of
+images (`made`), and when it is over (`done`, `failed`). The last line of an index holds for it.
+Each `sent` is an attempt that may have been paid for: the next line says what it cost, and without
+one it may have cost everything it requested. The file may be a hundred thousand lines long, and its
+process may have died at any byte, so reading it takes one pass, keeps nine bytes for each request,
+and tolerates damage at the end of the file only.
 """
 
 import hashlib
@@ -16,9 +16,11 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 from elkimg_async import errors
+from elkimg_async.batch.names import input_names
+from elkimg_async.batch.rows import encode_plain
 from elkimg_async.errors import ElkImagesError, InvalidRequestError, JournalError
 from elkimg_async.sansio.encode import generate as encode_generate
-from elkimg_async.sansio.requests import GenerateRequest
+from elkimg_async.sansio.requests import EditRequest, GenerateRequest, ImageRequest
 from elkimg_async.sansio.responses import Meta, Usage
 
 VERSION = 1
@@ -27,15 +29,15 @@ MAX_GAP = 1_000_000
 """How far an index may lie beyond all others before the line counts as broken."""
 
 
-class Header(msgspec.Struct, frozen=True, tag_field="type", tag="journal"):
+class JournalHeader(msgspec.Struct, frozen=True, tag_field="type", tag="journal"):
     """The first line. `fingerprint` is the version of the rule behind each `hash`."""
 
     version: int = VERSION
     fingerprint: int = FINGERPRINT_VERSION
 
 
-class File(msgspec.Struct, frozen=True):
-    """An image in the output folder. `position` counts the images of its answer from 0."""
+class SavedFile(msgspec.Struct, frozen=True):
+    """An image in the output folder. `position` counts the images of its response from 0."""
 
     position: int
     name: str
@@ -43,95 +45,99 @@ class File(msgspec.Struct, frozen=True):
     sha256: str
 
 
-class Waiting(msgspec.Struct, frozen=True):
-    """An image that still waits at its address."""
+class PendingImage(msgspec.Struct, frozen=True):
+    """An image that has not been downloaded from its URL."""
 
     position: int
     url: str
 
 
-class Record(
-    msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=str.lower, omit_defaults=True
+class JournalRecord(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True
 ):
     """What every line after the first holds.
 
-    `hash` is the request's fingerprint, None for an item that is no request. `key` is the
-    Idempotency-Key that it is sent with, None where none is.
+    `hash` is the request's fingerprint, None for an item that is not a request. `idempotency_key`
+    is None if none is sent. `id` and `metadata` are those of the row, for other programs: they are
+    not read back.
     """
 
     index: int
     hash: str | None = None
-    key: str | None = None
+    idempotency_key: str | None = msgspec.field(name="key", default=None)
+    id: str | int | None = None
+    metadata: dict[str, Any] | None = None
 
 
-class Sent(Record, frozen=True, kw_only=True):
-    """The request is about to leave.
+class SentRecord(JournalRecord, frozen=True, kw_only=True, tag="sent"):
+    """The request is about to be sent.
 
-    `images` is how many may be paid for if nothing more is heard of it: as many as it asks for, and none
-    where an earlier record tells of them. Journals of before do not say: one.
+    `images` is how many may be paid for if nothing more is heard of it. Journals of early versions
+    do not have it: one.
     """
 
     images: int = 1
 
 
-class Answered(Record, frozen=True, kw_only=True):
-    """What is known of an answer. `images` is how many may have been paid for."""
+class ResponseRecord(JournalRecord, frozen=True, kw_only=True):
+    """What is known of a response. `images` is how many may have been paid for."""
 
     images: int = 0
-    files: tuple[File, ...] = ()
-    urls: tuple[Waiting, ...] = ()
+    files: tuple[SavedFile, ...] = ()
+    urls: tuple[PendingImage, ...] = ()
     usage: Usage | None = None
     meta: Meta | None = None
 
 
-class Made(Answered, frozen=True, kw_only=True):
-    """The images are made, and those of `urls` are not fetched yet."""
+class MadeRecord(ResponseRecord, frozen=True, kw_only=True, tag="made"):
+    """The images are made, and those of `urls` are not downloaded yet."""
 
 
-class Done(Answered, frozen=True, kw_only=True):
-    """The request is finished, its files whole and on the disk."""
+class DoneRecord(ResponseRecord, frozen=True, kw_only=True, tag="done"):
+    """The request is finished, its files whole and on disk."""
 
 
-class Failed(Answered, frozen=True, kw_only=True):
-    """The request failed; with `urls`, only fetching its images did."""
+class FailedRecord(ResponseRecord, frozen=True, kw_only=True, tag="failed"):
+    """The request failed; with `urls`, only downloading its images did."""
 
     error: dict[str, Any] = {}
     attempts: int = 0
 
 
-AnyRecord: TypeAlias = Sent | Made | Done | Failed
+AnyRecord: TypeAlias = SentRecord | MadeRecord | DoneRecord | FailedRecord
 State = Literal["new", "sent", "made", "done", "failed"]
 
 _STATES: tuple[State, ...] = ("new", "sent", "made", "done", "failed")
-_CODES = {Sent: 1, Made: 2, Done: 3, Failed: 4}
-_MADE = {2, 5}  # 5: failed, but only to fetch what was made
+_CODES = {SentRecord: 1, MadeRecord: 2, DoneRecord: 3, FailedRecord: 4}
+_UNFETCHED = 5  # failed, but only to download what was made
+_COUNTED = {2, _UNFETCHED}
 _NAMES = (*_STATES, "failed")
 _BROKEN = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
-
-def encode(record: Header | AnyRecord) -> bytes:
-    """The line of a record."""
-    return msgspec.json.encode(record) + b"\n"
-
-
-_decode_header = msgspec.json.Decoder(Header).decode
+_encoder = msgspec.json.Encoder(enc_hook=encode_plain)
+_decode_header = msgspec.json.Decoder(JournalHeader).decode
 _decode_record: Callable[[bytes], AnyRecord] = msgspec.json.Decoder(AnyRecord).decode
 
 
+def encode(record: msgspec.Struct) -> bytes:
+    """Return the line of a record."""
+    return _encoder.encode(record) + b"\n"
+
+
 def decode_record(line: bytes) -> AnyRecord:
-    """The record of a line that a `Replay` has taken before."""
+    """Return the record of a line that a `JournalIndex` has accepted."""
     return _decode_record(line)
 
 
-class Replay:
-    """Takes the lines of a journal in order; tells what became of each request, and where that stands.
+class JournalIndex:
+    """The state of each request according to a journal, and where in the file its last record is.
 
     Attributes:
-        end: how many bytes of the file are good; what follows is the torn end of a killed process.
-        unended: whether the last good line lacks its line feed.
-        images: how many images the run may have paid for.
-        lost: how many of them nobody told the tokens of, since no answer came.
-        tokens: how many tokens the servers told.
+        end: How many bytes of the file are good; what follows is the torn end of a killed process.
+        unended: Whether the last good line lacks its line feed.
+        images: How many images the run may have paid for.
+        lost: How many of them no response has reported the tokens of.
+        tokens: How many tokens the server has reported.
     """
 
     def __init__(self) -> None:
@@ -142,7 +148,7 @@ class Replay:
         self._lines = 0
         self._offsets = array("q")
         self._codes = bytearray()
-        self._open: dict[int, int] = {}  # what each `sent` without an answer may cost
+        self._open: dict[int, int] = {}  # what each `sent` without a response may cost
 
     def __len__(self) -> int:
         return len(self._codes)
@@ -153,51 +159,51 @@ class Replay:
         return self._lines == 0
 
     def feed(self, line: bytes) -> None:
-        """Take the next line, its line feed included; only the last may lack it.
+        """Add the next line, its line feed included; only the last may lack it.
 
         Raises:
-            JournalError: by whoever wrote the file: the line is broken, or no line of a journal.
+            JournalError: If the line is broken, or is not a line of a journal.
         """
         whole = line.endswith(b"\n")
         try:
             if self._lines:
-                self._note(_decode_record(line))
+                self._add(_decode_record(line))
             else:
                 _check_header(line)
         except _BROKEN:
             if whole or (self.empty and not _HEADER.startswith(line.rstrip(b"\0"))):
-                raise JournalError(self._complaint()) from None
+                raise JournalError(self._problem()) from None
             return
         self.end += len(line)
         self.unended = not whole
         self._lines += 1
 
-    def _complaint(self) -> str:
+    def _problem(self) -> str:
         if self.empty:
             return "This file is not a journal; choose another name for the journal."
         return (
-            f"Line {self._lines + 1} of the journal is broken. Mend or remove that line, or start anew "
-            "with another journal."
+            f"Line {self._lines + 1} of the journal is broken. Repair or remove that line, or use "
+            "another journal."
         )
 
-    def _note(self, record: AnyRecord) -> None:
+    def _add(self, record: AnyRecord) -> None:
         index = record.index
         if not 0 <= index <= len(self) + MAX_GAP:
-            raise msgspec.ValidationError("no index of a run")
+            raise msgspec.ValidationError("not an index of a run")
         if (missing := index + 1 - len(self)) > 0:
             self._offsets.extend([0] * missing)
             self._codes.extend(bytes(missing))
         code = _CODES[type(record)]
-        if isinstance(record, Sent):
+        if isinstance(record, SentRecord):
             self._open[index] = record.images
             self._count(record.images, lost=True)
         else:
             self._count(-self._open.pop(index, 0), lost=True)
-            if self._codes[index] not in _MADE:  # else it was counted then
+            if self._codes[index] not in _COUNTED:
                 self._count(record.images, lost=record.meta is None and record.usage is None)
                 self.tokens += (record.usage and record.usage.total_tokens) or 0
-            if isinstance(record, Failed) and record.urls:
-                code = 5
+            if isinstance(record, FailedRecord) and record.urls:
+                code = _UNFETCHED
         self._offsets[index] = self.end
         self._codes[index] = code
 
@@ -206,60 +212,73 @@ class Replay:
         self.lost += images if lost else 0
 
     def state(self, index: int) -> State:
-        """What became of a request."""
+        """Return the state of a request."""
         return _NAMES[self._codes[index]] if index < len(self) else "new"
 
     def offset(self, index: int) -> int | None:
-        """Where in the file the record of a request begins; None without one."""
+        """Return where in the file the last record of a request begins; None without one."""
         return self._offsets[index] if self.state(index) != "new" else None
 
 
-_HEADER, _HEADER_START = encode(Header()), b'{"type":"journal",'
+_HEADER, _HEADER_START = encode(JournalHeader()), b'{"type":"journal",'
 
 
 def _check_header(line: bytes) -> None:
     header = _decode_header(line)
     if not line.startswith(_HEADER_START):
-        raise msgspec.ValidationError("the header of something else")
+        raise msgspec.ValidationError("the header of another kind of file")
     if (header.version, header.fingerprint) != (VERSION, FINGERPRINT_VERSION):
         raise JournalError(
-            "This journal was written by another version of elkimg_async; go on with that one, or start "
-            "anew with another journal."
+            "This journal was written by another version of elkimg_async; continue with that "
+            "version, or use another journal."
         )
 
 
-def fingerprint(request: GenerateRequest, *, stream: bool) -> str:
-    """The same text for the same request, in every process; the order of keys does not count.
+def fingerprint(request: ImageRequest, *, stream: bool, inputs: str | None = None) -> str:
+    """Return the same text for the same request in every process, in any order of fields.
+
+    Args:
+        request: The request.
+        stream: Whether it is streamed, which makes it another request.
+        inputs: The hash of an edit's input files; it is separate, so that a changed file can be
+            distinguished from another request. None: there are none.
 
     Raises:
-        InvalidRequestError: by the caller, for what JSON cannot hold.
+        InvalidRequestError: If JSON cannot hold the request.
     """
-    content = [request.fields(), request.extra_body or {}, stream]
+    content: list[Any] = [request.fields(), request.extra_body or {}, stream]
+    if isinstance(request, EditRequest):
+        content.append(["edit", *input_names(request)])
     try:
         encoded = msgspec.json.encode(content, order="sorted")
     except (TypeError, ValueError, msgspec.MsgspecError, RecursionError):
-        encode_generate(request, stream=stream)  # which says what is wrong
+        if isinstance(request, GenerateRequest):
+            encode_generate(request, stream=stream)  # raises an error that names the field
         raise InvalidRequestError("The request cannot be written as JSON.") from None
-    return hashlib.sha256(encoded).hexdigest()[:32]
+    digest = hashlib.sha256(encoded).hexdigest()[:32]
+    return digest if inputs is None else f"{digest}-{inputs}"
 
 
-def check_same(record: AnyRecord, index: int, hash: str | None) -> None:
-    """Refuse to go on with a journal whose request at `index` was another one.
+def is_same(record: AnyRecord, index: int, hash: str | None) -> bool:
+    """Return whether a record is of this request; False if only its input files have changed.
 
-    An item that was no request may have been mended since.
+    An item that was not a request when the record was written may have been corrected since.
 
     Raises:
-        JournalError: by the caller, who gave other requests or another journal.
+        JournalError: If the record is of another request.
     """
-    if record.hash is not None and record.hash != hash:
-        raise JournalError(
-            f"The journal belongs to other requests: number {index} (counted from 0) was another one. "
-            "Start anew with another journal, or give the same requests with the same options; more may "
-            "follow at their end."
-        )
+    if record.hash is None or record.hash == hash:
+        return True
+    if hash is not None and record.hash.partition("-")[0] == hash.partition("-")[0]:
+        return "-" not in hash  # a file that cannot be read has no hash of its own
+    raise JournalError(
+        f"The journal belongs to other requests: number {index} (counted from 0) is different. "
+        "Use another journal, or pass the same requests with the same options; more may follow at "
+        "their end."
+    )
 
 
-_KEPT = [
+_ERROR_FIELDS = [
     "message",
     "request_id",
     "billing",
@@ -275,20 +294,20 @@ _KEPT = [
 
 
 def write_error(error: ElkImagesError) -> dict[str, Any]:
-    """An error as plain data; what it holds of bodies, headers and images is left out."""
-    kept = {name: getattr(error, name, None) for name in _KEPT}
-    return {"error": type(error).__name__} | {k: v for k, v in kept.items() if v is not None}
+    """Return an error as plain data, without its bodies, headers and images."""
+    fields = {name: getattr(error, name, None) for name in _ERROR_FIELDS}
+    return {"error": type(error).__name__} | {k: v for k, v in fields.items() if v is not None}
 
 
 def read_error(fields: Mapping[str, Any], *, attempts: int) -> ElkImagesError:
-    """The error that `write_error` wrote."""
+    """Return the error that `write_error` wrote."""
     name = fields.get("error")
     kind = getattr(errors, str(name)) if name in errors.__all__ else None
     if not (isinstance(kind, type) and issubclass(kind, ElkImagesError)):
         kind = ElkImagesError
     error = kind(str(fields.get("message", "")))
     error.attempts = attempts
-    for name in _KEPT[1:]:
+    for name in _ERROR_FIELDS[1:]:
         if name in fields and hasattr(error, name):
             setattr(error, name, fields[name])
     return error

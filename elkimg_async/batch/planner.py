@@ -1,79 +1,54 @@
-"""From an item of the input, and what the journal knows of it, to what is to be done."""
+"""From an item of the input, and what the journal knows of it, to what has to be done."""
 
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from elkimg_async.batch.inputs import full_fingerprint
+from elkimg_async.batch.job import Job
 from elkimg_async.batch.journal import (
-    Answered,
     AnyRecord,
-    Done,
-    Failed,
-    File,
-    Sent,
-    check_same,
+    DoneRecord,
+    FailedRecord,
+    SentRecord,
     fingerprint,
+    is_same,
     read_error,
     write_error,
 )
+from elkimg_async.batch.names import job_stem
+from elkimg_async.batch.rows import Row, has_inputs, read_row
 from elkimg_async.batch.run import MapItem
-from elkimg_async.batch.storage import Folder
+from elkimg_async.batch.storage import OutputFolder
 from elkimg_async.config import IdempotencyMode
-from elkimg_async.errors import InvalidRequestError
-from elkimg_async.sansio.requests import GenerateRequest, make_request
+from elkimg_async.errors import ElkImagesError, InvalidRequestError
+from elkimg_async.sansio.requests import EditRequest, GenerateRequest
 
 
-class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """One request to be done. `record` is the journal's last about it; None where it knows none.
+class Delivery(msgspec.Struct, frozen=True, kw_only=True):
+    """An item that is ready for the user of a run, and the record to write when it is taken.
 
-    `again` is the attempt of an earlier run that was left without an answer, where the server is known to
-    replay its key: to go on with it costs nothing more. None where an attempt costs what it costs.
+    `images` and `size` count its images and their bytes.
     """
-
-    index: int
-    request: GenerateRequest
-    hash: str | None = None
-    key: str | None = None
-    record: AnyRecord | None = None
-    again: Sent | None = None
-
-    @property
-    def n(self) -> int:
-        """How many images it asks for: none, where they are made and only to be fetched."""
-        if isinstance(self.record, Answered) and self.record.urls:
-            return 0
-        n = (self.request.extra_body or {}).get("n", self.request.n)
-        return n if type(n) is int and n > 0 else 1
-
-    def fields(self) -> dict[str, Any]:
-        """What every record of it holds."""
-        return {"index": self.index, "hash": self.hash, "key": self.key}
-
-
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of an order: the item, its images and their bytes, and the record still to be written."""
 
     item: MapItem
     images: int = 0
     size: int = 0
     record: AnyRecord | None = None
-    stop: BaseException | None = None
-    """Why the run cannot go on after it; None if it can."""
 
 
-class Desk:
-    """Takes the items of the input in order; an `InvalidRequestError` stands for one that could not be read.
+class Planner:
+    """The decision of what each item of the input needs; items come in order.
 
     Args:
-        defaults: the fields of a request for those that do not say otherwise.
-        stream: whether requests ask for streams, which makes them other requests.
-        idempotency: whether requests have an Idempotency-Key, and the server is known to replay it.
-        skip_failed: whether what has failed before stays so.
-        known: the journal's last record of an index; None without a journal.
-        folder: where the files of finished requests are.
+        defaults: The fields of requests that do not have their own.
+        stream: Whether requests are streamed, which makes them other requests.
+        idempotency: Whether requests have an Idempotency-Key, and the server is known to replay it.
+        skip_failed: Whether what has failed before stays failed.
+        known: Returns the journal's last record of an index. None: there is no journal.
+        folder: Where the files of finished requests are. None: nowhere.
     """
 
     def __init__(
@@ -84,88 +59,122 @@ class Desk:
         idempotency: IdempotencyMode,
         skip_failed: bool,
         known: Callable[[int], AnyRecord | None] | None,
-        folder: Folder | None,
+        folder: OutputFolder | None,
     ) -> None:
         self._defaults, self._stream, self._idempotency = defaults, stream, idempotency
         self._skip_failed, self._known, self._folder = skip_failed, known, folder
 
-    def take(self, index: int, given: Any) -> Order | Outcome:
-        """What is to be done for an item, or what has become of it already.
+    def reads_files(self, item: Any) -> bool:
+        """Return whether `plan` reads files for this item, and belongs into a worker thread."""
+        return self._known is not None and has_inputs(item)
+
+    def plan(self, index: int, item: Any) -> Job | Delivery:
+        """Return the job that an item needs, or the item itself if nothing has to be done.
 
         Raises:
-            JournalError: by the caller; the journal belongs to other requests.
+            JournalError: If the journal belongs to other requests.
         """
+        row = read_row(item)
         record = self._known(index) if self._known else None
-        mark = None
+        digest = request = None
         try:
-            request = self._request(given)
+            request = row.request(self._defaults)
             if self._known:
-                mark = fingerprint(request, stream=self._stream)
+                digest = fingerprint(request, stream=self._stream)
+                if isinstance(request, EditRequest):
+                    digest = full_fingerprint(request, stream=self._stream)
         except InvalidRequestError as error:
-            if record is not None:
-                check_same(record, index, None)
-            failed = Failed(index=index, error=write_error(error))
-            return Outcome(
-                item=MapItem(index=index, request=None, error=error),
-                record=None if record == failed else failed,
-            )
+            return self._invalid(index, row, request, digest, record, error)
         if record is not None:
-            check_same(record, index, mark)
-            if isinstance(record, Done) or (isinstance(record, Failed) and self._skip_failed):
-                return self._resumed(record, request)
-        key = self._key(record) if self._known and self._idempotency != "off" else None
-        lost = record if isinstance(record, Sent) and record.key is not None else None
-        again = lost if self._idempotency == "replay" else None
-        return Order(index=index, request=request, hash=mark, key=key, record=record, again=again)
+            if not is_same(record, index, digest):
+                record = None  # an input file has changed: the edit is a new one
+            elif isinstance(record, DoneRecord) or (
+                isinstance(record, FailedRecord) and self._skip_failed
+            ):
+                return self._resumed(record, row, request)
+        lost = isinstance(record, SentRecord) and record.idempotency_key is not None
+        return Job(
+            index=index,
+            request=request,
+            stem=job_stem(index, request),
+            id=row.id,
+            metadata=row.metadata,
+            hash=digest,
+            idempotency_key=self._idempotency_key(record),
+            record=record,
+            resumes=record if lost and self._idempotency == "replay" else None,  # type: ignore[arg-type]
+            repeated=record is not None,
+        )
 
-    def _request(self, given: Any) -> GenerateRequest:
-        match given:
-            case InvalidRequestError():
-                raise given
-            case GenerateRequest():
-                fields = msgspec.structs.asdict(given)
-            case Mapping():
-                fields = dict(given)
-            case _:
-                fields = {"prompt": given}
-        own = {name: value for name, value in fields.items() if value is not None}
-        return make_request({**self._defaults, **own}, {})
+    def _invalid(
+        self,
+        index: int,
+        row: Row,
+        request: GenerateRequest | EditRequest | None,
+        digest: str | None,
+        record: AnyRecord | None,
+        error: InvalidRequestError,
+    ) -> Delivery:
+        """Return an item that cannot be sent, and the record of it.
 
-    def _key(self, record: AnyRecord | None) -> str:
-        """The key of the attempt before, unless the server has refused that one for good."""
-        if record is None or record.key is None:
+        A file that is missing now says nothing about the attempts of earlier runs: their record
+            stays.
+        """
+        item = self._item(index, row, request, error=error)
+        if record is not None:
+            is_same(record, index, digest)
+            if record.hash is not None:
+                return Delivery(item=item)
+        failed = FailedRecord(
+            index=index, id=row.id, metadata=row.metadata, error=write_error(error)
+        )
+        return Delivery(item=item, record=None if record == failed else failed)
+
+    def _idempotency_key(self, record: AnyRecord | None) -> str | None:
+        """Return the idempotency key of the earlier attempt, unless it was rejected."""
+        if self._known is None or self._idempotency == "off":
+            return None
+        if record is None or record.idempotency_key is None:
             return os.urandom(16).hex()
-        if isinstance(record, Failed) and record.error.get("billing") == "refused":
+        if isinstance(record, FailedRecord) and record.error.get("billing") == "refused":
             return os.urandom(16).hex()
-        return record.key
+        return record.idempotency_key
 
-    def _resumed(self, record: Done | Failed, request: GenerateRequest) -> Outcome:
+    def _resumed(
+        self,
+        record: DoneRecord | FailedRecord,
+        row: Row,
+        request: GenerateRequest | EditRequest,
+    ) -> Delivery:
         error, attempts = None, record.meta.attempts if record.meta else 0
-        if isinstance(record, Failed):
+        if isinstance(record, FailedRecord):
             error = read_error(record.error, attempts=record.attempts)
             attempts = record.attempts
-        item = MapItem(
-            index=record.index,
-            request=request,
+        item = self._item(
+            record.index,
+            row,
+            request,
             error=error,
-            paths=paths_of(self._folder, record.files),
+            paths=() if self._folder is None else self._folder.paths(record.files),
             attempts=attempts,
             usage=record.usage,
             meta=record.meta,
             resumed=True,
         )
         if error is not None:
-            return Outcome(item=item)
-        return Outcome(item=item, images=record.images, size=size_of(record.files))
+            return Delivery(item=item)
+        size = sum(file.bytes for file in record.files)
+        return Delivery(item=item, images=record.images, size=size)
 
-
-def paths_of(folder: Folder | None, files: tuple[File, ...]) -> tuple[Path, ...]:
-    """Where files are, in the order of their images."""
-    if folder is None:
-        return ()
-    return tuple(folder.path / file.name for file in sorted(files, key=lambda file: file.position))
-
-
-def size_of(files: tuple[File, ...]) -> int:
-    """The bytes of files together."""
-    return sum(file.bytes for file in files)
+    def _item(
+        self,
+        index: int,
+        row: Row,
+        request: GenerateRequest | EditRequest | None,
+        *,
+        error: ElkImagesError | None,
+        **fields: Any,
+    ) -> MapItem:
+        return MapItem(
+            index=index, id=row.id, metadata=row.metadata, request=request, error=error, **fields
+        )

@@ -1,33 +1,34 @@
-"""`MapRun`: many requests as one context manager and iterator, and what it gives."""
+"""`MapRun`: many requests as one context manager and iterator, and the items it yields."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import Any, Protocol, Self
 
 import msgspec
 
 from elkimg_async.errors import BatchError, ElkImagesError
-from elkimg_async.sansio.requests import GenerateRequest
+from elkimg_async.sansio.requests import EditRequest, GenerateRequest
 from elkimg_async.sansio.responses import ImagesResponse, Meta, Usage
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 class MapItem(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """What became of one request of a run.
+    """The result of one request of a run.
 
-    `index` counts the requests from 0. `request` is the request with the run's options filled in, None where the
-    item was none. `result` has the images; it is None with `output_dir`, where `paths` are the files
-    instead, and for what an earlier run has done (`resumed`). `error` is None where all went well.
-    `attempts` counts the first try too. `usage` and `meta` are None where nothing is known.
+    `index` counts the requests from 0; `id` and `metadata` are those of its mapping, None if it had
+    none. `request` is the request with the run's options filled in, None if the item was not one.
+    `result` has the images; it is None with `output_dir`, where `paths` are the files instead, and
+    for what an earlier run has done (`resumed`). `error` is None on success. `attempts` includes
+    the first one. `usage` and `meta` are None if they are unknown.
     """
 
     index: int
-    request: GenerateRequest | None
+    request: GenerateRequest | EditRequest | None
+    id: str | int | None = None
+    metadata: dict[str, Any] | None = None
     result: ImagesResponse | None = None
     error: ElkImagesError | None = None
-    paths: "Sequence[Path]" = ()
+    paths: Sequence[Path] = ()
     attempts: int = 0
     usage: Usage | None = None
     meta: Meta | None = None
@@ -42,9 +43,9 @@ class MapItem(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 class Totals(msgspec.Struct, frozen=True, kw_only=True):
     """What a run has done so far.
 
-    `done` and `failed` count items, the `resumed` ones that the journal knew already included.
-    `images`, `usage` and `bytes` (of images, decoded) add up those that are done; `usage` is None where no
-    server told any. `elapsed` is in seconds since this run began.
+    `done` and `failed` count items, including the `resumed` ones that the journal knew already.
+    `images`, `usage` and `bytes` (of images, decoded) add up those that are done; `usage` is None
+    if the server reported none. `elapsed` is in seconds since this run began.
     """
 
     done: int = 0
@@ -56,31 +57,31 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     elapsed: float = 0.0
 
 
-class Work(Protocol):
-    """What a run does, without the rules of its use."""
+class RunBackend(Protocol):
+    """The work of a run, without the rules of its use."""
 
     @property
     def in_flight(self) -> int:
-        """How many requests are under way."""
+        """How many requests are in flight."""
         ...
 
     @property
     def rate(self) -> float:
-        """The requests for each second that the client holds itself to."""
+        """The requests per second that the client limits itself to."""
         ...
 
     def totals(self) -> Totals:
-        """What was done so far."""
+        """Return what was done so far."""
         ...
 
     async def start(self) -> None:
-        """Begin; what comes of it waits for `next_item`."""
+        """Start; the items wait for `next_item`."""
 
     async def next_item(self) -> MapItem | None:
-        """The next item; None at the end."""
+        """Return the next item; None at the end."""
 
     async def aclose(self) -> None:
-        """Cancel what is under way, and wait until it has ended."""
+        """Cancel what is in flight, and wait until it has ended."""
 
 
 class MapRun:
@@ -90,35 +91,35 @@ class MapRun:
             async for item in run:
                 print(item.index, item.paths if item.ok else item.error)
 
-    Leaving the block cancels what is under way.
+    Leaving the block cancels what is in flight.
     """
 
-    def __init__(self, work: Work) -> None:
-        self._work = work
+    def __init__(self, backend: RunBackend) -> None:
+        self._backend = backend
         self._state = "new"
         self._busy = False
         self._iterated = False
 
     @property
     def totals(self) -> Totals:
-        """What was done so far, given already or not."""
-        return self._work.totals()
+        """What was done so far, delivered or not."""
+        return self._backend.totals()
 
     @property
     def in_flight(self) -> int:
-        """How many requests are under way."""
-        return self._work.in_flight
+        """How many requests are in flight."""
+        return self._backend.in_flight
 
     @property
     def rate(self) -> float:
-        """The requests for each second that the client holds itself to; `math.inf` where nothing limits it."""
-        return self._work.rate
+        """The requests per second that the client limits itself to; `math.inf` if unlimited."""
+        return self._backend.rate
 
     async def __aenter__(self) -> Self:
         if self._state != "new":
             raise BatchError("A run can be entered once; call map again for another one.")
         self._state = "closed"
-        await self._work.start()
+        await self._backend.start()
         self._state = "open"
         return self
 
@@ -129,7 +130,7 @@ class MapRun:
         traceback: TracebackType | None,
     ) -> None:
         self._state = "closed"
-        await self._work.aclose()
+        await self._backend.aclose()
 
     def __aiter__(self) -> Self:
         self._check()
@@ -141,10 +142,10 @@ class MapRun:
     async def __anext__(self) -> MapItem:
         self._check()
         if self._busy:
-            raise BatchError("Two tasks iterate over this run at once; give each item to one task.")
+            raise BatchError("Two tasks iterate over this run at once; use one task.")
         self._busy = True
         try:
-            item = await self._work.next_item()
+            item = await self._backend.next_item()
         finally:
             self._busy = False
         if item is None:
@@ -155,10 +156,11 @@ class MapRun:
     def _check(self) -> None:
         if self._state == "new":
             raise BatchError(
-                "A run starts with its block: async with client.map(…) as run: async for item in run: …"
+                "A run starts with its block: async with client.map(…) as run: "
+                "async for item in run: …"
             )
         if self._state == "closed":
-            raise BatchError("This run is closed: iterate over it inside its block.")
+            raise BatchError("This run is closed; iterate over it inside its block.")
 
     def __repr__(self) -> str:
         totals = self.totals

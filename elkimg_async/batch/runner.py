@@ -1,9 +1,9 @@
-"""`client.map`: many requests, bounded, paid for once, and given as they end.
+"""The work of `client.map`: many requests, a bounded number at a time, each paid for once.
 
-One task of a run reads the requests and starts a task for each, as room and budget allow; what they made
-waits here until the caller takes it, and counts as room taken until then. `feed` reads the input,
-`orders` says what is to be done, `work` does it, `files` keeps it; the decisions behind them are made in
-`sansio.journal` and `sansio.budget`.
+One task of a run reads the requests and starts a task for each, as concurrency and budget allow.
+Their results wait here until the user takes them, and count towards the concurrency until then.
+`sources` reads the input, `planner` decides what has to be done, `executor` does it, `storage`
+keeps it.
 """
 
 import asyncio
@@ -19,21 +19,26 @@ import anyio.abc
 import anyio.to_thread
 import msgspec
 
-from elkimg_async.batch.budget import Budget, Limit
-from elkimg_async.batch.executor import Worker
-from elkimg_async.batch.journal import Done, Sent
-from elkimg_async.batch.planner import Desk, Order, Outcome
+from elkimg_async.batch.budget import Budget, Limit, fatal_reason
+from elkimg_async.batch.executor import Executor, Sender
+from elkimg_async.batch.job import Job, JobResult
+from elkimg_async.batch.journal import DoneRecord, SentRecord
+from elkimg_async.batch.planner import Delivery, Planner
 from elkimg_async.batch.run import MapItem, Totals
-from elkimg_async.batch.sources import Feed, check_iterable, make_feed
-from elkimg_async.batch.storage import Folder, Ledger
+from elkimg_async.batch.sources import RequestSource, check_iterable, open_source
+from elkimg_async.batch.storage import OutputFolder, RunStore, response_fields
 from elkimg_async.config import IdempotencyMode
-from elkimg_async.errors import BatchStoppedError, ConfigurationError, JournalError
-from elkimg_async.image import Image
+from elkimg_async.errors import (
+    BatchStoppedError,
+    ConfigurationError,
+    ElkImagesError,
+    JournalError,
+)
 from elkimg_async.sansio.responses import add_usage
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """The options of `AsyncImages.map`; its docstring says what they mean."""
+class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The options of `AsyncImages.map`; its docstring explains them."""
 
     concurrency: int
     ordered: bool
@@ -44,12 +49,13 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     max_total_tokens: int | None
     skip_failed: bool
     stream: bool
+    require_lock: bool = True
 
     def check(self) -> None:
-        """Refuse what cannot work.
+        """Raise if an option cannot work.
 
         Raises:
-            ConfigurationError: by the caller.
+            ConfigurationError: If a number is not a whole one of at least 1.
         """
         for name in ("concurrency", "max_errors", "max_images", "max_total_tokens"):
             value = getattr(self, name)
@@ -59,73 +65,70 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
                 raise ConfigurationError(f"{name} must be a whole number of at least 1.")
 
 
-class Batch:
-    """The work of one run; `MapRun` holds the rules of its use.
+class Runner:
+    """The backend of a `MapRun`.
 
     Args:
-        requests: an iterable or async iterable of prompts, mappings or requests.
-        options: what the caller wants.
-        defaults: the fields of a request for those that do not say otherwise.
-        headers: further headers of every request.
-        idempotency: whether requests have an Idempotency-Key, and the server is known to replay it.
-        generate: `AsyncImages.generate`.
-        connect: teaches an image to fetch its URL.
-        rate: the requests for each second that the client holds itself to.
+        requests: An iterable or async iterable of prompts, mappings or requests.
+        options: The options of the run.
+        defaults: The fields of requests that do not have their own.
+        sender: Sends the requests.
+        idempotency: Whether requests have an Idempotency-Key, and the server is known to replay it.
+        rate: Returns the requests per second that the client limits itself to.
 
     Raises:
-        ConfigurationError, InvalidRequestError: by the caller; nothing was opened.
+        ConfigurationError: If an option cannot work; nothing was opened.
+        InvalidRequestError: If the input is not an iterable of requests; nothing was opened.
     """
 
     def __init__(
         self,
         requests: Any,
-        options: Options,
+        options: RunOptions,
         *,
         defaults: Mapping[str, Any],
-        headers: Mapping[str, str],
+        sender: Sender,
         idempotency: IdempotencyMode,
-        generate: Callable[..., Any],
-        connect: Callable[[Image], None],
         rate: Callable[[], float],
     ) -> None:
         options.check()
         check_iterable(requests)
-        self._requests, self._options = requests, options
-        self._defaults, self._headers = defaults, headers
+        self._requests, self._options, self._defaults = requests, options, defaults
         self._idempotency: IdempotencyMode = idempotency
-        self._generate, self._connect, self._rate = generate, connect, rate
+        self._sender, self._rate = sender, rate
         self._window = options.concurrency * (2 if options.ordered else 1)
-        self._ready: deque[Outcome] = deque()
-        self._early: dict[int, Outcome] = {}
-        self._next_index = self._ungiven = self.in_flight = 0
+        self._ready: deque[Delivery] = deque()
+        self._early: dict[int, Delivery] = {}
+        self._next_index = self._pending = self.in_flight = 0
         self._totals, self._began = Totals(), 0.0
-        self._over = False
+        self._over = self._hopeless = False
         self._failure: BaseException | None = None
-        self._noted: Outcome | None = None  # written as finished, and not given yet
+        self._recorded: Delivery | None = None  # recorded as finished, and not delivered yet
         self._supervisor: asyncio.Task[None] | None = None
         self._scope: anyio.CancelScope | None = None
 
     @property
     def rate(self) -> float:
-        """The requests for each second that the client holds itself to."""
+        """The requests per second that the client limits itself to."""
         return self._rate()
 
     def totals(self) -> Totals:
-        """What was done so far."""
+        """Return what was done so far."""
         elapsed = time.monotonic() - self._began if self._began else 0.0
         return msgspec.structs.replace(self._totals, elapsed=elapsed)
 
     async def start(self) -> None:
-        """Open the journal and the folder, and begin.
+        """Open the journal and the folder, and start.
 
         Raises:
-            JournalError, ConfigurationError: by the caller; nothing was sent.
+            JournalError: If the journal cannot be used; nothing was sent.
+            ConfigurationError: If the folder cannot be used; nothing was sent.
         """
         options = self._options
-        folder = None if options.output_dir is None else Folder(Path(options.output_dir))
+        folder = None if options.output_dir is None else OutputFolder(Path(options.output_dir))
         journal = None if options.journal is None else Path(options.journal)
-        self._ledger = Ledger(journal, folder)
-        self._room, self._given = asyncio.Event(), asyncio.Event()
+        self._store = RunStore(journal, folder, require_lock=options.require_lock)
+        self._room, self._arrived = asyncio.Event(), asyncio.Event()
         self._opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._supervisor = asyncio.create_task(self._supervise(folder))
         try:
@@ -135,7 +138,7 @@ class Batch:
             raise
 
     async def aclose(self) -> None:
-        """Cancel what is under way, and wait until it has ended and the journal is closed."""
+        """Cancel what is in flight, and wait until it has ended and the journal is closed."""
         closing = asyncio.create_task(self._close())
         cancelled: asyncio.CancelledError | None = None
         while not closing.done():
@@ -149,21 +152,24 @@ class Batch:
 
     async def _close(self) -> None:
         self._over = True
-        self._given.set()
+        self._arrived.set()
         if self._scope is not None:
             self._scope.cancel()
         assert self._supervisor is not None
         await asyncio.wait([self._supervisor])
         if self._opened.done():
-            self._opened.exception()  # seen, should nobody wait for it any more
-        if self._noted is not None and isinstance(record := self._noted.record, Done):
-            self._ledger.note(Sent(index=record.index, hash=record.hash, key=record.key, images=0))
-        await self._ledger.aclose()
+            self._opened.exception()  # marks it as retrieved, should `start` not wait any more
+        if self._recorded is not None and isinstance(record := self._recorded.record, DoneRecord):
+            # These images were never delivered: the request has to be sent again.
+            names = ("index", "hash", "idempotency_key", "id", "metadata")
+            fields = {name: getattr(record, name) for name in names}
+            self._store.note(SentRecord(**fields, images=0))
+        await self._store.aclose()
 
-    # --- giving -------------------------------------------------------------
+    # --- delivering ---------------------------------------------------------
 
     async def next_item(self) -> MapItem | None:
-        """The next item; at the end None, or what stopped the run."""
+        """Return the next item; at the end return None, or raise what stopped the run."""
         while not self._ready:
             if self._over:
                 failure, self._failure = self._failure, None
@@ -172,146 +178,146 @@ class Batch:
                 if failure is not None:
                     raise failure
                 return None
-            self._given.clear()
-            await self._given.wait()
-        outcome = self._ready[0]
-        if outcome.record is not None and self._noted is not outcome:
-            self._noted = outcome  # cancelled, it is written all the same, once
+            self._arrived.clear()
+            await self._arrived.wait()
+        delivery = self._ready[0]
+        if delivery.record is not None and self._recorded is not delivery:
+            self._recorded = delivery  # if this is cancelled, the record is written all the same
             try:
-                await self._ledger.commit(outcome.record)
+                await self._store.commit(delivery.record)
             except JournalError as error:
                 self._stop(error)  # raised after the last item: this one is here, and paid for
         self._ready.popleft()
-        self._noted = None
-        self._ungiven -= 1
+        self._recorded = None
+        self._pending -= 1
         self._room.set()
-        return outcome.item
+        return delivery.item
 
-    def _give(self, outcome: Outcome) -> None:
-        item, old = outcome.item, self._totals
+    def _deliver(self, delivery: Delivery) -> None:
+        item, old = delivery.item, self._totals
         self._totals = msgspec.structs.replace(
             old,
             done=old.done + item.ok,
             failed=old.failed + (not item.ok),
             resumed=old.resumed + item.resumed,
-            images=old.images + outcome.images,
+            images=old.images + delivery.images,
             usage=add_usage(old.usage, item.usage),
-            bytes=old.bytes + outcome.size,
+            bytes=old.bytes + delivery.size,
         )
         if not item.ok and not item.resumed:
             self._budget.fail()
         if not self._options.ordered:
-            self._ready.append(outcome)
+            self._ready.append(delivery)
         else:
-            self._early[item.index] = outcome
+            self._early[item.index] = delivery
             while self._next_index in self._early:
                 self._ready.append(self._early.pop(self._next_index))
                 self._next_index += 1
-        self._given.set()
+        self._arrived.set()
 
     # --- working ------------------------------------------------------------
 
-    async def _supervise(self, folder: Folder | None) -> None:
+    async def _supervise(self, folder: OutputFolder | None) -> None:
         try:
-            await anyio.to_thread.run_sync(self._ledger.open)
+            await anyio.to_thread.run_sync(self._store.open)
         except Exception as error:  # noqa: BLE001 - raised by `start`
             self._opened.set_exception(error)
             return
         self._opened.set_result(None)
         try:
-            desk, worker = self._set_up(folder)
-            feed = make_feed(self._requests, ahead=self._options.concurrency)
+            planner, executor = self._set_up(folder)
+            source = open_source(self._requests, ahead=self._options.concurrency)
             self._began = time.monotonic()
             try:
                 async with anyio.create_task_group() as tasks:
                     self._scope = tasks.cancel_scope
                     if not self._over:
-                        await self._pump(feed, desk, worker, tasks)
+                        await self._pump(source, planner, executor, tasks)
             finally:
-                feed.close()
-        except Exception as error:  # noqa: BLE001 - raised for the caller
+                source.close()
+        except Exception as error:  # noqa: BLE001 - raised by `next_item`
             self._stop(error)
         finally:
             self._ready.extend(self._early[index] for index in sorted(self._early))
             self._early.clear()
             self._over = True
-            self._given.set()
+            self._arrived.set()
 
-    def _set_up(self, folder: Folder | None) -> tuple[Desk, Worker]:
-        options, ledger = self._options, self._ledger
+    def _set_up(self, folder: OutputFolder | None) -> tuple[Planner, Executor]:
+        options, store = self._options, self._store
         self._budget = Budget(
             max_errors=options.max_errors,
             max_images=options.max_images,
             max_total_tokens=options.max_total_tokens,
-            images=ledger.replay.images,
-            lost=ledger.replay.lost,
-            tokens=ledger.replay.tokens,
+            images=store.replay.images,
+            lost=store.replay.lost,
+            tokens=store.replay.tokens,
         )
-        desk = Desk(
+        planner = Planner(
             defaults=self._defaults,
             stream=options.stream,
             idempotency=self._idempotency,
             skip_failed=options.skip_failed,
-            known=ledger.record if ledger.journaling else None,
+            known=store.record if store.journaling else None,
             folder=folder,
         )
-        worker = Worker(
-            generate=self._generate,
-            connect=self._connect,
-            headers=self._headers,
-            stream=options.stream,
-            ledger=ledger,
-            folder=folder,
-            budget=self._budget,
-        )
-        return desk, worker
+        return planner, Executor(self._sender, store, self._budget)
 
     async def _pump(
-        self, feed: Feed, desk: Desk, worker: Worker, tasks: anyio.abc.TaskGroup
+        self,
+        source: RequestSource,
+        planner: Planner,
+        executor: Executor,
+        tasks: anyio.abc.TaskGroup,
     ) -> None:
-        """Read what there is room for, and start it, until the input ends or something stops the run."""
+        """Read and start as much as there is room for, until the input ends or the run stops."""
         index = 0
         while await self._has_room():
             try:
-                found = desk.take(index, await feed.next())
+                planned = await self._plan(planner, index, await source.next())
             except StopAsyncIteration:
                 return
-            except Exception as error:  # noqa: BLE001 - the input's own, and raised for the caller
+            except Exception as error:  # noqa: BLE001 - the input's own, raised by `next_item`
                 self._stop(error)
                 return
-            if isinstance(found, Order):
-                if found.again is not None:
-                    self._budget.take_back(found.again.images)
-                if not await self._may_start(found):
+            if isinstance(planned, Job):
+                if planned.resumes is not None:
+                    self._budget.resume(planned.resumes.images)
+                if not await self._may_start(planned):
                     return
-                self._ungiven += 1
+                self._pending += 1
                 self.in_flight += 1
-                self._budget.begin(found.n)
-                tasks.start_soon(self._work, worker, found)
-            elif not found.item.resumed and (limit := self._budget.obstacle(0)) is not None:
-                self._stop(self._stopped(limit))
+                self._budget.reserve(planned.n)
+                tasks.start_soon(self._work, executor, planned)
+            elif not planned.item.resumed and (limit := self._budget.reached(0)) is not None:
+                self._stop(self._stopped_by(limit))
                 return
             else:
-                self._ungiven += 1
-                self._give(found)
+                self._pending += 1
+                self._deliver(planned)
             index += 1
 
+    async def _plan(self, planner: Planner, index: int, item: Any) -> Job | Delivery:
+        if planner.reads_files(item):
+            return await anyio.to_thread.run_sync(planner.plan, index, item)
+        return planner.plan(index, item)
+
     async def _has_room(self) -> bool:
-        """Wait for room; False where something has stopped the run."""
+        """Wait for room; return False if something has stopped the run."""
         while self._failure is None:
-            if self.in_flight < self._options.concurrency and self._ungiven < self._window:
+            if self.in_flight < self._options.concurrency and self._pending < self._window:
                 return True
             await self._wait()
         return False
 
-    async def _may_start(self, order: Order) -> bool:
-        """Whether the budget allows a request, now or when those in flight have turned out cheaper."""
+    async def _may_start(self, job: Job) -> bool:
+        """Return whether the budget allows a job, now or after those in flight."""
         while self._failure is None:
-            reason = self._budget.obstacle(order.n)
-            if reason is None:
+            limit = self._budget.reached(job.n)
+            if limit is None:
                 return True
-            if reason == "max_errors" or not self.in_flight:
-                self._stop(self._stopped(reason))
+            if limit == "max_errors" or not self.in_flight:
+                self._stop(self._stopped_by(limit))
             else:
                 await self._wait()
         return False
@@ -320,27 +326,71 @@ class Batch:
         self._room.clear()
         await self._room.wait()
 
-    async def _work(self, worker: Worker, order: Order) -> None:
+    async def _work(self, executor: Executor, job: Job) -> None:
         try:
-            outcome = await worker.do(order)
-            self._give(outcome)
-            if outcome.stop is not None:
-                self._stop(outcome.stop)
-        except Exception as error:  # noqa: BLE001 - the journal's, and raised for the caller
+            if self._hopeless:  # since this task was started
+                self._pending -= 1
+                return
+            result = await executor.execute(job)
+            self._deliver(self._delivery(result))
+            if result.stop is not None:
+                self._stop(result.stop)
+            elif (reason := fatal_reason(result.error)) is not None and result.error is not None:
+                self._hopeless = True
+                self._sender.gate.close(result.error)
+                self._stop(self._stopped_after(reason, result.error))
+        except Exception as error:  # noqa: BLE001 - the journal's, raised by `next_item`
             self._stop(error)
         finally:
             self.in_flight -= 1
-            self._budget.end(order.n)
+            self._budget.release(job.n)
             self._room.set()
+
+    def _delivery(self, result: JobResult) -> Delivery:
+        job, record, response = result.job, result.record, result.response
+        folder = self._options.output_dir
+        files = () if folder is None else OutputFolder(Path(folder)).paths(record.files)
+        item = MapItem(
+            index=job.index,
+            id=job.id,
+            metadata=job.metadata,
+            request=job.request,
+            result=response,
+            error=result.error,
+            paths=files,
+            attempts=result.attempts,
+            usage=record.usage,
+            meta=record.meta,
+        )
+        if result.error is not None:
+            return Delivery(item=item)
+        if response is None:
+            size = sum(file.bytes for file in record.files)
+            return Delivery(item=item, images=len(record.files), size=size)
+        # Nothing is saved here: the request is done when the user takes its item.
+        done = DoneRecord(**{**response_fields(record), "urls": ()})
+        size = sum(len(image.content or b"") for image in response)
+        return Delivery(item=item, images=len(response), size=size, record=done)
 
     def _stop(self, error: BaseException) -> None:
         if self._failure is None:
             self._failure = error
         self._room.set()
 
-    def _stopped(self, limit: Limit) -> BatchStoppedError:
+    def _stopped_by(self, limit: Limit) -> BatchStoppedError:
         again = "Start it again with a higher limit"
-        again += " and the same journal to go on." if self._ledger.journaling else "."
+        again += " and the same journal to go on." if self._store.journaling else "."
         return BatchStoppedError(
             f"The run has stopped at {limit}={getattr(self._options, limit)}. {again}", reason=limit
         )
+
+    def _stopped_after(self, reason: str, error: ElkImagesError) -> BatchStoppedError:
+        again = "Fix that, and start it again"
+        again += " with the same journal to go on." if self._store.journaling else "."
+        stopped = BatchStoppedError(
+            "The run has stopped because every further request would fail the same way: "
+            f"{error} {again}",
+            reason=reason,
+        )
+        stopped.__cause__ = error
+        return stopped

@@ -1,7 +1,7 @@
 """The requests of a run, read as they are needed.
 
-What waits in memory is read in place, and an async iterable in the loop. Any other iterable may block (a file, a pipe, a
-database), so it is read in a thread of its own, a bounded number of items ahead.
+What is in memory is read in place, and an async iterable in the loop. Any other iterable may block
+(a file, a pipe, a database), so it is read in a thread of its own, a bounded number of items ahead.
 """
 
 import asyncio
@@ -9,7 +9,15 @@ import contextlib
 import contextvars
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, ItemsView, Iterable, Iterator, KeysView, ValuesView
+from collections.abc import (
+    AsyncIterator,
+    ItemsView,
+    Iterable,
+    Iterator,
+    KeysView,
+    Mapping,
+    ValuesView,
+)
 from typing import Any, Protocol
 
 from elkimg_async.errors import BatchError, InvalidRequestError
@@ -17,43 +25,57 @@ from elkimg_async.errors import BatchError, InvalidRequestError
 _IN_MEMORY = (list, tuple, set, frozenset, deque, range, KeysView, ItemsView, ValuesView)
 
 
-class Feed(Protocol):
+class RequestSource(Protocol):
     """Where requests come from."""
 
     async def next(self) -> Any:
-        """The next item; raises StopAsyncIteration at the end, and whatever the iterable raises."""
+        """Return the next item; raise StopAsyncIteration at the end."""
 
     def close(self) -> None:
-        """Read no more."""
+        """Stop reading."""
 
 
-def make_feed(requests: Any, *, ahead: int) -> Feed:
-    """The feed that suits an iterable; `ahead` limits how far a thread reads ahead."""
+def open_source(requests: Any, *, ahead: int) -> RequestSource:
+    """Return the source that suits an iterable; `ahead` limits how far a thread reads ahead."""
     if isinstance(requests, _IN_MEMORY):
-        return _InPlace(iter(requests))
+        return _MemorySource(iter(requests))
     if hasattr(requests, "__aiter__"):
-        return _InLoop(aiter(requests))
-    return _InThread(requests, ahead)
+        return _AsyncSource(aiter(requests))
+    return _ThreadSource(requests, ahead)
 
 
 def check_iterable(requests: Any) -> None:
-    """Refuse what is a single request, or none."""
+    """Raise if the input is a single request, or cannot be iterated over.
+
+    Raises:
+        InvalidRequestError: If it is not an iterable of requests.
+    """
+    kind = type(requests).__name__
     if isinstance(requests, (str, bytes)) or hasattr(requests, "__struct_fields__"):
         problem = "a single request"
-    elif hasattr(requests, "keys"):
+    elif hasattr(requests, "columns") and hasattr(requests, "shape"):
+        raise InvalidRequestError(
+            f"map takes an iterable of prompts or requests; iterating over this {kind} yields its "
+            'columns. Pass one column, as in frame["prompt"], or its rows as mappings: '
+            'frame.to_dict("records") in pandas, frame.to_dicts() in polars.',
+            param="requests",
+        )
+    elif isinstance(requests, Mapping) or (
+        hasattr(requests, "keys") and not hasattr(requests, "dtype")  # a pandas Series has both
+    ):
         problem = "a mapping"
     elif not (hasattr(requests, "__iter__") or hasattr(requests, "__aiter__")):
-        problem = f"of type {type(requests).__name__}"
+        problem = f"of type {kind}"
     else:
         return
     raise InvalidRequestError(
-        f"map takes an iterable of prompts or requests; this is {problem}. Put a single one into a list, or "
-        "use generate.",
+        f"map takes an iterable of prompts or requests; this is {problem}. Put a single request "
+        "into a list, or use generate or edit.",
         param="requests",
     )
 
 
-class _InPlace:
+class _MemorySource:
     def __init__(self, items: Iterator[Any]) -> None:
         self._items = items
 
@@ -66,7 +88,7 @@ class _InPlace:
         self._items = iter(())
 
 
-class _InLoop:
+class _AsyncSource:
     def __init__(self, items: AsyncIterator[Any]) -> None:
         self._items = items
 
@@ -77,20 +99,21 @@ class _InLoop:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-        raise BatchError(
-            "The requests cannot be read on: their iterator was cancelled from within."
-        )
+        raise BatchError("The requests cannot be read: their iterator was cancelled from within.")
 
     def close(self) -> None:
-        """Nothing is read but in `next`."""
+        """Do nothing: the iterable is read in `next` only."""
 
 
 class _End(Exception):  # noqa: N818 - the end of the items, not an error
-    """Stands after the last item; its cause is what the iterable raised."""
+    """The end of the items; its cause is what the iterable raised."""
 
 
-class _InThread:
-    """Items pass through a deque, which needs no lock; the loop is woken only while it waits."""
+class _ThreadSource:
+    """Items from a thread.
+
+    They pass through a deque, which needs no lock; the loop is woken only while it waits.
+    """
 
     def __init__(self, items: Iterable[Any], ahead: int) -> None:
         self._iterable = items
@@ -112,7 +135,7 @@ class _InThread:
         while not self._items:
             self._arrived.clear()
             self._waiting = True
-            if self._items:  # it came between the two
+            if self._items:  # it arrived between the two
                 break
             await self._arrived.wait()
         self._waiting = False

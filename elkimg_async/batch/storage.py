@@ -1,8 +1,8 @@
-"""What a run keeps on the disk: the journal, the manifest, and the images.
+"""What a run keeps on disk: the journal, the manifest, and the images.
 
-Records of many requests are written at once, by one thread at a time, so that one `fsync` is for
-all that came while the one before was running. What is in the journal is on the disk: first the images, then
-their lines of the manifest, then the journal.
+Records of many requests are written together, by one thread at a time, so that one `fsync` serves
+all that arrived during the previous one. The order is: first the images, then their lines of the
+manifest, then the journal, so that what the journal calls done is on disk.
 """
 
 import asyncio
@@ -10,7 +10,6 @@ import hashlib
 import os
 import re
 import sys
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,15 +17,23 @@ from typing import Any, BinaryIO
 import anyio.to_thread
 import msgspec
 
+from elkimg_async.batch.filesystem import open_locked, sync_file, sync_folder, write_all
+from elkimg_async.batch.job import Job
 from elkimg_async.batch.journal import (
     AnyRecord,
-    File,
-    Header,
-    Replay,
+    DoneRecord,
+    FailedRecord,
+    JournalHeader,
+    JournalIndex,
+    MadeRecord,
+    ResponseRecord,
+    SavedFile,
+    SentRecord,
     decode_record,
     encode,
+    write_error,
 )
-from elkimg_async.errors import ConfigurationError, JournalError
+from elkimg_async.errors import ConfigurationError, ElkImagesError, JournalError
 from elkimg_async.files import write_atomically
 from elkimg_async.image import EXTENSIONS, Image, media_type_of
 from elkimg_async.sansio.responses import Usage
@@ -34,24 +41,30 @@ from elkimg_async.sansio.responses import Usage
 MANIFEST = "manifest.jsonl"
 _PART = re.compile(r"\.[0-9a-f]{16}\.part")  # the names that `write_atomically` uses
 
+Slots = Sequence[tuple[int, Image]]
+"""Images with their positions in their response."""
 
-class ManifestLine(msgspec.Struct, frozen=True, kw_only=True):
-    """One finished request, for people and their programs.
 
-    `files` have the name, length and SHA-256 of each image; `key` is the Idempotency-Key.
+class ManifestLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One finished request, for people and their programs; the last line of an index holds.
+
+    `files` have the name, length and SHA-256 of each image. `id` and `metadata` are those of the
+    row.
     """
 
     index: int
     prompt: str
     parameters: dict[str, Any]
-    files: Sequence[File]
+    files: Sequence[SavedFile]
     usage: Usage | None
     request_id: str | None
-    key: str | None
+    idempotency_key: str | None = msgspec.field(name="key")
+    id: str | int | None = None
+    metadata: dict[str, Any] | None = None
 
 
-class Folder:
-    """The output folder: images under names that tell their request."""
+class OutputFolder:
+    """The output folder of images."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -62,19 +75,29 @@ class Folder:
             if _PART.fullmatch(file.name):
                 file.unlink(missing_ok=True)
 
-    def write(self, stem: str, image: Image, position: int) -> File:
-        """Write one image."""
+    def write(
+        self, stem: str, slots: Slots, *, many: bool, separator: str
+    ) -> tuple[SavedFile, ...]:
+        """Write images of one response, which has one or `many`.
+
+        Raises:
+            OSError: If the disk or the folder does not take them.
+        """
+        return tuple(
+            self._write(f"{stem}{separator}{position + 1}" if many else stem, image, position)
+            for position, image in slots
+        )
+
+    def _write(self, stem: str, image: Image, position: int) -> SavedFile:
         content = image.content
         assert content is not None
         name = stem + EXTENSIONS.get(media_type_of(content), "")
         write_atomically(self.path / name, content)
-        return File(position, name, len(content), hashlib.sha256(content).hexdigest())
+        return SavedFile(position, name, len(content), hashlib.sha256(content).hexdigest())
 
-
-def stem_of(index: int, prompt: str) -> str:
-    """The name of a request's files, without extension: 000012-a-small-kitten."""
-    words = re.findall(r"[^\W_]+", unicodedata.normalize("NFC", prompt[:200]).lower())
-    return "-".join([f"{index:06d}", "-".join(words[:6])[:40]]).strip("-")
+    def paths(self, files: Sequence[SavedFile]) -> tuple[Path, ...]:
+        """Return where files are, in the order of their images."""
+        return tuple(self.path / file.name for file in sorted(files, key=lambda f: f.position))
 
 
 class _Group:
@@ -86,16 +109,23 @@ class _Group:
         self.written = asyncio.Event()
 
 
-class Ledger:
-    """The journal and the manifest of one run; either may be missing.
+class RunStore:
+    """The journal, the manifest and the images of one run; each may be missing.
+
+    Args:
+        journal: The journal. None: there is none.
+        folder: Where images go. None: nowhere, and there is no manifest.
+        require_lock: Whether to fail on a file system without locks.
 
     Attributes:
-        replay: what the journal said at the beginning.
+        replay: What the journal said at the beginning.
     """
 
-    def __init__(self, journal: Path | None, folder: Folder | None) -> None:
-        self._path, self._folder = journal, folder
-        self.replay = Replay()
+    def __init__(
+        self, journal: Path | None, folder: OutputFolder | None, *, require_lock: bool = True
+    ) -> None:
+        self._path, self._folder, self._require_lock = journal, folder, require_lock
+        self.replay = JournalIndex()
         self._journal: int | None = None
         self._manifest: int | None = None
         self._reader: BinaryIO | None = None
@@ -104,11 +134,11 @@ class Ledger:
         self._failure: str | None = None
 
     def open(self) -> None:
-        """Lock and read what is there; takes its time, so it belongs into a thread.
+        """Lock and read what is there; call it in a worker thread.
 
         Raises:
-            JournalError: by the caller; another process has it, or it cannot be read.
-            ConfigurationError: by the caller, where nothing can be written.
+            JournalError: If another run uses it, or the journal cannot be read.
+            ConfigurationError: If nothing can be written to the folder.
         """
         try:
             if self._path is not None:
@@ -120,10 +150,10 @@ class Ledger:
             raise
 
     def peek(self) -> None:
-        """Read the journal and change nothing; only `replay`, `record` and `close` are of use then.
+        """Read the journal and change nothing; only `replay`, `record` and `close` work then.
 
         Raises:
-            JournalError: by the caller; it cannot be read.
+            JournalError: If it cannot be read.
         """
         if self._path is not None and self._path.exists():
             self._replay(self._path)
@@ -136,57 +166,58 @@ class Ledger:
     def _open_journal(self, path: Path) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._journal = _open_locked(path)
+            self._journal = open_locked(path, require_lock=self._require_lock)
             self._replay(path)
             os.ftruncate(self._journal, self.replay.end)
             if self.replay.unended:
-                _write(self._journal, b"\n")
+                write_all(self._journal, b"\n")
             if self.replay.empty:
-                _write(self._journal, encode(Header()))
-                _sync_folder(path.parent)
-            os.fsync(self._journal)
+                write_all(self._journal, encode(JournalHeader()))
+                sync_folder(path.parent)
+            sync_file(self._journal)
         except OSError as error:
             raise JournalError(
                 f"The journal {path} cannot be used: {error.strerror or error}."
             ) from None
 
-    def _open_folder(self, folder: Folder) -> None:
+    def _open_folder(self, folder: OutputFolder) -> None:
         path = folder.path / MANIFEST
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
-            self._manifest = _open_locked(path)
+            self._manifest = open_locked(path, require_lock=self._require_lock)
             folder.clean()
             with path.open("rb") as lines:
-                wrong = any(not self._stays(line) for line in lines)
+                wrong = any(not self._is_valid(line) for line in lines)
             if wrong:
-                self._mend_manifest(path)
+                self._repair_manifest(path)
         except OSError as error:
             raise ConfigurationError(
                 f"The images cannot go to {folder.path}: {error.strerror}. Choose another folder."
             ) from None
 
-    def _mend_manifest(self, path: Path) -> None:
-        """Write it anew without the lines of requests that the journal does not know as finished.
+    def _repair_manifest(self, path: Path) -> None:
+        """Write it again without the lines of requests that the journal does not call finished.
 
-        The new file is locked before it has the name. Windows replaces no file that is open: a run that
-        takes the lock while it is free there makes this one fail, and harms nothing.
+        The new file is locked before it gets the name. Windows cannot replace an open file: a run
+        that takes the lock while it is free there makes this one fail, and does no harm.
         """
         assert self._manifest is not None
         part = path.with_name(f".{os.urandom(8).hex()}.part")
-        with path.open("rb") as lines, os.fdopen(_open_locked(part), "wb") as mended:
-            mended.writelines(line for line in lines if self._stays(line))
-            mended.flush()
-            os.fsync(mended.fileno())
+        descriptor = open_locked(part, require_lock=self._require_lock)
+        with path.open("rb") as lines, os.fdopen(descriptor, "wb") as repaired:
+            repaired.writelines(line for line in lines if self._is_valid(line))
+            repaired.flush()
+            sync_file(repaired.fileno())
             if sys.platform != "win32":
                 part.replace(path)
-                os.dup2(mended.fileno(), self._manifest, inheritable=False)
+                os.dup2(repaired.fileno(), self._manifest, inheritable=False)
                 return
         os.close(self._manifest)
         self._manifest = None
         part.replace(path)
-        self._manifest = _open_locked(path)
+        self._manifest = open_locked(path, require_lock=self._require_lock)
 
-    def _stays(self, line: bytes) -> bool:
+    def _is_valid(self, line: bytes) -> bool:
         try:
             written = msgspec.json.decode(line, type=ManifestLine)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -197,10 +228,10 @@ class Ledger:
         if state in ("new", "done"):
             return True
         record = self.record(written.index)
-        return record is None or record.key != written.key
+        return record is None or record.idempotency_key != written.idempotency_key
 
     def record(self, index: int) -> AnyRecord | None:
-        """What the journal knew of a request at the beginning."""
+        """Return what the journal said of a request at the beginning."""
         offset = self.replay.offset(index)
         if offset is None or self._reader is None:
             return None
@@ -212,24 +243,72 @@ class Ledger:
         """Whether there is a journal."""
         return self._journal is not None
 
+    # --- what the executor needs --------------------------------------------
+
+    @property
+    def keeps_files(self) -> bool:
+        """Whether images are saved as files."""
+        return self._folder is not None
+
+    async def begin(self, job: Job) -> None:
+        """Record that a request is about to be sent."""
+        if job.resumes is None:
+            await self.commit(SentRecord(**job.record_fields(), images=job.n))
+
+    async def save(self, job: Job, slots: Slots, *, many: bool) -> tuple[SavedFile, ...]:
+        """Save images in the folder."""
+        folder = self._folder
+        assert folder is not None
+        return await anyio.to_thread.run_sync(
+            lambda: folder.write(job.stem, slots, many=many, separator="-")
+        )
+
+    async def note_pending(self, job: Job, record: MadeRecord, elapsed: float) -> None:
+        """Record where images are that are not downloaded yet."""
+        await self.commit(record)
+
+    async def finish(
+        self, job: Job, record: MadeRecord, error: ElkImagesError | None, elapsed: float
+    ) -> None:
+        """Record the end of a job, good or bad."""
+        if error is not None:
+            attempts = record.meta.attempts if record.meta else error.attempts
+            fields = response_fields(record)
+            await self.commit(FailedRecord(**fields, error=write_error(error), attempts=attempts))
+            return
+        line = ManifestLine(
+            index=job.index,
+            prompt=job.request.prompt,
+            parameters=job.parameters,
+            files=sorted(record.files, key=lambda file: file.position),
+            usage=record.usage,
+            request_id=record.meta.request_id if record.meta else None,
+            idempotency_key=job.idempotency_key,
+            id=job.id,
+            metadata=job.metadata,
+        )
+        await self.commit(DoneRecord(**response_fields(record)), line)
+
+    # --- writing ------------------------------------------------------------
+
     def note(self, record: AnyRecord) -> None:
-        """Have a record on the disk by the end of the run at the latest."""
+        """Have a record on disk by the end of the run at the latest."""
         if self._journal is not None:
             self._group.journal.append(encode(record))
 
     async def commit(self, record: AnyRecord, line: ManifestLine | None = None) -> None:
-        """Have a record, and a line of the manifest, on the disk when this returns.
+        """Have a record, and a line of the manifest, on disk when this returns.
 
-        Cancelled, it still writes them, by the end of the run at the latest.
+        If it is cancelled they are still written, by the end of the run at the latest.
 
         Raises:
-            JournalError: by the file system: no room, or no disk any more.
+            JournalError: If the disk does not take them.
         """
         group = self._group
         if self._journal is not None:
             group.journal.append(encode(record))
         if line is not None and self._manifest is not None:
-            group.manifest.append(msgspec.json.encode(line) + b"\n")
+            group.manifest.append(encode(line))
         if not (group.journal or group.manifest):
             return
         if self._writer is None:
@@ -243,11 +322,8 @@ class Ledger:
             group, self._group = self._group, _Group()
             try:
                 await anyio.to_thread.run_sync(self._write, group)
-            except RuntimeError as error:  # no thread is to be had
-                self._failure = (
-                    f"The journal or the manifest cannot be written: {error}. Mend that, and start the same "
-                    "run again."
-                )
+            except RuntimeError as error:  # no thread can be started
+                self._fail(str(error))
             finally:
                 group.written.set()
         self._writer = None
@@ -257,27 +333,30 @@ class Ledger:
             if self._failure is None:
                 if group.manifest and self._manifest is not None and self._folder is not None:
                     if self._journal is not None:
-                        _sync_folder(self._folder.path)
-                    _write(self._manifest, b"".join(group.manifest))
+                        sync_folder(self._folder.path)
+                    write_all(self._manifest, b"".join(group.manifest))
                     if self._journal is not None:
-                        os.fsync(self._manifest)
+                        sync_file(self._manifest)
                 if group.journal and self._journal is not None:
-                    _write(self._journal, b"".join(group.journal))
-                    os.fsync(self._journal)
+                    write_all(self._journal, b"".join(group.journal))
+                    sync_file(self._journal)
         except OSError as error:
-            self._failure = (
-                f"The journal or the manifest cannot be written: {error.strerror}. Mend that, "
-                "and start the same run again."
-            )
+            self._fail(error.strerror or str(error))
+
+    def _fail(self, reason: str) -> None:
+        self._failure = (
+            f"The journal or the manifest cannot be written: {reason}. Fix that, and start the "
+            "same run again."
+        )
 
     async def aclose(self) -> None:
-        """Write what is left, and let go of the files and their locks."""
+        """Write what is left, and close the files, which ends their locks."""
         if self._writer is not None:
             await asyncio.wait([self._writer])
         self.close()
 
     def close(self) -> None:
-        """The same, while nothing is being written."""
+        """Do the same while nothing is being written."""
         self._write(self._group)
         if self._reader is not None:
             self._reader.close()
@@ -287,50 +366,6 @@ class Ledger:
         self._journal = self._manifest = self._reader = None
 
 
-def _write(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
-def _sync_folder(path: Path) -> None:
-    """See that the names of new files are on the disk, where the system has a way to."""
-    if sys.platform != "win32":
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _open_locked(path: Path) -> int:
-    """Open a file to append to, for this run alone; the lock ends with the process."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(path, flags, 0o666)
-    try:
-        _lock(descriptor, path)
-    except (BlockingIOError, PermissionError):
-        os.close(descriptor)
-        raise JournalError(
-            f"Another run is using {path}; wait until it ends, or choose other names."
-        ) from None
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _lock(descriptor: int, path: Path) -> None:
-        os.lseek(descriptor, 1 << 40, os.SEEK_SET)  # no byte that is ever read or written
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-
-else:
-    import fcntl
-
-    def _lock(descriptor: int, path: Path) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not os.path.samestat(os.fstat(descriptor), path.stat()):
-            raise BlockingIOError  # another run has mended it meanwhile, and has the new one
+def response_fields(record: ResponseRecord) -> dict[str, Any]:
+    """Return what all records of a response hold."""
+    return {name: getattr(record, name) for name in ResponseRecord.__struct_fields__}

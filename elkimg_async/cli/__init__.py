@@ -1,7 +1,7 @@
 """The command `elkimg`: arguments, progress, files; each command is a few lines over the client.
 
-A command is a function that `app` lists; its signature and docstrings are its help, and it
-returns the exit code. Progress and errors go to stderr, results to stdout.
+A command is a function that `app` lists; its signature and docstrings are its help, and it returns
+the exit code. Results go to standard output, progress and errors to standard error.
 """
 
 import sys
@@ -9,9 +9,9 @@ from importlib.util import find_spec
 
 
 def main() -> int:
-    """Run the command; returns 0, 1 for a failure, 2 for wrong usage, or 130 for Ctrl-C."""
+    """Run the command and return 0, 1 after a failure, 2 for wrong usage, or 130 for Ctrl-C."""
     if None in (find_spec("cyclopts"), find_spec("rich")):
-        sys.stderr.write('The command needs its extra: pip install "elkimg-async[cli]"\n')
+        sys.stderr.write('The command needs more packages: pip install "elkimg-async[cli]"\n')
         return 1
     from elkimg_async.cli.app import run
 

@@ -1,47 +1,130 @@
-"""The commands, and what becomes of what they raise."""
+"""The commands of `elkimg`, their help, and exit codes for what they raise."""
 
-import sys
+from __future__ import annotations
 
-from cyclopts import App, CycloptsError, Parameter
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from cyclopts import App, CycloptsError, Group, Parameter
 
 from elkimg_async import __version__, errors
-from elkimg_async.cli.batch import batch
-from elkimg_async.cli.edit import edit
-from elkimg_async.cli.generate import generate
-from elkimg_async.cli.models import models
-from elkimg_async.cli.report import ERR, plain, sentence
-from elkimg_async.cli.serve import serve
-from elkimg_async.cli.studio import studio
+from elkimg_async.cli import batch, edit, generate, models, serve, studio
+from elkimg_async.cli.console import (
+    OUT,
+    UsageError,
+    discard_output,
+    prepare_streams,
+    say,
+    sentence,
+)
 
-COMMANDS = (generate, edit, batch, models, serve, studio)
+_EXIT_CODES = """\
+Exit codes:
+  0    all done
+  1    something failed
+  2    wrong usage; nothing was sent
+  130  interrupted with Ctrl-C"""
+_ENVIRONMENT = """\
+Environment:
+  ELKAPI_API_KEY   your API key; not needed with --local
+  ELKAPI_BASE_URL  address of the server, up to and including /v1
+  ELKAPI_MODEL     default of --model"""
+_EPILOGUE = f"""\
+Examples:
+  elkimg generate "A small kitten" --local   (a try without an API key)
+  elkimg generate "A small kitten" -o kitten.png
+  elkimg edit kitten.png "Add a red hat" -o hat.png
+  elkimg batch prompts.csv -o pictures
+  elkimg generate --help                     (all options of a command)
+
+{_ENVIRONMENT}
+
+{_EXIT_CODES}"""
+
+
+class Command(NamedTuple):
+    """A subcommand: its function, how it is called, and examples."""
+
+    function: Callable[..., Any]
+    usage: str
+    examples: str
+
+
+_COMMANDS = (
+    Command(generate.generate, "generate PROMPT... [OPTIONS]", generate.EXAMPLES),
+    Command(edit.edit, "edit IMAGE... PROMPT [OPTIONS]", edit.EXAMPLES),
+    Command(batch.batch, "batch FILE [OPTIONS]", batch.EXAMPLES),
+    Command(models.models, "models [OPTIONS]", models.EXAMPLES),
+    Command(serve.serve, "serve [OPTIONS]", serve.EXAMPLES),
+    Command(studio.studio, "studio [OPTIONS]", studio.EXAMPLES),
+)
 
 
 def run() -> int:
-    """Run the command that the arguments name; returns its exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    """Run the command that the arguments name and return its exit code."""
+    prepare_streams()
+    try:
+        code = _run()
+        OUT.file.flush()
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        discard_output()
+        return 1
+    return code
+
+
+def _run() -> int:
     try:
         code = _app()(exit_on_error=False, print_error=False, result_action="return_value")
     except KeyboardInterrupt:
         problem, code = "Interrupted.", 130
     except CycloptsError as error:
         problem, code = f"{error} See elkimg --help.", 2
+    except UsageError as error:
+        problem, code = str(error), 2
+    except BrokenPipeError:
+        raise
     except (errors.ElkImagesError, OSError, OverflowError) as error:
         problem, code = sentence(error), 1
+    except BaseExceptionGroup as group:
+        broken, rest = group.split(BrokenPipeError)
+        if broken is None or rest is not None:
+            raise
+        raise BrokenPipeError from None
     else:
         return code or 0
-    ERR.print(plain(problem), soft_wrap=True)
-    return code
+    say(problem)
+    return int(code)
 
 
 def _app() -> App:
     app = App(
         name="elkimg",
-        help="Make images from text with ElkAPI, or any server that speaks OpenAI's image API.",
+        usage="Usage: elkimg COMMAND [OPTIONS]",
+        help="Generate and edit images with ElkAPI or any server with OpenAI's image API.",
+        help_format="plaintext",
+        help_epilogue=_EPILOGUE,
         version=__version__,
+        version_flags=("--version", "-V"),
         default_parameter=Parameter(negative=(), show_default=False),
         suppress_keyboard_interrupt=False,
+        group_commands=Group("Commands", sort_key=0),
+        group_parameters=Group("Options", sort_key=1),
     )
-    for command in COMMANDS:
-        app.command(command)
+    for command in _COMMANDS:
+        examples = "\n".join(f"  {line}" for line in command.examples.split("\n"))
+        command.function.__doc__ = _unfold(command.function.__doc__ or "")
+        app.command(
+            command.function,
+            usage=f"Usage: elkimg {command.usage}",
+            help_epilogue=f"Examples:\n{examples}\n\n{_ENVIRONMENT}\n\n{_EXIT_CODES}",
+        )
+    app.register_install_completion_command(help="Install completion for your shell.")
     return app
+
+
+def _unfold(docstring: str) -> str:
+    """Join the lines of each paragraph; the help would keep the breaks of the source."""
+    text = re.sub(r"(?<=\S)\n(?=\S)", " ", inspect.cleandoc(docstring))
+    return re.sub(r"(?<=\S)\n {8,}(?=\S)", " ", text)

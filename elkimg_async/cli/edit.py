@@ -7,49 +7,70 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from elkimg_async import errors
-from elkimg_async.cli.common import Connection, ImageOptions
-from elkimg_async.cli.generate import Names, Order, run
+from elkimg_async.cli.console import UsageError
+from elkimg_async.cli.image_task import ImageTask, run_tasks
+from elkimg_async.cli.options import (
+    CONNECTION,
+    NO_EDIT_OPTIONS,
+    OUTPUT,
+    SHOW_IMAGES,
+    Connection,
+    EditOptions,
+    ImageDisplay,
+    check_options,
+)
+from elkimg_async.cli.output import STDOUT, OutputFiles, check_stdout, choose_format
 from elkimg_async.cli.report import Report
 
 _EXAMPLE = 'elkimg edit kitten.png "Add a red hat"'
+EXAMPLES = f"""\
+{_EXAMPLE} -o hat.png
+elkimg edit kitten.png "Add a red hat" --mask mask.png --local
+elkimg edit room.jpg sofa.png "Put the sofa into the room" --input-fidelity high
+elkimg edit https://example.com/kitten.png --prompt "Add a red hat\""""
 
 
 def edit(
-    *images: str,
-    prompt: Annotated[str | None, Parameter(alias="-p")] = None,
-    mask: Annotated[str | None, Parameter(alias="-m")] = None,
-    input_fidelity: str | None = None,
-    output: Annotated[str | None, Parameter(alias="-o")] = None,
+    *images: Annotated[str, Parameter(metavar="IMAGE")],
+    prompt: Annotated[str | None, Parameter(alias="-p", metavar="TEXT")] = None,
+    output: Annotated[str | None, OUTPUT] = None,
     stream: bool = False,
-    picture: Annotated[ImageOptions, Parameter(name="*", group="Picture")] = ImageOptions(),
-    connection: Annotated[Connection, Parameter(name="*", group="Server")] = Connection(),
+    image: Annotated[EditOptions, Parameter(name="*", group="Image")] = NO_EDIT_OPTIONS,
+    display: Annotated[ImageDisplay, Parameter(name="*", group="Display")] = SHOW_IMAGES,
+    connection: Annotated[Connection, Parameter(name="*", group="Server")] = CONNECTION,
 ) -> int:
-    """Change pictures as a text says: elkimg edit kitten.png "Add a red hat".
-
-    The API key is read from the environment variable ELKAPI_API_KEY.
+    """Change images as a text says, and save the result.
 
     Args:
-        images: The files of the pictures, up to 16, all for one result: png, webp or jpeg, less than
-            50 MB each. The text comes after them, unless it is given with --prompt.
+        images: Files or addresses of up to 16 images, all for one result: png, webp or jpeg, each
+            under 50 MB. The text comes after them, unless --prompt has it.
         prompt: What the result shows.
-        mask: A picture of the size of the first one; where it is fully transparent, that is edited.
-        input_fidelity: high keeps features such as faces closer to the pictures, low costs less.
-        output: A file, which is replaced, and with several results hat-2.png and so on as well;
-            or a folder. In a folder, and here if not given, new files are named after the text.
-        stream: Save images on the way as well (hat-partial-0.png).
+        output: Where to save. A file is replaced, and with --n 2 the second image is hat-2.png; the
+            suffix chooses the format. In a folder (the current one by default), new files are named
+            after the text. "-" writes one image to standard output.
+        stream: Save previews as well, while the image is being made (hat-partial-0.png).
+        image: Options of the image.
+        display: What is printed.
+        connection: Where requests go.
     """
     if prompt is None:
         *files, prompt = images or ("",)
         if not prompt.strip() or _is_file(prompt):
-            raise errors.ConfigurationError(f"Say what to change, after the files: {_EXAMPLE}.")
+            raise UsageError(f"Say what to change, after the files: {_EXAMPLE}.")
     else:
         files = list(images)
     if not files:
-        raise errors.ConfigurationError(f"Name the pictures before the text: {_EXAMPLE}.")
+        raise UsageError(f"Name the images before the text: {_EXAMPLE}.")
+    options = choose_format(image.given(), output)
+    check_options(options, stream=stream)
     connection.check()
-    options = {**picture.options(output), "mask": mask, "input_fidelity": input_fidelity}
-    return run([Order(prompt, options, Names(output), Report(), files)], connection, stream)
+    report, target = Report(display), None
+    if output == STDOUT:
+        check_stdout(1, options.get("n", 1), json=display.json)
+    else:
+        target = OutputFiles(output)
+    task = ImageTask(prompt, options, target, report, stream=stream, images=files)
+    return run_tasks([task], report, connection)
 
 
 def _is_file(text: str) -> bool:

@@ -7,55 +7,93 @@ from typing import Annotated
 
 import anyio
 from cyclopts import Parameter
-from rich import box
-from rich.table import Table
 
 from elkimg_async import Model
-from elkimg_async.cli.common import Connection
-from elkimg_async.cli.report import ERR, OUT, Report, plain
+from elkimg_async.cli.console import count, plain, print_json, print_table, say
+from elkimg_async.cli.options import CONNECTION, SHOW, Connection, Display
+
+EXAMPLES = """\
+elkimg models
+elkimg models --all --json"""
 
 
 def models(
     *,
     all: bool = False,
-    connection: Annotated[Connection, Parameter(name="*", group="Server")] = Connection(),
+    display: Annotated[Display, Parameter(name="*", group="Display")] = SHOW,
+    connection: Annotated[Connection, Parameter(name="*", group="Server")] = CONNECTION,
 ) -> int:
-    """List the models of the server that make images.
-
-    Where the server does not tell them apart, all are listed. The API key is read from the environment
-    variable ELKAPI_API_KEY.
+    """List the server's image models.
 
     Args:
-        all: List the others as well.
+        all: List the other models as well.
+        display: What is printed.
+        connection: Where requests go.
     """
     connection.check()
 
-    async def ask() -> list[Model]:
-        async with connection.client(Report()) as client:
+    def note(text: str) -> None:
+        if not display.quiet:
+            say(text)
+
+    async def fetch() -> list[Model]:
+        async with connection.client(say=note) as client:
             return await client.models()
 
-    found = anyio.run(ask)
+    found = anyio.run(fetch)
     listed = [model for model in found if all or model.is_image is not False]
-    table = Table(box=box.SIMPLE_HEAD if OUT.is_terminal else None, pad_edge=False)
-    for name in ("model", "images", "owner", "since"):
-        table.add_column(name, overflow="fold" if name == "model" else "ellipsis")
-    for model in listed:
-        table.add_row(plain(model.id), _word(model), plain(model.owned_by or "-"), _since(model))
-    if listed:
-        OUT.print(table, width=None if OUT.is_terminal else 10_000, crop=False)
-    if left_out := len(found) - len(listed):
-        ERR.print(f"{left_out} models that make no images are left out; --all lists them.")
+    if display.json:
+        for model in listed:
+            print_json(_as_object(model))
+    elif not display.quiet:
+        _print(listed)
+    hidden = len(found) - len(listed)
+    if not listed:
+        advice = "; --all lists them" if hidden else ""
+        note(f"The server lists {count(hidden, 'model')}, none for images{advice}.")
+    elif hidden:
+        note(f"{count(hidden, 'model')} for other purposes not shown; --all lists them.")
     return 0
 
 
+def _print(listed: list[Model]) -> None:
+    columns = ["model", "images", "owner", "since"]
+    rows = [
+        [plain(model.id), _word(model), plain(model.owned_by or "-"), _since(model) or "-"]
+        for model in listed
+    ]
+    shutdowns = [_shutdown(model) for model in listed]
+    if any(shutdowns):
+        columns.append("until")
+        for row, date in zip(rows, shutdowns, strict=True):
+            row.append(plain(date or "-"))
+    print_table(columns, rows)
+
+
+def _as_object(model: Model) -> dict[str, object]:
+    return {
+        "model": model.id,
+        "images": model.is_image,
+        "owner": model.owned_by,
+        "since": _since(model),
+        "until": _shutdown(model),
+    }
+
+
 def _word(model: Model) -> str:
+    """Return whether a model makes images, "-" where the server does not say."""
     return "-" if model.is_image is None else "yes" if model.is_image else "no"
 
 
-def _since(model: Model) -> str:
+def _since(model: Model) -> str | None:
     if model.created is None:
-        return "-"
+        return None
     try:
         return str(datetime.datetime.fromtimestamp(model.created, datetime.UTC).date())
     except (ValueError, OverflowError, OSError):
-        return "-"
+        return None
+
+
+def _shutdown(model: Model) -> str | None:
+    date = getattr(model, "shutdown_date", None)
+    return None if date is None else str(date)

@@ -1,98 +1,143 @@
-"""What people see: progress and failures as they happen, and a table at the end."""
+"""What `elkimg generate` and `elkimg edit` print: progress, failures, and the saved files."""
 
 from __future__ import annotations
 
 import contextlib
-import re
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from rich import box
-from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from elkimg_async import Image, errors
+from elkimg_async import Image, Usage
+from elkimg_async.cli.console import (
+    ERR,
+    open_in_viewer,
+    plain,
+    print_json,
+    print_table,
+    say,
+    sentence,
+    short,
+)
+from elkimg_async.cli.options import ImageDisplay
 from elkimg_async.hooks import Record, RetryScheduled
 
-OUT = Console(markup=False, emoji=False, highlight=False)
-ERR = Console(stderr=True, markup=False, emoji=False, highlight=False)
+_COLUMNS = ("file", "pixels", "bytes", "type", "tokens", "seconds")
 
-_WORDS = {  # of the client, and what the command says instead
-    r" Raise it with Timeout\((connect|download)=…\)\.": "",
-    r"Timeout\(\w+=…\)": "--timeout",
-    r"RetryPolicy\(\w+=…\)": "--retries",
-    "stream=True": "--stream",
-}
-_ARGUMENTS = r"\b(?:output_format|output_compression|partial_images|response_format|extra_body|input_fidelity)\b"
+
+class SavedImage(NamedTuple):
+    """One image with what is known of it; `path` is None for standard output."""
+
+    path: Path | None
+    image: Image
+    prompt: str
+    partial: bool
+    size: str | None
+    usage: Usage | None
+    seconds: float
+    request_id: str | None
 
 
 class Report:
-    """Progress and failures as they happen, and the table of what was made."""
+    """Progress and failures as they happen, and the results at the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, display: ImageDisplay) -> None:
         self.failed = False
         text = TextColumn("{task.description}", markup=False)
-        bars = (SpinnerColumn(), text, TimeElapsedColumn())
-        self.bars = Progress(*bars, console=ERR, transient=True)
-        self._table = Table(box=box.SIMPLE_HEAD if OUT.is_terminal else None, pad_edge=False)
-        self._table.add_column("file", overflow="fold")
-        for name in ("pixels", "bytes", "type", "tokens", "seconds"):
-            self._table.add_column(name, justify="right", no_wrap=True)
+        self.bars = Progress(
+            SpinnerColumn(), text, TimeElapsedColumn(), console=ERR, transient=True
+        )
+        self._display = display
+        self._rows: list[tuple[str, ...]] = []
+        self._finals: list[Path] = []
+
+    @property
+    def animated(self) -> bool:
+        """Whether progress is shown by lines that move."""
+        return ERR.is_interactive and not self._display.quiet
+
+    def say(self, text: str) -> None:
+        """Print a line about progress."""
+        if not self._display.quiet:
+            say(text)
 
     def begin(self, prompt: str) -> TaskID:
-        """Say that a prompt is being worked on: with a moving line, on a terminal."""
+        """Show that a prompt is in progress."""
         text = f"Waiting for {short(prompt)}"
-        if not ERR.is_interactive:
+        if not self.animated:
             self.say(text)
         return self.bars.add_task(text)
 
-    def say(self, text: str, style: str | None = None) -> None:
-        """Print one line, above those that move."""
-        ERR.print(plain(text), style=style, soft_wrap=True)
-
-    def hear(self, record: Record) -> None:
-        """Tell of retries; a hook of the client."""
+    def on_event(self, record: Record) -> None:
+        """Print retries; a hook of the client."""
         if isinstance(record, RetryScheduled):
             self.say(f"{sentence(record.error)} Trying again in {record.delay:.1f} s.")
 
     def fail(self, problem: str, prompt: str) -> None:
-        """Say what went wrong with a prompt."""
+        """Print what went wrong with a prompt."""
         self.failed = True
-        self.say(f"{short(prompt)}: {problem}", "red")
+        say(f"{short(prompt)}: {problem}", "red")
 
-    def add(
-        self, path: Path, image: Image, size: str | None, tokens: float | None, seconds: float
-    ) -> None:
-        """Note a file that was saved; `size` and `tokens` are as the server says."""
-        self.say(f"Saved {path} after {seconds:.1f} s")
-        with contextlib.suppress(Exception):  # Pillow is missing or at a loss; the file is saved
-            size = "{}x{}".format(*image.to_pil().size)
-        count, kind = len(image.content or b""), (image.media_type or "").removeprefix("image/")
-        spent = "-" if tokens is None else f"{tokens:,}"
-        self._table.add_row(str(path), size or "-", f"{count:,}", kind, spent, f"{seconds:.1f}")
+    def add(self, saved: SavedImage, *, counts_usage: bool) -> None:
+        """Record an image that was saved; `counts_usage` where no other image of its call has."""
+        pixels = _pixels(saved)
+        content = saved.image.content or b""
+        kind = saved.image.media_type or ""
+        if saved.path is None:
+            self.say(f"Wrote {len(content):,} bytes after {saved.seconds:.1f} s")
+            return
+        self.say(f"Saved {saved.path} after {saved.seconds:.1f} s")
+        if not saved.partial:
+            self._finals.append(saved.path)
+        if self._display.json:
+            print_json(_as_object(saved, pixels, kind, len(content)))
+        tokens = saved.usage.total_tokens if saved.usage and counts_usage else None
+        self._rows.append(
+            (
+                plain(str(saved.path)),
+                "{}x{}".format(*pixels) if pixels else saved.size or "-",
+                f"{len(content):,}",
+                kind.removeprefix("image/") or "-",
+                "-" if tokens is None else f"{tokens:,}",
+                f"{saved.seconds:.1f}",
+            )
+        )
 
-    def print_table(self) -> None:
-        """Print what was made: framed on a terminal, else one line for each file."""
-        if self._table.rows:
-            OUT.print(self._table, width=None if OUT.is_terminal else 10_000, crop=False)
+    def finish(self) -> None:
+        """Print the table of saved files, and open them where that is wanted."""
+        if not self._display.json and not self._display.quiet:
+            print_table(_COLUMNS, self._rows)
+        if self._display.open:
+            for path in self._finals:
+                open_in_viewer(path)
 
 
-def sentence(error: Exception) -> str:
-    """What an error says, in the command's words where the client speaks of its arguments."""
-    text = str(error)
-    for theirs, ours in _WORDS.items():
-        text = re.sub(theirs, ours, text)
-    if isinstance(error, errors.InvalidRequestError):
-        text = re.sub(_ARGUMENTS, lambda name: "--" + name[0].replace("_", "-"), text)
-    return text
+def _pixels(saved: SavedImage) -> tuple[int, int] | None:
+    with contextlib.suppress(Exception):  # no Pillow, or an unknown format; the file is saved
+        width, height = saved.image.to_pil().size
+        return width, height
+    return None
 
 
-def plain(text: str) -> str:
-    """One line without control characters, whoever wrote it."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
-
-
-def short(prompt: str) -> str:
-    """The beginning of a prompt, in quotation marks."""
-    text = plain(prompt)
-    return f"“{text if len(text) <= 40 else text[:39] + '…'}”"
+def _as_object(
+    saved: SavedImage, pixels: tuple[int, int] | None, kind: str, size: int
+) -> dict[str, Any]:
+    usage = None
+    if saved.usage is not None:
+        usage = {
+            name: getattr(saved.usage, name)
+            for name in ("total_tokens", "input_tokens", "output_tokens")
+        }
+    return {
+        "file": str(saved.path),
+        "prompt": saved.prompt,
+        "revised_prompt": saved.image.revised_prompt,
+        "partial": saved.partial,
+        "media_type": kind or None,
+        "width": pixels[0] if pixels else None,
+        "height": pixels[1] if pixels else None,
+        "bytes": size,
+        "usage": usage,
+        "seconds": round(saved.seconds, 3),
+        "request_id": saved.request_id,
+    }

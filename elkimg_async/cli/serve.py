@@ -7,28 +7,40 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import anyio
+from cyclopts import Parameter
 
-from elkimg_async.cli.common import LOCAL_DELAY, WHOLE
-from elkimg_async.cli.report import OUT
+from elkimg_async.cli.console import OUT
+from elkimg_async.cli.options import (
+    LOCAL_API_KEY,
+    LOCAL_DELAY,
+    SECONDS,
+    TEXT,
+    WHOLE,
+)
 from elkimg_async.config import URL_VARIABLE
 from elkimg_async.credentials import API_KEY_VARIABLE
+
+EXAMPLES = """\
+elkimg serve --port 8080
+elkimg serve --fault rate-limit --fault error*2
+elkimg serve --fault list"""
 
 
 def serve(
     *,
     port: Annotated[int, WHOLE] = 0,
-    api_key: str = "elkimg-local",
-    delay: float = LOCAL_DELAY,
-    fault: Sequence[str] = (),
+    api_key: Annotated[str, TEXT] = LOCAL_API_KEY,
+    delay: Annotated[float, SECONDS] = LOCAL_DELAY,
+    fault: Annotated[Sequence[str], Parameter(metavar="NAME")] = (),
 ) -> int:
-    """Run a local server, a stand-in for the real one, until Ctrl-C; only this machine reaches it.
+    """Run a local stand-in for the real server until Ctrl-C; only this machine reaches it.
 
     Args:
-        port: The port; a free one if not given.
-        api_key: The key that it asks for, not a real one; elkimg-local if not given.
-        delay: Seconds before each answer, and before each event of a stream.
-        fault: What to play for one request, as NAME, NAME=ARGUMENT or NAME*TIMES. May be given
-            several times, for one request after the other; `--fault list` names them all.
+        port: Port to listen on. Default: a free one.
+        api_key: API key that clients must send; not a real one. Default: elkimg-local.
+        delay: Pause before each response and each event of a stream. Default: 0.6.
+        fault: What goes wrong with one request: NAME, NAME=ARGUMENT or NAME*TIMES. Given several
+            times, each is for the next request; "--fault list" prints the names.
     """
     from elkimg_async.local import FAULTS, LocalServer
 
@@ -55,6 +67,6 @@ export {URL_VARIABLE}={base_url} {API_KEY_VARIABLE}={shlex.quote(api_key)}
 
 For anything else:
 curl {base_url}/images/generations -H {shlex.quote("Authorization: Bearer " + api_key)} \
--H 'Content-Type: application/json' -d '{{"prompt": "A small kitten"}}' -o answer.json
+-H 'Content-Type: application/json' -d '{{"prompt": "A small kitten"}}' -o response.json
 
 Press Ctrl-C to stop."""

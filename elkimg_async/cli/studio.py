@@ -9,24 +9,29 @@ import anyio
 import anyio.to_thread
 from cyclopts import Parameter
 
-from elkimg_async.cli.common import WHOLE, Connection
-from elkimg_async.cli.report import OUT, Report
+from elkimg_async.cli.console import OUT, say
+from elkimg_async.cli.options import CONNECTION, WHOLE, Connection
+
+EXAMPLES = """\
+elkimg studio --open
+elkimg studio --local --port 8080"""
 
 
 def studio(
     *,
     port: Annotated[int, WHOLE] = 0,
     open: bool = False,
-    connection: Annotated[Connection, Parameter(name="*", group="Server")] = Connection(),
+    connection: Annotated[Connection, Parameter(name="*", group="Server")] = CONNECTION,
 ) -> int:
-    """Make and edit pictures on a page in your browser, until Ctrl-C.
+    """Generate and edit images on a page in your browser, until Ctrl-C.
 
-    The API key is read from the environment variable ELKAPI_API_KEY, and stays in this program.
-    Only this machine reaches the page; whoever else uses this machine can reach it too.
+    The API key stays in this program. Only this machine reaches the page; other users of this
+    machine can reach it too.
 
     Args:
-        port: The port of the page; a free one if not given.
-        open: Open the page in the browser as well.
+        port: Port of the page. Default: a free one.
+        open: Open the page in the browser.
+        connection: Where requests go.
     """
     connection.check()
     from elkimg_async.studio.browser import opened
@@ -34,7 +39,7 @@ def studio(
 
     async def run() -> None:
         async with (
-            connection.client(Report()) as client,
+            connection.client(say=say) as client,
             serve(client, port=port, local=connection.local) as url,
         ):
             OUT.print(f"The studio is at {url}\nPress Ctrl-C to stop.", soft_wrap=True)

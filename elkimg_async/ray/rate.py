@@ -1,9 +1,9 @@
-"""One rate for all workers: a named actor with a `Limiter`, and what stands in for it in each worker.
+"""One rate for all workers: a named actor with a `Limiter`, and its stand-in in each worker.
 
-The actor belongs to nobody (it is detached), since any worker may die; it ends itself when no worker
-has been heard of for a while. Whoever finds it gone makes a new one under the same name, which starts
-as a new client does. What a worker holds is leased: every two seconds it says that it is alive, and after
-ten of silence its permits go to others.
+The actor is detached, since any worker may die; it ends itself when no worker has called for a
+while. A worker that finds it gone creates a new one under the same name, which starts as a new
+client does. What a worker holds is leased: it renews the lease every two seconds, and after ten
+seconds of silence its permits go to others.
 """
 
 import asyncio
@@ -23,15 +23,15 @@ from elkimg_async.sansio.responses import RateLimit
 NAMESPACE = "elkimg_async"
 RENEWAL, LEASE, IDLE = 2.0, 10.0, 30.0
 _PAUSE = 0.2  # seconds before the actor is looked for again
-_MOST_CALLS = 100_000
-"""Of all workers at once: those that wait for a turn must not hold up the others."""
+_MAX_CALLS = 100_000
+"""Concurrent calls of all workers: those that wait for a turn must not hold up the others."""
 
 
 def load_ray() -> Any:
-    """The package Ray with its part `data`.
+    """Return the package Ray, with `ray.data`.
 
     Raises:
-        ConfigurationError: by the caller, where it is not installed.
+        ConfigurationError: If it is not installed.
     """
     try:
         ray: Any = importlib.import_module("ray")
@@ -45,28 +45,30 @@ def load_ray() -> Any:
 
 
 def actor_name(run: str) -> str:
-    """The name of the actor that paces a run."""
+    """Return the name of the actor that limits the rate of a run."""
     return f"rate of {run}"
 
 
 class _Holder:
-    """A worker, and what it has asked for and not left, by its own numbers for that."""
+    """The permits of a worker, held or awaited, by the numbers that the worker gave them."""
 
     def __init__(self) -> None:
         self.heard = 0.0
         self.permits: dict[int, Permit] = {}
         self.waiting: dict[int, asyncio.Task[Any]] = {}
         self.left: set[int] = set()
-        """Left before they were asked for: messages may overtake each other."""
+        """Released before they were requested: messages may overtake each other."""
 
 
-class RateKeeper:
-    """The limiter of all workers; an async actor without groups, so that all its methods share one loop.
+class RateActor:
+    """The limiter of all workers.
+
+    As an async actor without concurrency groups it runs all its methods in one event loop.
 
     Args:
-        limits: the arguments of `Limiter`.
-        lease: seconds of silence after which a worker counts as dead.
-        idle: seconds without any worker after which the actor ends.
+        limits: The arguments of `Limiter`.
+        lease: Seconds of silence after which a worker counts as dead.
+        idle: Seconds without any worker after which the actor ends.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class RateKeeper:
         self._watched = False
 
     async def take(self, holder: str, number: int, weight: int) -> bool:
-        """Wait for a turn; False where it was left or taken away in between."""
+        """Wait for a turn; return False if it was released or taken away meanwhile."""
         held = self._hear(holder)
         if number in held.left or holder in self._ended:
             held.left.discard(number)
@@ -93,23 +95,23 @@ class RateKeeper:
         try:
             await self._limiter.wait(permit)
         except asyncio.CancelledError:
-            return False  # by `leave` or `_drop`: nobody waits for the answer, or it would be wrong
+            return False  # by `leave` or `_drop`: the worker does not wait any more
         finally:
             held.waiting.pop(number, None)
         return True
 
     async def answered(self, holder: str, number: int, limit: RateLimit | None) -> None:
-        """Note a good answer."""
+        """Note a successful response."""
         if permit := self._hear(holder).permits.get(number):
             self._limiter.answered(permit, limit)
 
     async def refused(self, holder: str, number: int, details: Mapping[str, Any]) -> None:
-        """Note a refusal; `details` are the keywords of `Limiter.refused`."""
+        """Note a 429 or 503; `details` are the keyword arguments of `Limiter.refused`."""
         if permit := self._hear(holder).permits.get(number):
             self._limiter.refused(permit, **details)
 
     async def leave(self, holder: str, number: int) -> None:
-        """Give a turn, or the place in the queue, back."""
+        """Release a turn, or the place in the queue."""
         held = self._hear(holder)
         if (permit := held.permits.pop(number, None)) is None:
             held.left.add(number)
@@ -119,17 +121,17 @@ class RateKeeper:
             self._limiter.leave(permit)
 
     async def renew(self, holder: str) -> float:
-        """Note that a worker is alive; tells the rate, as `Limiter.rate` does."""
+        """Renew the lease of a worker; return the rate, as `Limiter.rate` does."""
         self._hear(holder)
         return self._limiter.rate
 
     async def forget(self, holder: str) -> None:
-        """Note that a worker has ended; what of its messages was overtaken by this one counts no more."""
+        """Note that a worker has ended; messages of it that arrive later are ignored."""
         self._ended.add(holder)
         self._drop(holder)
 
     async def state(self) -> dict[str, Any]:
-        """How many wait, are in flight, and hold leases."""
+        """Return how many wait, are in flight, and hold leases."""
         limiter = self._limiter
         return {
             "waiting": limiter.waiting,
@@ -138,7 +140,7 @@ class RateKeeper:
         }
 
     async def watch(self) -> None:
-        """Take back what dead workers held, and end the actor when there is none left."""
+        """Take back what dead workers held, and end the actor when there is no worker left."""
         if self._watched:
             return
         self._watched = True
@@ -153,7 +155,7 @@ class RateKeeper:
                 load_ray().actor.exit_actor()
 
     def expire(self, now: float) -> None:
-        """Take back what workers hold that have been silent for too long."""
+        """Take back what workers hold whose lease has expired."""
         silent = [name for name, held in self._holders.items() if now - held.heard > self._lease]
         for name in silent:
             self._drop(name)
@@ -176,7 +178,7 @@ class RateKeeper:
 
 
 class SharedRate:
-    """The `Pacing` of a worker's client: asks the actor, and makes it where there is none.
+    """The `Pacing` of a worker's client, which asks the actor, and creates it if there is none.
 
     It belongs to one event loop.
     """
@@ -186,42 +188,42 @@ class SharedRate:
         self._name, self._limits = actor_name(run), limits
         self._holder = os.urandom(8).hex()
         self._numbers = itertools.count(1)
-        self._keeper: Any = None
-        self._finding = asyncio.Lock()
+        self._actor: Any = None
+        self._creating = asyncio.Lock()
         self._pulse: asyncio.Task[None] | None = None
         self._rate = math.inf
         self._closed = False
 
     @property
     def rate(self) -> float:
-        """Starts for each second of all workers together, as known two seconds ago."""
+        """Requests per second of all workers together, at most two seconds old."""
         return self._rate
 
     def enter(self, weight: int) -> Permit:
-        """A permit that has not started: the turn is asked for in `wait`."""
+        """Return a permit that has not started: `wait` requests the turn."""
         if self._closed:
-            raise ConfigurationError("The client is closed; make a new one.")
+            raise ConfigurationError("The client is closed; create a new one.")
         return Permit(weight)
 
     async def wait(self, permit: Permit) -> None:
-        """Wait for the turn; when that fails, it has left."""
+        """Wait for the turn; on failure the permit is released."""
         try:
             while permit.started is None:
-                keeper = await self._find()
+                actor = await self._get_actor()
                 permit.waiter = next(self._numbers)
                 try:
-                    if await keeper.take.remote(self._holder, permit.waiter, permit.weight):
+                    if await actor.take.remote(self._holder, permit.waiter, permit.weight):
                         permit.started = time.monotonic()
                 except self._ray.exceptions.RayActorError:
                     self.leave(permit)  # it may only be out of reach
-                    await self._lose(keeper)
+                    await self._forget_actor(actor)
         except BaseException:
             self.leave(permit)
             raise
 
     def answered(self, permit: Permit, limit: RateLimit | None = None) -> None:
-        """Tell of a good answer."""
-        self._tell("answered", permit.waiter, limit)
+        """Report a successful response."""
+        self._notify("answered", permit.waiter, limit)
 
     def refused(
         self,
@@ -231,56 +233,56 @@ class SharedRate:
         limit: RateLimit | None = None,
         overload: bool = False,
     ) -> None:
-        """Tell of a refusal."""
+        """Report a 429 or 503."""
         details = {"retry_after": retry_after, "limit": limit, "overload": overload}
-        self._tell("refused", permit.waiter, details)
+        self._notify("refused", permit.waiter, details)
 
     def leave(self, permit: Permit) -> None:
-        """Give the turn back, once."""
+        """Release the turn, once."""
         number, permit.waiter = permit.waiter, None
         if number is not None:
-            self._tell("leave", number)
+            self._notify("leave", number)
 
     def close(self) -> None:
-        """Tell that this worker has ended."""
+        """Report that this worker has ended."""
         if not self._closed:
             self._closed = True
             if self._pulse is not None:
                 self._pulse.cancel()
-            self._tell("forget")
+            self._notify("forget")
 
-    def _tell(self, method: str, *arguments: Any) -> None:
-        if self._keeper is not None:
-            getattr(self._keeper, method).remote(self._holder, *arguments)
+    def _notify(self, method: str, *arguments: Any) -> None:
+        if self._actor is not None:
+            getattr(self._actor, method).remote(self._holder, *arguments)
 
-    async def _find(self) -> Any:
-        async with self._finding:
-            if self._keeper is None:
-                self._keeper = await asyncio.to_thread(self._get_or_make)
-                self._keeper.watch.remote()
+    async def _get_actor(self) -> Any:
+        async with self._creating:
+            if self._actor is None:
+                self._actor = await asyncio.to_thread(self._get_or_create)
+                self._actor.watch.remote()
             if self._pulse is None:
                 self._pulse = asyncio.create_task(self._renew())
-            return self._keeper
+            return self._actor
 
-    def _get_or_make(self) -> Any:
-        keeper = self._ray.remote(num_cpus=0, max_concurrency=_MOST_CALLS)(RateKeeper)
-        named = keeper.options(
+    def _get_or_create(self) -> Any:
+        actor = self._ray.remote(num_cpus=0, max_concurrency=_MAX_CALLS)(RateActor)
+        named = actor.options(
             name=self._name, namespace=NAMESPACE, get_if_exists=True, lifetime="detached"
         )
         return named.remote(self._limits)
 
-    async def _lose(self, keeper: Any) -> None:
+    async def _forget_actor(self, actor: Any) -> None:
         """Look for the actor again after a pause."""
-        if self._keeper is keeper:
-            self._keeper = None
+        if self._actor is actor:
+            self._actor = None
         await asyncio.sleep(_PAUSE)
 
     async def _renew(self) -> None:
         while True:
-            keeper = await self._find()
+            actor = await self._get_actor()
             try:
-                self._rate = await keeper.renew.remote(self._holder)
+                self._rate = await actor.renew.remote(self._holder)
             except self._ray.exceptions.RayActorError:
-                await self._lose(keeper)
+                await self._forget_actor(actor)
             else:
                 await asyncio.sleep(RENEWAL)

@@ -12,16 +12,12 @@ from typing import Any, Unpack
 
 import msgspec
 
-from elkimg_async.batch.executor import (
-    IN_FLIGHT_LIMIT,
-    IN_FLIGHT_PAUSE,
-    Slots,
-    divide,
-    fetch,
-    slots_of,
-    waiting,
-)
-from elkimg_async.batch.journal import File, Waiting, fingerprint
+from elkimg_async.batch.budget import fatal_reason
+from elkimg_async.batch.executor import Executor, NoStore, Sender
+from elkimg_async.batch.inputs import full_fingerprint
+from elkimg_async.batch.job import Job, JobResult
+from elkimg_async.batch.names import row_stem
+from elkimg_async.batch.rows import read_row
 from elkimg_async.client import AsyncImages
 from elkimg_async.config import (
     IdempotencyMode,
@@ -33,8 +29,7 @@ from elkimg_async.config import (
 )
 from elkimg_async.credentials import default_api_key
 from elkimg_async.errors import (
-    APIError,
-    BatchError,
+    BatchStoppedError,
     ConfigurationError,
     DownloadError,
     ElkImagesError,
@@ -43,19 +38,17 @@ from elkimg_async.errors import (
 from elkimg_async.image import Image
 from elkimg_async.ray import rows
 from elkimg_async.ray.rate import SharedRate, load_ray
-from elkimg_async.ray.rows import Outcome
-from elkimg_async.ray.shelf import RowRecord, Shelf
-from elkimg_async.sansio.requests import GenerateRequest, make_request
-from elkimg_async.sansio.responses import ImagesResponse
-from elkimg_async.sansio.retry import is_in_flight
+from elkimg_async.ray.rows import RowResult
+from elkimg_async.ray.shared_store import RowRecord, SharedStore
+from elkimg_async.sansio.requests import EditRequest, GenerateRequest
 from elkimg_async.transport.download import enable_download
-from elkimg_async.types import GenerateOptions
+from elkimg_async.types import MapOptions
 
-_CLOSING = 5.0  # seconds for the connections to be closed
+_CLOSING = 5.0  # seconds for closing the connections
 
 
-class WorkerOptions(GenerateOptions, total=False):
-    """The options of `GenerateImages`, whose docstring says what they mean."""
+class WorkerOptions(MapOptions, total=False):
+    """The options of `GenerateImages`, whose docstring explains them."""
 
     prompt_column: str
     id_column: str
@@ -84,49 +77,51 @@ class GenerateImages:
             compute=ray.data.ActorPoolStrategy(size=4),
         )
 
-    It needs batches of the format pyarrow, and a column of ids; `generate_dataset` sees to both.
+    It needs batches in the pyarrow format, and a column of ids; `generate_dataset` provides both.
 
     Args:
-        run: The name of the run: part of each idempotency key, and of the actor's name whose rate all workers of
-            the run share. It must be the same for all of them.
+        run: The name of the run: part of each idempotency key, and of the name of the actor whose
+            rate all workers of the run share. It must be the same for all of them.
         prompt_column: The column of prompts; `prompt` if not given.
         id_column: The column of ids, different in each row; `id` if not given.
-        requests_at_once: How many rows of its batch a worker does at a time; 16 if not given.
-        output_dir: A folder that all workers see, for images named after the ids, with a JSON file beside them for
-            each row that was made. What is there whole is not asked for again, and what still waits at its
-            URL is only fetched. None: the column `images`.
-        limits: What all workers share together, as all calls of a client do. None: `Limits()`.
-        api_key: The key, better as `ray.put(key)`, which keeps it out of the plan; or an async function
-            that returns it. None: ELKAPI_API_KEY in the worker's environment.
+        requests_at_once: How many rows of its batch a worker sends at a time; 16 if not given.
+        output_dir: A folder that all workers see, for images named after the ids, with a JSON file
+            beside them for each row that was made. Rows whose files are whole are not sent again,
+            and images that are still at their URLs are only downloaded. None: the column `images`.
+        limits: What all workers share, as all calls of a client do. None: `Limits()`.
+        api_key: The API key, better as `ray.put(api_key)`, which keeps it out of the plan; or an
+            async function that returns it. None: ELKAPI_API_KEY in the worker's environment.
         base_url, idempotency, validate: Those of `AsyncImages`.
-        stream: Ask for streams, which keep connections alive through proxies that cut silent ones.
-        options: Those of `AsyncImages.generate`, for rows that do not say otherwise. Without a total time in
-            `timeout`, a row waits for its turn as long as it takes.
+        stream: Request streams, which keep connections alive through proxies that cut silent ones.
+        options: Those of `AsyncImages.generate` and `edit`, for rows that do not have their own.
+            Without a total time in `timeout`, a row waits for its turn as long as it takes.
 
     Raises:
-        ConfigurationError, InvalidRequestError: by the caller, for options that cannot work.
+        ConfigurationError: If an option cannot work.
+        InvalidRequestError: If a field of requests is of the wrong type.
     """
 
     def __init__(self, *, run: str, **options: Unpack[WorkerOptions]) -> None:
         ray = load_ray()
         check_options(options)
-        key: Any = options.get("api_key")
-        if isinstance(key, ray.ObjectRef):
-            key = ray.get(key)
-        if key is None:
+        api_key: Any = options.get("api_key")
+        if isinstance(api_key, ray.ObjectRef):
+            api_key = ray.get(api_key)
+        if api_key is None:
             default_api_key()  # fails here, once, and not in each row
         self._run = run
         self._prompt_column = options.get("prompt_column", "prompt")
         self._id_column = options.get("id_column", "id")
         self._at_once = options.get("requests_at_once", 16)
         self._stream = options.get("stream", False)
-        self._keys = options.get("idempotency", "send") != "off"
+        self._sends_keys = options.get("idempotency", "send") != "off"
         folder = options.get("output_dir")
-        self._shelf = None if folder is None else Shelf(str(folder))
+        self._store = NoStore() if folder is None else SharedStore(str(folder))
+        self._stopped: list[ElkImagesError] = []
         self._defaults, _ = _split(options)
         opened: Future[None] = Future()
-        serve = self._serve(opened, key, options)
-        # A daemon, so that a worker that is told to end does.
+        serve = self._serve(opened, api_key, options)
+        # A daemon, so that a worker ends when Ray ends it.
         self._thread = threading.Thread(
             target=asyncio.run, args=(serve,), name="elkimg-ray", daemon=True
         )
@@ -134,11 +129,12 @@ class GenerateImages:
         opened.result()
 
     def __call__(self, batch: Any) -> Any:
-        """The same table with the columns of what became of its rows.
+        """Return the same table with the columns of the results.
 
         Raises:
-            ConfigurationError: by the caller: not a pyarrow table, or one without prompts or ids.
-            BatchError: by the disk, which takes no more images.
+            ConfigurationError: If it is not a pyarrow table, or one without prompts or ids.
+            BatchError: If the disk does not take an image.
+            BatchStoppedError: If every further row would fail the same way.
         """
         names = set(getattr(batch, "column_names", ()))
         if not hasattr(batch, "to_pylist"):
@@ -151,11 +147,11 @@ class GenerateImages:
         if not names & {self._id_column, rows.POSITION}:
             raise ConfigurationError(
                 f"The rows have no column {self._id_column!r}; name the one with the ids with "
-                "id_column=…, or call generate_dataset, which makes them."
+                "id_column=…, or call generate_dataset, which adds them."
             )
         used = {self._prompt_column, self._id_column, rows.POSITION, *rows.FIELDS}
-        asked = batch.select([name for name in batch.column_names if name in used]).to_pylist()
-        return self._append(batch, self._in_loop(self._do_all(asked)))
+        given = batch.select([name for name in batch.column_names if name in used]).to_pylist()
+        return self._append(batch, self._in_loop(self._execute_all(given)))
 
     def __repr__(self) -> str:
         return f"<GenerateImages of the run {self._run!r}>"
@@ -171,14 +167,24 @@ class GenerateImages:
         if hasattr(self, "_client"):
             self.close()
 
-    async def _serve(self, opened: "Future[None]", key: Any, options: Mapping[str, Any]) -> None:
-        """What the thread does: keep the client open until the worker is closed."""
+    async def _serve(
+        self, opened: "Future[None]", api_key: Any, options: Mapping[str, Any]
+    ) -> None:
+        """Keep the client open until the worker is closed; this is what the thread runs."""
         try:
             self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
             limits = options.get("limits") or Limits()
             pacing = SharedRate(self._run, {name: getattr(limits, name) for name in _SHARED})
-            self._client = _PacedImages(pacing, api_key=key, **_split(options)[1])
-        except BaseException as error:  # noqa: BLE001 - raised for the caller
+            client = _PacedImages(pacing, api_key=api_key, **_split(options)[1])
+            sender = Sender(
+                generate=client.generate,
+                edit=client.edit,
+                connect=client.connect,
+                headers={},
+                stream=self._stream,
+            )
+            self._client, self._executor = client, Executor(sender, self._store)
+        except BaseException as error:  # noqa: BLE001 - raised in `__init__`
             opened.set_exception(error)
             return
         opened.set_result(None)
@@ -193,110 +199,92 @@ class GenerateImages:
             future.cancel()
             raise
 
-    async def _do_all(self, asked: list[dict[str, Any]]) -> list[Outcome]:
-        room = asyncio.Semaphore(self._at_once)
-        lost: list[BatchError] = []
+    async def _execute_all(self, given: list[dict[str, Any]]) -> list[RowResult]:
+        room, stopped = asyncio.Semaphore(self._at_once), self._stopped
 
-        async def do(row: dict[str, Any]) -> Outcome | None:
+        async def execute(row: dict[str, Any]) -> RowResult:
             async with room:
-                if lost:
-                    return None  # the disk is full: pay for nothing more
-                try:
-                    return await self._do(row)
-                except BatchError as error:
-                    lost.append(error)
-                    return None
+                if stopped:  # pay for nothing more
+                    error = _not_sent(stopped[0])
+                    return RowResult(id=rows.read_id(row, self._id_column), error=error)
+                result, stop = await self._execute(row)
+                if stop is not None:
+                    stopped.append(stop)
+                return result
 
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(do(row)) for row in asked]
-        if lost:
-            raise lost[0]
-        return [outcome for task in tasks if (outcome := task.result()) is not None]
+            tasks = [group.create_task(execute(row)) for row in given]
+        results = [task.result() for task in tasks]
+        if stopped and (self._store.keeps_files or not any(result.images for result in results)):
+            raise stopped[0]
+        return results
 
-    async def _do(self, row: dict[str, Any]) -> Outcome:
-        """One row: found, fetched, made, or failed."""
-        began = time.monotonic()
-        outcome = Outcome(id=rows.read_id(row, self._id_column))
+    async def _execute(self, row: dict[str, Any]) -> tuple[RowResult, ElkImagesError | None]:
+        """Return the result of one row, and why no other should follow, or None."""
+        row_id = rows.read_id(row, self._id_column)
         try:
-            request = rows.read_request(row, self._prompt_column, self._defaults)
-            mark = fingerprint(request, stream=self._stream)
+            request, digest = await asyncio.to_thread(self._read, row)
         except InvalidRequestError as error:
-            outcome.error = error
-            return outcome
-        outcome.key = rows.make_key(self._run, outcome.id, mark) if self._keys else None
-        if self._shelf is not None:
-            record = await asyncio.to_thread(self._shelf.find, outcome.id, mark)
-            if record is not None:
-                outcome = _found(record, self._shelf)
-                if record.urls:
-                    await self._keep(outcome, record, slots_of(record.urls, self._client.connect))
-                return outcome
-        try:
-            response = await self._answer(request, outcome.key)
-            images, meta = list(response), response.meta
-            outcome.usage, outcome.request_id = response.usage, meta.request_id
-            outcome.attempts = meta.attempts
-        except ElkImagesError as error:
-            outcome.error, outcome.attempts = error, error.attempts
-            outcome.request_id = error.request_id
-            images = [image for image in getattr(error, "images", ()) if image.content]
-        outcome.urls = [image.url for image in images if image.url is not None]
-        outcome.elapsed = time.monotonic() - began
-        if self._shelf is None:
-            await _read(outcome, images)
+            return RowResult(id=row_id, error=error), None
+        key = rows.make_idempotency_key(self._run, row_id, digest) if self._sends_keys else None
+        record = None
+        if isinstance(self._store, SharedStore):
+            record = await asyncio.to_thread(self._store.find, row_id, digest)
+            if record is not None and not record.urls:
+                return self._resumed(record), None
+        job = Job(
+            index=0,
+            id=row_id,
+            request=request,
+            stem=row_stem(row_id),
+            hash=digest,
+            idempotency_key=key if record is None else record.idempotency_key,
+            record=None if record is None else record.made(),
+            repeated=True,  # a worker that died may have sent it
+        )
+        result = await self._executor.execute(job)
+        return await self._row_result(result, record), _stop_after(result)
+
+    def _read(self, row: dict[str, Any]) -> tuple[GenerateRequest | EditRequest, str]:
+        request = rows.read_request(row, self._prompt_column, self._defaults)
+        return request, full_fingerprint(request, stream=self._stream)
+
+    def _resumed(self, record: RowRecord) -> RowResult:
+        assert isinstance(self._store, SharedStore)
+        return RowResult(
+            id=record.id,
+            idempotency_key=record.idempotency_key,
+            paths=self._store.paths(record.files),
+            resumed=True,
+            usage=record.usage,
+            request_id=record.request_id,
+            attempts=record.attempts,
+            elapsed=record.elapsed,
+        )
+
+    async def _row_result(self, result: JobResult, earlier: RowRecord | None) -> RowResult:
+        job, record, error = result.job, result.record, result.error
+        meta, began = record.meta, time.monotonic()
+        images = getattr(error, "images", ()) if result.response is None else result.response
+        urls = [image.url for image in images if image.url is not None]
+        row = RowResult(
+            id=str(job.id),
+            idempotency_key=job.idempotency_key,
+            error=error,
+            usage=record.usage,
+            request_id=meta.request_id if meta else error.request_id if error else None,
+            attempts=result.attempts,
+            urls=result.urls or urls,
+        )
+        if isinstance(self._store, SharedStore):
+            row.paths = self._store.paths(record.files)
         else:
-            record = _new_record(outcome, request, mark)
-            await self._keep(outcome, record, list(enumerate(images)))
-        return outcome
+            await _download(row, images)
+        row.elapsed = result.elapsed + (time.monotonic() - began)
+        row.elapsed += earlier.elapsed if earlier is not None else 0.0
+        return row
 
-    async def _answer(self, request: GenerateRequest, key: str | None) -> ImagesResponse:
-        """Ask; and while the attempt of a worker that died is still being answered, ask again."""
-        began = time.monotonic()
-        while True:
-            try:
-                return await self._ask(request, key)
-            except APIError as error:
-                if not is_in_flight(error) or time.monotonic() - began > IN_FLIGHT_LIMIT:
-                    raise
-            await asyncio.sleep(IN_FLIGHT_PAUSE)
-
-    async def _ask(self, request: GenerateRequest, key: str | None) -> ImagesResponse:
-        headers = None if key is None else {"Idempotency-Key": key}
-        if not self._stream:
-            return await self._client.generate(request, extra_headers=headers)
-        async with self._client.generate(request, stream=True, extra_headers=headers) as stream:
-            return await stream.result()
-
-    async def _keep(self, outcome: Outcome, record: RowRecord, slots: Slots) -> None:
-        """Bring images to the disk, those behind URLs after noting where they are."""
-        shelf, began = self._shelf, time.monotonic()
-        assert shelf is not None
-        many = len(record.files) + len(slots) > 1
-
-        async def save(slots: Slots) -> tuple[File, ...]:
-            return await asyncio.to_thread(shelf.write, outcome.id, slots, many=many)
-
-        here, left = divide(slots)
-        try:
-            record = _with(record, await save(here), waiting(left))
-            if left:
-                await asyncio.to_thread(shelf.note, record)
-            saved, urls, failure = await fetch(left, save)
-            outcome.error = outcome.error or failure
-            outcome.elapsed += time.monotonic() - began
-            record = _with(record, saved, urls, elapsed=outcome.elapsed)
-            outcome.paths = shelf.paths(record.files)
-            if outcome.error is None or urls:
-                await asyncio.to_thread(shelf.note, record)
-        except OSError as problem:
-            raise BatchError(
-                f"The image was made, but cannot be saved: {problem.strerror}. Mend that, and start "
-                "the same run again.",
-                billing="billed",
-                request_id=outcome.request_id,
-            ) from None
-
-    def _append(self, batch: Any, outcomes: list[Outcome]) -> Any:
+    def _append(self, batch: Any, results: list[RowResult]) -> Any:
         arrow: Any = importlib.import_module("pyarrow")  # part of ray[data]
         types: dict[str, Any] = {
             "bool": arrow.bool_(),
@@ -307,11 +295,11 @@ class GenerateImages:
             "bytes list": arrow.list_(arrow.large_binary()),
         }
         added = {
-            name: arrow.array([done.column(name) for done in outcomes], types[rows.COLUMNS[name]])
-            for name in rows.columns_for(folder=self._shelf is not None)
+            name: arrow.array([row.column(name) for row in results], types[rows.COLUMNS[name]])
+            for name in rows.columns_for(folder=self._store.keeps_files)
         }
         if self._id_column not in batch.column_names:
-            added[self._id_column] = arrow.array([done.id for done in outcomes], arrow.string())
+            added[self._id_column] = arrow.array([row.id for row in results], arrow.string())
         replaced = {rows.POSITION, *added}
         table = batch.drop_columns([name for name in batch.column_names if name in replaced])
         for name, column in added.items():
@@ -319,46 +307,39 @@ class GenerateImages:
         return table
 
 
-_KEPT = ("id", "key", "usage", "request_id", "attempts", "elapsed")
-
-
-def _found(record: RowRecord, shelf: Shelf) -> Outcome:
-    kept = {name: getattr(record, name) for name in _KEPT}
-    urls = [where.url for where in record.urls]
-    return Outcome(paths=shelf.paths(record.files), urls=urls, resumed=not urls, **kept)
-
-
-def _new_record(outcome: Outcome, request: GenerateRequest, mark: str) -> RowRecord:
-    kept = {name: getattr(outcome, name) for name in _KEPT}
-    parameters = request.fields() | (request.extra_body or {})
-    parameters.pop("prompt", None)
-    return RowRecord(hash=mark, prompt=request.prompt, parameters=parameters, files=(), **kept)
-
-
-def _with(
-    record: RowRecord, files: tuple[File, ...], urls: tuple[Waiting, ...], **changes: Any
-) -> RowRecord:
-    known = sorted(record.files + files, key=lambda file: file.position)
-    return msgspec.structs.replace(record, files=tuple(known), urls=urls, **changes)
-
-
-async def _read(outcome: Outcome, images: Sequence[Image]) -> None:
-    """Bring images into the outcome."""
-    began = time.monotonic()
+async def _download(row: RowResult, images: Sequence[Image]) -> None:
+    """Put the content of images into the result of a row."""
     for image in images:
         try:
             await image.read()
         except DownloadError as error:
-            outcome.error = error
-    outcome.images = [image.content for image in images if image.content is not None]
-    outcome.elapsed += time.monotonic() - began
+            row.error = error
+    row.images = [image.content for image in images if image.content is not None]
+
+
+def _stop_after(result: JobResult) -> ElkImagesError | None:
+    if result.stop is not None:
+        return result.stop
+    if result.error is None or (reason := fatal_reason(result.error)) is None:
+        return None
+    return BatchStoppedError(
+        f"The worker has stopped because every further row would fail the same way: {result.error}",
+        reason=reason,
+    )
+
+
+def _not_sent(stop: ElkImagesError) -> ElkImagesError:
+    reason = stop.reason if isinstance(stop, BatchStoppedError) else None
+    return BatchStoppedError(f"Not sent: {stop}", reason=reason)
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse what cannot work, before there is a worker.
+    """Raise if an option cannot work, before there is a worker.
 
     Raises:
-        ConfigurationError, InvalidRequestError, TypeError: by the caller.
+        ConfigurationError: If an option cannot work.
+        InvalidRequestError: If a field of requests is of the wrong type.
+        TypeError: If there is no such option.
     """
     if unknown := options.keys() - WorkerOptions.__annotations__.keys():
         raise TypeError(f"got an unexpected keyword argument {min(unknown)!r}")
@@ -366,12 +347,13 @@ def check_options(options: Mapping[str, Any]) -> None:
     if type(at_once) is not int or at_once < 1:
         raise ConfigurationError("requests_at_once must be a whole number of at least 1.")
     fields, client = _split(options)
-    make_request({**fields, "prompt": ""}, {})
+    for row in ({"prompt": ""}, {"prompt": "", "image": b""}):
+        read_row(row).request(fields)
     AsyncImages(**client)
 
 
 def _split(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The fields of requests, and the arguments of the client; neither has the key."""
+    """Return the fields of requests, and the arguments of the client without the API key."""
     given = {name: value for name, value in options.items() if value is not None}
     fields = {name: given[name] for name in rows.FIELDS if name in given}
     client = {name: given[name] for name in _CLIENT if name in given}
@@ -383,7 +365,7 @@ def _split(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 class _PacedImages(AsyncImages):
-    """A client whose attempts wait for the rate of all workers in place of its own."""
+    """A client whose attempts wait for the rate of all workers instead of its own."""
 
     def __init__(self, pacing: Pacing, **options: Any) -> None:
         super().__init__(**options)

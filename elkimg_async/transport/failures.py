@@ -109,7 +109,8 @@ def _connect_error(
     reason = _reason(error.os_error)
     if isinstance(error, aiohttp.ClientProxyConnectionError):
         return ConnectError(f"{proxy} cannot be reached: {reason}.", phase="connect")
-    return ConnectError(f"{at.host} cannot be reached: {reason}.", phase="connect")
+    phase = "dns" if isinstance(error, aiohttp.ClientConnectorDNSError) else "connect"
+    return ConnectError(f"{at.host} cannot be reached: {reason}.", phase=phase)
 
 
 def _unexpected(error: Exception, at: Situation) -> ElkImagesError:

@@ -1,101 +1,214 @@
-"""What a run may spend."""
+"""What ends a run early."""
 
-from elkimg_async.batch.budget import Budget
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elkimg_async.batch.budget import Budget, CostBudget, fatal_reason
+from elkimg_async.errors import (
+    AuthenticationError,
+    BadRequestError,
+    ConfigurationError,
+    ConnectError,
+    ElkImagesError,
+    InvalidRequestError,
+    NotFoundError,
+    PermissionDeniedError,
+    QuotaExceededError,
+    RateLimitError,
+)
 
 
-def test_budget_without_limits_allows_everything() -> None:
+def test_budget_without_limits() -> None:
     """None means no limit."""
     budget = Budget()
-    budget.begin(10**9)
-    assert budget.obstacle(10**9) is None
+    budget.reserve(10**9)
+    assert budget.reached(10**9) is None
 
 
-def test_budget_of_images_counts_what_is_in_flight() -> None:
-    """The limit may be reached and not passed; a request that made nothing frees its share."""
+def test_budget_of_images() -> None:
+    """The limit may be reached and not exceeded; a request that made nothing frees its share."""
     budget = Budget(max_images=10, images=3)
-    budget.begin(4)
-    assert budget.obstacle(3) is None
-    assert budget.obstacle(4) == "max_images"
-    budget.end(4)
-    assert budget.obstacle(7) is None
-    budget.begin(7)
-    budget.end(7)
+    budget.reserve(4)
+    assert budget.reached(3) is None
+    assert budget.reached(4) == "max_images"
+    budget.release(4)
+    assert budget.reached(7) is None
+    budget.reserve(7)
+    budget.release(7)
     budget.spend(7, 0)
-    assert budget.obstacle(1) == "max_images"
+    assert budget.reached(1) == "max_images"
 
 
-def test_budget_of_tokens_learns_from_the_first_request() -> None:
+def test_budget_of_tokens() -> None:
     """Until a price is known requests go one by one; then those in flight count at that price."""
     budget = Budget(max_total_tokens=1000)
-    assert budget.obstacle(2) is None
-    budget.begin(2)
-    assert budget.obstacle(1) == "max_total_tokens"
-    budget.end(2)
+    assert budget.reached(2) is None
+    budget.reserve(2)
+    assert budget.reached(1) == "max_total_tokens"
+    budget.release(2)
     budget.spend(2, 400)
-    assert budget.obstacle(3) is None
-    assert budget.obstacle(4) == "max_total_tokens"
-    budget.begin(2)
-    assert budget.obstacle(1) is None
-    assert budget.obstacle(2) == "max_total_tokens"
+    assert budget.reached(3) is None
+    assert budget.reached(4) == "max_total_tokens"
+    budget.reserve(2)
+    assert budget.reached(1) is None
+    assert budget.reached(2) == "max_total_tokens"
 
 
-def test_budget_of_errors_is_reached_by_the_last_of_them() -> None:
-    """So many failures end the run."""
+def test_budget_of_errors() -> None:
+    """That many failures end the run."""
     budget = Budget(max_errors=2)
     budget.fail()
-    assert budget.obstacle(1) is None
+    assert budget.reached(1) is None
     budget.fail()
-    assert budget.obstacle(1) == "max_errors"
+    assert budget.reached(1) == "max_errors"
 
 
-def test_budget_is_not_held_up_where_nobody_tells_the_price() -> None:
-    """A server that tells no tokens is not limited by them, and one failure does not make images cheap."""
+def test_budget_of_tokens_never_reported() -> None:
+    """A server that reports no tokens is not limited by them.
+
+    One failure does not make images cheap.
+    """
     budget = Budget(max_total_tokens=1000)
-    budget.begin(1)
-    budget.end(1)
+    budget.reserve(1)
+    budget.release(1)
     budget.spend(1, None)
-    budget.begin(5)
-    assert budget.obstacle(100) is None
-    budget.end(5)
+    budget.reserve(5)
+    assert budget.reached(100) is None
+    budget.release(5)
     budget.spend(1, 300)
-    assert budget.obstacle(2) is None
-    assert budget.obstacle(3) == "max_total_tokens"
+    assert budget.reached(2) is None
+    assert budget.reached(3) == "max_total_tokens"
 
 
-def test_budget_lets_pass_what_is_paid_for() -> None:
-    """Fetching images that were made before costs nothing."""
-    assert Budget(max_images=3, images=3).obstacle(0) is None
-    assert Budget(max_images=3, images=3).obstacle(1) == "max_images"
+def test_budget_for_paid_images() -> None:
+    """Downloading images that were made before costs nothing."""
+    assert Budget(max_images=3, images=3).reached(0) is None
+    assert Budget(max_images=3, images=3).reached(1) == "max_images"
 
 
-def test_budget_of_tokens_counts_what_was_lost() -> None:
-    """Images that no answer told the tokens of are taken to cost what the others did, and make them no cheaper."""
+def test_budget_of_tokens_after_lost_responses() -> None:
+    """Images whose tokens no response reported are assumed to cost what the others did."""
     budget = Budget(max_total_tokens=1000, images=5, lost=3, tokens=200)
-    assert budget.obstacle(5) is None
-    assert budget.obstacle(6) == "max_total_tokens"
-    budget.spend(1, None, answered=False)
-    assert budget.obstacle(5) == "max_total_tokens"
+    assert budget.reached(5) is None
+    assert budget.reached(6) == "max_total_tokens"
+    budget.spend(1, None, responded=False)
+    assert budget.reached(5) == "max_total_tokens"
 
 
-def test_budget_takes_back_what_is_billed_once() -> None:
-    """Where lost images are asked for again under their key, they cost what the answer says."""
+def test_budget_resumed_images() -> None:
+    """Lost images that are requested again under their key cost what the response says."""
     budget = Budget(max_images=5, max_total_tokens=500, images=5, lost=3, tokens=200)
-    assert budget.obstacle(1) == "max_images"
-    budget.take_back(3)
-    assert budget.obstacle(3) is None
-    budget.begin(3)
-    assert budget.obstacle(1) == "max_images"
-    budget.end(3)
+    assert budget.reached(1) == "max_images"
+    budget.resume(3)
+    assert budget.reached(3) is None
+    budget.reserve(3)
+    assert budget.reached(1) == "max_images"
+    budget.release(3)
     budget.spend(2, 200)
-    assert budget.obstacle(1) is None
-    assert budget.obstacle(2) == "max_images"
+    assert budget.reached(1) is None
+    assert budget.reached(2) == "max_images"
 
 
-def test_budget_of_tokens_does_not_learn_from_a_failure() -> None:
-    """After a failure that may have made an image no price is known yet; after an answer without usage none will be."""
+def test_budget_of_tokens_after_a_failure() -> None:
+    """After a failure that may have made an image no price is known yet.
+
+    After a response without usage none will be.
+    """
     budget = Budget(max_total_tokens=1000)
-    budget.spend(1, None, answered=False)
-    budget.begin(1)
-    assert budget.obstacle(1) == "max_total_tokens"
+    budget.spend(1, None, responded=False)
+    budget.reserve(1)
+    assert budget.reached(1) == "max_total_tokens"
     budget.spend(1, None)
-    assert budget.obstacle(1) is None
+    assert budget.reached(1) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ConfigurationError("no API key"), "configuration"),
+        (AuthenticationError("unknown key", status=401), "authentication"),
+        (QuotaExceededError("empty", status=403), "quota"),
+        (ConnectError("no such host", phase="dns"), "dns"),
+        (ConnectError("bad certificate", phase="tls"), "tls"),
+        (BadRequestError("who are you?", status=407), "proxy"),
+        (ConnectError("closed port", phase="connect"), None),
+        (PermissionDeniedError("not this model", status=403), None),
+        (RateLimitError("slow down", status=429), None),
+        (NotFoundError("no such model", status=404), None),
+        (InvalidRequestError("n is 99"), None),
+        (None, None),
+    ],
+    ids=range(12),
+)
+def test_fatal_reason(error: ElkImagesError | None, reason: str | None) -> None:
+    """Errors of the account, the client or the host end a run; those of one request do not."""
+    assert fatal_reason(error) == reason
+
+
+AMOUNTS = st.decimals(0, 10, places=4, allow_nan=False, allow_infinity=False)
+
+
+@given(
+    limit=st.decimals("0.0001", 50, places=4),
+    spent=AMOUNTS,
+    requests=st.lists(st.tuples(AMOUNTS, st.integers(0, 100) | st.none(), st.booleans())),
+)
+def test_cost_budget_is_never_exceeded(
+    limit: Decimal, spent: Decimal, requests: list[tuple[Decimal, int | None, bool]]
+) -> None:
+    """Whatever the requests cost of what they reserved, and however many are in flight."""
+    budget = CostBudget(limit, spent=spent)
+    in_flight: list[tuple[Decimal, Decimal | None]] = []
+    real = spent
+    for worst, share, settles in requests:
+        cost = None if share is None else worst * share / 100
+        fits = worst <= max(Decimal(0), limit - budget.spent - budget.reserved)
+        assert budget.reserve(worst) == fits
+        if fits:
+            in_flight.append((worst, cost))
+            assert worst == 0 or budget.spent + budget.reserved <= limit
+        while settles and in_flight:
+            reserved, paid = in_flight.pop(0)
+            budget.settle(reserved, paid)
+            real += reserved if paid is None else paid
+    for reserved, paid in in_flight:
+        budget.settle(reserved, paid)
+        real += reserved if paid is None else paid
+    assert (budget.spent, budget.reserved) == (real, Decimal(0))
+    assert real <= max(limit, spent)
+
+
+def test_cost_budget_waits_for_requests_in_flight() -> None:
+    """A request that does not fit now may fit when others turn out cheaper."""
+    budget = CostBudget(Decimal("1.00"))
+    assert budget.reserve(Decimal("0.80"))
+    assert not budget.reserve(Decimal("0.30"))
+    assert budget.may_fit(Decimal("0.30"))
+    assert budget.remaining == Decimal("0.20")
+    budget.settle(Decimal("0.80"), Decimal("0.10"))
+    assert budget.reserve(Decimal("0.30"))
+    assert not budget.may_fit(Decimal("0.95"))
+
+
+def test_cost_budget_of_unknown_costs() -> None:
+    """A request of unknown cost costs what it reserved; without a limit everything fits."""
+    budget = CostBudget(Decimal(1))
+    assert budget.reserve(Decimal("0.60"))
+    budget.settle(Decimal("0.60"), None)
+    assert (budget.spent, budget.remaining) == (Decimal("0.60"), Decimal("0.40"))
+    unlimited = CostBudget(None)
+    assert unlimited.reserve(Decimal(10**9))
+    assert (unlimited.remaining, unlimited.may_fit(Decimal(1))) == (None, True)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "NaN", "Infinity"])
+def test_cost_budget_with_a_wrong_limit(value: str) -> None:
+    """A limit is an amount above 0."""
+    with pytest.raises(ConfigurationError, match="max_cost"):
+        CostBudget(Decimal(value))
+    if value != "0":
+        with pytest.raises(ValueError, match="amount"):
+            CostBudget(Decimal(1)).reserve(Decimal(value))

@@ -1,4 +1,4 @@
-"""The journal of a run, without a file: records, what they leave to be done, and how they break."""
+"""The records of a journal, their index, and damaged files."""
 
 import msgspec
 import pytest
@@ -9,18 +9,18 @@ from elkimg_async import errors
 from elkimg_async.batch.journal import (
     MAX_GAP,
     AnyRecord,
-    Done,
-    Failed,
-    File,
-    Header,
-    Made,
-    Replay,
-    Sent,
-    Waiting,
-    check_same,
+    DoneRecord,
+    FailedRecord,
+    JournalHeader,
+    JournalIndex,
+    MadeRecord,
+    PendingImage,
+    SavedFile,
+    SentRecord,
     decode_record,
     encode,
     fingerprint,
+    is_same,
     read_error,
     write_error,
 )
@@ -45,29 +45,39 @@ META = Meta(
     idempotency_key="k0",
 )
 USAGE = Usage(total_tokens=100, input_tokens_details=TokenDetails(text_tokens=7))
-FILE = File(0, "000000-a-boat.png", 30, "ab" * 32)
+FILE = SavedFile(0, "000000-a-boat.png", 30, "ab" * 32)
 RECORDS: list[AnyRecord] = [
-    Sent(index=0, hash="h0", key="k0"),
-    Sent(index=1, hash="h1", key="k1"),
-    Done(index=0, hash="h0", key="k0", images=1, files=(FILE,), usage=USAGE, meta=META),
-    Made(index=1, hash="h1", key="k1", images=2, urls=(Waiting(1, "http://h/1"),), usage=USAGE),
-    Failed(index=3, error={"error": "APIError", "message": "no\nno"}, attempts=3),
+    SentRecord(index=0, hash="h0", idempotency_key="k0"),
+    SentRecord(index=1, hash="h1", idempotency_key="k1"),
+    DoneRecord(
+        index=0, hash="h0", idempotency_key="k0", images=1, files=(FILE,), usage=USAGE, meta=META
+    ),
+    MadeRecord(
+        index=1,
+        hash="h1",
+        idempotency_key="k1",
+        images=2,
+        urls=(PendingImage(1, "http://h/1"),),
+        usage=USAGE,
+    ),
+    FailedRecord(index=3, error={"error": "APIError", "message": "no\nno"}, attempts=3),
 ]
 
 
-def replay(data: bytes) -> Replay:
-    """What a file of these bytes says."""
-    replay = Replay()
+def replay(data: bytes) -> JournalIndex:
+    """Return the index of a file of these bytes."""
+    replay = JournalIndex()
     for line in data.splitlines(keepends=True):
         replay.feed(line)
     return replay
 
 
 def journal(*records: AnyRecord) -> bytes:
-    return b"".join(map(encode, (Header(), *records)))
+    """Return the file of these records."""
+    return b"".join(map(encode, (JournalHeader(), *records)))
 
 
-def test_replay_tells_what_became_of_each_request() -> None:
+def test_index_states() -> None:
     """The last record of an index holds, and is found where it stands in the file."""
     data = journal(*RECORDS)
     seen = replay(data)
@@ -80,16 +90,19 @@ def test_replay_tells_what_became_of_each_request() -> None:
     assert (seen.end, seen.unended, seen.empty) == (len(data), False, False)
 
 
-def test_replay_of_nothing_is_empty() -> None:
-    """A journal that does not exist yet leaves everything to be done."""
+def test_index_of_nothing() -> None:
+    """A journal that does not exist yet leaves everything to do."""
     seen = replay(b"")
     assert seen.empty
     assert seen.state(0) == "new"
     assert seen.end == 0
 
 
-def test_replay_forgives_an_end_torn_at_any_byte() -> None:
-    """A killed process leaves any beginning of the file; what was whole in it holds, and the rest is cut."""
+def test_index_torn_at_any_byte() -> None:
+    """A killed process leaves any beginning of the file.
+
+    What was whole in it holds, and the rest is cut.
+    """
     whole = journal(*RECORDS)
     for size in range(1, len(whole) + 1):
         torn = whole[:size]
@@ -103,7 +116,7 @@ def test_replay_forgives_an_end_torn_at_any_byte() -> None:
             assert seen.state(index) == replay(b"".join(good)).state(index)
 
 
-def test_replay_forgives_zeros_after_a_crash() -> None:
+def test_index_with_zeros_after_a_crash() -> None:
     """Some file systems fill what was not written with zeros when the machine dies."""
     data = journal(*RECORDS)
     assert replay(data + bytes(50)).end == len(data)
@@ -122,12 +135,12 @@ def test_replay_forgives_zeros_after_a_crash() -> None:
         b'{"type":"sent","index":%d}\n' % (MAX_GAP + 10),
         b'{"type":"sent","index":\xff}\n',
         b"[" * 100_000 + b"\n",
-        encode(Header()),
+        encode(JournalHeader()),
     ],
     ids=range(10),
 )
-def test_replay_refuses_a_broken_line(line: bytes) -> None:
-    """A line that is broken elsewhere than at the end names itself, and nothing is guessed."""
+def test_index_with_a_broken_line(line: bytes) -> None:
+    """A line that is broken elsewhere than at the end is named, and nothing is guessed."""
     seen = replay(journal(RECORDS[0]))
     with pytest.raises(JournalError, match="Line 3 of the journal is broken"):
         seen.feed(line)
@@ -136,60 +149,73 @@ def test_replay_refuses_a_broken_line(line: bytes) -> None:
 @pytest.mark.parametrize(
     "data", [b"a prompt\nanother\n", b"a prompt", b"{}\n", b'{"type":"sent","index":0}\n', b"\n"]
 )
-def test_replay_refuses_a_file_that_is_no_journal(data: bytes) -> None:
-    """Somebody's other file is not taken for a torn journal, and so not cut."""
+def test_index_of_another_file(data: bytes) -> None:
+    """Another file is not taken for a torn journal, and so not cut."""
     with pytest.raises(JournalError, match="not a journal"):
         replay(data)
 
 
-@pytest.mark.parametrize("header", [Header(version=2), Header(fingerprint=2)])
-def test_replay_refuses_another_version(header: Header) -> None:
+@pytest.mark.parametrize("header", [JournalHeader(version=2), JournalHeader(fingerprint=2)])
+def test_index_of_another_version(header: JournalHeader) -> None:
     """A later version's journal is not misread."""
     with pytest.raises(JournalError, match="another version"):
         replay(encode(header))
 
 
-def test_replay_counts_what_was_paid_once() -> None:
-    """Images that were made and fetched later count once; a request that was paid for twice counts twice."""
-    made = Made(index=0, images=2, usage=USAGE, urls=(Waiting(0, "http://h/0"),))
-    unfetched = Failed(index=0, images=2, usage=USAGE, urls=(Waiting(0, "http://h/0"),))
-    done = Done(index=0, images=2, usage=USAGE)
-    lost = Failed(index=1, images=1)
-    again = Done(index=1, images=1, usage=USAGE)
+def test_index_paid_images() -> None:
+    """Images that were made and downloaded later count once.
+
+    A request that was paid for twice counts twice.
+    """
+    made = MadeRecord(index=0, images=2, usage=USAGE, urls=(PendingImage(0, "http://h/0"),))
+    unfetched = FailedRecord(index=0, images=2, usage=USAGE, urls=(PendingImage(0, "http://h/0"),))
+    done = DoneRecord(index=0, images=2, usage=USAGE)
+    lost = FailedRecord(index=1, images=1)
+    again = DoneRecord(index=1, images=1, usage=USAGE)
     seen = replay(journal(made, unfetched, made, done, lost, again))
     assert (seen.images, seen.tokens) == (4, 200)
     assert [seen.state(0), seen.state(1)] == ["done", "done"]
 
 
-def test_replay_counts_what_was_sent_until_its_answer_is_known() -> None:
-    """An attempt may have cost all that it asked for; what is known afterwards holds for the last one alone."""
-    sent = Sent(index=0, images=4)
+def test_index_sent_requests() -> None:
+    """An attempt may have cost everything it requested.
+
+    What is known afterwards holds for the last one alone.
+    """
+    sent = SentRecord(index=0, images=4)
     known: list[tuple[list[AnyRecord], int, int]] = [
         ([sent], 4, 4),
         ([sent, sent], 8, 8),
-        ([sent, sent, Done(index=0, images=3, usage=USAGE)], 7, 4),
-        ([sent, Failed(index=0)], 0, 0),
-        ([sent, Failed(index=0, images=4), sent], 8, 8),
-        ([sent, Made(index=0, images=4, urls=(Waiting(0, "http://h/0"),), usage=USAGE)], 4, 0),
-        ([sent, Done(index=0, images=4, meta=META), Sent(index=0, images=0)], 4, 0),
+        ([sent, sent, DoneRecord(index=0, images=3, usage=USAGE)], 7, 4),
+        ([sent, FailedRecord(index=0)], 0, 0),
+        ([sent, FailedRecord(index=0, images=4), sent], 8, 8),
+        (
+            [
+                sent,
+                MadeRecord(index=0, images=4, urls=(PendingImage(0, "http://h/0"),), usage=USAGE),
+            ],
+            4,
+            0,
+        ),
+        ([sent, DoneRecord(index=0, images=4, meta=META), SentRecord(index=0, images=0)], 4, 0),
     ]
     for records, images, lost in known:
         seen = replay(journal(*records))
         assert (seen.images, seen.lost) == (images, lost)
 
 
-def test_replay_reads_a_journal_that_does_not_tell_what_was_asked_for() -> None:
-    """Records of before count as one image."""
-    seen = replay(encode(Header()) + b'{"type":"sent","index":3,"hash":"h","key":"k"}\n')
+def test_index_of_an_early_journal() -> None:
+    """Records without a number of images count as one."""
+    seen = replay(encode(JournalHeader()) + b'{"type":"sent","index":3,"hash":"h","key":"k"}\n')
     assert (seen.state(3), seen.images) == ("sent", 1)
 
 
-def test_replay_keeps_a_few_bytes_for_each_request() -> None:
+def test_index_memory() -> None:
     """What is kept of a hundred thousand requests is less than two megabytes."""
     import tracemalloc
 
     seen = replay(journal())
-    lines = [encode(Done(index=index, hash="0" * 32, files=(FILE,))) for index in range(1000)]
+    lines = [encode(DoneRecord(index=index, hash="0" * 32, files=(FILE,))) for index in range(1000)]
     for line in lines:
         seen.feed(line)
     tracemalloc.start()
@@ -209,23 +235,23 @@ SOMETHING = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
     st.lists(
         st.one_of(
             st.builds(
-                Sent,
+                SentRecord,
                 index=st.integers(0, 50),
                 hash=SOMETHING,
-                key=st.none() | SOMETHING,
+                idempotency_key=st.none() | SOMETHING,
                 images=st.integers(0, 10),
             ),
             st.builds(
-                Done,
+                DoneRecord,
                 index=st.integers(0, 50),
                 images=st.integers(0, 10),
                 files=st.lists(
-                    st.builds(File, st.integers(0, 9), SOMETHING, st.integers(0), SOMETHING),
+                    st.builds(SavedFile, st.integers(0, 9), SOMETHING, st.integers(0), SOMETHING),
                     max_size=3,
                 ).map(tuple),
             ),
             st.builds(
-                Failed,
+                FailedRecord,
                 index=st.integers(0, 50),
                 error=st.dictionaries(SOMETHING, SOMETHING, max_size=3),
             ),
@@ -234,7 +260,7 @@ SOMETHING = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
     )
 )
 def test_journal_round_trip(records: list[AnyRecord]) -> None:
-    """Whatever is written is one line, is read back equal, and the last of an index is found."""
+    """Any record is one line, is read back equal, and the last of an index is found."""
     lines = [encode(record) for record in records]
     assert all(line.count(b"\n") == 1 for line in lines)
     data = journal(*records)
@@ -248,8 +274,8 @@ def test_journal_round_trip(records: list[AnyRecord]) -> None:
 # --- whether requests are the same ------------------------------------------
 
 
-def test_fingerprint_of_the_same_request_is_the_same() -> None:
-    """It depends on what is sent alone: not on the order of keys, nor on what is left to the default."""
+def test_fingerprint_of_the_same_request() -> None:
+    """The order of fields does not count, nor what is left to the default."""
     one = GenerateRequest(prompt="a boat", n=2, extra_body={"a": 1, "b": {"x": 1, "y": 2}})
     other = GenerateRequest(
         prompt="a boat", model="gpt-image-1.5", n=2, extra_body={"b": {"y": 2, "x": 1}, "a": 1}
@@ -270,29 +296,66 @@ def test_fingerprint_of_the_same_request_is_the_same() -> None:
     ],
     ids=range(4),
 )
-def test_fingerprint_of_another_request_differs(other: GenerateRequest) -> None:
+def test_fingerprint_of_another_request(other: GenerateRequest) -> None:
     """Each thing that is sent counts."""
     one = GenerateRequest(prompt="a boat")
     assert fingerprint(one, stream=False) != fingerprint(other, stream=False)
     assert fingerprint(one, stream=False) != fingerprint(one, stream=True)
 
 
-def test_fingerprint_refuses_what_cannot_be_sent() -> None:
-    """What JSON cannot hold is the caller's mistake, and said as such."""
+def test_fingerprint_of_what_cannot_be_sent() -> None:
+    """What JSON cannot hold is an error of the request, and named."""
     with pytest.raises(InvalidRequestError, match="prompt cannot be written"):
         fingerprint(GenerateRequest(prompt="\ud800"), stream=False)
     with pytest.raises(InvalidRequestError, match="f cannot be written"):
         fingerprint(GenerateRequest(prompt="a", extra_body={"f": object()}), stream=False)
 
 
-def test_check_same_names_the_request_that_differs() -> None:
-    """Another request in its place ends the run; one that could not be read then may have been mended."""
-    check_same(RECORDS[0], 0, "h0")
-    check_same(RECORDS[4], 3, "anything")
+def test_is_same_with_another_request() -> None:
+    """Another request in its place ends the run.
+
+    One that could not be read then may have been corrected.
+    """
+    is_same(RECORDS[0], 0, "h0")
+    is_same(RECORDS[4], 3, "anything")
     with pytest.raises(JournalError, match="number 0 "):
-        check_same(RECORDS[0], 0, "h1")
+        is_same(RECORDS[0], 0, "h1")
     with pytest.raises(JournalError, match="number 0 "):
-        check_same(RECORDS[0], 0, None)
+        is_same(RECORDS[0], 0, None)
+
+
+def test_is_same_with_changed_files() -> None:
+    """An edit whose files have changed is not the same, and not another request either."""
+    record = DoneRecord(index=0, hash="h-f1")
+    assert is_same(record, 0, "h-f1")
+    assert not is_same(record, 0, "h-f2")
+    assert is_same(record, 0, "h")  # its files cannot be read now
+    with pytest.raises(JournalError, match="number 0 "):
+        is_same(record, 0, "g-f1")
+
+
+def test_journal_of_an_early_version() -> None:
+    """The words on disk stay.
+
+    A journal written before is read, and nothing is added without need.
+    """
+    lines = [
+        b'{"type":"journal","version":1,"fingerprint":1}\n',
+        b'{"type":"sent","index":0,"hash":"h0","key":"k0","images":2}\n',
+        b'{"type":"made","index":0,"hash":"h0","key":"k0","images":2,'
+        b'"urls":[{"position":0,"url":"http://h/0"}]}\n',
+        b'{"type":"done","index":0,"hash":"h0","key":"k0","images":2,'
+        b'"files":[{"position":0,"name":"a.png","bytes":3,"sha256":"ab"}]}\n',
+        b'{"type":"failed","index":1,"hash":"h1","error":{"error":"APIError"},"attempts":2}\n',
+    ]
+    seen = replay(b"".join(lines))
+    assert [seen.state(index) for index in range(3)] == ["done", "failed", "new"]
+    sent = decode_record(lines[1])
+    assert (sent.idempotency_key, sent.id, sent.metadata) == ("k0", None, None)
+    assert [encode(decode_record(line)) for line in lines[1:2]] == lines[1:2]
+    assert [msgspec.json.decode(encode(decode_record(line))) for line in lines[1:]] == [
+        msgspec.json.decode(line) for line in lines[1:]
+    ]
 
 
 # --- errors -----------------------------------------------------------------
@@ -311,8 +374,11 @@ def test_check_same_names_the_request_that_differs() -> None:
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_error_survives_the_journal(error: errors.ElkImagesError) -> None:
-    """An error comes back as its own type with its plain fields; bodies and headers are left out."""
+def test_error_round_trip(error: errors.ElkImagesError) -> None:
+    """An error comes back as its own type with its plain fields.
+
+    Bodies and headers are left out.
+    """
     written = msgspec.json.decode(msgspec.json.encode(write_error(error)))
     again = read_error(written, attempts=3)
     assert type(again) is type(error)
@@ -324,6 +390,6 @@ def test_error_survives_the_journal(error: errors.ElkImagesError) -> None:
 
 
 @pytest.mark.parametrize("name", ["Billing", "Exception", "os", "NoSuchError", 7])
-def test_error_of_an_unknown_type_is_the_root(name: object) -> None:
-    """What a journal says is data: it makes no object but errors of this package."""
+def test_error_of_an_unknown_type(name: object) -> None:
+    """What a journal says is data: it creates only errors of this package."""
     assert type(read_error({"error": name, "message": "x"}, attempts=0)) is errors.ElkImagesError

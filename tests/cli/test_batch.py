@@ -1,78 +1,38 @@
 """`elkimg batch`, run as people run it: a process of its own, piped and on a terminal."""
 
 import asyncio
-import contextlib
 import json
-import os
-import pty
 import re
 import signal
-import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 from PIL import Image as Pillow
 
-import elkimg_async
-from elkimg_async import ConfigurationError, InvalidRequestError
-from elkimg_async.cli.prompts import Input
-from elkimg_async.cli.sheet import Tile, draw
+from elkimg_async.cli.batch_report import clock, command_line, per_minute
 from elkimg_async.local import LocalServer
+from tests.helpers.command import (
+    SMALL,
+    Ended,
+    Screen,
+    environment,
+    file_names,
+    run,
+    run_on_terminal,
+    started,
+)
+from tests.local.test_edits import mask, picture
 
 
-class Ended(NamedTuple):
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-
-def environment(server: LocalServer | None) -> Mapping[str, str]:
-    """Variables without a key but that of `server`."""
-    hidden = ("ELKAPI_", "FORCE_COLOR", "PYTHON", "COLUMNS")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
-    package = str(Path(elkimg_async.__file__).parent.parent)
-    kept |= {"PYTHONPATH": os.pathsep.join([package, *sys.path]), "PYTHONIOENCODING": "utf-8"}
-    if server:
-        kept |= {"ELKAPI_API_KEY": server.api_key, "ELKAPI_BASE_URL": server.base_url}
-    return kept
-
-
-async def start(
+async def batch(
     *arguments: str,
     folder: Path,
-    server: LocalServer | None,
-    stdin: int = subprocess.DEVNULL,
-    stderr: int = subprocess.PIPE,
-) -> asyncio.subprocess.Process:
-    """Run `elkimg batch` in a folder."""
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-Werror::ResourceWarning", "-m", "elkimg_async", "batch"),
-        *arguments,
-        cwd=folder,
-        env=environment(server),
-        stdin=stdin,
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-    )
-
-
-async def run(
-    *arguments: str, folder: Path, server: LocalServer | None = None, typed: str | None = None
+    server: LocalServer | None = None,
+    typed: str | bytes | None = None,
 ) -> Ended:
-    """Run it to its end; nothing may escape as a traceback or warning."""
-    stdin = subprocess.DEVNULL if typed is None else subprocess.PIPE
-    process = await start(*arguments, folder=folder, server=server, stdin=stdin)
-    out, err = await process.communicate(None if typed is None else typed.encode())
-    assert process.returncode is not None
-    ended = Ended(process.returncode, out.decode(), err.decode())
-    assert "Traceback" not in ended.err
-    assert "Warning" not in ended.err
-    return ended
+    return await run("batch", *arguments, folder=folder, server=server, typed=typed)
 
 
 @pytest.fixture
@@ -81,12 +41,8 @@ async def server() -> AsyncIterator[LocalServer]:
         yield server
 
 
-def files(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
 def summary(out: str) -> dict[str, str]:
-    """The rows of the summary table."""
+    """Return the rows of the summary."""
     rows = [re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in out.splitlines()]
     return {row[0]: row[1] for row in rows if len(row) == 2}
 
@@ -94,24 +50,29 @@ def summary(out: str) -> dict[str, str]:
 # --- runs -------------------------------------------------------------------
 
 
-async def test_batch_makes_all_and_then_what_is_left(server: LocalServer, tmp_path: Path) -> None:
-    """Each line is a prompt; run again, only what has failed is asked for; the exit code tells."""
+async def test_batch_does_all_and_then_what_is_left(server: LocalServer, tmp_path: Path) -> None:
+    """Each line is a prompt; a second run sends only what failed; the exit code says so."""
     (tmp_path / "prompts.txt").write_text("a red fox\n\n  a grey heron  \na cat\n", "utf-8")
     server.inject("error=400/content_policy_violation")
-    ended = await run("prompts.txt", "--concurrency", "1", folder=tmp_path, server=server)
+    ended = await batch("prompts.txt", "--concurrency", "1", folder=tmp_path, server=server)
     assert ended.code == 1
-    assert re.search(r"“a red fox”: 0: The server said no .*Reword the prompt", ended.err)
+    assert re.search(r"prompts.txt, line 1, “a red fox”: .*Reword the prompt", ended.err)
+    assert ended.err.splitlines()[-2:] == [
+        "1 request failed. To try it again:",
+        "python3 -m elkimg_async batch prompts.txt --concurrency 1",
+    ]
     rows = summary(ended.out)
     assert (rows["done"], rows["failed"], rows["images"]) == ("2", "1", "2")
     assert rows["folder"] == "prompts-images"
+    assert "not started" not in rows
 
-    ended = await run("prompts.txt", "--skip-failed", folder=tmp_path, server=server)
+    ended = await batch("prompts.txt", "--skip-failed", folder=tmp_path, server=server)
     assert (ended.code, server.generations) == (1, 2)
-    ended = await run("prompts.txt", folder=tmp_path, server=server)
+    ended = await batch("prompts.txt", folder=tmp_path, server=server)
     assert (ended.code, server.generations, ended.err) == (0, 3, "")
     rows = summary(ended.out)
     assert (rows["done"], rows["done before"], rows["failed"]) == ("3", "2", "0")
-    assert files(tmp_path / "prompts-images") == [
+    assert file_names(tmp_path / "prompts-images") == [
         "000000-a-red-fox.png",
         "000001-a-grey-heron.png",
         "000002-a-cat.png",
@@ -120,94 +81,108 @@ async def test_batch_makes_all_and_then_what_is_left(server: LocalServer, tmp_pa
     ]
 
 
-async def test_batch_refuses_what_the_other_kind_of_run_has_made(
+async def test_batch_failure_has_line_and_id(server: LocalServer, tmp_path: Path) -> None:
+    """A failure is named by its line in the file, counted from 1, and the id of its row."""
+    (tmp_path / "p.csv").write_text('prompt\n"a fox\nin snow"\n\nan owl\n', "utf-8")
+    server.inject("none", "error=400/content_policy_violation")
+    ended = await batch("p.csv", "--concurrency", "1", folder=tmp_path, server=server)
+    assert "p.csv, line 5, “an owl”: " in ended.err
+
+
+async def test_batch_repeats_no_error(server: LocalServer, tmp_path: Path) -> None:
+    """The second failure of a kind refers to the line of the first, without its words."""
+    (tmp_path / "p.txt").write_text("a fox\nan owl\na cat\n")
+    server.inject("error=400/content_policy_violation*3")
+    ended = await batch("p.txt", "--concurrency", "1", folder=tmp_path, server=server)
+    assert ended.err.count("Reword the prompt") == 1
+    assert "p.txt, line 3, “a cat”: the same error as line 1." in ended.err
+
+
+async def test_batch_rejects_folder_of_other_kind_of_run(
     server: LocalServer, tmp_path: Path
 ) -> None:
-    """A folder of a run with Ray is not paid for again without it, nor the reverse; other JSON files are no matter."""
+    """A folder of a run with Ray is not paid for again without it, nor the reverse."""
     (tmp_path / "prompts.txt").write_text("a red fox\n", "utf-8")
     folder = tmp_path / "pictures"
     folder.mkdir()
     record = folder / "000000-a-red-fox.json"
     record.write_text("{}", "utf-8")
-    ended = await run("prompts.txt", "-o", "pictures", folder=tmp_path, server=server)
+    ended = await batch("prompts.txt", "-o", "pictures", folder=tmp_path, server=server)
     assert (ended.code, server.generations) == (1, 0)
     assert "pictures holds a run with --ray" in ended.err
     record.rename(folder / "package.json")
-    ended = await run("prompts.txt", "-o", "pictures", folder=tmp_path, server=server)
+    ended = await batch("prompts.txt", "-o", "pictures", folder=tmp_path, server=server)
     assert ended.code == 0
-    ended = await run("prompts.txt", "-o", "pictures", "--ray", folder=tmp_path, server=server)
+    ended = await batch("prompts.txt", "-o", "pictures", "--ray", folder=tmp_path, server=server)
     assert ended.code == 1
     assert "pictures holds a run without --ray" in ended.err
     assert server.generations == 1
 
 
 async def test_batch_reads_standard_input(server: LocalServer, tmp_path: Path) -> None:
-    """With - requests come from a pipe, and their form is told by the first line."""
-    typed = '{"prompt": "a fox", "size": "1536x1024"}\n{"prompt": "an owl"}\n{"broken\n'
+    """With - requests come from a pipe, and their format is found by their content."""
+    typed = '{"prompt": "a fox", "size": "1536x1024"}\n{"prompt": "an owl", "n": 1.0}\n'
     arguments = ("-", "--quality", "low", "--journal", "j.jsonl", "-o", "out")
-    ended = await run(*arguments, folder=tmp_path, server=server, typed=typed)
-    assert ended.code == 1
-    assert 'neither a JSON object nor a JSON string: {"broken' in ended.err
-    asked = sorted((seen.fields for seen in server.requests), key=lambda fields: fields["prompt"])
-    assert [fields.get("size") for fields in asked] == ["1536x1024", None]
-    assert [fields.get("quality") for fields in asked] == ["low", "low"]
-    assert files(tmp_path) == ["j.jsonl", "out"]
-
-
-async def test_batch_keeps_to_its_limits(server: LocalServer, tmp_path: Path) -> None:
-    """`--max-images` stops before it is passed, and says how to go on."""
-    (tmp_path / "p.csv").write_text("prompt,n\na fox,2\nan owl,\na cat,2\n", "utf-8")
-    arguments = ("p.csv", "--max-images", "3", "--concurrency", "1", "--rpm", "600", "--ipm", "600")
-    ended = await run(*arguments, folder=tmp_path, server=server)
-    assert ended.code == 1
-    assert "Stopped by --max-images. To go on, raise it:" in ended.err
-    assert f"python3 -m elkimg_async batch {' '.join(arguments)}" in ended.err
-    assert summary(ended.out)["images"] == "3"
-    ended = await run("p.csv", "--max-images", "5", folder=tmp_path, server=server)
-    assert (ended.code, server.generations) == (0, 3)
-
-
-async def test_batch_dry_run_sends_nothing(server: LocalServer, tmp_path: Path) -> None:
-    """It says what would be sent and what is wrong, needs no key, and leaves no trace."""
-    (tmp_path / "p.jsonl").write_text('{"prompt": "a fox"}\n{"prompt": "owl", "n": 3}\n', "utf-8")
-    ended = await run("p.jsonl", "--dry-run", "--size", "1024x1024", folder=tmp_path)
+    ended = await batch(*arguments, folder=tmp_path, server=server, typed=typed)
     assert ended.code == 0
-    assert "1: “owl” n=3 size=1024x1024" in ended.out or "1: “owl”" in ended.out
-    assert "2 requests for 4 images would be sent, 0 are done before, 0 are wrong." in ended.out
-    assert files(tmp_path) == ["p.jsonl"]
-    await run("p.jsonl", "--max-images", "1", folder=tmp_path, server=server)
-    with (tmp_path / "p.jsonl").open("a") as file:
-        file.write('{"prompt": "a cat", "n": 11}\n{"sise": 1}\n')
-    ended = await run("p.jsonl", "--dry-run", folder=tmp_path)
-    assert ended.code == 1
-    assert "1 requests for 3 images would be sent, 1 are done before, 2 are wrong." in ended.out
-    assert "n is 11" in ended.err
-    assert "no field" in ended.err
-    assert server.generations == 1
+    sent = sorted((seen.fields for seen in server.requests), key=lambda fields: fields["prompt"])
+    assert [fields.get("size") for fields in sent] == ["1536x1024", None]
+    assert [fields.get("n") for fields in sent] == [None, 1]
+    assert [fields.get("quality") for fields in sent] == ["low", "low"]
+    assert file_names(tmp_path) == ["j.jsonl", "out"]
+
+
+async def test_batch_reads_what_windows_writes(server: LocalServer, tmp_path: Path) -> None:
+    """A table from Excel in Windows-1252 is read with a warning, and its options are sent."""
+    table = "Prompt;Size;N\nein Käfer;1024x1024;2,0\n;;\nein Bär;;\n"
+    (tmp_path / "p.csv").write_bytes(table.encode("cp1252"))
+    ended = await batch("p.csv", "--concurrency", "1", folder=tmp_path, server=server)
+    assert ended.code == 0
+    assert "p.csv is not UTF-8; it was read as Windows-1252. Check line 2: ein Käfer" in ended.err
+    sent = [seen.fields for seen in server.requests]
+    assert [fields["prompt"] for fields in sent] == ["ein Käfer", "ein Bär"]
+    assert [fields.get("n") for fields in sent] == [2, None]
+    assert [fields.get("size") for fields in sent] == ["1024x1024", None]
+
+
+async def test_batch_json(server: LocalServer, tmp_path: Path) -> None:
+    """With --json standard output has one object per image, those of earlier runs included."""
+    (tmp_path / "p.json").write_text('["a fox",\n{"prompt": "an owl", "n": 2}]')
+    ended = await batch("p.json", "--json", folder=tmp_path, server=server)
+    assert ended.code == 0
+    objects = sorted(map(json.loads, ended.out.splitlines()), key=lambda item: item["file"])
+    assert [item["line"] for item in objects] == [1, 2, 2]
+    assert [item["prompt"] for item in objects] == ["a fox", "an owl", "an owl"]
+    for item in objects:
+        assert item["bytes"] == (tmp_path / item["file"]).stat().st_size
+        assert item["resumed"] is False
+    assert "done" in ended.err
+    ended = await batch("p.json", "--json", "--quiet", folder=tmp_path, server=server)
+    assert ended.err == ""
+    assert {json.loads(line)["resumed"] for line in ended.out.splitlines()} == {True}
 
 
 async def test_batch_local_is_kept_apart(tmp_path: Path) -> None:
     """Stand-ins of the local server never count as done for the real one."""
     (tmp_path / "p.txt").write_text("a fox\n")
-    small = ("--model", "dall-e-2", "--size", "256x256", "--response-format", "b64_json")
-    ended = await run("p.txt", "--local", *small, folder=tmp_path)
+    ended = await batch("p.txt", *SMALL, folder=tmp_path)
     assert ended.code == 0
     assert "stand-in" in ended.err
-    assert files(tmp_path / "p-local") == [
+    assert file_names(tmp_path / "p-local") == [
         "000000-a-fox.png",
         "journal-local.jsonl",
         "manifest.jsonl",
     ]
 
 
-async def test_batch_draws_a_contact_sheet(server: LocalServer, tmp_path: Path) -> None:
-    """All pictures small, those of an earlier run and the failures among them."""
+async def test_batch_draws_contact_sheet(server: LocalServer, tmp_path: Path) -> None:
+    """The sheet has all images as thumbnails, those of an earlier run and failures included."""
     (tmp_path / "p.txt").write_text("a fox\nan owl\na cat\n")
     server.inject("error=500/do_request_failed")
     arguments = ("p.txt", "--concurrency", "1", "--retries", "0", "--contact-sheet", "sheet.png")
-    ended = await run(*arguments, folder=tmp_path, server=server)
+    ended = await batch(*arguments, folder=tmp_path, server=server)
     assert ended.code == 1
-    assert "Drew sheet.png" in ended.err
+    assert "Saved sheet.png" in ended.err
     with Pillow.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (2 * 200 + 8, 2 * 228 + 8)
         assert sheet.convert("RGB").getpixel((8, 8)) == (150, 30, 30)
@@ -216,163 +191,320 @@ async def test_batch_draws_a_contact_sheet(server: LocalServer, tmp_path: Path) 
         assert len(colours) > 20
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("none.txt",), "none.txt cannot be read: No such file"),
-        (("p.txt", "--format", "xml"), "--format must be one of text, jsonl, csv."),
-        (("p.txt", "--concurrency", "0"), "concurrency must be a whole number of at least 1"),
-        (("p.csv",), "needs a header with the column prompt"),
-        (("p.txt", "--journal", "p.txt"), "not a journal"),
-    ],
-    ids=range(5),
-)
-async def test_batch_says_what_is_wrong(
-    arguments: tuple[str, ...], said: str, server: LocalServer, tmp_path: Path
+async def test_batch_rows_keep_their_identity(server: LocalServer, tmp_path: Path) -> None:
+    """Ids and kept columns come back in the manifest, in JSON output and in errors."""
+    (tmp_path / "p.csv").write_text(
+        "ID;Prompt;SKU;Note\nf-1;a fox;12;x\n;an owl;;\nc-3;a cat;14;y\n"
+    )
+    server.inject("none", "none", "error=400/content_policy_violation")
+    arguments = ("p.csv", "--keep", "sku", "note", "--json", "--concurrency", "1")
+    ended = await batch(*arguments, folder=tmp_path, server=server)
+    assert ended.code == 1
+    assert "p.csv, line 4 (id c-3), “a cat”: " in ended.err
+    objects = [json.loads(line) for line in ended.out.splitlines()]
+    assert [item["id"] for item in objects] == ["f-1", None]
+    assert [item["metadata"] for item in objects] == [{"sku": "12", "note": "x"}, None]
+    lines = (tmp_path / "p-images" / "manifest.jsonl").read_text().splitlines()
+    manifest = {line["index"]: line for line in map(json.loads, lines)}
+    assert manifest[0]["id"] == "f-1"
+    assert manifest[0]["metadata"] == {"sku": "12", "note": "x"}
+    assert [set(seen.fields) & {"id", "metadata"} for seen in server.requests] == [set()] * 3
+
+
+async def test_batch_reads_openai_batch_file(server: LocalServer, tmp_path: Path) -> None:
+    """A file for OpenAI's Batch API is sent request by request, and custom_id is the id."""
+    lines = [
+        {
+            "custom_id": f"r-{n}",
+            "method": "POST",
+            "url": "/v1/images/generations",
+            "body": {"model": "gpt-image-1", "prompt": f"fox {n}", "quality": "low"},
+        }
+        for n in range(2)
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    ended = await batch("p.jsonl", "--json", folder=tmp_path, server=server)
+    assert ended.code == 0
+    assert {json.loads(line)["id"] for line in ended.out.splitlines()} == {"r-0", "r-1"}
+    assert {seen.fields["model"] for seen in server.requests} == {"gpt-image-1"}
+
+
+async def test_batch_edits(server: LocalServer, tmp_path: Path) -> None:
+    """Rows with an image are edits; paths are relative to the file, wherever the command runs."""
+    inputs = tmp_path / "in"
+    inputs.mkdir()
+    (inputs / "kitten.png").write_bytes(picture())
+    (inputs / "mask.png").write_bytes(mask())
+    table = "prompt,image,mask\nadd a hat,kitten.png,mask.png\na fox,,\nadd a bow,gone.png,\n"
+    (inputs / "p.csv").write_text(table)
+    arguments = ("in/p.csv", "-o", "out", "--input-fidelity", "high", "--concurrency", "1")
+    ended = await batch(*arguments, folder=tmp_path, server=server)
+    assert ended.code == 1
+    assert "in/p.csv, line 4, “add a bow”: " in ended.err
+    assert "gone.png" in ended.err
+    assert summary(ended.out)["done"] == "2"
+    edit, generation = server.requests
+    assert edit.fields["input_fidelity"] == "high"
+    assert [edit.fields[name]["filename"] for name in ("image", "mask")] == [
+        "kitten.png",
+        "mask.png",
+    ]
+    assert "input_fidelity" not in generation.fields
+    assert "000000-kitten.png" in file_names(tmp_path / "out")
+
+
+async def test_batch_that_cannot_succeed_stops(server: LocalServer, tmp_path: Path) -> None:
+    """A rejected API key stops the run at once, with exit code 1 and the command to go on."""
+    (tmp_path / "p.txt").write_text("".join(f"fox {n}\n" for n in range(500)))
+    arguments = ("batch", "p.txt", "--concurrency", "2")
+    wrong = {"ELKAPI_API_KEY": "sk-wrong"}
+    ended = await run(*arguments, folder=tmp_path, server=server, variables=wrong)
+    assert ended.code == 1
+    assert len(server.requests) <= 2
+    assert "Stopped, 500 requests not done, because every request would fail: " in ended.err
+    assert "Check the API key" in ended.err
+    assert len(ended.err.splitlines()) <= 6
+    assert ended.err.count("Check the API key") == 2
+
+
+# --- limits and interruption --------------------------------------------------
+
+
+async def test_batch_stopped_by_max_images(server: LocalServer, tmp_path: Path) -> None:
+    """`--max-images` stops before it is passed; the command to go on has the number needed."""
+    (tmp_path / "p.csv").write_text("prompt,n\na fox,2\nan owl,\na cat,2\n", "utf-8")
+    arguments = ("p.csv", "--max-images", "3", "--concurrency", "1", "--rpm", "600", "--ipm", "600")
+    ended = await batch(*arguments, folder=tmp_path, server=server)
+    assert ended.code == 1
+    assert "Stopped by --max-images, 1 request not done." in ended.err
+    command = ended.err.splitlines()[-1]
+    assert command.startswith("python3 -m elkimg_async batch p.csv --max-images 5 --concurrency 1")
+    rows = summary(ended.out)
+    assert (rows["images"], rows["not started"]) == ("3", "1")
+    ended = await batch(*command.split()[4:], folder=tmp_path, server=server)
+    assert (ended.code, server.generations) == (0, 3)
+
+
+async def test_batch_stopped_by_max_images_counts_lost_ones(
+    server: LocalServer, tmp_path: Path
 ) -> None:
-    """A plain sentence, and nothing is sent."""
-    (tmp_path / "p.txt").write_text("a fox\n")
-    (tmp_path / "p.csv").write_text("text\na fox\n")
-    ended = await run(*arguments, folder=tmp_path, server=server)
+    """Images that may have been paid for without a response raise the number needed."""
+    (tmp_path / "p.txt").write_text("a fox\nan owl\na cat\n", "utf-8")
+    server.inject("error=500/bad_response_body")
+    arguments = ("p.txt", "--max-images=2", "--concurrency", "1", "--retries", "0")
+    ended = await batch(*arguments, folder=tmp_path, server=server)
     assert ended.code == 1
-    assert said in ended.err
-    assert server.requests == type(server.requests)()
+    command = ended.err.splitlines()[-1]
+    assert "--max-images=4" in command
+    ended = await batch(*command.split()[4:], folder=tmp_path, server=server)
+    assert (ended.code, summary(ended.out)["done"]) == (0, "3")
 
 
-async def test_batch_without_a_key_says_so(tmp_path: Path) -> None:
-    """Before anything is opened."""
-    (tmp_path / "p.txt").write_text("a fox\n")
-    ended = await run("p.txt", folder=tmp_path)
+async def test_batch_stopped_by_max_errors(server: LocalServer, tmp_path: Path) -> None:
+    """`--max-errors` stops the run; the same command goes on."""
+    (tmp_path / "p.txt").write_text("".join(f"fox {n}\n" for n in range(5)))
+    server.inject("error=400/content_policy_violation*2")
+    arguments = ("p.txt", "--max-errors", "2", "--concurrency", "1")
+    ended = await batch(*arguments, folder=tmp_path, server=server)
     assert ended.code == 1
-    assert "ELKAPI_API_KEY" in ended.err
-    assert files(tmp_path) == ["p.txt"]
+    assert "Stopped by --max-errors, 5 requests not done." in ended.err
+    assert ended.err.splitlines()[-1].endswith(f"batch {' '.join(arguments)}")
+    ended = await batch(*arguments, folder=tmp_path, server=server)
+    assert (ended.code, summary(ended.out)["done"]) == (0, "5")
 
 
-async def test_batch_interrupted_says_how_to_go_on(server: LocalServer, tmp_path: Path) -> None:
-    """Ctrl-C cancels what is under way, leaves the journal true, prints the command, and exits with 130."""
+async def test_batch_interrupted(server: LocalServer, tmp_path: Path) -> None:
+    """Ctrl-C cancels what is in flight, keeps the journal, and prints the command to go on."""
     (tmp_path / "my prompts.txt").write_text("".join(f"fox {n}\n" for n in range(20)))
     server.inject("none*3", "stall-headers*")
-    process = await start("my prompts.txt", "--concurrency", "4", folder=tmp_path, server=server)
-    await server.wait_until(lambda: server.generations >= 3 and len(server.requests) >= 7)
-    process.send_signal(signal.SIGINT)
-    out, err = await process.communicate()
-    assert process.returncode == 130
-    assert b"Traceback" not in err
-    assert err.decode().splitlines()[-2:] == [
-        "Interrupted. To go on:",
+    arguments = ("batch", "my prompts.txt", "--concurrency", "4")
+    async with started(*arguments, folder=tmp_path, server=server) as command:
+        await server.wait_until(lambda: server.generations >= 3 and len(server.requests) >= 7)
+        command.interrupt()
+        ended = await command.ended()
+    assert ended.code == 130
+    assert ended.err.splitlines()[-2:] == [
+        "Interrupted, 17 requests not done. To go on:",
         "python3 -m elkimg_async batch 'my prompts.txt' --concurrency 4",
     ]
-    assert summary(out.decode())["done"] == "3"
+    assert summary(ended.out)["done"] == "3"
     await server.wait_disconnected(4)
     journal = (tmp_path / "my prompts-images" / "journal.jsonl").read_text().splitlines()
     assert [json.loads(line)["type"] for line in journal].count("done") == 3
     server._faults.clear()
-    ended = await run("my prompts.txt", folder=tmp_path, server=server)
+    ended = await batch("my prompts.txt", folder=tmp_path, server=server)
     assert (ended.code, summary(ended.out)["done before"]) == (0, "3")
 
 
-async def test_batch_shows_progress_on_a_terminal(server: LocalServer, tmp_path: Path) -> None:
-    """One line that changes: done, failed, in flight, pace, time left, tokens."""
+async def test_batch_progress_on_terminal(server: LocalServer, tmp_path: Path) -> None:
+    """One line that changes has what is known: done, in flight, pace, time left, tokens."""
     (tmp_path / "p.txt").write_text("".join(f"fox {n}\n" for n in range(6)))
     server.inject("none*5", "stall-headers")
-    ours, theirs = pty.openpty()
-    shown = bytearray()
-    arrived = asyncio.Event()
-
-    def read() -> None:
-        with contextlib.suppress(OSError):
-            shown.extend(os.read(ours, 65536))
-        arrived.set()
-
-    loop = asyncio.get_running_loop()
-    loop.add_reader(ours, read)
-    process = await start("p.txt", folder=tmp_path, server=server, stderr=theirs)
-    os.close(theirs)
+    screen = Screen(100)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "elkimg_async", "batch", "p.txt"),
+        cwd=tmp_path,
+        env=environment(server, {"TERM": "xterm"}),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=screen.theirs,
+    )
     try:
-        wanted = rb"5 of 6 done, 0 failed, 1 in flight, [\d.]+/min, \d+:\d\d left, [\d,]+ tokens"
-        while not re.search(wanted, shown):
-            arrived.clear()
-            await arrived.wait()
+        await screen.wait_for(
+            r"5 of 6 done, 1 in flight, [\d,]+ a minute, \d+:\d\d left, [\d,]+ tokens"
+        )
         process.send_signal(signal.SIGINT)
         out, _ = await process.communicate()
-        while b"To go on" not in shown:
-            arrived.clear()
-            await arrived.wait()
+        await screen.wait_for("To go on")
     finally:
-        loop.remove_reader(ours)
-        os.close(ours)
+        screen.close()
         if process.returncode is None:
             process.kill()
             await process.wait()
     assert process.returncode == 130
     assert summary(out.decode())["done"] == "5"
+    assert "inf" not in screen.text
+    assert "0 failed" not in screen.text
 
 
-# --- the input --------------------------------------------------------------
+@pytest.mark.parametrize("columns", [40, 60, 80])
+async def test_batch_keeps_folder_whole(server: LocalServer, tmp_path: Path, columns: int) -> None:
+    """No width breaks the name of the folder in the summary."""
+    folder = "pictures-of-the-second-week-of-the-long-winter-by-the-sea"
+    (tmp_path / "p.txt").write_text("a fox\n")
+    arguments = ("batch", "p.txt", "-o", folder)
+    code, shown = await run_on_terminal(*arguments, folder=tmp_path, columns=columns, server=server)
+    assert code == 0
+    assert folder in shown
+
+
+# --- what is rejected before the first request ----------------------------------
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "expected"),
+    ("arguments", "code", "sentence"),
     [
-        ("p.txt", "a\n\n b \r\nc", ["a", "b", "c"]),
-        ("p.txt", "\ufeffa\n", ["a"]),
-        ("p", '{"prompt": "a"}\n"b"\n', [{"prompt": "a"}, "b"]),
-        ("p.txt", '{"prompt": "a"}\n', ['{"prompt": "a"}']),
-        ("p", "[1]\n", ["[1]"]),
-        ("p.jsonl", '"a"\n\n{"n": 2}', ["a", {"n": 2}]),
-        ("p.csv", 'prompt,n\n"a, b\nc",2\nd,\n', [{"prompt": "a, b\nc", "n": 2}, {"prompt": "d"}]),
-        ("p.csv", "prompt,n,user\na,two,7\n", [{"prompt": "a", "n": "two", "user": "7"}]),
-        ("p.csv", 'prompt,extra_body\na,"{""x"": 1}"\n', [{"prompt": "a", "extra_body": {"x": 1}}]),
-        ("p.txt", "", []),
-        ("p.csv", "prompt\n", []),
+        (("none.txt",), 1, "none.txt cannot be read: No such file"),
+        ((".",), 1, "cannot be read: Is a directory"),
+        (("empty.txt",), 1, "empty.txt is empty: there are no prompts in it."),
+        (("header.csv",), 1, "header.csv has no prompts."),
+        (("p.csv",), 1, "p.csv, line 1: the header needs a column prompt"),
+        (("p.txt", "--journal", "p.txt"), 1, "not a journal"),
+        (("p.txt", "--format", "xml"), 2, "--format must be one of text, csv, tsv, json, jsonl."),
+        (("p.txt", "--concurrency", "0"), 2, "--concurrency must be at least 1."),
+        (("p.txt", "--max-images", "0"), 2, "--max-images must be at least 1."),
+        (("p.txt", "--rpm", "0"), 1, "requests_per_minute"),
+        (("p.txt", "--quality", "hd"), 2, "quality 'hd' is not offered"),
+        (("p.txt", "--n", "11"), 2, "n is 11"),
+        (("p.txt", "--keep", "sku"), 2, "--keep"),
+        (("p.txt", "--ray", "--max-images", "1"), 2, "--max-images and --ray"),
     ],
-    ids=range(11),
+    ids=range(14),
 )
-def test_input_is_read(tmp_path: Path, name: str, text: str, expected: list[Any]) -> None:
-    """Lines, objects and rows, told by the name or by the first line; blank ones are passed over."""
-    path = tmp_path / name
-    path.write_bytes(text.encode())
-    assert list(Input(str(path), None).read()) == expected
-    assert list(Input(str(path), None).read()) == expected
+async def test_batch_with_wrong_arguments(
+    arguments: tuple[str, ...], code: int, sentence: str, server: LocalServer, tmp_path: Path
+) -> None:
+    """What cannot work is one sentence, not one for each prompt, and nothing is sent."""
+    (tmp_path / "p.txt").write_text("a fox\nan owl\n")
+    (tmp_path / "p.csv").write_text("text\na fox\n")
+    (tmp_path / "header.csv").write_text("prompt,n\n,\n")
+    (tmp_path / "empty.txt").write_text("\n")
+    ended = await batch(*arguments, folder=tmp_path, server=server)
+    assert ended.code == code
+    assert sentence in ended.err
+    assert ended.err.count(sentence) == 1
+    assert not server.requests
 
 
-def test_input_that_cannot_be_read_stands_in_its_place(tmp_path: Path) -> None:
-    """A line that is no request is an error among the others."""
-    (tmp_path / "p.jsonl").write_bytes(b'"a"\n{"x"\n[1]\n')
-    items = list(Input(str(tmp_path / "p.jsonl"), None).read())
-    assert [type(item) for item in items] == [str, InvalidRequestError, InvalidRequestError]
-    (tmp_path / "p.csv").write_bytes(b"prompt\na,b\n")
-    assert [type(item) for item in Input(str(tmp_path / "p.csv"), None).read()] == [
-        InvalidRequestError
+async def test_batch_with_wrong_rows_sends_nothing(server: LocalServer, tmp_path: Path) -> None:
+    """Each wrong row is named by line and column before a cent is spent."""
+    table = "prompt,n,size\na fox,2.5,\nan owl,,\na cat,11,\n,1,\na dog,,7x7\n"
+    (tmp_path / "p.csv").write_text(table)
+    ended = await batch("p.csv", folder=tmp_path, server=server)
+    assert (ended.code, ended.out) == (1, "")
+    lines = ended.err.splitlines()
+    assert lines[0] == "p.csv, line 2: column n: expected a whole number, found '2.5'."
+    assert lines[1].startswith("p.csv, line 4: column n: gpt-image-1.5: n is 11")
+    assert lines[2] == "p.csv, line 5: column prompt: there is no prompt."
+    assert lines[3].startswith("p.csv, line 6: column size: ")
+    assert lines[4].startswith("4 of 5 requests cannot be sent, so nothing was sent.")
+    assert not server.requests
+
+
+async def test_batch_with_many_wrong_rows(tmp_path: Path) -> None:
+    """A long list of problems is cut short."""
+    (tmp_path / "p.csv").write_text("prompt,n\n" + "a fox,x\n" * 500)
+    ended = await batch("p.csv", "--local", folder=tmp_path)
+    assert ended.code == 1
+    assert len(ended.err.splitlines()) == 22
+    assert "… and 480 more." in ended.err
+
+
+async def test_batch_without_api_key(tmp_path: Path) -> None:
+    """500 prompts without an API key are one error, before anything is opened."""
+    (tmp_path / "p.txt").write_text("a fox\n" * 500)
+    ended = await batch("p.txt", folder=tmp_path)
+    assert ended.code == 1
+    assert len(ended.err.splitlines()) == 1
+    assert "ELKAPI_API_KEY" in ended.err
+    assert file_names(tmp_path) == ["p.txt"]
+
+
+async def test_batch_dry_run_sends_nothing(server: LocalServer, tmp_path: Path) -> None:
+    """A dry run prints what would be sent, needs no API key, and writes nothing."""
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a fox"}\n{"prompt": "owl", "n": 3}\n', "utf-8")
+    ended = await batch("p.jsonl", "--dry-run", "--size", "1024x1024", folder=tmp_path)
+    assert ended.code == 0
+    assert "line 1: “a fox” " in ended.out
+    assert re.search(r"line 2: “owl” .*n=3 .*size=1024x1024", ended.out) or "n=3" in ended.out
+    assert "2 requests for 4 images would be sent." in ended.out
+    assert file_names(tmp_path) == ["p.jsonl"]
+    await batch("p.jsonl", "--max-images", "1", folder=tmp_path, server=server)
+    ended = await batch("p.jsonl", "--dry-run", folder=tmp_path)
+    assert "1 request for 3 images would be sent, 1 is done already." in ended.out
+    with (tmp_path / "p.jsonl").open("a") as file:
+        file.write('{"prompt": "a cat", "n": 11}\n{"prompt": "a cat", "sise": 1}\n')
+    ended = await batch("p.jsonl", "--dry-run", folder=tmp_path)
+    assert ended.code == 1
+    assert "p.jsonl, line 3: column n: gpt-image-1.5: n is 11" in ended.err
+    assert "p.jsonl, line 4: column sise: unknown column" in ended.err
+    assert server.generations == 1
+
+
+# --- words ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rate", "words"),
+    [
+        (1.0, "60 a minute"),
+        (0.99, "59 a minute"),
+        (1.234, "74 a minute"),
+        (20.57, "1,200 a minute"),
+        (1 / 60, "1 a minute"),
+        (1 / 200, "1 every 3:20"),
+        (0.0, "0 a minute"),
+    ],
+)
+def test_rates_are_rounded(rate: float, words: str) -> None:
+    """A rate is a number that a person would say."""
+    assert per_minute(rate) == words
+
+
+def test_clock() -> None:
+    """Times are minutes and seconds, with hours where there are any."""
+    assert [clock(5.4), clock(65), clock(3725)] == ["0:05", "1:05", "1:02:05"]
+
+
+def test_command_line_with_other_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The value of an option is replaced in either spelling, and the rest is quoted."""
+    arguments = [
+        "/usr/bin/elkimg",
+        "batch",
+        "my prompts.txt",
+        "--max-images",
+        "3",
+        "--max-images=3",
     ]
-
-
-def test_input_with_an_unknown_column_is_refused(tmp_path: Path) -> None:
-    """Nobody means to pay for a misspelt column."""
-    (tmp_path / "p.csv").write_text("prompt,sise\na,1\n")
-    with pytest.raises(ConfigurationError, match="'sise'"):
-        list(Input(str(tmp_path / "p.csv"), None).read())
-
-
-# --- the contact sheet ------------------------------------------------------
-
-
-async def test_sheet_of_very_many_has_pages(tmp_path: Path) -> None:
-    """Four hundred tiles to a page, which stays of a size that can be looked at."""
-    Pillow.new("RGB", (30, 60), (0, 200, 0)).save(tmp_path / "p.png")
-    tiles = [Tile(n, "小船 " * 50, tmp_path / "p.png") for n in range(450)]
-    (tmp_path / "broken.png").write_bytes(b"no image")
-    tiles[0] = Tile(0, "broken", tmp_path / "broken.png")
-    pages = await draw(tiles, tmp_path / "sheet.png")
-    assert [page.name for page in pages] == ["sheet.png", "sheet-2.png"]
-    for page, columns, rows in zip(pages, (20, 8), (20, 7), strict=True):
-        with Pillow.open(page) as sheet:
-            edge = 128 if columns == 20 else 192
-            assert sheet.size == (columns * (edge + 8) + 8, rows * (edge + 36) + 8)
-
-
-async def test_sheet_that_cannot_be_saved_is_refused(tmp_path: Path) -> None:
-    """A sentence says where it cannot go, or that its name has no ending."""
-    for name in ("none/sheet.png", "sheet.nothing"):
-        with pytest.raises(ConfigurationError, match="cannot be saved"):
-            await draw([Tile(0, "a", error="failed")], tmp_path / name)
+    monkeypatch.setattr(sys, "argv", arguments)
+    expected = "elkimg batch 'my prompts.txt' --max-images 7 --max-images=7"
+    assert command_line({"--max-images": "7"}) == expected

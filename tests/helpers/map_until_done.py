@@ -1,19 +1,35 @@
-"""A run of `map` as a process of its own, which may be killed: python map_until_done.py FOLDER COUNT MODE."""
+"""A run of `map` as a process of its own, which may be killed.
+
+    python map_until_done.py FOLDER COUNT MODE [PHOTOS]
+
+With a folder of photographs, each request is an edit of one of them.
+"""
 
 import asyncio
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from elkimg_async import AsyncImages
 
 
-async def main(folder: Path, count: int, mode: str) -> None:
-    """Go on until every request is done; the address and the key are the environment's."""
-    prompts = (f"picture {number}" for number in range(count))
+def requests(count: int, photos: Path | None) -> Iterator[dict[str, Any]]:
+    """Yield the requests of the run."""
+    for number in range(count):
+        request: dict[str, Any] = {"prompt": f"image {number}", "id": number}
+        if photos is not None:
+            request["image"] = photos / f"photo {number}.png"
+        yield request
+
+
+async def main(folder: Path, count: int, mode: str, photos: Path | None) -> None:
+    """Go on until every request is done; address and API key are those of the environment."""
     journal = folder / "journal.jsonl"
+    given = requests(count, photos)
     async with (
         AsyncImages(idempotency="off" if mode == "off" else "replay") as client,
-        client.map(prompts, concurrency=8, output_dir=folder, journal=journal) as run,
+        client.map(given, concurrency=8, output_dir=folder, journal=journal) as run,
     ):
         async for item in run:
             if not item.ok:
@@ -21,4 +37,5 @@ async def main(folder: Path, count: int, mode: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))
+    photos = Path(sys.argv[4]) if len(sys.argv) > 4 else None
+    asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], photos))

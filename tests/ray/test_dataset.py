@@ -22,11 +22,12 @@ import pytest
 
 import elkimg_async
 from elkimg_async import Limits
-from elkimg_async.errors import ConfigurationError
+from elkimg_async.errors import BatchStoppedError, ConfigurationError
 from elkimg_async.image import media_type_of
 from elkimg_async.local import LocalServer, ThreadedServer, contract
 from elkimg_async.ray import GenerateImages, generate_dataset
-from elkimg_async.ray.rate import NAMESPACE, RateKeeper, SharedRate, actor_name
+from elkimg_async.ray.rate import NAMESPACE, RateActor, SharedRate, actor_name
+from tests.helpers.runs import make_png
 
 pytestmark = [
     pytest.mark.slow,
@@ -35,7 +36,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # Ray's own, and pyarrow's
 ]
 
-KEY = "sk-a-key-that-nobody-may-see"
+KEY = "sk-a-secret-api-key"
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "disabled",
@@ -46,7 +47,7 @@ QUIET = {
 
 @pytest.fixture(scope="module")
 def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Ray on this machine, with room for two workers."""
+    """Start Ray on this machine, with room for two workers."""
     package = str(Path(elkimg_async.__file__).parent.parent)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in QUIET.items():
@@ -71,23 +72,23 @@ def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture
 def server() -> Iterator[ThreadedServer]:
-    """A server that takes its time, and takes one key."""
+    """Start a slow server that accepts one API key."""
     with ThreadedServer(LocalServer(api_key=KEY, light=True, delay=0.3)) as running:
         yield running
 
 
 def dataset(ray: Any, rows: list[dict[str, Any]]) -> Any:
-    """A dataset of one block, as a file gives."""
+    """Return a dataset of one block, as a file is."""
     return ray.data.from_items(rows, override_num_blocks=1)
 
 
 def arrow() -> Any:
-    """The package pyarrow, which comes with Ray Data."""
+    """Return the package pyarrow, which comes with Ray Data."""
     return importlib.import_module("pyarrow")
 
 
 def workers() -> list[int]:
-    """The processes of Ray Data's workers."""
+    """Return the processes of Ray Data's workers."""
     listed = subprocess.run(
         ["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
     )
@@ -107,10 +108,10 @@ def in_loop(server: ThreadedServer, condition: Callable[[], bool]) -> None:
     asyncio.run(server.wait_until(condition, within=60.0))
 
 
-def test_generate_dataset_gives_bytes_and_failures_as_columns(
+def test_generate_dataset_columns(
     ray: Any, server: ThreadedServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Rows have their own options, failed ones say why, and the key is nowhere to be read."""
+    """Rows have their own options, failed ones say why, and the API key appears nowhere."""
     rows: list[dict[str, Any]] = [{"prompt": "a cat", "n": 1, "note": "x"} for _ in range(5)]
     rows += [{"prompt": "two", "n": 2, "note": "y"}, {"prompt": "many", "n": 99, "note": "z"}]
     rows += [{"prompt": None, "n": 1, "note": "w"}]
@@ -143,10 +144,13 @@ def test_generate_dataset_gives_bytes_and_failures_as_columns(
 
 
 @pytest.mark.parametrize("as_files", [True, False], ids=["files", "bytes"])
-def test_worker_that_is_killed_loses_and_repeats_nothing(
+def test_generate_dataset_with_a_killed_worker(
     ray: Any, server: ThreadedServer, tmp_path: Path, as_files: bool
 ) -> None:
-    """One of two workers dies in the middle: all rows are there, each generated once; again, none is."""
+    """One of two workers dies in the middle.
+
+    All rows are there, each generated once; again, none is.
+    """
     rows = [{"id": number, "prompt": f"kitten {number}"} for number in range(32)]
     folder = tmp_path / "images"
 
@@ -192,7 +196,7 @@ def test_worker_that_is_killed_loses_and_repeats_nothing(
         assert images[0] == images[1]
 
 
-def test_two_workers_share_one_rate(ray: Any, server: ThreadedServer) -> None:
+def test_workers_share_one_rate(ray: Any, server: ThreadedServer) -> None:
     """Limits hold for both workers together, and both of them work."""
     rows = [{"id": number, "prompt": f"boat {number}"} for number in range(24)]
     most, times = 0, list[float]()
@@ -236,26 +240,26 @@ def test_two_workers_share_one_rate(ray: Any, server: ThreadedServer) -> None:
     assert all(row["ok"] for row in result)
     assert len(pids) == 2
     assert most <= 3
-    # 3.4 start at once, and 3.96 in each second after that: 5.2 s, or 2.2 s at a rate for each worker.
+    # 3.4 start at once, and 3.96 in each second after that: 5.2 s, or 2.2 s without sharing.
     assert times[-1] - times[0] > 4.0
     counts = [sum(start <= t < start + 2.0 for t in times) for start in times]
     assert max(counts) <= 15
 
 
-async def test_shared_rate_survives_the_loss_of_its_actor(ray: Any) -> None:
-    """When the actor dies, those who wait ask a new one of the same name."""
+async def test_rate_after_the_loss_of_its_actor(ray: Any) -> None:
+    """When the actor dies, waiting workers turn to a new one of the same name."""
     rate = SharedRate("lost", {"max_concurrency": 1})
     first, second = rate.enter(1), rate.enter(1)
     await rate.wait(first)
     waiter = asyncio.create_task(rate.wait(second))
-    keeper = ray.get_actor(actor_name("lost"), namespace=NAMESPACE)
-    while (await keeper.state.remote())["waiting"] == 0:
+    actor = ray.get_actor(actor_name("lost"), namespace=NAMESPACE)
+    while (await actor.state.remote())["waiting"] == 0:
         await asyncio.sleep(0.05)
-    ray.kill(keeper)
+    ray.kill(actor)
     await waiter
     assert second.started is not None
     successor = ray.get_actor(actor_name("lost"), namespace=NAMESPACE)
-    assert successor != keeper
+    assert successor != actor
     rate.leave(first)
     rate.leave(second)
     rate.close()
@@ -264,25 +268,28 @@ async def test_shared_rate_survives_the_loss_of_its_actor(ray: Any) -> None:
     ray.kill(successor)
 
 
-async def test_rate_actor_ends_when_there_is_no_worker(ray: Any) -> None:
-    """A silent worker's turn goes to the next, and the actor does not outlive the workers for long."""
+async def test_rate_actor_without_workers(ray: Any) -> None:
+    """A silent worker's turn goes to the next.
+
+    The actor does not outlive the workers for long.
+    """
     name = actor_name("short")
-    actor = ray.remote(num_cpus=0, max_concurrency=10)(RateKeeper)
-    keeper = actor.options(name=name, namespace=NAMESPACE, lifetime="detached").remote(
+    actor = ray.remote(num_cpus=0, max_concurrency=10)(RateActor)
+    actor = actor.options(name=name, namespace=NAMESPACE, lifetime="detached").remote(
         {"max_concurrency": 1}, lease=1.0, idle=0.5
     )
-    keeper.watch.remote()
-    assert await keeper.take.remote("dead", 1, 1)
-    turn = asyncio.ensure_future(keeper.take.remote("alive", 1, 1))
+    actor.watch.remote()
+    assert await actor.take.remote("dead", 1, 1)
+    turn = asyncio.ensure_future(actor.take.remote("alive", 1, 1))
     while not turn.done():
-        await keeper.renew.remote("alive")
+        await actor.renew.remote("alive")
     assert turn.result()
     while name in [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]:
         await asyncio.sleep(0.1)
 
 
-def test_worker_refuses_what_is_wrong_for_all_rows(ray: Any, server: ThreadedServer) -> None:
-    """No key, no prompts, no ids and another format of batches are the caller's to mend."""
+def test_worker_with_unusable_batches(ray: Any, server: ThreadedServer) -> None:
+    """Without an API key, prompts, ids or pyarrow the whole batch fails."""
     pyarrow = arrow()
     with pytest.raises(ConfigurationError, match="ELKAPI_API_KEY"):
         GenerateImages(run="wrong", base_url=server.base_url)
@@ -303,8 +310,8 @@ def test_worker_refuses_what_is_wrong_for_all_rows(ray: Any, server: ThreadedSer
     assert not worker._thread.is_alive()
 
 
-def test_worker_gives_what_was_made_of_a_failed_answer(ray: Any, server: ThreadedServer) -> None:
-    """Refusals are columns; images behind URLs are fetched, and a column tells where they were."""
+def test_worker_rows_with_errors_and_urls(ray: Any, server: ThreadedServer) -> None:
+    """Errors are columns; images behind URLs are downloaded, and a column has the URLs."""
     pyarrow = arrow()
     worker = GenerateImages(run="some", api_key=KEY, base_url=server.base_url, retry=0)
     server.inject("error=400/content_policy_violation")
@@ -326,10 +333,11 @@ def test_worker_gives_what_was_made_of_a_failed_answer(ray: Any, server: Threade
     assert good["urls"][0].startswith("http://127.0.0.1")
 
 
-def test_worker_only_fetches_what_could_not_be_fetched(
-    ray: Any, server: ThreadedServer, tmp_path: Path
-) -> None:
-    """An image behind a URL is paid for: the next execution fetches it, and what is gone stays a failure."""
+def test_worker_after_a_failed_download(ray: Any, server: ThreadedServer, tmp_path: Path) -> None:
+    """An image behind a URL is paid for.
+
+    The next execution downloads it, and a missing one stays a failure.
+    """
     known: list[bool] = []
 
     class Watched(OrderedDict[str, bytes]):
@@ -390,10 +398,8 @@ def test_worker_only_fetches_what_could_not_be_fetched(
     assert [seen.method for seen in server.requests].count("POST") == 1
 
 
-def test_worker_stops_paying_when_the_disk_takes_nothing(
-    ray: Any, server: ThreadedServer, tmp_path: Path
-) -> None:
-    """A folder that goes away fails the batch, and the rows after those under way are not asked for."""
+def test_worker_with_a_full_disk(ray: Any, server: ThreadedServer, tmp_path: Path) -> None:
+    """A folder that goes away fails the batch, and no further row is sent."""
     pyarrow = arrow()
     folder = tmp_path / "images"
     worker = GenerateImages(
@@ -411,29 +417,111 @@ def test_worker_stops_paying_when_the_disk_takes_nothing(
     assert server.generations == 1
 
 
+def test_worker_with_edits(ray: Any, server: ThreadedServer, tmp_path: Path) -> None:
+    """Rows with an image are edits, of a path or of bytes; only a changed file is edited again."""
+    photo, other = make_png(64, 64), make_png(80, 64)
+    path = tmp_path / "photo.png"
+    path.write_bytes(photo)
+
+    def made() -> list[dict[str, Any]]:
+        table = arrow().table(
+            {
+                "id": ["path", "missing", "none"],
+                "prompt": ["add a hat"] * 3,
+                "image": [str(path), str(tmp_path / "missing.png"), None],
+                "input_fidelity": ["high", None, None],
+            }
+        )
+        worker = GenerateImages(
+            run="edits", api_key=KEY, base_url=server.base_url, output_dir=str(tmp_path / "out")
+        )
+        try:
+            rows: list[dict[str, Any]] = worker(table).to_pylist()
+        finally:
+            worker.close()
+        return rows
+
+    first = made()
+    assert [row["ok"] for row in first] == [True, False, True]
+    assert (first[1]["error"], first[1]["billing"]) == ("InvalidRequestError", "not_sent")
+    assert sorted(seen.path for seen in server.requests) == [
+        "/v1/images/edits",
+        "/v1/images/generations",
+    ]
+    assert [row["resumed"] for row in made()] == [True, False, True]
+    path.write_bytes(other)
+    again = made()
+    assert [row["resumed"] for row in again] == [False, False, True]
+    assert again[0]["idempotency_key"] != first[0]["idempotency_key"]
+    worker = GenerateImages(run="edits", api_key=KEY, base_url=server.base_url)
+    (row,) = worker(
+        arrow().table({"id": [1], "prompt": ["add a hat"], "image": [photo]})
+    ).to_pylist()
+    worker.close()
+    assert row["ok"]
+    assert server.generations == 4
+
+
+def test_worker_with_a_rejected_api_key(ray: Any, server: ThreadedServer) -> None:
+    """Nothing more is sent, and the execution fails unless it would lose images."""
+    worker = GenerateImages(
+        run="rejected", api_key="sk-wrong", base_url=server.base_url, requests_at_once=2
+    )
+    table = arrow().table({"id": list(range(20)), "prompt": ["a cat"] * 20})
+    for _ in range(2):
+        with pytest.raises(BatchStoppedError) as caught:
+            worker(table)
+        assert caught.value.reason == "authentication"
+        assert len(server.requests) <= 2
+    worker.close()
+    server.inject("none", "error=401")
+    worker = GenerateImages(
+        run="kept", api_key=KEY, base_url=server.base_url, requests_at_once=1, retry=0
+    )
+    before = len(server.requests)
+    rows = worker(table).to_pylist()
+    assert [row["ok"] for row in rows] == [True] + [False] * 19
+    assert rows[0]["images"]
+    assert {row["error"] for row in rows[2:]} == {"BatchStoppedError"}
+    assert {row["billing"] for row in rows[2:]} == {"not_sent"}
+    assert len(server.requests) == before + 2
+    with pytest.raises(BatchStoppedError):
+        worker(table)
+    worker.close()
+
+
 def test_batch_on_ray(ray: Any, server: ThreadedServer, tmp_path: Path) -> None:
-    """The command gives its requests to a cluster, leaves the same files, and again asks for nothing."""
-    (tmp_path / "prompts.jsonl").write_text(
-        '{"prompt": "a cat"}\n{"prompt": "two", "n": 2}\n{"prompt": "many", "n": 99}\n'
-        '{"prompt": "a boat", "extra_body": {"seed": 3}}\n{"wrong": 1}\n'
+    """The command uses a cluster, leaves the same files, and sends nothing again."""
+    good = (
+        '{"prompt": "a cat"}\n{"prompt": "two", "n": 2}\n'
+        '{"prompt": "a boat", "id": "b-7", "extra_body": {"seed": 3}}\n'
     )
     command = [sys.executable, "-m", "elkimg_async", "batch", "prompts.jsonl", "-o", "out", "--ray"]
-    environment = {"ELKAPI_API_KEY": KEY, "ELKAPI_BASE_URL": server.base_url}
+    environment = {**os.environ, "ELKAPI_API_KEY": KEY, "ELKAPI_BASE_URL": server.base_url}
     address = ray.get_runtime_context().gcs_address
-    for before in (0, 3):
+
+    def batch(prompts: str, at: str = address) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "prompts.jsonl").write_text(prompts)
         ended = subprocess.run(
-            [*command, address],
+            [*command, at],
             cwd=tmp_path,
-            env={**os.environ, **environment},
+            env=environment,
             capture_output=True,
             text=True,
             check=False,
         )
-        assert ended.returncode == 1, ended.stderr
-        assert re.findall(r"^(?:done|failed)  +(\d+)", ended.stdout, re.MULTILINE) == ["3", "2"]
-        assert f"done before  {before}" in ended.stdout
-        assert "“many”: 2: gpt-image-1.5: n is 99, it must be 1 to 10." in ended.stderr
         assert KEY not in ended.stdout + ended.stderr
+        return ended
+
+    ended = batch(good + '{"prompt": "many", "n": 99}\n{"wrong": 1}\n')
+    assert ended.returncode == 1
+    assert "prompts.jsonl, line 4: column n: gpt-image-1.5: n is 99" in ended.stderr
+    assert server.generations == 0
+    for before in ([], ["3"]):
+        ended = batch(good)
+        assert ended.returncode == 0, ended.stderr
+        assert re.findall(r"^(?:done|failed)  +(\d+)", ended.stdout, re.MULTILINE) == ["3", "0"]
+        assert re.findall(r"^done before  (\d+)", ended.stdout, re.MULTILINE) == before
         assert server.generations == 3
     (seeded,) = [seen for seen in server.requests if seen.fields["prompt"] == "a boat"]
     assert seeded.fields["seed"] == 3
@@ -442,15 +530,9 @@ def test_batch_on_ray(ray: Any, server: ThreadedServer, tmp_path: Path) -> None:
     assert names == [
         ["000000-a-cat.png"],
         ["000001-two.1.png", "000001-two.2.png"],
-        ["000003-a-boat.png"],
+        ["000002-a-boat.png"],
     ]
+    assert [json.loads(line).get("id") for line in lines] == [None, None, "b-7"]
     assert all((tmp_path / "out" / name).stat().st_size for line in names for name in line)
-    ended = subprocess.run(
-        [*command, "127.0.0.1:1"],
-        cwd=tmp_path,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (ended.returncode, "There is no Ray cluster to be reached" in ended.stderr) == (1, True)
+    ended = batch(good, "127.0.0.1:1")
+    assert (ended.returncode, "The Ray cluster cannot be reached" in ended.stderr) == (1, True)

@@ -21,7 +21,7 @@ from elkimg_async import AsyncImages, CompletedImage, ConfigurationError, Genera
 from elkimg_async.local import LocalServer
 from elkimg_async.studio.browser import opened
 from elkimg_async.studio.server import OWN_HEADER, Gallery, PageRequest, serve
-from tests.cli.test_app import run, started
+from tests.helpers.command import run, started
 from tests.helpers.raw_server import PNG, RawServer, response
 
 KEY = "sk-of-the-studios-test"

@@ -525,7 +525,8 @@ async def fan_out(
         async for item in entered:
             assert_type(item, MapItem)
             assert_type(item.index, int)
-            assert_type(item.request, GenerateRequest | None)
+            assert_type(item.request, GenerateRequest | EditRequest | None)
+            assert_type(item.id, str | int | None)
             assert_type(item.ok, bool)
             assert_type(item.result, ImagesResponse | None)
             assert_type(item.error, ElkImagesError | None)

@@ -1,4 +1,4 @@
-"""`elkimg batch --ray`: the requests of a run, done by workers on Ray."""
+"""`elkimg batch --ray`: a run whose requests are sent by Ray workers."""
 
 from __future__ import annotations
 
@@ -13,51 +13,59 @@ import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio.to_thread
 import msgspec
 
 from elkimg_async import Limits, MapItem, Timeout, Totals, errors
-from elkimg_async.batch.journal import fingerprint, read_error
-from elkimg_async.batch.planner import Desk, Order
-from elkimg_async.batch.storage import MANIFEST, ManifestLine, stem_of
+from elkimg_async.batch.inputs import full_fingerprint
+from elkimg_async.batch.journal import read_error
+from elkimg_async.batch.names import input_list, job_stem
+from elkimg_async.batch.storage import MANIFEST, ManifestLine
+from elkimg_async.cli.batch_plan import RunPlan
 from elkimg_async.config import make_base_url
 from elkimg_async.files import write_atomically
 from elkimg_async.ray import generate_dataset
 from elkimg_async.ray.rate import load_ray
-from elkimg_async.ray.shelf import RowRecord, Shelf
-from elkimg_async.sansio.requests import GenerateRequest
+from elkimg_async.ray.shared_store import RowRecord, SharedStore
+from elkimg_async.sansio.requests import EditRequest, GenerateRequest
 from elkimg_async.sansio.responses import add_usage
 
 _QUIET = {
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # it would print between our lines
-    "RAY_ENABLE_AUTO_CONNECT": "0",  # else a thread that was left starts Ray again
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray's lines would appear between ours
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # an abandoned thread would start Ray again
 }
 
 
+class _Pending(NamedTuple):
+    """A request whose row has not come back, and the identity of its row."""
+
+    request: GenerateRequest | EditRequest
+    id: str | int | None
+    metadata: dict[str, Any] | None
+
+
 class RayRun:
-    """What a `MapRun` needs, done by Ray Data; a request is the row whose id is the name of its files.
+    """The work of a `MapRun`, done by Ray Data; the id of a Ray row is the name of its files.
 
     Args:
-        requests: what `map` takes.
-        defaults: the options of all requests.
-        address: the cluster's; None for RAY_ADDRESS, or else for Ray on this machine.
-        api_key: the key.
-        base_url: the server; None for the environment's.
-        output: where images go; all workers see it.
-        concurrency: requests at a time, of all workers together.
-        limits: for all workers together.
-        timeout: seconds for each request; None for no limit.
-        retries: how often to try again; None for the client's default.
+        requests: Requests as `map` accepts them.
+        address: Address of the cluster. None: RAY_ADDRESS, else Ray on this machine.
+        api_key: The API key.
+        base_url: Address of the server. None: the environment's.
+        output: Folder for the images, shared by all workers.
+        concurrency: Requests at a time, of all workers together.
+        limits: Limits for all workers together.
+        timeout: Limits of each call.
+        retries: Number of retries. None: the client's default.
     """
 
     rate = math.inf
 
     def __init__(
         self,
-        requests: Iterable[Any],
-        defaults: Mapping[str, Any],
+        requests: Iterable[dict[str, Any]],
         *,
         address: str | None,
         api_key: str,
@@ -65,20 +73,19 @@ class RayRun:
         output: Path,
         concurrency: int,
         limits: Limits,
-        timeout: float | None,
+        timeout: Timeout,
         retries: int | None,
     ) -> None:
         self._requests, self._address, self._output = requests, address, output
-        self._defaults = {name: value for name, value in defaults.items() if value is not None}
         self._concurrency = concurrency
         self._options: dict[str, Any] = {
             "api_key": api_key,
             "base_url": make_base_url(base_url),
             "limits": msgspec.structs.replace(limits, max_concurrency=concurrency),
-            "timeout": Timeout(total=timeout, first_byte=timeout, idle=timeout),
+            "timeout": timeout,
             "retry": retries,
         }
-        self._orders: dict[int, GenerateRequest] = {}
+        self._pending: dict[int, _Pending] = {}
         self._lines: list[ManifestLine] = []
         self._items: Iterator[MapItem] = iter(())
         self._totals, self._began = Totals(), time.monotonic()
@@ -87,26 +94,26 @@ class RayRun:
     @property
     def in_flight(self) -> int:
         """How many requests are not done."""
-        return len(self._orders)
+        return len(self._pending)
 
     def totals(self) -> Totals:
-        """What was done so far."""
+        """Return what has been done so far."""
         return msgspec.structs.replace(self._totals, elapsed=time.monotonic() - self._began)
 
     async def start(self) -> None:
         """Read all requests and reach the cluster.
 
         Raises:
-            ConfigurationError: by the user: no Ray, no cluster there, or no such file.
+            ConfigurationError: If Ray is not installed, or the cluster cannot be reached.
         """
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
         self._ray = load_ray()
-        self._shelf = Shelf(str(self._output.absolute()))
+        self._store = SharedStore(str(self._output.absolute()))
         self._begin()  # in the main thread, or Ray warns that it cannot handle signals
 
     async def next_item(self) -> MapItem | None:
-        """What comes next from any worker."""
+        """Return the next item of any worker, None at the end."""
         try:
             item = await anyio.to_thread.run_sync(self._next, abandon_on_cancel=True)
         except self._ray.exceptions.RayError as error:
@@ -118,8 +125,8 @@ class RayRun:
             files = [path.stat().st_size for path in item.paths]
         except OSError as problem:
             raise errors.BatchError(
-                f"A worker has saved an image that is not here ({problem.strerror}): {self._output} must be a "
-                "folder that all workers and this machine share.",
+                f"A worker saved an image that cannot be found here ({problem.strerror}): "
+                f"{self._output} must be a folder that all workers and this machine share.",
                 billing="billed",
             ) from None
         self._totals = msgspec.structs.replace(
@@ -134,8 +141,8 @@ class RayRun:
         return item
 
     async def aclose(self) -> None:
-        """Leave the cluster, and write the manifest of what is done."""
-        # What is interrupted would be told as an error of Ray.
+        """Leave the cluster and write the manifest."""
+        # Ray would report the interruption as an error of its own.
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         await anyio.to_thread.run_sync(self._ray.shutdown)
         known = {line.index: line for line in (*_lines_of(self._output / MANIFEST), *self._lines)}
@@ -145,29 +152,23 @@ class RayRun:
 
     def _begin(self) -> None:
         ray = self._ray
-        desk = Desk(
-            defaults=self._defaults,
-            stream=False,
-            idempotency="off",
-            skip_failed=False,
-            known=None,
-            folder=None,
-        )
+        plan = RunPlan(None, None, skip_failed=False)
         rows, wrong = [], []
-        for index, given in enumerate(self._requests):
-            found = desk.take(index, given)
-            if isinstance(found, Order):
-                self._orders[index] = found.request
-                rows.append(_row(index, found.request))
+        for index, request in enumerate(self._requests):
+            planned = plan.plan(index, request)
+            if planned.item is not None:
+                wrong.append(planned.item)
             else:
-                wrong.append(found.item)
+                identity = (request.get("id"), request.get("metadata"))
+                self._pending[index] = _Pending(planned.request, *identity)
+                rows.append(_row(index, planned.request))
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         try:
-            _knock(self._address)
+            _check_address(self._address)
             ray.init(self._address, log_to_driver=False, logging_level="ERROR")
         except (OSError, ValueError, RuntimeError) as error:
             raise errors.ConfigurationError(
-                f"There is no Ray cluster to be reached: {_reason(error)}"
+                f"The Ray cluster cannot be reached: {_reason(error)}"
             ) from None
         ray.data.DataContext.get_current().enable_progress_bars = False
         self._items = itertools.chain(wrong, self._results(rows))
@@ -176,13 +177,13 @@ class RayRun:
         if not rows:
             return
         workers = min(len(rows), max(2, sum(node["Alive"] for node in self._ray.nodes())))
-        at_once = math.ceil(min(self._concurrency, len(rows)) / workers)
+        batch_size = math.ceil(min(self._concurrency, len(rows)) / workers)
         made = generate_dataset(
             self._ray.data.from_items(rows, override_num_blocks=1),
             run=hashlib.sha256(str(self._output.absolute()).encode()).hexdigest()[:16],
             workers=workers,
-            batch_size=at_once,
-            requests_at_once=at_once,
+            batch_size=batch_size,
+            requests_at_once=batch_size,
             output_dir=str(self._output.absolute()),
             **self._options,
         )
@@ -193,18 +194,21 @@ class RayRun:
         return next(self._items, None)
 
     def _item(self, row: Mapping[str, Any]) -> MapItem:
-        request = self._orders.pop(row["index"])
+        pending = self._pending.pop(row["index"])
+        request = pending.request
         record, error = None, None
         if row["ok"]:
-            record = self._shelf.find(row["id"], fingerprint(request, stream=False))
+            record = self._store.find(row["id"], full_fingerprint(request, stream=False))
         else:
-            names = {"error": "error", "error_message": "message", "billing": "billing"}
-            fields = {theirs: row[ours] for ours, theirs in names.items()}
+            columns = {"error": "error", "message": "error_message", "billing": "billing"}
+            fields = {name: row[column] for name, column in columns.items()}
             error = read_error(fields, attempts=row["attempts"])
         if record is not None:
-            self._lines.append(_line(row["index"], record))
+            self._lines.append(_line(row["index"], record, pending))
         return MapItem(
             index=row["index"],
+            id=pending.id,
+            metadata=pending.metadata,
             request=request,
             error=error,
             paths=[Path(path) for path in row["paths"]],
@@ -214,15 +218,19 @@ class RayRun:
         )
 
 
-def _row(index: int, request: GenerateRequest) -> dict[str, Any]:
+def _row(index: int, request: GenerateRequest | EditRequest) -> dict[str, Any]:
     fields = msgspec.structs.asdict(request)
+    for name in ("image", "mask", "markup"):  # workers have working directories of their own
+        if fields.get(name) is not None:
+            paths = [_absolute(value) for value in input_list(fields[name])]
+            fields[name] = paths if name == "image" else paths[0]
     body = fields["extra_body"]
     fields["extra_body"] = None if body is None else msgspec.json.encode(body).decode()
-    return {"id": stem_of(index, request.prompt), "index": index, **fields}
+    return {"id": job_stem(index, request), "index": index, **fields}
 
 
 def _lines_of(manifest: Path) -> list[ManifestLine]:
-    """What an earlier run has written, as far as it can be read."""
+    """Return the lines of earlier runs, as far as they can be read."""
     found = []
     if manifest.exists():
         for line in manifest.read_bytes().splitlines():
@@ -231,13 +239,20 @@ def _lines_of(manifest: Path) -> list[ManifestLine]:
     return found
 
 
-def _line(index: int, record: RowRecord) -> ManifestLine:
-    names = ("prompt", "parameters", "files", "usage", "request_id", "key")
-    return ManifestLine(index=index, **{name: getattr(record, name) for name in names})
+def _absolute(value: Any) -> Any:
+    if not isinstance(value, str) or value.startswith(("http://", "https://", "data:")):
+        return value
+    return str(Path(value).absolute())
 
 
-def _knock(address: str | None) -> None:
-    """Raise an OSError where nobody is at an address; Ray would try for minutes."""
+def _line(index: int, record: RowRecord, pending: _Pending) -> ManifestLine:
+    names = ("prompt", "parameters", "files", "usage", "request_id", "idempotency_key")
+    fields = {name: getattr(record, name) for name in names}
+    return ManifestLine(index=index, id=pending.id, metadata=pending.metadata, **fields)
+
+
+def _check_address(address: str | None) -> None:
+    """Raise OSError if nothing listens at an address; Ray would try for minutes."""
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=10.0).close()
@@ -247,6 +262,6 @@ _OURS = re.compile(r"^elkimg_async\.errors\.\w+: (.+)$", re.MULTILINE)
 
 
 def _reason(error: Exception) -> str:
-    """What we said in a worker, or else the last line of what Ray says."""
-    said = _OURS.findall(str(error)) or str(error).split("\n")
-    return next((line.strip() for line in reversed(said) if line.strip()), type(error).__name__)
+    """Return the message of our own error in a worker, else the last line of Ray's."""
+    lines = _OURS.findall(str(error)) or str(error).split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), type(error).__name__)

@@ -1,4 +1,4 @@
-"""A contact sheet: the pictures of a run at a glance, each with its number and the start of its prompt."""
+"""A contact sheet: thumbnails of a run, each with its number and the start of its prompt."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import anyio.to_thread
 from elkimg_async import errors
 
 _PER_PAGE = 400
-_LARGE, _SMALL = 192, 128  # pixels of a picture's edge, for up to a hundred pictures and for more
+_LARGE, _SMALL = 192, 128  # pixels of an edge, for up to a hundred images and for more
 _FEW = 100
 _GAP, _CAPTION = 8, 28  # pixels
 _PAPER, _INK, _RED, _PALE = (250, 250, 248), (40, 40, 40), (150, 30, 30), (245, 224, 222)
 
 
 class Tile(NamedTuple):
-    """One place on the sheet: a picture, or why there is none."""
+    """One place on the sheet: an image, or why there is none."""
 
     number: int
     prompt: str
@@ -30,10 +30,10 @@ class Tile(NamedTuple):
 
 
 async def draw(tiles: Sequence[Tile], path: Path) -> list[Path]:
-    """Draw the tiles in the order of their numbers; returns the pages, of at most 400 tiles each.
+    """Draw the tiles in the order of their numbers and return the pages, 400 tiles on each.
 
     Raises:
-        ConfigurationError: by the user; Pillow is missing, or the sheet cannot be saved.
+        ConfigurationError: If Pillow is missing, or the sheet cannot be saved.
     """
     return await anyio.to_thread.run_sync(_draw, sorted(tiles, key=lambda tile: tile.number), path)
 
@@ -58,23 +58,23 @@ def _draw_page(tiles: Sequence[Tile], path: Path) -> None:
     edge = _LARGE if len(tiles) <= _FEW else _SMALL
     columns = math.ceil(math.sqrt(len(tiles)))
     rows = math.ceil(len(tiles) / columns)
-    wide, high = edge + _GAP, edge + _CAPTION + _GAP
-    sheet = Image.new("RGB", (columns * wide + _GAP, rows * high + _GAP), _PAPER)
+    width, height = edge + _GAP, edge + _CAPTION + _GAP
+    sheet = Image.new("RGB", (columns * width + _GAP, rows * height + _GAP), _PAPER)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
     letters = edge // 6
     for place, tile in enumerate(tiles):
         row, column = divmod(place, columns)
-        x, y = _GAP + column * wide, _GAP + row * high
+        x, y = _GAP + column * width, _GAP + row * height
         problem = tile.error
         if tile.path is not None:
             try:
-                with Image.open(tile.path) as picture:
-                    picture.thumbnail((edge, edge))
-                    shown = picture.convert("RGBA")
+                with Image.open(tile.path) as image:
+                    image.thumbnail((edge, edge))
+                    shown = image.convert("RGBA")
                 middle = (x + (edge - shown.width) // 2, y + (edge - shown.height) // 2)
                 sheet.paste(shown, middle, shown)
             except (OSError, ValueError, Image.DecompressionBombError):
-                problem = f"{tile.path.name} cannot be shown"
+                problem = f"{tile.path.name} cannot be read"
         if problem is not None:
             pen.rectangle((x, y, x + edge - 1, y + edge - 1), _PALE, _RED)
             lines = textwrap.wrap(problem, letters - 2)[: edge // 14 - 1]
@@ -87,5 +87,5 @@ def _draw_page(tiles: Sequence[Tile], path: Path) -> None:
 def _write(
     pen: object, place: tuple[int, int], text: str, ink: tuple[int, int, int], font: object
 ) -> None:
-    with contextlib.suppress(UnicodeError):  # a font without Unicode is at a loss
+    with contextlib.suppress(UnicodeError):  # a font without Unicode
         pen.multiline_text(place, text, ink, font, spacing=1)  # type: ignore[attr-defined]

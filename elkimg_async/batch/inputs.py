@@ -1,0 +1,97 @@
+"""The content of an edit's input files, as a hash; read in a worker thread, a piece at a time."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from elkimg_async.batch.journal import fingerprint
+from elkimg_async.batch.names import input_list, is_file_tuple
+from elkimg_async.errors import InvalidRequestError
+from elkimg_async.image import Image
+from elkimg_async.sansio.requests import EditRequest, ImageRequest
+
+_PIECE = 1 << 20
+_URLS = ("http://", "https://", "data:")
+_PARTS = ("image", "mask", "markup")
+
+
+def full_fingerprint(request: ImageRequest, *, stream: bool) -> str:
+    """Return the fingerprint of a request, for an edit with the content of its inputs.
+
+    Raises:
+        InvalidRequestError: If JSON cannot hold the request, or an input cannot be read.
+    """
+    inputs = hash_inputs(request) if isinstance(request, EditRequest) else None
+    return fingerprint(request, stream=stream, inputs=inputs)
+
+
+def hash_inputs(request: EditRequest) -> str:
+    """Return a hash over the SHA-256 of each input of an edit; it depends on no path.
+
+    Raises:
+        InvalidRequestError: If an input cannot be read, or can be read only once.
+    """
+    total = hashlib.sha256()
+    for param in _PARTS:
+        value = getattr(request, param, None)
+        for item in input_list(value) if value is not None else ():
+            total.update(f"{param}:{_hash_input(item, param)}\n".encode())
+    return total.hexdigest()[:32]
+
+
+def _hash_input(item: Any, param: str) -> str:
+    if isinstance(item, tuple) and is_file_tuple(item):
+        item = item[1]
+    if isinstance(item, (bytes, bytearray, memoryview)):
+        return hashlib.sha256(item).hexdigest()
+    if isinstance(item, Image):
+        return hashlib.sha256(item.content or (item.url or "").encode()).hexdigest()
+    if isinstance(item, str) and item.startswith(_URLS):
+        return hashlib.sha256(item.encode("utf-8", "surrogatepass")).hexdigest()
+    if isinstance(item, (str, os.PathLike)):
+        return _hash_path(item, param)
+    if callable(getattr(item, "read", None)):
+        return _hash_file(item, param)
+    if isinstance(item, msgspec.Struct):  # a reference to a file of the server
+        return hashlib.sha256(msgspec.json.encode(item)).hexdigest()
+    raise InvalidRequestError(
+        f"{param} must be a path, bytes, a file opened in binary mode, or an Image, "
+        f"not {type(item).__name__}.",
+        param=param,
+    )
+
+
+def _hash_path(path: "str | os.PathLike[str]", param: str) -> str:
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+    shown = os.fsdecode(path)
+    raise InvalidRequestError(
+        f"{shown if len(shown) <= 200 else shown[:200] + '…'!r} cannot be read: {reason}.",
+        param=param,
+    )
+
+
+def _hash_file(file: Any, param: str) -> str:
+    """Hash a file object from its beginning, and leave it where it stood."""
+    try:
+        position = file.tell()
+        file.seek(0)
+        digest = hashlib.sha256()
+        try:
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+        finally:
+            file.seek(position)
+    except (OSError, ValueError, TypeError, AttributeError):
+        raise InvalidRequestError(
+            f"The file of {param} cannot be read twice, which a journal needs: pass a path, or its "
+            "bytes.",
+            param=param,
+        ) from None
+    return digest.hexdigest()

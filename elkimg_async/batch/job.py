@@ -1,0 +1,79 @@
+"""A job: one request to be sent, and what comes of it."""
+
+from typing import Any
+
+import msgspec
+
+from elkimg_async.batch.journal import AnyRecord, ResponseRecord, SentRecord
+from elkimg_async.batch.names import input_names
+from elkimg_async.errors import ElkImagesError
+from elkimg_async.sansio.requests import EditRequest, GenerateRequest
+from elkimg_async.sansio.responses import ImagesResponse
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """One request to be sent.
+
+    `stem` is the name of its files without extension, `hash` its fingerprint. `record` is the last
+    known about it; None if nothing is. `resumes` is an attempt of an earlier run that had no
+    response, if the server is known to replay its idempotency key, so that sending it again costs
+    nothing more; else None. `repeated` is whether an earlier attempt may still be running.
+    """
+
+    index: int
+    request: GenerateRequest | EditRequest
+    stem: str
+    id: str | int | None = None
+    metadata: dict[str, Any] | None = None
+    hash: str | None = None
+    idempotency_key: str | None = None
+    record: AnyRecord | None = None
+    resumes: SentRecord | None = None
+    repeated: bool = False
+
+    @property
+    def n(self) -> int:
+        """How many images may be paid for; 0 if they are made and only have to be downloaded."""
+        if isinstance(self.record, ResponseRecord) and self.record.urls:
+            return 0
+        n = (self.request.extra_body or {}).get("n", self.request.n)
+        return n if type(n) is int and n > 0 else 1
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What is sent besides the prompt; for an edit, with the names of its files."""
+        parameters = self.request.fields() | (self.request.extra_body or {})
+        parameters.pop("prompt", None)
+        if names := input_names(self.request):
+            parameters["image"] = names
+        return parameters
+
+    def record_fields(self) -> dict[str, Any]:
+        """Return what every record of it holds."""
+        names = ("index", "hash", "idempotency_key", "id", "metadata")
+        return {name: getattr(self, name) for name in names}
+
+
+class JobResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of a job.
+
+    `record` is what is known of the response. `response` has the images that are not saved as
+    files, None if there are none. `urls` are those of saved images that had one. `stop` is why no
+    further job should start; None if there is no reason. `elapsed` is in seconds, waiting for a
+    turn included.
+    """
+
+    job: Job
+    record: ResponseRecord
+    response: ImagesResponse | None = None
+    urls: tuple[str, ...] = ()
+    error: ElkImagesError | None = None
+    stop: ElkImagesError | None = None
+    elapsed: float = 0.0
+
+    @property
+    def attempts(self) -> int:
+        """How many attempts it took."""
+        if self.record.meta is not None:
+            return self.record.meta.attempts
+        return self.error.attempts if self.error is not None else 0

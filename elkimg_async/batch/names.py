@@ -1,0 +1,85 @@
+"""File names made from prompts, input files and row ids; the only place where they are made."""
+
+import hashlib
+import os
+import re
+import unicodedata
+from pathlib import PurePath
+from typing import Any
+
+from elkimg_async.sansio.requests import EditRequest, ImageRequest
+
+MAX_STEM = 40
+"""Characters of a prompt or a file name that are kept; in UTF-8, any file system takes them."""
+_SAFE = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_")
+
+
+def prompt_stem(prompt: str) -> str:
+    """Return the first words of a prompt as a file name: `a-small-kitten`; may be empty."""
+    words = re.findall(r"[^\W_]+", unicodedata.normalize("NFC", prompt[:200]).lower())
+    return "-".join(words[:6])[:MAX_STEM].strip("-")
+
+
+def job_stem(index: int, request: ImageRequest) -> str:
+    """Return the name of a request's files, without extension: `000012-a-small-kitten`.
+
+    An edit is named after its first input file, anything else after its prompt.
+    """
+    names = input_names(request)
+    text = _input_stem(names[0]) if names else prompt_stem(request.prompt)
+    return f"{index:06d}-{text}".strip("-")
+
+
+def row_stem(row_id: str) -> str:
+    """Return the name of a row's files, without extension.
+
+    That is the id itself if every file system accepts it, else what remains of it and a hash.
+    """
+    plain = "".join(c if c in _SAFE else "_" for c in row_id.lower())[:60]
+    if plain == row_id and row_id:
+        return row_id
+    digest = hashlib.sha256(row_id.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{plain}~{digest[:12]}"
+
+
+def input_names(request: ImageRequest) -> list[str]:
+    """Return the names of an edit's input files; those without a name are left out."""
+    if not isinstance(request, EditRequest):
+        return []
+    return [name for image in input_list(request.image) if (name := _name_of(image))]
+
+
+def input_list(images: Any) -> list[Any]:
+    """Return the inputs of an edit as a list: one, or several in a sequence."""
+    if isinstance(images, list) or (isinstance(images, tuple) and not is_file_tuple(images)):
+        return list(images)
+    return [images]
+
+
+def is_file_tuple(value: tuple[Any, ...]) -> bool:
+    """Return whether a tuple is one file, `(name, content[, type])`, and not several inputs."""
+    if not 2 <= len(value) <= 4 or not isinstance(value[0], (str, type(None))):
+        return False
+    return not isinstance(value[1], (str, os.PathLike)) or (
+        isinstance(value[1], os.PathLike) and len(value) > 2 and isinstance(value[2], str)
+    )
+
+
+def _name_of(image: Any) -> str | None:
+    if isinstance(image, tuple) and image and isinstance(image[0], str):
+        return PurePath(image[0]).name
+    if isinstance(image, str):
+        if image.startswith("data:"):
+            return None
+        if image.startswith(("http://", "https://")):
+            return PurePath(image.partition("?")[0].partition("://")[2]).name
+        return PurePath(image).name
+    if isinstance(image, os.PathLike):
+        return PurePath(os.fsdecode(image)).name
+    name = getattr(image, "name", None)
+    return PurePath(name).name if isinstance(name, str) else None
+
+
+def _input_stem(name: str) -> str:
+    stem = unicodedata.normalize("NFC", PurePath(name).stem)
+    return re.sub(r"[^\w-]+", "-", stem)[:MAX_STEM].strip("-")

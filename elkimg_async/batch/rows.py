@@ -1,0 +1,173 @@
+"""From an item of the input to a request: prompts, requests, mappings, and rows of tables."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from elkimg_async.errors import InvalidRequestError
+from elkimg_async.sansio.requests import (
+    EditRequest,
+    GenerateRequest,
+    ImageRequest,
+    make_edit,
+    make_request,
+)
+
+ID_FIELDS = ("id", "custom_id")
+OWN_FIELDS = (*ID_FIELDS, "metadata")
+"""Fields of a row that identify it; they are returned with its result and never sent."""
+INPUT_FIELDS = ("image", "mask", "markup")
+"""Fields that are files; their values are passed on as they are."""
+
+_KINDS: tuple[type[ImageRequest], ...] = (GenerateRequest, EditRequest)
+_WHOLE = {
+    field.name
+    for kind in _KINDS
+    for field in msgspec.structs.fields(kind)
+    if field.type in (int, int | None)
+}
+_OBJECTS = ("extra_body", "metadata")
+_NUMBER = re.compile(r"\s*([+-]?\d{1,18})(?:\.0*)?\s*")
+_MISSING = ("NAType", "NaTType")  # pandas' own markers, which need no import to be recognised
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One item of the input.
+
+    `id` and `metadata` identify it for its user. `fields` are those of its request, cleaned. `kind`
+    is the class of that request. `problem` is why it cannot be read; None if it can.
+    """
+
+    fields: dict[Any, Any]
+    kind: type[ImageRequest] = GenerateRequest
+    id: str | int | None = None
+    metadata: dict[str, Any] | None = None
+    problem: InvalidRequestError | None = None
+
+    def request(self, defaults: Mapping[str, Any]) -> GenerateRequest | EditRequest:
+        """Return the request; `defaults` hold where the row has no value.
+
+        Raises:
+            InvalidRequestError: If a field is unknown, missing or of the wrong type.
+        """
+        if self.problem is not None:
+            raise self.problem
+        known = self.kind.__struct_fields__
+        if unknown := self.fields.keys() - known:
+            name = min(map(str, unknown))
+            raise InvalidRequestError(
+                f"A request has no field {name!r}. The fields are {', '.join(known)}. Put data of "
+                "your own into metadata, and parameters that this client does not know into "
+                "extra_body.",
+                param=name,
+            )
+        fields = {name: value for name, value in defaults.items() if name in known} | self.fields
+        if self.kind is GenerateRequest:
+            return make_request(fields, {})
+        return make_edit(fields, {})
+
+
+def read_row(item: Any) -> Row:
+    """Return an item of the input as a row; what is wrong with it is in `problem`."""
+    kind: type[ImageRequest] | None = None
+    match item:
+        case InvalidRequestError():
+            return Row(fields={}, problem=item)
+        case ImageRequest():
+            kind, fields = type(item), msgspec.structs.asdict(item)
+        case _ if callable(getattr(item, "keys", None)) and hasattr(item, "__getitem__"):
+            fields = {name: item[name] for name in item.keys()}  # noqa: SIM118 - sqlite3.Row
+        case _:
+            fields = {"prompt": item}
+    own = {name: fields.pop(name, None) for name in OWN_FIELDS} if kind is None else {}
+    row_id = _first_id([own.get(name) for name in ID_FIELDS])
+    try:
+        metadata = _metadata(own.get("metadata"))
+        cleaned = {name: clean(name, value) for name, value in fields.items()}
+    except InvalidRequestError as error:
+        return Row(fields={}, id=row_id, problem=error)
+    present = {name: value for name, value in cleaned.items() if value is not None}
+    if kind is None:
+        kind = EditRequest if "image" in present else GenerateRequest
+    return Row(fields=present, kind=kind, id=row_id, metadata=metadata)
+
+
+def has_inputs(item: Any) -> bool:
+    """Return whether an item is an edit, whose files are read to identify it."""
+    if isinstance(item, ImageRequest):
+        return isinstance(item, EditRequest)
+    return callable(getattr(item, "keys", None)) and "image" in list(item.keys())
+
+
+def clean(name: Any, value: Any) -> Any:
+    """Return the value of a field as plain data; None if it is missing.
+
+    Tables have NaN for missing values, numbers of their own types, 2.0 for 2 in a column with gaps,
+    and text for everything when they come from CSV.
+    """
+    if name in INPUT_FIELDS:
+        return None if _is_missing(value) else value
+    value = _plain(value)
+    if isinstance(value, str) and name != "prompt":
+        if _is_missing(value):
+            return None
+        if name in _WHOLE and (number := _NUMBER.fullmatch(value)):
+            return int(number[1])
+        return _read_json(name, value) if name in _OBJECTS else value
+    if name in _WHOLE and isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """Return numpy's numbers as Python's, and NaN and missing values of pandas as None."""
+    if type(value).__name__ in _MISSING:
+        return None
+    if hasattr(value, "dtype") and getattr(value, "shape", None) == ():
+        value = value.item()
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _is_missing(value: Any) -> bool:
+    return (isinstance(value, str) and not value.strip()) or _plain(value) is None
+
+
+def _first_id(values: list[Any]) -> Any:
+    value = next((_plain(value) for value in values if not _is_missing(value)), None)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if type(value) in (str, int, type(None)) else str(value)
+
+
+def _metadata(value: Any) -> dict[str, Any] | None:
+    value = clean("metadata", value)
+    if value is None:
+        return None
+    try:
+        if isinstance(value, Mapping):
+            metadata = dict(value)
+            msgspec.json.encode(metadata, enc_hook=encode_plain)
+            return metadata
+    except (TypeError, ValueError, msgspec.MsgspecError, RecursionError):
+        pass
+    raise InvalidRequestError("metadata must be a mapping of plain data.", param="metadata")
+
+
+def encode_plain(value: Any) -> Any:
+    """Return a number of numpy's as JSON can hold it; an `enc_hook`."""
+    plain = _plain(value)
+    if plain is value:
+        raise TypeError(f"{type(value).__name__} is not plain data")
+    return plain
+
+
+def _read_json(name: str, text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        raise InvalidRequestError(
+            f"{name} must be an object, or the JSON text of one.", param=name
+        ) from None

@@ -1,0 +1,203 @@
+"""What a batch would do: checks before the first request, the dry run, and its part of the journal.
+
+The command's only module beside `ray_run` that uses the inner parts of `elkimg_async.batch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from elkimg_async import InvalidRequestError, MapItem, errors
+from elkimg_async.batch.job import Job
+from elkimg_async.batch.planner import Planner
+from elkimg_async.batch.storage import OutputFolder, RunStore
+from elkimg_async.cli.batch_input import BatchInput, Row
+from elkimg_async.cli.console import OUT, UsageError, count, plain, say, sentence, short
+from elkimg_async.cli.options import check_request
+
+_MAX_SHOWN = 20  # problems that are printed one by one
+_EDIT_ONLY, _GENERATE_ONLY = ("input_fidelity",), ("style",)
+
+
+class Size(NamedTuple):
+    """The size of a run: its requests and their images."""
+
+    requests: int
+    images: int
+
+
+def merge(options: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """Return the request of a row, with the options for what it does not say."""
+    other = _GENERATE_ONLY if "image" in row else _EDIT_ONLY
+    return {**{name: value for name, value in options.items() if name not in other}, **row}
+
+
+def number_of_images(request: dict[str, Any]) -> int:
+    """Return the number of images of a request."""
+    n = (request.get("extra_body") or {}).get("n", request.get("n"))
+    return n if type(n) is int and n > 0 else 1
+
+
+def check_input(source: BatchInput, options: dict[str, Any]) -> Size:
+    """Check all rows before the first request, and print what is wrong with them.
+
+    Raises:
+        ConfigurationError: If any row cannot be sent, or there is none.
+        UsageError: If an option is wrong for a row that says nothing else.
+    """
+    rows = images = wrong = 0
+    for row in source.rows():
+        rows += 1
+        if (problem := _problem(row, options)) is not None:
+            wrong += 1
+            if wrong <= _MAX_SHOWN:
+                say(f"{source.name}, {locate(row)}: {problem}", "red")
+        else:
+            images += number_of_images(merge(options, row.request))
+    if wrong > _MAX_SHOWN:
+        say(f"… and {wrong - _MAX_SHOWN:,} more.", "red")
+    if wrong:
+        raise errors.ConfigurationError(
+            f"{wrong:,} of {count(rows, 'request')} cannot be sent, so nothing was sent. Correct "
+            f"{'it' if wrong == 1 else 'them'} and run the command again."
+        )
+    if not rows:
+        raise errors.ConfigurationError(f"{source.name} has no prompts.")
+    return Size(rows, images)
+
+
+def locate(row: Row, column: str | None = None) -> str:
+    """Return where a row is: line 3, column size (id fox-7)."""
+    place = f"line {row.line}" + (f", column {column}" if column else "")
+    return place if row.id is None else f"{place} (id {plain(str(row.id))})"
+
+
+def _problem(row: Row, options: dict[str, Any]) -> str | None:
+    error = row.problem
+    if error is not None:
+        return f"column {error.column}: {error}." if error.column else f"{error}."
+    fields = {
+        name: value
+        for name, value in merge(options, row.request).items()
+        if name not in ("id", "metadata")
+    }
+    try:
+        check_request(fields)
+    except InvalidRequestError as invalid:
+        if (
+            invalid.param in options
+            and invalid.param not in row.request
+            and "model" not in row.request
+        ):
+            raise UsageError(sentence(invalid)) from None
+        column = f"column {invalid.param}: " if invalid.param in row.request else ""
+        return f"{column}{invalid}"
+    return None
+
+
+class Planned(NamedTuple):
+    """What would happen to a row: it is sent (`request`), `done` already, or fails with `error`."""
+
+    request: Any = None
+    images: int = 0
+    done: bool = False
+    item: MapItem | None = None
+    error: errors.ElkImagesError | None = None
+
+
+class RunPlan:
+    """Decides what is left to do for each row, by the journal of earlier runs; changes nothing.
+
+    Args:
+        journal: The journal. None: no earlier runs.
+        output: The folder of the images.
+        skip_failed: Whether what has failed counts as done.
+    """
+
+    def __init__(self, journal: Path | None, output: Path | None, *, skip_failed: bool) -> None:
+        self._store = RunStore(journal, None)
+        self._store.peek()
+        self._planner = Planner(
+            defaults={},
+            stream=False,
+            idempotency="off" if journal is None else "send",
+            skip_failed=skip_failed,
+            known=None if journal is None else self._store.record,
+            folder=None if output is None else OutputFolder(output),
+        )
+
+    def plan(self, index: int, request: dict[str, Any]) -> Planned:
+        """Return what would happen to the request at `index`."""
+        found = self._planner.plan(index, request)
+        if isinstance(found, Job):
+            return Planned(request=found.request, images=found.n)
+        item = found.item
+        return Planned(done=item.resumed, item=item, error=None if item.resumed else item.error)
+
+    @property
+    def paid_images(self) -> int:
+        """How many images earlier runs have paid for, or may have."""
+        return self._store.replay.images
+
+    def close(self) -> None:
+        """Close the journal."""
+        self._store.close()
+
+
+def paid_images(journal: Path) -> int:
+    """Return how many images the runs of a journal have paid for, or may have."""
+    plan = RunPlan(journal, None, skip_failed=False)
+    try:
+        return plan.paid_images
+    finally:
+        plan.close()
+
+
+def requests_of(
+    source: BatchInput, options: dict[str, Any]
+) -> Iterator[tuple[Row, dict[str, Any]]]:
+    """Return the rows with their requests, options filled in."""
+    for row in source.rows():
+        yield row, merge(options, row.request)
+
+
+def print_plan(
+    source: BatchInput,
+    options: dict[str, Any],
+    output: Path,
+    journal: Path,
+    *,
+    skip_failed: bool,
+) -> int:
+    """Print the requests that would be sent and their number, and return the exit code."""
+    plan = RunPlan(journal, output, skip_failed=skip_failed)
+    sent = images = done = wrong = 0
+    try:
+        for index, (row, request) in enumerate(requests_of(source, options)):
+            planned = plan.plan(index, request)
+            if planned.error is not None:
+                wrong += 1
+                say(f"{source.name}, {locate(row)}: {sentence(planned.error)}", "red")
+            elif planned.done:
+                done += 1
+            else:
+                sent, images = sent + 1, images + planned.images
+                _print_request(row, planned)
+    finally:
+        plan.close()
+    parts = [f"{count(sent, 'request')} for {count(images, 'image')} would be sent"]
+    if done:
+        parts.append(f"{done:,} {'is' if done == 1 else 'are'} done already")
+    if wrong:
+        parts.append(f"{wrong:,} cannot be sent")
+    OUT.print(f"{', '.join(parts)}.", soft_wrap=True)
+    return 1 if wrong else 0
+
+
+def _print_request(row: Row, planned: Planned) -> None:
+    fields = planned.request.fields()
+    prompt = short(fields.pop("prompt"))
+    values = " ".join(f"{name}={value}" for name, value in fields.items())
+    OUT.print(f"{locate(row)}: {prompt} {plain(values)}", soft_wrap=True)

@@ -1,0 +1,259 @@
+"""What `elkimg batch` prints: progress, failures, a summary, and what to do next."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import anyio
+from rich.live import Live
+from rich.text import Text
+
+from elkimg_async import MapItem, MapRun, Totals, errors
+from elkimg_async.cli import contact_sheet
+from elkimg_async.cli.batch_input import Row
+from elkimg_async.cli.batch_plan import Size, locate, number_of_images, paid_images
+from elkimg_async.cli.console import (
+    ERR,
+    OUT,
+    count,
+    open_in_viewer,
+    option_name,
+    plain,
+    print_json,
+    say,
+    sentence,
+    short,
+)
+from elkimg_async.cli.options import ImageDisplay
+
+_EVERY = 5.0  # seconds between two lines of progress, where there is no terminal
+_FAR = 10  # a limit that is so many times the pace does not matter
+_LIMITS = ("max_errors", "max_images")
+
+
+class BatchReport:
+    """Progress while a run lasts, failures as they happen, and a summary."""
+
+    def __init__(
+        self,
+        name: str,
+        size: Size,
+        display: ImageDisplay,
+        *,
+        rpm: float | None = None,
+        keep_tiles: bool = False,
+    ) -> None:
+        self.tiles: list[contact_sheet.Tile] = []
+        self.rows: dict[int, Row] = {}
+        """Rows whose item has not come yet, by index."""
+        self._name, self._size, self._display = name, size, display
+        self._limit = math.inf if rpm is None else rpm / 60
+        self._keep_tiles = keep_tiles
+        self._totals, self._done_images = Totals(), 0
+        self._first_lines: dict[str, int] = {}  # of each kind of failure
+
+    @property
+    def failed(self) -> bool:
+        """Whether a request has failed."""
+        return self._totals.failed > 0
+
+    @property
+    def remaining(self) -> int:
+        """How many requests are not done."""
+        return self._size.requests - self._totals.done
+
+    def say(self, text: str) -> None:
+        """Print a line about progress."""
+        if not self._display.quiet:
+            say(text)
+
+    async def follow(self, run: MapRun) -> None:
+        """Read all items of a run and show progress: a changing line, or one every few seconds."""
+        watcher = asyncio.create_task(self._watch(run))
+        try:
+            async for item in run:
+                self._note(item)
+        finally:
+            self._totals = run.totals
+            watcher.cancel()
+            await asyncio.wait([watcher])
+
+    async def _watch(self, run: MapRun) -> None:
+        if self._display.quiet:
+            return
+        if not ERR.is_interactive:
+            while True:
+                await anyio.sleep(_EVERY)
+                say(self._progress(run))
+        with Live(console=ERR, transient=True, auto_refresh=False) as live:
+            while True:
+                text = Text(self._progress(run), no_wrap=True, overflow="ellipsis")
+                live.update(text, refresh=True)
+                await anyio.sleep(0.25)
+
+    def _progress(self, run: MapRun) -> str:
+        totals = run.totals
+        ended = totals.done + totals.failed
+        pace = (ended - totals.resumed) / totals.elapsed if totals.elapsed else 0.0
+        parts = [f"{totals.done:,} of {self._size.requests:,} done"]
+        if totals.failed:
+            parts.append(f"{totals.failed:,} failed")
+        parts.append(f"{run.in_flight} in flight")
+        if pace:
+            parts.append(per_minute(pace))
+        limit = min(run.rate, self._limit)
+        if limit < _FAR * pace or (limit < 1 and not pace):
+            parts.append(f"up to {per_minute(limit)}")
+        if pace:
+            parts.append(f"{clock((self._size.requests - ended) / pace)} left")
+        if totals.usage and totals.usage.total_tokens:
+            parts.append(f"{totals.usage.total_tokens:,} tokens")
+        return ", ".join(parts)
+
+    def _note(self, item: MapItem) -> None:
+        row = self.rows.pop(item.index, None) or Row(0, {})
+        prompt = row.request.get("prompt", "")
+        if item.error is not None:
+            place = f"{self._name}, {locate(row)}" if row.line else f"Request {item.index + 1}"
+            say(f"{place}, {short(prompt)}: {self._describe(item.error, row.line)}", "red")
+        else:
+            self._done_images += number_of_images(row.request)
+            if self._display.json:
+                for path in item.paths:
+                    print_json(_as_object(item, row, path))
+        if self._keep_tiles:
+            label = plain(prompt[:100])
+            if item.error is not None:
+                problem = plain(str(item.error))[:300]
+                self.tiles.append(contact_sheet.Tile(item.index, label, error=problem))
+            self.tiles += [contact_sheet.Tile(item.index, label, path) for path in item.paths]
+
+    def _describe(self, error: Exception, line: int) -> str:
+        """Return what an error says, in full only the first time that it occurs."""
+        text = sentence(error)
+        kind = re.sub(r"\(request id: [^)]*\)", "", text)
+        first = self._first_lines.setdefault(kind, line)
+        return text if first == line else f"the same error as line {first}."
+
+    def finish(self, output: Path) -> None:
+        """Print the summary, and how to try again what has failed."""
+        self._print_summary(output)
+        if failed := self._totals.failed:
+            them = "it" if failed == 1 else f"these {failed:,}"
+            self.say(f"{count(failed, 'request')} failed. To try {them} again:\n{command_line()}")
+
+    def stopped(self, error: errors.BatchStoppedError, output: Path, journal: Path) -> None:
+        """Print the summary, why the run stopped, and how to go on."""
+        self._print_summary(output)
+        reason = error.reason or ""
+        left = f"{count(self.remaining, 'request')} not done"
+        if reason not in _LIMITS:
+            cause = error if error.__cause__ is None else error.__cause__
+            say(f"Stopped, {left}, because every request would fail: {_text(cause)}", "red")
+            self.say(f"When that is fixed, go on with:\n{command_line()}")
+            return
+        option = option_name(reason)
+        say(f"Stopped by {option}, {left}.", "red")
+        if reason == "max_images":
+            needed = paid_images(journal) + self._size.images - self._done_images
+            self.say(f"To do the rest:\n{command_line({option: str(needed)})}")
+        else:
+            self.say(f"To go on:\n{command_line()}")
+
+    def broken(self, output: Path) -> None:
+        """Print the summary of a run that ends with an error."""
+        self._print_summary(output)
+
+    def interrupted(self, output: Path) -> None:
+        """Print the summary after Ctrl-C, and how to go on."""
+        self._print_summary(output)
+        say(
+            f"Interrupted, {count(self.remaining, 'request')} not done. To go on:\n{command_line()}"
+        )
+
+    def show(self, path: Path) -> None:
+        """Open the result where that is wanted."""
+        if self._display.open:
+            open_in_viewer(path)
+
+    def _print_summary(self, output: Path) -> None:
+        if self._display.quiet:
+            return
+        totals = self._totals
+        rows = {"done": f"{totals.done:,}", "failed": f"{totals.failed:,}"}
+        if rest := self._size.requests - totals.done - totals.failed:
+            rows["not started"] = f"{rest:,}"
+        if totals.resumed:
+            rows["done before"] = f"{totals.resumed:,}"
+        rows |= {"images": f"{totals.images:,}", "bytes": f"{totals.bytes:,}"}
+        if totals.usage and totals.usage.total_tokens is not None:
+            rows["tokens"] = f"{totals.usage.total_tokens:,}"
+        if (cost := getattr(totals, "cost", None)) is not None:
+            rows["cost"] = f"{cost:,.2f}" if cost >= 1 else f"{cost:.4f}"
+        rows |= {"time": clock(totals.elapsed), "folder": plain(str(output))}
+        width = max(map(len, rows))
+        console = ERR if self._display.json else OUT  # standard output is all JSON
+        for name, value in rows.items():
+            console.print(f"{name:{width}}  {value}", soft_wrap=True)
+
+
+def _as_object(item: MapItem, row: Row, path: Path) -> dict[str, Any]:
+    return {
+        "file": str(path),
+        "prompt": row.request.get("prompt"),
+        "index": item.index,
+        "line": row.line,
+        "id": row.id,
+        "metadata": row.request.get("metadata"),
+        "bytes": path.stat().st_size if path.exists() else None,
+        "total_tokens": item.usage.total_tokens if item.usage else None,
+        "request_id": item.meta.request_id if item.meta else None,
+        "cost": _cost(item.meta),
+        "resumed": item.resumed,
+    }
+
+
+def _cost(meta: Any) -> str | None:
+    """Return what a request has cost, None if that is unknown."""
+    cost = getattr(meta, "cost", None)
+    return None if cost is None else str(cost)
+
+
+def _text(error: BaseException) -> str:
+    return sentence(error) if isinstance(error, Exception) else str(error)
+
+
+def per_minute(rate: float) -> str:
+    """Return a rate per second as a person would say it: 60 a minute, 1 every 3 min."""
+    minute = rate * 60
+    if minute >= 1:
+        digits = 1 - math.floor(math.log10(minute))  # two significant ones
+        return f"{round(minute, min(digits, 0)):,.0f} a minute"
+    return f"1 every {clock(1 / rate)}" if rate > 0 else "0 a minute"
+
+
+def clock(seconds: float) -> str:
+    """Return a time as h:mm:ss or m:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def command_line(replace: dict[str, str] | None = None) -> str:
+    """Return the command as the user typed it, with other values for some options."""
+    program = Path(sys.argv[0])
+    start = ["python3", "-m", "elkimg_async"] if program.name == "__main__.py" else [program.name]
+    words = list(sys.argv[1:])
+    for option, value in (replace or {}).items():
+        for place, word in enumerate(words):
+            if word == option and place + 1 < len(words):
+                words[place + 1] = value
+            elif word.startswith(f"{option}="):
+                words[place] = f"{option}={value}"
+    return shlex.join([*start, *words])

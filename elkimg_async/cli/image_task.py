@@ -1,0 +1,142 @@
+"""Run the calls of `elkimg generate` and `elkimg edit` side by side, and save what they return."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import anyio
+
+from elkimg_async import AsyncImages, Image, PartialImage, Usage, errors
+from elkimg_async.cli.console import sentence
+from elkimg_async.cli.options import Connection
+from elkimg_async.cli.output import OutputFiles, write_stdout
+from elkimg_async.cli.report import Report, SavedImage
+
+_CONCURRENCY = 8
+
+
+def run_tasks(tasks: Sequence[ImageTask], report: Report, connection: Connection) -> int:
+    """Run the tasks side by side and return the exit code."""
+
+    async def run() -> None:
+        limiter = anyio.CapacityLimiter(_CONCURRENCY)
+        opened = connection.client(say=report.say, on_event=report.on_event)
+        with report.bars if report.animated else contextlib.nullcontext():
+            async with opened as client, anyio.create_task_group() as group:
+                for task in tasks:
+                    group.start_soon(task.run, client, limiter)
+
+    try:
+        anyio.run(run)
+    finally:
+        report.finish()
+    return 1 if report.failed else 0
+
+
+class ImageTask:
+    """One call for a prompt, and the files of its images.
+
+    With `images` it is an edit of those; without `files` its one image goes to standard output.
+    """
+
+    def __init__(
+        self,
+        prompt: str,
+        options: dict[str, Any],
+        files: OutputFiles | None,
+        report: Report,
+        *,
+        stream: bool,
+        images: Sequence[str] = (),
+    ) -> None:
+        self._prompt, self._options, self._report = prompt, options, report
+        self._files, self._stream, self._images = files, stream, images
+        self._stems: Iterator[str] = iter(())
+        self._previews: Iterator[str] = iter(())
+        if files is not None:
+            n = min(max(options.get("n") or 1, 1), 10)
+            stems = [files.reserve(prompt) for _ in range(n)]
+            extra = (files.reserve(prompt) for _ in itertools.count())  # more than requested
+            self._stems = itertools.chain(stems, extra)
+            self._previews = (f"{stems[0]}-partial-{number}" for number in itertools.count())
+        self._written = self._counted = False
+        self._began = 0.0
+
+    async def run(self, client: AsyncImages, limiter: anyio.CapacityLimiter) -> None:
+        """Make the call and save images as they arrive; a failure is reported, not raised."""
+        async with limiter:
+            self._began = time.monotonic()
+            bar = self._report.begin(self._prompt)
+            try:
+                await (self._run_stream(client) if self._stream else self._run_batch(client))
+            except errors.ElkImagesError as error:
+                self._report.fail(sentence(error), self._prompt)
+            self._report.bars.remove_task(bar)
+
+    async def _run_batch(self, client: AsyncImages) -> None:
+        try:
+            if self._images:
+                response = await client.edit(self._images, self._prompt, **self._options)
+            else:
+                response = await client.generate(self._prompt, **self._options)
+        except errors.ElkImagesError as error:
+            for image in getattr(error, "images", ()):  # intact ones are paid for all the same
+                await self._save(image, request_id=error.request_id)
+            raise
+        request_id = response.meta.request_id
+        for image in response:
+            await self._save(image, response.size, response.usage, request_id=request_id)
+
+    async def _run_stream(self, client: AsyncImages) -> None:
+        if self._images:
+            stream = client.edit(self._images, self._prompt, stream=True, **self._options)
+        else:
+            stream = client.generate(self._prompt, stream=True, **self._options)
+        async with stream:
+            async for event in stream:
+                if not isinstance(event, PartialImage):
+                    await self._save(event.image, event.size, event.usage)
+                elif self._files is not None:
+                    await self._save(event.image, event.size, partial=True)
+
+    async def _save(
+        self,
+        image: Image,
+        size: str | None = None,
+        usage: Usage | None = None,
+        *,
+        partial: bool = False,
+        request_id: str | None = None,
+    ) -> None:
+        path, place = None, "The image"
+        try:
+            content = await image.read()
+            if self._files is not None:
+                place = next(self._previews if partial else self._stems)
+                path = await image.save(self._files.path(place, image))
+            elif self._written:
+                self._report.fail(
+                    "The server returned more than one image; only the first was written.",
+                    self._prompt,
+                )
+                return
+            else:
+                self._written = True
+                await anyio.to_thread.run_sync(write_stdout, content)
+        except errors.DownloadError as error:
+            self._report.fail(f"{sentence(error)} The image is at {image.url}", self._prompt)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            self._report.fail(f"{place} could not be saved: {error.strerror}.", self._prompt)
+        else:
+            seconds = time.monotonic() - self._began
+            # Each image carries the usage of the whole call: it is counted once.
+            counts = usage is not None and not self._counted
+            self._counted = self._counted or counts
+            saved = SavedImage(path, image, self._prompt, partial, size, usage, seconds, request_id)
+            self._report.add(saved, counts_usage=counts)

@@ -1,0 +1,230 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
+
+import msgspec
+from cyclopts import Parameter
+
+from elkimg_async import AsyncImages, InvalidRequestError, Limits, Timeout, errors
+from elkimg_async.cli.console import UsageError, sentence
+from elkimg_async.config import MODEL_VARIABLE
+from elkimg_async.credentials import API_KEY_VARIABLE, default_api_key
+from elkimg_async.sansio.model_rules import validate
+from elkimg_async.sansio.requests import make_request
+
+LOCAL_API_KEY = "elkimg-local"
+LOCAL_DELAY = 0.6  # seconds; enough to see partial images arrive one by one
+
+
+def _decode(kind: Any, tokens: Sequence[Any]) -> Any:
+    """Convert strictly where cyclopts would accept 1.5 as a whole number."""
+    try:
+        return msgspec.json.decode(tokens[0].value, type=kind)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        wanted = "a whole number" if kind is int else "a JSON object"
+        raise ValueError(f"it must be {wanted}.") from None
+
+
+WHOLE = Parameter(converter=_decode, metavar="NUMBER")
+OBJECT = Parameter(converter=_decode, accepts_keys=False, n_tokens=1, metavar="JSON")
+NUMBER = Parameter(metavar="NUMBER")
+SECONDS = Parameter(metavar="SECONDS")
+TEXT = Parameter(metavar="TEXT")
+OUTPUT = Parameter(alias="-o", metavar="FILE|FOLDER|-", allow_leading_hyphen=True)  # for "-"
+
+
+def _words(*names: str) -> Parameter:
+    return Parameter(metavar="|".join(names))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """Options of `AsyncImages.generate` and `edit`; one that is not given is left to the server."""
+
+    model: Annotated[str | None, Parameter(metavar="MODEL")] = None
+    """Model to use. Default: ELKAPI_MODEL, else gpt-image-1.5."""
+    n: Annotated[int | None, WHOLE] = None
+    """Number of images for each prompt, 1 to 10."""
+    size: Annotated[str | None, Parameter(metavar="WIDTHxHEIGHT")] = None
+    """Size in pixels, such as 1024x1024, 1536x1024 or 1024x1536; or auto."""
+    quality: Annotated[str | None, _words("low", "medium", "high", "auto")] = None
+    """Higher quality is slower and costs more. Some models have others, such as xhigh or hd."""
+    background: Annotated[str | None, _words("transparent", "opaque", "auto")] = None
+    """Transparent needs png or webp."""
+    output_format: Annotated[str | None, _words("png", "jpeg", "webp", "gif", "svg")] = None
+    """File format. Default: what the suffix of --output says, else png."""
+    output_compression: Annotated[int | None, WHOLE] = None
+    """Compression in per cent, 0 to 100, for jpeg and webp."""
+    partial_images: Annotated[int | None, WHOLE] = None
+    """With --stream: number of previews, 0 to 3; each costs a little. Default: 1."""
+    moderation: Annotated[str | None, _words("low", "auto")] = None
+    """How strictly the content is filtered."""
+    complexity: Annotated[str | None, _words("low", "medium", "high")] = None
+    """How much detail the result has, where the model offers the choice."""
+    frame_count: Annotated[int | None, WHOLE] = None
+    """With --output-format gif: number of frames, 2 to 16."""
+    frame_duration_ms: Annotated[int | None, WHOLE] = None
+    """With --output-format gif: how long a frame is shown, in milliseconds."""
+    svg: Annotated[dict[str, Any] | None, OBJECT] = None
+    """With --output-format svg: its options as JSON, such as '{"model": "NAME"}'."""
+    user: Annotated[str | None, TEXT] = None
+    """Your own name for the end user; --safety-identifier has replaced it."""
+    safety_identifier: Annotated[str | None, TEXT] = None
+    """A stable, hashed id of the end user, for the provider's abuse checks."""
+    response_format: Annotated[str | None, _words("url", "b64_json")] = None
+    """How dall-e models return the image; one behind a URL is downloaded."""
+    extra_body: Annotated[dict[str, Any] | None, OBJECT] = None
+    """More fields for the request, as a JSON object: '{"seed": 7}'."""
+
+    def given(self) -> dict[str, Any]:
+        """Return the options that were given, by name; ELKAPI_MODEL counts as given."""
+        options = {field.name: getattr(self, field.name) for field in fields(self)}
+        options["model"] = self.model or os.environ.get(MODEL_VARIABLE, "").strip() or None
+        return {name: value for name, value in options.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions(ImageOptions):
+    """Options of `AsyncImages.generate`."""
+
+    style: Annotated[str | None, _words("vivid", "natural")] = None
+    """For dall-e-3."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditOptions(ImageOptions):
+    """Options of `AsyncImages.edit`."""
+
+    mask: Annotated[str | None, Parameter(alias="-m", metavar="FILE")] = None
+    """A PNG of the first image's size; the image is changed where it is transparent."""
+    markup: Annotated[str | None, Parameter(metavar="FILE")] = None
+    """A PNG of the first image's size with drawn notes on what to change; not with --mask."""
+    input_fidelity: Annotated[str | None, _words("high", "low")] = None
+    """High keeps features such as faces closer to the originals and costs more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions(GenerateOptions):
+    """Options for the rows of a batch that do not say otherwise."""
+
+    input_fidelity: Annotated[str | None, _words("high", "low")] = None
+    """For rows with an image: high keeps features such as faces closer to it and costs more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Display:
+    """What is printed."""
+
+    json: bool = False
+    """Print one JSON object for each result, one per line, on standard output."""
+    quiet: Annotated[bool, Parameter(alias="-q")] = False
+    """Print nothing but errors, and JSON with --json."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageDisplay(Display):
+    """What is printed and shown."""
+
+    open: bool = False
+    """Open the result with the desktop's program for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Connection:
+    """Where requests go and how patient they are."""
+
+    local: bool = False
+    """Use a local server: no API key, no cost, and a stand-in for the image."""
+    base_url: Annotated[str | None, Parameter(metavar="URL")] = None
+    """Address of the server, up to and including /v1. Default: ELKAPI_BASE_URL, else ElkAPI."""
+    timeout: Annotated[float | None, SECONDS] = None
+    """Time limit for each request, everything included. Default: 600, with --stream none."""
+    retries: Annotated[int | None, WHOLE] = None
+    """Number of retries where they cost no second image. Default: 2."""
+
+    def check(self) -> None:
+        """Reject what cannot work before anything is opened."""
+        if self.local and self.base_url is not None:
+            raise UsageError("--local and --base-url cannot be used together.")
+        try:
+            _ = self.local or default_api_key()
+        except errors.ConfigurationError:
+            raise errors.ConfigurationError(
+                f"No usable API key: set the environment variable {API_KEY_VARIABLE} to yours, "
+                "or add --local to try things without one."
+            ) from None
+
+    def api_key(self) -> str:
+        """Return the API key, for other processes."""
+        return LOCAL_API_KEY if self.local else default_api_key().reveal()
+
+    def time_limits(self) -> Timeout:
+        """Return the limits of a call."""
+        return Timeout(total=self.timeout, first_byte=self.timeout, idle=self.timeout)
+
+    @contextlib.asynccontextmanager
+    async def client(
+        self,
+        *,
+        say: Callable[[str], None],
+        on_event: Callable[[Any], object] | None = None,
+        limits: Limits | None = None,
+    ) -> AsyncIterator[AsyncImages]:
+        """Open a client as the options say, with the local server where it is wanted."""
+        api_key, url = None, self.base_url
+        async with contextlib.AsyncExitStack() as stack:
+            if self.local:
+                from elkimg_async.local import LocalServer
+
+                server = LocalServer(api_key=LOCAL_API_KEY, delay=LOCAL_DELAY)
+                await stack.enter_async_context(server)
+                api_key, url = server.api_key, server.base_url
+                say("Local server: images are stand-ins, not made by a model.")
+            client = AsyncImages(
+                api_key,
+                base_url=url,
+                timeout=self.time_limits(),
+                retry=self.retries,
+                limits=limits,
+                hooks=[] if on_event is None else [on_event],
+            )
+            yield await stack.enter_async_context(client)
+
+
+NO_IMAGE_OPTIONS, NO_EDIT_OPTIONS, NO_BATCH_OPTIONS = (
+    GenerateOptions(),
+    EditOptions(),
+    BatchOptions(),
+)
+SHOW, SHOW_IMAGES = Display(), ImageDisplay()
+CONNECTION = Connection()
+_ONLY_EDIT = {"image", "mask", "markup", "input_fidelity"}
+_ONLY_GENERATE = {"style"}
+
+
+def check_request(fields: dict[str, Any], *, stream: bool = False) -> None:
+    """Check a request as far as that is possible without its files.
+
+    Raises:
+        InvalidRequestError: If a value has the wrong type, or the model is known to reject it.
+    """
+    own = {name: value for name, value in fields.items() if name not in _ONLY_EDIT}
+    validate(make_request(own, {}), stream=stream)
+
+
+def check_options(options: dict[str, Any], *, stream: bool = False) -> None:
+    """Check options that all requests share, with a prompt in which nothing can be wrong.
+
+    Raises:
+        UsageError: If the requests are bound to be rejected.
+    """
+    try:
+        check_request({**options, "prompt": "A kitten"}, stream=stream)
+    except InvalidRequestError as error:
+        raise UsageError(sentence(error)) from None

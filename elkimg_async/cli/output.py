@@ -1,0 +1,124 @@
+"""Names and formats of the files that images are saved to."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from elkimg_async import Image, errors
+from elkimg_async.batch.names import prompt_stem
+from elkimg_async.cli.console import CLOSED_STREAMS, UsageError
+from elkimg_async.image import EXTENSIONS
+from elkimg_async.sansio.model_rules import is_gpt_image
+from elkimg_async.sansio.requests import DEFAULT_MODEL
+
+STDOUT = "-"
+_FORMATS = {
+    ".png": "png",
+    ".jpg": "jpeg",
+    ".jpeg": "jpeg",
+    ".webp": "webp",
+    ".gif": "gif",
+    ".svg": "svg",
+}
+_SUFFIXES = {*EXTENSIONS.values(), *_FORMATS, ".tif"}
+
+
+def choose_format(options: dict[str, Any], output: str | None) -> dict[str, Any]:
+    """Return the options with the format that the suffix of `output` stands for.
+
+    Raises:
+        UsageError: If `--output-format` is another one, or `output` is an option.
+    """
+    if output is not None and output.startswith("-") and output != STDOUT:
+        raise UsageError(f"-o needs a file or folder; found {output}.")
+    suffix = Path(output or "").suffix
+    wanted, given = _FORMATS.get(suffix.lower()), options.get("output_format")
+    if wanted is None:
+        return options
+    if given is not None:
+        if given != wanted:
+            raise UsageError(
+                f"-o {output} means {wanted}, but --output-format is {given}. Leave one of "
+                "them out, or use the same format in both."
+            )
+        return options
+    # PNG is the default everywhere; models of other families reject the parameter.
+    if wanted == "png" or not is_gpt_image(options.get("model") or DEFAULT_MODEL):
+        return options
+    return {**options, "output_format": wanted}
+
+
+class OutputFiles:
+    """Files of one command: no two the same, and no existing one but the one that the user named.
+
+    `output` is a file or a folder, None for the current folder; with `several` prompts, a name
+    without the suffix of an image is a folder.
+    """
+
+    def __init__(self, output: str | None, *, several: bool = False) -> None:
+        self._folder, self._stem, self._suffix = Path(output or "."), "", ""
+        self._reserved: set[str] = set()
+        suffix = Path(output or "").suffix
+        if suffix.lower() not in _SUFFIXES:
+            suffix = ""
+        folder = not output or output.endswith(("/", "\\")) or self._folder.is_dir()
+        if not folder and (suffix or not several):
+            self._folder, self._stem = self._folder.parent, self._folder.name
+            self._stem, self._suffix = self._stem.removesuffix(suffix), suffix
+        self._prepare_folder()
+
+    def _prepare_folder(self) -> None:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self._folder).close()  # better now than after paying
+            if not self._stem:  # a preview reserves the name of its final image as well
+                existing = [file.stem.lower() for file in self._folder.iterdir()]
+                self._reserved = {re.sub(r"-partial-\d+$", "", name) for name in existing}
+        except OSError as error:
+            raise errors.ConfigurationError(
+                f"Images cannot be saved in {self._folder}: {error.strerror}. "
+                "Choose another folder with -o."
+            ) from None
+
+    def reserve(self, prompt: str) -> str:
+        """Return an unused name without suffix: kitten, kitten-2, kitten-3."""
+        stem = first = self._stem or prompt_stem(prompt) or "image"
+        numbers = itertools.count(2)
+        while stem in self._reserved:
+            stem = f"{first}-{next(numbers)}"
+        self._reserved.add(stem)
+        return stem
+
+    def path(self, stem: str, image: Image) -> Path:
+        """Return the file, with the suffix that the user gave, else that of the image's type."""
+        return self._folder / (stem + (self._suffix or EXTENSIONS.get(image.media_type or "", "")))
+
+
+def write_stdout(content: bytes) -> None:
+    """Write an image to standard output."""
+    sys.stdout.buffer.write(content)
+    sys.stdout.buffer.flush()
+
+
+def check_stdout(prompts: int, n: int, *, json: bool) -> None:
+    """Check that exactly one image goes to standard output, and nothing else does.
+
+    Raises:
+        UsageError: If that is not so, or standard output is a terminal.
+    """
+    if prompts > 1 or n > 1:
+        raise UsageError("-o - writes exactly one image: give one prompt, and no --n above 1.")
+    if json:
+        raise UsageError("-o - and --json both use standard output; give only one of them.")
+    if "stdout" in CLOSED_STREAMS:
+        raise UsageError("-o - writes to standard output, which is closed.")
+    if sys.stdout.isatty():
+        raise UsageError(
+            "-o - writes the image's bytes, which a terminal cannot show: redirect them, "
+            'as in elkimg generate "A small kitten" -o - > kitten.png'
+        )

@@ -1,0 +1,100 @@
+"""Images for the rows of a Ray Dataset, by workers on any number of machines.
+
+    ds = ray.data.read_csv("prompts.csv")
+    ds = generate_dataset(ds, run="cats", output_dir="/shared/cats", workers=4)
+    ds.write_parquet("/shared/cats.parquet")
+
+Needs the extra `ray`. Ray Data reads, distributes, retries and writes; this package is what it
+calls for each batch: `worker` is one client with its own event loop, `rate` the one rate of all
+workers, `rows` the columns of a row and of its result, `shared_store` keeps images as files.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
+from uuid import uuid4
+
+from elkimg_async.config import make_base_url
+from elkimg_async.errors import ConfigurationError
+from elkimg_async.ray.rate import load_ray
+from elkimg_async.ray.rows import POSITION
+from elkimg_async.ray.worker import GenerateImages, WorkerOptions, check_options
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+_CPUS_PER_WORKER = 0.25
+"""How much of a core a worker reserves: it waits most of the time."""
+
+
+def generate_dataset(
+    ds: "Dataset",
+    *,
+    run: str | None = None,
+    workers: int = 2,
+    batch_size: int = 64,
+    worker_options: Mapping[str, Any] | None = None,
+    **options: Unpack[WorkerOptions],
+) -> "Dataset":
+    """Return a dataset with the images of each row, made when Ray Data executes it.
+
+    The prompt of a row is in the column `prompt`; columns named like other options of `generate`
+    and `edit` (`n`, `size`, `quality`, `image` …) apply to their row. A row with an `image` is an
+    edit: a path that all workers see, or the bytes. These columns are added: `ok`; `images`, a list
+    of bytes, or with `output_dir` `paths` and `resumed`; `urls`; `error` (the class),
+    `error_message`, `billing`; `request_id`, `attempts`, `elapsed` (seconds), `input_tokens`,
+    `output_tokens`, `total_tokens`, `idempotency_key`; and `id`, if there is none. They replace
+    columns of the same names.
+
+    A failed row has its error in its columns. Only what is wrong for all rows fails the execution:
+    no API key, or one that is rejected, an exhausted quota, an unknown host, no column of prompts,
+    a full disk.
+
+    A worker that dies is replaced by Ray, and its batch is sent again with the same idempotency
+    keys, which are derived from `run`, the row's `id` and its request. A server that replays them
+    makes and bills nothing twice. Any other server may do so for what was in flight; not for files
+    in `output_dir`, which are never requested again, nor for images that are still at their URLs:
+    with `output_dir` the next execution only downloads them.
+
+    Args:
+        ds: The rows. If they have no `id` (whole numbers or text, different in each row), one is
+            derived from content and position; it survives a worker, but may differ in the next
+            execution.
+        run: The name of the run; the same name continues with the same idempotency keys, at the
+            same rate. None: a new one.
+        workers: How many processes, each with a client of its own.
+        batch_size: How many rows a worker takes at a time, and sends again if it dies.
+        worker_options: Further arguments of `Dataset.map_batches`, such as `num_cpus` for each
+            worker (a quarter by default) or `resources`. None: none.
+        options: Those of `GenerateImages`, and of `AsyncImages.generate` and `edit` for rows that
+            do not have their own.
+
+    Raises:
+        ConfigurationError: If an option cannot work, or Ray is missing.
+        InvalidRequestError: If a field of requests is of the wrong type.
+    """
+    ray = load_ray()
+    check_options(options)
+    for name, value in (("workers", workers), ("batch_size", batch_size)):
+        if type(value) is not int or value < 1:
+            raise ConfigurationError(f"{name} must be a whole number of at least 1.")
+    arguments: dict[str, Any] = {"run": run or uuid4().hex, **options}
+    arguments["base_url"] = make_base_url(options.get("base_url"))
+    if isinstance(api_key := options.get("api_key"), str):
+        # The plan, which Ray shows and stores, holds a reference only.
+        arguments["api_key"] = ray.put(api_key)
+    if (folder := options.get("output_dir")) is not None:
+        # Workers start in folders of their own.
+        arguments["output_dir"] = str(Path(folder).absolute())
+    schema = ds.schema(fetch_if_missing=False)
+    if schema is None or options.get("id_column", "id") not in schema.names:
+        ds = ds.with_column(POSITION, ray.data.expressions.monotonically_increasing_id())
+    return ds.repartition(target_num_rows_per_block=batch_size).map_batches(
+        GenerateImages,
+        fn_constructor_kwargs=arguments,
+        batch_size=batch_size,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        udf_modifying_row_count=False,  # so that `limit` and `take` pay for their rows only
+        **{"num_cpus": _CPUS_PER_WORKER, **(worker_options or {})},
+    )

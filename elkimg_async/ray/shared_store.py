@@ -1,0 +1,163 @@
+"""Images as files in a folder that all workers see, with a record beside them for each row.
+
+Files appear whole or not at all, and the record after them: a row with a record is paid for, and
+done unless some of its images are still pending at their URLs.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from elkimg_async.batch.job import Job
+from elkimg_async.batch.journal import MadeRecord, PendingImage, SavedFile
+from elkimg_async.batch.names import row_stem
+from elkimg_async.batch.storage import OutputFolder, Slots
+from elkimg_async.errors import ConfigurationError, ElkImagesError
+from elkimg_async.files import write_atomically
+from elkimg_async.sansio.responses import Meta, Usage
+
+
+class RowRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One row whose images are made: `files` are here, and those of `urls` are not downloaded yet.
+
+    `hash` is the fingerprint of its request, `elapsed` the seconds spent on it so far.
+    """
+
+    id: str
+    hash: str
+    idempotency_key: str | None = msgspec.field(name="key")
+    prompt: str
+    parameters: dict[str, Any]
+    files: tuple[SavedFile, ...]
+    urls: tuple[PendingImage, ...] = ()
+    usage: Usage | None
+    request_id: str | None
+    attempts: int
+    elapsed: float
+
+    def made(self) -> MadeRecord:
+        """Return the record as the executor knows it."""
+        meta = Meta(
+            request_id=self.request_id,
+            status=200,
+            attempts=self.attempts,
+            elapsed=self.elapsed,
+            first_byte=0.0,
+            rate_limit=None,
+            idempotency_key=self.idempotency_key,
+        )
+        return MadeRecord(
+            index=0,
+            hash=self.hash,
+            idempotency_key=self.idempotency_key,
+            id=self.id,
+            images=len(self.files) + len(self.urls),
+            files=self.files,
+            urls=self.urls,
+            usage=self.usage,
+            meta=meta,
+        )
+
+
+class SharedStore:
+    """The folder of a dataset's images, which any number of processes may use at once.
+
+    Raises:
+        ConfigurationError: If the path is a URL, or the folder cannot be created.
+    """
+
+    keeps_files = True
+
+    def __init__(self, path: str) -> None:
+        if "://" in path:
+            raise ConfigurationError(
+                "output_dir must be a folder that all workers see. For an object store leave it "
+                "out, and write the column `images` there with Ray Data."
+            )
+        self._path = Path(path)
+        try:
+            self._path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(
+                f"The images cannot go to {path}: {error.strerror}. Choose another folder."
+            ) from None
+        self._folder = OutputFolder(self._path)
+
+    def find(self, row_id: str, hash: str) -> RowRecord | None:
+        """Return the record of a row with this fingerprint, if its files are whole."""
+        try:
+            record = msgspec.json.decode(self._record(row_id).read_bytes(), type=RowRecord)
+            whole = all(
+                (self._path / file.name).stat().st_size == file.bytes for file in record.files
+            )
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return None
+        return record if whole and (record.id, record.hash) == (row_id, hash) else None
+
+    def write(self, row_id: str, slots: Slots, *, many: bool) -> tuple[SavedFile, ...]:
+        """Write images of a row, which has one or `many`.
+
+        Raises:
+            OSError: If the disk does not take them.
+        """
+        return self._folder.write(row_stem(row_id), slots, many=many, separator=".")
+
+    def write_record(self, record: RowRecord) -> None:
+        """Write what is known of a row.
+
+        Raises:
+            OSError: If the disk does not take it.
+        """
+        write_atomically(self._record(record.id), msgspec.json.encode(record))
+
+    def paths(self, files: Sequence[SavedFile]) -> list[str]:
+        """Return where files are, in the order of their images."""
+        return [str(path) for path in self._folder.paths(files)]
+
+    def _record(self, row_id: str) -> Path:
+        return self._path / f"{row_stem(row_id)}.json"
+
+    # --- what the executor needs --------------------------------------------
+
+    async def begin(self, job: Job) -> None:
+        """Record nothing: a row is known from its images on."""
+
+    async def save(self, job: Job, slots: Slots, *, many: bool) -> tuple[SavedFile, ...]:
+        """Save images in the folder."""
+        return await asyncio.to_thread(self.write, str(job.id), slots, many=many)
+
+    async def note_pending(self, job: Job, record: MadeRecord, elapsed: float) -> None:
+        """Record where images are that are not downloaded yet."""
+        await asyncio.to_thread(self.write_record, _row_record(job, record, elapsed))
+
+    async def finish(
+        self, job: Job, record: MadeRecord, error: ElkImagesError | None, elapsed: float
+    ) -> None:
+        """Record a row that is done, or has images left to download; any other is done again."""
+        if error is not None and not record.urls:
+            return
+        # A failure has been reported already when the disk does not take its record.
+        with contextlib.suppress(*([] if error is None else [OSError])):
+            await asyncio.to_thread(self.write_record, _row_record(job, record, elapsed))
+
+
+def _row_record(job: Job, record: MadeRecord, elapsed: float) -> RowRecord:
+    meta = record.meta
+    before = job.record.meta if isinstance(job.record, MadeRecord) else None
+    return RowRecord(
+        id=str(job.id),
+        hash=job.hash or "",
+        idempotency_key=job.idempotency_key,
+        prompt=job.request.prompt,
+        parameters=job.parameters,
+        files=tuple(sorted(record.files, key=lambda file: file.position)),
+        urls=record.urls,
+        usage=record.usage,
+        request_id=meta.request_id if meta else None,
+        attempts=meta.attempts if meta else 0,
+        elapsed=elapsed + (before.elapsed if before else 0.0),
+    )

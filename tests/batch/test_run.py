@@ -1,0 +1,116 @@
+"""The rules of using a run."""
+
+import asyncio
+import contextlib
+import pickle
+from pathlib import Path
+
+import pytest
+
+from elkimg_async import (
+    AsyncImages,
+    BatchError,
+    BatchStoppedError,
+    GenerateRequest,
+    MapItem,
+    Totals,
+    Usage,
+)
+from tests.helpers.runs import (
+    Server,
+    everything,
+    hold,
+    lines,
+    one_image,
+)
+
+
+async def test_run_used_wrongly(server: Server, client: AsyncImages) -> None:
+    """Outside its block, twice, or by two tasks: a plain sentence."""
+    run = client.map(["a"])
+    assert repr(run) == "<MapRun new, 0 done, 0 failed>"
+    with pytest.raises(BatchError, match="async with"):
+        aiter(run)
+    with pytest.raises(BatchError, match="async with"):
+        await anext(run)
+    released = hold(server)
+    async with run:
+        first = asyncio.create_task(anext(run))
+        await server.wait_until(lambda: server.in_flight == 1)
+        with pytest.raises(BatchError, match="Two tasks"):
+            await anext(run)
+        released.set()
+        assert (await first).ok
+        assert [item async for item in run] == []
+        with pytest.raises(BatchError, match="iterated once"):
+            aiter(run)
+    with pytest.raises(BatchError, match="closed"):
+        await anext(run)
+    with pytest.raises(BatchError, match="entered once"):
+        await run.__aenter__()
+    assert repr(run) == "<MapRun closed, 1 done, 0 failed>"
+    assert not server.requests[1:]
+
+
+async def test_run_closed_under_a_reader(server: Server, client: AsyncImages) -> None:
+    """A task that waits for an item learns that another one has left the block."""
+    hold(server)
+    async with client.map(["a"]) as run:
+        reader = asyncio.create_task(anext(run))
+        await server.wait_until(lambda: server.in_flight == 1)
+    with pytest.raises(BatchError, match="closed"):
+        await reader
+
+
+@pytest.mark.parametrize("how", ["break", "exception", "cancellation", "timeout"])
+async def test_run_left_early(
+    how: str, server: Server, client: AsyncImages, tmp_path: Path
+) -> None:
+    """However the block is left, the connections are closed.
+
+    The journal is true and free again.
+    """
+    hold(server, *map(str, range(1, 100)))
+    journal, folder = tmp_path / "run.jsonl", tmp_path / "out"
+
+    async def use() -> None:
+        async with client.map(
+            map(str, range(100)), concurrency=4, journal=journal, output_dir=folder
+        ) as run:
+            assert (await anext(run)).index == 0
+            await server.wait_until(lambda: server.in_flight == 4)
+            if how == "exception":
+                raise LookupError
+            if how == "cancellation":
+                asyncio.current_task().cancel()  # type: ignore[union-attr]
+            if how != "break":
+                await anext(run)
+
+    task = asyncio.create_task(asyncio.wait_for(use(), 0.3) if how == "timeout" else use())
+    wanted = {
+        "exception": LookupError,
+        "cancellation": asyncio.CancelledError,
+        "timeout": TimeoutError,
+    }
+    with pytest.raises(wanted[how]) if how in wanted else contextlib.nullcontext():
+        await task
+    await server.wait_until(lambda: server.in_flight == 0)
+    records = lines(journal)
+    assert [record["index"] for record in records if record["type"] == "done"] == [0]
+    sent = {record["index"] for record in records if record["type"] == "sent"}
+    assert sent >= {0, 1, 2, 3, 4}
+    server.answer = one_image
+    items = await everything(client.map(map(str, range(100)), journal=journal, output_dir=folder))
+    assert [item.index for item in items if item.resumed] == [0]
+    assert len(items) == 100
+    assert all(item.ok for item in items)
+
+
+async def test_stop_pickled() -> None:
+    """It may come from another process."""
+    totals = Totals(done=1, usage=Usage(total_tokens=3))
+    error = BatchStoppedError("stopped", reason="max_images", totals=totals)
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), again.reason, again.totals) == (BatchStoppedError, "max_images", totals)
+    item = MapItem(index=1, request=GenerateRequest(prompt="a"), error=error)
+    assert pickle.loads(pickle.dumps(item)).error.reason == "max_images"
