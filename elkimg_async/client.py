@@ -377,56 +377,64 @@ class AsyncImages:
                 async for item in run:
                     print(item.index, item.paths if item.ok else item.error)
 
-        Entering the block starts the run; iterating yields one `MapItem` for each request; leaving the block
-        cancels what is in flight. What is finished and not yet taken counts towards `concurrency`, so
-        a slow loop body slows the requests, and memory stays bounded.
+        Entering the block starts the run; iterating yields one `MapItem` for each request; leaving
+        the block cancels what is in flight. What is finished and not yet taken counts towards
+        `concurrency`, so a slow loop body slows the requests, and memory stays bounded.
 
-        A run stops early, with BatchStoppedError, when every further request would fail the same way: after a
-        ConfigurationError, a rejected API key, an exhausted quota, or a host that cannot be resolved or trusted.
+        A run stops early, with BatchStoppedError, when every further request would fail the same
+        way: after a ConfigurationError, a rejected API key, an exhausted quota, or a host that
+        cannot be resolved or trusted.
 
         Args:
-            requests: Prompts, `GenerateRequest`s, `EditRequest`s, or mappings of their fields, in any iterable or
-                async iterable, read as needed. A mapping with `image` is an edit; its files are read when its
-                turn comes. None, NaN and empty text in a mapping mean that the field is not set; numbers may be
-                text, as in CSV. `id` or `custom_id` and `metadata` (a mapping) are not sent: they
-                come back with the item, and in the manifest and the journal. An iterable that is not a list or the
-                like is read in a thread of its own, at most `concurrency` items ahead. An item that is not
-                a valid request, or an edit whose file cannot be read, is a failed item.
-            concurrency: How many requests are in flight at a time, as far as the client's `limits` allow.
-            ordered: Yield items in the order of the requests instead of as they finish; while a slow one
-                is awaited, at most twice as many are in flight or done.
-            output_dir: A folder for the images, created if missing, with `manifest.jsonl`; the items then
-                have `paths` and no `result`. Files are named after the prompt, those of an edit after its
-                first input file. One run at a time may use it. None: the items have a `result`.
-            journal: A file that lets the same run, started again, do what is left: what was not done yet, what
-                has failed, and edits whose files have changed. Finished items are yielded at once, as `resumed`
-                and without their `result`. It belongs to these requests; more of them may follow at the end.
-                None: there is none.
+            requests: Prompts, `GenerateRequest`s, `EditRequest`s, or mappings of their fields, in
+                any iterable or async iterable, read as needed. A mapping with `image` is an edit;
+                its files are read when its turn comes. None, NaN and empty text in a mapping mean
+                that the field is not set; numbers may be text, as in CSV. `id` or `custom_id` and
+                `metadata` (a mapping) are not sent: they come back with the item, and in the
+                manifest and the journal. An iterable that is not a list or the like is read in a
+                thread of its own, at most `concurrency` items ahead. An item that is not a valid
+                request, or an edit whose file cannot be read, is a failed item.
+            concurrency: How many requests are in flight at a time, as far as the client's `limits`
+                allow.
+            ordered: Yield items in the order of the requests instead of as they finish; while a
+                slow one is awaited, at most twice as many are in flight or done.
+            output_dir: A folder for the images, created if missing, with `manifest.jsonl`; the
+                items then have `paths` and no `result`. Files are named after the prompt, those of
+                an edit after its first input file. One run at a time may use it. None: the items
+                have a `result`.
+            journal: A file that lets the same run, started again, do what is left: what was not
+                done yet, what has failed, and edits whose files have changed. Finished items are
+                yielded at once, as `resumed` and without their `result`. It belongs to these
+                requests; more of them may follow at the end. None: there is none.
             max_errors: The number of failed items that ends the run. None: no limit.
-            max_images: How many images may be paid for, those in the journal included, and those that may have
-                been made by a request that failed, or that was in flight when an earlier run was left or
-                killed. Sending that again counts again, unless the client's `idempotency` is `replay`. None:
-                no limit.
-            max_total_tokens: The same for tokens, as far as the server reports them: the next request, and what
-                may have been made without a response, is assumed to cost what an image has cost so far; until
-                that is known, requests go one by one. None: no limit.
-            skip_failed: Leave what has failed in an earlier run as it is; its items carry the error recorded then.
-            require_lock: Whether to fail where the file system has no locks, which keep a second run from
-                using the journal or the folder at the same time.
-            stream: Request streams, which keep connections alive through proxies that cut silent ones; only
-                finished images are used, and `partial_images=0` saves the cost of the others.
-            options: Those of `generate` and `edit`: fields for requests that do not have their own, and headers,
-                `timeout` and `retry` for each call. If neither these nor the client set a total time, a call
-                waits for its turn as long as it takes.
+            max_images: How many images may be paid for, those in the journal included, and those
+                that may have been made by a request that failed, or that was in flight when an
+                earlier run was left or killed. Sending that again counts again, unless the client's
+                `idempotency` is `replay`. None: no limit.
+            max_total_tokens: The same for tokens, as far as the server reports them: the next
+                request, and what may have been made without a response, is assumed to cost what an
+                image has cost so far; until that is known, requests go one by one. None: no limit.
+            skip_failed: Leave what has failed in an earlier run as it is; its items carry the error
+                recorded then.
+            require_lock: Whether to fail where the file system has no locks, which keep a second
+                run from using the journal or the folder at the same time.
+            stream: Request streams, which keep connections alive through proxies that cut silent
+                ones; only finished images are used, and `partial_images=0` saves the cost of the
+                others.
+            options: Those of `generate` and `edit`: fields for requests that do not have their own,
+                and headers, `timeout` and `retry` for each call. If neither these nor the client
+                set a total time, a call waits for its turn as long as it takes.
 
         Raises:
-            ConfigurationError: If an option cannot work, or, on entering, the folder cannot be used.
+            ConfigurationError: If an option cannot work, or, on entering, the folder cannot be
+                used.
             InvalidRequestError: If `requests` is not an iterable of requests.
-            JournalError: On entering or iterating, if the journal is in use, unreadable, or of other requests.
-            BatchStoppedError: On iterating, after the last item, if a limit or a hopeless error ended the run
-                before its input did; `reason` says which.
-            BatchError: If it is iterated outside the block, twice, or from two tasks; or if the disk does not
-                take an image.
+            JournalError: On entering or iterating, if the journal is in use, unreadable, or of
+                other requests.
+            BatchStoppedError: On iterating, after the last item, if a limit or a hopeless error
+                ended the run before its input did; `reason` says which.
+            BatchError: If it is iterated outside the block, twice, or from two tasks; or if the
+                disk does not take an image.
         """
         known = GenerateOptions.__annotations__ | EditOptions.__annotations__
         if unknown := options.keys() - known.keys():
