@@ -98,8 +98,8 @@ def test_row_with_an_unknown_field() -> None:
         request({"prompt": "a", "seed": 7})
     text = str(caught.value)
     assert all(word in text for word in ("'seed'", "output_format", "metadata", "extra_body"))
-    with pytest.raises(InvalidRequestError, match=r"'style'.*mask"):
-        request({"prompt": "a", "image": "a.png", "style": "vivid"})
+    with pytest.raises(InvalidRequestError, match=r"'seed'.*mask"):
+        request({"prompt": "a", "image": "a.png", "seed": 7})
 
 
 def test_row_that_is_an_edit() -> None:
