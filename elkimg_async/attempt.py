@@ -1,6 +1,6 @@
 """`Attempt`: one try of a call, from its permit to the last byte of its response.
 
-An attempt is created anew for each try, so nothing has to be reset between two of them.
+Each try has an object of its own, so no state has to be reset between tries.
 """
 
 import contextlib
@@ -36,10 +36,10 @@ _END_OF_BODY = 0.1  # seconds to wait for the end of the body after [DONE], to k
 
 
 class Plan(msgspec.Struct, Generic[ResultT], frozen=True, kw_only=True):
-    """What all attempts of a call share.
+    """Everything that the attempts of a call share.
 
-    `prompt` is None, and `images` (the number of images requested) is 0, where the endpoint creates
-    no images.
+    `prompt` is None, and `images` (the number of images requested) is 0, if the endpoint creates no
+    images.
     """
 
     settings: Settings
@@ -85,7 +85,7 @@ class Attempt(Generic[ResultT]):
 
     @property
     def request_id(self) -> str | None:
-        """The server's id of the request; None when the response names none."""
+        """The server's id of the request; None if the response has none."""
         named = request_id(self._exchange.headers) if self._exchange else None
         return named if self._api_key is None else self._api_key.redact(named)
 
@@ -191,7 +191,7 @@ class Attempt(Generic[ResultT]):
         return self._decoder.response()
 
     def is_complete_despite(self, failure: ElkImagesError) -> bool:
-        """Whether the response was complete before its connection failed."""
+        """Return whether the response was complete before its connection failed."""
         if not isinstance(failure, NetworkError) or self._decoder is None:
             return False
         if self._decoder.failure is None:
@@ -226,9 +226,9 @@ class Attempt(Generic[ResultT]):
             self._permit = None
 
     def fail(self, failure: ElkImagesError) -> ElkImagesError:
-        """Close the attempt, and return the failure with all that is known about it.
+        """Close the attempt, and return the failure with everything known about it.
 
-        An error status that has arrived counts for more than the connection that broke afterwards.
+        An error status that has arrived takes precedence over the connection that broke afterwards.
         """
         plan, exchange = self._plan, self._exchange
         if isinstance(failure, NetworkError) and self.status and self._decoder is None:
@@ -254,13 +254,13 @@ class Attempt(Generic[ResultT]):
         return failure
 
     def redact(self, failure: ElkImagesError) -> None:
-        """Remove the API key from all that the failure holds."""
+        """Remove the API key from everything the failure holds."""
         if self._api_key is not None:
             fields: dict[str, Any] = self._api_key.redact(failure.__dict__)
             failure.__dict__.update(fields)
             failure.args = (failure.message,)
 
     def _error_status(self, exchange: Exchange) -> ElkImagesError:
-        """Return what a status other than 2xx means, as far as its body has arrived."""
+        """Return the error for a status other than 2xx, from as much of its body as arrived."""
         body = bytes(self._error_body[:_MAX_ERROR_BODY])
         return read_error(exchange.status, exchange.headers, body, now=time.time())

@@ -67,11 +67,11 @@ class Call(Generic[ResultT]):
         self._meta: Meta | None = None
         self._finished = False
 
-    # --- what a stream or a batch call needs ----------------------------------
+    # --- reading the response -------------------------------------------------
 
     async def open(self) -> None:
         """Send the request until a response begins with status 2xx, or raise."""
-        await self._run(self._nothing)
+        await self._run(self._read_nothing)
 
     def ready_event(self) -> ImageEvent | None:
         """Return the next event if it has been decoded already, else None."""
@@ -95,7 +95,7 @@ class Call(Generic[ResultT]):
     # --- the retry loop -------------------------------------------------------
 
     async def _run(self, read: Callable[[Attempt[ResultT], Deadline], Awaitable[T]]) -> T:
-        """Read from the current attempt, and start further ones where that is allowed."""
+        """Read from the current attempt, and start another one where a retry is allowed."""
         while True:
             try:
                 with self._start() as deadline:
@@ -124,7 +124,7 @@ class Call(Generic[ResultT]):
             await self._attempt.start(deadline)
         return self._attempt
 
-    async def _nothing(self, attempt: Attempt[ResultT], deadline: Deadline) -> None:
+    async def _read_nothing(self, attempt: Attempt[ResultT], deadline: Deadline) -> None:
         """Read nothing: `open` waits only until a response has begun."""
 
     async def _next_event(self, attempt: Attempt[ResultT], deadline: Deadline) -> ImageEvent | None:
@@ -186,7 +186,7 @@ class Call(Generic[ResultT]):
         )
 
     def _settle_billing(self, failure: ElkImagesError) -> None:
-        """Correct the billing by what the endpoint and earlier attempts say."""
+        """Adjust the billing to the endpoint and to earlier attempts."""
         if not self._endpoint.creates_images:
             if failure.billing == "unknown":
                 failure.billing = "not_sent"
@@ -284,7 +284,7 @@ class Call(Generic[ResultT]):
             error.__traceback__ = None  # its frames hold the request's headers
 
     def _finish(self, result: ResultT | None = None, error: BaseException | None = None) -> None:
-        """Emit the end of the call, once."""
+        """Notify the observers of the end of the call, once."""
         if self._started and not self._finished:
             self._finished = True
             elapsed = time.monotonic() - self._started
@@ -294,7 +294,7 @@ class Call(Generic[ResultT]):
 
 
 def _boundary(idempotency_key: str | None) -> str:
-    """Return the boundary of a form: one idempotency key has one, so that a replay is equal."""
+    """Return a form boundary, derived from the idempotency key so that replays are identical."""
     if idempotency_key is None:
         return "elkimg-" + os.urandom(16).hex()
     seed = idempotency_key.encode("utf-8", "surrogatepass")

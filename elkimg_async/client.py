@@ -1,4 +1,4 @@
-"""`AsyncImages`: the calls that a user makes."""
+"""`AsyncImages`, the client: its options and its public calls."""
 
 import datetime
 import math
@@ -105,17 +105,18 @@ class AsyncImages(ImageCalls):
             base_url: The address up to and including /v1, and a query for every request.
                 None: ELKAPI_BASE_URL, else ElkAPI's.
             model: The default model of all calls. None: ELKAPI_MODEL, else gpt-image-1.5.
-            timeout: Limits in seconds; a number limits the whole call. None: `Timeout()`.
-            retry: When to retry; a number is how often at most. None: `RetryPolicy()`.
+            timeout: Time limits in seconds; a number is the total. None: `Timeout()`.
+            retry: When to retry; a number is the maximum number of retries. None: `RetryPolicy()`.
             idempotency: `off` sends no Idempotency-Key; `send` sends one for each call, the same
                 for all attempts; `replay` means that the server is known to replay its response, so
                 that a call whose outcome is unknown may be retried.
-            validate: What to do with a request that its model is known to reject: `strict` raises
+            validate: How to handle a request that its model is known to reject: `strict` raises
                 InvalidRequestError, `warn` emits a Python warning, `off` sends it.
             limits: Limits that all calls of the client share. None: `Limits()`.
-            headers: Further headers of every request. None: none.
-            query: Further query parameters of every request. None: none.
-            session: A session of yours to send through, never closed here. None: one of our own.
+            headers: Additional headers for every request.
+            query: Additional query parameters for every request.
+            session: A session of yours to send requests with; it is never closed by the client.
+                None: the client creates its own.
             hooks: Functions that receive a record of everything that happens; see
                 `elkimg_async.hooks`.
             max_retries: openai's name for a number passed as `retry`.
@@ -123,21 +124,21 @@ class AsyncImages(ImageCalls):
             default_query: openai's name for `query`.
 
         Raises:
-            ConfigurationError: If a value cannot work.
+            ConfigurationError: If an option is invalid.
         """
         check_choice("idempotency", idempotency, get_args(IdempotencyMode))
         check_choice("validate", validate, get_args(ValidateMode))
         source = make_source(api_key)
-        api_key = None  # so that the traceback of what fails below does not hold it
+        api_key = None  # keeps it out of the traceback if a check below fails
         policy, limits = make_retry(retry, max_retries), limits or Limits()
         if not isinstance(limits, Limits):
             raise ConfigurationError(f"limits must be Limits(…), not {type(limits).__name__}.")
-        sent = _client_headers(_one("headers", headers, "default_headers", default_headers))
+        sent = _client_headers(_either("headers", headers, "default_headers", default_headers))
         address, parameters = split_base_url(base_url)
         self._settings = Settings(
             api_key=source_in(sent) if source is None else source,
             base_url=address,
-            query=parameters | make_query(_one("query", query, "default_query", default_query)),
+            query=parameters | make_query(_either("query", query, "default_query", default_query)),
             model=make_model(model),
             timeout=make_timeout(timeout),
             retry=policy,
@@ -186,9 +187,9 @@ class AsyncImages(ImageCalls):
         query: Mapping[str, Any] | None = None,
         max_retries: int | None = None,
     ) -> "AsyncImages":
-        """Return a view of this client with other options, on the same connections.
+        """Return a view of this client with other options, which shares its connections.
 
-        None keeps what is set; `headers` and `query` are added to those of the client. Closing
+        None keeps the current value; `headers` and `query` are added to the client's. Closing
         either closes both.
         """
         if max_retries is not None:
@@ -285,7 +286,7 @@ class AsyncImages(ImageCalls):
         return models
 
     def _warn_of_shutdown(self, model: str) -> None:
-        """Log a warning, once for each model, if the server ends it within 30 days."""
+        """Log a warning, once per model, if the server shuts it down within 30 days."""
         try:
             end = datetime.date.fromisoformat(self._settings.shutdowns.get(model, "")[:10])
         except ValueError:
@@ -314,15 +315,16 @@ class AsyncImages(ImageCalls):
         stream: bool = False,
         **options: Unpack[MapOptions],
     ) -> MapRun:
-        """Send many requests, a bounded number at a time; a failure never affects the others.
+        """Send many requests, a bounded number at a time; a failed one never affects the others.
 
             async with client.map(prompts, output_dir="out", journal="run.jsonl") as run:
                 async for item in run:
                     print(item.index, item.paths if item.ok else item.error)
 
         Entering the block starts the run; iterating yields one `MapItem` for each request; leaving
-        the block cancels what is in flight. What is finished and not yet taken counts towards
-        `concurrency`, so a slow loop body slows the requests, and memory stays bounded.
+        the block cancels what is in flight. Finished items that have not been iterated over yet
+        count towards `concurrency`, so a slow loop body slows the requests and memory stays
+        bounded.
 
         A run stops early, with BatchStoppedError, when every further request would fail the same
         way: after a ConfigurationError, a rejected API key, an exhausted quota, or a host that
@@ -334,7 +336,7 @@ class AsyncImages(ImageCalls):
                 its files are read when its turn comes. None, NaN and empty text in a mapping mean
                 that the field is not set; numbers may be text, as in CSV. `id` or `custom_id` and
                 `metadata` (a mapping) are not sent: they come back with the item, and in the
-                manifest and the journal. An iterable that is not a list or the like is read in a
+                manifest and the journal. An iterable other than a list or similar is read in a
                 thread of its own, at most `concurrency` items ahead. An item that is not a valid
                 request, or an edit whose file cannot be read, is a failed item.
             concurrency: How many requests are in flight at a time, as far as the client's `limits`
@@ -345,39 +347,39 @@ class AsyncImages(ImageCalls):
                 items then have `paths` and no `result`. Files are named after the prompt, those of
                 an edit after its first input file. One run at a time may use it. None: the items
                 have a `result`.
-            journal: A file that lets the same run, started again, do what is left: what was not
-                done yet, what has failed, and edits whose files have changed. Finished items are
-                yielded at once, as `resumed` and without their `result`. It belongs to these
-                requests; more of them may follow at the end. None: there is none.
+            journal: A file that makes the run resumable: started again, it sends only requests that
+                have not finished, have failed, or are edits whose files have changed. Finished
+                items are yielded at once, as `resumed` and without their `result`. A journal
+                belongs to its requests; more of them may be appended. None: no journal.
             max_errors: The number of failed items that ends the run. None: no limit.
-            max_images: How many images may be paid for, those in the journal included, and those
-                that may have been made by a request that failed, or that was in flight when an
-                earlier run was left or killed. Sending that again counts again, unless the client's
-                `idempotency` is `replay`. None: no limit.
+            max_images: How many images may be paid for, including those in the journal, and those
+                that may have been created by a request that failed, or that was in flight when an
+                earlier run was stopped or killed. Sending such a request again counts again, unless
+                the client's `idempotency` is `replay`. None: no limit.
             max_total_tokens: The same for tokens, as far as the server reports them: the next
-                request, and what may have been made without a response, is assumed to cost what an
-                image has cost so far; until that is known, requests go one by one. None: no limit.
-            skip_failed: Leave what has failed in an earlier run as it is; its items carry the error
-                recorded then.
-            require_lock: Whether to fail where the file system has no locks, which keep a second
-                run from using the journal or the folder at the same time.
-            stream: Request streams, which keep connections alive through proxies that cut silent
-                ones; only finished images are used, and `partial_images=0` saves the cost of the
-                others.
-            options: Those of `generate` and `edit`: fields for requests that do not have their own,
-                and headers, `timeout` and `retry` for each call. If neither these nor the client
-                set a total time, a call waits for its turn as long as it takes.
+                request, and images that may have been created without a response, are assumed to
+                cost as much as an image has cost so far; until that is known, requests are sent
+                one by one. None: no limit.
+            skip_failed: Whether to skip requests that failed in an earlier run; their items carry
+                the error recorded then.
+            require_lock: Whether to fail if the file system has no locks, which keep a second run
+                from using the journal or the folder at the same time.
+            stream: Whether to request streams, which keep connections alive through proxies that
+                cut silent ones; only completed images are used, and `partial_images=0` saves the
+                cost of the others.
+            options: Options of `generate` and `edit`: fields for requests that do not set them, and
+                headers, `timeout` and `retry` for each call. If neither these nor the client set a
+                total time, a call waits for its turn indefinitely.
 
         Raises:
-            ConfigurationError: If an option cannot work, or, on entering, the folder cannot be
-                used.
+            ConfigurationError: If an option is invalid or, on entering, the folder cannot be used.
             InvalidRequestError: If `requests` is not an iterable of requests.
-            JournalError: On entering or iterating, if the journal is in use, unreadable, or of
-                other requests.
-            BatchStoppedError: On iterating, after the last item, if a limit or a hopeless error
-                ended the run before its input did; `reason` says which.
-            BatchError: If it is iterated outside the block, twice, or from two tasks; or if the
-                disk does not take an image.
+            JournalError: On entering or iterating, if the journal is in use, unreadable, or belongs
+                to other requests.
+            BatchStoppedError: On iterating, after the last item, if a limit or an error that every
+                further request would meet ended the run early; `reason` says which.
+            BatchError: If the run is iterated outside the block, twice, or from two tasks, or an
+                image cannot be written to disk.
         """
         if unknown := options.keys() - MapOptions.__annotations__.keys():
             raise TypeError(f"map() got an unexpected keyword argument {min(unknown)!r}")
@@ -458,11 +460,11 @@ def _given(**options: Any) -> dict[str, Any]:
 
 
 async def _build_nothing() -> None:
-    """Return no request: the list of models takes none."""
+    """Return None, since listing models needs no request body."""
 
 
-def _one(name: str, value: T | None, other_name: str, other: T | None) -> T | None:
-    """Return the value that was passed under either of two names."""
+def _either(name: str, value: T | None, other_name: str, other: T | None) -> T | None:
+    """Return the value passed under either of two names."""
     if value is not None and other is not None:
         raise ConfigurationError(f"Pass either {name} or {other_name}, not both.")
     return other if value is None else value

@@ -82,14 +82,14 @@ class TimeoutLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RetryPolicy(msgspec.Struct, frozen=True):
-    """How often a failed attempt is repeated, where that cannot cost a second image.
+    """How often a failed attempt is retried, where that cannot cost a second image.
 
     The delay before retry n is a random part of `initial_backoff` · 2^(n-1) seconds, at most
     `max_backoff`, unless the server names one; a call fails at once when the server names more than
     `max_retry_after` seconds. `budget` is the number of retries that all calls of a client share;
     each success returns one.
 
-    With `retry_unknown=True`, failures after which nobody knows whether an image was created
+    With `retry_unknown=True`, failures that leave it unknown whether an image was created
     (time-outs, broken connections, unknown 5xx) are retried as well. Each such retry may cost
     another image.
     """
@@ -153,15 +153,15 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pacing(Protocol):
-    """What decides when an attempt may be sent, such as `ratelimit.limiter.Limiter`."""
+    """Interface for deciding when an attempt may be sent: that of `ratelimit.limiter.Limiter`."""
 
     @property
     def rate(self) -> float:
-        """Requests per second that are sent now; `math.inf` while no limit is known."""
+        """The current pace in requests per second; `math.inf` while no limit is known."""
         ...
 
     def reserve(self, weight: int) -> Permit:
-        """Return a permit for so many images; if its `started` is None, `wait` for it."""
+        """Return a permit for `weight` images; if its `started` is None, `wait` for it."""
         ...
 
     async def wait(self, permit: Permit) -> None:
@@ -184,7 +184,7 @@ class Pacing(Protocol):
         """End the attempt, or its wait; idempotent."""
 
     def close(self) -> None:
-        """Make everything that waits fail, as the client is closed."""
+        """Fail every pending wait, because the client is being closed."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
@@ -215,12 +215,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def batch_limits(self) -> TimeoutLimits:
-        """Return the limits of a batch call."""
+        """The time limits of a batch call."""
         return self.timeout.limits(stream=False)
 
     @cached_property
     def stream_limits(self) -> TimeoutLimits:
-        """Return the limits of a streaming call."""
+        """The time limits of a streaming call."""
         return self.timeout.limits(stream=True)
 
 
@@ -231,7 +231,7 @@ def make_timeout(timeout: object) -> Timeout:
     meaning: no total, `connect` and `read` for each wait.
 
     Raises:
-        ConfigurationError: If it is none of these.
+        ConfigurationError: If it is anything else.
     """
     if isinstance(timeout, Timeout):
         return timeout
@@ -262,7 +262,7 @@ def make_retry(retry: RetryPolicy | int | None, max_retries: int | None = None) 
     """Return a `RetryPolicy`; a number is its `max_retries`, which is also openai's name for it.
 
     Raises:
-        ConfigurationError: If a value cannot work, or both are given.
+        ConfigurationError: If a value is invalid, or both are passed.
     """
     if max_retries is not None:
         if retry is not None:
@@ -384,7 +384,7 @@ def _check_number(name: str, value: object, *, unit: str, zero: bool) -> None:
 
 
 class ProxySettings(NamedTuple):
-    """Proxies by scheme (`http`, `https`, `all`), and what goes past them."""
+    """Proxies by scheme (`http`, `https`, `all`), and the hosts that bypass them."""
 
     proxies: Mapping[str, str]
     no_proxy: str = ""
@@ -396,7 +396,7 @@ class ProxySettings(NamedTuple):
         return not self.from_environment and bool(urllib.request.proxy_bypass(host))
 
     def variable(self, scheme: str) -> str:
-        """Return the name of the variable that a proxy comes from."""
+        """Return where the proxy of a scheme is configured: the variable's name, or a phrase."""
         name = f"{scheme}_proxy"
         if not self.from_environment:
             return "the system's proxy settings"

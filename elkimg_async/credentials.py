@@ -1,4 +1,4 @@
-"""The API key: holding it, asking for it, and keeping it out of every text."""
+"""The API key: storing it, requesting it, and keeping it out of all output."""
 
 import asyncio
 import inspect
@@ -12,7 +12,7 @@ from elkimg_async.sansio.json_images import map_strings
 
 API_KEY_VARIABLE = "ELKAPI_API_KEY"
 MIN_REDACTED = 8
-"""Characters; a shorter API key is one for tests, and part of ordinary words."""
+"""Characters; a shorter API key is a test value, and may be part of ordinary words."""
 
 _QUOTES = "\"'`“”‘’«»"  # noqa: RUF001
 
@@ -20,8 +20,8 @@ _QUOTES = "\"'`“”‘’«»"  # noqa: RUF001
 class Secret:
     """A string that does not print.
 
-    It is true if it is sent in the Authorization header. An API key that the user sends in a header
-    of their own, such as `api-key`, is only kept to be redacted.
+    It is true if it is sent in the Authorization header. An API key that the user sends in another
+    header, such as `api-key`, is only stored to be redacted.
     """
 
     __slots__ = ("_is_sent", "_value")
@@ -31,7 +31,7 @@ class Secret:
         self._is_sent = is_sent and value != ""
 
     def reveal(self) -> str:
-        """Return the string itself; there is no other way to it."""
+        """Return the string itself."""
         return self._value
 
     def redact(self, value: Any) -> Any:
@@ -54,10 +54,10 @@ ApiKeySource = Secret | Callable[[], Awaitable[str]] | None
 
 
 def make_api_key(api_key: object) -> Secret:
-    """Return an API key that fits into a header; `Bearer ` in front of it is removed.
+    """Return an API key that fits into a header; a leading `Bearer ` is removed.
 
     Raises:
-        ConfigurationError: If it is empty, or has characters that no API key has.
+        ConfigurationError: If it is empty, or contains characters that no API key has.
     """
     text = api_key.strip() if isinstance(api_key, str) else ""
     text = re.sub(r"^bearer(\s+|$)", "", text, flags=re.IGNORECASE)
@@ -77,7 +77,7 @@ def make_api_key(api_key: object) -> Secret:
 
 
 def default_api_key() -> Secret:
-    """Return the API key of the environment.
+    """Return the API key from the environment.
 
     Raises:
         ConfigurationError: If there is none.
@@ -86,7 +86,7 @@ def default_api_key() -> Secret:
 
 
 def source_in(headers: Mapping[str, str]) -> ApiKeySource:
-    """Return the API key in the user's `api-key` header, which Azure reads; None without one."""
+    """Return the API key in the user's `api-key` header, which Azure uses; None without one."""
     for name, value in headers.items():
         if name.lower() == "api-key":
             return Secret(value, is_sent=False)
@@ -100,7 +100,7 @@ def make_source(api_key: object) -> ApiKeySource:
         ConfigurationError: If it is neither a string nor a function, or cannot be an API key.
     """
     if isinstance(api_key, str):
-        # An empty one does not stand for the environment's, which may belong to another server.
+        # An empty one does not mean the environment's, which may belong to another server.
         return make_api_key(api_key) if api_key.strip() else _empty
     if api_key is not None and not callable(api_key):
         raise ConfigurationError("api_key must be a string or an async function.")

@@ -92,7 +92,7 @@ asyncio.run(main())
 
 
 def markdown() -> str:
-    """Return the whole text."""
+    """Return the description of the public API."""
     opening = _OPENING.format(version=__version__, summary=_docstring(NAME))
     errors = f"## Errors\n\n```text\n{_docstring(f'{NAME}.errors')}\n```\n"
     parts = [opening, errors, f"## {NAME}\n", *_described(NAME, surface)]
@@ -154,7 +154,7 @@ def _find(module: str, name: str) -> _Found | None:
 
 
 def _outline(found: _Found) -> Iterator[str]:
-    """Yield the lines of a definition that its users need: no bodies, nothing private."""
+    """Yield the public lines of a definition: no bodies, nothing private."""
     lines = _source(found.module).splitlines()
     match found.node:
         case ast.ClassDef(body=body):
@@ -169,7 +169,7 @@ def _outline(found: _Found) -> Iterator[str]:
 
 
 def _head(node: ast.stmt, lines: list[str]) -> list[str]:
-    """Return a definition without its body but with its docstring; other statements whole."""
+    """Return a definition with its docstring but without its body; other statements in full."""
     if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         return _lines(node, lines)
     first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
@@ -233,5 +233,5 @@ def _tree(module: str) -> ast.Module:
 def _source(module: str) -> str:
     spec = importlib.util.find_spec(module)
     origin = spec.origin if spec is not None else None
-    # Not every loader has the source in a file.
+    # Not every loader keeps the source in a file.
     return "" if origin is None else Path(origin).read_text("utf-8")

@@ -1,4 +1,4 @@
-"""Write files that are whole at any moment at which they exist."""
+"""Atomic file writes, and functions in threads that can be cancelled."""
 
 import asyncio
 import errno
@@ -17,10 +17,10 @@ _FIFO_POLL = 0.05  # seconds between two attempts to open a FIFO that has no rea
 
 
 async def run_in_thread(function: Callable[[threading.Event], T]) -> T:
-    """Run a function in a worker thread, and when cancelled wait until it has ended.
+    """Run a function in a worker thread; on cancellation, wait until it has ended.
 
-    The function gets an event that is set on cancellation, so that it can stop early and clean up.
-    While it still waits for a free thread, cancelling it takes effect at once.
+    The function receives an event that is set on cancellation, so that it can stop early and clean
+    up. Cancellation takes effect at once while the function is still waiting for a free thread.
     """
     cancelled, starting = threading.Event(), threading.Lock()
     started = False
@@ -57,7 +57,7 @@ def write_atomically(
     overwrite: bool = True,
     cancelled: threading.Event | None = None,
 ) -> None:
-    """Write a file that appears whole or not at all, and replaces a file of the same name.
+    """Write a file atomically, replacing a file of the same name.
 
     A new file is written beside the target and renamed. Where that is not possible (the target is
     mounted by itself, or its folder is not writable), and for FIFOs and devices, the content is
@@ -66,10 +66,10 @@ def write_atomically(
     Args:
         target: The file. An existing one keeps its permissions.
         content: What to write.
-        follow_links: Write through a symbolic link, to FIFOs and to devices, as a shell redirection
-            does. False replaces whatever has the name, which is right for generated names.
+        follow_links: Whether to write through a symbolic link, and to FIFOs and devices, as a shell
+            redirection does. False replaces whatever has the name, as suits generated names.
         overwrite: Whether an existing file may be replaced.
-        cancelled: Stop and leave nothing behind once this is set. None: never.
+        cancelled: Stops the write, without leaving anything behind, once it is set. None: never.
 
     Raises:
         FileExistsError: If the file exists and `overwrite` is False.
@@ -127,7 +127,7 @@ def _replace(
 
 
 def _create(part: Path, target: Path, content: bytes) -> None:
-    """Give the file its name unless that has been taken meanwhile."""
+    """Move the finished file to its name, unless another file has that name by now."""
     try:
         os.link(part, target)
     except FileExistsError:
@@ -138,7 +138,7 @@ def _create(part: Path, target: Path, content: bytes) -> None:
 
 
 def _write_special(target: Path, content: bytes, cancelled: threading.Event | None) -> None:
-    """Write to a FIFO or a device; a FIFO waits for its reader, as long as nobody cancels."""
+    """Write to a FIFO or a device; a FIFO waits for a reader until cancelled."""
     while True:
         try:
             descriptor = os.open(target, os.O_WRONLY | getattr(os, "O_NONBLOCK", 0))

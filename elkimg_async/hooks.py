@@ -15,13 +15,13 @@ logger = logging.getLogger("elkimg_async")
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """What every record holds. `call` is the same number for all records of one call."""
+    """Base class of records; `call` is the same number for all records of one call."""
 
     call: int
 
 
 class RequestStarted(Record, frozen=True):
-    """A call starts.
+    """The start of a call.
 
     `request` is the `GenerateRequest` or `EditRequest`, or None for the list of models. It goes to
     `url` with `method`.
@@ -34,16 +34,16 @@ class RequestStarted(Record, frozen=True):
 
 
 class AttemptStarted(Record, frozen=True):
-    """An attempt starts; the first is number 1."""
+    """The start of an attempt; the first is number 1."""
 
     attempt: int
 
 
 class ResponseStarted(Record, frozen=True):
-    """The status and headers of a response have arrived.
+    """The arrival of a response's status and headers.
 
-    `first_byte` is in seconds since the attempt started. `request_id` is None when the response
-    names none.
+    `first_byte` is in seconds since the attempt started. `request_id` is None if the response has
+    none.
     """
 
     attempt: int
@@ -53,7 +53,7 @@ class ResponseStarted(Record, frozen=True):
 
 
 class RetryScheduled(Record, frozen=True):
-    """An attempt failed with `error`, and the next one starts in `delay` seconds."""
+    """A retry: an attempt failed with `error`, and the next one starts in `delay` seconds."""
 
     attempt: int
     error: Exception
@@ -61,23 +61,23 @@ class RetryScheduled(Record, frozen=True):
 
 
 class EventReceived(Record, frozen=True):
-    """A partial or completed image was decoded: `event` is what the iterator returns."""
+    """A decoded partial or completed image; `event` is what the stream yields."""
 
     event: Any
 
 
 class EventSkipped(Record, frozen=True):
-    """An event of a stream was skipped, for `reason`. `type` is None for an event without one."""
+    """A skipped event of a stream, and the `reason`; `type` is None for an event without one."""
 
     type: str | None
     reason: str
 
 
 class RequestFinished(Record, frozen=True):
-    """A call ended after `elapsed` seconds.
+    """The end of a call, after `elapsed` seconds.
 
-    `result` is the `ImagesResponse` or `Models`; it is None when `error` is set, and when a stream
-    was closed early.
+    `result` is the `ImagesResponse` or `Models`; it is None if `error` is set, or if a stream was
+    closed early.
     """
 
     elapsed: float

@@ -62,7 +62,7 @@ _SVG = re.compile(
 
 
 def media_type_of(content: bytes) -> str:
-    """Return the media type by the first bytes; `application/octet-stream` for anything unknown."""
+    """Return the media type detected from the first bytes, or `application/octet-stream`."""
     head = content[:4096]
     for signature, media_type in _SIGNATURES:
         if head.startswith(signature):
@@ -84,9 +84,6 @@ class Image(msgspec.Struct, eq=False, omit_defaults=True, dict=True):
     `content` is its bytes, or None while it is only a URL. `url` is its address as the server sent
     it, or None. `revised_prompt` is the prompt that the model followed, or None when the server
     does not say. `extra` has every other field that the server sent with it.
-    `content` is its bytes, or None while it is only a URL; `url` is its address
-    as the server gave it, or None; `revised_prompt` is the prompt that the model
-    really followed, or None when the server does not say. `extra` has what else the server sent with it.
     """
 
     content: bytes | None = msgspec.field(default=None, name="b64_json")
@@ -103,9 +100,9 @@ class Image(msgspec.Struct, eq=False, omit_defaults=True, dict=True):
         return self.__dict__.get("lock")
 
     def to_dict(self, *, images: bool = True) -> dict[str, Any]:
-        """Return plain data, as the API sends it, without what is None.
+        """Return plain data as the API sends it, without fields that are None.
 
-        `images=False` leaves out base64.
+        `images=False` omits the base64 content.
         """
         known = {
             "b64_json": self.b64_json if images else None,
@@ -133,7 +130,7 @@ class Image(msgspec.Struct, eq=False, omit_defaults=True, dict=True):
 
     @property
     def media_type(self) -> str | None:
-        """The media type by the bytes themselves; None while the image is only a URL."""
+        """The media type detected from the bytes; None while the image is only a URL."""
         return None if self.content is None else media_type_of(self.content)
 
     @property
@@ -164,12 +161,12 @@ class Image(msgspec.Struct, eq=False, omit_defaults=True, dict=True):
     async def save(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> Path:
         """Write the image to a file, and return its path.
 
-        The file appears whole or not at all; a cancelled `save` leaves no partial file. Symbolic
-        links, FIFOs and devices are written through.
+        The file is written atomically; a cancelled `save` leaves no partial file. Symbolic links,
+        FIFOs and devices are written through.
 
         Args:
             path: The file. Without a suffix, that of the image's type is added; a suffix of another
-                type gives a warning, because the bytes are written as they are.
+                type causes a warning, because the bytes are written unchanged.
             overwrite: Whether to replace an existing file.
 
         Raises:
@@ -209,7 +206,7 @@ class Image(msgspec.Struct, eq=False, omit_defaults=True, dict=True):
 
     @classmethod
     def from_pil(
-        cls, picture: "PILImage", *, format: Literal["png", "jpeg", "webp"] = "png"
+        cls, image: "PILImage", *, format: Literal["png", "jpeg", "webp"] = "png"
     ) -> Self:
         """Create an image from a `PIL.Image.Image`, for edits; needs the extra `pil`.
 
@@ -217,14 +214,14 @@ class Image(msgspec.Struct, eq=False, omit_defaults=True, dict=True):
         neither grey nor RGB, such as CMYK or a palette, is converted to RGB with its transparency.
 
         Raises:
-            ConfigurationError: If Pillow is not installed, `picture` is not a PIL image or has more
+            ConfigurationError: If Pillow is not installed, `image` is not a PIL image or has more
                 than 8 bits, a jpeg would lose transparency, or the format is not one of the three.
         """
         _require_pillow()
-        if format not in _SAVED_WITH:
+        if format not in _SAVE_OPTIONS:
             raise ConfigurationError(f"format must be png, jpeg or webp, not {format!r}.")
         file = io.BytesIO()
-        _fit_for(format, picture).save(file, format, **_SAVED_WITH[format])
+        _converted(image, format).save(file, format, **_SAVE_OPTIONS[format])
         return cls(file.getvalue())
 
     def __eq__(self, other: object) -> bool:
@@ -247,10 +244,10 @@ class Image(msgspec.Struct, eq=False, omit_defaults=True, dict=True):
         if self.content is None:
             return shown
         media_type = media_type_of(self.content)
-        as_it_is = media_type in RASTER_TYPES and len(self.content) <= MAX_EMBEDDED
-        if as_it_is:
+        embedded = media_type in RASTER_TYPES and len(self.content) <= MAX_EMBEDDED
+        if embedded:
             shown[media_type] = self.content
-        if not as_it_is or self.revised_prompt or self.__dict__.get("prompt"):
+        if not embedded or self.revised_prompt or self.__dict__.get("prompt"):
             element = self.to_html(link=link)
             shown |= {"text/html": element} if element else {}
         return shown
@@ -267,7 +264,7 @@ class Image(msgspec.Struct, eq=False, omit_defaults=True, dict=True):
         return figure(self.content, media_type_of(self.content), alt, link=link)
 
 
-_SAVED_WITH: dict[str, dict[str, Any]] = {
+_SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "png": {},
     "jpeg": {"quality": 95},
     "webp": {"lossless": True, "exact": True},
@@ -279,32 +276,32 @@ def _require_pillow() -> None:
         raise ConfigurationError('Pillow is missing: pip install "elkimg-async[pil]".')
 
 
-def _fit_for(format: str, picture: object) -> "PILImage":
+def _converted(image: object, format: str) -> "PILImage":
     """Return the image in a mode that the format and the servers accept."""
     import PIL.Image
 
-    if not isinstance(picture, PIL.Image.Image):
-        raise ConfigurationError(f"from_pil takes a PIL.Image.Image, not {type(picture).__name__}.")
-    if picture.mode.startswith(("I", "F")):
+    if not isinstance(image, PIL.Image.Image):
+        raise ConfigurationError(f"from_pil takes a PIL.Image.Image, not {type(image).__name__}.")
+    if image.mode.startswith(("I", "F")):
         raise ConfigurationError(
-            f"An image of mode {picture.mode} has more than 8 bits; convert it to RGB first."
+            f"An image of mode {image.mode} has more than 8 bits; convert it to RGB first."
         )
-    transparent = picture.has_transparency_data
+    transparent = image.has_transparency_data
     if format == "jpeg" and transparent:
         raise ConfigurationError(
-            'jpeg has no transparency: choose png or webp, or picture.convert("RGB") first.'
+            'jpeg has no transparency: choose png or webp, or image.convert("RGB") first.'
         )
-    if picture.mode in (("LA", "RGBA") if transparent else ("L", "RGB")):
-        return picture
+    if image.mode in (("LA", "RGBA") if transparent else ("L", "RGB")):
+        return image
     try:
-        fit = picture.convert("RGBA" if transparent else "RGB")
+        converted = image.convert("RGBA" if transparent else "RGB")
     except ValueError:
         raise ConfigurationError(
-            f"Pillow cannot convert mode {picture.mode} to RGB; convert it first."
+            f"Pillow cannot convert mode {image.mode} to RGB; convert it first."
         ) from None
-    if picture.mode not in ("1", "L", "P", "PA", "RGB"):
-        fit.info.pop("icc_profile", None)  # it describes the original colours
-    return fit
+    if image.mode not in ("1", "L", "P", "PA", "RGB"):
+        converted.info.pop("icc_profile", None)  # it describes the original colours
+    return converted
 
 
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image

@@ -1,4 +1,4 @@
-"""The calls that create images, `generate` and `edit`: their parameters and what they mean."""
+"""`generate` and `edit`: signatures and documentation of the calls that create images."""
 
 from collections.abc import Coroutine, Mapping
 from typing import Any, Literal, Unpack, overload
@@ -90,7 +90,7 @@ class ImageCalls:
             background: `transparent` (png and webp only), `opaque` or `auto`.
             moderation: `low` or `auto`.
             style: `vivid` or `natural`, dall-e-3 only.
-            user: Your own name for the end user; use `safety_identifier` instead.
+            user: An identifier of the end user; deprecated in favour of `safety_identifier`.
             safety_identifier: A stable, hashed identifier of the end user, for abuse detection.
             output_format: `png`, `jpeg`, `webp`, `gif` or `svg`.
             output_compression: 0 to 100 per cent, jpeg and webp only.
@@ -103,17 +103,18 @@ class ImageCalls:
                 200.
             svg: The model that writes an svg: `{"model": …, "reasoning": {"effort": …}}`.
             stream: Whether to return an `ImageStream`, which shows images as they develop.
-            extra_body: Further fields of the request's body; they win over the arguments above.
-            extra_query: Further query parameters of this request.
-            extra_headers: Further headers of this request.
-            timeout: Limits of this call in seconds; a number limits all of it. None: the client's.
-            retry: When to retry this call; a number is how often. None: the client's.
+            extra_body: Additional fields of the request body; they override the arguments above.
+            extra_query: Additional query parameters of this request.
+            extra_headers: Additional headers of this request.
+            timeout: Time limits of this call in seconds; a number is the total. None: the client's.
+            retry: When to retry this call; a number is the maximum number of retries. None: the
+                client's.
 
-        Any other option that is None is not sent, so that the server's default holds.
+        Other options that are None are not sent, so the server's defaults apply.
 
         Raises:
-            InvalidRequestError: If the request cannot be right; nothing was sent.
-            ConfigurationError: If the client cannot work as it was set up; nothing was sent.
+            InvalidRequestError: If the request is invalid; nothing was sent.
+            ConfigurationError: If the client is misconfigured; nothing was sent.
             APIError: If the server returns an error; the subclass and `code` say which.
             NetworkError: If no complete response arrives, or a limit of `timeout` passes.
             ResponseError: If the response has no usable image.
@@ -202,7 +203,7 @@ class ImageCalls:
         timeout: TimeoutLike | None = None,
         retry: RetryLike | None = None,
     ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream:
-        """Edit images as a prompt says: `await` all results, or stream them with `stream=True`.
+        """Edit images with a prompt: `await` all results, or stream them with `stream=True`.
 
         A file is read in chunks while it is sent, in a worker thread, and again for a retry. It
         must not change until the call is over.
@@ -217,8 +218,7 @@ class ImageCalls:
                 the image is edited. None: everywhere.
             markup: A png with transparency and of the size of the first image, with marks that
                 guide the edit; gpt-image-2.5 only, and not together with `mask`.
-            input_fidelity: `high` keeps features such as faces closer to the image, `low` costs
-                less.
+            input_fidelity: `high` preserves features such as faces more closely, `low` costs less.
             model: None: the client's default.
             n: How many images, 1 to 10. None: the server's default, 1.
             size: `1024x1024`, `1536x1024`, `1024x1536`, `auto`, or another size of the model.
@@ -227,7 +227,7 @@ class ImageCalls:
             background: `transparent` (png and webp only), `opaque` or `auto`.
             moderation: `low` or `auto`.
             style: `vivid` or `natural`, dall-e-3 only.
-            user: Your own name for the end user; use `safety_identifier` instead.
+            user: An identifier of the end user; deprecated in favour of `safety_identifier`.
             safety_identifier: A stable, hashed identifier of the end user, for abuse detection.
             output_format: `png`, `jpeg`, `webp`, `gif` or `svg`.
             output_compression: 0 to 100 per cent, jpeg and webp only.
@@ -240,15 +240,16 @@ class ImageCalls:
                 200.
             svg: The model that writes an svg: `{"model": …, "reasoning": {"effort": …}}`.
             stream: Whether to return an `ImageStream`, which shows images as they develop.
-            extra_body: Further fields of the request's body; they win over the arguments above.
-            extra_query: Further query parameters of this request.
-            extra_headers: Further headers of this request.
-            timeout: Limits of this call in seconds; a number limits all of it. None: the client's.
-            retry: When to retry this call; a number is how often. None: the client's.
+            extra_body: Additional fields of the request body; they override the arguments above.
+            extra_query: Additional query parameters of this request.
+            extra_headers: Additional headers of this request.
+            timeout: Time limits of this call in seconds; a number is the total. None: the client's.
+            retry: When to retry this call; a number is the maximum number of retries. None: the
+                client's.
 
         Raises:
             InvalidRequestError: If the request cannot be right, or a file cannot be read.
-            ElkImagesError: The others are those of `generate`.
+            ElkImagesError: In the cases listed for `generate`.
         """
         fields = {
             "prompt": prompt,

@@ -1,8 +1,8 @@
 """The logger `elkimg_async`, and warnings that point at the user's own code.
 
-DEBUG has each attempt and how it ended, INFO the retries, WARNING what was lost. No line holds text
-that the user or the server wrote, except the URL and the request id: no prompt, no API key, no
-body, no error message. Use a hook to see those.
+Attempts and how they end are logged at DEBUG, retries at INFO, and losses at WARNING. No line
+contains text written by the user or the server except the URL and the request id: no prompt, API
+key, body or error message. Use a hook to see those.
 """
 
 import logging
@@ -23,7 +23,7 @@ class CallLog:
         self._request_id: str | None = None
 
     def __call__(self, record: hooks.Record) -> None:
-        """Log the record if it is worth a line."""
+        """Log one record."""
         number = record.call
         match record:
             case hooks.RequestStarted():
@@ -78,7 +78,7 @@ def _package(frame: FrameType) -> str:
 
 
 def log_download(url: str, seconds: float, outcome: int | BaseException) -> None:
-    """Log a download of so many bytes, or its failure; of the URL only the host is logged."""
+    """Log the size or failure of a download, with the host but not the rest of its URL."""
     if logger.isEnabledFor(logging.DEBUG):
         host = url.partition("://")[2].partition("/")[0].rpartition("@")[2]
         ended = f"{outcome:,} bytes" if isinstance(outcome, int) else f"failed: {describe(outcome)}"
@@ -96,7 +96,7 @@ def warn_of_missing_images(
 
 
 def describe(error: BaseException) -> str:
-    """Return the kind of a failure, without any text of the server."""
+    """Return the kind of a failure, without any text from the server."""
     words = [type(error).__name__]
     if isinstance(error, (APIError, DownloadError)) and error.status is not None:
         words.append(str(error.status))

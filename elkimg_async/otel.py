@@ -1,4 +1,4 @@
-"""OpenTelemetry for a client: a span and metrics per call, after the GenAI semantic conventions.
+"""OpenTelemetry for a client: a span and metrics per call, as in the GenAI semantic conventions.
 
     client = AsyncImages(hooks=[otel.Telemetry()])
 
@@ -217,7 +217,7 @@ class _Running(msgspec.Struct):
 
 
 def _add_event(span: "Span", record: hooks.Record) -> None:
-    """Add an event of the kinds that occur once per attempt."""
+    """Add a span event for a record that occurs once per attempt."""
     match record:
         case hooks.AttemptStarted(attempt=attempt):
             span.set_attribute("elkimg.attempts", attempt)
@@ -250,7 +250,7 @@ def _add_event(span: "Span", record: hooks.Record) -> None:
 
 
 _OPERATIONS = {"generations": "image_generation", "edits": "image_edit", "models": "list_models"}
-"""Operation names after the stream events, since the conventions have none for images."""
+"""Operation names, after those of the stream events: the conventions have none for images."""
 
 
 def _operation(path: str) -> str:

@@ -15,13 +15,13 @@ from pathlib import Path
 import pybase64
 
 MAX_EDGE = 512
-"""Pixels of a preview's long edge."""
+"""Length of a preview's longer edge, in pixels."""
 
 FOLDER = "elkimg-originals"
-"""Where a notebook keeps the originals of its previews, beside itself."""
+"""Folder beside a notebook that holds the originals of its previews."""
 
 MAX_EMBEDDED = 64 * 1024
-"""Bytes of an image that needs no preview."""
+"""Images of at most so many bytes are embedded without a preview."""
 
 RASTER_TYPES = {"image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"}
 """The types that notebooks show without HTML."""
@@ -55,7 +55,7 @@ def figure(content: bytes, media_type: str, alt: str, *, link: bool = True) -> s
 
 
 def _reduce(content: bytes) -> tuple[bytes, str] | None:
-    """Return a preview and its type; None if the original is small enough or has to do."""
+    """Return a preview and its type; None to embed the original."""
     if len(content) <= MAX_EMBEDDED or importlib.util.find_spec("PIL") is None:
         return None
     import PIL.Image
@@ -77,7 +77,7 @@ def _reduce(content: bytes) -> tuple[bytes, str] | None:
 
 
 def _keep(content: bytes, media_type: str) -> str | None:
-    """Write an original beside the notebook and return its relative path; None outside of one."""
+    """Write an original beside the notebook and return its relative path; None if there is none."""
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     if getattr(shell, "kernel", None) is None:
@@ -90,5 +90,5 @@ def _keep(content: bytes, media_type: str) -> str | None:
             part.write_bytes(content)
             part.replace(path)
     except OSError:
-        return None  # a folder that cannot be written to
+        return None  # the folder is not writable
     return path.as_posix()

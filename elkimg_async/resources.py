@@ -1,4 +1,4 @@
-"""The `models` of a client, and what mocks and warnings need to know of its calls."""
+"""The `models` attribute of a client, and names by which mocks and warnings know its calls."""
 
 import asyncio
 import inspect
@@ -15,7 +15,7 @@ T = TypeVar("T")
 def returns_awaitable(function: T) -> T:
     """Mark a call of `AsyncImages` as returning an awaitable, so that `AsyncMock(spec=…)` does too.
 
-    It is also named after that class, wherever it is written.
+    A function also gets that class in its qualified name, wherever it is defined.
     """
     if inspect.isfunction(function):
         function.__qualname__ = f"AsyncImages.{function.__name__}"
@@ -27,7 +27,7 @@ def returns_awaitable(function: T) -> T:
 
 
 def named(result: T, name: str) -> T:
-    """Name a coroutine after the call that the user made, for the warning about a missing await."""
+    """Name a coroutine after the public call, for the warning about a missing await."""
     if isinstance(result, Coroutine):
         result.__qualname__ = f"AsyncImages.{name}"  # type: ignore[attr-defined]
         result.__name__ = name  # type: ignore[attr-defined]
@@ -35,7 +35,7 @@ def named(result: T, name: str) -> T:
 
 
 class ListsModels(Protocol):
-    """A client, as far as `models` needs it."""
+    """The part of a client that `models` uses."""
 
     def _list_models(
         self,
@@ -61,15 +61,16 @@ class ModelsResource:
         timeout: TimeoutLike | None = None,
         retry: RetryLike | None = None,
     ) -> Coroutine[Any, Any, Models]:
-        """Return the models of the server, in its order; `Model.is_image` marks those for images.
+        """Return the server's models, in its order; `Model.is_image` marks those for images.
 
-        A call with a model that the server shuts down within 30 days logs a warning afterwards.
+        Afterwards, calls that use a model due to be shut down within 30 days log a warning.
 
         Args:
-            extra_headers: Further headers of this request.
-            extra_query: Further query parameters of this request.
-            timeout: Limits of this call in seconds; a number limits all of it. None: the client's.
-            retry: When to retry this call; a number is how often. None: the client's.
+            extra_headers: Additional headers of this request.
+            extra_query: Additional query parameters of this request.
+            timeout: Time limits of this call in seconds; a number is the total. None: the client's.
+            retry: When to retry this call; a number is the maximum number of retries. None: the
+                client's.
 
         Raises:
             ElkImagesError: As for `generate`. The call costs nothing, so every transient failure is
@@ -115,7 +116,7 @@ class ModelsPage:
         return self._fetch().__await__()
 
     def __aiter__(self) -> AsyncIterator[Model]:
-        return _Iterator(self._fetch)
+        return _ModelIterator(self._fetch)
 
     def _fetch(self) -> Coroutine[Any, Any, Models]:
         return self._models(
@@ -125,8 +126,8 @@ class ModelsPage:
         )
 
 
-class _Iterator:
-    """The models one by one; they are fetched at the first."""
+class _ModelIterator:
+    """Iterator over the models, which are fetched on its first step."""
 
     def __init__(self, fetch: Any) -> None:
         self._fetch = fetch

@@ -39,7 +39,7 @@ class ImageStream:
     Use it as `async with client.generate(…, stream=True) as stream:`, which closes the connection
     at the end of the block, whatever happens in it. `async for event in client.generate(…,
     stream=True):` works as well, and so does `stream = await client.generate(…, stream=True)`,
-    which raises an error response at once.
+    which raises at once if the server returns an error.
 
     Iteration ends after at least one `CompletedImage`, or raises.
     """
@@ -94,19 +94,19 @@ class ImageStream:
         return self._response
 
     async def display(self) -> ImagesResponse:
-        """Show the images in a notebook, each in place of the one before, and return the response.
+        """Show the images in a notebook, each replacing the previous one, and return the response.
 
         Raises:
-            ConfigurationError: If this is not a notebook. The stream is closed then.
+            ConfigurationError: If the code is not running in a notebook; the stream is closed.
         """
         try:
-            place = LiveDisplay()
+            output = LiveDisplay()
         except BaseException:
             await self.aclose()
             raise
         async with self:
             async for event in self:
-                place.show(event.image, finished=isinstance(event, CompletedImage))
+                output.show(event.image, finished=isinstance(event, CompletedImage))
             return await self.result()
 
     async def aclose(self) -> None:
@@ -146,7 +146,7 @@ class ImageStream:
             raise
         self._busy = True
         try:
-            done = await step
+            result = await step
         except BaseException as error:
             self._source.abort()
             if self._state != "closed":
@@ -157,7 +157,7 @@ class ImageStream:
                 raise
         else:
             if self._state != "closed":
-                return done
+                return result
         finally:
             self._busy = False
         raise StreamStateError("The stream was closed while it was being read.", billing="unknown")
