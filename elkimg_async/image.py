@@ -205,9 +205,7 @@ class Image(msgspec.Struct, eq=False, omit_defaults=True, dict=True):
         return PIL.Image.open(io.BytesIO(self.content))
 
     @classmethod
-    def from_pil(
-        cls, image: "PILImage", *, format: Literal["png", "jpeg", "webp"] = "png"
-    ) -> Self:
+    def from_pil(cls, image: "PILImage", *, format: Literal["png", "jpeg", "webp"] = "png") -> Self:
         """Create an image from a `PIL.Image.Image`, for edits; needs the extra `pil`.
 
         The pixels are kept: png and webp are lossless here, jpeg has quality 95. A mode that is

@@ -1,4 +1,4 @@
-"""What ends a run early: its limits, and errors that every further request would meet."""
+"""Reasons to end a run early: its limits, and errors that every further request would meet."""
 
 from decimal import Decimal
 from typing import Literal
@@ -21,18 +21,18 @@ _ZERO = Decimal(0)
 class Budget:
     """The images and tokens that were spent, and those that requests in flight may spend.
 
-    Images are counted as they are requested, so that their limit holds exactly. Tokens are known
-    only afterwards: a request is assumed to cost what an image has cost so far, and until one has
-    been made, requests go one by one. Images without a response are assumed to have cost as much.
-    If the server reports no tokens, their limit is never reached.
+    Images are counted when they are requested, so that their limit holds exactly. Tokens are known
+    only afterwards: a request is assumed to cost as much as an image has cost so far, and until
+    that is known, requests are sent one by one. Images without a response are assumed to have cost
+    as much. If the server reports no tokens, their limit is never reached.
 
     Args:
         max_errors: The number of failed items that ends the run. None: no limit.
-        max_images: The images that may be paid for, those of `images` included. None: no limit.
-        max_total_tokens: The same for tokens.
-        images: Those that may have been paid for before.
-        lost: Those of them whose tokens no response has reported.
-        tokens: Those that were spent before.
+        max_images: The images that may be paid for, including `images`. None: no limit.
+        max_total_tokens: The tokens that may be spent, including `tokens`. None: no limit.
+        images: Images that earlier runs may have paid for.
+        lost: The number of them whose tokens no response has reported.
+        tokens: Tokens that earlier runs have spent.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Budget:
         """Return the limit that a further request for `n` images may exceed, or None."""
         if self._max_errors is not None and self._errors >= self._max_errors:
             return "max_errors"
-        if n == 0:  # made and paid for; it is only downloaded
+        if n == 0:  # already paid for, and only downloaded
             return None
         reserved = self._reserved + n
         if self._max_images is not None and self._images + reserved > self._max_images:
@@ -73,15 +73,15 @@ class Budget:
         return self._tokens + (reserved + self._lost) * price <= self._max_tokens
 
     def reserve(self, n: int) -> None:
-        """Note that a request for `n` images starts."""
+        """Record that a request for `n` images starts."""
         self._reserved += n
 
     def release(self, n: int) -> None:
-        """Note that it is over."""
+        """Record that a request for `n` images has ended."""
         self._reserved -= n
 
     def spend(self, images: int, tokens: float | None, *, responded: bool = True) -> None:
-        """Note images that may have been paid for; `tokens` is None if their cost is unknown."""
+        """Record images that may have been paid for; `tokens` is None if their cost is unknown."""
         self._images += images
         if tokens is not None:
             self._with_tokens += images
@@ -92,12 +92,12 @@ class Budget:
             self._lost += images
 
     def resume(self, images: int) -> None:
-        """Note that lost images are requested again, and billed once for their idempotency key."""
+        """Record that lost images are requested again, billed once for their idempotency key."""
         self._images -= images
         self._lost -= images
 
     def fail(self) -> None:
-        """Note that an item has failed."""
+        """Record that an item has failed."""
         self._errors += 1
 
 

@@ -1,7 +1,7 @@
-"""One job from its first record to its last: sending, downloading, saving; shared by `map` and Ray.
+"""Execution of jobs: sending, downloading, saving and recording; shared by `map` and Ray.
 
-What a job's store keeps, and where, is its own affair: `RunStore` for a run of `map`, `SharedStore`
-for workers on Ray, `NoStore` where images go back to the caller and nothing is recorded.
+What is recorded, and where, is up to the store: `RunStore` for a run of `map`, `SharedStore` for
+workers on Ray, `NoStore` if images are returned and nothing is recorded.
 """
 
 import asyncio
@@ -31,15 +31,15 @@ from elkimg_async.sansio.responses import ImagesResponse
 from elkimg_async.sansio.retry import is_in_flight
 
 IN_FLIGHT_PAUSE = 0.5
-"""Seconds between two requests for what the attempt of an earlier run is still producing."""
+"""Seconds between two requests for an image that an earlier attempt is still producing."""
 IN_FLIGHT_LIMIT = 600.0
-"""Seconds after which no further one is sent; no image takes longer."""
+"""Seconds after which no further request is sent; no image takes longer."""
 
 T = TypeVar("T")
 
 
 class JobStore(Protocol):
-    """Where the records and images of jobs are kept. Methods raise OSError if the disk fails."""
+    """Storage of the records and images of jobs; methods raise OSError if the disk fails."""
 
     @property
     def keeps_files(self) -> bool:
@@ -54,12 +54,12 @@ class JobStore(Protocol):
         ...
 
     async def note_pending(self, job: Job, record: MadeRecord, elapsed: float) -> None:
-        """Record where images are that are not downloaded yet."""
+        """Record the URLs of images that have not been downloaded yet."""
 
     async def finish(
         self, job: Job, record: MadeRecord, error: ElkImagesError | None, elapsed: float
     ) -> None:
-        """Record the end of a job, good or bad."""
+        """Record the end of a job, successful or not."""
 
 
 class NoStore:
@@ -84,19 +84,19 @@ class NoStore:
 
 
 class SendGate:
-    """A gate that can be closed for jobs that wait for their turn, and not for those being sent."""
+    """A gate that stops jobs waiting for their turn, but not those being sent."""
 
     def __init__(self) -> None:
         self._waiting: dict[asyncio.Task[Any] | None, anyio.CancelScope] = {}
         self._closed: ElkImagesError | None = None
 
     def observe(self, record: object) -> None:
-        """Note that the current task has got its turn; a hook of the client."""
+        """Record that the current task is being sent; this is a hook of the client."""
         if isinstance(record, AttemptStarted):
             self._waiting.pop(asyncio.current_task(), None)
 
     def close(self, error: ElkImagesError) -> None:
-        """Let nothing more be sent; what waits for its turn fails, and names this error."""
+        """Stop sending; jobs that wait for their turn fail with an error that names this one."""
         self._closed = error
         for scope in self._waiting.values():
             scope.cancel()
@@ -126,9 +126,9 @@ class Sender:
         generate: `AsyncImages.generate`.
         edit: `AsyncImages.edit`.
         connect: Enables an image to download its URL.
-        headers: Further headers of every request.
+        headers: Additional headers for every request.
         stream: Whether responses are streamed.
-        gate: Ends jobs that wait for their turn when the run stops. None: there is none.
+        gate: Stops jobs that wait for their turn when the run stops. None: one that stays open.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class Sender:
         self.gate = gate or SendGate()
 
     async def send(self, job: Job) -> ImagesResponse:
-        """Send a job; while an earlier attempt of it is still being processed, send it again."""
+        """Send a job, and send it again while an earlier attempt is still being processed."""
         began = time.monotonic()
         while True:
             try:
@@ -182,12 +182,12 @@ class Sender:
 
 
 class Executor:
-    """Executes jobs, any number at a time.
+    """Executor of jobs, any number at a time.
 
     Args:
-        sender: Sends them.
-        store: Keeps their records and images.
-        budget: Is notified of what was spent. None: nothing is.
+        sender: Sends the jobs.
+        store: Stores their records and images.
+        budget: Records what was spent. None: nothing does.
     """
 
     def __init__(self, sender: Sender, store: JobStore, budget: Budget | None = None) -> None:
@@ -195,13 +195,13 @@ class Executor:
         self._budget = budget or Budget()
 
     async def execute(self, job: Job) -> JobResult:
-        """Execute one job. Once its response is here, cancelling waits until that is on disk.
+        """Execute one job; once its response has arrived, cancelling waits until it is on disk.
 
         Raises:
             JournalError: If nothing can be recorded any more.
         """
         began, known = time.monotonic(), job.record
-        if isinstance(known, ResponseRecord) and known.urls:  # made and paid for: only download it
+        if isinstance(known, ResponseRecord) and known.urls:  # already paid for: only download
             slots = self._pending_slots(known.urls)
             made = MadeRecord(**response_fields(known))
             if self._store.keeps_files:
@@ -228,18 +228,17 @@ class Executor:
         return JobResult(job=job, record=made, response=response, elapsed=_since(began))
 
     async def _fail(self, job: Job, error: ElkImagesError, began: float) -> JobResult:
-        """Record a failure, and save the good images that came with it: they are paid for."""
+        """Record a failure, and save the images that came with it: they are paid for."""
         if job.resumes is not None and error.billing in ("not_sent", "refused"):
-            error.billing = (
-                "unknown"  # the earlier attempt may have made it, under the same idempotency key
-            )
+            # The earlier attempt, with the same idempotency key, may have created the image.
+            error.billing = "unknown"
         spent = job.n if error.billing in ("unknown", "billed") else 0
         self._budget.spend(spent, None, responded=False)
         made = MadeRecord(**job.record_fields(), images=spent)
         if self._store.keeps_files:
-            good = [image for image in getattr(error, "images", ()) if image.content]
+            images = [image for image in getattr(error, "images", ()) if image.content]
             try:
-                files = await _shielded(self._save(job, list(enumerate(good)), many=True))
+                files = await _shielded(self._save(job, list(enumerate(images)), many=True))
             except OSError as problem:
                 return await self._fail_on_disk(job, made, problem, None, began)
             made = msgspec.structs.replace(made, files=files)
@@ -253,16 +252,16 @@ class Executor:
         response: ImagesResponse | None,
         began: float,
     ) -> JobResult:
-        """Save the images of a response; those behind URLs after recording where they are."""
-        here = [(position, image) for position, image in slots if image.content is not None]
-        away = [(position, image) for position, image in slots if image.content is None]
+        """Save the images of a response; the URLs of those to be downloaded are recorded first."""
+        received = [(position, image) for position, image in slots if image.content is not None]
+        remote = [(position, image) for position, image in slots if image.content is None]
         save = partial(self._save, job, many=made.images > 1)
         end = partial(self._end, urls=tuple(image.url for _, image in slots if image.url))
         try:
-            made = _with(made, await _shielded(save(here)), _pending(away))
-            if away and response is not None:
+            made = _with(made, await _shielded(save(received)), _pending(remote))
+            if remote and response is not None:
                 await _shielded(self._store.note_pending(job, made, _since(began)))
-            files, urls, failure = await _download(away, save)
+            files, urls, failure = await _download(remote, save)
             made = _with(made, files, urls)
             if failure is not None:
                 return await end(job, made, failure, began)
@@ -292,10 +291,10 @@ class Executor:
         response: ImagesResponse | None,
         began: float,
     ) -> JobResult:
-        """Hand over what there is, and stop before more is paid for."""
+        """Return the images that were received, and stop the run before more is paid for."""
         error = BatchError(
-            f"The image was made, but cannot be saved: {problem.strerror}. Fix that, and start the "
-            "same run again.",
+            f"The image was created, but cannot be saved: {problem.strerror}. Fix that, and start "
+            "the same run again.",
             billing="billed",
         )
         error.request_id = made.meta.request_id if made.meta else None
@@ -326,7 +325,7 @@ def _pending(slots: Slots) -> tuple[PendingImage, ...]:
 async def _download(
     slots: Slots, save: Callable[[Slots], Coroutine[Any, Any, tuple[SavedFile, ...]]]
 ) -> tuple[tuple[SavedFile, ...], tuple[PendingImage, ...], DownloadError | None]:
-    """Download images and `save` each; return the files, what is still pending, and why."""
+    """Download and `save` images; return the files, the images still pending, and the error."""
     files: tuple[SavedFile, ...] = ()
     pending: list[tuple[int, Image]] = []
     failure: DownloadError | None = None
@@ -342,7 +341,7 @@ async def _download(
 
 
 async def _shielded(step: Coroutine[Any, Any, T]) -> T:
-    """Run a step to its end, even if the run is being cancelled."""
+    """Run a step to completion, even if the run is being cancelled."""
     with anyio.CancelScope(shield=True):
         return await step
     raise AssertionError("nothing cancels this scope")

@@ -1,4 +1,4 @@
-"""Appending to files that one process at a time may use, and getting them onto the disk."""
+"""Files that only one process at a time may append to, flushed to disk."""
 
 import errno
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 from elkimg_async.errors import JournalError
 
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES}
-"""Errors of file systems that cannot flush a file or, like many network shares, a folder."""
+"""Errors of file systems that cannot flush files or, like many network shares, folders."""
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
@@ -20,7 +20,7 @@ def write_all(descriptor: int, data: bytes) -> None:
 
 
 def sync_file(descriptor: int) -> None:
-    """Get what was written onto the disk, where the file system is able to."""
+    """Flush a file to disk, if the file system supports that."""
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -29,12 +29,12 @@ def sync_file(descriptor: int) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Get the names of new files onto the disk, where the file system is able to."""
+    """Flush the names of new files in a folder to disk, if the file system supports that."""
     if sys.platform == "win32":
         return
     try:
         descriptor = os.open(path, os.O_RDONLY)
-    except PermissionError:  # it may be written to, and not listed
+    except PermissionError:  # the folder is writable, but cannot be listed
         return
     try:
         sync_file(descriptor)
@@ -43,14 +43,14 @@ def sync_folder(path: Path) -> None:
 
 
 def open_locked(path: Path, *, require_lock: bool = True) -> int:
-    """Open a file to append to, for this run alone; the lock ends with the process.
+    """Open a file for appending, and lock it; the lock ends with the process.
 
     Args:
         path: The file; it is created if it is missing.
         require_lock: Whether to fail if the file system has no locks.
 
     Raises:
-        JournalError: If another run uses it, or a required lock cannot be had.
+        JournalError: If another run uses it, or a required lock is not available.
         OSError: If it cannot be opened.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
@@ -80,7 +80,7 @@ if sys.platform == "win32":
     import msvcrt
 
     def _lock(descriptor: int, path: Path) -> None:
-        os.lseek(descriptor, 1 << 40, os.SEEK_SET)  # no byte that is ever read or written
+        os.lseek(descriptor, 1 << 40, os.SEEK_SET)  # a byte that is never read or written
         msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
 
 else:
@@ -89,4 +89,4 @@ else:
     def _lock(descriptor: int, path: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not os.path.samestat(os.fstat(descriptor), path.stat()):
-            raise BlockingIOError  # another run has replaced the file meanwhile
+            raise BlockingIOError  # another run has replaced the file in the meantime

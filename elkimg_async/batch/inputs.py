@@ -1,4 +1,4 @@
-"""The content of an edit's input files, as a hash; read in a worker thread, a piece at a time."""
+"""Hashes of the input files of edits, which are read in a worker thread, a chunk at a time."""
 
 import hashlib
 import os
@@ -13,23 +13,23 @@ from elkimg_async.errors import InvalidRequestError
 from elkimg_async.image import Image
 from elkimg_async.sansio.requests import EditRequest, ImageRequest
 
-_PIECE = 1 << 20
+_CHUNK = 1 << 20
 _URLS = ("http://", "https://", "data:")
 _PARTS = ("image", "mask", "markup")
 
 
 def full_fingerprint(request: ImageRequest, *, stream: bool) -> str:
-    """Return the fingerprint of a request, for an edit with the content of its inputs.
+    """Return the fingerprint of a request, which for an edit covers the content of its inputs.
 
     Raises:
-        InvalidRequestError: If JSON cannot hold the request, or an input cannot be read.
+        InvalidRequestError: If the request cannot be written as JSON, or an input cannot be read.
     """
     inputs = hash_inputs(request) if isinstance(request, EditRequest) else None
     return fingerprint(request, stream=stream, inputs=inputs)
 
 
 def hash_inputs(request: EditRequest) -> str:
-    """Return a hash over the SHA-256 of each input of an edit; it depends on no path.
+    """Return a hash over the SHA-256 of each input of an edit; it does not depend on paths.
 
     Raises:
         InvalidRequestError: If an input cannot be read, or can be read only once.
@@ -78,20 +78,20 @@ def _hash_path(path: "str | os.PathLike[str]", param: str) -> str:
 
 
 def _hash_file(file: Any, param: str) -> str:
-    """Hash a file object from its beginning, and leave it where it stood."""
+    """Hash a file object from its start, and restore its position."""
     try:
         position = file.tell()
         file.seek(0)
         digest = hashlib.sha256()
         try:
-            while piece := file.read(_PIECE):
-                digest.update(piece)
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
         finally:
             file.seek(position)
     except (OSError, ValueError, TypeError, AttributeError):
         raise InvalidRequestError(
-            f"The file of {param} cannot be read twice, which a journal needs: pass a path, or its "
-            "bytes.",
+            f"The file passed as {param} cannot be read twice, which a journal requires; pass a "
+            "path or bytes.",
             param=param,
         ) from None
     return digest.hexdigest()

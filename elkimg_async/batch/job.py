@@ -1,4 +1,4 @@
-"""A job: one request to be sent, and what comes of it."""
+"""Jobs: requests to be sent, and their results."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One request to be sent.
 
     `stem` is the name of its files without extension, `hash` its fingerprint. `record` is the last
-    known about it; None if nothing is. `resumes` is an attempt of an earlier run that had no
+    record of it; None if there is none. `resumes` is an attempt of an earlier run that had no
     response, if the server is known to replay its idempotency key, so that sending it again costs
     nothing more; else None. `repeated` is whether an earlier attempt may still be running.
     """
@@ -33,7 +33,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def n(self) -> int:
-        """How many images may be paid for; 0 if they are made and only have to be downloaded."""
+        """How many images may be paid for; 0 if they only have to be downloaded."""
         if isinstance(self.record, ResponseRecord) and self.record.urls:
             return 0
         n = (self.request.extra_body or {}).get("n", self.request.n)
@@ -41,7 +41,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What is sent besides the prompt; for an edit, with the names of its files."""
+        """The fields sent besides the prompt; for an edit, with the names of its files."""
         parameters = self.request.fields() | (self.request.extra_body or {})
         parameters.pop("prompt", None)
         if names := input_names(self.request):
@@ -49,18 +49,18 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         return parameters
 
     def record_fields(self) -> dict[str, Any]:
-        """Return what every record of it holds."""
+        """Return the fields that all records of the job share."""
         names = ("index", "hash", "idempotency_key", "id", "metadata")
         return {name: getattr(self, name) for name in names}
 
 
 class JobResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of a job.
+    """The result of a job.
 
-    `record` is what is known of the response. `response` has the images that are not saved as
-    files, None if there are none. `urls` are those of saved images that had one. `stop` is why no
-    further job should start; None if there is no reason. `elapsed` is in seconds, waiting for a
-    turn included.
+    `record` describes the response. `response` has the images that are not saved as files, None if
+    there are none. `urls` are those of saved images that had one. `stop` is the error because of
+    which no further job should start, or None. `elapsed` is in seconds, including the wait for a
+    turn.
     """
 
     job: Job

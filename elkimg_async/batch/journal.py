@@ -1,11 +1,11 @@
-"""The journal of a run: its records, one line of JSON each, and what a file of them says.
+"""The journal of a run: records of its requests, one line of JSON each.
 
 A run of `map` appends a line before a request is sent (`sent`), when its response has only URLs of
-images (`made`), and when it is over (`done`, `failed`). The last line of an index holds for it.
-Each `sent` is an attempt that may have been paid for: the next line says what it cost, and without
-one it may have cost everything it requested. The file may be a hundred thousand lines long, and its
-process may have died at any byte, so reading it takes one pass, keeps nine bytes for each request,
-and tolerates damage at the end of the file only.
+images (`made`), and when it has ended (`done`, `failed`). The last line of an index counts. Each
+`sent` is an attempt that may have been paid for: the next line says what it cost, and without one
+it may have cost everything it requested. The file may be a hundred thousand lines long, and its
+process may have died at any byte, so reading it takes one pass, keeps nine bytes per request, and
+tolerates damage only at the end of the file.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from elkimg_async.sansio.responses import Meta, Usage
 VERSION = 1
 FINGERPRINT_VERSION = 1
 MAX_GAP = 1_000_000
-"""How far an index may lie beyond all others before the line counts as broken."""
+"""How far an index may exceed all others before its line counts as broken."""
 
 
 class JournalHeader(msgspec.Struct, frozen=True, tag_field="type", tag="journal"):
@@ -55,7 +55,7 @@ class PendingImage(msgspec.Struct, frozen=True):
 class JournalRecord(
     msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True
 ):
-    """What every line after the first holds.
+    """Base class of the records after the header.
 
     `hash` is the request's fingerprint, None for an item that is not a request. `idempotency_key`
     is None if none is sent. `id` and `metadata` are those of the row, for other programs: they are
@@ -70,17 +70,17 @@ class JournalRecord(
 
 
 class SentRecord(JournalRecord, frozen=True, kw_only=True, tag="sent"):
-    """The request is about to be sent.
+    """A request that is about to be sent.
 
-    `images` is how many may be paid for if nothing more is heard of it. Journals of early versions
-    do not have it: one.
+    `images` is how many may be paid for if no further record follows; early versions did not write
+    it, and sent one.
     """
 
     images: int = 1
 
 
 class ResponseRecord(JournalRecord, frozen=True, kw_only=True):
-    """What is known of a response. `images` is how many may have been paid for."""
+    """A response; `images` is how many may have been paid for."""
 
     images: int = 0
     files: tuple[SavedFile, ...] = ()
@@ -90,15 +90,15 @@ class ResponseRecord(JournalRecord, frozen=True, kw_only=True):
 
 
 class MadeRecord(ResponseRecord, frozen=True, kw_only=True, tag="made"):
-    """The images are made, and those of `urls` are not downloaded yet."""
+    """A response whose images in `urls` have not been downloaded yet."""
 
 
 class DoneRecord(ResponseRecord, frozen=True, kw_only=True, tag="done"):
-    """The request is finished, its files whole and on disk."""
+    """A finished request, with its files complete and on disk."""
 
 
 class FailedRecord(ResponseRecord, frozen=True, kw_only=True, tag="failed"):
-    """The request failed; with `urls`, only downloading its images did."""
+    """A failed request; with `urls`, only downloading its images failed."""
 
     error: dict[str, Any] = {}
     attempts: int = 0
@@ -109,8 +109,8 @@ State = Literal["new", "sent", "made", "done", "failed"]
 
 _STATES: tuple[State, ...] = ("new", "sent", "made", "done", "failed")
 _CODES = {SentRecord: 1, MadeRecord: 2, DoneRecord: 3, FailedRecord: 4}
-_UNFETCHED = 5  # failed, but only to download what was made
-_COUNTED = {2, _UNFETCHED}
+_NOT_DOWNLOADED = 5  # failed, but only to download the images
+_COUNTED = {2, _NOT_DOWNLOADED}
 _NAMES = (*_STATES, "failed")
 _BROKEN = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
@@ -130,13 +130,13 @@ def decode_record(line: bytes) -> AnyRecord:
 
 
 class JournalIndex:
-    """The state of each request according to a journal, and where in the file its last record is.
+    """The state of each request according to a journal, and the offset of its last record.
 
     Attributes:
-        end: How many bytes of the file are good; what follows is the torn end of a killed process.
-        unended: Whether the last good line lacks its line feed.
+        end: The number of valid bytes; what follows was cut off when the process was killed.
+        unended: Whether the last valid line lacks its line feed.
         images: How many images the run may have paid for.
-        lost: How many of them no response has reported the tokens of.
+        lost: How many of them have no reported tokens.
         tokens: How many tokens the server has reported.
     """
 
@@ -148,7 +148,7 @@ class JournalIndex:
         self._lines = 0
         self._offsets = array("q")
         self._codes = bytearray()
-        self._open: dict[int, int] = {}  # what each `sent` without a response may cost
+        self._open: dict[int, int] = {}  # images of each `sent` without a response
 
     def __len__(self) -> int:
         return len(self._codes)
@@ -159,23 +159,23 @@ class JournalIndex:
         return self._lines == 0
 
     def feed(self, line: bytes) -> None:
-        """Add the next line, its line feed included; only the last may lack it.
+        """Add the next line, including its line feed, which only the last may lack.
 
         Raises:
             JournalError: If the line is broken, or is not a line of a journal.
         """
-        whole = line.endswith(b"\n")
+        complete = line.endswith(b"\n")
         try:
             if self._lines:
                 self._add(_decode_record(line))
             else:
                 _check_header(line)
         except _BROKEN:
-            if whole or (self.empty and not _HEADER.startswith(line.rstrip(b"\0"))):
+            if complete or (self.empty and not _HEADER.startswith(line.rstrip(b"\0"))):
                 raise JournalError(self._problem()) from None
             return
         self.end += len(line)
-        self.unended = not whole
+        self.unended = not complete
         self._lines += 1
 
     def _problem(self) -> str:
@@ -203,7 +203,7 @@ class JournalIndex:
                 self._count(record.images, lost=record.meta is None and record.usage is None)
                 self.tokens += (record.usage and record.usage.total_tokens) or 0
             if isinstance(record, FailedRecord) and record.urls:
-                code = _UNFETCHED
+                code = _NOT_DOWNLOADED
         self._offsets[index] = self.end
         self._codes[index] = code
 
@@ -216,7 +216,7 @@ class JournalIndex:
         return _NAMES[self._codes[index]] if index < len(self) else "new"
 
     def offset(self, index: int) -> int | None:
-        """Return where in the file the last record of a request begins; None without one."""
+        """Return the offset of a request's last record in the file; None without one."""
         return self._offsets[index] if self.state(index) != "new" else None
 
 
@@ -235,16 +235,16 @@ def _check_header(line: bytes) -> None:
 
 
 def fingerprint(request: ImageRequest, *, stream: bool, inputs: str | None = None) -> str:
-    """Return the same text for the same request in every process, in any order of fields.
+    """Return a text that identifies a request in every process, whatever the order of its fields.
 
     Args:
         request: The request.
-        stream: Whether it is streamed, which makes it another request.
+        stream: Whether it is streamed, which makes it a different request.
         inputs: The hash of an edit's input files; it is separate, so that a changed file can be
-            distinguished from another request. None: there are none.
+            distinguished from a different request. None: there are none.
 
     Raises:
-        InvalidRequestError: If JSON cannot hold the request.
+        InvalidRequestError: If the request cannot be written as JSON.
     """
     content: list[Any] = [request.fields(), request.extra_body or {}, stream]
     if isinstance(request, EditRequest):
@@ -260,12 +260,12 @@ def fingerprint(request: ImageRequest, *, stream: bool, inputs: str | None = Non
 
 
 def is_same(record: AnyRecord, index: int, hash: str | None) -> bool:
-    """Return whether a record is of this request; False if only its input files have changed.
+    """Return whether a record belongs to a request; False if only its input files have changed.
 
-    An item that was not a request when the record was written may have been corrected since.
+    An item that was not a valid request when the record was written may have been corrected since.
 
     Raises:
-        JournalError: If the record is of another request.
+        JournalError: If the record belongs to another request.
     """
     if record.hash is None or record.hash == hash:
         return True
@@ -273,8 +273,8 @@ def is_same(record: AnyRecord, index: int, hash: str | None) -> bool:
         return "-" not in hash  # a file that cannot be read has no hash of its own
     raise JournalError(
         f"The journal belongs to other requests: number {index} (counted from 0) is different. "
-        "Use another journal, or pass the same requests with the same options; more may follow at "
-        "their end."
+        "Use another journal, or pass the same requests with the same options; more may be "
+        "appended."
     )
 
 
@@ -294,7 +294,7 @@ _ERROR_FIELDS = [
 
 
 def write_error(error: ElkImagesError) -> dict[str, Any]:
-    """Return an error as plain data, without its bodies, headers and images."""
+    """Return an error as plain data, without body, headers and images."""
     fields = {name: getattr(error, name, None) for name in _ERROR_FIELDS}
     return {"error": type(error).__name__} | {k: v for k, v in fields.items() if v is not None}
 

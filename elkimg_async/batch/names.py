@@ -1,4 +1,4 @@
-"""File names made from prompts, input files and row ids; the only place where they are made."""
+"""Names of output files, derived from prompts, input files and row ids."""
 
 import hashlib
 import os
@@ -10,12 +10,12 @@ from typing import Any
 from elkimg_async.sansio.requests import EditRequest, ImageRequest
 
 MAX_STEM = 40
-"""Characters of a prompt or a file name that are kept; in UTF-8, any file system takes them."""
+"""Characters of a prompt or a file name that are kept; short enough for any file system."""
 _SAFE = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_")
 
 
 def prompt_stem(prompt: str) -> str:
-    """Return the first words of a prompt as a file name: `a-small-kitten`; may be empty."""
+    """Return the first words of a prompt as a file name, like `a-small-kitten`; may be empty."""
     words = re.findall(r"[^\W_]+", unicodedata.normalize("NFC", prompt[:200]).lower())
     return "-".join(words[:6])[:MAX_STEM].strip("-")
 
@@ -33,7 +33,7 @@ def job_stem(index: int, request: ImageRequest) -> str:
 def row_stem(row_id: str) -> str:
     """Return the name of a row's files, without extension.
 
-    That is the id itself if every file system accepts it, else what remains of it and a hash.
+    That is the id itself if every file system accepts it, else its safe characters and a hash.
     """
     plain = "".join(c if c in _SAFE else "_" for c in row_id.lower())[:60]
     if plain == row_id and row_id:
@@ -50,14 +50,14 @@ def input_names(request: ImageRequest) -> list[str]:
 
 
 def input_list(images: Any) -> list[Any]:
-    """Return the inputs of an edit as a list: one, or several in a sequence."""
+    """Return the inputs of an edit as a list, whether one or a sequence was passed."""
     if isinstance(images, list) or (isinstance(images, tuple) and not is_file_tuple(images)):
         return list(images)
     return [images]
 
 
 def is_file_tuple(value: tuple[Any, ...]) -> bool:
-    """Return whether a tuple is one file, `(name, content[, type])`, and not several inputs."""
+    """Return whether a tuple is one file, `(name, content[, type])`, not several inputs."""
     if not 2 <= len(value) <= 4 or not isinstance(value[0], (str, type(None))):
         return False
     return not isinstance(value[1], (str, os.PathLike)) or (

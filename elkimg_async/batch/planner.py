@@ -1,4 +1,4 @@
-"""From an item of the input, and what the journal knows of it, to what has to be done."""
+"""Planning: what an item of the input requires, given its record in the journal."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -28,7 +28,7 @@ from elkimg_async.sansio.requests import EditRequest, GenerateRequest
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
-    """An item that is ready for the user of a run, and the record to write when it is taken.
+    """An item that is ready to be delivered, and the record to write when it is.
 
     `images` and `size` count its images and their bytes.
     """
@@ -40,15 +40,15 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Planner:
-    """The decision of what each item of the input needs; items come in order.
+    """Planner of a run, which decides what each item of the input requires.
 
     Args:
-        defaults: The fields of requests that do not have their own.
-        stream: Whether requests are streamed, which makes them other requests.
+        defaults: Fields for requests that do not set them.
+        stream: Whether requests are streamed, which makes them different requests.
         idempotency: Whether requests have an Idempotency-Key, and the server is known to replay it.
-        skip_failed: Whether what has failed before stays failed.
+        skip_failed: Whether to skip requests that failed in an earlier run.
         known: Returns the journal's last record of an index. None: there is no journal.
-        folder: Where the files of finished requests are. None: nowhere.
+        folder: The folder with the files of finished requests. None: there is none.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Planner:
         self._skip_failed, self._known, self._folder = skip_failed, known, folder
 
     def reads_files(self, item: Any) -> bool:
-        """Return whether `plan` reads files for this item, and belongs into a worker thread."""
+        """Return whether `plan` reads files for this item, and so belongs in a worker thread."""
         return self._known is not None and has_inputs(item)
 
     def plan(self, index: int, item: Any) -> Job | Delivery:
@@ -87,7 +87,7 @@ class Planner:
             return self._invalid(index, row, request, digest, record, error)
         if record is not None:
             if not is_same(record, index, digest):
-                record = None  # an input file has changed: the edit is a new one
+                record = None  # an input file has changed, which makes it a new edit
             elif isinstance(record, DoneRecord) or (
                 isinstance(record, FailedRecord) and self._skip_failed
             ):
@@ -115,10 +115,9 @@ class Planner:
         record: AnyRecord | None,
         error: InvalidRequestError,
     ) -> Delivery:
-        """Return an item that cannot be sent, and the record of it.
+        """Return an item that cannot be sent, and its record.
 
-        A file that is missing now says nothing about the attempts of earlier runs: their record
-            stays.
+        A file that is missing now does not affect the attempts of earlier runs: their record stays.
         """
         item = self._item(index, row, request, error=error)
         if record is not None:
@@ -131,7 +130,7 @@ class Planner:
         return Delivery(item=item, record=None if record == failed else failed)
 
     def _idempotency_key(self, record: AnyRecord | None) -> str | None:
-        """Return the idempotency key of the earlier attempt, unless it was rejected."""
+        """Return the idempotency key of the earlier attempt, or a new one if it was rejected."""
         if self._known is None or self._idempotency == "off":
             return None
         if record is None or record.idempotency_key is None:

@@ -1,4 +1,4 @@
-"""From an item of the input to a request: prompts, requests, mappings, and rows of tables."""
+"""Conversion of input items into requests: prompts, requests, mappings, and rows of tables."""
 
 import math
 import re
@@ -20,10 +20,10 @@ ID_FIELDS = ("id", "custom_id")
 OWN_FIELDS = (*ID_FIELDS, "metadata")
 """Fields of a row that identify it; they are returned with its result and never sent."""
 INPUT_FIELDS = ("image", "mask", "markup")
-"""Fields that are files; their values are passed on as they are."""
+"""Fields that are files; their values are passed on unchanged."""
 
 _KINDS: tuple[type[ImageRequest], ...] = (GenerateRequest, EditRequest)
-_WHOLE = {
+_INTEGERS = {
     field.name
     for kind in _KINDS
     for field in msgspec.structs.fields(kind)
@@ -37,8 +37,8 @@ _MISSING = ("NAType", "NaTType")  # pandas' own markers, which need no import to
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One item of the input.
 
-    `id` and `metadata` identify it for its user. `fields` are those of its request, cleaned. `kind`
-    is the class of that request. `problem` is why it cannot be read; None if it can.
+    `id` and `metadata` identify it for the user. `fields` are those of its request, cleaned; `kind`
+    is the class of that request. `problem` is the error that makes it unreadable, or None.
     """
 
     fields: dict[Any, Any]
@@ -48,7 +48,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     problem: InvalidRequestError | None = None
 
     def request(self, defaults: Mapping[str, Any]) -> GenerateRequest | EditRequest:
-        """Return the request; `defaults` hold where the row has no value.
+        """Return the request; `defaults` apply where the row has no value.
 
         Raises:
             InvalidRequestError: If a field is unknown, missing or of the wrong type.
@@ -71,7 +71,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_row(item: Any) -> Row:
-    """Return an item of the input as a row; what is wrong with it is in `problem`."""
+    """Return an item of the input as a row; if it is invalid, `problem` says why."""
     kind: type[ImageRequest] | None = None
     match item:
         case InvalidRequestError():
@@ -96,7 +96,7 @@ def read_row(item: Any) -> Row:
 
 
 def has_inputs(item: Any) -> bool:
-    """Return whether an item is an edit, whose files are read to identify it."""
+    """Return whether an item is an edit, which is identified by the content of its files."""
     if isinstance(item, ImageRequest):
         return isinstance(item, EditRequest)
     return callable(getattr(item, "keys", None)) and "image" in list(item.keys())
@@ -105,8 +105,8 @@ def has_inputs(item: Any) -> bool:
 def clean(name: Any, value: Any) -> Any:
     """Return the value of a field as plain data; None if it is missing.
 
-    Tables have NaN for missing values, numbers of their own types, 2.0 for 2 in a column with gaps,
-    and text for everything when they come from CSV.
+    Tables have NaN for missing values, their own number types, 2.0 for 2 in a column with gaps, and
+    nothing but text if they come from CSV.
     """
     if name in INPUT_FIELDS:
         return None if _is_missing(value) else value
@@ -114,16 +114,16 @@ def clean(name: Any, value: Any) -> Any:
     if isinstance(value, str) and name != "prompt":
         if _is_missing(value):
             return None
-        if name in _WHOLE and (number := _NUMBER.fullmatch(value)):
+        if name in _INTEGERS and (number := _NUMBER.fullmatch(value)):
             return int(number[1])
         return _read_json(name, value) if name in _OBJECTS else value
-    if name in _WHOLE and isinstance(value, float) and value.is_integer():
+    if name in _INTEGERS and isinstance(value, float) and value.is_integer():
         return int(value)
     return value
 
 
 def _plain(value: Any) -> Any:
-    """Return numpy's numbers as Python's, and NaN and missing values of pandas as None."""
+    """Return NumPy numbers as Python numbers, and NaN and pandas' missing values as None."""
     if type(value).__name__ in _MISSING:
         return None
     if hasattr(value, "dtype") and getattr(value, "shape", None) == ():
@@ -157,7 +157,7 @@ def _metadata(value: Any) -> dict[str, Any] | None:
 
 
 def encode_plain(value: Any) -> Any:
-    """Return a number of numpy's as JSON can hold it; an `enc_hook`."""
+    """Return a NumPy number as a Python number; an `enc_hook` for msgspec."""
     plain = _plain(value)
     if plain is value:
         raise TypeError(f"{type(value).__name__} is not plain data")

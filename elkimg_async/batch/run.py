@@ -1,4 +1,4 @@
-"""`MapRun`: many requests as one context manager and iterator, and the items it yields."""
+"""`MapRun`, the context manager and iterator that `map` returns, and the items it yields."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +18,8 @@ class MapItem(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     `index` counts the requests from 0; `id` and `metadata` are those of its mapping, None if it had
     none. `request` is the request with the run's options filled in, None if the item was not one.
     `result` has the images; it is None with `output_dir`, where `paths` are the files instead, and
-    for what an earlier run has done (`resumed`). `error` is None on success. `attempts` includes
-    the first one. `usage` and `meta` are None if they are unknown.
+    for items finished by an earlier run (`resumed`). `error` is None on success. `attempts`
+    includes the first one. `usage` and `meta` are None if they are unknown.
     """
 
     index: int
@@ -36,15 +36,15 @@ class MapItem(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     @property
     def ok(self) -> bool:
-        """Whether the request has succeeded."""
+        """Whether the request succeeded."""
         return self.error is None
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run has done so far.
+    """The totals of a run so far.
 
-    `done` and `failed` count items, including the `resumed` ones that the journal knew already.
-    `images`, `usage` and `bytes` (of images, decoded) add up those that are done; `usage` is None
+    `done` and `failed` count items, including the `resumed` ones from the journal. `images`,
+    `usage` and `bytes` (of images, decoded) are sums over the items that are done; `usage` is None
     if the server reported none. `elapsed` is in seconds since this run began.
     """
 
@@ -58,7 +58,7 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunBackend(Protocol):
-    """The work of a run, without the rules of its use."""
+    """Interface of the object that does the work of a `MapRun`."""
 
     @property
     def in_flight(self) -> int:
@@ -67,25 +67,25 @@ class RunBackend(Protocol):
 
     @property
     def rate(self) -> float:
-        """The requests per second that the client limits itself to."""
+        """The client's current pace in requests per second."""
         ...
 
     def totals(self) -> Totals:
-        """Return what was done so far."""
+        """Return the totals so far."""
         ...
 
     async def start(self) -> None:
-        """Start; the items wait for `next_item`."""
+        """Start the run."""
 
     async def next_item(self) -> MapItem | None:
         """Return the next item; None at the end."""
 
     async def aclose(self) -> None:
-        """Cancel what is in flight, and wait until it has ended."""
+        """Cancel the requests in flight, and wait until they have ended."""
 
 
 class MapRun:
-    """The requests of one `AsyncImages.map`, which run while its block is open.
+    """A run of `AsyncImages.map`, which is active while its block is open.
 
         async with client.map(prompts, output_dir="out", journal="run.jsonl") as run:
             async for item in run:
@@ -102,7 +102,7 @@ class MapRun:
 
     @property
     def totals(self) -> Totals:
-        """What was done so far, delivered or not."""
+        """The totals so far, including items that have not been iterated over yet."""
         return self._backend.totals()
 
     @property
@@ -112,7 +112,7 @@ class MapRun:
 
     @property
     def rate(self) -> float:
-        """The requests per second that the client limits itself to; `math.inf` if unlimited."""
+        """The client's current pace in requests per second; `math.inf` if unlimited."""
         return self._backend.rate
 
     async def __aenter__(self) -> Self:
@@ -142,7 +142,7 @@ class MapRun:
     async def __anext__(self) -> MapItem:
         self._check()
         if self._busy:
-            raise BatchError("Two tasks iterate over this run at once; use one task.")
+            raise BatchError("Two tasks are iterating over this run; use one.")
         self._busy = True
         try:
             item = await self._backend.next_item()

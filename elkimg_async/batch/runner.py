@@ -1,9 +1,8 @@
 """The work of `client.map`: many requests, a bounded number at a time, each paid for once.
 
 One task of a run reads the requests and starts a task for each, as concurrency and budget allow.
-Their results wait here until the user takes them, and count towards the concurrency until then.
-`sources` reads the input, `planner` decides what has to be done, `executor` does it, `storage`
-keeps it.
+Results wait here until they are delivered, and count towards the concurrency until then. `sources`
+reads the input, `planner` decides what has to be done, `executor` does it, `storage` records it.
 """
 
 import asyncio
@@ -52,10 +51,10 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     require_lock: bool = True
 
     def check(self) -> None:
-        """Raise if an option cannot work.
+        """Check the options that are numbers.
 
         Raises:
-            ConfigurationError: If a number is not a whole one of at least 1.
+            ConfigurationError: If one is not a whole number of at least 1.
         """
         for name in ("concurrency", "max_errors", "max_images", "max_total_tokens"):
             value = getattr(self, name)
@@ -71,13 +70,13 @@ class Runner:
     Args:
         requests: An iterable or async iterable of prompts, mappings or requests.
         options: The options of the run.
-        defaults: The fields of requests that do not have their own.
+        defaults: Fields for requests that do not set them.
         sender: Sends the requests.
         idempotency: Whether requests have an Idempotency-Key, and the server is known to replay it.
-        rate: Returns the requests per second that the client limits itself to.
+        rate: Returns the client's current pace in requests per second.
 
     Raises:
-        ConfigurationError: If an option cannot work; nothing was opened.
+        ConfigurationError: If an option is invalid; nothing was opened.
         InvalidRequestError: If the input is not an iterable of requests; nothing was opened.
     """
 
@@ -109,16 +108,16 @@ class Runner:
 
     @property
     def rate(self) -> float:
-        """The requests per second that the client limits itself to."""
+        """The client's current pace in requests per second."""
         return self._rate()
 
     def totals(self) -> Totals:
-        """Return what was done so far."""
+        """Return the totals so far."""
         elapsed = time.monotonic() - self._began if self._began else 0.0
         return msgspec.structs.replace(self._totals, elapsed=elapsed)
 
     async def start(self) -> None:
-        """Open the journal and the folder, and start.
+        """Open the journal and the folder, and start the run.
 
         Raises:
             JournalError: If the journal cannot be used; nothing was sent.
@@ -138,13 +137,13 @@ class Runner:
             raise
 
     async def aclose(self) -> None:
-        """Cancel what is in flight, and wait until it has ended and the journal is closed."""
+        """Cancel the requests in flight, and wait until the journal is closed."""
         closing = asyncio.create_task(self._close())
         cancelled: asyncio.CancelledError | None = None
         while not closing.done():
             try:
                 await asyncio.wait([closing])
-            except asyncio.CancelledError as error:  # what is open is closed first
+            except asyncio.CancelledError as error:  # raised once everything is closed
                 cancelled = error
         if cancelled is not None:
             raise cancelled
@@ -158,7 +157,7 @@ class Runner:
         assert self._supervisor is not None
         await asyncio.wait([self._supervisor])
         if self._opened.done():
-            self._opened.exception()  # marks it as retrieved, should `start` not wait any more
+            self._opened.exception()  # marks it as retrieved, in case `start` no longer waits
         if self._recorded is not None and isinstance(record := self._recorded.record, DoneRecord):
             # These images were never delivered: the request has to be sent again.
             names = ("index", "hash", "idempotency_key", "id", "metadata")
@@ -182,11 +181,11 @@ class Runner:
             await self._arrived.wait()
         delivery = self._ready[0]
         if delivery.record is not None and self._recorded is not delivery:
-            self._recorded = delivery  # if this is cancelled, the record is written all the same
+            self._recorded = delivery  # if this is cancelled, the record is still written
             try:
                 await self._store.commit(delivery.record)
             except JournalError as error:
-                self._stop(error)  # raised after the last item: this one is here, and paid for
+                self._stop(error)  # raised after the last item: this one has been paid for
         self._ready.popleft()
         self._recorded = None
         self._pending -= 1
@@ -270,14 +269,14 @@ class Runner:
         executor: Executor,
         tasks: anyio.abc.TaskGroup,
     ) -> None:
-        """Read and start as much as there is room for, until the input ends or the run stops."""
+        """Read and start requests while there is room, until the input ends or the run stops."""
         index = 0
         while await self._has_room():
             try:
                 planned = await self._plan(planner, index, await source.next())
             except StopAsyncIteration:
                 return
-            except Exception as error:  # noqa: BLE001 - the input's own, raised by `next_item`
+            except Exception as error:  # noqa: BLE001 - from the input; raised by `next_item`
                 self._stop(error)
                 return
             if isinstance(planned, Job):
@@ -311,7 +310,7 @@ class Runner:
         return False
 
     async def _may_start(self, job: Job) -> bool:
-        """Return whether the budget allows a job, now or after those in flight."""
+        """Return whether the budget allows a job, if need be after those in flight."""
         while self._failure is None:
             limit = self._budget.reached(job.n)
             if limit is None:
@@ -328,7 +327,7 @@ class Runner:
 
     async def _work(self, executor: Executor, job: Job) -> None:
         try:
-            if self._hopeless:  # since this task was started
+            if self._hopeless:  # set after this task was created
                 self._pending -= 1
                 return
             result = await executor.execute(job)
@@ -339,7 +338,7 @@ class Runner:
                 self._hopeless = True
                 self._sender.gate.close(result.error)
                 self._stop(self._stopped_after(reason, result.error))
-        except Exception as error:  # noqa: BLE001 - the journal's, raised by `next_item`
+        except Exception as error:  # noqa: BLE001 - from the journal; raised by `next_item`
             self._stop(error)
         finally:
             self.in_flight -= 1
@@ -367,7 +366,7 @@ class Runner:
         if response is None:
             size = sum(file.bytes for file in record.files)
             return Delivery(item=item, images=len(record.files), size=size)
-        # Nothing is saved here: the request is done when the user takes its item.
+        # Nothing is saved: the request is recorded as done when its item is delivered.
         done = DoneRecord(**{**response_fields(record), "urls": ()})
         size = sum(len(image.content or b"") for image in response)
         return Delivery(item=item, images=len(response), size=size, record=done)
@@ -379,14 +378,14 @@ class Runner:
 
     def _stopped_by(self, limit: Limit) -> BatchStoppedError:
         again = "Start it again with a higher limit"
-        again += " and the same journal to go on." if self._store.journaling else "."
+        again += " and the same journal to continue." if self._store.journaling else "."
         return BatchStoppedError(
             f"The run has stopped at {limit}={getattr(self._options, limit)}. {again}", reason=limit
         )
 
     def _stopped_after(self, reason: str, error: ElkImagesError) -> BatchStoppedError:
         again = "Fix that, and start it again"
-        again += " with the same journal to go on." if self._store.journaling else "."
+        again += " with the same journal to continue." if self._store.journaling else "."
         stopped = BatchStoppedError(
             "The run has stopped because every further request would fail the same way: "
             f"{error} {again}",

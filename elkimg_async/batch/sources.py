@@ -1,7 +1,8 @@
 """The requests of a run, read as they are needed.
 
-What is in memory is read in place, and an async iterable in the loop. Any other iterable may block
-(a file, a pipe, a database), so it is read in a thread of its own, a bounded number of items ahead.
+Collections in memory are read in place, and async iterables in the event loop. Any other iterable
+may block (a file, a pipe, a database), so it is read in its own thread, a bounded number of items
+ahead.
 """
 
 import asyncio
@@ -26,7 +27,7 @@ _IN_MEMORY = (list, tuple, set, frozenset, deque, range, KeysView, ItemsView, Va
 
 
 class RequestSource(Protocol):
-    """Where requests come from."""
+    """Source of the requests of a run."""
 
     async def next(self) -> Any:
         """Return the next item; raise StopAsyncIteration at the end."""
@@ -45,7 +46,7 @@ def open_source(requests: Any, *, ahead: int) -> RequestSource:
 
 
 def check_iterable(requests: Any) -> None:
-    """Raise if the input is a single request, or cannot be iterated over.
+    """Check that the input is not a single request, and can be iterated over.
 
     Raises:
         InvalidRequestError: If it is not an iterable of requests.
@@ -127,7 +128,7 @@ class _ThreadSource:
     async def next(self) -> Any:
         if self._thread is None:
             run = contextvars.copy_context().run
-            # A daemon, because nothing can wake it from a read that never ends.
+            # A daemon thread, because nothing can interrupt a read that never ends.
             self._thread = threading.Thread(
                 target=run, args=(self._read,), name="elkimg-map-input", daemon=True
             )
@@ -160,12 +161,12 @@ class _ThreadSource:
                     return
         except Exception as error:  # noqa: BLE001 - it is raised in the loop
             end.__cause__ = error
-        except BaseException as error:  # noqa: BLE001 - it would end the loop, and not this run
+        except BaseException as error:  # noqa: BLE001 - in the loop it would end the process
             end.__cause__ = BatchError(f"The requests cannot be read: {error!r}.")
         self._put(end)
 
     def _put(self, item: Any) -> None:
         self._items.append(item)
         if self._waiting:
-            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            with contextlib.suppress(RuntimeError):  # the loop has ended in the meantime
                 self._loop.call_soon_threadsafe(self._arrived.set)

@@ -1,8 +1,8 @@
-"""What a run keeps on disk: the journal, the manifest, and the images.
+"""Files of a run on disk: the journal, the manifest, and the images.
 
-Records of many requests are written together, by one thread at a time, so that one `fsync` serves
-all that arrived during the previous one. The order is: first the images, then their lines of the
-manifest, then the journal, so that what the journal calls done is on disk.
+Records are written in groups, by one thread at a time, so that one `fsync` serves all that arrived
+during the previous one. Images are written first, then their lines of the manifest, then the
+journal, so that what the journal calls done is on disk.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ Slots = Sequence[tuple[int, Image]]
 
 
 class ManifestLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One finished request, for people and their programs; the last line of an index holds.
+    """One finished request, for users and their programs; the last line of an index counts.
 
     `files` have the name, length and SHA-256 of each image. `id` and `metadata` are those of the
     row.
@@ -70,7 +70,7 @@ class OutputFolder:
         self.path = path
 
     def clean(self) -> None:
-        """Remove what a killed process left half-written; the folder must be ours alone."""
+        """Remove incomplete files left by a killed process; the folder must be locked."""
         for file in self.path.iterdir():
             if _PART.fullmatch(file.name):
                 file.unlink(missing_ok=True)
@@ -81,7 +81,7 @@ class OutputFolder:
         """Write images of one response, which has one or `many`.
 
         Raises:
-            OSError: If the disk or the folder does not take them.
+            OSError: If an image cannot be written.
         """
         return tuple(
             self._write(f"{stem}{separator}{position + 1}" if many else stem, image, position)
@@ -96,7 +96,7 @@ class OutputFolder:
         return SavedFile(position, name, len(content), hashlib.sha256(content).hexdigest())
 
     def paths(self, files: Sequence[SavedFile]) -> tuple[Path, ...]:
-        """Return where files are, in the order of their images."""
+        """Return the paths of files, in the order of their images."""
         return tuple(self.path / file.name for file in sorted(files, key=lambda f: f.position))
 
 
@@ -113,12 +113,12 @@ class RunStore:
     """The journal, the manifest and the images of one run; each may be missing.
 
     Args:
-        journal: The journal. None: there is none.
-        folder: Where images go. None: nowhere, and there is no manifest.
+        journal: The path of the journal. None: there is none.
+        folder: The folder for images. None: neither images nor a manifest are written.
         require_lock: Whether to fail on a file system without locks.
 
     Attributes:
-        replay: What the journal said at the beginning.
+        replay: The state of the journal when it was opened.
     """
 
     def __init__(
@@ -134,11 +134,11 @@ class RunStore:
         self._failure: str | None = None
 
     def open(self) -> None:
-        """Lock and read what is there; call it in a worker thread.
+        """Lock and read the journal and the manifest; to be called in a worker thread.
 
         Raises:
-            JournalError: If another run uses it, or the journal cannot be read.
-            ConfigurationError: If nothing can be written to the folder.
+            JournalError: If another run uses them, or the journal cannot be read.
+            ConfigurationError: If the folder is not writable.
         """
         try:
             if self._path is not None:
@@ -150,7 +150,7 @@ class RunStore:
             raise
 
     def peek(self) -> None:
-        """Read the journal and change nothing; only `replay`, `record` and `close` work then.
+        """Read the journal without changing anything; only `replay`, `record` and `close` work.
 
         Raises:
             JournalError: If it cannot be read.
@@ -196,10 +196,10 @@ class RunStore:
             ) from None
 
     def _repair_manifest(self, path: Path) -> None:
-        """Write it again without the lines of requests that the journal does not call finished.
+        """Rewrite the manifest without lines of requests that the journal does not call finished.
 
-        The new file is locked before it gets the name. Windows cannot replace an open file: a run
-        that takes the lock while it is free there makes this one fail, and does no harm.
+        The new file is locked before it is renamed. Windows cannot replace an open file: there, a
+        run that takes the lock in between makes this one fail, which does no harm.
         """
         assert self._manifest is not None
         part = path.with_name(f".{os.urandom(8).hex()}.part")
@@ -231,7 +231,7 @@ class RunStore:
         return record is None or record.idempotency_key != written.idempotency_key
 
     def record(self, index: int) -> AnyRecord | None:
-        """Return what the journal said of a request at the beginning."""
+        """Return the last record of a request when the journal was opened."""
         offset = self.replay.offset(index)
         if offset is None or self._reader is None:
             return None
@@ -243,7 +243,7 @@ class RunStore:
         """Whether there is a journal."""
         return self._journal is not None
 
-    # --- what the executor needs --------------------------------------------
+    # --- the store of the executor ------------------------------------------
 
     @property
     def keeps_files(self) -> bool:
@@ -264,13 +264,13 @@ class RunStore:
         )
 
     async def note_pending(self, job: Job, record: MadeRecord, elapsed: float) -> None:
-        """Record where images are that are not downloaded yet."""
+        """Record the URLs of images that have not been downloaded yet."""
         await self.commit(record)
 
     async def finish(
         self, job: Job, record: MadeRecord, error: ElkImagesError | None, elapsed: float
     ) -> None:
-        """Record the end of a job, good or bad."""
+        """Record the end of a job, successful or not."""
         if error is not None:
             attempts = record.meta.attempts if record.meta else error.attempts
             fields = response_fields(record)
@@ -292,17 +292,17 @@ class RunStore:
     # --- writing ------------------------------------------------------------
 
     def note(self, record: AnyRecord) -> None:
-        """Have a record on disk by the end of the run at the latest."""
+        """Write a record by the end of the run at the latest."""
         if self._journal is not None:
             self._group.journal.append(encode(record))
 
     async def commit(self, record: AnyRecord, line: ManifestLine | None = None) -> None:
-        """Have a record, and a line of the manifest, on disk when this returns.
+        """Write a record, and a line of the manifest, and wait until they are on disk.
 
-        If it is cancelled they are still written, by the end of the run at the latest.
+        If the wait is cancelled they are still written, by the end of the run at the latest.
 
         Raises:
-            JournalError: If the disk does not take them.
+            JournalError: If they cannot be written.
         """
         group = self._group
         if self._journal is not None:
@@ -350,13 +350,13 @@ class RunStore:
         )
 
     async def aclose(self) -> None:
-        """Write what is left, and close the files, which ends their locks."""
+        """Write pending lines, and close the files, which releases their locks."""
         if self._writer is not None:
             await asyncio.wait([self._writer])
         self.close()
 
     def close(self) -> None:
-        """Do the same while nothing is being written."""
+        """Do the same as `aclose`, while nothing is being written."""
         self._write(self._group)
         if self._reader is not None:
             self._reader.close()
@@ -367,5 +367,5 @@ class RunStore:
 
 
 def response_fields(record: ResponseRecord) -> dict[str, Any]:
-    """Return what all records of a response hold."""
+    """Return the fields that all records of a response share."""
     return {name: getattr(record, name) for name in ResponseRecord.__struct_fields__}

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
 
-_MAX_PIECE = 256 * 1024
-"""Decoded bytes returned at once, so that a small body cannot fill the memory."""
+_MAX_CHUNK = 256 * 1024
+"""Decoded bytes returned at a time, so that a small body cannot exhaust memory."""
 
 _INPUT = 4096
-"""Encoded bytes handed at once to a codec that has no limit for its output."""
+"""Encoded bytes passed at a time to a codec that cannot limit its output."""
 
 Decode = Callable[[bytes], Iterator[bytes]]
 
@@ -17,15 +17,15 @@ _INSTALL = {"br": "Brotli", "zstd": "backports.zstd"}
 
 
 class UnknownEncodingError(Exception):
-    """An encoding that cannot be decoded; its text names the encoding and the remedy."""
+    """An encoding that cannot be decoded; the message names the encoding and the remedy."""
 
 
 class DamagedEncodingError(Exception):
-    """A body that is not what its `Content-Encoding` says."""
+    """A body that does not match its `Content-Encoding`."""
 
 
 def decoder_for(header: str) -> Decode | None:
-    """Return a function that decodes a body chunk by chunk; None where there is nothing to decode.
+    """Return a function that decodes a body chunk by chunk; None if there is nothing to decode.
 
     Raises:
         UnknownEncodingError: If a codec is unknown or not installed.
@@ -40,8 +40,8 @@ def decoder_for(header: str) -> Decode | None:
 
 def _chained(first: Decode, second: Decode) -> Decode:
     def decode(data: bytes) -> Iterator[bytes]:
-        for piece in first(data):
-            yield from second(piece)
+        for chunk in first(data):
+            yield from second(chunk)
 
     return decode
 
@@ -86,16 +86,16 @@ class _Zlib:
             while True:
                 if self._inflate is not None and self._inflate.eof:
                     if not self._continues(data):
-                        return  # padding behind the end
+                        return  # padding after the end
                     self._inflate = None
                 if self._inflate is None:
                     if not data:
                         return
                     self._inflate = zlib.decompressobj(self._window(data))
-                if piece := self._inflate.decompress(data, _MAX_PIECE):
-                    yield piece
+                if chunk := self._inflate.decompress(data, _MAX_CHUNK):
+                    yield chunk
                 data = self._inflate.unconsumed_tail or self._inflate.unused_data
-                if not data and len(piece) < _MAX_PIECE:
+                if not data and len(chunk) < _MAX_CHUNK:
                     return
         except zlib.error as error:
             raise DamagedEncodingError(str(error)) from None
@@ -112,9 +112,9 @@ class _Zlib:
 def _in_steps(decompress: Callable[[bytes], bytes], failure: type[Exception]) -> Decode:
     def decode(data: bytes) -> Iterator[bytes]:
         try:
-            for at in range(0, len(data), _INPUT):
-                if piece := decompress(data[at : at + _INPUT]):
-                    yield piece
+            for start in range(0, len(data), _INPUT):
+                if chunk := decompress(data[start : start + _INPUT]):
+                    yield chunk
         except (failure, EOFError) as error:
             raise DamagedEncodingError(str(error)) from None
 

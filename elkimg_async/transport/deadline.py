@@ -18,11 +18,11 @@ from elkimg_async.errors import ElkImagesError, RequestTimeoutError
 
 
 class Deadline:
-    """Time limit of one call, which ends what the current task awaits once it has passed.
+    """Time limit of one call, which interrupts the wait of the current task once it has passed.
 
     It is entered for each wait of a call. The total counts from its creation, in the running loop;
-    a shorter limit counts from the `allow` that sets it. `soonest` is the shortest of the limits to
-    come, in seconds.
+    a shorter limit counts from the `allow` that sets it. `soonest` is the shortest limit that will
+    be set, in seconds.
     """
 
     __slots__ = (
@@ -50,12 +50,13 @@ class Deadline:
     def allow(
         self, limit: str, seconds: float, *, extend: Callable[[], None] | None = None
     ) -> None:
-        """Limit the wait to so many seconds from now, within the total.
+        """Limit the wait to `seconds` from now, within the total.
 
         Args:
             limit: The name of the limit in `Timeout`.
             seconds: How long the wait may last.
-            extend: Called when the limit has passed; it may allow more. None: the limit is final.
+            extend: Called when the limit has passed; it may allow more time. None: the limit is
+                final.
         """
         self._extend = extend
         when = self.loop.time() + seconds
@@ -65,7 +66,7 @@ class Deadline:
             self._when, self._limit, self._seconds = self._deadline, self._name, self._total
 
     def interrupt(self, error: ElkImagesError) -> None:
-        """End this and every later wait with `error`; called in the deadline's loop."""
+        """Raise `error` from this and every later wait; called in the deadline's loop."""
         if self._interruption is None:
             self._interruption = error
             if self._task is not None and not self._fired:
@@ -97,7 +98,7 @@ class Deadline:
             self._timer = None
         if not self._fired and self._interruption is None:
             return
-        # As in asyncio.timeout: only a cancellation that is ours alone becomes an error of ours.
+        # As in asyncio.timeout: only our own cancellation becomes an error; an outer one goes on.
         if task.uncancel() > self._cancelling:
             return
         if self._interruption is not None:

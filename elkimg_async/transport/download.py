@@ -1,4 +1,4 @@
-"""Fetch an image that came as a URL: apart from its generation, and without the API key."""
+"""Download images that were delivered as URLs, without the API key."""
 
 import asyncio
 import math
@@ -28,8 +28,8 @@ NOT_READY = 30.0
 """Seconds after which 403 and 404 are final: the URL is wrong, or has expired."""
 
 
-class Download(NamedTuple):
-    """What a download may do, apart from its URL."""
+class DownloadOptions(NamedTuple):
+    """Options of a download."""
 
     base_url: str
     """The API's base URL: an image host may be private if the API is."""
@@ -39,15 +39,15 @@ class Download(NamedTuple):
     max_bytes: int
 
 
-async def download(transport: Transport, options: Download, url: str) -> bytes:
-    """Fetch the image at `url`.
+async def download(transport: Transport, options: DownloadOptions, url: str) -> bytes:
+    """Download the image at `url`.
 
-    A status that may pass (403, 404, 408, 425, 429, 5xx) is tried again within the time limit: many
-    servers name an image before their CDN has it, and a GET costs nothing.
+    A transient status (403, 404, 408, 425, 429, 5xx) is retried within the time limit: many servers
+    announce an image before their CDN has it, and a GET costs nothing.
 
     A private, loopback or link-local address is rejected, so that a server cannot make its clients
-    request their own network; unless `options.private` allows it or the API itself is in such a
-    network.
+    send requests to their own network, unless `options.private` allows it or the API itself is in
+    such a network.
 
     Raises:
         DownloadError: If no image was received.
@@ -82,11 +82,11 @@ def _billed() -> Billing:
 
 
 def enable_download(image: Image, transport: Transport, settings: Settings) -> None:
-    """Make the URL of an image absolute, and let the image fetch it."""
+    """Make the URL of an image absolute, and enable the image to download it."""
     base_url, limits, timeout = settings.base_url, settings.limits, settings.batch_limits
     if not (image.url or "").startswith(("https://", "http://")):
         image.url = resolve(base_url.partition("?")[0].rstrip("/") + "/", image.url or "")
-    options = Download(
+    options = DownloadOptions(
         base_url=base_url,
         private=limits.private_downloads,
         seconds=timeout.download,
@@ -116,7 +116,7 @@ class _Fetch:
     """The requests of one download."""
 
     def __init__(
-        self, transport: Transport, options: Download, deadline: Deadline, public_only: bool
+        self, transport: Transport, options: DownloadOptions, deadline: Deadline, public_only: bool
     ) -> None:
         self._transport = transport
         self._options = options
@@ -124,7 +124,7 @@ class _Fetch:
         self._public_only = public_only
 
     async def run(self, url: str) -> bytes:
-        """Follow redirects, and repeat what may pass, until the image is there."""
+        """Follow redirects and retry transient failures until the image has arrived."""
         attempt, started = 0, time.monotonic()
         while True:
             try:
@@ -235,19 +235,19 @@ _SVG = re.compile(
 _HTML = re.compile(
     r"\s*(?:<!--.*?-->\s*)*<(?:!DOCTYPE\s+html|html|head|body)\b", re.DOTALL | re.IGNORECASE
 )
-_HEAD = 64 * 1024  # bytes that are looked at
+_HEAD = 64 * 1024  # bytes that are examined
 
 
 def is_text(content: bytes) -> bool:
     """Return whether a body is clearly text or HTML, such as an error page, rather than an image.
 
-    Formats that are not known here count as images; SVG is one, although it is text.
+    Unknown formats count as images, and so does SVG, although it is text.
     """
     if media_type_of(content) != UNKNOWN_TYPE:
         return False
     head = content[:_HEAD]
     coding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    # A character may be cut at the end of the head, and a page may be in an old encoding.
+    # The head may end inside a character, and a page may use a legacy encoding.
     text = head.decode(coding, "replace")
     if _SVG.match(text):
         return False

@@ -1,8 +1,8 @@
 """One HTTP request and its response: the request out; status, headers and chunks in.
 
-No aiohttp exception leaves this module, by raising, by chaining or in a traceback: they hold the
-request headers, and so the API key. What can fail runs in a function that returns the failure,
-which is raised outside of it.
+No aiohttp exception leaves this module, whether raised, chained or in a traceback: they hold the
+request headers, and so the API key. Whatever can fail runs in a function that returns the failure,
+which its caller raises.
 """
 
 import functools
@@ -31,19 +31,20 @@ from elkimg_async.transport.pool import (
 )
 from elkimg_async.transport.uploads import CHUNK, Reader
 
-_LONG_UPLOAD = 64 * 1024  # bytes; less than this leaves at once, into the kernel's buffers
+_LONG_UPLOAD = 64 * 1024  # bytes; a shorter body fits into the kernel's buffers
 
 
 class Exchange:
     """One request and its response: `open`, `read` until the end, and `close`.
 
-    A blocked upload is left to aiohttp, which closes its connection once the rest is sent or the
+    A stalled upload is left to aiohttp, which closes its connection once the rest is sent or the
     peer is gone.
     """
 
     __slots__ = (
-        "_api_key", "_begun", "_connect", "_deadline", "_decode", "_handed", "_has_slot", "_pieces",
-        "_pool", "_proxy", "_request", "_response", "_tracker", "_url", "headers", "status",
+        "_api_key", "_begun", "_connect", "_deadline", "_decode", "_decoded", "_has_slot",
+        "_passed_on", "_pool", "_proxy", "_request", "_response", "_tracker", "_url", "headers",
+        "status",
     )  # fmt: skip
 
     def __init__(
@@ -66,16 +67,16 @@ class Exchange:
         self._response: aiohttp.ClientResponse | None = None
         self._tracker: Any = None
         self._decode: Decode | None = None
-        self._pieces: Iterator[bytes] | None = None
+        self._decoded: Iterator[bytes] | None = None
         self._has_slot = self._begun = False
-        self._handed = 0
+        self._passed_on = 0
         self.status = 0
         self.headers: Mapping[str, str] = {}
         """Of the response; names are found in any case."""
 
     @property
     def phase(self) -> str:
-        """Where the exchange stands: `connect`, `upload`, `first_byte` or `body`."""
+        """The current phase: `connect`, `upload`, `first_byte` or `body`."""
         if self.status:
             return "body"
         if not self._begun or (self._length and not self._uploaded):
@@ -84,7 +85,7 @@ class Exchange:
 
     @property
     def billing(self) -> Billing:
-        """Whether a failure may be billed; nothing is before a byte of the body has left."""
+        """The billing of a failure now; nothing is billed before a byte of the body has left."""
         return "not_sent" if self.phase == "connect" else "unknown"
 
     @property
@@ -93,16 +94,16 @@ class Exchange:
 
     @property
     def _uploaded(self) -> int:
-        """Bytes of the body that have left; without a tracker, those handed to aiohttp."""
-        return self._handed if self._tracker is None else int(self._tracker.bytes_written)
+        """Bytes of the body that have left; without a tracker, those passed to aiohttp."""
+        return self._passed_on if self._tracker is None else int(self._tracker.bytes_written)
 
     async def open(self, deadline: Deadline, *, first_byte: float, idle: float) -> None:
         """Send the request and wait for the status and headers of the response.
 
         Args:
-            deadline: The time limit of the call, inside of which this runs.
-            first_byte: Seconds until the headers, from the beginning or the end of a long upload.
-            idle: Seconds for which a long upload may stand still.
+            deadline: The time limit of the call; it has been entered.
+            first_byte: Seconds until the headers, from the start or from the end of a long upload.
+            idle: Seconds for which a long upload may stall.
 
         Raises:
             ConnectError: If the server cannot be reached.
@@ -152,23 +153,23 @@ class Exchange:
 
     async def _read_decoded(self, content: aiohttp.StreamReader, decode: Decode) -> bytes:
         while True:
-            if self._pieces is not None:
-                if piece := next(self._pieces, b""):
-                    return piece
-                self._pieces = None
-            if not (chunk := await content.readany()):
+            if self._decoded is not None:
+                if chunk := next(self._decoded, b""):
+                    return chunk
+                self._decoded = None
+            if not (encoded := await content.readany()):
                 return b""
-            self._pieces = decode(chunk)
+            self._decoded = decode(encoded)
 
     @property
     def at_end(self) -> bool:
-        """Whether the body was read to its end."""
+        """Whether the body has been read to its end."""
         if self._response is None:
             return True
-        return self._pieces is None and self._response.content.at_eof()
+        return self._decoded is None and self._response.content.at_eof()
 
     def close(self) -> None:
-        """Close the connection, unless the body was read to its end."""
+        """Close the connection, unless the body has been read to its end."""
         deadline, self._deadline = self._deadline, None
         if deadline is not None:
             self._pool.in_flight.remove(deadline, self._stop)
@@ -187,7 +188,7 @@ class Exchange:
             response.close()
 
     def _stop(self) -> Billing:
-        """Free the connection, for a client that is being closed."""
+        """Close the connection because the client is being closed; return the billing."""
         billing = self.billing
         if self._response is not None and (connection := self._response.connection) is not None:
             if connection.transport is not None:
@@ -227,7 +228,7 @@ class Exchange:
             options["max_headers"] = MAX_HEADERS
         return await self._pool.session.request(
             self._request.method,
-            # Not quoted again, which would break a signature in it.
+            # Quoting it again would invalidate a signature in it.
             yarl.URL(self._url, encoded=self._url.isascii() and " " not in self._url),
             data=payload,
             headers=headers,
@@ -242,22 +243,22 @@ class Exchange:
         )
 
     def _payload(self) -> Reader | bytes | None:
-        """Return the body, to be sent piece by piece where it is large or comes from files.
+        """Return the body, as a `Reader` of its chunks if it is large or comes from files.
 
-        Without a tracker every body is, since its first piece shows that sending has begun.
+        Without a tracker every body is one, since its first chunk shows that sending has begun.
         """
         body = self._request.body
         is_small = isinstance(body, bytes) and len(body) <= _LONG_UPLOAD
         if body is None or (is_small and self._tracker is not None):
             assert not isinstance(body, Upload)
             return body
-        return Reader(body, before_each=self._before_piece)
+        return Reader(body, before_each=self._before_chunk)
 
-    def _before_piece(self) -> None:
-        self._handed += CHUNK
+    def _before_chunk(self) -> None:
+        self._passed_on += CHUNK
         if self._tracker is not None:
-            # Read while the connection is alive: once it has broken, the tracker knows only what it
-            # was last asked.
+            # Read while the connection is alive: once it has broken, the tracker returns the value
+            # of the last read.
             _ = self._tracker.bytes_written
 
     def _headers(self) -> dict[str, str]:
@@ -303,11 +304,11 @@ def _discard(chunk: bytes) -> Iterator[bytes]:
 
 @functools.lru_cache(maxsize=16)
 def _client_timeout(connect: float, *, shared: bool) -> aiohttp.ClientTimeout:
-    """Return aiohttp's limits for connecting; all others are the deadline's.
+    """Return aiohttp's limits for connecting; all others are up to the deadline.
 
     In our own connector `connect` covers the name lookup, all addresses, the proxy and TLS. A
-    borrowed connector may have to wait for a free connection as well, which is no part of it, so
-    there only each socket is limited.
+    borrowed connector may also have to wait for a free connection, which does not count as
+    connecting, so there only each socket is limited.
     """
     seconds = None if connect == math.inf else connect
     if shared:

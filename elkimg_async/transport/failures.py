@@ -1,7 +1,7 @@
-"""Errors of this package for what aiohttp raises.
+"""Translation of aiohttp's exceptions into this package's errors.
 
 aiohttp's exceptions hold the request headers, and so the API key, in their attributes and in the
-locals of their traceback. None of them is raised further or chained.
+locals of their traceback. None of them is re-raised or chained.
 """
 
 import builtins
@@ -27,7 +27,7 @@ from elkimg_async.transport.content_encoding import DamagedEncodingError
 
 
 class Situation(NamedTuple):
-    """Where an exchange stood when it failed."""
+    """The state of an exchange when it failed."""
 
     url: str
     phase: str
@@ -114,10 +114,10 @@ def _connect_error(
 
 
 def _unexpected(error: Exception, at: Situation) -> ElkImagesError:
-    """Return the error for a Python exception that is no failure of the network."""
+    """Return the error for an exception that is not a network failure."""
     name, text = type(error).__name__, str(error)
     if at.borrowed and at.billing == "not_sent" and type(error).__module__ != "builtins":
-        # A connector of another package, such as aiohttp-socks, raises errors of its own.
+        # Connectors of other packages, such as aiohttp-socks, raise errors of their own.
         return ConnectError(f"{at.host} cannot be reached: {text} ({name}).", phase="connect")
     if at.borrowed and at.billing == "not_sent" and isinstance(error, (TypeError, ValueError)):
         message = (
@@ -125,9 +125,9 @@ def _unexpected(error: Exception, at: Situation) -> ElkImagesError:
         )
     else:
         message = (
-            f"Unexpected {name} in aiohttp {aiohttp.__version__}{_place(error)}: {text}. "
-            "This is a bug, or "
-            "an incompatible version of aiohttp, connector or middleware; please report it."
+            f"Unexpected {name} in aiohttp {aiohttp.__version__}{_location(error)}: {text}. "
+            "This is a bug, or an incompatible version of aiohttp, connector or middleware; "
+            "please report it."
         )
     failure = ConfigurationError(message, billing=at.billing)
     if _is_plain(error):
@@ -137,7 +137,7 @@ def _unexpected(error: Exception, at: Situation) -> ElkImagesError:
 
 
 def _is_plain(error: Exception) -> bool:
-    """Return whether an exception holds its text only, and so cannot hold the API key."""
+    """Return whether an exception holds nothing but text, and so cannot hold the API key."""
     kind = type(error)
     return (
         getattr(builtins, kind.__name__, None) is kind
@@ -147,7 +147,7 @@ def _is_plain(error: Exception) -> bool:
     )
 
 
-def _place(error: Exception) -> str:
+def _location(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     return f" ({PurePath(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
 

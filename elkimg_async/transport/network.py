@@ -9,7 +9,7 @@ import aiohttp
 if TYPE_CHECKING:
     from aiohttp.abc import ResolveResult
 
-# IPv6 networks whose addresses carry an IPv4 address, possibly a private one: compatible, NAT64,
+# IPv6 networks whose addresses embed an IPv4 address, possibly a private one: compatible, NAT64,
 # Teredo, 6to4.
 _TUNNELS = [
     ipaddress.IPv6Network(network)
@@ -18,7 +18,7 @@ _TUNNELS = [
 
 
 def is_public(host: str) -> bool:
-    """Return whether an address is on the public internet; a host name counts as public."""
+    """Return whether an address is public; a host name counts as public."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0].strip("[]"))
     except ValueError:
@@ -49,7 +49,7 @@ class PublicResolver(aiohttp.ThreadedResolver):
 
 
 def keep_alive_socket(address: Any) -> socket.socket:
-    """Create a socket that detects a lost peer, although nothing is sent for minutes."""
+    """Create a socket that detects a lost peer even while nothing is sent for minutes."""
     family, kind, protocol = address[:3]
     created = socket.socket(family=family, type=kind, proto=protocol)
     created.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -1,4 +1,4 @@
-"""One `aiohttp.ClientSession` with what the client knows about its connections."""
+"""One `aiohttp.ClientSession`, and what the client knows about its connections."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ MAX_CONNECTIONS = 500
 """Connections of one session; further requests wait for one, which counts towards `total`."""
 
 READ_SIZE = 512 * 1024
-"""Bytes buffered before reading pauses; with less, it pauses around every receive."""
+"""Bytes buffered before reading pauses; with fewer, it pauses around every receive."""
 
 MAX_HEADER = 128 * 1024
 """Bytes of one response header."""
@@ -60,12 +60,12 @@ def accepts(function: Callable[..., Any], parameter: str) -> bool:
 
 
 class Hosts:
-    """How long idle connections to each host may be reused, shared by all sessions of a client.
+    """Reuse of idle connections to each host, shared by all sessions of a client.
 
-    A server that closes an idle connection at the moment it is used again loses the request, and
-    nobody can tell whether it was read. So connections are given up before the server does so:
-    after `keepalive` seconds, earlier where its `Keep-Alive: timeout=N` says so, and at once for a
-    while where one was closed without notice.
+    A server that closes an idle connection at the moment it is reused loses the request, and it is
+    unknown whether it was processed. Connections are therefore closed before the server closes
+    them: after `keepalive` seconds, earlier if its `Keep-Alive: timeout=N` says so, and at once for
+    a while after one was closed without notice.
     """
 
     def __init__(self, keepalive: float) -> None:
@@ -80,7 +80,7 @@ class Hosts:
         return self._seconds.get(origin, self._default)
 
     def note_response(self, origin: str, headers: Mapping[str, str]) -> None:
-        """Learn from the response headers."""
+        """Record the keep-alive time in the response headers."""
         text = headers.get("Keep-Alive", "").lower()
         found = re.search(r"\btimeout\s*=\s*(\d{1,9})\b", text)
         if found is None:
@@ -92,7 +92,7 @@ class Hosts:
             _bound(self._seconds)[origin] = seconds
 
     def note_lost(self, origin: str) -> None:
-        """Learn that a connection was closed before a response began."""
+        """Record that a connection was closed before a response began."""
         _bound(self._fresh_until)[origin] = time.monotonic() + FRESH_CONNECTIONS
 
 
@@ -115,15 +115,15 @@ class InFlight:
         self._waits: dict[Deadline, list[Callable[[], Billing]]] = {}
 
     def add(self, deadline: Deadline, stop: Callable[[], Billing]) -> None:
-        """Register a wait under a deadline, perhaps within another one of the same call.
+        """Register a wait under a deadline; waits of one call may be nested.
 
-        `stop` is called if the client is closed: it frees the connection and returns the billing of
-        the failure.
+        `stop` is called if the client is closed: it closes the connection and returns the billing
+        of the failure.
         """
         self._waits.setdefault(deadline, []).append(stop)
 
     def remove(self, deadline: Deadline, stop: Callable[[], Billing]) -> None:
-        """Forget a wait."""
+        """Remove a wait."""
         stops = self._waits[deadline]
         stops.remove(stop)
         if not stops:
@@ -142,7 +142,7 @@ class InFlight:
     def _interrupt(self, deadline: Deadline) -> None:
         stops = self._waits.get(deadline)
         if not stops:
-            return  # it has ended meanwhile
+            return  # it has ended in the meantime
         billing = stops[-1]()
         message = "The client was closed while this call was running."
         deadline.interrupt(ConfigurationError(message, billing=billing))
@@ -182,12 +182,12 @@ class Pool:
             await self._slots.acquire()
 
     def release(self) -> None:
-        """Let the next request use a connection."""
+        """Return the connection to the next request that waits for one."""
         if self._slots is not None:
             self._slots.release()
 
     async def aclose(self) -> None:
-        """Close the session, unless it is borrowed or closed."""
+        """Close the session, unless it is borrowed or already closed."""
         if (lifetime := _lifetimes.get(self.session)) is not None:
             await lifetime.aclose()
 
@@ -233,8 +233,7 @@ def share_connector(session: aiohttp.ClientSession) -> aiohttp.ClientSession:
     The connector brings its certificates, proxy and limits. Trace configurations are kept, since
     they observe.
     """
-    # OpenTelemetry adds its own configuration to each new session, so it is not passed on a second
-    # time.
+    # OpenTelemetry adds its own configuration to each new session, so it is not passed on.
     traces = [
         trace
         for trace in session.trace_configs
@@ -249,7 +248,7 @@ def share_connector(session: aiohttp.ClientSession) -> aiohttp.ClientSession:
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Connector that drops connections with unexpected input, and knows what is open.
+    """Connector that drops connections with unexpected input, and tracks open ones.
 
     aiohttp would take a second response, sent while the connection was idle, for the response to
     the next request.
@@ -260,7 +259,7 @@ class _Connector(aiohttp.TCPConnector):
         self._protocols: WeakSet[ResponseHandler] = WeakSet()
 
     def abort(self) -> None:
-        """Close every connection at once; closing waits for blocked uploads otherwise."""
+        """Close every connection at once; `close` would wait for stalled uploads."""
         for protocol in list(self._protocols):
             if protocol.transport is not None:
                 protocol.transport.abort()

@@ -1,4 +1,4 @@
-"""Proxies from the environment: which one a URL is requested through."""
+"""Choice of the proxy for a URL, from the environment's settings."""
 
 import ipaddress
 import re

@@ -1,4 +1,4 @@
-"""Sessions of a client: one per event loop, created, found and closed."""
+"""Creation, lookup and closing of a client's sessions, one per event loop."""
 
 import asyncio
 import contextlib
@@ -26,14 +26,13 @@ from elkimg_async.transport.proxies import proxy_for
 
 _CLOSING = 5.0  # seconds for another loop to close its sessions
 
-_forgotten: list[
-    object
-] = []  # sessions of a parent process; closing or collecting them would harm it
+# Sessions of a parent process; closing or collecting them would break its connections.
+_forgotten: list[object] = []
 _closing: set[asyncio.Task[None]] = set()
 
 
-class _Place(NamedTuple):
-    """What a session is for."""
+class _Purpose(NamedTuple):
+    """The purpose of a session."""
 
     loop: asyncio.AbstractEventLoop
     kind: str
@@ -63,7 +62,7 @@ class Transport:
         self._borrowed = session
         self._borrowed_loop: asyncio.AbstractEventLoop | None = None
         self._created_at = created_at
-        self._pools: dict[_Place, Pool] = {}
+        self._pools: dict[_Purpose, Pool] = {}
         self._hosts = Hosts(keepalive)
         self._pid = os.getpid()
         self._proxies: dict[str, str | None] = {}
@@ -90,21 +89,20 @@ class Transport:
             public_only: Whether a host name that leads to a private address is rejected.
 
         Raises:
-            ConfigurationError: If the client is closed, or a proxy or aiohttp itself cannot be
-            used.
+            ConfigurationError: If the client is closed, or a proxy or aiohttp cannot be used.
         """
         check_aiohttp()
-        place = self._place(url, download=api_key is None, public_only=public_only)
-        proxy = self._proxy(url, place)
-        if proxy is not None and place.public_only:
-            place = place._replace(public_only=False)  # the proxy looks names up itself
+        purpose = self._purpose(url, download=api_key is None, public_only=public_only)
+        proxy = self._proxy(url, purpose)
+        if proxy is not None and purpose.public_only:
+            purpose = purpose._replace(public_only=False)  # the proxy resolves names itself
         return Exchange(
-            self._pool(place), url, request, api_key=api_key, connect=connect, proxy=proxy
+            self._pool(purpose), url, request, api_key=api_key, connect=connect, proxy=proxy
         )
 
     def shares_connector(self) -> bool:
         """Return whether downloads use the borrowed session's connector in the running loop."""
-        return self._place("", download=True, public_only=False).kind == "shared"
+        return self._purpose("", download=True, public_only=False).kind == "shared"
 
     def check_open(self) -> None:
         """Check that requests can be sent.
@@ -125,21 +123,19 @@ class Transport:
             pools, self._pools = self._pools, {}
         self.in_flight.interrupt_all()
         here = asyncio.get_running_loop()
-        for place, pool in pools.items():
-            if place.loop is here:
+        for purpose, pool in pools.items():
+            if purpose.loop is here:
                 await pool.aclose()
-            elif place.loop.is_running():
-                # That loop may be ending, and then cancels this or never runs it.
-                closing = asyncio.run_coroutine_threadsafe(pool.aclose(), place.loop)
+            elif purpose.loop.is_running():
+                # That loop may be about to end, and then cancels this or never runs it.
+                closing = asyncio.run_coroutine_threadsafe(pool.aclose(), purpose.loop)
                 await asyncio.wait([asyncio.wrap_future(closing)], timeout=_CLOSING)
 
     def __del__(self) -> None:
         if getattr(self, "_pools", None) and not self.closed and self._pid == os.getpid():
-            for place, pool in self._pools.items():
-                with contextlib.suppress(
-                    RuntimeError
-                ):  # the loop is closed, and the session with it
-                    place.loop.call_soon_threadsafe(_close_later, place.loop, pool)
+            for purpose, pool in self._pools.items():
+                with contextlib.suppress(RuntimeError):  # the loop is closed, and so is its session
+                    purpose.loop.call_soon_threadsafe(_close_later, purpose.loop, pool)
             warnings.warn(
                 f"An AsyncImages created at {self._created_at} was never closed; "
                 "use `async with`, or `await client.aclose()`.",
@@ -148,22 +144,22 @@ class Transport:
                 source=self,
             )
 
-    def _place(self, url: str, *, download: bool, public_only: bool) -> _Place:
+    def _purpose(self, url: str, *, download: bool, public_only: bool) -> _Purpose:
         loop = asyncio.get_running_loop()
         if self._borrowed is not None:
             if not download:
                 self._borrowed_loop = loop
-                return _Place(loop, "borrowed")
-            # A connector works in its own loop only, which is the one that the session was used in.
+                return _Purpose(loop, "borrowed")
+            # A connector works only in its own loop, the one in which the session was used.
             if loop is self._borrowed_loop and not self._borrowed.closed:
-                return _Place(loop, "shared")
-        return _Place(loop, "own", public_only, self._hosts.keepalive(origin_of(url)))
+                return _Purpose(loop, "shared")
+        return _Purpose(loop, "own", public_only, self._hosts.keepalive(origin_of(url)))
 
-    def _proxy(self, url: str, place: _Place) -> str | None:
+    def _proxy(self, url: str, purpose: _Purpose) -> str | None:
         """Return the environment's proxy, unless a borrowed session has its own."""
         if (
             self._borrowed is not None
-            and place.kind != "own"
+            and purpose.kind != "own"
             and (
                 self._borrowed.trust_env
                 or type(self._borrowed.connector) is not aiohttp.TCPConnector
@@ -175,36 +171,36 @@ class Transport:
             self._proxies[origin] = proxy_for(url)
         return self._proxies[origin]
 
-    def _pool(self, place: _Place) -> Pool:
+    def _pool(self, purpose: _Purpose) -> Pool:
         if self._pid != os.getpid():
             self._forget_parent()
-        pool = self._pools.get(place)
+        pool = self._pools.get(purpose)
         if pool is None or pool.session.closed:
             with self._lock:
                 self.check_open()
                 for known in [known for known in self._pools if known.loop.is_closed()]:
                     del self._pools[known]
-                pool = self._pools[place] = self._create(place)
+                pool = self._pools[purpose] = self._create(purpose)
         return pool
 
-    def _create(self, place: _Place) -> Pool:
-        borrowed = self._borrowed if place.kind == "borrowed" else None
+    def _create(self, purpose: _Purpose) -> Pool:
+        borrowed = self._borrowed if purpose.kind == "borrowed" else None
         if borrowed is not None:
             session = borrowed
-        elif place.kind == "shared" and self._borrowed is not None:
+        elif purpose.kind == "shared" and self._borrowed is not None:
             session = share_connector(self._borrowed)
         else:
-            session = create_session(public_only=place.public_only, keepalive=place.keepalive)
+            session = create_session(public_only=purpose.public_only, keepalive=purpose.keepalive)
         return Pool(
             session,
             borrowed=borrowed is not None,
-            shared=place.kind != "own",
+            shared=purpose.kind != "own",
             hosts=self._hosts,
             in_flight=self.in_flight,
         )
 
     def _forget_parent(self) -> None:
-        """Leave a parent process's connections alone after a fork, since both share one epoll."""
+        """Abandon the connections of a parent process after a fork: both share one epoll."""
         if self._pid != os.getpid():
             _forgotten.append(self._pools)
             self._pools, self._pid, self._lock = {}, os.getpid(), threading.Lock()

@@ -1,7 +1,7 @@
-"""Images that a user passes in: examined before they are sent, and read while they are sent.
+"""Input images: examined before they are sent, and read while they are sent.
 
-A file is never whole in memory: it is opened for each chunk, in a worker thread. So nothing is held
-between two chunks, a retry starts over, and a file that has changed in the meantime is noticed.
+A file is never held in memory: it is opened for each chunk, in a worker thread. So no resource is
+held between chunks, a retry starts over, and a file that has changed in the meantime is noticed.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from elkimg_async.sansio.multipart import Upload
 from elkimg_async.sansio.requests import EditRequest, make_edit
 
 CHUNK = 128 * 1024
-"""Bytes that are read at once."""
+"""Bytes read at a time."""
 
 _BASE64 = re.compile(r"iVBORw0KGgo|/9j/|UklGR|R0lGOD|[A-Za-z0-9+/_-]{200}")
 _MEDIA_TYPE = re.compile(r"(image|application|binary)/[\w.+-]+")
@@ -51,9 +51,9 @@ class Source(Protocol):
 async def build_edit(
     image: Any, options: Mapping[str, Any], *, model: str | None = None
 ) -> EditRequest:
-    """Return the request of an edit, its files opened and examined; as `make_edit`.
+    """Return the request of an edit like `make_edit`, with its files opened and examined.
 
-    Where one of the images is a reference, the others are read, since they go in the same JSON.
+    If one of the images is a reference, the others are read, since they go into the same JSON.
 
     Raises:
         InvalidRequestError: If an argument has the wrong type, or a file is not readable or empty.
@@ -67,7 +67,7 @@ async def build_edit(
     if any(isinstance(each, ImageReference) for each in opened):
         if markup is not None:
             raise InvalidRequestError(
-                "markup can only be sent together with files; pass the image as a file too.",
+                "markup can only be sent with image files; pass the image as a file too.",
                 param="markup",
             )
         images = tuple([await _in_memory_copy(each) for each in images])
@@ -76,7 +76,7 @@ async def build_edit(
 
 
 async def open_images(images: Any, param: str) -> tuple[InputImage | ImageReference, ...]:
-    """Return one image or several as they are sent; `param` is the argument that errors name.
+    """Return one or several images as they are sent; errors name the argument `param`.
 
     Raises:
         InvalidRequestError: If one is not an image, cannot be read, or is empty.
@@ -95,7 +95,7 @@ async def open_images(images: Any, param: str) -> tuple[InputImage | ImageRefere
 
 
 async def open_image(image: Any, param: str) -> InputImage | ImageReference:
-    """Return one image as it is sent; as `open_images`."""
+    """Return one image as it is sent; raises like `open_images`."""
     name = media_type = None
     if _is_file_tuple(image):
         name, image, media_type = _from_file_tuple(image, param)
@@ -154,7 +154,7 @@ async def _in_memory_copy(image: InputImage | ImageReference) -> InputImage | Im
 
 
 def _is_file_tuple(image: Any) -> bool:
-    """Whether this is (name, content[, type[, headers]]), and not a tuple of several images."""
+    """Return whether this is (name, content[, type[, headers]]), not a tuple of images."""
     if not isinstance(image, tuple) or not 2 <= len(image) <= 4:
         return False
     name, content, *more = image
@@ -260,7 +260,7 @@ def _stamp(found: os.stat_result) -> tuple[int, ...]:
 
 
 def _open_file(file: Any, param: str) -> InputImage:
-    """Examine a file object from its beginning; one that cannot seek is read into memory."""
+    """Examine a file object from its start; one that cannot seek is read into memory."""
     name = getattr(file, "name", None)
     name = Path(name).name if isinstance(name, str) else param
     try:
@@ -281,7 +281,7 @@ def _open_file(file: Any, param: str) -> InputImage:
 
 
 class _FileObject:
-    """A file that the user has opened; its position is restored after each read."""
+    """A file object opened by the user; its position is restored after each read."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -315,9 +315,9 @@ def _reason(error: Exception) -> str:
 
 
 class Reader:
-    """The chunks of a body, for one attempt.
+    """Async iterator over the chunks of a body, for one attempt.
 
-    `failure` is why it ended early, or None. `before_each` is called before each chunk.
+    `failure` is the error that ended it early, or None. `before_each` is called before each chunk.
     """
 
     def __init__(self, body: bytes | Upload, *, before_each: Callable[[], object]) -> None:
@@ -335,7 +335,7 @@ class Reader:
             raise StopAsyncIteration
         source, at, size = window
         if isinstance(source, bytes):
-            await asyncio.sleep(0)  # a large body must not keep the loop to itself
+            await asyncio.sleep(0)  # a large body must not block the loop
             return source[at : at + size]
         try:
             chunk = await anyio.to_thread.run_sync(source.read, at, size)
@@ -357,7 +357,7 @@ def _unreadable(reason: str) -> InvalidRequestError:
 
 
 def _windows(parts: Iterable[bytes | InputImage]) -> Iterator[tuple[bytes | Source, int, int]]:
-    """Yield what to read of the whole body: the source, the offset and the size."""
+    """Yield what to read, for each chunk of a body: the source, the offset and the size."""
     for part in parts:
         source = part.source if isinstance(part, InputImage) else part
         for at in range(0, len(part), CHUNK):
