@@ -53,7 +53,8 @@ async def test_partials_of_a_stream_that_breaks_off(canned: Canned) -> None:
 @in_both_modes
 async def test_images_of_an_error_status(canned: Canned, streaming: bool) -> None:
     """A 500 with an image in it is not retried, and the image is on the error."""
-    canned.reply_with(answer({"error": {"message": "late"}, "data": [{"b64_json": B64}]}, status=500))
+    body = {"error": {"message": "late"}, "data": [{"b64_json": B64}]}
+    canned.reply_with(answer(body, status=500))
     async with AsyncImages(KEY, base_url=canned.base_url) as client:
         error = await failure_of_any_kind(client, streaming)
     assert isinstance(error, ServerError)

@@ -6,7 +6,7 @@ requested and what Content-Type claims are hints at best: gateways drop the `str
 errors as streams, and stream to clients that did not ask for it.
 
 However it came, a body is a sequence of documents. Each is searched for images first, and only
-then is decided what it is: *no image is ever dropped*. One that cannot be told to be partial is a
+then is decided what they are: *no image is ever dropped*. One that is not known to be partial is a
 completed image. A body ends with at least one completed image, or in an error that carries all
 images that came.
 """
@@ -409,7 +409,9 @@ class ImagesDecoder:
     def _note_failed_item(self, item: Any, type_: str | None) -> None:
         self._failed_items.append(item)
         said = api_error(200, item)
-        self._skip(type_, f"one image failed: {said.message or said.code or 'no reason given'}")
+        self._skip(
+            type_, f"one image failed: {said.message or said.code or 'the server names no reason'}"
+        )
 
     def _emit(self, event: ImageEvent) -> None:
         if isinstance(event, CompletedImage):

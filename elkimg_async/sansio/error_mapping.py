@@ -183,7 +183,7 @@ def _implied_status(words: Words) -> int | None:
 def _billing(status: int, kind: type[APIError], words: Words) -> Billing:
     """Return whether an image may have been paid for.
 
-    Gateways answer 5xx with any code after their upstream has made the image; only the codes that
+    Gateways return 5xx with any code after their upstream has made the image; only the codes that
     mean "not begun", and the statuses 503 and 529, exclude that.
     """
     labels = {*_labels(words)}
