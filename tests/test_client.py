@@ -1359,7 +1359,7 @@ async def test_retried(guest: AsyncImages, canned: Canned, reply: Reply, streami
     ],
     ids=[
         "400", "401", "403-quota", "404", "409", "413", "422", "429-quota", "429-told",
-        "500-request", "500-body", "500-read", "500-html", "501", "502", "503-model", "504",
+        "500-request", "500", "500-unknown", "500-body", "500-read", "500-html", "501", "502", "503-model", "504",
         "524", "524-html", "200-error", "200-empty", "200-incomplete",
     ],
 )  # fmt: skip
