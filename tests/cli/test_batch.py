@@ -100,7 +100,7 @@ async def test_batch_makes_all_and_then_what_is_left(server: LocalServer, tmp_pa
     server.inject("error=400/content_policy_violation")
     ended = await run("prompts.txt", "--concurrency", "1", folder=tmp_path, server=server)
     assert ended.code == 1
-    assert re.search(r"“a red fox”: 0: The server said no .*Reword the prompt", ended.err)
+    assert re.search(r"“a red fox”: 0: The server returned .*Reword the prompt", ended.err)
     rows = summary(ended.out)
     assert (rows["done"], rows["failed"], rows["images"]) == ("2", "1", "2")
     assert rows["folder"] == "prompts-images"
