@@ -17,8 +17,8 @@ from elkimg_async.errors import (
     ServerError,
 )
 
-# 408 and 425: the request was not taken up. 429: too much at once. 5xx whose billing is not unknown are
-# ServerErrors that say that the request was never begun.
+# 408 and 425: the request was not taken up. 429: too much at once. A ServerError whose billing is
+# not unknown says that the request was never begun.
 _TRANSIENT_STATUSES = {408, 425, 429}
 _FINAL_CODES = {"invalid_request", "model_not_found"}
 # The code or type of a 409 about our own attempt, which is still running.
