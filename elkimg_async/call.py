@@ -25,7 +25,7 @@ from elkimg_async.errors import (
     ResponseError,
 )
 from elkimg_async.hooks import tell
-from elkimg_async.ratelimit.pacing import Permit
+from elkimg_async.ratelimit.limiter import Permit
 from elkimg_async.sansio import encode, error_mapping
 from elkimg_async.sansio.decoder import ImageEvent, SkippedEvent
 from elkimg_async.sansio.headers import (
@@ -40,7 +40,7 @@ from elkimg_async.sansio.headers import (
 from elkimg_async.sansio.model_rules import validate
 from elkimg_async.sansio.requests import ImageRequest
 from elkimg_async.sansio.responses import Meta, RateLimit
-from elkimg_async.sansio.retry import decide, is_transient
+from elkimg_async.sansio.retry import decide
 from elkimg_async.transport.deadline import Watchdog
 from elkimg_async.transport.download import connect_image
 from elkimg_async.transport.exchange import Exchange, Transport
@@ -125,7 +125,7 @@ class Call(Generic[AnswerT]):
             self._exchange.close()
             self._exchange = None
         if self._permit is not None:
-            self._settings.limiter.leave(self._permit)
+            self._settings.limiter.release(self._permit)
             self._permit = None
 
     async def _advance(self, read: Callable[[Decoder[AnswerT], Watchdog], Awaitable[T]]) -> T:
@@ -201,9 +201,9 @@ class Call(Generic[AnswerT]):
         settings, limits = self._settings, self._limits
         assert self._request is not None
         self._transport.check_open()
-        permit = self._permit = settings.limiter.enter(self._weight)
+        permit = self._permit = settings.limiter.reserve(self._weight)
         if permit.started is None:
-            await settings.limiter.wait(permit)
+            await settings.limiter.wait(permit, timeout=watchdog.remaining)
         self._attempts += 1
         self._attempt_started = time.monotonic()
         if self._hooks:
@@ -233,7 +233,7 @@ class Call(Generic[AnswerT]):
             while len(self._error_body) < _MAX_ERROR_BODY and (chunk := await exchange.read()):
                 self._error_body += chunk
             raise self._refusal(exchange)
-        settings.limiter.answered(permit, self._rate_limit)
+        settings.limiter.succeeded(permit, self._rate_limit)
         max_bytes = settings.limits.max_response_bytes
         self._decoder = self._endpoint.decoder(
             stream=self._stream, max_bytes=max_bytes, length=length(exchange.headers)
@@ -380,17 +380,10 @@ class Call(Generic[AnswerT]):
             raise
 
     def _tell_limiter(self, failure: ElkImagesError) -> None:
-        """Let all calls slow down where the server has too much to do, and know its rate limits."""
-        permit = self._permit
-        if permit is None or not isinstance(failure, APIError):
-            return
-        overload = failure.status == 503 and is_transient(failure)
-        if overload or isinstance(failure, RateLimitError):
-            self._settings.limiter.refused(
-                permit,
-                retry_after=failure.retry_after,
-                limit=self._rate_limit,
-                overload=overload,
+        """Record a 429 about the rate; any other failure concerns its own call only."""
+        if self._permit is not None and isinstance(failure, RateLimitError):
+            self._settings.limiter.rate_limited(
+                self._permit, retry_after=failure.retry_after, rate_limit=self._rate_limit
             )
 
     def _complete(self, failure: ElkImagesError) -> None:

@@ -12,7 +12,7 @@ import msgspec
 
 from elkimg_async.errors import ConfigurationError
 from elkimg_async.hooks import Hook
-from elkimg_async.ratelimit.pacing import Permit
+from elkimg_async.ratelimit.limiter import Permit
 from elkimg_async.sansio.json_images import map_strings
 from elkimg_async.sansio.responses import RateLimit
 from elkimg_async.sansio.retry import RetryBudget
@@ -134,38 +134,37 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pacing(Protocol):
-    """Who says when an attempt may be sent; `elkimg_async.limiter.Limiter` does for one client."""
+    """What decides when an attempt may be sent: the `Limiter` of a client, or one shared by workers."""
 
     @property
     def rate(self) -> float:
-        """Starts for each second that are held to now; `math.inf` while nothing is known to limit them."""
+        """Starts per second held to; `math.inf` while nothing limits them."""
         ...
 
-    def enter(self, weight: int) -> Permit:
-        """Ask for a turn of so many images; where `started` is still None, `wait` for it."""
+    def reserve(self, weight: int) -> Permit:
+        """Join the queue with a request of `weight` images; `started` is None if it has to `wait`."""
         ...
 
-    async def wait(self, permit: Permit) -> None:
-        """Wait for the turn."""
+    async def wait(self, permit: Permit, *, timeout: float = math.inf) -> None:
+        """Wait until the permit has started; fail at once if that takes longer than `timeout` seconds."""
 
-    def answered(self, permit: Permit, limit: RateLimit | None = None) -> None:
-        """Note that an answer began well, and its rate-limit headers."""
+    def succeeded(self, permit: Permit, rate_limit: RateLimit | None = None) -> None:
+        """Record a successful response and its rate-limit headers."""
 
-    def refused(
+    def rate_limited(
         self,
         permit: Permit,
         *,
         retry_after: float | None = None,
-        limit: RateLimit | None = None,
-        overload: bool = False,
+        rate_limit: RateLimit | None = None,
     ) -> None:
-        """Note a 429, or with `overload` a 503."""
+        """Record a 429 about the rate."""
 
-    def leave(self, permit: Permit) -> None:
-        """Note that the attempt is over, or that nobody waits for its turn any more; it may be said twice."""
+    def release(self, permit: Permit) -> None:
+        """Return the slot, or leave the queue; a second time does nothing."""
 
     def close(self) -> None:
-        """Note that the client was closed."""
+        """Fail everything that waits or comes later."""
 
 
 _LEAST_SECRET = 8  # characters; a shorter key is somebody's test, and part of ordinary words

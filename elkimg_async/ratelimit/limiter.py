@@ -1,8 +1,11 @@
-"""The one door through which every attempt of a client passes: it waits here, and nowhere else, for its turn.
+"""Rate and concurrency limiter shared by all calls of a client.
 
-One `Limiter` serves all loops and threads of a client. The decisions are the `Pacer`'s; here is what it
-lacks: a clock, a lock, and the wish to wait. Who waits holds a future of its own loop, and each loop
-with waiters has one timer, for the head of the queue; whichever loop comes first starts those of the others too.
+Every attempt reserves a permit here, in any event loop or thread, and starts in the order of the reservations. The head of
+the queue starts when all of these allow it: the explicit `Limits` (token buckets and a number in flight), a
+`Retry-After`, the rate-limit headers, and the pace that the controller learned from refusals.
+
+Each operation takes constant time however many wait: only the head of the queue is looked at, and one
+timer, in the head's event loop, wakes it.
 """
 
 import asyncio
@@ -11,19 +14,41 @@ import os
 import threading
 import time
 import weakref
-from collections import deque
-from collections.abc import Callable
+from collections import OrderedDict, deque
 
-from elkimg_async.errors import ConfigurationError
-from elkimg_async.ratelimit.pacing import Pacer, Permit
+from elkimg_async.errors import ConfigurationError, RequestTimeoutError
+from elkimg_async.ratelimit.controller import MAX_PAUSE, Controller, HeaderLimits
+from elkimg_async.ratelimit.token_bucket import TokenBucket
 from elkimg_async.sansio.responses import RateLimit
 
 _clock = time.monotonic
-_all: "weakref.WeakSet[Limiter]" = weakref.WeakSet()
+_limiters: "weakref.WeakSet[Limiter]" = weakref.WeakSet()
+
+
+class Permit:
+    """The place of one attempt in the queue, then among those in flight.
+
+    `started` is the time of its start, None while it waits; `number` counts the starts of the limiter.
+    """
+
+    __slots__ = ("number", "started", "waiter", "weight")
+
+    def __init__(self, weight: int) -> None:
+        self.weight = weight
+        self.number = 0
+        self.started: float | None = None
+        self.waiter: asyncio.Future[None] | None = None
 
 
 class Limiter:
-    """A `Pacer` for tasks: `enter`, or else `wait`; then `answered` or `refused`; and `leave` in every case."""
+    """`reserve`, then `wait` if necessary; `succeeded` or `rate_limited`; and always `release`.
+
+    Args:
+        max_concurrency: Attempts in flight. None: no limit.
+        requests_per_minute: Starts in any 60 seconds, never exceeded by more than one. None: no limit.
+        images_per_minute: The same for images. A request of several images may exceed it after a
+            quiet moment, and later ones wait longer. None: no limit.
+    """
 
     def __init__(
         self,
@@ -32,234 +57,251 @@ class Limiter:
         requests_per_minute: float | None = None,
         images_per_minute: float | None = None,
     ) -> None:
-        self._limits = max_concurrency, requests_per_minute, images_per_minute
-        self._begin()
-        _all.add(self)
+        self._max_in_flight = math.inf if max_concurrency is None else max_concurrency
+        self._per_minute = requests_per_minute, images_per_minute
+        self._reset()
+        _limiters.add(self)
 
-    def _begin(self) -> None:
-        """Start with nobody in it, as the client does, and as the child of a fork does."""
-        concurrency, requests, images = self._limits
-        self._pacer = Pacer(
-            max_concurrency=concurrency, requests_per_minute=requests, images_per_minute=images
-        )
+    def _reset(self) -> None:
+        """Start empty; also in the child of a fork, where the slots and a held lock are the parent's."""
+        self._buckets = [None if limit is None else TokenBucket(limit) for limit in self._per_minute]
+        self._controller = Controller()
+        self._headers = HeaderLimits()
+        self._paused_until = -math.inf
+        self._queue: OrderedDict[Permit, None] = OrderedDict()
+        self._running: set[Permit] = set()
+        self._released: deque[Permit] = deque()
+        self._timer: tuple[asyncio.AbstractEventLoop, float] | None = None
         self._lock = threading.Lock()
-        self._left: deque[Permit] = deque()
-        self._loops: dict[asyncio.AbstractEventLoop, _Alarm] = {}
         self._closed = False
 
     @property
+    def rate(self) -> float:
+        """Starts per second held to; `math.inf` while nothing limits them."""
+        return self._controller.rate
+
+    @property
     def waiting(self) -> int:
-        """How many wait for their turn."""
-        return self._pacer.waiting
+        """Number of permits in the queue."""
+        return len(self._queue)
 
     @property
     def in_flight(self) -> int:
-        """How many hold a slot."""
-        return self._pacer.in_flight
+        """Number of permits started and not released."""
+        return len(self._running)
 
-    @property
-    def rate(self) -> float:
-        """Starts for each second that are held to now; `math.inf` while nothing is known to limit them."""
-        with self._lock:
-            rate = self._pacer.rate(_clock())
-        self._settle()
-        return rate
+    def reserve(self, weight: int) -> Permit:
+        """Join the queue; `started` of the permit is None if it has to `wait`.
 
-    def enter(self, weight: int) -> Permit:
-        """Join the queue; where nothing forbids it the permit has started, else `wait` for it.
+        Args:
+            weight: Number of images.
 
         Raises:
-            ConfigurationError: by the caller, who closed the client.
+            ConfigurationError: If the client is closed.
         """
         if self._closed:
-            raise _closed()
+            raise _closed_error()
+        permit = Permit(weight)
         with self._lock:
-            permit = self._pacer.enter(weight, _clock())
-        if self._left:
-            self._settle()
+            now = _clock()
+            if not self._queue and self._ready_at(permit, now) <= now:
+                self._start(permit, now)
+            else:
+                permit.waiter = asyncio.get_running_loop().create_future()
+                self._queue[permit] = None
+                self._advance()
+        self._settle()
         return permit
 
-    async def wait(self, permit: Permit) -> None:
-        """Wait until a permit has started; when that fails, it has left.
+    async def wait(self, permit: Permit, *, timeout: float = math.inf) -> None:
+        """Wait until a permit has started; release it if that fails.
+
+        Args:
+            permit: The permit.
+            timeout: Seconds until the deadline of the call. A wait that cannot end before fails at once.
 
         Raises:
-            ConfigurationError: by the caller, who closed the client.
+            ConfigurationError: If the client is closed.
+            RequestTimeoutError: If the wait would certainly outlive `timeout`.
         """
-        loop = asyncio.get_running_loop()
-        turn: asyncio.Future[None] = loop.create_future()
         try:
-            with self._lock:
-                if permit.started is None and not self._closed:
-                    permit.waiter = loop, turn
-                    self._loops.setdefault(loop, _Alarm()).waiters += 1
-                    self._work()
-            self._settle()
-            if permit.waiter is not None:
-                try:
-                    await turn
-                finally:
-                    self._uncount(loop)
+            if permit.started is None and permit.waiter is not None and not self._closed:
+                with self._lock:
+                    now = _clock()
+                    wait = self._earliest(permit, now) - now
+                if wait > timeout:
+                    raise RequestTimeoutError(
+                        f"The rate limit allows no request for {wait:.1f} s, longer than the rest of the time limit. "
+                        "Wait, or raise the total limit.",
+                        limit="total",
+                        phase="queue",
+                        billing="not_sent",
+                    )
+                await permit.waiter
             if self._closed:
-                raise _closed()
+                raise _closed_error()
         except BaseException:
-            self.leave(permit)
+            self.release(permit)
             raise
 
-    def answered(self, permit: Permit, limit: RateLimit | None = None) -> None:
-        """Note a good answer, and what its rate-limit headers say."""
+    def succeeded(self, permit: Permit, rate_limit: RateLimit | None = None) -> None:
+        """Record a successful response and its rate-limit headers."""
         with self._lock:
-            self._pacer.answered(permit, _clock(), limit)
-            if self._loops:
-                self._work()
-        if self._left:
-            self._settle()
+            if permit.started is not None and permit in self._running:
+                self._controller.succeeded()
+                if rate_limit is not None:
+                    self._headers.succeeded(permit.number, permit.started, rate_limit)
+            self._advance()
+        self._settle()
 
-    def refused(
+    def rate_limited(
         self,
         permit: Permit,
         *,
         retry_after: float | None = None,
-        limit: RateLimit | None = None,
-        overload: bool = False,
+        rate_limit: RateLimit | None = None,
     ) -> None:
-        """Note a refusal for which all slow down: 429, or with `overload` a server with too much to do.
+        """Record a 429 about the rate, which slows all calls.
 
-        `retry_after` is in seconds, None where the server names none.
+        Args:
+            permit: The permit of the attempt.
+            retry_after: Seconds that the server asks to wait. None: not stated.
+            rate_limit: The rate-limit headers. None: none.
         """
         with self._lock:
-            self._pacer.refused(
-                permit, _clock(), retry_after=retry_after, limit=limit, overload=overload
-            )
-            self._work()
+            if permit.started is not None and permit in self._running:
+                now = _clock()
+                pause = min(max(0.0, retry_after or 0.0), MAX_PAUSE)
+                self._paused_until = max(self._paused_until, now + pause)
+                self._controller.rate_limited(permit.number, pause)
+                if rate_limit is not None:
+                    self._headers.rate_limited(permit.number, permit.started, rate_limit)
+            self._advance()
         self._settle()
 
-    def leave(self, permit: Permit) -> None:
-        """Give the slot, or the place in the queue, back; a second time does nothing."""
-        self._left.append(permit)
+    def release(self, permit: Permit) -> None:
+        """Return the slot, or leave the queue; a second time does nothing."""
+        self._released.append(permit)
         self._settle()
 
     def close(self) -> None:
-        """Send away all who wait and all who come; a second time does nothing."""
+        """Fail everything that waits or comes later; a second time does nothing."""
         self._closed = True
         with self._lock:
-            for permit in self._pacer.clear():
+            for permit in self._queue:
                 self._wake(permit)
+            self._queue.clear()
         self._settle()
 
     def _settle(self) -> None:
-        """See to what has left, or let the one with the lock do it.
+        """Handle released permits, unless the holder of the lock will.
 
-        A dropped stream leaves while the garbage collector runs: in any thread, at any place, this
-        module's own included. Waiting for the lock there could last for ever.
+        A dropped stream is released by the garbage collector, in any thread and at any place, even
+        inside this module with the lock held. Waiting for the lock there could deadlock.
         """
-        while self._left and self._lock.acquire(blocking=False):
+        while self._released and self._lock.acquire(blocking=False):
             try:
-                self._work()
+                self._advance()
             finally:
                 self._lock.release()
 
-    def _work(self) -> None:
-        """With the lock: start who may start, and have the clock say when to look again."""
-        pacer = self._pacer
+    def _advance(self) -> None:
+        """Start what may start, and set the timer for the next; the lock is held."""
         while True:
-            while self._left:
-                pacer.leave(self._left.popleft())
-            if not pacer.waiting:
+            while self._released:
+                permit = self._released.popleft()
+                self._running.discard(permit)
+                self._queue.pop(permit, None)
+            if not self._queue:
                 return
-            now = _clock()
-            for permit in pacer.admit(now):
-                self._wake(permit)
-            if not self._left:
-                break
-        self._set_alarms(pacer.next_time(now), now)
+            now, head = _clock(), next(iter(self._queue))
+            when = self._ready_at(head, now)
+            if when <= now:
+                del self._queue[head]
+                self._start(head, now)
+                self._wake(head)
+            elif when == math.inf or self._set_timer(head, when, now):
+                return
+
+    def _ready_at(self, permit: Permit, now: float) -> float:
+        if len(self._running) >= self._max_in_flight:
+            return math.inf
+        return max(
+            self._earliest(permit, now),
+            self._headers.ready_at(now, self._controller.starts),
+            self._controller.ready_at(now, len(self._running)),
+        )
+
+    def _earliest(self, permit: Permit, now: float) -> float:
+        """Return the time before which the permit cannot start, whatever else happens."""
+        requests, images = self._buckets
+        when = max(now, self._paused_until)
+        if requests is not None:
+            when = max(when, requests.ready_at(1, now))
+        if images is not None:
+            when = max(when, images.ready_at(permit.weight, now))
+        return when
+
+    def _start(self, permit: Permit, now: float) -> None:
+        permit.number, permit.started = self._controller.started(now), now
+        self._running.add(permit)
+        for bucket, tokens in zip(self._buckets, (1, permit.weight), strict=True):
+            if bucket is not None:
+                bucket.acquire(tokens, now)
 
     def _wake(self, permit: Permit) -> None:
-        if permit.waiter is None:
-            return  # it has not begun to wait, and will see
-        loop, turn = permit.waiter
-        if loop is _running_loop():
-            _call(turn)
-            return
+        waiter = permit.waiter
+        assert waiter is not None
         try:
-            loop.call_soon_threadsafe(_call, turn)
-        except RuntimeError:  # that loop has ended, and the task with it
-            self._left.append(permit)
-
-    def _set_alarms(self, when: float, now: float) -> None:
-        here = _running_loop()
-        for loop, alarm in list(self._loops.items()):
-            if when >= alarm.when:
-                continue  # it goes off early, and is set again then
-            alarm.when = when
-            if loop is here:
-                alarm.set(loop, when - now, self._ring)
+            if waiter.get_loop() is _running_loop():
+                _set_result(waiter)
             else:
-                try:
-                    loop.call_soon_threadsafe(self._ring, loop)
-                except RuntimeError:  # that loop has ended
-                    del self._loops[loop]
+                waiter.get_loop().call_soon_threadsafe(_set_result, waiter)
+        except RuntimeError:  # that loop is closed, and its task gone
+            self._released.append(permit)
 
-    def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _set_timer(self, head: Permit, when: float, now: float) -> bool:
+        """Have the loop of the head look again at `when`; False if that loop is closed."""
+        assert head.waiter is not None
+        loop, timer = head.waiter.get_loop(), self._timer
+        if timer is not None and timer[0] is loop and now < timer[1] <= when:
+            return True  # it fires early, and is set again then
+        timer = self._timer = loop, when
+        try:
+            if loop is _running_loop():
+                loop.call_later(when - now, self._on_timer, timer)
+            else:
+                loop.call_soon_threadsafe(loop.call_later, when - now, self._on_timer, timer)
+        except RuntimeError:
+            self._released.append(head)
+            return False
+        return True
+
+    def _on_timer(self, timer: tuple[asyncio.AbstractEventLoop, float]) -> None:
         with self._lock:
-            if (alarm := self._loops.get(loop)) is not None:
-                alarm.stop()
-                self._work()
+            if self._timer is timer:
+                self._timer = None
+                self._advance()
         self._settle()
-
-    def _uncount(self, loop: asyncio.AbstractEventLoop) -> None:
-        with self._lock:
-            if (alarm := self._loops.get(loop)) is not None:
-                alarm.waiters -= 1
-                if not alarm.waiters:
-                    alarm.stop()
-                    del self._loops[loop]
-        self._settle()
-
-
-class _Alarm:
-    """The timer of one loop, and how many wait in it."""
-
-    __slots__ = ("_timer", "waiters", "when")
-
-    def __init__(self) -> None:
-        self._timer: asyncio.TimerHandle | None = None
-        self.waiters = 0
-        self.when = math.inf
-
-    def set(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        seconds: float,
-        ring: Callable[[asyncio.AbstractEventLoop], None],
-    ) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = loop.call_later(seconds, ring, loop)
-
-    def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer, self.when = None, math.inf
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
     return asyncio._get_running_loop()  # noqa: SLF001
 
 
-def _call(turn: "asyncio.Future[None]") -> None:
-    if not turn.done():
-        turn.set_result(None)
+def _set_result(waiter: "asyncio.Future[None]") -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
-def _closed() -> ConfigurationError:
-    return ConfigurationError("The client is closed; make a new one.")
+def _closed_error() -> ConfigurationError:
+    return ConfigurationError("The client is closed. Create a new one.")
 
 
-def _begin_again() -> None:
-    """In the child of a fork: the lock may be held and the slots are the parent's."""
-    for limiter in list(_all):
-        limiter._begin()  # noqa: SLF001
+def _reset_all() -> None:
+    for limiter in list(_limiters):
+        limiter._reset()  # noqa: SLF001
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_again)
+    os.register_at_fork(after_in_child=_reset_all)

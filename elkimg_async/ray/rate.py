@@ -16,8 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from elkimg_async.errors import ConfigurationError
-from elkimg_async.ratelimit.limiter import Limiter
-from elkimg_async.ratelimit.pacing import Permit
+from elkimg_async.ratelimit.limiter import Limiter, Permit
 from elkimg_async.sansio.responses import RateLimit
 
 NAMESPACE = "elkimg_async"
@@ -84,7 +83,7 @@ class RateKeeper:
         if number in held.left or holder in self._ended:
             held.left.discard(number)
             return False
-        permit = held.permits[number] = self._limiter.enter(weight)
+        permit = held.permits[number] = self._limiter.reserve(weight)
         if permit.started is not None:
             return True
         task = asyncio.current_task()
@@ -98,25 +97,25 @@ class RateKeeper:
             held.waiting.pop(number, None)
         return True
 
-    async def answered(self, holder: str, number: int, limit: RateLimit | None) -> None:
-        """Note a good answer."""
+    async def succeeded(self, holder: str, number: int, rate_limit: RateLimit | None) -> None:
+        """Record a successful response."""
         if permit := self._hear(holder).permits.get(number):
-            self._limiter.answered(permit, limit)
+            self._limiter.succeeded(permit, rate_limit)
 
-    async def refused(self, holder: str, number: int, details: Mapping[str, Any]) -> None:
-        """Note a refusal; `details` are the keywords of `Limiter.refused`."""
+    async def rate_limited(self, holder: str, number: int, details: Mapping[str, Any]) -> None:
+        """Record a 429; `details` are the keywords of `Limiter.rate_limited`."""
         if permit := self._hear(holder).permits.get(number):
-            self._limiter.refused(permit, **details)
+            self._limiter.rate_limited(permit, **details)
 
-    async def leave(self, holder: str, number: int) -> None:
-        """Give a turn, or the place in the queue, back."""
+    async def release(self, holder: str, number: int) -> None:
+        """Return a slot, or leave the queue."""
         held = self._hear(holder)
         if (permit := held.permits.pop(number, None)) is None:
             held.left.add(number)
         elif number in held.waiting:
             held.waiting[number].cancel()
         else:
-            self._limiter.leave(permit)
+            self._limiter.release(permit)
 
     async def renew(self, holder: str) -> float:
         """Note that a worker is alive; tells the rate, as `Limiter.rate` does."""
@@ -172,7 +171,7 @@ class RateKeeper:
         for task in held.waiting.values():
             task.cancel()
         for permit in held.permits.values():
-            self._limiter.leave(permit)
+            self._limiter.release(permit)
 
 
 class SharedRate:
@@ -197,49 +196,53 @@ class SharedRate:
         """Starts for each second of all workers together, as known two seconds ago."""
         return self._rate
 
-    def enter(self, weight: int) -> Permit:
+    def reserve(self, weight: int) -> Permit:
         """A permit that has not started: the turn is asked for in `wait`."""
         if self._closed:
             raise ConfigurationError("The client is closed; make a new one.")
         return Permit(weight)
 
-    async def wait(self, permit: Permit) -> None:
-        """Wait for the turn; when that fails, it has left."""
+    async def wait(self, permit: Permit, *, timeout: float = math.inf) -> None:
+        """Wait until the permit has started; release it if that fails.
+
+        Args:
+            permit: The permit.
+            timeout: Not used: the actor's clock is not ours, so the deadline of the call ends the wait.
+        """
         try:
             while permit.started is None:
                 keeper = await self._find()
-                permit.waiter = next(self._numbers)
+                permit.number = next(self._numbers)
                 try:
-                    if await keeper.take.remote(self._holder, permit.waiter, permit.weight):
+                    if await keeper.take.remote(self._holder, permit.number, permit.weight):
                         permit.started = time.monotonic()
                 except self._ray.exceptions.RayActorError:
-                    self.leave(permit)  # it may only be out of reach
+                    self.release(permit)  # it may only be out of reach
                     await self._lose(keeper)
         except BaseException:
-            self.leave(permit)
+            self.release(permit)
             raise
 
-    def answered(self, permit: Permit, limit: RateLimit | None = None) -> None:
-        """Tell of a good answer."""
-        self._tell("answered", permit.waiter, limit)
+    def succeeded(self, permit: Permit, rate_limit: RateLimit | None = None) -> None:
+        """Record a successful response."""
+        self._tell("succeeded", permit.number, rate_limit)
 
-    def refused(
+    def rate_limited(
         self,
         permit: Permit,
         *,
         retry_after: float | None = None,
-        limit: RateLimit | None = None,
-        overload: bool = False,
+        rate_limit: RateLimit | None = None,
     ) -> None:
-        """Tell of a refusal."""
-        details = {"retry_after": retry_after, "limit": limit, "overload": overload}
-        self._tell("refused", permit.waiter, details)
+        """Record a 429 about the rate."""
+        details = {"retry_after": retry_after, "rate_limit": rate_limit}
+        self._tell("rate_limited", permit.number, details)
 
-    def leave(self, permit: Permit) -> None:
-        """Give the turn back, once."""
-        number, permit.waiter = permit.waiter, None
-        if number is not None:
-            self._tell("leave", number)
+    def release(self, permit: Permit) -> None:
+        """Return the slot, once."""
+        number, permit.number = permit.number, 0
+        if number:
+            self._tell("release", number)
 
     def close(self) -> None:
         """Tell that this worker has ended."""

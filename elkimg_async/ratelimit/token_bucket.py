@@ -1,0 +1,34 @@
+"""Token bucket for the explicit `Limits` of a client. All times are seconds of one monotonic clock."""
+
+# Share of a minute's tokens that may be spent in a burst, so that a late timer loses nothing. The rest
+# flows evenly. Together with the one request that may always start, any 60 seconds stay within the limit
+# plus one.
+BURST = 0.01
+ROUNDING = 1e-9
+
+
+class TokenBucket:
+    """A limit per minute, refilled continuously."""
+
+    __slots__ = ("_at", "_capacity", "_level", "_rate")
+
+    def __init__(self, per_minute: float) -> None:
+        self._capacity = self._level = 1.0 + per_minute * BURST
+        self._rate = per_minute * (1.0 - BURST) / 60.0
+        self._at = 0.0
+
+    def ready_at(self, tokens: float, now: float) -> float:
+        """Return the time at which `tokens` can be acquired; more than the capacity needs a full bucket."""
+        self._refill(now)
+        missing = min(tokens, self._capacity) - self._level
+        return now if missing <= ROUNDING else now + missing / self._rate
+
+    def acquire(self, tokens: float, now: float) -> None:
+        """Remove `tokens`; more than the capacity leaves a debt that later requests wait for."""
+        self._refill(now)
+        self._level -= tokens
+
+    def _refill(self, now: float) -> None:
+        if now > self._at:
+            self._level = min(self._capacity, self._level + (now - self._at) * self._rate)
+            self._at = now
