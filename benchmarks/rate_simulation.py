@@ -1,125 +1,234 @@
-import heapq, math, random, sys, time
-from elkimg_async.ratelimit import controller as C
+"""Simulation of the rate controller against servers with a rate limit, with a clock of its own."""
+
+import heapq
+import itertools
+import math
+import multiprocessing
+import os
+import random
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import msgspec
+
+from elkimg_async.ratelimit.controller import MAX_PAUSE, Controller, HeaderLimits
 from elkimg_async.sansio.responses import RateLimit
 
+ADMITTED = 0.95  # share of the admitted rate to be reached
+SETTLING = 10.0  # seconds after the start and after each change that are not counted for it
+ROUNDING = 1e-9
+PATTERNS: dict[str, tuple[float, ...]] = {
+    "steady": (1.0,),
+    "double": (1.0, 2.0),
+    "halve": (1.0, 0.5),
+    "double and halve": (1.0, 2.0, 1.0),
+}
+Verdict = tuple[bool, int, float, float]
+"""Whether it is admitted, what remains, seconds until the reset, seconds until the next is admitted."""
+
+
+def refused_limit(rate: float) -> float:
+    """Return the share of requests that may be refused."""
+    return 0.03 if rate < 10 else 0.02
+
+
 class Bucket:
-    def __init__(self, rate, burst): self.rate, self.burst, self.level, self.at = rate, burst, burst, 0.0
-    def fill(self, now):
-        self.level = min(self.burst, self.level + (now - self.at) * self.rate); self.at = now
-    def set_rate(self, rate, now): self.fill(now); self.rate = rate
-    def ask(self, now):
-        self.fill(now)
-        ok = self.level >= 1 - 1e-9
-        if ok: self.level -= 1
-        return ok, int(self.level + 1e-9), (self.burst - self.level) / self.rate, (1 - self.level) / self.rate
+    """A server that admits `rate` requests per second, with `burst` in store at most."""
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self.rate, self._burst, self._level, self._at = rate, burst, burst, 0.0
+
+    def set_rate(self, rate: float, now: float) -> None:
+        """Change the rate."""
+        self._level = min(self._burst, self._level + (now - self._at) * self.rate)
+        self._at, self.rate = now, rate
+
+    def request(self, now: float) -> Verdict:
+        """Handle one request."""
+        self.set_rate(self.rate, now)
+        admitted = self._level >= 1.0 - ROUNDING
+        self._level -= admitted
+        reset = (self._burst - self._level) / self.rate
+        wait = (1.0 - self._level) / self.rate
+        return admitted, int(self._level + ROUNDING), reset, wait
+
 
 class Window:
-    def __init__(self, rate, length): self.rate, self.length, self.used, self.end = rate, length, 0, length
-    def set_rate(self, rate, now): self.rate = rate
-    def ask(self, now):
-        while now >= self.end: self.end += self.length; self.used = 0
-        limit = max(1, round(self.rate * self.length))
-        ok = self.used < limit
-        self.used += ok
-        return ok, max(0, limit - self.used), self.end - now, self.end - now
+    """A server that admits `rate` requests per second in fixed windows of `length` seconds."""
 
-def simulate(server, rates, seconds, latency, refusal, headers=False, retry_after=None, seed=1, jitter=0.001, net=0.0002, trace=False):
-    rnd = random.Random(seed)
-    c, h = C.Controller(), C.HeaderLimits()
-    segs = len(rates)
-    seglen = seconds / segs
-    changes = [(i * seglen, rates[i]) for i in range(1, segs)]
-    events = []; seq = 0
-    log = []
-    paused = -1.0; in_flight = 0
-    now = 0.0
-    wake = 0.0
-    started_at = {}
-    while now < seconds:
-        # next start
-        when = max(c.ready_at(now, in_flight), paused, h.ready_at(now, c.starts), now)
-        t_start = when if when <= now + 1e-12 else max(when, now) + rnd.random() * jitter
-        if events and events[0][0] < when + (0 if when <= now else 0):
-            ev = heapq.heappop(events)
-        else:
-            now = max(now, t_start)
-            if now > seconds: break
-            # events may have occured before t_start through jitter; handle approx
-            n = c.started(now); started_at[n] = now; in_flight += 1
-            seq += 1
-            heapq.heappush(events, (now + min(latency, refusal) * 0.5 + rnd.random() * net, seq, 0, n, None))
-            continue
-        now = max(now, ev[0])
-        kind, n, info = ev[2], ev[3], ev[4]
-        if kind == 0:
-            while changes and now >= changes[0][0]:
-                server.set_rate(changes.pop(0)[1], now)
-            ok, rem, reset, ra = server.ask(now)
-            log.append((now, ok))
-            if trace: print(f"{now:8.3f} {'ok' if ok else 'REFUSED'} pace={c._pace():.2f} plateau={c._plateau:.2f} x={c._elapsed/c._return-1:.2f} ret={c._return:.2f}")
-            seq += 1
-            d = latency if ok else min(latency, refusal)
-            heapq.heappush(events, (started_at[n] + d, seq, 1 if ok else 2, n, (rem, reset, ra)))
-        else:
-            in_flight -= 1
-            rem, reset, ra = info
-            st = started_at.pop(n)
-            if headers: (h.succeeded if kind == 1 else h.rate_limited)(n, st, RateLimit(remaining_requests=rem, reset_requests=reset, limit_requests=1800))
-            if kind == 1: c.succeeded()
+    def __init__(self, rate: float, length: float) -> None:
+        self.rate, self._length, self._used, self._end = rate, length, 0, length
+
+    def set_rate(self, rate: float, now: float) -> None:  # noqa: ARG002
+        """Change the rate."""
+        self.rate = rate
+
+    def request(self, now: float) -> Verdict:
+        """Handle one request."""
+        while now >= self._end:
+            self._end, self._used = self._end + self._length, 0
+        limit = max(1, round(self.rate * self._length))
+        admitted = self._used < limit
+        self._used += admitted
+        left = self._end - now
+        return admitted, limit - self._used, left, left
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """One server and client: `window` is the length of fixed windows, 0 for a bucket of `burst`."""
+
+    rate: float
+    burst: float = 10.0
+    window: float = 0.0
+    latency: float = 1.0
+    refusal: float = 0.05
+    pattern: str = "steady"
+    headers: str = "none"
+    """`none`, `true`, or `contradictory`: the limit of a minute."""
+    retry_after: str = "none"
+    """`none`, `exact`, or `whole` seconds."""
+    seconds: float = 120.0
+    seed: int = 1
+
+
+class Result(msgspec.Struct, frozen=True):
+    """The share of the admitted rate that was reached after settling, and the share refused in all."""
+
+    admitted: float
+    worst_part: float
+    refused: float
+
+
+class Simulation:
+    """A client with a full queue, and one server; timers are late by up to a millisecond."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self._random = random.Random(setting.seed)  # noqa: S311
+        self._controller, self._headers = Controller(), HeaderLimits()
+        self._server: Bucket | Window = Bucket(setting.rate, setting.burst)
+        if setting.window:
+            self._server = Window(setting.rate, setting.window)
+        self._events: list[tuple[float, int, str, int, Any]] = []
+        self._order = itertools.count()
+        self._started: dict[int, float] = {}
+        self._paused_until = -math.inf
+        self.log: list[tuple[float, bool]] = []
+
+    def run(self) -> Result:
+        """Run to the end."""
+        setting, now = self._setting, 0.0
+        factors = PATTERNS[setting.pattern]
+        part = setting.seconds / len(factors)
+        for index, factor in enumerate(factors):
+            self._add(part * index, "change", 0, setting.rate * factor)
+        while now < setting.seconds:
+            controller = self._controller
+            ready = max(
+                controller.ready_at(now, len(self._started)),
+                self._headers.ready_at(now, controller.starts),
+                self._paused_until,
+            )
+            if self._events and self._events[0][0] < max(ready, now):
+                when, _, kind, number, value = heapq.heappop(self._events)
+                now = max(now, when)
+                getattr(self, "_" + kind)(now, number, value)
             else:
-                pause = 0.0
-                if retry_after == 'exact': pause = ra
-                elif retry_after == 'whole': pause = math.ceil(ra)
-                if pause: paused = max(paused, now + min(pause, C.MAX_PAUSE))
-                c.rate_limited(n, pause)
-    res = []
-    for i, r in enumerate(rates):
-        a, b = i * seglen + 10, (i + 1) * seglen
-        adm = sum(1 for t, ok in log if ok and a <= t < b)
-        res.append(adm / (r * (b - a)))
-    ref = sum(1 for t, ok in log if not ok)
-    return res, ref / max(1, len(log)), log
+                now = now if ready <= now else ready + self._random.random() * 0.001
+                number = controller.started(now)
+                self._started[number] = now
+                delay = min(setting.latency, setting.refusal) / 2 + self._random.random() * 0.0002
+                self._add(now + delay, "arrive", number, None)
+        return self._result(part)
 
-PATTERNS = {'flat': [1], 'double': [1, 2], 'half': [1, 0.5], 'dh': [1, 2, 1]}
+    def _add(self, when: float, kind: str, number: int, value: Any) -> None:
+        heapq.heappush(self._events, (when, next(self._order), kind, number, value))
 
-def evaluate(args):
-    kind, R, B, L, d, pat, headers, ra, seed = args
-    server = Bucket(R, B) if kind == 'b' else Window(R, B)
-    rates = [R * f for f in PATTERNS[pat]]
-    res, ref, _ = simulate(server, rates, 120.0, L, d, headers, ra, seed)
-    mean = sum(r * f for r, f in zip(res, PATTERNS[pat])) / sum(PATTERNS[pat])
-    return args, min(res), mean, ref
+    def _change(self, now: float, _: int, rate: float) -> None:
+        self._server.set_rate(rate, now)
 
-def run(grid, procs=2):
-    import multiprocessing
-    with multiprocessing.Pool(procs) as pool:
-        return pool.map(evaluate, grid, chunksize=4)
+    def _arrive(self, now: float, number: int, _: None) -> None:
+        setting, verdict = self._setting, self._server.request(now)
+        self.log.append((now, verdict[0]))
+        delay = setting.latency if verdict[0] else min(setting.latency, setting.refusal)
+        self._add(self._started[number] + delay, "respond", number, verdict)
 
-def report(results, show=30):
-    bad = []
-    from collections import defaultdict
-    g = defaultdict(list)
-    for a, lo, mean, ref in results:
-        kind, R, B, L, d, pat, headers, ra, seed = a
-        lim = 0.03 if R < 10 else 0.02
-        fail_ref = ref > lim
-        fail_mean = mean < 0.95
-        fail_seg = lo < 0.95
-        for key in [('all',), ('R', R), ('B', kind, B), ('L', L), ('d', d), ('pat', pat), ('hdr', headers, ra)]:
-            g[key].append((fail_ref, fail_mean, fail_seg, mean, lo, ref))
-        if fail_ref or fail_mean: bad.append((a, lo, mean, ref))
-    for k, v in sorted(g.items(), key=str):
-        n = len(v)
-        print(f"{str(k):22} n={n:5} fail ref {sum(x[0] for x in v)/n:6.1%} mean {sum(x[1] for x in v)/n:6.1%} seg {sum(x[2] for x in v)/n:6.1%} | avg mean {sum(x[3] for x in v)/n:.3f} worst {min(x[3] for x in v):.3f} seg worst {min(x[4] for x in v):.3f} ref avg {sum(x[5] for x in v)/n:.4f} max {max(x[5] for x in v):.4f}")
-    bad.sort(key=lambda b: b[2] - 3*b[3])
-    for b in bad[:show]: print(b[0], f"seg {b[1]:.3f} mean {b[2]:.3f} ref {b[3]:.4f}")
+    def _respond(self, now: float, number: int, verdict: Verdict) -> None:
+        admitted, remaining, reset, wait = verdict
+        setting, started = self._setting, self._started.pop(number)
+        if setting.headers != "none":
+            rate_limit = RateLimit(
+                limit_requests=int(60 * setting.rate),
+                remaining_requests=remaining,
+                reset_requests=round(reset, 3),
+            )
+            record = self._headers.succeeded if admitted else self._headers.rate_limited
+            record(number, started, rate_limit)
+        if admitted:
+            self._controller.succeeded()
+            return
+        pause = {"none": 0.0, "exact": wait, "whole": float(math.ceil(wait))}[setting.retry_after]
+        pause = min(pause, MAX_PAUSE)
+        if pause:
+            self._paused_until = max(self._paused_until, now + pause)
+        self._controller.rate_limited(number, pause)
 
-if __name__ == '__main__':
-    import itertools
-    which = sys.argv[1]
-    if which == 'small':
-        grid = list(itertools.product('b', [2, 5, 10, 20, 50], [1, 2, 5, 10, 50], [0.1, 1.0, 10.0], [0.05], ['flat', 'double', 'half', 'dh'], [False], [None], [1]))
-    t = time.time()
-    r = run(grid)
-    print(time.time() - t)
-    report(r)
+    def _result(self, part: float) -> Result:
+        setting, shares, allowed, reached = self._setting, [], 0.0, 0
+        for index, factor in enumerate(PATTERNS[setting.pattern]):
+            begin, end = part * index + SETTLING, part * (index + 1)
+            admitted = sum(ok for when, ok in self.log if begin <= when < end)
+            allowed += setting.rate * factor * (end - begin)
+            reached += admitted
+            shares.append(admitted / (setting.rate * factor * (end - begin)))
+        refused = sum(not ok for _, ok in self.log) / max(1, len(self.log))
+        return Result(reached / allowed, min(shares), refused)
+
+
+def simulate(setting: Setting) -> Result:
+    """Run one setting."""
+    return Simulation(setting).run()
+
+
+def wide_grid() -> Iterator[Setting]:
+    """Return thousands of settings."""
+    rates = 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0
+    for rate, pattern, latency in itertools.product(rates, PATTERNS, (0.1, 1.0, 10.0)):
+        common = {"rate": rate, "pattern": pattern, "latency": latency}
+        for headers, retry_after in [
+            ("none", "none"), ("none", "exact"), ("none", "whole"),
+            ("true", "none"), ("true", "exact"), ("contradictory", "exact"),
+        ]:  # fmt: skip
+            told = {"headers": headers, "retry_after": retry_after}
+            for burst, refusal in itertools.product((1, 2, 3, 5, 10, 20, 50), (0.01, 0.1)):
+                yield Setting(**common, **told, burst=burst, refusal=refusal)
+            if (headers, retry_after) != ("none", "none"):
+                yield Setting(**common, **told, window=10.0)
+            if (headers, retry_after) != ("none", "whole"):
+                yield Setting(**common, **told, window=1.0)
+
+
+def report(settings: Iterable[Setting], *, worst: int = 25) -> None:
+    """Print how many settings reach the aim, by each of their fields, and the worst of them."""
+    settings = list(settings)
+    with multiprocessing.Pool(os.cpu_count()) as pool:
+        results = list(zip(settings, pool.map(simulate, settings, chunksize=16), strict=True))
+    groups: dict[tuple[str, Any], list[tuple[Setting, Result]]] = defaultdict(list)
+    for setting, result in results:
+        groups["all", ""].append((setting, result))
+        for name in ("rate", "burst", "window", "latency", "refusal", "pattern", "headers", "retry_after"):
+            groups[name, getattr(setting, name)].append((setting, result))
+    for (name, value), group in sorted(groups.items(), key=str):
+        slow = [result.admitted for _, result in group if result.admitted < ADMITTED]
+        many = [setting for setting, result in group if result.refused > refused_limit(setting.rate)]
+        mean = sum(result.admitted for _, result in group) / len(group)
+        sys.stdout.write(
+            f"{name:12} {value!s:17} {len(group):5} settings: {1 - len(slow) / len(group):6.1%} admitted enough "
+            f"(mean {mean:.1%}, worst {min([mean, *slow]):.1%}), {1 - len(many) / len(group):6.1%} refused few enough "
+            f"(worst {max(result.refused for _, result in group):.1%})\n"
+        )
+    results.sort(key=lambda pair: pair[1].admitted - 4 * pair[1].refused)
+    for setting, result in results[:worst]:
+        sys.stdout.write(f"{result.admitted:.3f} {result.refused:.4f} {setting}\n")

@@ -15,15 +15,21 @@ import math
 from elkimg_async.sansio.responses import RateLimit
 
 MAX_PAUSE = 120.0  # seconds: no header holds everything back for longer
-START_RATE = 25.0  # starts per second at the beginning
-BETA = 0.9  # multiplicative decrease
+START_RATE = 30.0  # starts per second at the beginning
+BETA = 0.85  # multiplicative decrease
 DEEP_BETA = 0.5  # the same where the plateau is hardly known
 RETURN = (10.0, 60.0)  # requests within which the plateau is reached again: at least, at most
-MIN_RETURN = 2.0  # the same in seconds
-LONG_RETURN = 3.0
+MIN_RETURN = 3.0  # the same in seconds
+LONG_RETURN = 4.0
 MIN_RATE = 0.1
 LATENESS = 0.0005  # seconds by which a start may be late without being lost
 GROW = 4.0
+BETA2 = 0.95
+EARLYX = -0.5
+MIXUP = 0.15
+MIXDOWN = 0.5
+KEEP = 0.6
+BIAS = 0.7
 ZERO = 0.4
 ZP = 0.8
 EARLY = 0.85
@@ -31,7 +37,7 @@ MAXR = 25.0
 RMIN = 10.0
 RMAX = 60.0
 MARGIN = 1.06
-MIX = 0.6
+MIX = 0.75
 TAU = 0.5
 PROBE = 0.15
 GAIN = 2.0
@@ -42,7 +48,7 @@ class Controller:
     """Pace learned from refusals."""
 
     __slots__ = (
-        "_cut_at", "_delivered", "_due", "_elapsed", "_interval", "_last", "_low", "_plateau", "_return", "_streak", "starts",
+        "_cut_at", "_delivered", "_due", "_elapsed", "_interval", "_last", "_low", "_plateau", "_return", "_mix", "_n", "starts",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -51,7 +57,9 @@ class Controller:
         self._elapsed = 0.0
         self._delivered = self._interval = 0.0
         self._due = self._last = -math.inf
-        self._cut_at = self._streak = 0
+        self._cut_at = 0
+        self._n = 0.0
+        self._mix = MIX
         self.starts = 0
 
     @property
@@ -97,22 +105,23 @@ class Controller:
         pace, slow_start = self._pace(), self._plateau == math.inf
         x = self._elapsed / self._return - 1.0
         beta = BETA
-        self._streak = 0 if admitted else self._streak + 1
         if slow_start:
             self._plateau = min(pace, self._delivered / self._interval) if self._interval else pace
             beta = DEEP_BETA
         elif not admitted:
             self._plateau, beta = pace * ZP, ZERO
         else:
-            measured = (self._delivered - 1.0) / self._interval if self._interval else pace
-            if x >= 0.0:
-                self._plateau = measured + MIX * (pace - measured) if pace > measured else pace
-            else:
+            measured = (self._delivered - BIAS) / self._interval if self._interval else pace
+            if x < EARLYX:
+                self._mix *= MIXDOWN
                 self._plateau = min(pace, MARGIN * measured)
-                beta = EARLY
+            else:
+                if x > 0: self._mix = min(1.0, self._mix + MIXUP)
+                self._plateau = min(pace, measured + self._mix * (pace - measured))
+            beta = BETA + (BETA2 - BETA) * self._mix
         self._plateau = max(self._plateau, MIN_RATE)
         self._low = max(MIN_RATE, beta * self._plateau)
-        n = min(max(RMAX, LONG_RETURN * self._plateau), max(RMIN, GROW * admitted))
+        self._n = n = min(max(RMAX, LONG_RETURN * self._plateau), max(RMIN, KEEP * self._n + GROW * admitted))
         self._return = max(min(n / self._plateau, MAXR), MIN_RETURN, PAUSE_SPAN * pause)
         self._elapsed = self._delivered = self._interval = 0.0
         self._cut_at = self.starts
