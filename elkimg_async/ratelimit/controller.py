@@ -15,52 +15,45 @@ import math
 from elkimg_async.sansio.responses import RateLimit
 
 MAX_PAUSE = 120.0  # seconds: no header holds everything back for longer
-START_RATE = 30.0  # starts per second at the beginning
-BETA = 0.85  # multiplicative decrease
-DEEP_BETA = 0.5  # the same where the plateau is hardly known
-RETURN = (10.0, 60.0)  # requests within which the plateau is reached again: at least, at most
-MIN_RETURN = 3.0  # the same in seconds
-LONG_RETURN = 4.0
+START_RATE = 25.0  # starts per second at the beginning
 MIN_RATE = 0.1
+BETA = 0.85  # multiplicative decrease where the server admits bursts; nearer to 1 where it does not
+DEEP_BETA = 0.5  # multiplicative decrease while the rate is unknown
+RETURN = 60.0  # requests within which the plateau is reached again,
+MIN_RETURN = 3.0  # but not within fewer seconds,
+PAUSE_RETURN = 20.0  # nor within fewer times the pause that a refusal costs
+PROBE = 1.2  # growth beyond the plateau, in the time of the return
 LATENESS = 0.0005  # seconds by which a start may be late without being lost
-GROW = 4.0
+KEEP = 0.5
+GROW = 3.0
+MINN = 10.0
+MIXUP = 0.2
+MIXDOWN = 0.5
 BETA2 = 0.95
 EARLYX = -0.5
-MIXUP = 0.15
-MIXDOWN = 0.5
-KEEP = 0.6
 BIAS = 0.7
-ZERO = 0.4
-ZP = 0.8
-EARLY = 0.85
-MAXR = 25.0
-RMIN = 10.0
-RMAX = 60.0
-MARGIN = 1.06
-MIX = 0.75
+MIX = 0.7
 TAU = 0.5
-PROBE = 0.15
-GAIN = 2.0
-PAUSE_SPAN = 20.0
+ZP = 0.8
 
 
 class Controller:
     """Pace learned from refusals."""
 
     __slots__ = (
-        "_cut_at", "_delivered", "_due", "_elapsed", "_interval", "_last", "_low", "_plateau", "_return", "_mix", "_n", "starts",
+        "_cut_at", "_delivered", "_due", "_elapsed", "_interval", "_last", "_low", "_plateau", "_return", "_tight",
+        "starts",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self._plateau = self._return = math.inf
         self._low = START_RATE
-        self._elapsed = 0.0
-        self._delivered = self._interval = 0.0
+        self._elapsed = self._delivered = self._interval = 0.0
         self._due = self._last = -math.inf
         self._cut_at = 0
-        self._n = 0.0
-        self._mix = MIX
+        self._tight = MIX
         self.starts = 0
+        """Number of starts."""
 
     @property
     def rate(self) -> float:
@@ -69,9 +62,7 @@ class Controller:
 
     def ready_at(self, now: float, in_flight: int) -> float:
         """Return the time at which the next request may start."""
-        if self._plateau == math.inf and in_flight == 0:
-            return now
-        return self._due
+        return now if self._plateau == math.inf and in_flight == 0 else self._due
 
     def started(self, now: float) -> int:
         """Record a start; return its number."""
@@ -102,30 +93,33 @@ class Controller:
         if number <= self._cut_at:
             return
         admitted = number - self._cut_at - 1
-        pace, slow_start = self._pace(), self._plateau == math.inf
-        x = self._elapsed / self._return - 1.0
-        beta = BETA
-        if slow_start:
-            self._plateau = min(pace, self._delivered / self._interval) if self._interval else pace
-            beta = DEEP_BETA
-        elif not admitted:
-            self._plateau, beta = pace * ZP, ZERO
+        pace, requests = self._pace(), 0.0
+        measured = max(self._delivered - BIAS, 0.0) / self._interval if self._interval else pace
+        beta = DEEP_BETA
+        if self._plateau == math.inf:
+            plateau = min(pace, measured)
+        elif admitted == 0:
+            plateau = pace * ZP
         else:
-            measured = (self._delivered - BIAS) / self._interval if self._interval else pace
-            if x < EARLYX:
-                self._mix *= MIXDOWN
-                self._plateau = min(pace, MARGIN * measured)
-            else:
-                if x > 0: self._mix = min(1.0, self._mix + MIXUP)
-                self._plateau = min(pace, measured + self._mix * (pace - measured))
-            beta = BETA + (BETA2 - BETA) * self._mix
-        self._plateau = max(self._plateau, MIN_RATE)
-        self._low = max(MIN_RATE, beta * self._plateau)
-        self._n = n = min(max(RMAX, LONG_RETURN * self._plateau), max(RMIN, KEEP * self._n + GROW * admitted))
-        self._return = max(min(n / self._plateau, MAXR), MIN_RETURN, PAUSE_SPAN * pause)
+            requests = KEEP * self._return * self._plateau
+            plateau = self._find_plateau(pace, measured)
+            beta = BETA + (BETA2 - BETA) * self._tight
+        self._plateau = max(plateau, MIN_RATE)
+        self._low = max(beta * self._plateau, MIN_RATE)
+        requests = min(max(requests + GROW * admitted, MINN), RETURN)
+        self._return = max(requests / self._plateau, MIN_RETURN, PAUSE_RETURN * pause)
         self._elapsed = self._delivered = self._interval = 0.0
         self._cut_at = self.starts
         self._due = self._last + 1.0 / self._pace()
+
+    def _find_plateau(self, pace: float, measured: float) -> float:
+        x = self._elapsed / self._return - 1.0
+        if x < EARLYX:
+            self._tight *= MIXDOWN
+            return min(pace, measured)
+        if x > 0.0:
+            self._tight = min(1.0, self._tight + MIXUP)
+        return min(pace, measured + self._tight * (pace - measured))
 
     def _pace(self) -> float:
         if self._plateau == math.inf:
@@ -133,7 +127,7 @@ class Controller:
         x = self._elapsed / self._return - 1.0
         if x < 0.0:
             return self._plateau + (self._plateau - self._low) * x**3
-        return self._plateau * (1.0 + PROBE * (GAIN * x) ** 3)
+        return self._plateau * (1.0 + PROBE * x**3)
 
 
 class HeaderLimits:

@@ -1,11 +1,9 @@
 """Rate and concurrency limiter shared by all calls of a client.
 
-Every attempt reserves a permit here, in any event loop or thread, and starts in the order of the reservations. The head of
-the queue starts when all of these allow it: the explicit `Limits` (token buckets and a number in flight), a
-`Retry-After`, the rate-limit headers, and the pace that the controller learned from refusals.
-
-Each operation takes constant time however many wait: only the head of the queue is looked at, and one
-timer, in the head's event loop, wakes it.
+Attempts of any event loop or thread start in the order of their reservations. The head of the queue starts when
+all of these allow it: the explicit `Limits`, a `Retry-After`, the rate-limit headers, and the controller's pace.
+Each operation takes constant time however many wait: it looks at the head only, and one timer, in the head's
+event loop, looks again.
 """
 
 import asyncio
@@ -21,6 +19,7 @@ from elkimg_async.ratelimit.controller import MAX_PAUSE, Controller, HeaderLimit
 from elkimg_async.ratelimit.token_bucket import TokenBucket
 from elkimg_async.sansio.responses import RateLimit
 
+_CLOSED = "The client is closed. Create a new one."
 _clock = time.monotonic
 _limiters: "weakref.WeakSet[Limiter]" = weakref.WeakSet()
 
@@ -43,11 +42,8 @@ class Permit:
 class Limiter:
     """`reserve`, then `wait` if necessary; `succeeded` or `rate_limited`; and always `release`.
 
-    Args:
-        max_concurrency: Attempts in flight. None: no limit.
-        requests_per_minute: Starts in any 60 seconds, never exceeded by more than one. None: no limit.
-        images_per_minute: The same for images. A request of several images may exceed it after a
-            quiet moment, and later ones wait longer. None: no limit.
+    A limit of None does not exist. In any 60 seconds `requests_per_minute` is exceeded by at most one. So is `images_per_minute`,
+    unless a request of many images starts after a quiet moment; later ones then wait longer.
     """
 
     def __init__(
@@ -58,13 +54,13 @@ class Limiter:
         images_per_minute: float | None = None,
     ) -> None:
         self._max_in_flight = math.inf if max_concurrency is None else max_concurrency
-        self._per_minute = requests_per_minute, images_per_minute
+        self._per_minute = requests_per_minute or math.inf, images_per_minute or math.inf
         self._reset()
         _limiters.add(self)
 
     def _reset(self) -> None:
         """Start empty; also in the child of a fork, where the slots and a held lock are the parent's."""
-        self._buckets = [None if limit is None else TokenBucket(limit) for limit in self._per_minute]
+        self._requests, self._images = map(TokenBucket, self._per_minute)
         self._controller = Controller()
         self._headers = HeaderLimits()
         self._paused_until = -math.inf
@@ -91,16 +87,13 @@ class Limiter:
         return len(self._running)
 
     def reserve(self, weight: int) -> Permit:
-        """Join the queue; `started` of the permit is None if it has to `wait`.
-
-        Args:
-            weight: Number of images.
+        """Join the queue with a request of `weight` images; `started` is None if it has to `wait`.
 
         Raises:
             ConfigurationError: If the client is closed.
         """
         if self._closed:
-            raise _closed_error()
+            raise ConfigurationError(_CLOSED)
         permit = Permit(weight)
         with self._lock:
             now = _clock()
@@ -114,15 +107,11 @@ class Limiter:
         return permit
 
     async def wait(self, permit: Permit, *, timeout: float = math.inf) -> None:
-        """Wait until a permit has started; release it if that fails.
-
-        Args:
-            permit: The permit.
-            timeout: Seconds until the deadline of the call. A wait that cannot end before fails at once.
+        """Wait until a permit has started, or release it.
 
         Raises:
             ConfigurationError: If the client is closed.
-            RequestTimeoutError: If the wait would certainly outlive `timeout`.
+            RequestTimeoutError: If it certainly cannot start within `timeout` seconds.
         """
         try:
             if permit.started is None and permit.waiter is not None and not self._closed:
@@ -131,15 +120,13 @@ class Limiter:
                     wait = self._earliest(permit, now) - now
                 if wait > timeout:
                     raise RequestTimeoutError(
-                        f"The rate limit allows no request for {wait:.1f} s, longer than the rest of the time limit. "
-                        "Wait, or raise the total limit.",
-                        limit="total",
-                        phase="queue",
-                        billing="not_sent",
-                    )
+                        f"The rate limit allows no request for another {wait:.1f} s, beyond the total limit. "
+                        "Try again later, or raise the limit.",
+                        limit="total", phase="queue", billing="not_sent",
+                    )  # fmt: skip
                 await permit.waiter
             if self._closed:
-                raise _closed_error()
+                raise ConfigurationError(_CLOSED)
         except BaseException:
             self.release(permit)
             raise
@@ -155,19 +142,9 @@ class Limiter:
         self._settle()
 
     def rate_limited(
-        self,
-        permit: Permit,
-        *,
-        retry_after: float | None = None,
-        rate_limit: RateLimit | None = None,
+        self, permit: Permit, *, retry_after: float | None = None, rate_limit: RateLimit | None = None
     ) -> None:
-        """Record a 429 about the rate, which slows all calls.
-
-        Args:
-            permit: The permit of the attempt.
-            retry_after: Seconds that the server asks to wait. None: not stated.
-            rate_limit: The rate-limit headers. None: none.
-        """
+        """Record a 429 about the rate: slow all calls, and pause them for `retry_after` seconds."""
         with self._lock:
             if permit.started is not None and permit in self._running:
                 now = _clock()
@@ -196,8 +173,7 @@ class Limiter:
     def _settle(self) -> None:
         """Handle released permits, unless the holder of the lock will.
 
-        A dropped stream is released by the garbage collector, in any thread and at any place, even
-        inside this module with the lock held. Waiting for the lock there could deadlock.
+        The garbage collector releases a dropped stream anywhere, even inside this module with the lock held.
         """
         while self._released and self._lock.acquire(blocking=False):
             try:
@@ -234,29 +210,19 @@ class Limiter:
 
     def _earliest(self, permit: Permit, now: float) -> float:
         """Return the time before which the permit cannot start, whatever else happens."""
-        requests, images = self._buckets
-        when = max(now, self._paused_until)
-        if requests is not None:
-            when = max(when, requests.ready_at(1, now))
-        if images is not None:
-            when = max(when, images.ready_at(permit.weight, now))
-        return when
+        requests = self._requests.ready_at(1, now)
+        return max(now, self._paused_until, requests, self._images.ready_at(permit.weight, now))
 
     def _start(self, permit: Permit, now: float) -> None:
         permit.number, permit.started = self._controller.started(now), now
         self._running.add(permit)
-        for bucket, tokens in zip(self._buckets, (1, permit.weight), strict=True):
-            if bucket is not None:
-                bucket.acquire(tokens, now)
+        self._requests.acquire(1, now)
+        self._images.acquire(permit.weight, now)
 
     def _wake(self, permit: Permit) -> None:
-        waiter = permit.waiter
-        assert waiter is not None
+        assert permit.waiter is not None
         try:
-            if waiter.get_loop() is _running_loop():
-                _set_result(waiter)
-            else:
-                waiter.get_loop().call_soon_threadsafe(_set_result, waiter)
+            permit.waiter.get_loop().call_soon_threadsafe(_set_result, permit.waiter)
         except RuntimeError:  # that loop is closed, and its task gone
             self._released.append(permit)
 
@@ -266,12 +232,9 @@ class Limiter:
         loop, timer = head.waiter.get_loop(), self._timer
         if timer is not None and timer[0] is loop and now < timer[1] <= when:
             return True  # it fires early, and is set again then
-        timer = self._timer = loop, when
+        self._timer = loop, when
         try:
-            if loop is _running_loop():
-                loop.call_later(when - now, self._on_timer, timer)
-            else:
-                loop.call_soon_threadsafe(loop.call_later, when - now, self._on_timer, timer)
+            loop.call_soon_threadsafe(loop.call_later, when - now, self._on_timer, self._timer)
         except RuntimeError:
             self._released.append(head)
             return False
@@ -285,17 +248,9 @@ class Limiter:
         self._settle()
 
 
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    return asyncio._get_running_loop()  # noqa: SLF001
-
-
 def _set_result(waiter: "asyncio.Future[None]") -> None:
     if not waiter.done():
         waiter.set_result(None)
-
-
-def _closed_error() -> ConfigurationError:
-    return ConfigurationError("The client is closed. Create a new one.")
 
 
 def _reset_all() -> None:
