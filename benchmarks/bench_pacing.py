@@ -49,7 +49,9 @@ class Combination(msgspec.Struct, frozen=True, kw_only=True):
     def name(self) -> str:
         """A short description."""
         after = ", Retry-After" if self.retry_after else ""
-        return f"{self.rate:g}/s, bucket {self.burst:g}, {self.pattern}, headers {self.headers}{after}"
+        return (
+            f"{self.rate:g}/s, bucket {self.burst:g}, {self.pattern}, headers {self.headers}{after}"
+        )
 
 
 class Server:

@@ -164,8 +164,7 @@ class Simulation:
                 remaining_requests=remaining,
                 reset_requests=round(reset, 3),
             )
-            record = self._headers.succeeded if admitted else self._headers.rate_limited
-            record(number, started, rate_limit)
+            self._headers.record(number, started, rate_limit, refused=not admitted)
         if admitted:
             self._controller.succeeded()
             return
@@ -218,11 +217,22 @@ def report(settings: Iterable[Setting], *, worst: int = 25) -> None:
     groups: dict[tuple[str, Any], list[tuple[Setting, Result]]] = defaultdict(list)
     for setting, result in results:
         groups["all", ""].append((setting, result))
-        for name in ("rate", "burst", "window", "latency", "refusal", "pattern", "headers", "retry_after"):
+        for name in (
+            "rate",
+            "burst",
+            "window",
+            "latency",
+            "refusal",
+            "pattern",
+            "headers",
+            "retry_after",
+        ):
             groups[name, getattr(setting, name)].append((setting, result))
     for (name, value), group in sorted(groups.items(), key=str):
         slow = [result.admitted for _, result in group if result.admitted < ADMITTED]
-        many = [setting for setting, result in group if result.refused > refused_limit(setting.rate)]
+        many = [
+            setting for setting, result in group if result.refused > refused_limit(setting.rate)
+        ]
         mean = sum(result.admitted for _, result in group) / len(group)
         sys.stdout.write(
             f"{name:12} {value!s:17} {len(group):5} settings: {1 - len(slow) / len(group):6.1%} admitted enough "

@@ -13,6 +13,10 @@ import threading
 import time
 import weakref
 from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
 
 from elkimg_async.errors import ConfigurationError, RequestTimeoutError
 from elkimg_async.ratelimit.controller import MAX_PAUSE, Controller, HeaderLimits
@@ -24,19 +28,14 @@ _clock = time.monotonic
 _limiters: "weakref.WeakSet[Limiter]" = weakref.WeakSet()
 
 
-class Permit:
-    """The place of one attempt in the queue, then among those in flight.
+class Permit(msgspec.Struct, eq=False):
+    """The place of one attempt in the queue, then among those in flight."""
 
-    `started` is the time of its start, None while it waits; `number` counts the starts of the limiter.
-    """
-
-    __slots__ = ("number", "started", "waiter", "weight")
-
-    def __init__(self, weight: int) -> None:
-        self.weight = weight
-        self.number = 0
-        self.started: float | None = None
-        self.waiter: asyncio.Future[None] | None = None
+    weight: int
+    number: int = 0  # which start of the limiter it is
+    started: float | None = None  # when; None while it waits
+    loop: asyncio.AbstractEventLoop | None = None
+    turn: asyncio.Event | None = None
 
 
 class Limiter:
@@ -100,7 +99,7 @@ class Limiter:
             if not self._queue and self._ready_at(permit, now) <= now:
                 self._start(permit, now)
             else:
-                permit.waiter = asyncio.get_running_loop().create_future()
+                permit.loop, permit.turn = asyncio.get_running_loop(), asyncio.Event()
                 self._queue[permit] = None
                 self._advance()
         self._settle()
@@ -114,7 +113,7 @@ class Limiter:
             RequestTimeoutError: If it certainly cannot start within `timeout` seconds.
         """
         try:
-            if permit.started is None and permit.waiter is not None and not self._closed:
+            if permit.started is None and permit.turn is not None and not self._closed:
                 with self._lock:
                     now = _clock()
                     wait = self._earliest(permit, now) - now
@@ -124,7 +123,7 @@ class Limiter:
                         "Try again later, or raise the limit.",
                         limit="total", phase="queue", billing="not_sent",
                     )  # fmt: skip
-                await permit.waiter
+                await permit.turn.wait()
             if self._closed:
                 raise ConfigurationError(_CLOSED)
         except BaseException:
@@ -134,25 +133,26 @@ class Limiter:
     def succeeded(self, permit: Permit, rate_limit: RateLimit | None = None) -> None:
         """Record a successful response and its rate-limit headers."""
         with self._lock:
-            if permit.started is not None and permit in self._running:
+            if permit in self._running:
                 self._controller.succeeded()
-                if rate_limit is not None:
-                    self._headers.succeeded(permit.number, permit.started, rate_limit)
+                self._headers.record(permit.number, permit.started or 0.0, rate_limit)
             self._advance()
         self._settle()
 
     def rate_limited(
-        self, permit: Permit, *, retry_after: float | None = None, rate_limit: RateLimit | None = None
+        self,
+        permit: Permit,
+        *,
+        retry_after: float | None = None,
+        rate_limit: RateLimit | None = None,
     ) -> None:
         """Record a 429 about the rate: slow all calls, and pause them for `retry_after` seconds."""
         with self._lock:
-            if permit.started is not None and permit in self._running:
-                now = _clock()
+            if permit in self._running:
                 pause = min(max(0.0, retry_after or 0.0), MAX_PAUSE)
-                self._paused_until = max(self._paused_until, now + pause)
+                self._paused_until = max(self._paused_until, _clock() + pause)
                 self._controller.rate_limited(permit.number, pause)
-                if rate_limit is not None:
-                    self._headers.rate_limited(permit.number, permit.started, rate_limit)
+                self._headers.record(permit.number, permit.started or 0.0, rate_limit, refused=True)
             self._advance()
         self._settle()
 
@@ -166,15 +166,12 @@ class Limiter:
         self._closed = True
         with self._lock:
             for permit in self._queue:
-                self._wake(permit)
+                self._post(permit, permit.turn.set)  # type: ignore[union-attr]
             self._queue.clear()
         self._settle()
 
     def _settle(self) -> None:
-        """Handle released permits, unless the holder of the lock will.
-
-        The garbage collector releases a dropped stream anywhere, even inside this module with the lock held.
-        """
+        # The garbage collector may release a dropped stream right here, with the lock held.
         while self._released and self._lock.acquire(blocking=False):
             try:
                 self._advance()
@@ -195,7 +192,8 @@ class Limiter:
             if when <= now:
                 del self._queue[head]
                 self._start(head, now)
-                self._wake(head)
+                assert head.turn is not None
+                self._post(head, head.turn.set)
             elif when == math.inf or self._set_timer(head, when, now):
                 return
 
@@ -219,24 +217,22 @@ class Limiter:
         self._requests.acquire(1, now)
         self._images.acquire(permit.weight, now)
 
-    def _wake(self, permit: Permit) -> None:
-        assert permit.waiter is not None
-        try:
-            permit.waiter.get_loop().call_soon_threadsafe(_set_result, permit.waiter)
-        except RuntimeError:  # that loop is closed, and its task gone
-            self._released.append(permit)
-
     def _set_timer(self, head: Permit, when: float, now: float) -> bool:
         """Have the loop of the head look again at `when`; False if that loop is closed."""
-        assert head.waiter is not None
-        loop, timer = head.waiter.get_loop(), self._timer
-        if timer is not None and timer[0] is loop and now < timer[1] <= when:
+        timer = self._timer
+        if timer is not None and timer[0] is head.loop and now < timer[1] <= when:
             return True  # it fires early, and is set again then
-        self._timer = loop, when
+        assert head.loop is not None
+        timer = self._timer = head.loop, when
+        return self._post(head, head.loop.call_later, when - now, self._on_timer, timer)
+
+    def _post(self, permit: Permit, callback: Callable[..., Any], *arguments: Any) -> bool:
+        """Call something in the loop of a permit; if that loop is closed, the permit is released."""
+        assert permit.loop is not None
         try:
-            loop.call_soon_threadsafe(loop.call_later, when - now, self._on_timer, self._timer)
+            permit.loop.call_soon_threadsafe(callback, *arguments)
         except RuntimeError:
-            self._released.append(head)
+            self._released.append(permit)
             return False
         return True
 
@@ -248,15 +244,5 @@ class Limiter:
         self._settle()
 
 
-def _set_result(waiter: "asyncio.Future[None]") -> None:
-    if not waiter.done():
-        waiter.set_result(None)
-
-
-def _reset_all() -> None:
-    for limiter in list(_limiters):
-        limiter._reset()  # noqa: SLF001
-
-
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_all)
+    os.register_at_fork(after_in_child=lambda: [each._reset() for each in list(_limiters)])  # noqa: SLF001

@@ -24,9 +24,7 @@ def check(setting: Setting) -> None:
 @pytest.mark.parametrize("burst", [2, 5, 20, 50])
 @pytest.mark.parametrize("rate", [20.0, 50.0, 100.0])
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_rate_is_found_from_refusals(
-    rate: float, burst: int, latency: float, pattern: str
-) -> None:
+def test_rate_is_found_from_refusals(rate: float, burst: int, latency: float, pattern: str) -> None:
     """The rate of a bucket is reached and followed without any headers."""
     check(Setting(rate=rate, burst=burst, latency=latency, refusal=0.02, pattern=pattern))
 
@@ -42,9 +40,7 @@ def test_rate_is_found_for_a_bucket_of_one(rate: float) -> None:
 @pytest.mark.parametrize("latency", [0.1, 1.0])
 def test_headers_do_not_harm(rate: float, burst: int, latency: float, headers: str) -> None:
     """Headers, even with the limit of another period, leave the pace right."""
-    check(
-        Setting(rate=rate, burst=burst, latency=latency, headers=headers, retry_after="exact")
-    )
+    check(Setting(rate=rate, burst=burst, latency=latency, headers=headers, retry_after="exact"))
 
 
 def test_remaining_zero_waits_for_reset() -> None:
@@ -52,7 +48,7 @@ def test_remaining_zero_waits_for_reset() -> None:
     for reset, held in [(30.0, 30.0), (1e5, MAX_PAUSE), (1.7e9, 0.0), (math.inf, 0.0)]:
         headers = HeaderLimits()
         limit = RateLimit(remaining_requests=2, reset_requests=reset)
-        headers.succeeded(1, 0.0, limit)
+        headers.record(1, 0.0, limit)
         assert headers.ready_at(1.0, 2) == 1.0
         assert headers.ready_at(1.0, 3) == (held or 1.0)
 
@@ -62,12 +58,12 @@ def test_headers_are_ignored_once_contradicted() -> None:
     empty = RateLimit(remaining_requests=0, reset_requests=60.0)
     refused, admitted = HeaderLimits(), HeaderLimits()
     for headers in (refused, admitted):
-        headers.succeeded(1, 0.0, empty)
+        headers.record(1, 0.0, empty)
         assert headers.ready_at(1.0, 1) == 60.0
-    refused.rate_limited(2, 0.1, RateLimit(remaining_requests=5, reset_requests=60.0))
-    admitted.succeeded(2, 0.1, empty)
+    refused.record(2, 0.1, RateLimit(remaining_requests=5, reset_requests=60.0), refused=True)
+    admitted.record(2, 0.5, empty)
     for headers in (refused, admitted):
-        headers.succeeded(3, 1.0, empty)
+        headers.record(3, 1.0, empty)
         assert headers.ready_at(1.0, 3) == 1.0
 
 
