@@ -1,12 +1,10 @@
 """Pace of requests to a server whose rate limit is unknown: CUBIC on the delivered rate.
 
-The growth function is that of CUBIC (RFC 9438, section 4.2), applied to requests as botocore's adaptive retry mode
-does. Slow start until the first 429. A 429 sets the plateau from what was delivered lately (fast convergence, section
-4.7, if it came early) and cuts the pace, which returns to the plateau along the cubic and then probes beyond. Requests
-that started before the cut do not cut again.
-
-Delivered means started and not refused: refusals arrive within milliseconds, images after seconds. Only starts
-that the pace held back count as elapsed time, so neither idling nor a pause raises it (section 5.8).
+The growth function is that of CUBIC (RFC 9438, section 4.2), applied to requests as botocore's
+adaptive retry mode does. Slow start until the first 429. A 429 sets the plateau from what was
+delivered lately and cuts the pace, which returns along the cubic and then probes beyond. Requests
+that started before the cut do not cut again. Delivered means started and not refused, since images
+take seconds. Only starts that the pace held back count as time: idling raises nothing (section 5.8).
 """
 
 import math
@@ -16,15 +14,9 @@ from elkimg_async.sansio.responses import RateLimit
 MAX_PAUSE = 120.0  # seconds: no header holds everything back for longer
 START_RATE = 25.0  # starts per second at the beginning
 MIN_RATE = 0.1
-BETA = (
-    0.85,
-    0.95,
-)  # multiplicative decrease: where the server admits bursts, and where it admits none
+BETA, STRICT_BETA = 0.85, 0.95  # cut to this share: of a server that admits bursts, or none
 DEEP_BETA = 0.4  # the same while the rate is unknown
-RETURN = (
-    15.0,
-    75.0,
-)  # requests within which the plateau is reached again, the more the better it is known,
+FIRST_RETURN, RETURN = 15.0, 75.0  # requests in which the plateau is reached again: at first, later
 MIN_RETURN = 3.0  # but not within fewer seconds,
 PAUSE_RETURN = 20.0  # nor within fewer times the pause that a refusal costs
 PROBE = 1.2  # growth beyond the plateau within the time of the return
@@ -37,7 +29,8 @@ class Controller:
     def __init__(self) -> None:
         self._plateau = self._return = math.inf
         self._low = START_RATE
-        self._elapsed = self._delivered = self._interval = 0.0
+        self._delivered = self._interval = 0.0
+        self._position = -1.0  # on the cubic: -1 after a cut, 0 at the plateau
         self._due = self._last = -math.inf
         self._cut_at = self.starts = 0
         self._strict = 0.7  # from 0, the server admits bursts, to 1, it admits none
@@ -57,7 +50,7 @@ class Controller:
         if now - self._due < gap:
             passed = min(now - self._last, 2.0 * gap)
             kept = math.exp(-4.0 * passed / self._return)
-            self._elapsed += passed
+            self._position += passed / self._return
             self._delivered = self._delivered * kept + 1.0
             self._interval = self._interval * kept + passed
         self._last = now
@@ -79,30 +72,29 @@ class Controller:
         if self._plateau == math.inf:
             self._plateau = self._measured(pace)
         elif admitted == 0:
-            self._plateau = pace * BETA[0]
+            self._plateau = pace * BETA
         else:
             known = self._return * self._plateau / 2
             self._plateau = self._find_plateau(pace)
-            beta = BETA[0] + (BETA[1] - BETA[0]) * self._strict
+            beta = BETA + (STRICT_BETA - BETA) * self._strict
         self._plateau = max(self._plateau, MIN_RATE)
         self._low = max(beta * self._plateau, MIN_RATE)
-        requests = min(max(known + 3.0 * admitted, RETURN[0]), RETURN[1])
+        requests = min(max(known + 3.0 * admitted, FIRST_RETURN), RETURN)
         self._return = max(requests / self._plateau, MIN_RETURN, PAUSE_RETURN * pause)
-        self._elapsed = self._delivered = self._interval = 0.0
-        self._cut_at = self.starts
+        self._delivered = self._interval = 0.0
+        self._position, self._cut_at = -1.0, self.starts
         self._due = self._last + 1.0 / self._pace()
 
     def _find_plateau(self, pace: float) -> float:
-        """Return the new plateau, between the delivered rate and the pace.
+        """Return the new plateau: the delivered rate, or with `_strict` the pace.
 
-        A bucket lets the pace exceed its rate for a while: then the delivered rate is right in the long run. Without a
-        bucket the pace is right. Which one it is shows in how soon the next refusal follows.
+        A bucket admits more than its rate for a while, and then refuses soon again (section 4.7).
         """
-        position, measured = self._position(), self._measured(pace)
-        if position < -0.7:
+        measured = self._measured(pace)
+        if self._position < -0.7:
             self._strict /= 2.0
             return measured
-        if position > 0.0:
+        if self._position > 0.0:
             self._strict = min(1.0, self._strict + 0.2)
         return measured + self._strict * (pace - measured)
 
@@ -112,14 +104,10 @@ class Controller:
             min(pace, max(self._delivered - 0.7, 0.0) / self._interval) if self._interval else pace
         )
 
-    def _position(self) -> float:
-        """Return where the pace is on the cubic: -1 after a cut, 0 at the plateau."""
-        return self._elapsed / self._return - 1.0
-
     def _pace(self) -> float:
         if self._plateau == math.inf:
             return self._low + self._delivered
-        position = self._position()
+        position = self._position
         if position < 0.0:
             return self._plateau + (self._plateau - self._low) * position**3
         return self._plateau * (1.0 + PROBE * position**3)

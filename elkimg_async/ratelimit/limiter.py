@@ -1,9 +1,8 @@
 """Rate and concurrency limiter shared by all calls of a client.
 
-Attempts of any event loop or thread start in the order of their reservations. The head of the queue starts when
-all of these allow it: the explicit `Limits`, a `Retry-After`, the rate-limit headers, and the controller's pace.
-Each operation takes constant time however many wait: it looks at the head only, and one timer, in the head's
-event loop, looks again.
+Attempts of all event loops start in the order of their reservations, when the explicit `Limits`, a
+`Retry-After`, the rate-limit headers and the controller's pace allow it. Each operation takes
+constant time: it looks at the head of the queue, and one timer in the head's loop looks again.
 """
 
 import asyncio
@@ -34,15 +33,15 @@ class Permit(msgspec.Struct, eq=False):
     weight: int
     number: int = 0  # which start of the limiter it is
     started: float | None = None  # when; None while it waits
-    loop: asyncio.AbstractEventLoop | None = None
-    turn: asyncio.Event | None = None
+    loop: Any = None  # of the task that waits
+    turn: Any = None  # the `asyncio.Event` it waits for
 
 
 class Limiter:
     """`reserve`, then `wait` if necessary; `succeeded` or `rate_limited`; and always `release`.
 
-    A limit of None does not exist. In any 60 seconds `requests_per_minute` is exceeded by at most one. So is `images_per_minute`,
-    unless a request of many images starts after a quiet moment; later ones then wait longer.
+    In any 60 seconds `requests_per_minute` is exceeded by at most one. So is `images_per_minute`, unless
+    a request of many images starts after a quiet moment; later ones then wait longer.
     """
 
     def __init__(
@@ -115,14 +114,14 @@ class Limiter:
         try:
             if permit.started is None and permit.turn is not None and not self._closed:
                 with self._lock:
-                    now = _clock()
-                    wait = self._earliest(permit, now) - now
+                    wait = self._earliest(permit, now := _clock()) - now
                 if wait > timeout:
+                    message = (
+                        f"The rate limit allows no request for {wait:.1f} s. Raise the total limit."
+                    )
                     raise RequestTimeoutError(
-                        f"The rate limit allows no request for another {wait:.1f} s, beyond the total limit. "
-                        "Try again later, or raise the limit.",
-                        limit="total", phase="queue", billing="not_sent",
-                    )  # fmt: skip
+                        message, limit="total", phase="queue", billing="not_sent"
+                    )
                 await permit.turn.wait()
             if self._closed:
                 raise ConfigurationError(_CLOSED)
@@ -132,12 +131,7 @@ class Limiter:
 
     def succeeded(self, permit: Permit, rate_limit: RateLimit | None = None) -> None:
         """Record a successful response and its rate-limit headers."""
-        with self._lock:
-            if permit in self._running:
-                self._controller.succeeded()
-                self._headers.record(permit.number, permit.started or 0.0, rate_limit)
-            self._advance()
-        self._settle()
+        self._record(permit, rate_limit, None)
 
     def rate_limited(
         self,
@@ -147,12 +141,18 @@ class Limiter:
         rate_limit: RateLimit | None = None,
     ) -> None:
         """Record a 429 about the rate: slow all calls, and pause them for `retry_after` seconds."""
+        self._record(permit, rate_limit, min(max(0.0, retry_after or 0.0), MAX_PAUSE))
+
+    def _record(self, permit: Permit, rate_limit: RateLimit | None, pause: float | None) -> None:
         with self._lock:
             if permit in self._running:
-                pause = min(max(0.0, retry_after or 0.0), MAX_PAUSE)
-                self._paused_until = max(self._paused_until, _clock() + pause)
-                self._controller.rate_limited(permit.number, pause)
-                self._headers.record(permit.number, permit.started or 0.0, rate_limit, refused=True)
+                if pause is None:
+                    self._controller.succeeded()
+                else:
+                    self._paused_until = max(self._paused_until, _clock() + pause)
+                    self._controller.rate_limited(permit.number, pause)
+                started, refused = permit.started or 0.0, pause is not None
+                self._headers.record(permit.number, started, rate_limit, refused=refused)
             self._advance()
         self._settle()
 
@@ -166,7 +166,7 @@ class Limiter:
         self._closed = True
         with self._lock:
             for permit in self._queue:
-                self._post(permit, permit.turn.set)  # type: ignore[union-attr]
+                self._post(permit, permit.turn.set)
             self._queue.clear()
         self._settle()
 
@@ -192,7 +192,6 @@ class Limiter:
             if when <= now:
                 del self._queue[head]
                 self._start(head, now)
-                assert head.turn is not None
                 self._post(head, head.turn.set)
             elif when == math.inf or self._set_timer(head, when, now):
                 return
@@ -219,16 +218,13 @@ class Limiter:
 
     def _set_timer(self, head: Permit, when: float, now: float) -> bool:
         """Have the loop of the head look again at `when`; False if that loop is closed."""
-        timer = self._timer
-        if timer is not None and timer[0] is head.loop and now < timer[1] <= when:
+        if self._timer and self._timer[0] is head.loop and now < self._timer[1] <= when:
             return True  # it fires early, and is set again then
-        assert head.loop is not None
-        timer = self._timer = head.loop, when
-        return self._post(head, head.loop.call_later, when - now, self._on_timer, timer)
+        self._timer = head.loop, when
+        return self._post(head, head.loop.call_later, when - now, self._on_timer, self._timer)
 
     def _post(self, permit: Permit, callback: Callable[..., Any], *arguments: Any) -> bool:
         """Call something in the loop of a permit; if that loop is closed, the permit is released."""
-        assert permit.loop is not None
         try:
             permit.loop.call_soon_threadsafe(callback, *arguments)
         except RuntimeError:

@@ -1,16 +1,13 @@
 """Token bucket for the explicit `Limits` of a client. All times are seconds of one monotonic clock."""
 
-# Share of a minute's tokens that may be spent in a burst, so that a late timer loses nothing. The rest
-# flows evenly. Together with the one request that may always start, any 60 seconds stay within the limit
-# plus one.
+# Share of a minute's tokens that may be spent in a burst, so that a late timer loses nothing. With
+# the one request that may always start, any 60 seconds stay within the limit plus one.
 BURST = 0.01
 ROUNDING = 1e-9
 
 
 class TokenBucket:
     """A limit per minute, refilled continuously."""
-
-    __slots__ = ("_at", "_capacity", "_level", "_rate")
 
     def __init__(self, per_minute: float) -> None:
         self._capacity = self._level = 1.0 + per_minute * BURST
