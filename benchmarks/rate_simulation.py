@@ -61,7 +61,7 @@ class Window:
     def __init__(self, rate: float, length: float) -> None:
         self.rate, self._length, self._used, self._end = rate, length, 0, length
 
-    def set_rate(self, rate: float, now: float) -> None:  # noqa: ARG002
+    def set_rate(self, rate: float, now: float) -> None:
         """Change the rate."""
         self.rate = rate
 
@@ -106,7 +106,7 @@ class Simulation:
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
-        self._random = random.Random(setting.seed)  # noqa: S311
+        self._random = random.Random(setting.seed)
         self._controller, self._headers = Controller(), HeaderLimits()
         self._server: Bucket | Window = Bucket(setting.rate, setting.burst)
         if setting.window:
@@ -195,12 +195,12 @@ def wide_grid() -> Iterator[Setting]:
     """Return thousands of settings."""
     rates = 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0
     for rate, pattern, latency in itertools.product(rates, PATTERNS, (0.1, 1.0, 10.0)):
-        common = {"rate": rate, "pattern": pattern, "latency": latency}
+        common: dict[str, Any] = {"rate": rate, "pattern": pattern, "latency": latency}
         for headers, retry_after in [
             ("none", "none"), ("none", "exact"), ("none", "whole"),
             ("true", "none"), ("true", "exact"), ("contradictory", "exact"),
         ]:  # fmt: skip
-            told = {"headers": headers, "retry_after": retry_after}
+            told: dict[str, Any] = {"headers": headers, "retry_after": retry_after}
             for burst, refusal in itertools.product((1, 2, 3, 5, 10, 20, 50), (0.01, 0.1)):
                 yield Setting(**common, **told, burst=burst, refusal=refusal)
             if (headers, retry_after) != ("none", "none"):

@@ -15,7 +15,6 @@ from elkimg_async import hooks, logs
 from elkimg_async.config import Secret, Settings, default_key, make_key
 from elkimg_async.endpoints import AnswerT, Decoder, Endpoint
 from elkimg_async.errors import (
-    APIError,
     ConfigurationError,
     ElkImagesError,
     InvalidRequestError,
@@ -203,7 +202,7 @@ class Call(Generic[AnswerT]):
         self._transport.check_open()
         permit = self._permit = settings.limiter.reserve(self._weight)
         if permit.started is None:
-            await settings.limiter.wait(permit, timeout=watchdog.remaining)
+            await settings.limiter.wait(permit, remaining=watchdog.remaining)
         self._attempts += 1
         self._attempt_started = time.monotonic()
         if self._hooks:

@@ -145,8 +145,8 @@ class Pacing(Protocol):
         """Join the queue with a request of `weight` images; `started` is None if it has to `wait`."""
         ...
 
-    async def wait(self, permit: Permit, *, timeout: float = math.inf) -> None:
-        """Wait until the permit has started; fail at once if that takes longer than `timeout` seconds."""
+    async def wait(self, permit: Permit, *, remaining: float = math.inf) -> None:
+        """Wait until the permit has started; fail at once if that takes longer than `remaining` seconds."""
 
     def succeeded(self, permit: Permit, rate_limit: RateLimit | None = None) -> None:
         """Record a successful response and its rate-limit headers."""

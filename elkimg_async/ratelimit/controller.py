@@ -17,7 +17,7 @@ MIN_RATE = 0.1
 BETA, STRICT_BETA = 0.85, 0.95  # cut to this share: of a server that admits bursts, or none
 DEEP_BETA = 0.4  # the same while the rate is unknown
 FIRST_RETURN, RETURN = 15.0, 75.0  # requests in which the plateau is reached again: at first, later
-MIN_RETURN = 3.0  # but not within fewer seconds,
+MIN_RETURN, MAX_RETURN = 3.0, 30.0  # but not within fewer seconds, or more,
 PAUSE_RETURN = 20.0  # nor within fewer times the pause that a refusal costs
 PROBE = 1.2  # growth beyond the plateau within the time of the return
 LATENESS = 0.0005  # seconds by which a start may be late without being lost
@@ -64,7 +64,7 @@ class Controller:
             self._low += 2.0
 
     def rate_limited(self, number: int, pause: float) -> None:
-        """Cut the pace after the refusal of one start, once for all that preceded it; `pause` is its Retry-After."""
+        """Cut the pace after a refusal, once for all starts so far; `pause` is its Retry-After."""
         if number <= self._cut_at:
             return
         admitted = number - self._cut_at - 1
@@ -80,16 +80,14 @@ class Controller:
         self._plateau = max(self._plateau, MIN_RATE)
         self._low = max(beta * self._plateau, MIN_RATE)
         requests = min(max(known + 3.0 * admitted, FIRST_RETURN), RETURN)
-        self._return = max(requests / self._plateau, MIN_RETURN, PAUSE_RETURN * pause)
+        seconds = min(requests / self._plateau, MAX_RETURN)
+        self._return = max(seconds, MIN_RETURN, PAUSE_RETURN * pause)
         self._delivered = self._interval = 0.0
         self._position, self._cut_at = -1.0, self.starts
         self._due = self._last + 1.0 / self._pace()
 
     def _find_plateau(self, pace: float) -> float:
-        """Return the new plateau: the delivered rate, or with `_strict` the pace.
-
-        A bucket admits more than its rate for a while, and then refuses soon again (section 4.7).
-        """
+        # A bucket admits more than its rate for a while, then refuses soon again (section 4.7).
         measured = self._measured(pace)
         if self._position < -0.7:
             self._strict /= 2.0
@@ -99,7 +97,7 @@ class Controller:
         return measured + self._strict * (pace - measured)
 
     def _measured(self, pace: float) -> float:
-        """Return the delivered rate of late; the refused request was not delivered, but part of its token was left."""
+        # The refused request was not delivered, but a part of its token was there.
         return (
             min(pace, max(self._delivered - 0.7, 0.0) / self._interval) if self._interval else pace
         )
@@ -130,16 +128,12 @@ class HeaderLimits:
         held = self._trusted and now < self._until and starts - self._number >= self._remaining
         return self._until if held else now
 
-    def record(
-        self, number: int, started: float, rate_limit: RateLimit | None, *, refused: bool = False
-    ) -> None:
-        """Read the headers of the response to a request, None without any."""
-        if rate_limit is None:
-            return
+    def record(self, number: int, started: float, headers: RateLimit, *, refused: bool) -> None:
+        """Read the headers of the response to a request."""
         later = number - self._remaining > self._number and started > self._started + 0.1
-        contradicted = rate_limit.remaining_requests if refused else later and started < self._until
+        contradicted = headers.remaining_requests if refused else later and started < self._until
         self._trusted = self._trusted and not contradicted
-        remaining, reset = rate_limit.remaining_requests, rate_limit.reset_requests
+        remaining, reset = headers.remaining_requests, headers.reset_requests
         # A reset of many days is a date in a unit of its own.
         if (
             remaining is not None

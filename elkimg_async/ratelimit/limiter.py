@@ -1,8 +1,7 @@
 """Rate and concurrency limiter shared by all calls of a client.
 
-Attempts of all event loops start in the order of their reservations, when the explicit `Limits`, a
-`Retry-After`, the rate-limit headers and the controller's pace allow it. Each operation takes
-constant time: it looks at the head of the queue, and one timer in the head's loop looks again.
+Attempts of all event loops start in the order of their reservations. Each operation takes constant
+time: it looks at the head of the queue, and one timer in the head's loop looks again.
 """
 
 import asyncio
@@ -23,7 +22,6 @@ from elkimg_async.ratelimit.token_bucket import TokenBucket
 from elkimg_async.sansio.responses import RateLimit
 
 _CLOSED = "The client is closed. Create a new one."
-_clock = time.monotonic
 _limiters: "weakref.WeakSet[Limiter]" = weakref.WeakSet()
 
 
@@ -85,37 +83,30 @@ class Limiter:
         return len(self._running)
 
     def reserve(self, weight: int) -> Permit:
-        """Join the queue with a request of `weight` images; `started` is None if it has to `wait`.
-
-        Raises:
-            ConfigurationError: If the client is closed.
-        """
+        """Join the queue with a request of `weight` images; `started` is None if it has to `wait`."""
         if self._closed:
             raise ConfigurationError(_CLOSED)
         permit = Permit(weight)
         with self._lock:
-            now = _clock()
-            if not self._queue and self._ready_at(permit, now) <= now:
-                self._start(permit, now)
-            else:
+            if self._queue or self._ready_at(permit, now := time.monotonic()) > now:
                 permit.loop, permit.turn = asyncio.get_running_loop(), asyncio.Event()
-                self._queue[permit] = None
-                self._advance()
+            self._queue[permit] = None
+            self._advance()
         self._settle()
         return permit
 
-    async def wait(self, permit: Permit, *, timeout: float = math.inf) -> None:
+    async def wait(self, permit: Permit, *, remaining: float = math.inf) -> None:
         """Wait until a permit has started, or release it.
 
         Raises:
             ConfigurationError: If the client is closed.
-            RequestTimeoutError: If it certainly cannot start within `timeout` seconds.
+            RequestTimeoutError: If it certainly cannot start within `remaining` seconds.
         """
         try:
             if permit.started is None and permit.turn is not None and not self._closed:
                 with self._lock:
-                    wait = self._earliest(permit, now := _clock()) - now
-                if wait > timeout:
+                    wait = self._earliest(permit, now := time.monotonic()) - now
+                if wait > remaining:
                     message = (
                         f"The rate limit allows no request for {wait:.1f} s. Raise the total limit."
                     )
@@ -131,7 +122,7 @@ class Limiter:
 
     def succeeded(self, permit: Permit, rate_limit: RateLimit | None = None) -> None:
         """Record a successful response and its rate-limit headers."""
-        self._record(permit, rate_limit, None)
+        self._record(permit, rate_limit or RateLimit(), None)
 
     def rate_limited(
         self,
@@ -141,18 +132,20 @@ class Limiter:
         rate_limit: RateLimit | None = None,
     ) -> None:
         """Record a 429 about the rate: slow all calls, and pause them for `retry_after` seconds."""
-        self._record(permit, rate_limit, min(max(0.0, retry_after or 0.0), MAX_PAUSE))
+        pause = min(max(0.0, retry_after or 0.0), MAX_PAUSE)
+        self._record(permit, rate_limit or RateLimit(), pause)
 
-    def _record(self, permit: Permit, rate_limit: RateLimit | None, pause: float | None) -> None:
+    def _record(self, permit: Permit, headers: RateLimit, pause: float | None) -> None:
         with self._lock:
             if permit in self._running:
                 if pause is None:
                     self._controller.succeeded()
                 else:
-                    self._paused_until = max(self._paused_until, _clock() + pause)
+                    self._paused_until = max(self._paused_until, time.monotonic() + pause)
                     self._controller.rate_limited(permit.number, pause)
-                started, refused = permit.started or 0.0, pause is not None
-                self._headers.record(permit.number, started, rate_limit, refused=refused)
+                self._headers.record(
+                    permit.number, permit.started or 0.0, headers, refused=pause is not None
+                )
             self._advance()
         self._settle()
 
@@ -187,12 +180,16 @@ class Limiter:
                 self._queue.pop(permit, None)
             if not self._queue:
                 return
-            now, head = _clock(), next(iter(self._queue))
+            now, head = time.monotonic(), next(iter(self._queue))
             when = self._ready_at(head, now)
             if when <= now:
                 del self._queue[head]
-                self._start(head, now)
-                self._post(head, head.turn.set)
+                self._running.add(head)
+                head.number, head.started = self._controller.started(now), now
+                self._requests.acquire(1)
+                self._images.acquire(head.weight)
+                if head.turn is not None:
+                    self._post(head, head.turn.set)
             elif when == math.inf or self._set_timer(head, when, now):
                 return
 
@@ -206,15 +203,8 @@ class Limiter:
         )
 
     def _earliest(self, permit: Permit, now: float) -> float:
-        """Return the time before which the permit cannot start, whatever else happens."""
         requests = self._requests.ready_at(1, now)
         return max(now, self._paused_until, requests, self._images.ready_at(permit.weight, now))
-
-    def _start(self, permit: Permit, now: float) -> None:
-        permit.number, permit.started = self._controller.started(now), now
-        self._running.add(permit)
-        self._requests.acquire(1, now)
-        self._images.acquire(permit.weight, now)
 
     def _set_timer(self, head: Permit, when: float, now: float) -> bool:
         """Have the loop of the head look again at `when`; False if that loop is closed."""
@@ -241,4 +231,4 @@ class Limiter:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: [each._reset() for each in list(_limiters)])  # noqa: SLF001
+    os.register_at_fork(after_in_child=lambda: [*map(Limiter._reset, [*_limiters])])  # noqa: SLF001

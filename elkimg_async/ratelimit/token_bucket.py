@@ -15,17 +15,13 @@ class TokenBucket:
         self._at = 0.0
 
     def ready_at(self, tokens: float, now: float) -> float:
-        """Return the time at which `tokens` can be acquired; more than the capacity needs a full bucket."""
-        self._refill(now)
-        missing = min(tokens, self._capacity) - self._level
-        return now if missing <= ROUNDING else now + missing / self._rate
-
-    def acquire(self, tokens: float, now: float) -> None:
-        """Remove `tokens`; more than the capacity leaves a debt that later requests wait for."""
-        self._refill(now)
-        self._level -= tokens
-
-    def _refill(self, now: float) -> None:
+        """Return when `tokens` can be acquired; more than the capacity needs a full bucket."""
         if now > self._at:
             self._level = min(self._capacity, self._level + (now - self._at) * self._rate)
             self._at = now
+        missing = min(tokens, self._capacity) - self._level
+        return now if missing <= ROUNDING else now + missing / self._rate
+
+    def acquire(self, tokens: float) -> None:
+        """Remove tokens that are ready; more than the capacity leaves a debt for later requests."""
+        self._level -= tokens

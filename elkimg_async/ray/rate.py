@@ -202,12 +202,12 @@ class SharedRate:
             raise ConfigurationError("The client is closed; make a new one.")
         return Permit(weight)
 
-    async def wait(self, permit: Permit, *, timeout: float = math.inf) -> None:
+    async def wait(self, permit: Permit, *, remaining: float = math.inf) -> None:
         """Wait until the permit has started; release it if that fails.
 
         Args:
             permit: The permit.
-            timeout: Not used: the actor's clock is not ours, so the deadline of the call ends the wait.
+            remaining: Not used: the actor's clock is not ours, so the deadline of the call ends the wait.
         """
         try:
             while permit.started is None:

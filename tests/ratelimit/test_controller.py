@@ -1,6 +1,5 @@
 """The pace learned from refusals and headers, with a simulated clock."""
 
-import itertools
 import math
 
 import msgspec
@@ -29,7 +28,7 @@ def test_rate_is_found_from_refusals(rate: float, burst: int, latency: float, pa
     check(Setting(rate=rate, burst=burst, latency=latency, refusal=0.02, pattern=pattern))
 
 
-@pytest.mark.parametrize("rate", [10.0, 20.0, 50.0])
+@pytest.mark.parametrize("rate", [10.0, 20.0, 30.0])
 def test_rate_is_found_for_a_bucket_of_one(rate: float) -> None:
     """A server that admits no burst at all is paced evenly."""
     check(Setting(rate=rate, burst=1, refusal=0.02))
@@ -48,7 +47,7 @@ def test_remaining_zero_waits_for_reset() -> None:
     for reset, held in [(30.0, 30.0), (1e5, MAX_PAUSE), (1.7e9, 0.0), (math.inf, 0.0)]:
         headers = HeaderLimits()
         limit = RateLimit(remaining_requests=2, reset_requests=reset)
-        headers.record(1, 0.0, limit)
+        headers.record(1, 0.0, limit, refused=False)
         assert headers.ready_at(1.0, 2) == 1.0
         assert headers.ready_at(1.0, 3) == (held or 1.0)
 
@@ -58,12 +57,12 @@ def test_headers_are_ignored_once_contradicted() -> None:
     empty = RateLimit(remaining_requests=0, reset_requests=60.0)
     refused, admitted = HeaderLimits(), HeaderLimits()
     for headers in (refused, admitted):
-        headers.record(1, 0.0, empty)
+        headers.record(1, 0.0, empty, refused=False)
         assert headers.ready_at(1.0, 1) == 60.0
     refused.record(2, 0.1, RateLimit(remaining_requests=5, reset_requests=60.0), refused=True)
-    admitted.record(2, 0.5, empty)
+    admitted.record(2, 0.5, empty, refused=False)
     for headers in (refused, admitted):
-        headers.record(3, 1.0, empty)
+        headers.record(3, 1.0, empty, refused=False)
         assert headers.ready_at(1.0, 3) == 1.0
 
 
@@ -119,12 +118,11 @@ def test_outage_keeps_a_minimum_rate() -> None:
         now = controller.ready_at(now, 1)
         controller.started(now)
     assert controller.rate == pytest.approx(MIN_RATE)
-    for count in itertools.count():
+    began = now
+    while controller.rate < 5:
         now = controller.ready_at(now, 1)
         controller.started(now)
-        if controller.rate > 20:
-            break
-    assert count < 60
+    assert now - began < 180
 
 
 @settings(max_examples=50, deadline=None)

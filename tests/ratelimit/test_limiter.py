@@ -126,7 +126,7 @@ async def test_retry_after_pauses_all_calls_once() -> None:
 
 @in_both_modes
 async def test_timeout_while_waiting_leaves_no_trace(streaming: bool) -> None:
-    """Waiting counts towards `total`; a call that waited in vain was not sent and leaves no trace."""
+    """Waiting counts towards `total`; a call that never started was not sent."""
     async with Canned([End.HOLD]) as canned:
         limits = Limits(max_concurrency=1)
         async with AsyncImages(KEY, base_url=canned.base_url, limits=limits) as client:
@@ -168,7 +168,7 @@ async def test_cancellation_while_waiting_keeps_no_slot(streaming: bool) -> None
 
 
 async def test_stream_holds_its_slot_until_closed() -> None:
-    """An open stream is in flight even if nobody reads it; closing or dropping it starts the next."""
+    """An open stream is in flight even if nobody reads it; closing or dropping ends that."""
     async with Canned([*open_stream(b"data: {}\n\n"), End.HOLD]) as canned:
         limits = Limits(max_concurrency=1)
         async with AsyncImages(KEY, base_url=canned.base_url, limits=limits) as client:
@@ -443,7 +443,7 @@ def test_limits_reject_impossible_values() -> None:
 
 
 async def test_wait_beyond_the_deadline_fails_at_once() -> None:
-    """A call that a Retry-After holds back beyond its time limit fails at once, in the queue phase."""
+    """A call held back by a Retry-After beyond its time limit fails at once."""
     reply = answer({"error": {"message": "slow"}}, status=429, retry_after="60")
     async with (
         Canned(reply) as canned,

@@ -13,7 +13,7 @@ def test_heavy_request_leaves_a_debt() -> None:
     """A request of ten images starts when the bucket is full, and the next waits for all of it."""
     bucket = TokenBucket(60)
     assert bucket.ready_at(10, 0.0) == 0.0
-    bucket.acquire(10, 0.0)
+    bucket.acquire(10)
     assert bucket.ready_at(1, 0.0) == pytest.approx((1 + 10 - 1.6) / 0.99)
 
 
@@ -25,7 +25,8 @@ def test_limit_per_minute_is_kept(per_minute: float, seed: int) -> None:
     starts = list[float]()
     while now < 200:
         now = bucket.ready_at(1, now)
-        bucket.acquire(1, now)
+        assert bucket.ready_at(1, now) == pytest.approx(now)
+        bucket.acquire(1)
         starts.append(now)
         now += chance.expovariate(per_minute / 30) if chance.random() < 0.99 else 20.0
     first = 0
