@@ -1,8 +1,9 @@
-"""Pacing: a server that admits a number of requests per second, which doubles and is halved meanwhile.
+"""Pacing: a server that admits so many requests per second, which doubles and is halved.
 
-`python -m benchmarks.bench_pacing matrix` runs the main combinations of rate, bucket and headers over real sockets, each in a
-process of its own; `… simulate` runs thousands of settings of the controller with a simulated clock; `… one` runs a single
-combination. The server keeps the count: what it allowed, admitted and refused in each second.
+`python -m benchmarks.bench_pacing matrix` runs the main combinations of rate, bucket and headers
+over real sockets, each in a process of its own; `… simulate` runs thousands of settings of the
+controller with a simulated clock; `… one` runs a single combination. The server counts what it
+allowed, admitted and refused in each second.
 """
 
 import argparse
@@ -33,7 +34,8 @@ HEADERS, REFUSALS = "with headers", "refusals alone"
 class Combination(msgspec.Struct, frozen=True, kw_only=True):
     """One server and its load.
 
-    `headers` is `none`, `true`, or `contradictory`: the limit of a minute beside the remainder and reset of the bucket.
+    `headers` is `none`, `true`, or `contradictory`: the limit of a minute beside the remainder and
+    reset of the bucket.
     """
 
     rate: float = 20.0
@@ -134,7 +136,7 @@ async def drive(combination: Combination) -> dict[str, Any]:
 
 
 def figures(combination: Combination, book: list[list[float]]) -> dict[str, float]:
-    """Return what was admitted after settling, and what was refused in the whole run, in percent."""
+    """Return what was admitted after settling, and refused in the whole run, in percent."""
     part = combination.seconds // len(PATTERNS[combination.pattern])
     settled = [row for second, row in enumerate(book) if second % part >= SETTLING]
     allowed, admitted, _ = (sum(column) for column in zip(*settled, strict=True))
@@ -198,7 +200,8 @@ def matrix(seconds: int, at_once: int) -> None:
                 and not values["failed"]
             )
             print(
-                f"{'good' if good else 'WORSE':5} {one.name:60} admitted {values['paced_percent']:5.1f} %, "
+                f"{'good' if good else 'WORSE':5} {one.name:60} "
+                f"admitted {values['paced_percent']:5.1f} %, "
                 f"refused {values['refused_percent']:.2f} %, failed {values['failed']:.0f}",
                 flush=True,
             )

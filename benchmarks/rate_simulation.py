@@ -26,7 +26,7 @@ PATTERNS: dict[str, tuple[float, ...]] = {
     "double and halve": (1.0, 2.0, 1.0),
 }
 Verdict = tuple[bool, int, float, float]
-"""Whether it is admitted, what remains, seconds until the reset, seconds until the next is admitted."""
+"""Whether it is admitted, what remains, seconds until the reset and until the next is admitted."""
 
 
 def refused_limit(rate: float) -> float:
@@ -94,7 +94,7 @@ class Setting(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """The share of the admitted rate that was reached after settling, and the share refused in all."""
+    """The share of the admitted rate reached after settling, and the share refused in all."""
 
     admitted: float
     worst_part: float
@@ -235,8 +235,10 @@ def report(settings: Iterable[Setting], *, worst: int = 25) -> None:
         ]
         mean = sum(result.admitted for _, result in group) / len(group)
         sys.stdout.write(
-            f"{name:12} {value!s:17} {len(group):5} settings: {1 - len(slow) / len(group):6.1%} admitted enough "
-            f"(mean {mean:.1%}, worst {min([mean, *slow]):.1%}), {1 - len(many) / len(group):6.1%} refused few enough "
+            f"{name:12} {value!s:17} {len(group):5} settings: "
+            f"{1 - len(slow) / len(group):6.1%} admitted enough "
+            f"(mean {mean:.1%}, worst {min([mean, *slow]):.1%}), "
+            f"{1 - len(many) / len(group):6.1%} refused few enough "
             f"(worst {max(result.refused for _, result in group):.1%})\n"
         )
     results.sort(key=lambda pair: pair[1].admitted - 4 * pair[1].refused)

@@ -4,7 +4,7 @@ The growth function is that of CUBIC (RFC 9438, section 4.2), applied to request
 adaptive retry mode does. Slow start until the first 429. A 429 sets the plateau from what was
 delivered lately and cuts the pace, which returns along the cubic and then probes beyond. Requests
 that started before the cut do not cut again. Delivered means started and not refused, since images
-take seconds. Only starts that the pace held back count as time: idling raises nothing (section 5.8).
+take seconds. Only starts that the pace held back count as time, so idling raises nothing (5.8).
 """
 
 import math
@@ -114,8 +114,8 @@ class Controller:
 class HeaderLimits:
     """The latest `x-ratelimit-*` headers: once nothing remains, the next start waits for `reset`.
 
-    They are ignored for good once contradicted: by a refusal while something remains, or by the admission of
-    a request that started clearly after the remaining ones and before the reset.
+    They are ignored for good once contradicted: by a refusal while something remains, or by the
+    admission of a request that started clearly after the remaining ones and before the reset.
     """
 
     def __init__(self) -> None:
@@ -133,13 +133,8 @@ class HeaderLimits:
         later = number - self._remaining > self._number and started > self._started + 0.1
         contradicted = headers.remaining_requests if refused else later and started < self._until
         self._trusted = self._trusted and not contradicted
-        remaining, reset = headers.remaining_requests, headers.reset_requests
-        # A reset of many days is a date in a unit of its own.
-        if (
-            remaining is not None
-            and reset is not None
-            and 0.0 < reset < 1e6
-            and number >= self._number
-        ):
+        remaining, reset = headers.remaining_requests, headers.reset_requests or 0.0
+        # A reset of many days is a point in time.
+        if remaining is not None and 0.0 < reset < 1e6 and number >= self._number:
             self._number, self._remaining, self._started = number, remaining, started
             self._until = started + min(reset, MAX_PAUSE)

@@ -38,8 +38,8 @@ class Permit(msgspec.Struct, eq=False):
 class Limiter:
     """`reserve`, then `wait` if necessary; `succeeded` or `rate_limited`; and always `release`.
 
-    In any 60 seconds `requests_per_minute` is exceeded by at most one. So is `images_per_minute`, unless
-    a request of many images starts after a quiet moment; later ones then wait longer.
+    In any 60 seconds `requests_per_minute` is exceeded by at most one. A request of many images may
+    exceed `images_per_minute` after a quiet moment; later ones then wait longer.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Limiter:
         _limiters.add(self)
 
     def _reset(self) -> None:
-        """Start empty; also in the child of a fork, where the slots and a held lock are the parent's."""
+        """Start empty, as in the child of a fork, where slots and lock are the parent's."""
         self._requests, self._images = map(TokenBucket, self._per_minute)
         self._controller = Controller()
         self._headers = HeaderLimits()
@@ -83,7 +83,7 @@ class Limiter:
         return len(self._running)
 
     def reserve(self, weight: int) -> Permit:
-        """Join the queue with a request of `weight` images; `started` is None if it has to `wait`."""
+        """Join the queue with a request of `weight` images; `wait` if `started` is None."""
         if self._closed:
             raise ConfigurationError(_CLOSED)
         permit = Permit(weight)
@@ -107,9 +107,7 @@ class Limiter:
                 with self._lock:
                     wait = self._earliest(permit, now := time.monotonic()) - now
                 if wait > remaining:
-                    message = (
-                        f"The rate limit allows no request for {wait:.1f} s. Raise the total limit."
-                    )
+                    message = f"The rate limit holds for {wait:.1f} s, beyond the total limit."
                     raise RequestTimeoutError(
                         message, limit="total", phase="queue", billing="not_sent"
                     )
@@ -214,7 +212,7 @@ class Limiter:
         return self._post(head, head.loop.call_later, when - now, self._on_timer, self._timer)
 
     def _post(self, permit: Permit, callback: Callable[..., Any], *arguments: Any) -> bool:
-        """Call something in the loop of a permit; if that loop is closed, the permit is released."""
+        """Call something in the loop of a permit; release it if that loop is closed."""
         try:
             permit.loop.call_soon_threadsafe(callback, *arguments)
         except RuntimeError:

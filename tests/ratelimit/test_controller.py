@@ -76,7 +76,7 @@ def paced(count: int, now: float = 0.0) -> tuple[Controller, float]:
 
 
 def test_slow_start_accelerates() -> None:
-    """The pace grows until the first refusal, and faster with successes; a sequential caller never waits."""
+    """The pace grows until the first refusal, and faster with successes."""
     controller, now = paced(300)
     assert controller.rate == math.inf
     assert 1.5 < now < 4.0
@@ -111,7 +111,7 @@ def test_idle_time_does_not_raise_the_pace() -> None:
 
 
 def test_outage_keeps_a_minimum_rate() -> None:
-    """While everything is refused the pace falls, never below its minimum, and recovers afterwards."""
+    """While everything is refused the pace falls to its minimum, and recovers afterwards."""
     controller, now = paced(50)
     for number in range(50, 80):
         controller.rate_limited(number, 0.0)

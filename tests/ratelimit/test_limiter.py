@@ -76,7 +76,7 @@ def assert_empty(limiter: Limiter) -> None:
 
 @in_both_modes
 async def test_max_concurrency_is_never_exceeded(server: LocalServer, streaming: bool) -> None:
-    """Requests open at the server stay within the limit, those of views included, and all are made."""
+    """Requests open at the server stay within the limit, and all are made; views count too."""
     most = 0
 
     async def watch() -> None:

@@ -210,10 +210,10 @@ async def test_keeper_serves_workers_first_come_first_served() -> None:
     rate = keeper()
     assert await rate.take("a", 1, 1)
     second, third = await waiting(rate, ("b", 1), ("a", 2))
-    await rate.leave("a", 1)
+    await rate.release("a", 1)
     assert await second
     assert not third.done()
-    await rate.leave("b", 1)
+    await rate.release("b", 1)
     assert await third
     assert await rate.state() == {"waiting": 0, "in_flight": 1, "workers": 2}
 
@@ -237,16 +237,16 @@ async def test_keeper_lets_one_who_waits_leave() -> None:
     rate = keeper()
     assert await rate.take("a", 1, 1)
     (second,) = await waiting(rate, ("a", 2))
-    await rate.leave("a", 2)
+    await rate.release("a", 2)
     assert not await second
-    await rate.leave("a", 1)
+    await rate.release("a", 1)
     assert (await rate.state())["in_flight"] == 0
 
 
 async def test_keeper_knows_messages_that_overtook() -> None:
     """A turn that was left before it was asked for is not given."""
     rate = keeper()
-    await rate.leave("a", 1)
+    await rate.release("a", 1)
     assert not await rate.take("a", 1, 1)
     assert await rate.take("a", 2, 1)
 
@@ -257,7 +257,7 @@ async def test_keeper_forgets_a_worker_that_ends() -> None:
     assert await rate.take("a", 1, 1)
     await rate.forget("a")
     await rate.renew("a")  # overtaken
-    await rate.leave("a", 1)
+    await rate.release("a", 1)
     assert not await rate.take("a", 2, 1)
     assert await rate.state() == {"waiting": 0, "in_flight": 0, "workers": 0}
 
@@ -266,21 +266,20 @@ async def test_keeper_slows_all_workers_for_the_refusal_of_one() -> None:
     """A Retry-After that one worker was given pauses the others."""
     rate = RateKeeper({})
     assert await rate.take("a", 1, 1)
-    await rate.refused("a", 1, {"retry_after": 60.0, "limit": None, "overload": False})
+    await rate.rate_limited("a", 1, {"retry_after": 60.0, "rate_limit": None})
     await waiting(rate, ("b", 1))
     await rate.forget("b")
 
 
-async def test_keeper_believes_the_headers_that_one_worker_saw() -> None:
-    """What is left in the window holds for all workers together."""
+async def test_keeper_applies_headers_of_one_worker_to_all() -> None:
+    """After `remaining: 0` in one worker, all of them wait for the reset."""
     rate = RateKeeper({})
     assert await rate.take("a", 1, 1)
     limit = RateLimit(limit_requests=60, remaining_requests=0, reset_requests=60.0)
-    await rate.answered("a", 1, limit)
-    await rate.leave("a", 1)
+    await rate.succeeded("a", 1, limit)
+    await rate.release("a", 1)
     await waiting(rate, ("b", 1))
     await rate.forget("b")
-    assert await rate.renew("a") < 2.0
 
 
 # --- options ------------------------------------------------------------------
