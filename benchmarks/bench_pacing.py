@@ -57,7 +57,7 @@ class Combination(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Server:
-    """A bucket over HTTP/1.1, and its book: for each second what was allowed, admitted and refused."""
+    """A bucket over HTTP/1.1, and its book: per second what was allowed, admitted and refused."""
 
     def __init__(self, combination: Combination) -> None:
         self.combination = combination
