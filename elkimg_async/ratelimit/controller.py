@@ -105,10 +105,8 @@ class Controller:
     def _pace(self) -> float:
         if self._plateau == math.inf:
             return self._low + self._delivered
-        position = self._position
-        if position < 0.0:
-            return self._plateau + (self._plateau - self._low) * position**3
-        return self._plateau * (1.0 + PROBE * position**3)
+        scale = self._plateau - self._low if self._position < 0.0 else PROBE * self._plateau
+        return self._plateau + scale * self._position**3
 
 
 class HeaderLimits:

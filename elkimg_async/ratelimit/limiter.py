@@ -130,7 +130,8 @@ class Limiter:
         rate_limit: RateLimit | None = None,
     ) -> None:
         """Record a 429 about the rate: slow all calls, and pause them for `retry_after` seconds."""
-        pause = min(max(0.0, retry_after or 0.0), MAX_PAUSE)
+        pause = retry_after or 0.0
+        pause = pause if 0.0 < pause <= MAX_PAUSE else 0.0  # longer: a quota, not a rate
         self._record(permit, rate_limit or RateLimit(), pause)
 
     def _record(self, permit: Permit, headers: RateLimit, pause: float | None) -> None:
