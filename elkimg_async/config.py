@@ -15,7 +15,7 @@ import msgspec
 from elkimg_async.credentials import ApiKeySource
 from elkimg_async.errors import ConfigurationError
 from elkimg_async.hooks import Hook
-from elkimg_async.ratelimit.pacing import Permit
+from elkimg_async.ratelimit.limiter import Permit
 from elkimg_async.sansio.requests import DEFAULT_MODEL
 from elkimg_async.sansio.responses import RateLimit
 from elkimg_async.sansio.retry import RetryBudget
@@ -164,11 +164,11 @@ class Pacing(Protocol):
         """Return a permit for `weight` images; if its `started` is None, `wait` for it."""
         ...
 
-    async def wait(self, permit: Permit) -> None:
-        """Wait until the attempt may be sent."""
+    async def wait(self, permit: Permit, *, remaining: float = math.inf) -> None:
+        """Wait until the permit has started; fail at once if that takes over `remaining` seconds."""
 
     def succeeded(self, permit: Permit, rate_limit: RateLimit | None = None) -> None:
-        """Record a response with status 2xx, and its rate-limit headers."""
+        """Record a successful response and its rate-limit headers."""
 
     def rate_limited(
         self,
@@ -176,9 +176,8 @@ class Pacing(Protocol):
         *,
         retry_after: float | None = None,
         rate_limit: RateLimit | None = None,
-        overload: bool = False,
     ) -> None:
-        """Record a 429, or with `overload` a 503."""
+        """Record a 429 about the rate."""
 
     def release(self, permit: Permit) -> None:
         """End the attempt, or its wait; idempotent."""
