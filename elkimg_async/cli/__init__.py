@@ -1,7 +1,7 @@
-"""The command `elkimg`: arguments, progress, files; each command is a few lines over the client.
+"""The command `elkimg`, a thin layer over the client.
 
-A command is a function that `app` lists; its signature and docstrings are its help, and it returns
-the exit code. Results go to standard output, progress and errors to standard error.
+Each command is a function listed in `app`; its signature and docstrings are its help, and it
+returns the exit code. Results go to standard output, progress and errors to standard error.
 """
 
 import sys

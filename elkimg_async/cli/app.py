@@ -33,10 +33,10 @@ Environment:
   ELKAPI_MODEL     default of --model"""
 _EPILOGUE = f"""\
 Examples:
-  elkimg generate "A small kitten" --local   (a try without an API key)
+  elkimg generate "A small kitten" --local   (no API key needed)
   elkimg generate "A small kitten" -o kitten.png
   elkimg edit kitten.png "Add a red hat" -o hat.png
-  elkimg batch prompts.csv -o pictures
+  elkimg batch prompts.csv -o images
   elkimg generate --help                     (all options of a command)
 
 {_ENVIRONMENT}
@@ -68,7 +68,7 @@ def run() -> int:
     try:
         code = _run()
         OUT.file.flush()
-    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+    except BrokenPipeError:  # the reader of a pipe, such as head, has exited
         discard_output()
         return 1
     return code
@@ -125,6 +125,6 @@ def _app() -> App:
 
 
 def _unfold(docstring: str) -> str:
-    """Join the lines of each paragraph; the help would keep the breaks of the source."""
+    """Join the lines of each paragraph, since the help keeps line breaks of the source."""
     text = re.sub(r"(?<=\S)\n(?=\S)", " ", inspect.cleandoc(docstring))
     return re.sub(r"(?<=\S)\n {8,}(?=\S)", " ", text)

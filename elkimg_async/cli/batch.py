@@ -31,7 +31,7 @@ from elkimg_async.cli.ray_run import RayRun
 
 EXAMPLES = """\
 elkimg batch prompts.txt
-elkimg batch prompts.csv -o pictures --quality low --contact-sheet sheet.png
+elkimg batch prompts.csv -o images --quality low --contact-sheet sheet.png
 elkimg batch prompts.csv --dry-run
 elkimg batch products.csv --keep sku author --rpm 60 --max-images 500
 elkimg batch requests.jsonl --json > images.jsonl"""
@@ -60,28 +60,28 @@ def batch(
     display: Annotated[ImageDisplay, Parameter(name="*", group="Display")] = SHOW_IMAGES,
     connection: Annotated[Connection, Parameter(name="*", group="Server")] = CONNECTION,
 ) -> int:
-    """Generate the images of a whole file of prompts; run again, it does what is left.
+    """Generate images for a file of prompts; run the command again to do what remains.
 
     The file is a text file with one prompt per line, a table (CSV, TSV, Excel's CSV), a JSON array,
-    or JSON Lines, OpenAI's Batch format included. A table needs a column "prompt"; the other
+    or JSON Lines, including OpenAI's Batch format. A table needs a column "prompt"; the other
     columns and the JSON fields are the options below (size, n, quality ...), "image" and "mask" for
-    edits (paths relative to the file), and "id" to find a row again in manifest.jsonl. Everything
-    is checked before the first request; if one line is wrong, nothing is sent.
+    edits (paths relative to the file), and "id" to identify a row in manifest.jsonl. Everything is
+    checked before the first request; if one line is invalid, nothing is sent.
 
     Args:
         file: The prompts, or "-" for standard input.
         output: Folder for the images and manifest.jsonl. Default: named after the file.
         journal: File that records what is done. Default: journal.jsonl in the folder.
-        format: Format of the file. Default: by its suffix and content.
-        encoding: Encoding of the file, such as gbk. Default: by its content.
-        keep: Columns to carry along into manifest.jsonl as metadata.
-        concurrency: Number of requests at a time. Default: 32.
-        rpm: Requests per minute, at most.
-        ipm: Images per minute, at most.
-        skip_failed: Leave what failed in an earlier run as it is.
+        format: Format of the file. Default: detected from its suffix and content.
+        encoding: Encoding of the file, such as gbk. Default: detected from its content.
+        keep: Columns to copy into manifest.jsonl as metadata.
+        concurrency: Maximum number of requests at a time. Default: 32.
+        rpm: Maximum number of requests per minute.
+        ipm: Maximum number of images per minute.
+        skip_failed: Do not retry what failed in an earlier run.
         max_errors: Stop after this many failures.
         max_images: Stop before paying for more images than this, earlier runs included.
-        contact_sheet: Draw all images as thumbnails into this file (several if there are many).
+        contact_sheet: Draw thumbnails of all images into this file (several files if many).
         dry_run: Check everything, print what would be sent, and send nothing.
         ray: Use Ray workers, on the cluster at this address; without one, at RAY_ADDRESS or else on
             this machine. All must share the folder. Needs: pip install "elkimg-async[ray]"
@@ -126,7 +126,7 @@ def batch(
 
 
 class _Settings(NamedTuple):
-    """What a run needs to know beside its requests and its server."""
+    """Settings of a run, apart from its requests and its server."""
 
     output: Path
     journal: Path
@@ -138,7 +138,7 @@ class _Settings(NamedTuple):
     ray: bool | str
 
     def check(self) -> None:
-        """Reject what cannot work before anything is read or opened."""
+        """Reject invalid settings before anything is read or opened."""
         for name in ("concurrency", "max_errors", "max_images"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -220,7 +220,7 @@ def _reject_with_ray(**options: object) -> None:
 
 
 def _reject_other_kind(output: Path, journal: Path, *, ray: bool) -> None:
-    """Reject a folder of the other kind of run: neither kind knows what the other has paid for."""
+    """Reject a folder of the other kind of run, since neither knows what the other has paid for."""
     files = output.iterdir() if output.is_dir() else ()
     records = any(re.fullmatch(r"\d{6}.*\.json", file.name) for file in files)
     other = journal.exists() if ray else records and not journal.exists()

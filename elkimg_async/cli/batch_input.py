@@ -1,4 +1,4 @@
-"""The input of `elkimg batch`: text, CSV, TSV, JSON or JSON Lines, line numbers included."""
+"""The input of `elkimg batch`: text, CSV, TSV, JSON or JSON Lines, with line numbers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _DELIMITERS = ",;\t|"
 
 
 class Row(NamedTuple):
-    """One record of the input: its line, counted from 1, and a request or why there is none."""
+    """One record of the input: its line, counted from 1, and its request or `problem`."""
 
     line: int
     request: dict[str, Any]
@@ -38,7 +38,7 @@ class Row(NamedTuple):
 
     @property
     def id(self) -> str | int | None:
-        """The row's own name; None where it has none."""
+        """The row's own id; None if it has none."""
         return self.request.get("id")
 
 
@@ -46,9 +46,9 @@ class BatchInput:
     """The requests of a file, or of standard input for "-"; `rows` can be called again.
 
     Args:
-        name: The file.
-        format: One of `FORMATS`. None: by the name and the content.
-        encoding: The encoding. None: by the content.
+        name: The path of the file, or "-".
+        format: One of `FORMATS`. None: detected from the name and the content.
+        encoding: The encoding. None: detected from the content.
         keep: Columns that become metadata.
 
     Raises:
@@ -68,7 +68,7 @@ class BatchInput:
         self.name = "standard input" if name == "-" else name
         self.text, self.warning = decode(_read_bytes(name), self.name, encoding)
         if not self.text.strip():
-            raise errors.ConfigurationError(f"{self.name} is empty: there are no prompts in it.")
+            raise errors.ConfigurationError(f"{self.name} is empty; it needs at least one prompt.")
         self.format = format or self._find_format(Path(name).suffix.lower())
         self._guessed = format is None and Path(name).suffix.lower() not in _SUFFIXES
         self._keep = keep
@@ -78,7 +78,7 @@ class BatchInput:
         """Read the requests in the order of the file.
 
         Raises:
-            ConfigurationError: If the whole file cannot be used, such as for an unknown column.
+            ConfigurationError: If the file cannot be used, for example with an unknown column.
         """
         match self.format:
             case "csv" | "tsv":
@@ -96,8 +96,8 @@ class BatchInput:
             return found if {named, found} == {"json", "jsonl"} else named
         if found == "text" and suffix not in _TEXT_SUFFIXES:
             raise errors.ConfigurationError(
-                f"{self.name}: files with the suffix {suffix} are not known. If each line is a "
-                "prompt, add --format text."
+                f"{self.name}: the suffix {suffix} is unknown. If each line is a prompt, add "
+                "--format text."
             )
         return found
 
@@ -117,7 +117,7 @@ class BatchInput:
         for line, text in enumerate(io.StringIO(self.text, newline=None), 1):
             if not (prompt := text.strip()):
                 continue
-            # A single column exported without quotes or separators.
+            # The header of a single column, exported without quotes or separators.
             if not (first and normalise(prompt) in ("prompt", "prompts")):
                 yield Row(line, {"prompt": prompt})
             first = False
@@ -135,7 +135,7 @@ class BatchInput:
                 yield self._row(line, record)
 
     def _read_json(self) -> Iterator[Row]:
-        """Read an array element by element, to know the line of each."""
+        """Read an array element by element, to keep track of their lines."""
         decoder, text, place, line, last = json.JSONDecoder(), self.text, 0, 1, 0
         place = _skip_blanks(text, 0)
         if text[place] != "[":
@@ -157,7 +157,7 @@ class BatchInput:
                 raise self._error(here, "the JSON array is broken: expected a comma or ].")
         if rest := text[place + 1 :].strip():
             here = text.count("\n", 0, place) + 1
-            raise self._error(here, f"there is more after the end of the JSON array: {rest[:40]}")
+            raise self._error(here, f"unexpected text after the JSON array: {rest[:40]}")
 
     def _read_json_object(self, place: int) -> Iterator[Row]:
         line = self.text.count("\n", 0, place) + 1
@@ -222,8 +222,8 @@ class BatchInput:
                 record[name] = cell
             elif cell.strip():
                 problem = (
-                    f"more cells than the header has columns: {cell.strip()[:40]!r}. Put a text "
-                    "that holds the separator in double quotes"
+                    f"more cells than the header has columns: {cell.strip()[:40]!r}. Put text "
+                    "that contains the separator in double quotes"
                 )
                 return Row(line, {}, RowError(problem))
         return self._row(line, record, cells=True)
@@ -241,7 +241,7 @@ def _read_bytes(name: str) -> bytes:
 
 
 def _guess_format(text: str) -> str:
-    """Guess by the content; a plain list of prompts is what remains."""
+    """Guess the format from the content; anything unrecognised is a plain list of prompts."""
     first = next(line.strip() for line in text.splitlines() if line.strip())
     if first.startswith("["):
         try:
@@ -274,14 +274,14 @@ def _is_object(text: str) -> bool:
 
 
 def _open_table(text: str, format: str) -> tuple[io.StringIO, str, int]:
-    """Return the lines, the delimiter, and the number of lines in front of the header."""
+    """Return the lines, the delimiter, and the number of lines before the header."""
     lines, skipped = io.StringIO(text, newline=""), 0
     if format == "tsv":
         return lines, "\t", 0
     first = next(lines, "")
     while not first.strip():
         first, skipped = next(lines), skipped + 1
-    if first.lower().startswith("sep=") and len(first.strip()) <= 5:  # a line for Excel alone
+    if first.lower().startswith("sep=") and len(first.strip()) <= 5:  # a line only for Excel
         return lines, first[4:5], skipped + 1
     rest = io.StringIO(first + lines.read(), newline="")
     return rest, _find_delimiter(first), skipped

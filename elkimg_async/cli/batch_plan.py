@@ -1,6 +1,6 @@
-"""What a batch would do: checks before the first request, the dry run, and its part of the journal.
+"""Planning of a batch: checks before the first request, the dry run, and the journal's state.
 
-The command's only module beside `ray_run` that uses the inner parts of `elkimg_async.batch`.
+Only this module and `ray_run` use the internals of `elkimg_async.batch`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Size(NamedTuple):
 
 
 def merge(options: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
-    """Return the request of a row, with the options for what it does not say."""
+    """Return the request of a row, with the options for fields that it does not set."""
     other = _GENERATE_ONLY if "image" in row else _EDIT_ONLY
     return {**{name: value for name, value in options.items() if name not in other}, **row}
 
@@ -41,11 +41,11 @@ def number_of_images(request: dict[str, Any]) -> int:
 
 
 def check_input(source: BatchInput, options: dict[str, Any]) -> Size:
-    """Check all rows before the first request, and print what is wrong with them.
+    """Check all rows before the first request, and print their problems.
 
     Raises:
         ConfigurationError: If any row cannot be sent, or there is none.
-        UsageError: If an option is wrong for a row that says nothing else.
+        UsageError: If an option is invalid for a row that does not override it.
     """
     rows = images = wrong = 0
     for row in source.rows():
@@ -69,7 +69,7 @@ def check_input(source: BatchInput, options: dict[str, Any]) -> Size:
 
 
 def locate(row: Row, column: str | None = None) -> str:
-    """Return where a row is: line 3, column size (id fox-7)."""
+    """Return the location of a row, like `line 3, column size (id fox-7)`."""
     place = f"line {row.line}" + (f", column {column}" if column else "")
     return place if row.id is None else f"{place} (id {plain(str(row.id))})"
 
@@ -98,7 +98,7 @@ def _problem(row: Row, options: dict[str, Any]) -> str | None:
 
 
 class Planned(NamedTuple):
-    """What would happen to a row: it is sent (`request`), `done` already, or fails with `error`."""
+    """The plan for a row: to be sent (`request`), `done` already, or failing with `error`."""
 
     request: Any = None
     images: int = 0
@@ -108,12 +108,12 @@ class Planned(NamedTuple):
 
 
 class RunPlan:
-    """Decides what is left to do for each row, by the journal of earlier runs; changes nothing.
+    """What remains to be done for each row, according to the journal; nothing is changed.
 
     Args:
-        journal: The journal. None: no earlier runs.
+        journal: The journal. None: there are no earlier runs.
         output: The folder of the images.
-        skip_failed: Whether what has failed counts as done.
+        skip_failed: Whether failed rows count as done.
     """
 
     def __init__(self, journal: Path | None, output: Path | None, *, skip_failed: bool) -> None:
@@ -129,7 +129,7 @@ class RunPlan:
         )
 
     def plan(self, index: int, request: dict[str, Any]) -> Planned:
-        """Return what would happen to the request at `index`."""
+        """Return the plan for the request at `index`."""
         found = self._planner.plan(index, request)
         if isinstance(found, Job):
             return Planned(request=found.request, images=found.n)
@@ -138,7 +138,7 @@ class RunPlan:
 
     @property
     def paid_images(self) -> int:
-        """How many images earlier runs have paid for, or may have."""
+        """How many images earlier runs have paid for, or may have paid for."""
         return self._store.replay.images
 
     def close(self) -> None:
@@ -147,7 +147,7 @@ class RunPlan:
 
 
 def paid_images(journal: Path) -> int:
-    """Return how many images the runs of a journal have paid for, or may have."""
+    """Return how many images the runs of a journal have paid for, or may have paid for."""
     plan = RunPlan(journal, None, skip_failed=False)
     try:
         return plan.paid_images
@@ -158,7 +158,7 @@ def paid_images(journal: Path) -> int:
 def requests_of(
     source: BatchInput, options: dict[str, Any]
 ) -> Iterator[tuple[Row, dict[str, Any]]]:
-    """Return the rows with their requests, options filled in."""
+    """Yield the rows with their requests, with the options filled in."""
     for row in source.rows():
         yield row, merge(options, row.request)
 

@@ -1,4 +1,4 @@
-"""What `elkimg batch` prints: progress, failures, a summary, and what to do next."""
+"""Output of `elkimg batch`: progress, failures, a summary, and what to do next."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from elkimg_async.cli.console import (
 )
 from elkimg_async.cli.options import ImageDisplay
 
-_EVERY = 5.0  # seconds between two lines of progress, where there is no terminal
-_FAR = 10  # a limit that is so many times the pace does not matter
+_EVERY = 5.0  # seconds between lines of progress without a terminal
+_FAR = 10  # a limit is not shown if it exceeds the pace by this factor
 _LIMITS = ("max_errors", "max_images")
 
 
@@ -51,7 +51,7 @@ class BatchReport:
     ) -> None:
         self.tiles: list[contact_sheet.Tile] = []
         self.rows: dict[int, Row] = {}
-        """Rows whose item has not come yet, by index."""
+        """Rows whose item is still pending, by index."""
         self._name, self._size, self._display = name, size, display
         self._limit = math.inf if rpm is None else rpm / 60
         self._keep_tiles = keep_tiles
@@ -60,7 +60,7 @@ class BatchReport:
 
     @property
     def failed(self) -> bool:
-        """Whether a request has failed."""
+        """Whether any request has failed."""
         return self._totals.failed > 0
 
     @property
@@ -135,50 +135,51 @@ class BatchReport:
             self.tiles += [contact_sheet.Tile(item.index, label, path) for path in item.paths]
 
     def _describe(self, error: Exception, line: int) -> str:
-        """Return what an error says, in full only the first time that it occurs."""
+        """Return the text of an error, in full only the first time that it occurs."""
         text = sentence(error)
         kind = re.sub(r"\(request id: [^)]*\)", "", text)
         first = self._first_lines.setdefault(kind, line)
         return text if first == line else f"the same error as line {first}."
 
     def finish(self, output: Path) -> None:
-        """Print the summary, and how to try again what has failed."""
+        """Print the summary, and how to retry failed requests."""
         self._print_summary(output)
         if failed := self._totals.failed:
             them = "it" if failed == 1 else f"these {failed:,}"
-            self.say(f"{count(failed, 'request')} failed. To try {them} again:\n{command_line()}")
+            self.say(f"{count(failed, 'request')} failed. To retry {them}:\n{command_line()}")
 
     def stopped(self, error: errors.BatchStoppedError, output: Path, journal: Path) -> None:
-        """Print the summary, why the run stopped, and how to go on."""
+        """Print the summary, why the run stopped, and how to continue."""
         self._print_summary(output)
         reason = error.reason or ""
-        left = f"{count(self.remaining, 'request')} not done"
+        remaining = f"{count(self.remaining, 'request')} not done"
         if reason not in _LIMITS:
             cause = error if error.__cause__ is None else error.__cause__
-            say(f"Stopped, {left}, because every request would fail: {_text(cause)}", "red")
-            self.say(f"When that is fixed, go on with:\n{command_line()}")
+            say(f"Stopped, {remaining}, because every request would fail: {_text(cause)}", "red")
+            self.say(f"When that is fixed, continue with:\n{command_line()}")
             return
         option = option_name(reason)
-        say(f"Stopped by {option}, {left}.", "red")
+        say(f"Stopped by {option}, {remaining}.", "red")
         if reason == "max_images":
             needed = paid_images(journal) + self._size.images - self._done_images
             self.say(f"To do the rest:\n{command_line({option: str(needed)})}")
         else:
-            self.say(f"To go on:\n{command_line()}")
+            self.say(f"To continue:\n{command_line()}")
 
     def broken(self, output: Path) -> None:
         """Print the summary of a run that ends with an error."""
         self._print_summary(output)
 
     def interrupted(self, output: Path) -> None:
-        """Print the summary after Ctrl-C, and how to go on."""
+        """Print the summary after Ctrl-C, and how to continue."""
         self._print_summary(output)
         say(
-            f"Interrupted, {count(self.remaining, 'request')} not done. To go on:\n{command_line()}"
+            f"Interrupted, {count(self.remaining, 'request')} not done. To continue:\n"
+            f"{command_line()}"
         )
 
     def show(self, path: Path) -> None:
-        """Open the result where that is wanted."""
+        """Open the result if --open was passed."""
         if self._display.open:
             open_in_viewer(path)
 
@@ -220,7 +221,7 @@ def _as_object(item: MapItem, row: Row, path: Path) -> dict[str, Any]:
 
 
 def _cost(meta: Any) -> str | None:
-    """Return what a request has cost, None if that is unknown."""
+    """Return the cost of a request, None if it is unknown."""
     cost = getattr(meta, "cost", None)
     return None if cost is None else str(cost)
 
@@ -230,7 +231,7 @@ def _text(error: BaseException) -> str:
 
 
 def per_minute(rate: float) -> str:
-    """Return a rate per second as a person would say it: 60 a minute, 1 every 3 min."""
+    """Return a rate per second in words, like `60 a minute` or `1 every 3:00`."""
     minute = rate * 60
     if minute >= 1:
         digits = 1 - math.floor(math.log10(minute))  # two significant ones

@@ -1,4 +1,4 @@
-"""From one record of an input file to the mapping that `client.map` takes."""
+"""Conversion of records of an input file into the mappings that `client.map` takes."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ _FIELDS = {
     for kind in (GenerateRequest, EditRequest)
     for field in msgspec.structs.fields(kind)
 }
-_WHOLE = {name for name, kinds in _FIELDS.items() if int in kinds}
+_INTEGERS = {name for name, kinds in _FIELDS.items() if int in kinds}
 _OBJECTS = {name for name, kinds in _FIELDS.items() if not kinds & {int, str}} - set(_IMAGES)
 NAMES = (*_FIELDS, *(name for name in _IMAGES if name not in _FIELDS))
 
 
 class RowError(Exception):
-    """A record that cannot be sent; `column` is None if no single one is at fault."""
+    """A record that cannot be sent; `column` is None if no single column is the cause."""
 
     def __init__(self, problem: str, column: str | None = None) -> None:
         super().__init__(problem)
@@ -49,7 +49,7 @@ class RowError(Exception):
 
 
 class RowReader:
-    """Turns records into requests: fields by name, numbers, files, ids and metadata.
+    """Reader that turns records into requests: fields, numbers, files, ids and metadata.
 
     Args:
         folder: The folder that paths of images are relative to.
@@ -61,7 +61,7 @@ class RowReader:
         self._keep = {normalise(name): name for name in keep}
 
     def name_column(self, header: str) -> str | None:
-        """Return the field that a column is for; None for a column that is only kept.
+        """Return the field that a column sets; None for a column that is only kept.
 
         Raises:
             RowError: If it is unknown.
@@ -113,8 +113,8 @@ class RowReader:
     def _read_value(self, name: str, value: Any, header: str, cells: bool) -> Any:
         if name in _IMAGES:
             return self._read_images(value, header)
-        if name in _WHOLE:
-            return _read_whole(value, header)
+        if name in _INTEGERS:
+            return _read_integer(value, header)
         if name in _OBJECTS:
             return _read_object(value, header, text=cells)
         return value.strip() if cells else value
@@ -142,11 +142,13 @@ class RowReader:
             return dict(record)
         method, url = record.get("method", "POST"), str(record.get("url", _PATHS[0]))
         if str(method).upper() != "POST":
-            raise RowError(f"{method} is not a request for images; use POST", "method")
+            raise RowError(f"{method} requests do not create images; use POST", "method")
         if not url.rstrip("/").endswith(_PATHS):
-            raise RowError(f"{url} makes no images; use /v1{_PATHS[0]} or /v1{_PATHS[1]}", "url")
+            raise RowError(
+                f"{url} does not create images; use /v1{_PATHS[0]} or /v1{_PATHS[1]}", "url"
+            )
         if body.get("stream"):
-            raise RowError("a batch does not stream; leave stream out", "stream")
+            raise RowError("a batch cannot be streamed; omit stream", "stream")
         fields = {name: value for name, value in body.items() if name != "stream"}
         if "images" in fields:
             fields["image"] = fields.pop("images")
@@ -159,15 +161,15 @@ class RowReader:
 
 
 def normalise(header: str) -> str:
-    """Return a column's name as fields are spelled: "Output Format" is output_format."""
+    """Return a column's name in the spelling of fields: "Output Format" is output_format."""
     return re.sub(r"[\s-]+", "_", header.strip()).lower()
 
 
 def known_columns() -> str:
     """Return the sentence that lists the columns."""
     return (
-        f"Known ones: id, {', '.join(NAMES)}. Carry others along with --keep NAME, or put fields "
-        "of your server into extra_body."
+        f"Known ones: id, {', '.join(NAMES)}. Keep others with --keep NAME, or put fields of your "
+        "server into extra_body."
     )
 
 
@@ -177,7 +179,7 @@ def _missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _read_whole(value: Any, header: str) -> int:
+def _read_integer(value: Any, header: str) -> int:
     if isinstance(value, str):
         text = value.strip()
         if re.fullmatch(r"[+-]?\d{1,18}([.,]0+)?", text, re.ASCII):
@@ -207,7 +209,7 @@ def _read_object(value: Any, header: str, *, text: bool) -> dict[str, Any]:
 
 
 def _read_reference(value: Mapping[str, Any], header: str) -> Any:
-    """Return an image of OpenAI's JSON form: a URL, or an id of a file at the server."""
+    """Return an image in OpenAI's JSON form: a URL, or the id of a file on the server."""
     if isinstance(url := value.get("image_url") or value.get("url"), str):
         return url
     if isinstance(file_id := value.get("file_id"), str):

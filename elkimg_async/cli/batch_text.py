@@ -1,4 +1,4 @@
-"""From the bytes of an input file to its text: encodings, and files that are no text."""
+"""Decoding of input files: encodings, and detection of files that are not text."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ADVICE = "Save it as UTF-8, or name its encoding with --encoding."
 
 
 class Decoded(NamedTuple):
-    """The text of a file, and what the user should know about how it was decoded."""
+    """The text of a file, and a warning about how it was decoded, if any."""
 
     text: str
     warning: str | None = None
@@ -40,11 +40,11 @@ def decode(content: bytes, name: str, encoding: str | None) -> Decoded:
 
     Args:
         content: The bytes of the file.
-        name: What to call it in messages.
-        encoding: The encoding that the user names. None: find out.
+        name: The name of the file in messages.
+        encoding: The encoding that the user specified. None: it is detected.
 
     Raises:
-        ConfigurationError: If it is no text, or its encoding cannot be found out.
+        ConfigurationError: If it is not text, or its encoding cannot be detected.
     """
     if encoding is not None:
         return Decoded(_checked(_decode_as(content, encoding, name).removeprefix("\ufeff"), name))
@@ -80,7 +80,7 @@ def _decode_as(content: bytes, encoding: str, name: str) -> str:
 
 
 def _utf16_without_mark(content: bytes) -> str | None:
-    """Guess UTF-16 by the NUL in one half of most of its characters."""
+    """Detect UTF-16 from the NUL in one half of most of its characters."""
     sample = content[:_SAMPLE]
     even, odd = sample[::2].count(0), sample[1::2].count(0)
     if len(content) % 2 or max(even, odd) < len(sample) // 5 or min(even, odd):
@@ -89,9 +89,9 @@ def _utf16_without_mark(content: bytes) -> str | None:
 
 
 def _decode_western(content: bytes, name: str, line: int) -> Decoded:
-    """Decode as Windows-1252, unless the result looks like the wrong reading of another encoding.
+    """Decode as Windows-1252, unless the result looks like misread text of another encoding.
 
-    Western words have single accented letters or two in a row; text in a multi-byte encoding (GBK,
+    Western words have one accented letter or two in a row; text in a multi-byte encoding (GBK,
     Shift-JIS, Big5) or another alphabet turns into long runs of them.
     """
     try:
@@ -112,5 +112,5 @@ def _decode_western(content: bytes, name: str, line: int) -> Decoded:
 def _checked(text: str, name: str) -> str:
     if (place := text.find("\0")) >= 0:
         line = text.count("\n", 0, place) + 1
-        raise errors.ConfigurationError(f"{name}, line {line}: there is a NUL; this is no text.")
+        raise errors.ConfigurationError(f"{name}, line {line}: there is a NUL; this is not text.")
     return text

@@ -21,7 +21,7 @@ from rich.text import Text
 from elkimg_async import errors
 
 CLOSED_STREAMS: set[str] = set()
-"""Standard streams that were closed when the command began."""
+"""Standard streams that were closed when the command started."""
 OUT = Console(markup=False, emoji=False, highlight=False)
 ERR = Console(stderr=True, markup=False, emoji=False, highlight=False)
 
@@ -41,14 +41,14 @@ _ARGUMENTS = re.compile(
 
 
 class UsageError(Exception):
-    """Options that contradict each other or cannot work; nothing was sent."""
+    """Invalid options, or options that contradict each other; nothing was sent."""
 
 
 def prepare_streams() -> None:
-    """Make standard streams usable where they are closed or cannot encode a character.
+    """Make standard streams usable even if they are closed or cannot encode a character.
 
     A descriptor that stays closed would be reused by the next file or socket, which would then
-    receive what is printed.
+    receive the output.
     """
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -74,7 +74,7 @@ def _show_warning(
     file: Any = None,
     line: str | None = None,
 ) -> None:
-    """Print a warning of the library as a sentence, without the place in the code."""
+    """Print a warning of the library as a sentence, without its source line."""
     say(
         f"Note: {message}"
         if issubclass(category, UserWarning)
@@ -83,7 +83,7 @@ def _show_warning(
 
 
 def discard_output() -> None:
-    """Send the rest of standard output nowhere, after its reader has closed the pipe."""
+    """Discard the rest of standard output, after its reader has closed the pipe."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -93,7 +93,7 @@ def say(text: str, style: str | None = None) -> None:
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """Print one object as one line; ASCII, so that any encoding of the terminal takes it."""
+    """Print one object as one line, in ASCII so that it suits any encoding."""
     sys.stdout.write(json.dumps(value) + "\n")
     sys.stdout.flush()
 
@@ -141,7 +141,7 @@ def _print_blocks(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None
 
 
 def sentence(error: Exception) -> str:
-    """Return what an error says, with the command's options in place of the library's arguments."""
+    """Return the text of an error, with options of the command in place of arguments."""
     text = str(error)
     for argument, option in _OPTIONS.items():
         text = re.sub(argument, option, text)
@@ -156,12 +156,12 @@ def option_name(field: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Return one line without control characters, whatever wrote it."""
+    """Return text as one line without control characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def short(prompt: str) -> str:
-    """Return the beginning of a prompt, in quotation marks."""
+    """Return the start of a prompt, in quotation marks."""
     text = plain(prompt)
     return f"“{text if len(text) <= 40 else text[:39] + '…'}”"
 
@@ -172,7 +172,7 @@ def count(number: int, one: str, many: str | None = None) -> str:
 
 
 def open_in_viewer(path: Path) -> None:
-    """Open a file with the program that the desktop has for it."""
+    """Open a file with the desktop's program for it."""
     try:
         if sys.platform == "win32":
             os.startfile(path)  # noqa: S606

@@ -21,7 +21,7 @@ _PAPER, _INK, _RED, _PALE = (250, 250, 248), (40, 40, 40), (150, 30, 30), (245, 
 
 
 class Tile(NamedTuple):
-    """One place on the sheet: an image, or why there is none."""
+    """One tile of the sheet: an image, or the error in its place."""
 
     number: int
     prompt: str

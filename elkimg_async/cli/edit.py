@@ -39,16 +39,16 @@ def edit(
     display: Annotated[ImageDisplay, Parameter(name="*", group="Display")] = SHOW_IMAGES,
     connection: Annotated[Connection, Parameter(name="*", group="Server")] = CONNECTION,
 ) -> int:
-    """Change images as a text says, and save the result.
+    """Edit images according to a prompt, and save the result.
 
     Args:
-        images: Files or addresses of up to 16 images, all for one result: png, webp or jpeg, each
-            under 50 MB. The text comes after them, unless --prompt has it.
+        images: Files or URLs of up to 16 images, all for one result: png, webp or jpeg, each under
+            50 MB. The prompt comes after them, unless it is passed as --prompt.
         prompt: What the result shows.
         output: Where to save. A file is replaced, and with --n 2 the second image is hat-2.png; the
-            suffix chooses the format. In a folder (the current one by default), new files are named
-            after the text. "-" writes one image to standard output.
-        stream: Save previews as well, while the image is being made (hat-partial-0.png).
+            suffix selects the format. In a folder (the current one by default), new files are named
+            after the prompt. "-" writes one image to standard output.
+        stream: Save previews as well, while the image is being generated (hat-partial-0.png).
         image: Options of the image.
         display: What is printed.
         connection: Where requests go.
@@ -76,5 +76,5 @@ def edit(
 def _is_file(text: str) -> bool:
     try:
         return Path(text).is_file()
-    except OSError:  # too long for a name, as many a prompt is
+    except OSError:  # too long for a file name, as prompts often are
         return False

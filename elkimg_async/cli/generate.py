@@ -25,7 +25,7 @@ EXAMPLES = """\
 elkimg generate "A small kitten in a sunny garden"
 elkimg generate "A small kitten" --local
 elkimg generate "A small kitten" -o kitten.webp --size 1536x1024 --quality high
-elkimg generate "A red fox" "A grey heron" -o pictures
+elkimg generate "A red fox" "A grey heron" -o images
 elkimg generate "A small kitten" --stream --partial-images 2
 elkimg generate "A small kitten" -o - > kitten.png"""
 
@@ -41,18 +41,18 @@ def generate(
     """Generate images from text and save them.
 
     Args:
-        prompts: What the image shows. Several prompts are generated side by side.
+        prompts: What the image shows. Several prompts run concurrently.
         output: Where to save. A file is replaced, and with --n 2 the second image is kitten-2.png;
-            the suffix chooses the format. In a folder (the current one by default), new files are
+            the suffix selects the format. In a folder (the current one by default), new files are
             named after the prompt; with several prompts a name without suffix is a folder. "-"
             writes one image to standard output.
-        stream: Save previews as well, while the image is being made (kitten-partial-0.png).
+        stream: Save previews as well, while the image is being generated (kitten-partial-0.png).
         image: Options of the image.
         display: What is printed.
         connection: Where requests go.
     """
     if not any(prompt.strip() for prompt in prompts):
-        raise UsageError('Say what the image shows: elkimg generate "A small kitten".')
+        raise UsageError('Describe the image: elkimg generate "A small kitten".')
     options = choose_format(image.given(), output)
     check_options(options, stream=stream)
     connection.check()

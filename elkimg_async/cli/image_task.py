@@ -1,4 +1,4 @@
-"""Run the calls of `elkimg generate` and `elkimg edit` side by side, and save what they return."""
+"""Concurrent calls of `elkimg generate` and `elkimg edit`, and saving of their images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CONCURRENCY = 8
 
 
 def run_tasks(tasks: Sequence[ImageTask], report: Report, connection: Connection) -> int:
-    """Run the tasks side by side and return the exit code."""
+    """Run the tasks concurrently and return the exit code."""
 
     async def run() -> None:
         limiter = anyio.CapacityLimiter(_CONCURRENCY)
@@ -67,7 +67,7 @@ class ImageTask:
         self._began = 0.0
 
     async def run(self, client: AsyncImages, limiter: anyio.CapacityLimiter) -> None:
-        """Make the call and save images as they arrive; a failure is reported, not raised."""
+        """Send the request and save images as they arrive; a failure is printed, not raised."""
         async with limiter:
             self._began = time.monotonic()
             bar = self._report.begin(self._prompt)
@@ -84,7 +84,7 @@ class ImageTask:
             else:
                 response = await client.generate(self._prompt, **self._options)
         except errors.ElkImagesError as error:
-            for image in getattr(error, "images", ()):  # intact ones are paid for all the same
+            for image in getattr(error, "images", ()):  # valid images of a failed call are paid for
                 await self._save(image, request_id=error.request_id)
             raise
         request_id = response.meta.request_id

@@ -81,7 +81,7 @@ def _as_object(model: Model) -> dict[str, object]:
 
 
 def _word(model: Model) -> str:
-    """Return whether a model makes images, "-" where the server does not say."""
+    """Return whether a model creates images, "-" if the server does not say."""
     return "-" if model.is_image is None else "yes" if model.is_image else "no"
 
 

@@ -23,7 +23,7 @@ LOCAL_DELAY = 0.6  # seconds; enough to see partial images arrive one by one
 
 
 def _decode(kind: Any, tokens: Sequence[Any]) -> Any:
-    """Convert strictly where cyclopts would accept 1.5 as a whole number."""
+    """Convert strictly, since cyclopts would accept 1.5 as a whole number."""
     try:
         return msgspec.json.decode(tokens[0].value, type=kind)
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
@@ -45,7 +45,7 @@ def _words(*names: str) -> Parameter:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions:
-    """Options of `AsyncImages.generate` and `edit`; one that is not given is left to the server."""
+    """Options of `AsyncImages.generate` and `edit`; the server's defaults apply to others."""
 
     model: Annotated[str | None, Parameter(metavar="MODEL")] = None
     """Model to use. Default: ELKAPI_MODEL, else gpt-image-1.5."""
@@ -58,7 +58,7 @@ class ImageOptions:
     background: Annotated[str | None, _words("transparent", "opaque", "auto")] = None
     """Transparent needs png or webp."""
     output_format: Annotated[str | None, _words("png", "jpeg", "webp", "gif", "svg")] = None
-    """File format. Default: what the suffix of --output says, else png."""
+    """File format. Default: that of the suffix of --output, else png."""
     output_compression: Annotated[int | None, WHOLE] = None
     """Compression in per cent, 0 to 100, for jpeg and webp."""
     partial_images: Annotated[int | None, WHOLE] = None
@@ -66,7 +66,7 @@ class ImageOptions:
     moderation: Annotated[str | None, _words("low", "auto")] = None
     """How strictly the content is filtered."""
     complexity: Annotated[str | None, _words("low", "medium", "high")] = None
-    """How much detail the result has, where the model offers the choice."""
+    """How much planning goes into the image, if the model supports it."""
     frame_count: Annotated[int | None, WHOLE] = None
     """With --output-format gif: number of frames, 2 to 16."""
     frame_duration_ms: Annotated[int | None, WHOLE] = None
@@ -74,16 +74,16 @@ class ImageOptions:
     svg: Annotated[dict[str, Any] | None, OBJECT] = None
     """With --output-format svg: its options as JSON, such as '{"model": "NAME"}'."""
     user: Annotated[str | None, TEXT] = None
-    """Your own name for the end user; --safety-identifier has replaced it."""
+    """An identifier of the end user; deprecated in favour of --safety-identifier."""
     safety_identifier: Annotated[str | None, TEXT] = None
-    """A stable, hashed id of the end user, for the provider's abuse checks."""
+    """A stable, hashed identifier of the end user, for abuse detection."""
     response_format: Annotated[str | None, _words("url", "b64_json")] = None
-    """How dall-e models return the image; one behind a URL is downloaded."""
+    """How dall-e models return the image; a URL is downloaded."""
     extra_body: Annotated[dict[str, Any] | None, OBJECT] = None
-    """More fields for the request, as a JSON object: '{"seed": 7}'."""
+    """Additional fields of the request, as a JSON object: '{"seed": 7}'."""
 
     def given(self) -> dict[str, Any]:
-        """Return the options that were given, by name; ELKAPI_MODEL counts as given."""
+        """Return the options that were set, by name; ELKAPI_MODEL counts as set."""
         options = {field.name: getattr(self, field.name) for field in fields(self)}
         options["model"] = self.model or os.environ.get(MODEL_VARIABLE, "").strip() or None
         return {name: value for name, value in options.items() if value is not None}
@@ -102,19 +102,19 @@ class EditOptions(ImageOptions):
     """Options of `AsyncImages.edit`."""
 
     mask: Annotated[str | None, Parameter(alias="-m", metavar="FILE")] = None
-    """A PNG of the first image's size; the image is changed where it is transparent."""
+    """A PNG of the first image's size; the image is edited where the mask is transparent."""
     markup: Annotated[str | None, Parameter(metavar="FILE")] = None
     """A PNG of the first image's size with drawn notes on what to change; not with --mask."""
     input_fidelity: Annotated[str | None, _words("high", "low")] = None
-    """High keeps features such as faces closer to the originals and costs more."""
+    """High preserves features such as faces more closely and costs more."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchOptions(GenerateOptions):
-    """Options for the rows of a batch that do not say otherwise."""
+    """Options for rows of a batch that do not override them."""
 
     input_fidelity: Annotated[str | None, _words("high", "low")] = None
-    """For rows with an image: high keeps features such as faces closer to it and costs more."""
+    """For rows with an image: high preserves features such as faces and costs more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,19 +137,19 @@ class ImageDisplay(Display):
 
 @dataclass(frozen=True, kw_only=True)
 class Connection:
-    """Where requests go and how patient they are."""
+    """Where requests go, their time limit and their retries."""
 
     local: bool = False
-    """Use a local server: no API key, no cost, and a stand-in for the image."""
+    """Use a local server, which needs no API key, costs nothing, and returns placeholders."""
     base_url: Annotated[str | None, Parameter(metavar="URL")] = None
     """Address of the server, up to and including /v1. Default: ELKAPI_BASE_URL, else ElkAPI."""
     timeout: Annotated[float | None, SECONDS] = None
-    """Time limit for each request, everything included. Default: 600, with --stream none."""
+    """Time limit for each request, retries included. Default: 600, with --stream none."""
     retries: Annotated[int | None, WHOLE] = None
-    """Number of retries where they cost no second image. Default: 2."""
+    """Maximum number of retries, where they cannot cost a second image. Default: 2."""
 
     def check(self) -> None:
-        """Reject what cannot work before anything is opened."""
+        """Reject invalid options before anything is opened."""
         if self.local and self.base_url is not None:
             raise UsageError("--local and --base-url cannot be used together.")
         try:
@@ -161,11 +161,11 @@ class Connection:
             ) from None
 
     def api_key(self) -> str:
-        """Return the API key, for other processes."""
+        """Return the API key, to be passed to other processes."""
         return LOCAL_API_KEY if self.local else default_api_key().reveal()
 
     def time_limits(self) -> Timeout:
-        """Return the limits of a call."""
+        """Return the time limits of a call."""
         return Timeout(total=self.timeout, first_byte=self.timeout, idle=self.timeout)
 
     @contextlib.asynccontextmanager
@@ -176,7 +176,7 @@ class Connection:
         on_event: Callable[[Any], object] | None = None,
         limits: Limits | None = None,
     ) -> AsyncIterator[AsyncImages]:
-        """Open a client as the options say, with the local server where it is wanted."""
+        """Open a client with these options, and the local server if requested."""
         api_key, url = None, self.base_url
         async with contextlib.AsyncExitStack() as stack:
             if self.local:
@@ -185,7 +185,7 @@ class Connection:
                 server = LocalServer(api_key=LOCAL_API_KEY, delay=LOCAL_DELAY)
                 await stack.enter_async_context(server)
                 api_key, url = server.api_key, server.base_url
-                say("Local server: images are stand-ins, not made by a model.")
+                say("Local server: images are placeholders, not created by a model.")
             client = AsyncImages(
                 api_key,
                 base_url=url,
@@ -209,7 +209,7 @@ _ONLY_GENERATE = {"style"}
 
 
 def check_request(fields: dict[str, Any], *, stream: bool = False) -> None:
-    """Check a request as far as that is possible without its files.
+    """Check a request, as far as possible without its files.
 
     Raises:
         InvalidRequestError: If a value has the wrong type, or the model is known to reject it.
@@ -219,10 +219,10 @@ def check_request(fields: dict[str, Any], *, stream: bool = False) -> None:
 
 
 def check_options(options: dict[str, Any], *, stream: bool = False) -> None:
-    """Check options that all requests share, with a prompt in which nothing can be wrong.
+    """Check the options that all requests share, with a prompt that is valid.
 
     Raises:
-        UsageError: If the requests are bound to be rejected.
+        UsageError: If requests with these options would be rejected.
     """
     try:
         check_request({**options, "prompt": "A kitten"}, stream=stream)

@@ -29,10 +29,10 @@ _SUFFIXES = {*EXTENSIONS.values(), *_FORMATS, ".tif"}
 
 
 def choose_format(options: dict[str, Any], output: str | None) -> dict[str, Any]:
-    """Return the options with the format that the suffix of `output` stands for.
+    """Return the options with the format selected by the suffix of `output`.
 
     Raises:
-        UsageError: If `--output-format` is another one, or `output` is an option.
+        UsageError: If `--output-format` differs from it, or `output` looks like an option.
     """
     if output is not None and output.startswith("-") and output != STDOUT:
         raise UsageError(f"-o needs a file or folder; found {output}.")
@@ -43,21 +43,21 @@ def choose_format(options: dict[str, Any], output: str | None) -> dict[str, Any]
     if given is not None:
         if given != wanted:
             raise UsageError(
-                f"-o {output} means {wanted}, but --output-format is {given}. Leave one of "
-                "them out, or use the same format in both."
+                f"-o {output} means {wanted}, but --output-format is {given}. Omit one of them, "
+                "or use the same format in both."
             )
         return options
-    # PNG is the default everywhere; models of other families reject the parameter.
+    # PNG is the default of every model; those of other families reject the parameter.
     if wanted == "png" or not is_gpt_image(options.get("model") or DEFAULT_MODEL):
         return options
     return {**options, "output_format": wanted}
 
 
 class OutputFiles:
-    """Files of one command: no two the same, and no existing one but the one that the user named.
+    """The files that a command writes, with distinct names that never replace unrelated files.
 
     `output` is a file or a folder, None for the current folder; with `several` prompts, a name
-    without the suffix of an image is a folder.
+    without an image suffix is a folder.
     """
 
     def __init__(self, output: str | None, *, several: bool = False) -> None:
@@ -75,7 +75,7 @@ class OutputFiles:
     def _prepare_folder(self) -> None:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=self._folder).close()  # better now than after paying
+            tempfile.TemporaryFile(dir=self._folder).close()  # fails now rather than after paying
             if not self._stem:  # a preview reserves the name of its final image as well
                 existing = [file.stem.lower() for file in self._folder.iterdir()]
                 self._reserved = {re.sub(r"-partial-\d+$", "", name) for name in existing}
@@ -86,7 +86,7 @@ class OutputFiles:
             ) from None
 
     def reserve(self, prompt: str) -> str:
-        """Return an unused name without suffix: kitten, kitten-2, kitten-3."""
+        """Return an unused name without suffix, like kitten, kitten-2, kitten-3."""
         stem = first = self._stem or prompt_stem(prompt) or "image"
         numbers = itertools.count(2)
         while stem in self._reserved:
@@ -95,7 +95,7 @@ class OutputFiles:
         return stem
 
     def path(self, stem: str, image: Image) -> Path:
-        """Return the file, with the suffix that the user gave, else that of the image's type."""
+        """Return the path, with the user's suffix or else that of the image's type."""
         return self._folder / (stem + (self._suffix or EXTENSIONS.get(image.media_type or "", "")))
 
 
@@ -109,12 +109,12 @@ def check_stdout(prompts: int, n: int, *, json: bool) -> None:
     """Check that exactly one image goes to standard output, and nothing else does.
 
     Raises:
-        UsageError: If that is not so, or standard output is a terminal.
+        UsageError: If there are more images or other output, or it is closed or a terminal.
     """
     if prompts > 1 or n > 1:
-        raise UsageError("-o - writes exactly one image: give one prompt, and no --n above 1.")
+        raise UsageError("-o - writes exactly one image: pass one prompt, and no --n above 1.")
     if json:
-        raise UsageError("-o - and --json both use standard output; give only one of them.")
+        raise UsageError("-o - and --json both use standard output; pass only one of them.")
     if "stdout" in CLOSED_STREAMS:
         raise UsageError("-o - writes to standard output, which is closed.")
     if sys.stdout.isatty():

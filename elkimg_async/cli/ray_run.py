@@ -33,13 +33,13 @@ from elkimg_async.sansio.requests import EditRequest, GenerateRequest
 from elkimg_async.sansio.responses import add_usage
 
 _QUIET = {
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray's lines would appear between ours
-    "RAY_ENABLE_AUTO_CONNECT": "0",  # an abandoned thread would start Ray again
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray's log lines would appear between ours
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # an abandoned thread would restart Ray
 }
 
 
 class _Pending(NamedTuple):
-    """A request whose row has not come back, and the identity of its row."""
+    """A request whose row has not been returned, and the identity of its row."""
 
     request: GenerateRequest | EditRequest
     id: str | int | None
@@ -47,7 +47,7 @@ class _Pending(NamedTuple):
 
 
 class RayRun:
-    """The work of a `MapRun`, done by Ray Data; the id of a Ray row is the name of its files.
+    """Backend of a `MapRun` that uses Ray Data; the id of a Ray row is the name of its files.
 
     Args:
         requests: Requests as `map` accepts them.
@@ -55,10 +55,10 @@ class RayRun:
         api_key: The API key.
         base_url: Address of the server. None: the environment's.
         output: Folder for the images, shared by all workers.
-        concurrency: Requests at a time, of all workers together.
+        concurrency: Maximum number of requests at a time, of all workers together.
         limits: Limits for all workers together.
-        timeout: Limits of each call.
-        retries: Number of retries. None: the client's default.
+        timeout: Time limits of each call.
+        retries: Maximum number of retries. None: the client's default.
     """
 
     rate = math.inf
@@ -97,11 +97,11 @@ class RayRun:
         return len(self._pending)
 
     def totals(self) -> Totals:
-        """Return what has been done so far."""
+        """Return the totals so far."""
         return msgspec.structs.replace(self._totals, elapsed=time.monotonic() - self._began)
 
     async def start(self) -> None:
-        """Read all requests and reach the cluster.
+        """Read all requests and connect to the cluster.
 
         Raises:
             ConfigurationError: If Ray is not installed, or the cluster cannot be reached.
@@ -113,7 +113,7 @@ class RayRun:
         self._begin()  # in the main thread, or Ray warns that it cannot handle signals
 
     async def next_item(self) -> MapItem | None:
-        """Return the next item of any worker, None at the end."""
+        """Return the next item from any worker, None at the end."""
         try:
             item = await anyio.to_thread.run_sync(self._next, abandon_on_cancel=True)
         except self._ray.exceptions.RayError as error:
@@ -142,7 +142,7 @@ class RayRun:
 
     async def aclose(self) -> None:
         """Leave the cluster and write the manifest."""
-        # Ray would report the interruption as an error of its own.
+        # Ray would log the interruption as an error of its own.
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         await anyio.to_thread.run_sync(self._ray.shutdown)
         known = {line.index: line for line in (*_lines_of(self._output / MANIFEST), *self._lines)}
@@ -230,7 +230,7 @@ def _row(index: int, request: GenerateRequest | EditRequest) -> dict[str, Any]:
 
 
 def _lines_of(manifest: Path) -> list[ManifestLine]:
-    """Return the lines of earlier runs, as far as they can be read."""
+    """Return the lines of earlier runs that can be read."""
     found = []
     if manifest.exists():
         for line in manifest.read_bytes().splitlines():

@@ -1,4 +1,4 @@
-"""What `elkimg generate` and `elkimg edit` print: progress, failures, and the saved files."""
+"""Output of `elkimg generate` and `elkimg edit`: progress, failures, and the saved files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _COLUMNS = ("file", "pixels", "bytes", "type", "tokens", "seconds")
 
 
 class SavedImage(NamedTuple):
-    """One image with what is known of it; `path` is None for standard output."""
+    """One image with its details; `path` is None for standard output."""
 
     path: Path | None
     image: Image
@@ -53,7 +53,7 @@ class Report:
 
     @property
     def animated(self) -> bool:
-        """Whether progress is shown by lines that move."""
+        """Whether progress is animated."""
         return ERR.is_interactive and not self._display.quiet
 
     def say(self, text: str) -> None:
@@ -69,7 +69,7 @@ class Report:
         return self.bars.add_task(text)
 
     def on_event(self, record: Record) -> None:
-        """Print retries; a hook of the client."""
+        """Print retries; this is a hook of the client."""
         if isinstance(record, RetryScheduled):
             self.say(f"{sentence(record.error)} Trying again in {record.delay:.1f} s.")
 
@@ -79,7 +79,7 @@ class Report:
         say(f"{short(prompt)}: {problem}", "red")
 
     def add(self, saved: SavedImage, *, counts_usage: bool) -> None:
-        """Record an image that was saved; `counts_usage` where no other image of its call has."""
+        """Record a saved image; `counts_usage` is False if the usage was counted before."""
         pixels = _pixels(saved)
         content = saved.image.content or b""
         kind = saved.image.media_type or ""
@@ -104,7 +104,7 @@ class Report:
         )
 
     def finish(self) -> None:
-        """Print the table of saved files, and open them where that is wanted."""
+        """Print the table of saved files, and open them if --open was passed."""
         if not self._display.json and not self._display.quiet:
             print_table(_COLUMNS, self._rows)
         if self._display.open:

@@ -33,14 +33,14 @@ def serve(
     delay: Annotated[float, SECONDS] = LOCAL_DELAY,
     fault: Annotated[Sequence[str], Parameter(metavar="NAME")] = (),
 ) -> int:
-    """Run a local stand-in for the real server until Ctrl-C; only this machine reaches it.
+    """Run a local stand-in for the real server until Ctrl-C; only this machine can reach it.
 
     Args:
         port: Port to listen on. Default: a free one.
         api_key: API key that clients must send; not a real one. Default: elkimg-local.
         delay: Pause before each response and each event of a stream. Default: 0.6.
-        fault: What goes wrong with one request: NAME, NAME=ARGUMENT or NAME*TIMES. Given several
-            times, each is for the next request; "--fault list" prints the names.
+        fault: Fault of one request: NAME, NAME=ARGUMENT or NAME*TIMES. If repeated, each applies to
+            the next request; "--fault list" prints the names.
     """
     from elkimg_async.local import FAULTS, LocalServer
 

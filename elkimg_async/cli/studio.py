@@ -25,8 +25,8 @@ def studio(
 ) -> int:
     """Generate and edit images on a page in your browser, until Ctrl-C.
 
-    The API key stays in this program. Only this machine reaches the page; other users of this
-    machine can reach it too.
+    The API key stays in this program. Only this machine can reach the page, and other users of it
+    only with the random token in the address.
 
     Args:
         port: Port of the page. Default: a free one.

@@ -1,4 +1,4 @@
-"""A local server for development and tests: it speaks the API, paints placeholders, injects faults.
+"""A local server for development and tests, which paints placeholders and injects faults.
 
     async with LocalServer() as server:
         client = AsyncImages(server.api_key, base_url=server.base_url)

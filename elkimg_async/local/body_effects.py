@@ -1,4 +1,4 @@
-"""Effects on the body: wrong content, wrong form, compression."""
+"""Effects on the body: invalid content, unexpected form, compression."""
 
 import zlib
 from collections.abc import Iterator
@@ -148,7 +148,7 @@ def _gzip(response: ScriptedResponse, _: None) -> Iterator[Step]:
 
 @effect(
     "truncated-gzip",
-    "half of the compressed body, or =BYTES of it, in an otherwise whole response",
+    "half of the compressed body, or =BYTES of it, in an otherwise complete response",
     count,
 )
 def _truncated_gzip(response: ScriptedResponse, size: int | None) -> Iterator[Step]:

@@ -1,6 +1,6 @@
-"""The gateway's view of a request: parse its fields, or reject them with the gateway's error.
+"""The gateway's contract: fields are parsed, or rejected with the gateway's error.
 
-Nothing here waits, paints or touches a socket.
+Nothing here waits, paints or uses a socket.
 """
 
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ from elkimg_async.sansio.requests import DEFAULT_MODEL, EditRequest, GenerateReq
 
 BODY_LIMIT = 128 * 1024 * 1024
 MAX_PIXELS = 40_000_000
-"""Of an image to edit; larger ones would only slow tests down."""
+"""Limit for an image to edit; larger ones would only slow down tests."""
 
 
 class GatewayError(Exception):
-    """A failed request; becomes a response in the gateway's error shape."""
+    """A failed request, which becomes a response in the gateway's error shape."""
 
     def __init__(
         self, status: int, message: str, *, code: str = "", param: str = "", kind: str = "api_error"
@@ -213,7 +213,7 @@ def _size_of(request: GenerateRequest | EditRequest) -> tuple[int, int]:
 
 
 def pixels_of(image: InputImage) -> tuple[int, int]:
-    """Return width and height, or a default where the header does not have them."""
+    """Return width and height, or a default if the header does not contain them."""
     return image.pixels or (1024, 1024)
 
 
@@ -244,7 +244,7 @@ def missing(method: str, path: str) -> GatewayError:
 
 
 def idempotency_key_reused() -> GatewayError:
-    """Return the error for an idempotency key that came with another body before."""
+    """Return the error for an idempotency key that was used with another body."""
     return GatewayError(
         422,
         "This Idempotency-Key was used with another body",

@@ -23,7 +23,7 @@ effect = EFFECTS.add
 
 
 def _flat(value: dict[str, Any], image: dict[str, Any]) -> dict[str, Any]:
-    """A body without `data`, with the first image in fields of its own."""
+    """Return a body without `data`, with the image in fields of its own."""
     return {name: value[name] for name in value if name != "data"} | image
 
 

@@ -1,6 +1,6 @@
-"""Edit images: paint over the first one, where the mask allows it.
+"""Edit images by painting over the first one, where the mask allows it.
 
-Where the mask is opaque, the image keeps every pixel, as far as the output format does.
+Where the mask is opaque, the image keeps every pixel, as far as the output format allows.
 """
 
 import io
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class EditInputs(msgspec.Struct, frozen=True):
-    """Decoded inputs of an edit: the first image in its new size, the others, where to paint."""
+    """Decoded inputs of an edit: the first image in its new size, the others, the region."""
 
     base: "Pillow.Image"
     others: tuple["Pillow.Image", ...]
@@ -64,7 +64,7 @@ def _over(inputs: EditInputs, content: bytes, spec: ImageSpec) -> "Pillow.Image"
 
 
 def _paste_thumbnails(canvas: "Pillow.Image", images: tuple["Pillow.Image", ...]) -> None:
-    """Paste the further images, in a row across the middle."""
+    """Paste the other images, in a row across the middle."""
     edge = canvas.width // max(4, len(images) + 1)
     for number, image in enumerate(images):
         small = image.copy()
@@ -75,7 +75,7 @@ def _paste_thumbnails(canvas: "Pillow.Image", images: tuple["Pillow.Image", ...]
 
 
 def _region(size: tuple[int, int]) -> "Pillow.Image":
-    """Return the region without a mask: the image stays at the top and fades into paint below."""
+    """Return the region used without a mask: the image stays at the top and fades out below."""
     from PIL import Image
 
     ramp = Image.linear_gradient("L").point(

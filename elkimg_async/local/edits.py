@@ -70,7 +70,7 @@ def _set_field(fields: dict[str, Any], name: str, text: str) -> bool:
 
 
 def _typed(name: str, text: str) -> Any:
-    """Convert the text of a field: a boolean for `stream`, a number where one belongs."""
+    """Convert the text of a field: to a boolean for `stream`, to a number for number fields."""
     if name == "stream":
         if text not in ("true", "false"):
             raise invalid("stream must be true or false", name)

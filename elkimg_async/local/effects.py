@@ -1,4 +1,4 @@
-"""What a fault effect is, how its argument is read, and helpers that change responses."""
+"""The type of fault effects, converters for their arguments, and changes to responses."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -116,7 +116,7 @@ def is_event(frame: bytes, suffix: bytes) -> bool:
 def change_json(
     response: ScriptedResponse, change: Callable[[dict[str, Any]], Any]
 ) -> Iterator[Step]:
-    """Yield the steps of a JSON response with images after `change`; others stay as they are."""
+    """Yield the steps of a JSON response with images after `change`; others are unchanged."""
     if not streams(response):
         value = msgspec.json.decode(response.body)
         if value.get("data"):

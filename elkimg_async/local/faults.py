@@ -7,8 +7,8 @@ ways to choose one:
     X-Elkimg-Fault: stall-body=100              a request header
     parse("stall-body=100")                     the same text from anywhere else
 
-Each POST for images gets one fault: the one in its header, or else the next one of the server's
-list. When the list is empty, the response is correct. `FAULTS` maps every name to a description.
+Each POST for images gets one fault: the one in its header, or else the next one in the server's
+list. If the list is empty, the response is correct. `FAULTS` maps every name to a description.
 
 Unless a description says "nothing is generated", the image is painted and counted in
 `server.generations` before the fault strikes: as with a real service, the response is lost and the
@@ -87,7 +87,7 @@ class Fault(msgspec.Struct, frozen=True):
             ) from None
 
     def apply(self, response: ScriptedResponse) -> Iterator[Step]:
-        """Yield the steps that go over the wire instead of those of `response`."""
+        """Yield the steps that are sent instead of those of `response`."""
         return _EFFECTS[self.name].apply(response, self.value())
 
 

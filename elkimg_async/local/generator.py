@@ -31,7 +31,7 @@ class _Generation(msgspec.Struct):
 
 
 class Generator:
-    """Generates images, remembers them by idempotency key, and keeps the files behind URLs.
+    """Generator of images, which stores them by idempotency key and keeps the files behind URLs.
 
     `count` is the number of generations begun; `notify` is called when it changes.
     """
@@ -46,9 +46,9 @@ class Generator:
     async def generate(
         self, parsed: ParsedRequest, body: bytes, received: ReceivedRequest, origin: str
     ) -> tuple[GeneratedImages, Mapping[str, str]]:
-        """Generate, or return what was generated for the same idempotency key; and more headers.
+        """Return images, new ones or those of the same idempotency key, and further headers.
 
-        The generation goes on when the client leaves, as it does at a real service.
+        The generation continues if the client disconnects, as with a real service.
 
         Raises:
             GatewayError: If the idempotency key is in flight, or was used with another body.

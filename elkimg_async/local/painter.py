@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 NOTICE = "elkimg local server · stand-in, not a model"
 GRAIN = 7
-"""The strongest change of a pixel by grain, which makes a PNG as large as one of a photograph."""
+"""The largest change of a pixel by grain, which makes a PNG as large as one of a photograph."""
 
 
 class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What to paint. `index` is that of the image in its request; `light` leaves out the grain."""
+    """What to paint; `index` is that of the image in its request, `light` omits the grain."""
 
     prompt: str
     index: int = 0

@@ -1,4 +1,4 @@
-"""How a response goes over the wire: bytes, pauses and the end of the connection, step by step."""
+"""Steps in which a response is sent: bytes, pauses, and the end of the connection."""
 
 import enum
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ Framing = Literal["length", "chunked", "close"]
 
 
 class Pause(msgspec.Struct, frozen=True):
-    """A pause in seconds; 0 still sends what was written before it as a piece of its own."""
+    """A pause in seconds; even 0 separates the bytes before it from those after it."""
 
     seconds: float = 0.0
 
@@ -47,7 +47,7 @@ class ScriptedResponse(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def body(self) -> bytes:
-        """The whole body, without framing."""
+        """The complete body, without framing."""
         return b"".join(self.frames)
 
 

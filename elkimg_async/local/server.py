@@ -1,7 +1,7 @@
 """The local server: aiohttp.web on a loopback port.
 
-`contract` and `responses` decide what to send, `script` and `faults` how; here is what waits:
-sockets, tasks, the clock.
+`contract` and `responses` decide what to send, `script` and `faults` how; this module does the
+waiting: sockets, tasks, the clock.
 """
 
 import asyncio
@@ -49,14 +49,14 @@ class LocalServer:
 
     Args:
         api_key: The only API key that the server accepts.
-        host: The address to listen on; only this machine reaches a loopback address.
+        host: The address to listen on; only this machine can reach a loopback address.
         port: The port; 0 for a free one.
         delay: Seconds before a response, and before each event of a stream.
         faults: Faults to inject, one per POST for images, in order: `Fault`s, or text for `parse`.
         light: Whether to paint quickly and in large pixels: about 30 kB instead of 2 MB for a PNG
             of 1024x1024.
         requests_per_minute: The rate limit; requests beyond it get 429.
-        burst: How many requests may come at once; None for those of a minute.
+        burst: How many requests may arrive at once; None for those of one minute.
         rate_limit_headers: Whether responses carry rate-limit headers.
         ssl_context: The context for HTTPS; None for HTTP.
 
@@ -299,7 +299,8 @@ class LocalServer:
         transport = request.transport
         if transport is None:
             raise ConnectionResetError
-        # With a limit of 0, drained bytes have left the process; TLS never resumes from 0.
+        # With a limit of 0, bytes have left the process once `drain` returns; TLS would never
+        # resume from 0.
         transport.set_write_buffer_limits(high=1 if request.secure else 0, low=0)
         for step in script:
             match step:

@@ -17,7 +17,7 @@ from elkimg_async.local import contract
 
 
 class TrackingServer(web.Server):
-    """aiohttp's server, with the open connections; `notify` is called when they change."""
+    """aiohttp's server that tracks open connections; `notify` is called when they change."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Listener:
         return f"{'https' if self._ssl else 'http'}://{host}:{self._port}"
 
     def bind(self) -> None:
-        """Take the port, without accepting connections.
+        """Reserve the port, without accepting connections.
 
         Raises:
             ConfigurationError: If the port is not available.
@@ -112,7 +112,7 @@ class Listener:
 
 
 class AlreadySentResponse(web.StreamResponse):
-    """A response that is on the wire already, so that aiohttp sends nothing more."""
+    """A response that has been sent already, so that aiohttp sends nothing more."""
 
     def __init__(self, keep_alive: bool) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ async def write(writer: AbstractStreamWriter, content: bytes) -> None:
 
 
 async def pause(seconds: float) -> None:
-    """Sleep; for 0, just let pending callbacks run, so that bytes are read before the next come."""
+    """Sleep; for 0, only let pending callbacks run, so that the bytes so far are read."""
     if seconds:
         await asyncio.sleep(seconds)
         return

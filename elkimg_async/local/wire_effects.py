@@ -1,4 +1,4 @@
-"""Effects on the connection and the pace: what is sent is right, how it arrives is not."""
+"""Effects on the connection and the pace, with correct content."""
 
 from collections.abc import Iterator
 from itertools import repeat
@@ -177,7 +177,7 @@ def _stall_stream(response: ScriptedResponse, events: int) -> Iterator[Step]:
     yield End.HOLD
 
 
-@effect("keep-alive-close", "close the connection after a whole response that promises keep-alive")
+@effect("keep-alive-close", "close the connection after a complete response that promises keep-alive")
 def _keep_alive_close(response: ScriptedResponse, _: None) -> Iterator[Step]:
     yield from steps(response)
     yield End.CLOSE

@@ -5,8 +5,8 @@ Access to this program is access to the owner's money, so it
 
 - listens on the loopback address only,
 - serves nothing outside of a path with a random token, which other users of the machine lack,
-- accepts the names of the loopback address only, so that no site can point its own name here (DNS
-  rebinding); any port, since tunnels change it,
+- accepts only the names of the loopback address, so that no site can point its own name here (DNS
+  rebinding), but any port, since tunnels change it,
 - accepts requests that change something from its own page only, not from other pages.
 """
 
@@ -40,10 +40,10 @@ T = TypeVar("T")
 
 HOST = "127.0.0.1"
 OWN_HEADER = "X-Elkimg-Studio"
-"""A header that other sites cannot send without a permission, which they never get."""
+"""A header that other sites cannot send without permission, which they never get."""
 
 _PAGE = Path(__file__).parent / "page"
-_FILES = {  # with their types, since machines disagree about that of .js
+_FILES = {  # with their types, since systems disagree about that of .js
     "": ("index.html", "text/html"),
     "studio.css": ("studio.css", "text/css"),
     "studio.js": ("studio.js", "text/javascript"),
@@ -84,7 +84,7 @@ class GalleryEntry(msgspec.Struct, kw_only=True):
     usage: Usage | None = None
 
     def describe(self) -> dict[str, Any]:
-        """Return what the page shows of it after a reload."""
+        """Return the data that the page shows after a reload."""
         return {
             "id": self.page_request.id,
             "request": self.page_request.request.fields(),
@@ -123,7 +123,7 @@ class Gallery:
 async def serve(
     client: AsyncImages, *, port: int = 0, local: bool = False, gallery: Gallery | None = None
 ) -> AsyncIterator[str]:
-    """Serve the studio within the block, and yield its address, a random token included.
+    """Serve the studio within the block, and yield its address with a random token.
 
     Args:
         client: The client that generates images; it is not closed here.
