@@ -140,7 +140,7 @@ class Call(Generic[ResultT]):
         event = await attempt.next_event(deadline)
         if event is None and self._meta is None:
             self._meta = self._describe(attempt)
-            self._settings.budget.give_back()
+            self._settings.budget.release()
             await attempt.finish()
             self._succeed(attempt, self._meta)
         return event
@@ -164,7 +164,7 @@ class Call(Generic[ResultT]):
         if attempt is not None:
             attempt.redact(failure)
         delay = None if delivered else self._retry_delay(failure, deadline)
-        if delay is None or not self._settings.budget.take():
+        if delay is None or not self._settings.budget.acquire():
             self._settle_billing(failure)
             self._finish(error=failure)
             raise failure

@@ -114,7 +114,7 @@ class Image(msgspec.Struct, eq=False, omit_defaults=True, dict=True):
     model_dump = to_dict
 
     def keys(self) -> Iterable[str]:
-        """Return the names of `to_dict`, so that `dict(…)` and web frameworks can encode an image."""
+        """Return the names of `to_dict`, so that `dict(…)` and web frameworks can encode it."""
         return self.to_dict().keys()
 
     def __getitem__(self, name: str) -> Any:

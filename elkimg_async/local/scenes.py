@@ -75,7 +75,7 @@ def _blend(first: Colour, second: Colour, share: float) -> Colour:
 
 
 def _gradient(size: tuple[int, int], colours: Sequence[Colour]) -> "Pillow.Image":
-    """The colours from the top to the bottom."""
+    """Return an image that fades through the colours from top to bottom."""
     from PIL import Image
 
     column = Image.new("RGB", (1, len(colours)))

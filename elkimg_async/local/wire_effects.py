@@ -177,7 +177,9 @@ def _stall_stream(response: ScriptedResponse, events: int) -> Iterator[Step]:
     yield End.HOLD
 
 
-@effect("keep-alive-close", "close the connection after a complete response that promises keep-alive")
+@effect(
+    "keep-alive-close", "close the connection after a complete response that promises keep-alive"
+)
 def _keep_alive_close(response: ScriptedResponse, _: None) -> Iterator[Step]:
     yield from steps(response)
     yield End.CLOSE

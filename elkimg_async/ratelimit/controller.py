@@ -1,30 +1,30 @@
 """Pace of requests to a server whose rate limit is unknown: CUBIC on the delivered rate.
 
 The growth function is that of CUBIC (RFC 9438, section 4.2), applied to requests as botocore's
-adaptive retry mode does. Slow start until the first 429. A 429 sets the plateau from what was
-delivered lately and cuts the pace, which returns along the cubic and then probes beyond. Requests
-that started before the cut do not cut again. Delivered means started and not refused, since images
-take seconds. Only starts that the pace held back count as time, so idling raises nothing (5.8).
+adaptive retry mode does. Slow start lasts until the first 429. A 429 sets the plateau from the rate
+delivered recently and cuts the pace, which returns along the cubic and then probes beyond. Requests
+that started before the cut do not cut again. Delivered means started and not rejected, since images
+take seconds. Only starts that the pace delayed count as time, so idling raises nothing (5.8).
 """
 
 import math
 
 from elkimg_async.sansio.responses import RateLimit
 
-MAX_PAUSE = 120.0  # seconds: no header holds everything back for longer
+MAX_PAUSE = 120.0  # seconds: no header pauses all calls for longer
 START_RATE = 25.0  # starts per second at the beginning
 MIN_RATE = 0.1
-BETA, STRICT_BETA = 0.85, 0.95  # cut to this share: of a server that admits bursts, or none
-DEEP_BETA = 0.4  # the same while the rate is unknown
-FIRST_RETURN, RETURN = 15.0, 75.0  # requests in which the plateau is reached again: at first, later
-MIN_RETURN, MAX_RETURN = 3.0, 30.0  # but not within fewer seconds, or more,
-PAUSE_RETURN = 20.0  # nor within fewer times the pause that a refusal costs
+BETA, STRICT_BETA = 0.85, 0.95  # factor of a cut, if the server admits bursts, and if it does not
+DEEP_BETA = 0.4  # factor of a cut while the rate is unknown
+FIRST_RETURN, RETURN = 15.0, 75.0  # requests until the plateau is reached again: at first, later
+MIN_RETURN, MAX_RETURN = 3.0, 30.0  # seconds that bound this time
+PAUSE_RETURN = 20.0  # the time is also at least this many times the pause that a 429 costs
 PROBE = 1.2  # growth beyond the plateau within the time of the return
-LATENESS = 0.0005  # seconds by which a start may be late without being lost
+LATENESS = 0.0005  # seconds by which a start may be late without losing its slot
 
 
 class Controller:
-    """Pace learned from refusals."""
+    """Pace learned from 429 responses."""
 
     def __init__(self) -> None:
         self._plateau = self._return = math.inf
@@ -37,7 +37,7 @@ class Controller:
 
     @property
     def rate(self) -> float:
-        """Starts per second held to; `math.inf` during slow start."""
+        """The current pace in starts per second; `math.inf` during slow start."""
         return math.inf if self._plateau == math.inf else self._pace()
 
     def ready_at(self, now: float, in_flight: int) -> float:
@@ -59,12 +59,12 @@ class Controller:
         return self.starts
 
     def succeeded(self) -> None:
-        """Record a success, which speeds slow start up."""
+        """Record a success, which accelerates slow start."""
         if self._plateau == math.inf:
             self._low += 2.0
 
     def rate_limited(self, number: int, pause: float) -> None:
-        """Cut the pace after a refusal, once for all starts so far; `pause` is its Retry-After."""
+        """Cut the pace after a 429, once for all starts so far; `pause` is its Retry-After."""
         if number <= self._cut_at:
             return
         admitted = number - self._cut_at - 1
@@ -87,7 +87,7 @@ class Controller:
         self._due = self._last + 1.0 / self._pace()
 
     def _find_plateau(self, pace: float) -> float:
-        # A bucket admits more than its rate for a while, then refuses soon again (section 4.7).
+        # A bucket admits more than its rate for a while, then soon rejects again (section 4.7).
         measured = self._measured(pace)
         if self._position < -0.7:
             self._strict /= 2.0
@@ -97,7 +97,7 @@ class Controller:
         return measured + self._strict * (pace - measured)
 
     def _measured(self, pace: float) -> float:
-        # The refused request was not delivered, but a part of its token was there.
+        # The rejected request was not delivered, but part of its token had been refilled.
         return (
             min(pace, max(self._delivered - 0.7, 0.0) / self._interval) if self._interval else pace
         )
@@ -112,7 +112,7 @@ class Controller:
 class HeaderLimits:
     """The latest `x-ratelimit-*` headers: once nothing remains, the next start waits for `reset`.
 
-    They are ignored for good once contradicted: by a refusal while something remains, or by the
+    They are ignored for good once contradicted: by a 429 while something remains, or by the
     admission of a request that started clearly after the remaining ones and before the reset.
     """
 
@@ -126,10 +126,10 @@ class HeaderLimits:
         held = self._trusted and now < self._until and starts - self._number >= self._remaining
         return self._until if held else now
 
-    def record(self, number: int, started: float, headers: RateLimit, *, refused: bool) -> None:
-        """Read the headers of the response to a request."""
+    def record(self, number: int, started: float, headers: RateLimit, *, rejected: bool) -> None:
+        """Record the headers of the response to a request."""
         later = number - self._remaining > self._number and started > self._started + 0.1
-        contradicted = headers.remaining_requests if refused else later and started < self._until
+        contradicted = headers.remaining_requests if rejected else later and started < self._until
         self._trusted = self._trusted and not contradicted
         remaining, reset = headers.remaining_requests, headers.reset_requests or 0.0
         # A reset of many days is a point in time.

@@ -1,7 +1,7 @@
 """Rate and concurrency limiter shared by all calls of a client.
 
 Attempts of all event loops start in the order of their reservations. Each operation takes constant
-time: it looks at the head of the queue, and one timer in the head's loop looks again.
+time: it checks the head of the queue, and one timer in the head's loop checks it again.
 """
 
 import asyncio
@@ -29,17 +29,18 @@ class Permit(msgspec.Struct, eq=False):
     """The place of one attempt in the queue, then among those in flight."""
 
     weight: int
-    number: int = 0  # which start of the limiter it is
-    started: float | None = None  # when; None while it waits
-    loop: Any = None  # of the task that waits
-    turn: Any = None  # the `asyncio.Event` it waits for
+    number: int = 0  # its number among all starts of the limiter
+    started: float | None = None  # the time of its start; None while it waits
+    loop: Any = None  # the event loop of the task that waits
+    turn: Any = None  # the `asyncio.Event` that the task waits for
 
 
 class Limiter:
-    """`reserve`, then `wait` if necessary; `succeeded` or `rate_limited`; and always `release`.
+    """Rate and concurrency limiter.
 
-    In any 60 seconds `requests_per_minute` is exceeded by at most one. A request of many images may
-    exceed `images_per_minute` after a quiet moment; later ones then wait longer.
+    Call `reserve`, then `wait` if necessary, then `succeeded` or `rate_limited`, and always
+    `release`. In any 60 seconds `requests_per_minute` is exceeded by at most one. A request for
+    many images may exceed `images_per_minute` after a quiet moment; later ones then wait longer.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Limiter:
         _limiters.add(self)
 
     def _reset(self) -> None:
-        """Start empty, as in the child of a fork, where slots and lock are the parent's."""
+        """Set the initial state, also in the child of a fork, where slots and lock are stale."""
         self._requests, self._images = map(TokenBucket, self._per_minute)
         self._controller = Controller()
         self._headers = HeaderLimits()
@@ -69,17 +70,17 @@ class Limiter:
 
     @property
     def rate(self) -> float:
-        """Starts per second held to; `math.inf` while nothing limits them."""
+        """The current pace in starts per second; `math.inf` while nothing limits them."""
         return self._controller.rate
 
     @property
     def waiting(self) -> int:
-        """Number of permits in the queue."""
+        """The number of permits in the queue."""
         return len(self._queue)
 
     @property
     def in_flight(self) -> int:
-        """Number of permits started and not released."""
+        """The number of permits started and not released."""
         return len(self._running)
 
     def reserve(self, weight: int) -> Permit:
@@ -96,11 +97,11 @@ class Limiter:
         return permit
 
     async def wait(self, permit: Permit, *, remaining: float = math.inf) -> None:
-        """Wait until a permit has started, or release it.
+        """Wait until a permit has started; on failure the permit is released.
 
         Raises:
             ConfigurationError: If the client is closed.
-            RequestTimeoutError: If it certainly cannot start within `remaining` seconds.
+            RequestTimeoutError: If it cannot start within `remaining` seconds.
         """
         try:
             if permit.started is None and permit.turn is not None and not self._closed:
@@ -143,7 +144,7 @@ class Limiter:
                     self._paused_until = max(self._paused_until, time.monotonic() + pause)
                     self._controller.rate_limited(permit.number, pause)
                 self._headers.record(
-                    permit.number, permit.started or 0.0, headers, refused=pause is not None
+                    permit.number, permit.started or 0.0, headers, rejected=pause is not None
                 )
             self._advance()
         self._settle()
@@ -163,7 +164,7 @@ class Limiter:
         self._settle()
 
     def _settle(self) -> None:
-        # The garbage collector may release a dropped stream right here, with the lock held.
+        # The garbage collector may release a dropped stream at any point, even with the lock held.
         while self._released and self._lock.acquire(blocking=False):
             try:
                 self._advance()
@@ -171,7 +172,7 @@ class Limiter:
                 self._lock.release()
 
     def _advance(self) -> None:
-        """Start what may start, and set the timer for the next; the lock is held."""
+        """Start permits that may start, and set the timer for the next; the lock must be held."""
         while True:
             while self._released:
                 permit = self._released.popleft()
@@ -206,14 +207,14 @@ class Limiter:
         return max(now, self._paused_until, requests, self._images.ready_at(permit.weight, now))
 
     def _set_timer(self, head: Permit, when: float, now: float) -> bool:
-        """Have the loop of the head look again at `when`; False if that loop is closed."""
+        """Schedule the next check in the loop of the head; return False if that loop is closed."""
         if self._timer and self._timer[0] is head.loop and now < self._timer[1] <= when:
-            return True  # it fires early, and is set again then
+            return True  # it fires early, and is then set again
         self._timer = head.loop, when
         return self._post(head, head.loop.call_later, when - now, self._on_timer, self._timer)
 
     def _post(self, permit: Permit, callback: Callable[..., Any], *arguments: Any) -> bool:
-        """Call something in the loop of a permit; release it if that loop is closed."""
+        """Schedule a callback in the loop of a permit; release the permit if the loop is closed."""
         try:
             permit.loop.call_soon_threadsafe(callback, *arguments)
         except RuntimeError:

@@ -15,7 +15,7 @@ class TokenBucket:
         self._at = 0.0
 
     def ready_at(self, tokens: float, now: float) -> float:
-        """Return when `tokens` can be acquired; more than the capacity needs a full bucket."""
+        """Return when `tokens` can be acquired; more than the capacity requires a full bucket."""
         if now > self._at:
             self._level = min(self._capacity, self._level + (now - self._at) * self._rate)
             self._at = now

@@ -4,9 +4,9 @@
     ds = generate_dataset(ds, run="cats", output_dir="/shared/cats", workers=4)
     ds.write_parquet("/shared/cats.parquet")
 
-Needs the extra `ray`. Ray Data reads, distributes, retries and writes; this package is what it
-calls for each batch: `worker` is one client with its own event loop, `rate` the one rate of all
-workers, `rows` the columns of a row and of its result, `shared_store` keeps images as files.
+Requires the extra `ray`. Ray Data reads, distributes, retries and writes; for each batch it calls
+this package: `worker` is a client with its own event loop, `rate` the shared rate of all workers,
+`rows` the columns of rows and results, `shared_store` stores images as files.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 _CPUS_PER_WORKER = 0.25
-"""How much of a core a worker reserves: it waits most of the time."""
+"""Share of a core that a worker reserves, since it mostly waits."""
 
 
 def generate_dataset(
@@ -36,25 +36,25 @@ def generate_dataset(
     worker_options: Mapping[str, Any] | None = None,
     **options: Unpack[WorkerOptions],
 ) -> "Dataset":
-    """Return a dataset with the images of each row, made when Ray Data executes it.
+    """Return a dataset with the images of each row, generated when Ray Data executes it.
 
     The prompt of a row is in the column `prompt`; columns named like other options of `generate`
     and `edit` (`n`, `size`, `quality`, `image` …) apply to their row. A row with an `image` is an
-    edit: a path that all workers see, or the bytes. These columns are added: `ok`; `images`, a list
+    edit: a path visible to all workers, or bytes. These columns are added: `ok`; `images`, a list
     of bytes, or with `output_dir` `paths` and `resumed`; `urls`; `error` (the class),
     `error_message`, `billing`; `request_id`, `attempts`, `elapsed` (seconds), `input_tokens`,
     `output_tokens`, `total_tokens`, `idempotency_key`; and `id`, if there is none. They replace
     columns of the same names.
 
-    A failed row has its error in its columns. Only what is wrong for all rows fails the execution:
-    no API key, or one that is rejected, an exhausted quota, an unknown host, no column of prompts,
+    A failed row has its error in its columns. The execution fails only for problems that affect all
+    rows: no API key, or a rejected one, an exhausted quota, an unknown host, no column of prompts,
     a full disk.
 
     A worker that dies is replaced by Ray, and its batch is sent again with the same idempotency
     keys, which are derived from `run`, the row's `id` and its request. A server that replays them
-    makes and bills nothing twice. Any other server may do so for what was in flight; not for files
-    in `output_dir`, which are never requested again, nor for images that are still at their URLs:
-    with `output_dir` the next execution only downloads them.
+    creates and bills nothing twice. Any other server may do so for requests that were in flight,
+    but not for files in `output_dir`, which are never requested again, nor for images that are
+    still at their URLs: with `output_dir` the next execution only downloads them.
 
     Args:
         ds: The rows. If they have no `id` (whole numbers or text, different in each row), one is
@@ -62,16 +62,17 @@ def generate_dataset(
             execution.
         run: The name of the run; the same name continues with the same idempotency keys, at the
             same rate. None: a new one.
-        workers: How many processes, each with a client of its own.
-        batch_size: How many rows a worker takes at a time, and sends again if it dies.
-        worker_options: Further arguments of `Dataset.map_batches`, such as `num_cpus` for each
-            worker (a quarter by default) or `resources`. None: none.
-        options: Those of `GenerateImages`, and of `AsyncImages.generate` and `edit` for rows that
-            do not have their own.
+        workers: The number of processes, each with its own client.
+        batch_size: The number of rows that a worker handles at a time, and that are sent again if
+            it dies.
+        worker_options: Additional arguments of `Dataset.map_batches`, such as `num_cpus` for each
+            worker (a quarter by default) or `resources`.
+        options: Options of `GenerateImages`, and of `AsyncImages.generate` and `edit` for rows that
+            do not set them.
 
     Raises:
-        ConfigurationError: If an option cannot work, or Ray is missing.
-        InvalidRequestError: If a field of requests is of the wrong type.
+        ConfigurationError: If an option is invalid, or Ray is missing.
+        InvalidRequestError: If a request field has the wrong type.
     """
     ray = load_ray()
     check_options(options)

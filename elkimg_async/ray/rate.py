@@ -1,9 +1,9 @@
-"""One rate for all workers: a named actor with a `Limiter`, and its stand-in in each worker.
+"""One rate for all workers: a named actor with a `Limiter`, and its proxy in each worker.
 
 The actor is detached, since any worker may die; it ends itself when no worker has called for a
-while. A worker that finds it gone creates a new one under the same name, which starts as a new
-client does. What a worker holds is leased: it renews the lease every two seconds, and after ten
-seconds of silence its permits go to others.
+while. A worker that finds it gone creates a new one with the same name, which starts like a new
+client. The permits of a worker are leased: it renews the lease every two seconds, and after ten
+seconds of silence its permits are released.
 """
 
 import asyncio
@@ -21,9 +21,9 @@ from elkimg_async.sansio.responses import RateLimit
 
 NAMESPACE = "elkimg_async"
 RENEWAL, LEASE, IDLE = 2.0, 10.0, 30.0
-_PAUSE = 0.2  # seconds before the actor is looked for again
+_PAUSE = 0.2  # seconds before the actor is looked up again
 _MAX_CALLS = 100_000
-"""Concurrent calls of all workers: those that wait for a turn must not hold up the others."""
+"""Concurrent calls of all workers: those that wait for a turn must not block the others."""
 
 
 def load_ray() -> Any:
@@ -49,14 +49,14 @@ def actor_name(run: str) -> str:
 
 
 class _Holder:
-    """The permits of a worker, held or awaited, by the numbers that the worker gave them."""
+    """The permits of a worker, held or awaited, by the numbers assigned by the worker."""
 
     def __init__(self) -> None:
         self.heard = 0.0
         self.permits: dict[int, Permit] = {}
         self.waiting: dict[int, asyncio.Task[Any]] = {}
-        self.left: set[int] = set()
-        """Released before they were requested: messages may overtake each other."""
+        self.released: set[int] = set()
+        """Numbers released before they were requested, since messages may overtake each other."""
 
 
 class RateActor:
@@ -80,10 +80,10 @@ class RateActor:
         self._watched = False
 
     async def take(self, holder: str, number: int, weight: int) -> bool:
-        """Wait for a turn; return False if it was released or taken away meanwhile."""
+        """Wait for a turn; return False if it was released or revoked in the meantime."""
         held = self._hear(holder)
-        if number in held.left or holder in self._ended:
-            held.left.discard(number)
+        if number in held.released or holder in self._ended:
+            held.released.discard(number)
             return False
         permit = held.permits[number] = self._limiter.reserve(weight)
         if permit.started is not None:
@@ -94,13 +94,13 @@ class RateActor:
         try:
             await self._limiter.wait(permit)
         except asyncio.CancelledError:
-            return False  # by `release` or `_drop`: the worker does not wait any more
+            return False  # by `release` or `_drop`: the worker no longer waits
         finally:
             held.waiting.pop(number, None)
         return True
 
     async def succeeded(self, holder: str, number: int, rate_limit: RateLimit | None) -> None:
-        """Note a successful response."""
+        """Record a successful response."""
         if permit := self._hear(holder).permits.get(number):
             self._limiter.succeeded(permit, rate_limit)
 
@@ -113,7 +113,7 @@ class RateActor:
         """Release a turn, or the place in the queue."""
         held = self._hear(holder)
         if (permit := held.permits.pop(number, None)) is None:
-            held.left.add(number)
+            held.released.add(number)
         elif number in held.waiting:
             held.waiting[number].cancel()
         else:
@@ -125,12 +125,12 @@ class RateActor:
         return self._limiter.rate
 
     async def forget(self, holder: str) -> None:
-        """Note that a worker has ended; messages of it that arrive later are ignored."""
+        """Record that a worker has ended; its later messages are ignored."""
         self._ended.add(holder)
         self._drop(holder)
 
     async def state(self) -> dict[str, Any]:
-        """Return how many wait, are in flight, and hold leases."""
+        """Return the number of permits waiting and in flight, and of workers with leases."""
         limiter = self._limiter
         return {
             "waiting": limiter.waiting,
@@ -139,7 +139,7 @@ class RateActor:
         }
 
     async def watch(self) -> None:
-        """Take back what dead workers held, and end the actor when there is no worker left."""
+        """Release the permits of dead workers, and end the actor when no worker remains."""
         if self._watched:
             return
         self._watched = True
@@ -154,7 +154,7 @@ class RateActor:
                 load_ray().actor.exit_actor()
 
     def expire(self, now: float) -> None:
-        """Take back what workers hold whose lease has expired."""
+        """Release the permits of workers whose lease has expired."""
         silent = [name for name, held in self._holders.items() if now - held.heard > self._lease]
         for name in silent:
             self._drop(name)
@@ -177,7 +177,7 @@ class RateActor:
 
 
 class SharedRate:
-    """The `Pacing` of a worker's client, which asks the actor, and creates it if there is none.
+    """The `Pacing` of a worker's client, which calls the actor and creates it if there is none.
 
     It belongs to one event loop.
     """
@@ -217,7 +217,7 @@ class SharedRate:
                     if await actor.take.remote(self._holder, permit.number, permit.weight):
                         permit.started = time.monotonic()
                 except self._ray.exceptions.RayActorError:
-                    self.release(permit)  # it may only be out of reach
+                    self.release(permit)  # the actor may only be unreachable
                     await self._forget_actor(actor)
         except BaseException:
             self.release(permit)
@@ -273,7 +273,7 @@ class SharedRate:
         return named.remote(self._limits)
 
     async def _forget_actor(self, actor: Any) -> None:
-        """Look for the actor again after a pause."""
+        """Look up the actor again after a pause."""
         if self._actor is actor:
             self._actor = None
         await asyncio.sleep(_PAUSE)

@@ -1,4 +1,4 @@
-"""What a row requests, and the columns of its result."""
+"""The request of a row, and the columns of its result."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ _WITH_FOLDER, _WITHOUT_FOLDER = {"paths", "resumed"}, {"images"}
 
 
 class RowResult(msgspec.Struct, kw_only=True):
-    """The result of one row; `elapsed` is in seconds, waiting for a turn included."""
+    """The result of one row; `elapsed` is in seconds, including the wait for a turn."""
 
     id: str
     idempotency_key: str | None = None
@@ -76,25 +76,25 @@ def read_request(
     """Return the request of a row: its own columns, then `defaults`; null and NaN are not set.
 
     Raises:
-        InvalidRequestError: If a value is of the wrong type, or the prompt is missing.
+        InvalidRequestError: If a value has the wrong type, or the prompt is missing.
     """
     own = {name: _without_gaps(row[name]) for name in FIELDS if name in row and name != "prompt"}
     return read_row({**own, "prompt": row.get(prompt_column)}).request(defaults)
 
 
 def _without_gaps(value: Any) -> Any:
-    """Drop the nulls of an object: Arrow gives all objects of a column the fields of each other."""
+    """Drop the nulls of an object, since Arrow adds the fields of a column to all its objects."""
     if not isinstance(value, dict):
         return value
     return {name: _without_gaps(inner) for name, inner in value.items() if inner is not None}
 
 
 def read_id(row: Mapping[str, Any], id_column: str) -> str:
-    """Return the id of a row: its own, else one made from content and position."""
-    given = clean("id", row.get(id_column))
-    if given is not None:
-        whole = isinstance(given, float) and given.is_integer()
-        return str(int(given) if whole else given)
+    """Return the id of a row: its own, else one derived from content and position."""
+    own = clean("id", row.get(id_column))
+    if own is not None:
+        is_integer = isinstance(own, float) and own.is_integer()
+        return str(int(own) if is_integer else own)
     content = {name: value for name, value in row.items() if name != POSITION}
     return f"{_digest(repr(sorted(content.items())))[:16]}-{row.get(POSITION, 0):x}"
 

@@ -1,7 +1,7 @@
-"""Images as files in a folder that all workers see, with a record beside them for each row.
+"""Images as files in a folder shared by all workers, with a record beside them for each row.
 
-Files appear whole or not at all, and the record after them: a row with a record is paid for, and
-done unless some of its images are still pending at their URLs.
+Files are written atomically, and the record after them: a row with a record is paid for, and done
+unless some of its images are still pending at their URLs.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from elkimg_async.sansio.responses import Meta, Usage
 
 
 class RowRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One row whose images are made: `files` are here, and those of `urls` are not downloaded yet.
+    """One row with images: `files` are saved, and those of `urls` have not been downloaded yet.
 
     `hash` is the fingerprint of its request, `elapsed` the seconds spent on it so far.
     """
@@ -40,7 +40,7 @@ class RowRecord(msgspec.Struct, frozen=True, kw_only=True):
     elapsed: float
 
     def made(self) -> MadeRecord:
-        """Return the record as the executor knows it."""
+        """Return the record in the form that the executor uses."""
         meta = Meta(
             request_id=self.request_id,
             status=200,
@@ -75,8 +75,8 @@ class SharedStore:
     def __init__(self, path: str) -> None:
         if "://" in path:
             raise ConfigurationError(
-                "output_dir must be a folder that all workers see. For an object store leave it "
-                "out, and write the column `images` there with Ray Data."
+                "output_dir must be a folder that all workers share. For an object store omit it, "
+                "and write the column `images` there with Ray Data."
             )
         self._path = Path(path)
         try:
@@ -88,59 +88,59 @@ class SharedStore:
         self._folder = OutputFolder(self._path)
 
     def find(self, row_id: str, hash: str) -> RowRecord | None:
-        """Return the record of a row with this fingerprint, if its files are whole."""
+        """Return the record of a row with this fingerprint, if its files are complete."""
         try:
             record = msgspec.json.decode(self._record(row_id).read_bytes(), type=RowRecord)
-            whole = all(
+            complete = all(
                 (self._path / file.name).stat().st_size == file.bytes for file in record.files
             )
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
-        return record if whole and (record.id, record.hash) == (row_id, hash) else None
+        return record if complete and (record.id, record.hash) == (row_id, hash) else None
 
     def write(self, row_id: str, slots: Slots, *, many: bool) -> tuple[SavedFile, ...]:
         """Write images of a row, which has one or `many`.
 
         Raises:
-            OSError: If the disk does not take them.
+            OSError: If an image cannot be written.
         """
         return self._folder.write(row_stem(row_id), slots, many=many, separator=".")
 
     def write_record(self, record: RowRecord) -> None:
-        """Write what is known of a row.
+        """Write the record of a row.
 
         Raises:
-            OSError: If the disk does not take it.
+            OSError: If it cannot be written.
         """
         write_atomically(self._record(record.id), msgspec.json.encode(record))
 
     def paths(self, files: Sequence[SavedFile]) -> list[str]:
-        """Return where files are, in the order of their images."""
+        """Return the paths of files, in the order of their images."""
         return [str(path) for path in self._folder.paths(files)]
 
     def _record(self, row_id: str) -> Path:
         return self._path / f"{row_stem(row_id)}.json"
 
-    # --- what the executor needs --------------------------------------------
+    # --- the store of the executor ------------------------------------------
 
     async def begin(self, job: Job) -> None:
-        """Record nothing: a row is known from its images on."""
+        """Record nothing: a row has a record only once it has images."""
 
     async def save(self, job: Job, slots: Slots, *, many: bool) -> tuple[SavedFile, ...]:
         """Save images in the folder."""
         return await asyncio.to_thread(self.write, str(job.id), slots, many=many)
 
     async def note_pending(self, job: Job, record: MadeRecord, elapsed: float) -> None:
-        """Record where images are that are not downloaded yet."""
+        """Record the URLs of images that have not been downloaded yet."""
         await asyncio.to_thread(self.write_record, _row_record(job, record, elapsed))
 
     async def finish(
         self, job: Job, record: MadeRecord, error: ElkImagesError | None, elapsed: float
     ) -> None:
-        """Record a row that is done, or has images left to download; any other is done again."""
+        """Record a row that is done or has images to download; any other will be sent again."""
         if error is not None and not record.urls:
             return
-        # A failure has been reported already when the disk does not take its record.
+        # A failure has already been reported, so its record is optional.
         with contextlib.suppress(*([] if error is None else [OSError])):
             await asyncio.to_thread(self.write_record, _row_record(job, record, elapsed))
 

@@ -1,4 +1,4 @@
-"""What Ray Data calls in each of its workers: one client, in an event loop of its own."""
+"""The callable for Ray Data's workers: one client in its own event loop."""
 
 import asyncio
 import contextlib
@@ -77,28 +77,29 @@ class GenerateImages:
             compute=ray.data.ActorPoolStrategy(size=4),
         )
 
-    It needs batches in the pyarrow format, and a column of ids; `generate_dataset` provides both.
+    It requires batches in the pyarrow format and a column of ids; `generate_dataset` provides both.
 
     Args:
-        run: The name of the run: part of each idempotency key, and of the name of the actor whose
-            rate all workers of the run share. It must be the same for all of them.
-        prompt_column: The column of prompts; `prompt` if not given.
-        id_column: The column of ids, different in each row; `id` if not given.
-        requests_at_once: How many rows of its batch a worker sends at a time; 16 if not given.
-        output_dir: A folder that all workers see, for images named after the ids, with a JSON file
-            beside them for each row that was made. Rows whose files are whole are not sent again,
-            and images that are still at their URLs are only downloaded. None: the column `images`.
-        limits: What all workers share, as all calls of a client do. None: `Limits()`.
-        api_key: The API key, better as `ray.put(api_key)`, which keeps it out of the plan; or an
-            async function that returns it. None: ELKAPI_API_KEY in the worker's environment.
+        run: The name of the run, which is part of each idempotency key, and of the name of the
+            actor that limits the rate of all workers. It must be the same for all of them.
+        prompt_column: The column of prompts; `prompt` by default.
+        id_column: The column of ids, different in each row; `id` by default.
+        requests_at_once: How many rows of its batch a worker sends at a time; 16 by default.
+        output_dir: A folder shared by all workers, for images named after the ids, with a JSON file
+            beside them for each row. Rows whose files are complete are not sent again, and images
+            that are still at their URLs are only downloaded. None: images go to a column.
+        limits: Limits that all workers share, as all calls of a client do. None: `Limits()`.
+        api_key: The API key, preferably as `ray.put(api_key)`, which keeps it out of the plan; or
+            an async function that returns it. None: ELKAPI_API_KEY in the worker's environment.
         base_url, idempotency, validate: Those of `AsyncImages`.
-        stream: Request streams, which keep connections alive through proxies that cut silent ones.
-        options: Those of `AsyncImages.generate` and `edit`, for rows that do not have their own.
-            Without a total time in `timeout`, a row waits for its turn as long as it takes.
+        stream: Whether to request streams, which keep connections alive through proxies that cut
+            silent ones.
+        options: Options of `AsyncImages.generate` and `edit`, for rows that do not set them.
+            Without a total time in `timeout`, a row waits for its turn indefinitely.
 
     Raises:
-        ConfigurationError: If an option cannot work.
-        InvalidRequestError: If a field of requests is of the wrong type.
+        ConfigurationError: If an option is invalid.
+        InvalidRequestError: If a request field has the wrong type.
     """
 
     def __init__(self, *, run: str, **options: Unpack[WorkerOptions]) -> None:
@@ -108,20 +109,20 @@ class GenerateImages:
         if isinstance(api_key, ray.ObjectRef):
             api_key = ray.get(api_key)
         if api_key is None:
-            default_api_key()  # fails here, once, and not in each row
+            default_api_key()  # fails here once, rather than in each row
         self._run = run
         self._prompt_column = options.get("prompt_column", "prompt")
         self._id_column = options.get("id_column", "id")
         self._at_once = options.get("requests_at_once", 16)
         self._stream = options.get("stream", False)
-        self._sends_keys = options.get("idempotency", "send") != "off"
+        self._sends_idempotency_keys = options.get("idempotency", "send") != "off"
         folder = options.get("output_dir")
         self._store = NoStore() if folder is None else SharedStore(str(folder))
         self._stopped: list[ElkImagesError] = []
         self._defaults, _ = _split(options)
         opened: Future[None] = Future()
         serve = self._serve(opened, api_key, options)
-        # A daemon, so that a worker ends when Ray ends it.
+        # A daemon thread, so that a worker ends when Ray ends it.
         self._thread = threading.Thread(
             target=asyncio.run, args=(serve,), name="elkimg-ray", daemon=True
         )
@@ -129,11 +130,11 @@ class GenerateImages:
         opened.result()
 
     def __call__(self, batch: Any) -> Any:
-        """Return the same table with the columns of the results.
+        """Return the table with the columns of the results.
 
         Raises:
-            ConfigurationError: If it is not a pyarrow table, or one without prompts or ids.
-            BatchError: If the disk does not take an image.
+            ConfigurationError: If it is not a pyarrow table, or has no prompts or ids.
+            BatchError: If an image cannot be written to disk.
             BatchStoppedError: If every further row would fail the same way.
         """
         names = set(getattr(batch, "column_names", ()))
@@ -150,14 +151,14 @@ class GenerateImages:
                 "id_column=…, or call generate_dataset, which adds them."
             )
         used = {self._prompt_column, self._id_column, rows.POSITION, *rows.FIELDS}
-        given = batch.select([name for name in batch.column_names if name in used]).to_pylist()
-        return self._append(batch, self._in_loop(self._execute_all(given)))
+        table = batch.select([name for name in batch.column_names if name in used]).to_pylist()
+        return self._append(batch, self._in_loop(self._execute_all(table)))
 
     def __repr__(self) -> str:
         return f"<GenerateImages of the run {self._run!r}>"
 
     def close(self) -> None:
-        """Close the connections and end the loop; a second time does nothing."""
+        """Close the connections and end the loop; idempotent."""
         if self._thread.is_alive():
             with contextlib.suppress(RuntimeError):  # the loop has just ended
                 self._loop.call_soon_threadsafe(self._stop.set)
@@ -170,7 +171,7 @@ class GenerateImages:
     async def _serve(
         self, opened: "Future[None]", api_key: Any, options: Mapping[str, Any]
     ) -> None:
-        """Keep the client open until the worker is closed; this is what the thread runs."""
+        """Keep the client open until the worker is closed; runs in the worker's thread."""
         try:
             self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
             limits = options.get("limits") or Limits()
@@ -199,7 +200,7 @@ class GenerateImages:
             future.cancel()
             raise
 
-    async def _execute_all(self, given: list[dict[str, Any]]) -> list[RowResult]:
+    async def _execute_all(self, table: list[dict[str, Any]]) -> list[RowResult]:
         room, stopped = asyncio.Semaphore(self._at_once), self._stopped
 
         async def execute(row: dict[str, Any]) -> RowResult:
@@ -213,20 +214,22 @@ class GenerateImages:
                 return result
 
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(execute(row)) for row in given]
+            tasks = [group.create_task(execute(row)) for row in table]
         results = [task.result() for task in tasks]
         if stopped and (self._store.keeps_files or not any(result.images for result in results)):
             raise stopped[0]
         return results
 
     async def _execute(self, row: dict[str, Any]) -> tuple[RowResult, ElkImagesError | None]:
-        """Return the result of one row, and why no other should follow, or None."""
+        """Return the result of one row, and the error that should stop the others, or None."""
         row_id = rows.read_id(row, self._id_column)
         try:
             request, digest = await asyncio.to_thread(self._read, row)
         except InvalidRequestError as error:
             return RowResult(id=row_id, error=error), None
-        key = rows.make_idempotency_key(self._run, row_id, digest) if self._sends_keys else None
+        idempotency_key = None
+        if self._sends_idempotency_keys:
+            idempotency_key = rows.make_idempotency_key(self._run, row_id, digest)
         record = None
         if isinstance(self._store, SharedStore):
             record = await asyncio.to_thread(self._store.find, row_id, digest)
@@ -238,7 +241,7 @@ class GenerateImages:
             request=request,
             stem=row_stem(row_id),
             hash=digest,
-            idempotency_key=key if record is None else record.idempotency_key,
+            idempotency_key=idempotency_key if record is None else record.idempotency_key,
             record=None if record is None else record.made(),
             repeated=True,  # a worker that died may have sent it
         )
@@ -308,7 +311,7 @@ class GenerateImages:
 
 
 async def _download(row: RowResult, images: Sequence[Image]) -> None:
-    """Put the content of images into the result of a row."""
+    """Download images, and store their content in the result of a row."""
     for image in images:
         try:
             await image.read()
@@ -334,12 +337,12 @@ def _not_sent(stop: ElkImagesError) -> ElkImagesError:
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Raise if an option cannot work, before there is a worker.
+    """Check options before a worker is created.
 
     Raises:
-        ConfigurationError: If an option cannot work.
-        InvalidRequestError: If a field of requests is of the wrong type.
-        TypeError: If there is no such option.
+        ConfigurationError: If an option is invalid.
+        InvalidRequestError: If a request field has the wrong type.
+        TypeError: If an option does not exist.
     """
     if unknown := options.keys() - WorkerOptions.__annotations__.keys():
         raise TypeError(f"got an unexpected keyword argument {min(unknown)!r}")
@@ -354,14 +357,14 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 def _split(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the fields of requests, and the arguments of the client without the API key."""
-    given = {name: value for name, value in options.items() if value is not None}
-    fields = {name: given[name] for name in rows.FIELDS if name in given}
-    client = {name: given[name] for name in _CLIENT if name in given}
-    client["headers"] = given.get("extra_headers")
-    timeout = make_timeout(given.get("timeout"))
+    present = {name: value for name, value in options.items() if value is not None}
+    fields = {name: present[name] for name in rows.FIELDS if name in present}
+    client = {name: present[name] for name in _CLIENT if name in present}
+    client["headers"] = present.get("extra_headers")
+    timeout = make_timeout(present.get("timeout"))
     if timeout.total is None:
         timeout = msgspec.structs.replace(timeout, total=math.inf)
-    return fields, {**client, "timeout": timeout, "retry": make_retry(given.get("retry"))}
+    return fields, {**client, "timeout": timeout, "retry": make_retry(present.get("retry"))}
 
 
 class _PacedImages(AsyncImages):
@@ -372,5 +375,5 @@ class _PacedImages(AsyncImages):
         self._settings = msgspec.structs.replace(self._settings, limiter=pacing)
 
     def connect(self, image: Image) -> None:
-        """Teach an image to fetch its URL."""
+        """Enable an image to download its URL."""
         enable_download(image, self._transport, self._settings)

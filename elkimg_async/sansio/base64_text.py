@@ -4,8 +4,8 @@ Wanted: `feed` the inside of the string in any split, then `finish` for its byte
 
 Base64 is decoded strictly. From the first chunk that does not decode, the string is cleaned
 (escapes, white space, `data:` prefix, URL-safe alphabet, missing padding) and decoded strictly
-again; what still does not decode is a `BadBase64`. Nothing is ever decoded leniently, which would
-silently return wrong bytes.
+again; if it still does not decode, the result is a `BadBase64`. Nothing is ever decoded leniently,
+which would silently return wrong bytes.
 """
 
 import binascii
@@ -16,24 +16,22 @@ from typing import TypeAlias
 import msgspec
 import pybase64
 
-_MIN_SEEN = (
-    8  # bytes to see before decoding begins, so that a `data:` prefix is never taken for base64
-)
+_MIN_SEEN = 8  # bytes before decoding begins, so that a `data:` prefix is never taken for base64
 _MAX_PREFIX = 256
-_WHOLE_TOKENS = re.compile(  # all but an escape that is cut at the end
+_COMPLETE_TOKENS = re.compile(  # everything but an escape that is cut off at the end
     rb"(?:[^\\]+|\\u[0-9A-Fa-f]{4}|\\(?!u[0-9A-Fa-f]{0,3}\Z).)*", re.DOTALL
 )
 _ESCAPE = re.compile(rb"\\(?:u([0-9A-Fa-f]{4})|(.))", re.DOTALL)
 _ESCAPED = {b"/": b"/", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
-_NOT_BASE64 = "it is not base64, or was cut"
-_INVALID = b"?"  # stands for what base64 never contains
+_NOT_BASE64 = "it is not base64, or was cut off"
+_INVALID = b"?"  # replaces characters that base64 never contains
 ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _WHITE_SPACE = b" \t\r\n"
 
 
 class BadBase64(msgspec.Struct, frozen=True):
-    """Stands where bytes should be; `reason` says what is wrong with the base64."""
+    """A string that is not valid base64, and the `reason`."""
 
     reason: str
 
@@ -63,22 +61,22 @@ class Base64Decoder:
 
     def __init__(self, room: int = 0) -> None:
         """Reserve `room` bytes, since moving a growing image to a larger buffer takes time."""
-        self._decoded = BytesIO(bytes(room))  # `getvalue` hands its content over without a copy
+        self._decoded = BytesIO(bytes(room))  # `getvalue` returns its content without a copy
         self._carry = b""
         self._padded = False
         self._bad: str | None = None
         self._clean = True
         self._raw = b""
-        self._head = False  # slow path: a `data:` prefix may still come
+        self._head = False  # slow path: a `data:` prefix is still possible
 
     def feed(self, chunk: bytes | memoryview) -> None:
-        """Take the next bytes of the string as written in the JSON, without its quotes."""
+        """Decode the next bytes of the string as written in the JSON, without its quotes."""
         if not self.feed_clean(chunk):
             self._leave_fast_path()
             self._feed_slowly(bytes(chunk))
 
     def feed_clean(self, chunk: bytes | memoryview) -> bool:
-        """Do the same for clean base64; return False, with nothing taken, when it is not clean."""
+        """Do the same for clean base64; return False, without effect, if it is not clean."""
         size = len(chunk)
         if not size:
             return True
@@ -113,7 +111,7 @@ class Base64Decoder:
         return self._raw == b"\\"
 
     def finish(self) -> Decoded:
-        """Return what the whole string decodes to."""
+        """Return the decoded bytes of the complete string."""
         if self._clean and self._carry:
             self._leave_fast_path()
         if self._raw:
@@ -134,7 +132,7 @@ class Base64Decoder:
 
     def _feed_slowly(self, chunk: bytes) -> None:
         raw = self._raw + chunk
-        match = _WHOLE_TOKENS.match(raw)
+        match = _COMPLETE_TOKENS.match(raw)
         end = match.end() if match else 0
         self._raw = raw[end:]
         if not self._bad:
@@ -142,7 +140,7 @@ class Base64Decoder:
             self._decode(self._cut_prefix(text, final=False), final=False)
 
     def _cut_prefix(self, text: bytes, *, final: bool) -> bytes:
-        """Hold the beginning in `_carry` until it is clear whether it is a `data:` prefix."""
+        """Keep the start in `_carry` until it is clear whether it is a `data:` prefix."""
         if not self._head:
             return text
         text, self._carry = self._carry + text, b""
@@ -172,7 +170,7 @@ class Base64Decoder:
         self._carry = text[end:]
         try:
             if self._padded:
-                raise binascii.Error("it goes on after its padding")
+                raise binascii.Error("it continues after its padding")
             decoded = pybase64.b64decode(text[:end], validate=True)
         except binascii.Error:
             self._bad = _NOT_BASE64

@@ -1,14 +1,14 @@
-"""The body of a 2xx response → images, whatever its shape.
+"""Decoding of the body of a 2xx response into images, whatever its shape.
 
-The first bytes of a body that are not blank decide what it is: `{` or `[` is JSON, `<` is a web
-page, the signature of an image is the image itself, and the rest are server-sent events. What was
+The first non-blank bytes of a body decide what it is: `{` or `[` is JSON, `<` is a web page, the
+signature of an image is the image itself, and anything else is server-sent events. What was
 requested and what Content-Type claims are hints at best: gateways drop the `stream` flag, label
-errors as streams, and stream to clients that did not ask for it.
+errors as streams, and stream to clients that did not request it.
 
-However it came, a body is a sequence of documents. Each is searched for images first, and only
-then is decided what they are: *no image is ever dropped*. One that is not known to be partial is a
-completed image. A body ends with at least one completed image, or in an error that carries all
-images that came.
+In any form, a body is a sequence of documents. Each is searched for images first, which are
+classified afterwards: *no image is ever dropped*. One that is not known to be partial is a
+completed image. A body ends with at least one completed image, or with an error that carries all
+images received.
 """
 
 import logging
@@ -48,22 +48,22 @@ _RAW_IMAGES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")
 _PINGS = ("keepalive", "keep_alive", "ping", "heartbeat")
 _PLACES = {"data", "images", "b64_json", "url"}
 _DONE = "[DONE]"
-_PING_BYTES = 1024  # an event that has not ended yet and is longer than this is no ping
+_PING_BYTES = 1024  # an open event that is longer than this is not a ping
 
 
 class SkippedEvent(msgspec.Struct, frozen=True):
-    """An event that is passed over, for hooks to see."""
+    """An event that was skipped, for hooks."""
 
     type: str | None
     reason: str
 
 
 class ImagesDecoder:
-    """Decoder for one body: `feed` it in any split, `finish` it, and take each `next_event`.
+    """Decoder for one body: `feed` it in any split, `finish` it, and read each `next_event`.
 
-    What is wrong with the body is raised by `next_event`, after the events before it. `stream` is
-    what was requested; it only chooses the error for a body without images. `max_bytes` limits the
-    body; `length` is how long it should be, 0 when unknown.
+    An error in the body is raised by `next_event`, after the events before it. `stream` is whether
+    a stream was requested; it only selects the error for a body without images. `max_bytes` limits
+    the body; `length` is its expected length, 0 if unknown.
     """
 
     def __init__(self, *, stream: bool, max_bytes: int, length: int = 0) -> None:
@@ -75,25 +75,25 @@ class ImagesDecoder:
         self._sse: SSEDecoder | None = None
         self._page: bytearray | None = None
         self._image: list[bytes] | None = None  # the chunks of an image that is the body itself
-        self._start = b""  # the beginning, while it is not clear what it is
-        self._body: str | None = None  # JSON in which there was no image, for the error
+        self._start = b""  # the start of the body, until it is classified
+        self._body: str | None = None  # JSON without an image, for the error
         self.events: deque[ImageEvent | SkippedEvent] = deque()
-        """What `next_event` will return."""
+        """The events that `next_event` will return."""
         self._partials: list[PartialImage] = []
         self._completed: list[CompletedImage] = []
         self._response: ImagesResponse | None = None
         self._usage: Usage | None = None
         self._failed_items: list[Any] = []
-        self._empty = False  # whether something that should have an image had none
-        self._suspect: Any = None  # a document that is an error unless images come
+        self._empty = False  # whether a document that should have an image had none
+        self._suspect: Any = None  # a document that is an error unless images arrive
         self._task: tuple[str, str | None] | None = None
         self.failure: ElkImagesError | None = None
-        """What is wrong with the body; None while nothing is."""
+        """The error in the body; None while there is none."""
         self.done = False
-        """Whether the server has said that nothing follows."""
+        """Whether the server has announced the end."""
 
     def feed(self, chunk: bytes) -> bool:
-        """Take the next bytes of the body; return False if they are only blanks and pings."""
+        """Decode the next bytes of the body; return False if they are only blanks and pings."""
         ready = len(self.events)
         if self.failure is None:
             try:
@@ -106,7 +106,7 @@ class ImagesDecoder:
         return begun is not None
 
     def finish(self) -> None:
-        """Take the end of the body."""
+        """Handle the end of the body."""
         if self.failure is None:
             try:
                 self._finish()
@@ -114,7 +114,7 @@ class ImagesDecoder:
                 self._fail(error)
 
     def next_event(self) -> ImageEvent | SkippedEvent | None:
-        """Return the next event that is ready, or None.
+        """Return the next decoded event, or None.
 
         Raises:
             APIError: If the server reports an error inside a 2xx response.
@@ -128,7 +128,7 @@ class ImagesDecoder:
         return None
 
     def response(self) -> ImagesResponse:
-        """Return the whole response, once `finish` has succeeded."""
+        """Return the complete response, once `finish` has succeeded."""
         if self._response is None:
             last = self._completed[-1]
             self._response = ImagesResponse(
@@ -141,18 +141,18 @@ class ImagesDecoder:
         return self._response
 
     def attach_images(self, error: ElkImagesError) -> None:
-        """Add the images that have come so far to the error that ends the call."""
+        """Add the images received so far to the error that ends the call."""
         completed = [event.image for event in self._completed]
         if self.failure is not None:
             completed = [*self.failure.images]
         elif self._json is not None:
-            # Those of a document that will never be whole.
+            # The images of a document that will never be complete.
             completed += images_of(self._json.salvage())
         extra = [image for image in error.images if not any(image is other for other in completed)]
         error.images = (*completed, *extra)
         error.partials = error.partials or tuple(self._partials)
         if error.images and error.billing == "refused":
-            error.billing = "unknown"  # what came was made, whatever became of the rest
+            error.billing = "unknown"  # the images that arrived may have been billed
 
     def _fail(self, error: ElkImagesError) -> None:
         error.__context__ = None
@@ -201,7 +201,7 @@ class ImagesDecoder:
             self._feed_sse(self._sse, body)
 
     def _feed_json(self, decoder: JSONDecoder, chunk: bytes) -> None:
-        """Take JSON; where its first line is a whole document, the rest is read line by line."""
+        """Decode JSON; if its first line is a complete document, the rest is read line by line."""
         if not self._first_line:
             decoder.feed(chunk)
             return
@@ -220,14 +220,14 @@ class ImagesDecoder:
         self._json = None
         self._sse = SSEDecoder()
         for document in documents:
-            self._take(document, "")
+            self._handle(document, "")
         self._feed_sse(self._sse, chunk[end + 1 :])
 
     def _feed_sse(self, decoder: SSEDecoder, chunk: bytes) -> None:
         if not decoder.recognized:
             self._start += chunk[: MAX_BODY_TEXT - len(self._start)]
         decoder.feed(chunk)
-        self._take_server_sent_events(decoder)
+        self._handle_server_sent_events(decoder)
 
     def _finish(self) -> None:
         if self._page is not None:
@@ -242,7 +242,7 @@ class ImagesDecoder:
             self._finish_json(decoder)
         elif self._sse is not None:
             self._sse.finish()
-            self._take_server_sent_events(self._sse)
+            self._handle_server_sent_events(self._sse)
         if not self._completed:
             self._fail_without_image()
 
@@ -254,7 +254,7 @@ class ImagesDecoder:
             problem = str(error)
         else:
             for document in documents:
-                self._take(document, "")
+                self._handle(document, "")
             return
         raise ResponseError(
             f"The response is incomplete or not JSON: {problem}.",
@@ -263,7 +263,7 @@ class ImagesDecoder:
         )
 
     def _fail_without_image(self) -> None:
-        """Raise what the lack of a completed image means."""
+        """Raise the error for a body without a completed image."""
         if self._failed_items:
             raise api_error(200, self._failed_items[0])
         if self._task is not None:
@@ -293,25 +293,25 @@ class ImagesDecoder:
             + (f", after {len(self._partials)} partial images." if self._partials else ".")
         )
 
-    def _take_server_sent_events(self, decoder: SSEDecoder) -> None:
+    def _handle_server_sent_events(self, decoder: SSEDecoder) -> None:
         while (event := decoder.next_event()) is not None:
             if not self.done:
-                self._take_server_sent_event(event)
+                self._handle_server_sent_event(event)
 
-    def _take_server_sent_event(self, event: ServerSentEvent) -> None:
+    def _handle_server_sent_event(self, event: ServerSentEvent) -> None:
         data = event.data
         try:
             document = data.finish()
         except InvalidJSON:
-            self._take_text(event, data.text(MAX_BODY_TEXT).removeprefix("data:").strip())
+            self._handle_text(event, data.text(MAX_BODY_TEXT).removeprefix("data:").strip())
             return
         if isinstance(document.value, str) and not document.images:
-            self._take_text(event, document.value)
+            self._handle_text(event, document.value)
         else:
-            self._take(document, event.name)
+            self._handle(document, event.name)
 
-    def _take_text(self, event: ServerSentEvent, text: str) -> None:
-        """Take data that is not JSON, in which there may be images all the same."""
+    def _handle_text(self, event: ServerSentEvent, text: str) -> None:
+        """Handle data that is not JSON, but may still contain images."""
         if text == _DONE:
             self.done = True
             return
@@ -334,8 +334,8 @@ class ImagesDecoder:
         elif text and event.terminated:
             self._skip(event.name or None, "its data is not JSON")
 
-    def _take(self, document: Document, name: str) -> None:
-        """Take one document: its images first, then what else it says."""
+    def _handle(self, document: Document, name: str) -> None:
+        """Handle one document: first its images, then its other fields."""
         value = document.value
         found = find_images(document)
         stated = value.get("type") if isinstance(value, dict) else None
@@ -344,7 +344,7 @@ class ImagesDecoder:
             self._note_failed_item(document.restore(value), stated or name)
             return
         certainty = 2 if name == "error" else strength(value, name)
-        # An error among the items of a list is that of one image of several.
+        # An error among the items of a list belongs to one of several images.
         if certainty == 2 and not (isinstance(value, list) and found.found):
             error = api_error(200, document.restore(value))
             error.images = found.images
@@ -363,14 +363,14 @@ class ImagesDecoder:
             for item in found.without
         )
         if not found.found:
-            self._take_without_image(document, stated, name, certainty)
+            self._handle_without_image(document, stated, name, certainty)
         elif empty:
-            _log.warning("%d of the images in the response are empty and left out", empty)
+            _log.warning("%d of the images in the response are empty and were skipped", empty)
 
-    def _take_without_image(
+    def _handle_without_image(
         self, document: Document, stated: str | None, name: str, certainty: int
     ) -> None:
-        """Note what a document without an image says, for the end."""
+        """Record the fields of a document without an image, for the end of the body."""
         value = document.value
         fields = value if isinstance(value, dict) else {}
         self._usage = read_usage(fields.get("usage")) or self._usage
@@ -387,11 +387,11 @@ class ImagesDecoder:
             or (untyped and "usage" in fields)
         ):
             return
-        reason = "it has no image" if is_final or untyped else "its type is not known"
+        reason = "it has no image" if is_final or untyped else "its type is unknown"
         self._skip(stated or (None if untyped else name), reason)
 
     def _has_broken_partial(self, found: Findings, type_: str | None) -> bool:
-        """Return whether all there is is a broken partial image; raise for other broken ones."""
+        """Return whether there is only a broken partial image; raise for other broken ones."""
         if not found.broken:
             return False
         first = found.broken[0]
@@ -401,17 +401,16 @@ class ImagesDecoder:
             return True
         which = f"Image {first.number} of {total}" if total > 1 else "The image"
         count = len(found.found) + len(self._completed)
-        kept = f" {count} good images are in .images." if count else ""
+        kept = f" {count} valid images are in .images." if count else ""
         raise ResponseError(
             f"{which} is broken: {first.reason}.{kept}", images=found.images, content=first.content
         )
 
     def _note_failed_item(self, item: Any, type_: str | None) -> None:
         self._failed_items.append(item)
-        said = api_error(200, item)
-        self._skip(
-            type_, f"one image failed: {said.message or said.code or 'the server names no reason'}"
-        )
+        error = api_error(200, item)
+        reason = error.message or error.code or "the server gave no reason"
+        self._skip(type_, f"one image failed: {reason}")
 
     def _emit(self, event: ImageEvent) -> None:
         if isinstance(event, CompletedImage):

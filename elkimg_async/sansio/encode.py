@@ -1,6 +1,6 @@
 """Encode requests as HTTP messages: method, path, headers and body.
 
-What is unset is not sent, and `stream` is a JSON boolean.
+Unset fields are not sent, and `stream` is a JSON boolean.
 """
 
 import math
@@ -24,7 +24,7 @@ _COMMON = {"Accept-Encoding": "identity", "User-Agent": USER_AGENT}
 
 
 class HTTPRequest(msgspec.Struct, frozen=True):
-    """An HTTP request without what only the transport knows: the base URL and the API key."""
+    """An HTTP request without the parts that only the transport knows: base URL and API key."""
 
     method: str
     headers: dict[str, str]
@@ -53,8 +53,8 @@ def edit(
 ) -> HTTPRequest:
     """Return `POST /images/edits` for images that are open.
 
-    It is a form, where `boundary` must not occur in any value, and what is not text is written as
-    in JSON. It is JSON where an image is a reference, or all of them are `data:` URLs.
+    The body is a form, with values other than text written as in JSON; `boundary` must not occur in
+    any value. It is JSON if an image is a reference, or all of them are `data:` URLs.
 
     Raises:
         InvalidRequestError: If a text or the `extra_body` cannot be written.
@@ -160,7 +160,7 @@ def _encode(fields: dict[str, Any]) -> bytes:
 
 
 def _is_finite(value: Any) -> bool:
-    """Return whether JSON has all the numbers of plain data; the encoder writes others as null."""
+    """Return whether JSON can represent all numbers; the encoder writes others as null."""
     if isinstance(value, Mapping):
         return all(map(_is_finite, value.values()))
     if isinstance(value, (list, tuple)):

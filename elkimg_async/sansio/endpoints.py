@@ -13,7 +13,7 @@ from elkimg_async.sansio.responses import ImagesResponse, Meta
 
 
 class Result(Protocol):
-    """What a call returns."""
+    """The result of a call."""
 
     meta: Meta
 
@@ -41,7 +41,7 @@ class Decoder(Protocol[ResultT_co]):
 class Endpoint(msgspec.Struct, Generic[ResultT], frozen=True, kw_only=True):
     """One endpoint of the API.
 
-    `creates_images` is whether a repeated request can cost a second time. `encode` takes a request,
+    `creates_images` is whether a repeated request can cost twice. `encode` takes a request,
     `stream`, `idempotency_key` and `boundary` (text that separates the parts of a form), and
     returns an `HTTPRequest`. `decoder` takes `stream`, `max_bytes` and `length`, and returns a
     `Decoder`.

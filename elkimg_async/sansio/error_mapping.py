@@ -1,4 +1,4 @@
-"""Map error bodies and statuses to exceptions."""
+"""Mapping of error bodies and statuses to exceptions."""
 
 import re
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from elkimg_async.sansio.headers import request_id, retry_after
 from elkimg_async.sansio.json_images import InvalidJSON, JSONDecoder
 
 MAX_BODY_TEXT = 65_536
-"""Characters of an unreadable body that an error keeps."""
+"""Characters of an unreadable body that are stored in an error."""
 
 _MODERATION = re.compile(
     r"moderation|content_?policy|content_?filter|sensitive_?content|sensitive_?words|data_?inspection_?failed"
@@ -31,7 +31,7 @@ _QUOTA_CODES = {
     "quota_exceeded",
     "arrearage",
 }
-# 5xx codes that say that the request was never begun: nothing can have been billed.
+# 5xx codes that mean that processing never began: nothing can have been billed.
 _NOT_BEGUN_CODES = {
     "do_request_failed",
     "get_channel_failed",
@@ -89,9 +89,9 @@ _STATUS_OF_TYPE = {
 def read_error(
     status: int, headers: Mapping[str, str], body: bytes, *, now: float
 ) -> APIError | ResponseError:
-    """Return the error that a response other than 2xx means; `now` is in seconds since 1970.
+    """Return the error for a response other than 2xx; `now` is in seconds since 1970.
 
-    `headers` here and above is any mapping that finds names in lower case.
+    `headers` is any mapping that finds names in lower case.
     """
     named = request_id(headers)
     if status < 400:
@@ -126,7 +126,7 @@ def _read_body(body: bytes) -> tuple[Any, tuple[Image, ...]]:
 
 
 def api_error(status: int, value: Any) -> APIError:
-    """Return the error that a body means; `status` is 200 inside a 2xx response."""
+    """Return the error described by a body; `status` is 200 inside a 2xx response."""
     words = read_words(value)
     implied = status if status >= 400 else _implied_status(words)
     kind = _error_class(implied, words)
@@ -183,8 +183,8 @@ def _implied_status(words: Words) -> int | None:
 def _billing(status: int, kind: type[APIError], words: Words) -> Billing:
     """Return whether an image may have been paid for.
 
-    Gateways return 5xx with any code after their upstream has made the image; only the codes that
-    mean "not begun", and the statuses 503 and 529, exclude that.
+    Gateways return 5xx with any code after their upstream has created the image; only the codes
+    that mean "not begun", and the statuses 501, 503 and 529, exclude that.
     """
     labels = {*_labels(words)}
     if labels & _UNREADABLE_CODES:

@@ -1,7 +1,7 @@
 """The server's own words about an error, found in any shape that servers use.
 
-`read_words` finds the message, code, type and parameter; `strength` says how surely a document
-that came with status 200 is an error; `pending_task` recognizes asynchronous jobs.
+`read_words` finds the message, code, type and parameter; `strength` rates how certainly a document
+received with status 200 is an error; `pending_task` recognizes asynchronous jobs.
 """
 
 import re
@@ -12,7 +12,7 @@ import msgspec
 from elkimg_async.sansio.reading import read_str
 
 _MAX_DEPTH = 8
-# Where an error is nested, the most telling first.
+# Fields in which an error may be nested, the most specific first.
 _CONTAINERS = (
     *("error", "errors", "Error", "err", "detail", "details", "response"),
     *("output", "result", "data", "status", "fault", "exception"),
@@ -66,7 +66,7 @@ _TASK_IDS = (
 
 
 class Words(msgspec.Struct):
-    """What a server says about an error; None or "" where it does not."""
+    """A server's description of an error; None or "" for what it does not say."""
 
     message: str = ""
     code: str | None = None
@@ -76,12 +76,12 @@ class Words(msgspec.Struct):
 
     @property
     def empty(self) -> bool:
-        """Whether nothing was said."""
+        """Whether the server said nothing."""
         return not (self.message or self.code or self.type)
 
 
 def read_words(value: Any, depth: int = 0) -> Words:
-    """Return what an error says, wherever in the document it stands."""
+    """Return the words of an error, wherever in the document they are."""
     if depth > _MAX_DEPTH:
         return Words()
     if isinstance(value, str):
@@ -114,7 +114,7 @@ def read_words(value: Any, depth: int = 0) -> Words:
 
 
 def _own_words(value: dict[str, Any], depth: int) -> Words:
-    """Return what stands in an object itself."""
+    """Return the words in the fields of an object itself."""
     message = ""
     for name in _MESSAGES:
         inner = value.get(name)
@@ -134,7 +134,7 @@ def _own_words(value: dict[str, Any], depth: int) -> Words:
 
 
 def _words_of_list(items: list[Any], depth: int) -> Words:
-    """Return the words of several errors as one text; the rest is that of the first."""
+    """Return the messages of several errors as one; the other words are those of the first."""
     found = [words for item in items[:20] if (words := read_words(item, depth + 1)).message]
     if not found:
         return Words()
@@ -173,10 +173,10 @@ def is_item_failure(name: str | None) -> bool:
 
 
 def strength(value: Any, name: str | None = None) -> int:
-    """Return how surely a document that came as a success is an error.
+    """Return how certainly a document that was received as a success is an error.
 
-    0 for no error, 1 for what is one unless images come, 2 for one in any case. `name` is the type
-    of the event that it is.
+    0: it is none; 1: it is one unless images arrive; 2: it is one in any case. `name` is the type
+    of the event that contains it.
     """
     if isinstance(value, list):
         return max((strength(item) for item in value[:20] if not _is_quiet(item)), default=0)
@@ -216,7 +216,7 @@ def _has_failed(status: Any) -> bool:
 
 
 def pending_task(value: Any, depth: int = 0) -> tuple[str, str | None] | None:
-    """Return the id and status of the asynchronous job that a document is; None if it is none."""
+    """Return the id and status of the asynchronous job that a document describes, or None."""
     if depth > 3:
         return None
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""From an image and the objects around it to an event: partial or completed."""
+"""Construction of events, partial or completed, from an image and the objects around it."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ COMPLETED_FIELDS = (
     "svg_usage",
     "safety_identifier",
 )
-"""The attributes that a completed event and a response have in common, besides the usage."""
+"""The attributes shared by completed events and responses, apart from the usage."""
 
 _PARTIAL = re.compile(r"partial|preview|progress|intermediate|draft", re.IGNORECASE)
 _FINISHED = re.compile(r"succe|complet|finish|done|final", re.IGNORECASE)
@@ -32,7 +32,7 @@ _PARTIAL_KNOWN = _KNOWN - {"usage"} | {"partial_image_index"}
 
 
 def type_of(value: Mapping[str, Any], name: str) -> str:
-    """Return the type of an event: in its data, in its `event:` line, or what it looks like."""
+    """Return the type of an event, from its data, its `event:` line, or else its fields."""
     stated = read_str(value.get("type"))
     for known in (stated, name):
         if known in COMPLETED_TYPES or known in PARTIAL_TYPES:
@@ -45,7 +45,7 @@ def type_of(value: Mapping[str, Any], name: str) -> str:
 
 
 def type_around(chain: Sequence[Mapping[str, Any]], name: str) -> str:
-    """Return the type of the event that an image belongs to, should the event itself be nested."""
+    """Return the type of the event that an image belongs to, even if the event is nested."""
     for around in reversed(chain):
         if around.get("type") in (*COMPLETED_TYPES, *PARTIAL_TYPES):
             return str(around["type"])
@@ -68,7 +68,7 @@ def event_of(
     key: str = "",
     rest: Mapping[str, Any] | None = None,
 ) -> PartialImage | CompletedImage:
-    """Return the event of an image; `chain` are the objects around it, `rest` other fields."""
+    """Return the event of an image; `chain` has the objects around it, `rest` other fields."""
     created = read_number(lookup(chain, "created_at", "created"))
     known = _PARTIAL_KNOWN if is_partial(type_, key) else _COMPLETED_KNOWN
     extra = {name: field for name, field in (rest or {}).items() if name not in known}

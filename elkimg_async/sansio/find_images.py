@@ -1,12 +1,12 @@
-"""Every image of a document, wherever the server put it.
+"""Search for the images of a document, wherever the server put them.
 
-Images are looked for first, and only then is decided what they are. A string is an image if its
-*content* says so (base64 with the signature of an image, a `data:` URL of one), under any key; or
-if its *key* does (`b64_json`, `url`, `image_url`, …) and the content does not contradict. Text
-that people read (prompts, messages) and what the server repeats of the request are never searched.
+Images are searched for first and classified afterwards. A string is an image if its *content* says
+so (base64 with the signature of an image, a `data:` URL of one), under any name; or if its *name*
+does (`b64_json`, `url`, `image_url`, …) and the content does not contradict. Text for people
+(prompts, messages) and fields repeated from the request are never searched.
 
-Strings of one object belong together: base64 and an address side by side are one image. What a
-server sends twice, under `data` and again under `images`, is counted once.
+Strings of one object belong together: base64 and a URL side by side are one image. An image that is
+sent twice, under `data` and again under `images`, is counted once.
 """
 
 import re
@@ -39,7 +39,7 @@ _OTHER_KEYS = re.compile(
     r"status|poll|cancel|callback|webhook|doc|help|support|terms|privacy|avatar|icon|logo|profile|homepage"
     r"|queue|^next|^prev|mask|reference|source|input|referer|retry|response(?:ur|$)"
 )
-# Text for people, and what repeats the request.
+# Text for people, and fields repeated from the request.
 _TEXT_KEYS = re.compile(
     r"prompt|message|^msg|msg$|^text|text$|caption|description|detail|reason|^title|^notes?$|comment|explanation"
     r"|^logs?$|warning|hint|instruction|^err"
@@ -56,7 +56,7 @@ _ADDRESS = re.compile(r"(?:https?:)?//\S+", re.IGNORECASE)
 
 
 class FoundImage(msgspec.Struct, frozen=True):
-    """One image, the objects around it from the outside in, and the list that it came in."""
+    """One image, the objects around it from the outside in, and the list that contains it."""
 
     image: Image
     chain: tuple[dict[str, Any], ...]
@@ -65,18 +65,18 @@ class FoundImage(msgspec.Struct, frozen=True):
 
 
 class BrokenImage(msgspec.Struct, frozen=True):
-    """Something in the place of an image that is none; `content` is what could be decoded."""
+    """A string in the place of an image that is not one; `content` is what could be decoded."""
 
     reason: str
     content: bytes | None
     number: int
     beside: bool
-    """Whether a good image stands in the same object."""
+    """Whether the same object has a valid image."""
     chain: tuple[dict[str, Any], ...]
 
 
 class Findings(msgspec.Struct):
-    """All that a search found; `without` are the items of lists of images that have none."""
+    """The results of a search; `without` has the items without images in lists of images."""
 
     found: list[FoundImage] = []
     broken: list[BrokenImage] = []
@@ -85,7 +85,7 @@ class Findings(msgspec.Struct):
 
     @property
     def images(self) -> tuple[Image, ...]:
-        """The images alone."""
+        """The images only."""
         return tuple(entry.image for entry in self.found)
 
 
@@ -102,7 +102,7 @@ def images_of(documents: list[Document]) -> tuple[Image, ...]:
 
 
 class _Kind(msgspec.Struct, frozen=True):
-    """What a key says about its strings."""
+    """What the name of a field says about its strings."""
 
     plain: str
     is_text: bool
@@ -131,7 +131,7 @@ def _kind_of(key: str) -> _Kind:
 
 
 class _Candidate(msgspec.Struct):
-    """A string that is an image: its bytes or its address, or what is wrong with it."""
+    """A string that may be an image: its bytes or its URL, or its `problem`."""
 
     key: str
     content: bytes | None = None
@@ -195,7 +195,7 @@ class _Search:
         item: Any,
         container: str,
     ) -> None:
-        """Take the images among the strings of one object."""
+        """Record the images among the strings of one object."""
         candidates = []
         for key, text in strings:
             if (candidate := self._classify(key, text)) is not None:
@@ -231,7 +231,7 @@ class _Search:
                 )
 
     def _classify(self, key: str, text: str) -> _Candidate | None:
-        """Return what a string is as an image; None when it is none."""
+        """Classify a string as an image or a broken one; return None for anything else."""
         kind = _kind_of(key)
         if kind.is_text or not text:
             return None
@@ -269,7 +269,7 @@ class _Search:
         return None
 
     def finish(self) -> Findings:
-        """Count once what was sent twice, and collect what is left over of each object."""
+        """Remove duplicates, and collect the remaining fields of each object."""
         findings = self._findings
         if len({entry.container for entry in findings.found}) > 1:
             findings.found = _without_copies(findings.found)
@@ -290,14 +290,14 @@ class _Search:
         return findings
 
     def _rest(self, value: dict[str, Any], known: Any) -> dict[str, Any]:
-        """Return the fields of an object that became neither image nor attribute, as sent."""
+        """Return the fields of an object that are neither image nor attribute, as sent."""
         rest = {}
         for name, field in value.items():
             if name in known:
                 continue
-            left = self._pruned(field)
-            if left is not _GONE:
-                rest[name] = left
+            remaining = self._pruned(field)
+            if remaining is not _GONE:
+                rest[name] = remaining
         return rest
 
     def _pruned(self, value: Any, depth: int = 0) -> Any:
@@ -321,7 +321,7 @@ _GONE: Any = object()
 
 
 def _judged(key: str, content: bytes, kind: _Kind) -> _Candidate | None:
-    """Return whether decoded base64 is an image, by its signature and its key."""
+    """Classify decoded base64 by its signature and the name of its field."""
     if is_image(content):
         return _Candidate(key, content)
     if cannot_be_image(content):
@@ -344,10 +344,9 @@ def _data_url(document: Document, key: str, text: str) -> _Candidate | None:
 
 
 def _paired(good: list[_Candidate]) -> list[tuple[_Candidate | None, _Candidate | None]]:
-    """Return the images of one object as pairs of bytes and address.
+    """Return the images of one object as pairs of bytes and URL.
 
-    What stands under one key are several images; under two keys, base64 and an address are the
-    same one.
+    Strings under one name are several images; base64 and a URL under two names are the same one.
     """
     groups: dict[str, list[_Candidate]] = {}
     for found in good:
@@ -385,7 +384,7 @@ def _revised_prompt(chain: tuple[dict[str, Any], ...]) -> str | None:
 
 
 def _without_copies(found: list[FoundImage]) -> list[FoundImage]:
-    """Keep each image as often as the list that has it most often."""
+    """Keep each image only in the list that contains it most often."""
     counts: dict[Any, dict[str, int]] = {}
     for entry in found:
         counted = counts.setdefault(_identity(entry), {})

@@ -1,4 +1,4 @@
-"""Request headers of the user, and the meaning of response headers."""
+"""Request headers set by the user, and interpretation of response headers."""
 
 import re
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from elkimg_async.sansio.responses import RateLimit
 
 
 def check_headers(headers: Any) -> dict[str, str]:
-    """Return the user's own headers, checked; None means none.
+    """Return the user's own headers after checking them; None means no headers.
 
     Raises:
         InvalidRequestError: If a header cannot be sent, or is the API key.
@@ -32,11 +32,13 @@ def check_headers(headers: Any) -> dict[str, str]:
             elif name.lower() == "authorization":
                 problem = "pass the API key as api_key, not as a header"
             elif name.lower() in _FRAMING:
-                problem = f"{name} follows from the body and cannot be set"
+                problem = f"{name} is derived from the body and cannot be set"
             elif not is_json(value):
                 problem = f"the value of {name} is not valid Unicode"
     if problem:
-        raise InvalidRequestError(f"The extra headers are wrong: {problem}.", param="extra_headers")
+        raise InvalidRequestError(
+            f"The extra headers are not valid: {problem}.", param="extra_headers"
+        )
     return {"Host" if name.lower() == "host" else name: value for name, value in headers.items()}
 
 
@@ -52,14 +54,14 @@ def take_idempotency_key(headers: dict[str, str]) -> str | None:
 
 
 def with_headers(request: HTTPRequest, headers: Mapping[str, str]) -> HTTPRequest:
-    """Return the request with the user's own headers, which replace ours in any spelling."""
+    """Return the request with the user's own headers, which replace ours in any case."""
     if not headers:
         return request
     return msgspec.structs.replace(request, headers=merge(request.headers, headers))
 
 
 def merge(headers: Mapping[str, str], more: Mapping[str, str]) -> dict[str, str]:
-    """Return both; `more` replaces, whatever the case of the names."""
+    """Return both sets of headers; those of `more` win, whatever the case of their names."""
     if not more:
         return dict(headers)
     replaced = {name.lower() for name in more}
@@ -68,18 +70,18 @@ def merge(headers: Mapping[str, str], more: Mapping[str, str]) -> dict[str, str]
 
 
 def request_id(headers: Mapping[str, str]) -> str | None:
-    """Return the gateway's name for the request, else the upstream's."""
+    """Return the gateway's id of the request, else the upstream's."""
     return headers.get("x-oneapi-request-id") or headers.get("x-request-id") or None
 
 
 def content_length(headers: Mapping[str, str]) -> int:
-    """The bytes that a body says it has; 0 where it does not say."""
-    said = headers.get("content-length") or ""
-    return int(said) if said.isascii() and said.isdigit() and len(said) < 16 else 0
+    """Return the announced length of a body in bytes; 0 if there is none."""
+    text = headers.get("content-length") or ""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else 0
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Return the seconds that a server asks to wait; `now` is in seconds since 1970."""
+    """Return the delay requested by the server, in seconds; `now` is in seconds since 1970."""
     if (milliseconds := _number(headers.get("retry-after-ms"))) is not None:
         return milliseconds / 1000
     value = headers.get("retry-after")
@@ -96,16 +98,16 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
 
 
 def rate_limit(headers: Mapping[str, str], now: float) -> RateLimit | None:
-    """Return what the `x-ratelimit-*` headers say at `now`, in seconds since 1970."""
-    said = {
+    """Return the values of the `x-ratelimit-*` headers; `now` is in seconds since 1970."""
+    found = {
         name.replace("-", "_"): text
         for name in _RATE_LIMITS
         if (text := headers.get(f"x-ratelimit-{name}")) is not None
     }
-    if not said:
+    if not found:
         return None
     fields: dict[str, Any] = {}
-    for name, text in said.items():
+    for name, text in found.items():
         if name.startswith("reset"):
             fields[name] = _reset(text, now)
         else:
@@ -122,7 +124,7 @@ _MIN_EPOCH_MILLISECONDS = 1e12
 
 
 def _number(text: str | None) -> float | None:
-    """Return a plain decimal number that is not negative."""
+    """Return a plain non-negative decimal number; None for anything else."""
     return float(text) if text and re.fullmatch(r"\s*\d{1,15}(\.\d{0,15})?\s*", text) else None
 
 

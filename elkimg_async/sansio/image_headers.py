@@ -1,8 +1,8 @@
-"""What the first bytes of an image show: type, pixels, and whether it has transparency.
+"""Properties in the first bytes of an image: type, pixels, and whether it has transparency.
 
-Only headers are read, as the specifications of the formats lay them out: PNG
-(https://www.w3.org/TR/png-3/), WebP (RFC 9649), JPEG (ITU-T T.81, annex B). What the bytes at hand
-do not show is None, and never a reason to reject an image.
+Only headers are read, as specified for PNG (https://www.w3.org/TR/png-3/), WebP (RFC 9649) and JPEG
+(ITU-T T.81, annex B). A property that the bytes do not show is None, and never a reason to reject
+an image.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from elkimg_async.errors import InvalidRequestError
 from elkimg_async.image import EXTENSIONS, UNKNOWN_TYPE, media_type_of
 
 HEAD = 128 * 1024
-"""How many of the first bytes are examined; photographs carry previews before their size."""
+"""How many of the first bytes are examined; photographs have previews before their size."""
 
 _OTHER_EXTENSIONS = {"image/jpeg": (".jpeg", ".jpe")}
 _PNG_ALPHA = (4, 6)  # colour types
@@ -25,9 +25,9 @@ class InputImage(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """An image to send, whose bytes are known or can be read.
 
     `name` is the file name that is sent, `size` its bytes, `width` and `height` its pixels, `alpha`
-    whether it can be transparent; the last three are None where the first bytes do not show it.
+    whether it can be transparent; the last three are None if the first bytes do not show them.
     `source` is the bytes themselves, or an object that reads them. `url` is the `data:` URL that
-    the image was given as; None for any other.
+    the image was passed as, or None.
     """
 
     name: str
@@ -55,7 +55,7 @@ class ImageReference(msgspec.Struct, frozen=True):
     """An image that the server fetches itself: an http(s) or `data:` URL, or an uploaded file's id.
 
     Raises:
-        InvalidRequestError: Unless exactly one of `url` and `file_id` is given, as text.
+        InvalidRequestError: Unless exactly one of `url` and `file_id` is set, to text.
     """
 
     url: str | None = None
@@ -75,7 +75,7 @@ class ImageReference(msgspec.Struct, frozen=True):
 
 
 def short(text: str) -> str:
-    """Return the text in quotes as an error can show it: cut, and without the query of a URL."""
+    """Return text in quotes for an error message, shortened and without the query of a URL."""
     if text.startswith(("http://", "https://")):
         text = text.partition("?")[0]
     return repr(text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…")
@@ -96,8 +96,7 @@ def inspect(
 ) -> InputImage:
     """Return the image of `size` bytes that begins with `head`.
 
-    `name` is that of its file, or a stem. `media_type` is used where the bytes do not show the
-    type.
+    `name` is that of its file, or a stem. `media_type` is used if the bytes do not show the type.
     """
     found = media_type_of(head)
     read = {"image/png": _png, "image/webp": _webp, "image/jpeg": _jpeg}.get(found)
@@ -115,7 +114,7 @@ def inspect(
 
 
 def file_name(name: str, media_type: str) -> str:
-    """Return the name with the extension of the type, by which gateways go; fit for a header."""
+    """Return a name that fits into a header, with the extension of the type for gateways."""
     name = "".join(c if c.isprintable() else "_" for c in name).replace("/", "_")
     if media_type == UNKNOWN_TYPE:
         return name or "image"
@@ -148,7 +147,7 @@ def _png(head: bytes) -> _Facts:
 
 
 def _webp(head: bytes) -> _Facts:
-    """Read the simple lossy form, the simple lossless one, or the extended one."""
+    """Read the simple lossy, the simple lossless, or the extended form."""
 
     def number(start: int, stop: int) -> int:
         return int.from_bytes(head[start:stop], "little")

@@ -1,18 +1,18 @@
-"""JSON with base64 inside, decoded while the bytes arrive.
+"""Incremental decoding of JSON that contains base64.
 
-Wanted: `feed` bytes in any split, then `finish` for the document, in which every long base64
-string under a usual key for images has become bytes.
+Wanted: `feed` bytes in any split, then `finish` for the document, in which every long base64 string
+under a usual name for images has become bytes.
 
-Cost goal: each byte is looked at a fixed number of times; neither the text of the document nor a
-long base64 string is ever held whole, and an image is held once: it grows in one buffer, which
+Cost goal: each byte is examined a fixed number of times; neither the text of the document nor a
+long base64 string is ever held in full, and an image is held once: it grows in one buffer, which
 becomes the image without a copy; linear in the worst case.
 
-Plan: all but the inside of those strings is collected as the *skeleton*, a small ordinary JSON
-document with a placeholder for each decoded string. No tokenizer is needed to find them:
-`"b64_json"` with an unescaped quote on both sides can only be a whole string, and with a colon
-behind it only a key, because inside another string its quotes would have to be escaped. The first
+Plan: everything but the inside of those strings is collected as the *skeleton*, a small ordinary
+JSON document with a placeholder for each decoded string. No tokenizer is needed to find them:
+`"b64_json"` with an unescaped quote on both sides can only be a complete string, and followed by a
+colon only a name, because inside another string its quotes would have to be escaped. The first
 bytes of the value decide: if it ends within them, or does not look like base64, it stays in the
-skeleton as ordinary text. So does an image under a key that the search does not know, or one
+skeleton as ordinary text. So does an image under a name that the search does not know, or one
 spelled with escapes; `Document` decodes these at the end.
 """
 
@@ -38,8 +38,8 @@ _IMAGE_KEY = re.compile(
 )
 _MAX_KEY = 64  # no match of _IMAGE_KEY is longer
 _MAX_ROOM = 4 * 1024 * 1024  # bytes to reserve before the size of any image is known
-_LONG = 16_384  # bytes of base64 that are cheaper to decode on trial than to search for a quote
-_DECISIVE = 512  # bytes of a value that decide whether it is taken as base64
+_LONG = 16_384  # bytes of base64 that are cheaper to decode tentatively than to search for a quote
+_DECISIVE = 512  # bytes of a value that decide whether it is treated as base64
 _BASE64_START = re.compile(
     rb"(?:[Dd][Aa][Tt][Aa]:[^,]{0,256};base64,)?"
     rb"(?:[A-Za-z0-9+/=_\r\n-]|\\(?:[/nrt]|u[0-9A-Fa-f]{4}))*(?:\\(?:u[0-9A-Fa-f]{0,3})?)?"
@@ -55,17 +55,17 @@ _UNFIT = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class InvalidJSON(ValueError):  # noqa: N818
-    """The document is not JSON, or not all of it; never leaves `sansio`."""
+    """A document that is not JSON or is incomplete; never leaves `sansio`."""
 
 
 class Document(msgspec.Struct, frozen=True):
-    """Decoded document: `value` as JSON has it, with placeholders known to `decoded`."""
+    """Decoded document: `value` is the JSON, with placeholders that `decoded` resolves."""
 
     value: Any
     images: dict[str, Decoded] = {}
 
     def decoded(self, text: str) -> Decoded | None:
-        """Return the bytes that a string stands for, or is in base64; None for no bytes."""
+        """Return the bytes of a placeholder or of a base64 string; None if there are none."""
         found = self.images.get(text)
         return (decode_text(text) if found is None else found) or None
 
@@ -81,9 +81,9 @@ class Document(msgspec.Struct, frozen=True):
 
 
 class JSONDecoder:
-    """One JSON document, fed in any split.
+    """Decoder for one JSON document, fed in any split.
 
-    `length` is how many bytes it should have, 0 when unknown; it only serves to reserve memory for
+    `length` is its expected length in bytes, 0 if unknown; it is only used to reserve memory for
     images.
     """
 
@@ -100,22 +100,22 @@ class JSONDecoder:
 
     def __init__(self, length: int = 0) -> None:
         self._length = length
-        self._room = _MAX_ROOM  # for the next image, should that much remain
+        self._room = _MAX_ROOM  # to reserve for the next image, if that much remains
         self._skeleton = bytearray()
-        self._searched = 0  # no key begins before this place in the skeleton
+        self._searched = 0  # no name begins before this offset in the skeleton
         self._images: dict[str, Decoded] = {}
-        self._held: bytearray | None = None  # the beginning of a value, until it decides
+        self._held: bytearray | None = None  # the start of a value, until it is classified
         self._base64: Base64Decoder | None = None
         self.size = 0
         """Bytes fed so far."""
 
     def feed(self, data: bytes, start: int = 0, end: int | None = None) -> None:
-        """Take `data[start:end]` as the next bytes of the document."""
+        """Decode `data[start:end]`, the next bytes of the document."""
         if end is None:
             end = len(data)
         self.size += end - start
-        # Most chunks of a large image contain nothing else, which decoding shows as well as a
-        # search.
+        # Most chunks of a large image contain nothing but base64, and decoding them shows that as
+        # well as a search would.
         if (
             self._base64 is not None
             and end - start > _LONG
@@ -131,9 +131,9 @@ class JSONDecoder:
                 start = self._feed_text(data, start, end)
 
     def feed_base64(self, data: bytes, start: int) -> int:
-        """Take what of `data[start:]` is clean base64 of an open string; return where it ends.
+        """Decode the clean base64 of an open string in `data[start:]`; return where it ends.
 
-        For a caller that has to look at every other byte itself, such as line ends.
+        For a caller that has to examine all other bytes itself, for example for line ends.
         """
         if self._base64 is None:
             return start
@@ -148,7 +148,7 @@ class JSONDecoder:
 
     @property
     def in_value(self) -> bool:
-        """Whether the string of an image is open, in which a line end is no end of the document."""
+        """Whether the string of an image is open, where a line end does not end the document."""
         return self._base64 is not None or self._held is not None
 
     def finish(self) -> Document:
@@ -162,7 +162,7 @@ class JSONDecoder:
         return Document(decode(self._unprefixed()), self._images)
 
     def finish_all(self) -> list[Document]:
-        """Return the document and those that follow it without any separator but white space.
+        """Return the document and those that follow it, separated only by white space.
 
         Raises:
             InvalidJSON: If the first one is not JSON or was cut off.
@@ -176,14 +176,14 @@ class JSONDecoder:
         return [Document(value, self._images) for value in values]
 
     def salvage(self) -> list[Document]:
-        """Return what is complete in a document that was cut off or is not JSON."""
+        """Return the complete parts of a document that was cut off or is not JSON."""
         skeleton = self._unprefixed().decode("utf-8", "replace")
         value = _repaired(skeleton)
         values = [{key: text} for key, text in _pairs(skeleton)] if value is None else [value]
         return [Document(value, self._images) for value in values]
 
     def text(self, length: int) -> str:
-        """Return the beginning of the document for a message, without its images."""
+        """Return the start of the document for an error, without its images."""
         skeleton = self._skeleton if self._held is None else self._skeleton + self._held
         text = skeleton[: 4 * length].decode("utf-8", "replace")
         for placeholder in self._images:
@@ -196,7 +196,7 @@ class JSONDecoder:
         return self._skeleton[match.end() :] if match else self._skeleton
 
     def _feed_text(self, data: bytes, start: int, end: int) -> int:
-        """Take text up to the next image, or all of it; return where it ends."""
+        """Copy text up to the next image, or all of it; return where it ends."""
         skeleton = self._skeleton
         stop = self._find_split_key(data, start, end) if len(skeleton) > self._searched else 0
         match = None if stop else _IMAGE_KEY.search(data, start, end)
@@ -216,7 +216,7 @@ class JSONDecoder:
         return stop
 
     def _find_split_key(self, data: bytes, start: int, end: int) -> int:
-        """Return where a key ends that began in the bytes before; 0 where there is none."""
+        """Return the end of a name that began in the preceding bytes; 0 if there is none."""
         begin = max(0, self._searched - 1)
         tail = bytes(self._skeleton[begin:])
         seam = tail + data[start : min(end, start + _MAX_KEY)]
@@ -228,13 +228,13 @@ class JSONDecoder:
         return 0
 
     def _feed_value(self, held: bytearray, data: bytes, start: int, end: int) -> int:
-        """Take the first bytes of a value, and decide what it is; return where they end."""
+        """Collect the first bytes of a value, and classify it; return where they end."""
         stop = min(end, start + _DECISIVE - len(held))
         quote = data.find(b'"', start, stop)
         if quote >= 0:
             held += memoryview(data)[start:quote]
             if (len(held) - len(held.rstrip(b"\\"))) % 2:
-                held += b'"'  # an escaped quote; the string goes on
+                held += b'"'  # an escaped quote; the string continues
                 quote += 1
             else:
                 self._end_text()
@@ -263,19 +263,19 @@ class JSONDecoder:
         if base64.in_escape():
             base64.feed(b'"')
             return quote + 1
-        # Nobody else knows the address, so no string that a server sends can be taken for this.
+        # A server cannot know the address, so no string that it sends equals the placeholder.
         placeholder = f"{_PLACEHOLDER}{id(self):x} {len(self._images)}"
         self._skeleton += placeholder.encode()
         self._searched = len(self._skeleton)
         image = self._images[placeholder] = base64.finish()
         if isinstance(image, bytes):
-            self._room = len(image) + len(image) // 8  # the next one is about as large
+            self._room = len(image) + len(image) // 8  # the next one is probably about as large
         self._base64 = None
         return quote
 
 
 def map_strings(value: Any, change: Callable[[str], str], depth: int = 20) -> Any:
-    """Return plain data with every string changed; what is deeper than `depth` becomes "…"."""
+    """Return plain data with every string changed; anything deeper than `depth` becomes "…"."""
     if isinstance(value, str):
         return change(value)
     if type(value) not in (dict, list, tuple):
@@ -291,7 +291,7 @@ def map_strings(value: Any, change: Callable[[str], str], depth: int = 20) -> An
 
 
 def decode(skeleton: bytes | bytearray) -> Any:
-    """Return JSON as it is, or as well as it can be read.
+    """Decode JSON, leniently if necessary.
 
     Raises:
         InvalidJSON: If it is not JSON.
@@ -303,10 +303,10 @@ def decode(skeleton: bytes | bytearray) -> Any:
 
 
 def _decode_several(skeleton: bytes | bytearray) -> list[Any]:
-    """Decode what the fast and strict decoder rejects and an image must not be lost for.
+    """Decode JSON that the fast, strict decoder rejects, so that no image is lost.
 
-    A byte order mark, NaN, lone surrogates, bytes that are not UTF-8, control characters, numbers
-    beyond 64 bits, and whatever follows the document.
+    This covers a byte order mark, NaN, lone surrogates, bytes that are not UTF-8, control
+    characters, numbers beyond 64 bits, and anything that follows the document.
     """
     import json  # slow to import, and rarely needed
 
@@ -329,7 +329,7 @@ def _decode_several(skeleton: bytes | bytearray) -> list[Any]:
 
 
 def _repaired(text: str) -> Any:
-    """Return the JSON of a document that was cut off, up to its last complete string, or None."""
+    """Decode a document that was cut off, up to its last complete string; None if impossible."""
     ends: deque[tuple[int, str]] = deque(maxlen=_MAX_REPAIRS)
     open_ones = ""
     for match in _TOKEN.finditer(text):
@@ -355,7 +355,7 @@ def _repaired(text: str) -> Any:
 
 
 def _pairs(text: str) -> Iterator[tuple[str, str]]:
-    """Yield the complete strings of a document that is not JSON, each with its key."""
+    """Yield the complete strings of a document that is not JSON, each with its name."""
     key, last, place, in_list = "", "", 0, False
     for match in _TOKEN.finditer(text):
         if match[1] is None:

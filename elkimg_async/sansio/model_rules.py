@@ -1,7 +1,7 @@
-"""The rules of the documented model families, and the check of a request against them.
+"""Rules of the documented model families, and the check of a request against them.
 
-The table holds what a model is known to reject. A model without a row is never rejected: new ones
-appear every month, and the server knows better.
+The table lists what a model is known to reject. Requests to a model without a row are never
+rejected: new models appear every month, and the server knows better.
 
 Sources: ElkAPI's documentation of `POST /v1/images/generations`, and OpenAI's specification of that
 endpoint and of `POST /v1/images/edits`, as `openai.types.ImageGenerateParams` and `ImageEditParams`
@@ -21,7 +21,7 @@ from elkimg_async.sansio.requests import DEFAULT_MODEL, EditRequest, ImageReques
 
 _MB = 1024 * 1024
 MAX_UPLOAD = 128 * _MB
-"""Bytes of a whole body that the gateway accepts."""
+"""Bytes of a request body that the gateway accepts."""
 _MAX_MASK = 4 * _MB
 
 
@@ -68,8 +68,8 @@ class ModelRules(msgspec.Struct, frozen=True, kw_only=True):
     """The rules of one model family.
 
     `values` maps a parameter to its values; `absent` lists parameters that do not exist; `edits` is
-    None where the family cannot edit; `legacy` marks those that OpenAI has retired, though other
-    servers may still offer them. `names` leaves out dated snapshots, which follow the same rules.
+    None if the family cannot edit; `legacy` marks those that OpenAI has retired, though other
+    servers may still offer them. `names` omits dated snapshots, which follow the same rules.
     """
 
     names: tuple[str, ...]
@@ -168,7 +168,7 @@ FAMILIES = (
     ),
 )
 MODELS = {name: family for family in FAMILIES for name in family.names}
-"""The row of each model by its name, the newest last."""
+"""The rules of each model by its name, the newest last."""
 
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
@@ -179,7 +179,7 @@ def rules_for(model: str) -> ModelRules | None:
 
 
 def is_gpt_image(model: str) -> bool:
-    """Return whether the name is that of a GPT image model, future ones included."""
+    """Return whether the name is that of a GPT image model, including future ones."""
     return model.startswith(("gpt-image", "chatgpt-image"))
 
 
@@ -187,7 +187,7 @@ def validate(request: ImageRequest, *, stream: bool = False) -> None:
     """Check a request against the rules of its model.
 
     Raises:
-        InvalidRequestError: If the model is known to reject it; for the first problem found.
+        InvalidRequestError: If the model is known to reject it; names the first problem found.
     """
     model = request.model or DEFAULT_MODEL
     rules = rules_for(model)
@@ -249,7 +249,7 @@ def _file_problems(
 def _overlay_problems(
     param: str, overlay: InputImage | ImageReference, image: InputImage | ImageReference | None
 ) -> Iterator[tuple[str, str]]:
-    """Check an image that lies over another: it is transparent in part, and of the same size."""
+    """Check an image that covers another: it must have transparency and the same size."""
     if isinstance(overlay, ImageReference):
         return
     if overlay.alpha is False:
@@ -258,7 +258,7 @@ def _overlay_problems(
         return
     sizes = {image.pixels}
     if image.media_type == "image/jpeg":
-        # A photograph may lie on its side, with a note in it of how it is to be turned.
+        # A photograph may be stored sideways, with an EXIF orientation.
         width, height = image.pixels
         sizes.add((height, width))
     if overlay.pixels not in sizes:

@@ -1,4 +1,4 @@
-"""The list of a server's models: tolerant of shapes, strict about there being one."""
+"""The list of a server's models, read leniently, although a list is required."""
 
 from typing import Any
 
@@ -15,10 +15,10 @@ _ATTRIBUTES = {"id", "owned_by", "created", "object", "shutdown_date"}
 
 
 class Model(Record, frozen=True, kw_only=True):
-    """One model of the server; None is what the server does not say.
+    """One model of the server; attributes are None if the server does not say.
 
-    `created` is in seconds since 1970, `shutdown_date` an ISO date; `is_image` is whether the
-    model makes images. `extra` has all other fields, as they were sent.
+    `created` is in seconds since 1970, `shutdown_date` an ISO date; `is_image` is whether the model
+    creates images. `extra` has all other fields, as they were sent.
     """
 
     id: str
@@ -31,7 +31,7 @@ class Model(Record, frozen=True, kw_only=True):
 
 
 class Models(list[Model]):
-    """The models of a server, in its order; `meta` is what is known of the exchange."""
+    """The models of a server, in its order; `meta` describes the exchange."""
 
     meta: Meta
 
@@ -56,11 +56,11 @@ class ModelsDecoder:
         self._models: Models | None = None
         self.events: tuple[()] = ()
         self.failure: ElkImagesError | None = None
-        """What is wrong with the body; None while nothing is."""
+        """The error in the body; None while there is none."""
         self.done = False
 
     def feed(self, chunk: bytes) -> bool:
-        """Take the next bytes of the body; return False when they are nothing but blanks."""
+        """Add the next bytes of the body; return False if they are only blanks."""
         if len(self._body) + len(chunk) > self._max_bytes:
             self.failure = ResponseError(
                 f"The response is longer than {self._max_bytes:,} bytes. "
@@ -72,7 +72,7 @@ class ModelsDecoder:
         return not chunk.isspace()
 
     def finish(self) -> None:
-        """Take the end of the body."""
+        """Decode the complete body."""
         if self.failure is None:
             try:
                 self._models = read_models(bytes(self._body))
@@ -81,7 +81,7 @@ class ModelsDecoder:
                 self.failure = error
 
     def next_event(self) -> None:
-        """Return nothing, since such a body has no events.
+        """Return None, since a list of models has no events.
 
         Raises:
             APIError: If the server reports an error inside a 2xx response.
@@ -96,7 +96,7 @@ class ModelsDecoder:
         return self._models
 
     def attach_images(self, error: ElkImagesError) -> None:
-        """Do nothing, since such a body has no images."""
+        """Do nothing, since a list of models has no images."""
 
 
 def read_models(body: bytes) -> Models:
@@ -135,28 +135,28 @@ def _items(value: Any) -> list[Any] | None:
 def _model(item: Any) -> Model | None:
     if not isinstance(item, dict):
         item = {"id": item}
-    if (name := read_str(item.get("id"))) is None:
+    if (model := read_str(item.get("id"))) is None:
         return None
     return Model(
-        id=name,
+        id=model,
         owned_by=read_str(item.get("owned_by")),
         created=read_number(item.get("created")),
         object=read_str(item.get("object")),
         shutdown_date=read_str(item.get("shutdown_date")),
         is_image=_is_image(item),
-        extra={key: field for key, field in item.items() if key not in _ATTRIBUTES},
+        extra={name: field for name, field in item.items() if name not in _ATTRIBUTES},
     )
 
 
 def _is_image(item: dict[str, Any]) -> bool | None:
-    """Look at the endpoints (`image-generation`), or at what else lists the kinds of output."""
+    """Return whether the endpoints (`image-generation`) or the output modalities are images."""
     shape = item.get("architecture")
-    for place, name in (
+    for fields, name in (
         (item, "supported_endpoint_types"),
         (item, "output_modalities"),
         (shape if isinstance(shape, dict) else {}, "output_modalities"),
     ):
-        said = place.get(name)
-        if isinstance(said, list) and said:
-            return any(isinstance(kind, str) and kind.startswith("image") for kind in said)
+        kinds = fields.get(name)
+        if isinstance(kinds, list) and kinds:
+            return any(isinstance(kind, str) and kind.startswith("image") for kind in kinds)
     return None

@@ -1,6 +1,6 @@
 """Encode a form with files as a body of `multipart/form-data` (RFC 7578).
 
-The body is a sequence of parts; those that are images are read by the transport as it sends them.
+The body is a sequence of parts; images are read by the transport as it sends them.
 """
 
 from collections.abc import Iterable

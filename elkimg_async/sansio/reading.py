@@ -1,4 +1,4 @@
-"""Side data of a response, read leniently: it never costs an image."""
+"""Lenient reading of the data beside images, so that it never costs an image."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from elkimg_async.sansio.responses import Number, SvgUsage, TokenDetails, Usage
 
 SIDE_FIELDS = ("size", "quality", "background", "output_format")
-"""Text that may stand beside the images."""
+"""Text fields beside the images."""
 _CHAT_NAMES = {
     "input_tokens": "prompt_tokens",
     "output_tokens": "completion_tokens",
@@ -23,7 +23,7 @@ def read_str(value: Any) -> str | None:
 
 
 def read_number(value: Any) -> Number | None:
-    """Return a finite number, as an integer where it is whole; None for anything else."""
+    """Return a finite number, as an integer if possible; None for anything else."""
     if type(value) is int:
         return value
     if isinstance(value, str):
@@ -50,7 +50,7 @@ def lookup(chain: Sequence[Mapping[str, Any]], *names: str) -> Any:
 
 
 def read_side(chain: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what stands beside a finished image, from the objects around it."""
+    """Return the data beside a completed image, from the objects around it."""
     return {
         **{name: read_str(lookup(chain, name)) for name in SIDE_FIELDS},
         "usage": read_usage(lookup(chain, "usage")),
@@ -60,7 +60,7 @@ def read_side(chain: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def read_usage(value: Any) -> Usage | None:
-    """Return the usage, in its own or in chat spelling."""
+    """Return the usage, in the spelling of the image API or of the chat API."""
     if not isinstance(value, dict):
         return None
     chosen = {

@@ -1,4 +1,4 @@
-"""What a user can ask for: the fields of a request, and how arguments become one."""
+"""Requests for images, and their construction from the arguments of a call."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -46,8 +46,8 @@ class _Prompt(
 class ImageRequest(_Prompt, frozen=True, kw_only=True):
     """The fields that all requests for images share. A field that is None is not sent.
 
-    `model` is the exception: without one the default is sent, `gpt-image-1.5` unless the client has
-    another, because the service's documentation contradicts itself about its own default.
+    `model` is the exception: if it is None the default is sent, `gpt-image-1.5` unless the client
+    has another, because the service's documentation contradicts itself about its own default.
     """
 
     model: ModelName | None = None
@@ -85,15 +85,15 @@ def _fields(request: ImageRequest) -> dict[str, Any]:
         fields = msgspec.to_builtins(replace(request, **texts))
     fields.setdefault("model", DEFAULT_MODEL)
     if "svg" in fields:
-        fields["svg"] = _set(fields["svg"])
+        fields["svg"] = _without_null(fields["svg"])
     return fields
 
 
-def _set(value: Any) -> Any:
+def _without_null(value: Any) -> Any:
     """Return plain data without the entries of mappings that are None."""
     if not isinstance(value, dict):
         return value
-    return {name: _set(item) for name, item in value.items() if item is not None}
+    return {name: _without_null(item) for name, item in value.items() if item is not None}
 
 
 class GenerateRequest(ImageRequest, frozen=True, kw_only=True):
@@ -110,7 +110,7 @@ class EditRequest(ImageRequest, frozen=True, kw_only=True):
 
     @property
     def images(self) -> tuple[InputImage, ...]:
-        """The images of a request whose files have been opened, else none."""
+        """The images of a request whose files have been opened, else an empty tuple."""
         return self.image if isinstance(self.image, tuple) else ()
 
     def fields(self) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def make_request(
 ) -> GenerateRequest:
     """Return the request of a call: `options` that are not None override the fields of `prompt`.
 
-    `model` is the one to use where neither names any.
+    `model` is used if neither names one.
 
     Raises:
         InvalidRequestError: If a value has the wrong type, or a field does not exist.
@@ -152,7 +152,7 @@ def make_request(
 
 
 def make_edit(image: Any, options: Mapping[str, Any], *, model: str | None = None) -> EditRequest:
-    """Return the request of an edit; as `make_request`.
+    """Return the request of an edit, like `make_request`.
 
     `image` is what to edit, an `EditRequest`, or a mapping of its fields.
 
@@ -182,7 +182,7 @@ def _make(kind: type[_Request], fields: dict[str, Any], model: str | None) -> _R
         name = min(map(str, fields.keys() - _NAMES[kind]))
         raise InvalidRequestError(_unknown_field(kind, name), param=name)
     if fields.get("prompt") is None:
-        raise InvalidRequestError("A request needs a prompt: some text.", param="prompt")
+        raise InvalidRequestError("A request needs a prompt; pass some text.", param="prompt")
     if model not in (None, DEFAULT_MODEL) and fields.get("model") is None:
         fields["model"] = model
     images = {name: fields.pop(name) for name in _IMAGES if name in fields}
@@ -207,7 +207,7 @@ def _make(kind: type[_Request], fields: dict[str, Any], model: str | None) -> _R
 def _unknown_field(kind: type[ImageRequest], name: str) -> str:
     return (
         f"A request has no field {name!r}; its fields are {', '.join(kind.__struct_fields__)}. "
-        "Put further fields for the server into extra_body, and, in map, data of your own into "
+        "Put other fields for the server into extra_body and, in map, data of your own into "
         "metadata."
     )
 

@@ -1,7 +1,7 @@
-"""What a server returns: images, events, usage.
+"""Responses of a server: images, events, usage.
 
-Only the type of an event and the image in it can be counted on: every other field is None where the
-server leaves it out or sends something else. Fields that have no attribute here are in `extra`.
+Only the type and the image of an event are always present: every other field is None if the server
+omits it or sends something else. Fields without an attribute here are in `extra`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,12 +19,12 @@ COMPLETED_TYPES = ("image_generation.completed", "image_edit.completed")
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Base of what a server returns."""
+    """Base class of data returned by a server."""
 
     def to_dict(self, *, images: bool = True) -> dict[str, Any]:
-        """Return plain data, as JSON would have it, without what is None.
+        """Return plain data as in JSON, without fields that are None.
 
-        `images=False` leaves out base64.
+        `images=False` omits the base64 content.
         """
         fields = {name: getattr(self, name) for name in self.__struct_fields__ if name != "extra"}
         plain = {name: _plain(value, images=images) for name, value in fields.items()}
@@ -42,7 +42,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class TokenDetails(Record, frozen=True, kw_only=True):
-    """How a number of tokens divides; None where the server does not say."""
+    """The breakdown of a number of tokens; None if the server does not say."""
 
     text_tokens: Number | None = None
     image_tokens: Number | None = None
@@ -50,7 +50,7 @@ class TokenDetails(Record, frozen=True, kw_only=True):
 
 
 class Usage(Record, frozen=True, kw_only=True):
-    """The tokens that were counted; None where the server does not say."""
+    """The tokens used; None if the server does not say."""
 
     total_tokens: Number | None = None
     input_tokens: Number | None = None
@@ -61,7 +61,7 @@ class Usage(Record, frozen=True, kw_only=True):
 
 
 class SvgUsage(Record, frozen=True, kw_only=True):
-    """The tokens of writing an SVG, which are counted apart; None where the server does not say."""
+    """The tokens for writing an SVG, counted separately; None if the server does not say."""
 
     model: str | None = None
     total_tokens: Number | None = None
@@ -72,7 +72,7 @@ class SvgUsage(Record, frozen=True, kw_only=True):
 
 
 class RateLimit(Record, frozen=True, kw_only=True):
-    """The `x-ratelimit-*` headers; `reset_*` are seconds; None where a header is missing."""
+    """The `x-ratelimit-*` headers; `reset_*` are in seconds; None if a header is missing."""
 
     limit_requests: int | None = None
     remaining_requests: int | None = None
@@ -83,7 +83,7 @@ class RateLimit(Record, frozen=True, kw_only=True):
 
 
 class Meta(Record, frozen=True, kw_only=True):
-    """What is known of the exchange behind a result.
+    """Metadata of the exchange behind a result.
 
     `elapsed` is in seconds for the whole call, `first_byte` in seconds from the start of the last
     attempt to its headers. `rate_limit` is None where the server sent no such headers,
@@ -100,7 +100,7 @@ class Meta(Record, frozen=True, kw_only=True):
 
 
 class Event(Record, frozen=True, kw_only=True):
-    """Base of partial and completed images; fields but the first two may be None."""
+    """Base class of partial and completed images; all but the first two fields may be None."""
 
     type: str
     image: Image
@@ -113,13 +113,13 @@ class Event(Record, frozen=True, kw_only=True):
 
     @property
     def b64_json(self) -> str | None:
-        """The image in base64, encoded at each use; None while it is only a URL."""
+        """The image in base64, encoded at each access; None while it is only a URL."""
         return self.image.b64_json
 
     def to_dict(self, *, images: bool = True) -> dict[str, Any]:
-        """Return plain data, as the API sends it, without what is None.
+        """Return plain data as the API sends it, without fields that are None.
 
-        `images=False` leaves out base64.
+        `images=False` omits the base64 content.
         """
         fields = super().to_dict(images=images)
         return {**fields.pop("image"), **fields}
@@ -128,13 +128,13 @@ class Event(Record, frozen=True, kw_only=True):
 
 
 class PartialImage(Event, frozen=True, kw_only=True):
-    """Image that is not finished; `partial_image_index` counts from 0, or is None."""
+    """An unfinished image; `partial_image_index` counts from 0, or is None."""
 
     partial_image_index: int | None = None
 
 
 class CompletedImage(Event, frozen=True, kw_only=True):
-    """Finished image; each of several repeats the `usage` of the whole call."""
+    """A finished image; if there are several, each repeats the `usage` of the call."""
 
     usage: Usage | None = None
     svg_usage: SvgUsage | None = None
@@ -145,8 +145,8 @@ class CompletedImage(Event, frozen=True, kw_only=True):
 class ImagesResponse(Sequence[Image]):
     """The images of one call, as a sequence and as `data`.
 
-    The other attributes are None where the server does not say; `created` is in seconds since
-    1970, and `extra` has all fields without an attribute, as they were sent.
+    The other attributes are None if the server does not say; `created` is in seconds since 1970,
+    and `extra` has all fields without an attribute, as they were sent.
     """
 
     data: list[Image]
@@ -203,9 +203,9 @@ class ImagesResponse(Sequence[Image]):
         return f"<ImagesResponse {self.data!r}>"
 
     def to_dict(self, *, images: bool = True) -> dict[str, Any]:
-        """Return plain data, as the API sends it, without what is None.
+        """Return plain data as the API sends it, without fields that are None.
 
-        `images=False` leaves out base64.
+        `images=False` omits the base64 content.
         """
         fields = {
             name: value for name, value in vars(self).items() if name not in ("extra", "meta")
@@ -223,7 +223,7 @@ class ImagesResponse(Sequence[Image]):
 
 
 def add_usage(one: Usage | None, other: Usage | None) -> Usage | None:
-    """Return both together; None counts as nothing."""
+    """Return the sum of two usages; None counts as zero."""
     if one is None or other is None:
         return one or other
     return Usage(

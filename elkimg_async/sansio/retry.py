@@ -17,8 +17,8 @@ from elkimg_async.errors import (
     ServerError,
 )
 
-# 408 and 425: the request was not taken up. 429: too much at once. A ServerError whose billing is
-# not unknown says that the request was never begun.
+# 408 and 425: the request was not processed. 429: the rate was too high. A ServerError whose
+# billing is not unknown means that processing never began.
 _TRANSIENT_STATUSES = {408, 425, 429}
 _FINAL_CODES = {"invalid_request", "model_not_found"}
 # The code or type of a 409 about an earlier attempt of ours that is still running.
@@ -26,24 +26,24 @@ _IN_FLIGHT = re.compile("idempoten.*(in_flight|in_progress|in_use|processing|con
 
 
 class RetryBudget:
-    """The retries left to all calls of a client, so that an outage is not multiplied.
+    """The remaining retries of all calls of a client, which keep an outage from being multiplied.
 
-    A retry takes one and a success gives one back, as in the standard retry mode of the AWS SDKs:
+    A retry acquires one and a success releases one, as in the standard retry mode of the AWS SDKs:
     https://docs.aws.amazon.com/sdkref/latest/guide/feature-retry-behavior.html
     """
 
     def __init__(self, capacity: int) -> None:
         self._capacity = self.remaining = capacity
 
-    def take(self) -> bool:
-        """Take one retry; return False if none remains."""
+    def acquire(self) -> bool:
+        """Acquire one retry; return False if none remains."""
         if self.remaining < 1:
             return False
         self.remaining -= 1
         return True
 
-    def give_back(self) -> None:
-        """Return one retry after a success."""
+    def release(self) -> None:
+        """Release one retry after a success."""
         self.remaining = min(self._capacity, self.remaining + 1)
 
 

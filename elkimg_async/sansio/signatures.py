@@ -1,11 +1,11 @@
-"""What the first bytes of a file, or of its base64, say about its being an image."""
+"""Recognition of images by the first bytes of a file, or of its base64."""
 
 import re
 
 from elkimg_async.image import UNKNOWN_TYPE, media_type_of
 
 MIN_UNKNOWN = 64
-"""Bytes below which nothing without a known signature is an image."""
+"""A shorter file without a known signature is not an image."""
 
 # Signatures beyond those of `media_type_of`: https://en.wikipedia.org/wiki/List_of_file_signatures
 _SIGNATURES = (
@@ -25,7 +25,7 @@ _SIGNATURES = (
 _SVG = re.compile(
     rb"\s*(?:<\?xml[^>]*>|<!--.*?-->|<!DOCTYPE[^>]*>|\s)*<(?:\w+:)?svg[\s>/]", re.DOTALL
 )
-# The same as base64, for signatures that are long enough never to occur by accident.
+# The same as base64, for signatures long enough never to occur by accident.
 _BASE64 = re.compile(
     r"\s*(?:iVBORw0KGgo|[/_]9j[/_]|R0lGOD[dl]h|UklGR|AAAA.GZ0eX|AAAADEpYTCAN|AAAADGpQICAN|SUkqA|TU0AK"
     r"|PHN2Zy[A-Za-z0-9+/_-]|PD94bWwg|OEJQUw)"

@@ -1,14 +1,14 @@
-"""Bytes → server-sent events, as the bytes arrive.
+"""Incremental decoding of server-sent events.
 
 Wanted: `feed` bytes in any split, then `next_event` until it returns None. An event is one `data:`
 line of up to 33 MB, so its data goes chunk by chunk into a `JSONDecoder` and no line is ever held
-whole. Each byte is looked at a fixed number of times; base64 in the middle of a data line is
+in full. Each byte is examined a fixed number of times; base64 in the middle of a data line is
 decoded before it is searched for line ends, because strict base64 contains none.
 
-The rules are those of https://html.spec.whatwg.org/multipage/server-sent-events.html,
-with two additions for servers as they are: a line that begins with `{` is an event
-of its own (a bare error after a ping, or lines of JSON), and an event that the end of the stream
-cuts off is returned with `terminated=False` where the specification drops it.
+The rules are those of https://html.spec.whatwg.org/multipage/server-sent-events.html, with two
+additions for real servers: a line that begins with `{` is an event of its own (a bare error after a
+ping, or lines of JSON), and an event that is cut off by the end of the stream is returned with
+`terminated=False`, while the specification drops it.
 """
 
 import re
@@ -20,7 +20,7 @@ from elkimg_async.sansio.json_images import JSONDecoder
 
 _LINE_END = re.compile(rb"[\r\n]")
 _BOM = b"\xef\xbb\xbf"
-_HEAD = 6  # the length of "data: ", enough to know what a line is
+_HEAD = 6  # the length of "data: ", enough to classify a line
 MAX_FIELD_LINE = 65_536
 """Bytes of an `event:`, `id:`, `retry:` or unknown line; a longer one is ignored."""
 
@@ -28,7 +28,7 @@ _HEAD_MODE, _FIELD_MODE, _DATA_MODE, _BARE_MODE, _SKIP_MODE = range(5)
 
 
 class ServerSentEvent(msgspec.Struct, frozen=True):
-    """One event: its `name` ("" if it has none), its data still to be finished, and its id."""
+    """One event: its `name` ("" if it has none), the decoder of its data, and its id."""
 
     name: str
     data: JSONDecoder
@@ -65,16 +65,16 @@ class SSEDecoder:
         self._after_cr = False
         self.retry: int | None = None
         self.recognized = False
-        """Whether anything in it was a comment, a field of the specification, or a bare event."""
+        """Whether any line was a comment, a field of the specification, or a bare event."""
 
     @property
     def open_bytes(self) -> int:
-        """How many bytes of data the open event has; 0 when none is open."""
+        """The number of data bytes of the open event; 0 if none is open."""
         target = self._target or self._data
         return 0 if target is None else target.size
 
     def feed(self, chunk: bytes) -> None:
-        """Take the next bytes of the stream."""
+        """Decode the next bytes of the stream."""
         start = 0
         if not self._begun:
             chunk = self._line + chunk
@@ -94,7 +94,7 @@ class SSEDecoder:
         return self._events.popleft() if self._events else None
 
     def finish(self) -> None:
-        """Take the end of the stream; an event that it cuts off becomes an unterminated one."""
+        """Handle the end of the stream; an event that it cuts off becomes an unterminated one."""
         if not self._begun:
             self._begun = True
             self._feed_lines(self._line, 0)
@@ -147,7 +147,7 @@ class SSEDecoder:
             self._continue_line(chunk, start, stop)
 
     def _begin_line(self, chunk: bytes, start: int, stop: int, *, ended: bool) -> None:
-        """Decide by its first bytes what a line is; with too few of them, keep them for later."""
+        """Classify a line by its first bytes; if there are too few, keep them for later."""
         if stop - start < _HEAD and not ended and chunk[start] not in b":{":
             self._line = chunk[start:stop]
             return
@@ -186,14 +186,14 @@ class SSEDecoder:
         if self._mode == _HEAD_MODE:
             self._dispatch(terminated=terminated)
         elif self._mode == _FIELD_MODE:
-            self._take_field(*self._line.partition(b":"))
+            self._handle_field(*self._line.partition(b":"))
             self._line = b""
         elif self._mode == _BARE_MODE and self._target is not None:
             self._events.append(ServerSentEvent("", self._target, self._id, terminated))
         self._mode = _HEAD_MODE
         self._target = None
 
-    def _take_field(self, field: bytes, colon: bytes, value: bytes) -> None:
+    def _handle_field(self, field: bytes, colon: bytes, value: bytes) -> None:
         text = value.removeprefix(b" ").decode("utf-8", "replace")
         self.recognized |= field in (b"event", b"data", b"id", b"retry")
         if field == b"event":

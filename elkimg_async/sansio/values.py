@@ -51,7 +51,7 @@ Effort: TypeAlias = Literal["none", "minimal", "low", "medium", "high", "xhigh",
 
 
 class SvgReasoning(TypedDict, total=False):
-    """How much the author of an SVG may think; None or absent: the model's default."""
+    """The reasoning effort of the model that writes an SVG; None or absent: its default."""
 
     effort: Effort | None
 

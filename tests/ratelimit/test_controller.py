@@ -47,7 +47,7 @@ def test_remaining_zero_waits_for_reset() -> None:
     for reset, held in [(30.0, 30.0), (1e5, MAX_PAUSE), (1.7e9, 0.0), (math.inf, 0.0)]:
         headers = HeaderLimits()
         limit = RateLimit(remaining_requests=2, reset_requests=reset)
-        headers.record(1, 0.0, limit, refused=False)
+        headers.record(1, 0.0, limit, rejected=False)
         assert headers.ready_at(1.0, 2) == 1.0
         assert headers.ready_at(1.0, 3) == (held or 1.0)
 
@@ -57,12 +57,12 @@ def test_headers_are_ignored_once_contradicted() -> None:
     empty = RateLimit(remaining_requests=0, reset_requests=60.0)
     refused, admitted = HeaderLimits(), HeaderLimits()
     for headers in (refused, admitted):
-        headers.record(1, 0.0, empty, refused=False)
+        headers.record(1, 0.0, empty, rejected=False)
         assert headers.ready_at(1.0, 1) == 60.0
-    refused.record(2, 0.1, RateLimit(remaining_requests=5, reset_requests=60.0), refused=True)
-    admitted.record(2, 0.5, empty, refused=False)
+    refused.record(2, 0.1, RateLimit(remaining_requests=5, reset_requests=60.0), rejected=True)
+    admitted.record(2, 0.5, empty, rejected=False)
     for headers in (refused, admitted):
-        headers.record(3, 1.0, empty, refused=False)
+        headers.record(3, 1.0, empty, rejected=False)
         assert headers.ready_at(1.0, 3) == 1.0
 
 

@@ -276,11 +276,11 @@ def test_decide_stays_within_bounds(
 def test_retry_budget_is_used_up_and_refilled() -> None:
     """Retries use a budget up, successes refill it up to its capacity."""
     budget = RetryBudget(2)
-    assert [budget.take() for _ in range(4)] == [True, True, False, False]
+    assert [budget.acquire() for _ in range(4)] == [True, True, False, False]
     assert budget.remaining == 0
-    budget.give_back()
-    assert [budget.take(), budget.take()] == [True, False]
+    budget.release()
+    assert [budget.acquire(), budget.acquire()] == [True, False]
     for _ in range(5):
-        budget.give_back()
+        budget.release()
     assert budget.remaining == 2
-    assert not RetryBudget(0).take()
+    assert not RetryBudget(0).acquire()
