@@ -1,27 +1,17 @@
 """`AsyncImages`, the client: its options and its public calls."""
 
-import datetime
-import math
 import os
-from collections.abc import (
-    AsyncIterable,
-    Awaitable,
-    Callable,
-    Coroutine,
-    Iterable,
-    Mapping,
-)
+from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Mapping
 from copy import copy
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, get_args
 
 import msgspec
 
 from elkimg_async import logs
-from elkimg_async.batch.executor import Sender, SendGate
+from elkimg_async.batch.create import create_run
 from elkimg_async.batch.run import MapRun
-from elkimg_async.batch.runner import Runner, RunOptions
+from elkimg_async.batch.runner import RunOptions
 from elkimg_async.call import Call
 from elkimg_async.config import (
     IdempotencyMode,
@@ -37,7 +27,7 @@ from elkimg_async.config import (
 )
 from elkimg_async.credentials import make_source, source_in
 from elkimg_async.errors import ConfigurationError, InvalidRequestError
-from elkimg_async.hooks import Hook, logger
+from elkimg_async.hooks import Hook
 from elkimg_async.image_calls import ImageCalls
 from elkimg_async.ratelimit.limiter import Limiter
 from elkimg_async.resources import ModelsAttribute, returns_awaitable
@@ -48,23 +38,14 @@ from elkimg_async.sansio.requests import DEFAULT_MODEL, ImageRequest, make_reque
 from elkimg_async.sansio.responses import ImagesResponse
 from elkimg_async.sansio.retry import RetryBudget
 from elkimg_async.stream import ImageStream
-from elkimg_async.transport.download import enable_download
 from elkimg_async.transport.session import Transport
 from elkimg_async.transport.uploads import build_edit
-from elkimg_async.types import (
-    MapOptions,
-    MapRequest,
-    ModelName,
-    Prompt,
-    RetryLike,
-    TimeoutLike,
-)
+from elkimg_async.types import MapOptions, MapRequest, ModelName, Prompt, RetryLike, TimeoutLike
 
 if TYPE_CHECKING:
     import aiohttp
 
 T = TypeVar("T")
-_SHUTDOWN_NOTICE = datetime.timedelta(days=30)
 
 
 class AsyncImages(ImageCalls):
@@ -194,11 +175,14 @@ class AsyncImages(ImageCalls):
         """
         if max_retries is not None:
             retry = make_retry(retry, max_retries)
-        view = copy(self)
         settings = self._settings_with(timeout, retry, headers, query)
         if model is not None:
             settings = msgspec.structs.replace(settings, model=make_model(model))
-        view.__dict__["_settings"] = settings
+        return self._view(settings)
+
+    def _view(self, settings: Settings) -> "AsyncImages":
+        view = copy(self)
+        view._settings = settings  # noqa: SLF001 - of the same class
         return view
 
     def _settings_with(
@@ -228,7 +212,7 @@ class AsyncImages(ImageCalls):
     ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream:
         async def build() -> ImageRequest:
             request = make_request(prompt, fields, model=self.model)
-            self._warn_of_shutdown(request.model or DEFAULT_MODEL)
+            logs.warn_of_shutdown(self._settings.shutdowns, request.model or DEFAULT_MODEL)
             return request
 
         return self._call(GENERATE, build, stream, *options)
@@ -242,7 +226,7 @@ class AsyncImages(ImageCalls):
     ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream:
         async def build() -> ImageRequest:
             request = await build_edit(image, fields, model=self.model)
-            self._warn_of_shutdown(request.model or DEFAULT_MODEL)
+            logs.warn_of_shutdown(self._settings.shutdowns, request.model or DEFAULT_MODEL)
             return request
 
         return self._call(EDIT, build, stream, *options)
@@ -284,20 +268,6 @@ class AsyncImages(ImageCalls):
             if date := getattr(model, "shutdown_date", None):
                 settings.shutdowns.setdefault(model.id, date)
         return models
-
-    def _warn_of_shutdown(self, model: str) -> None:
-        """Log a warning, once per model, if the server shuts it down within 30 days."""
-        try:
-            end = datetime.date.fromisoformat(self._settings.shutdowns.get(model, "")[:10])
-        except ValueError:
-            return
-        if end <= datetime.datetime.now(datetime.UTC).date() + _SHUTDOWN_NOTICE:
-            self._settings.shutdowns[model] = ""
-            logger.warning(
-                "The server shuts down the model %s on %s; choose another (elkimg models).",
-                model,
-                end,
-            )
 
     def map(
         self,
@@ -383,28 +353,8 @@ class AsyncImages(ImageCalls):
         """
         if unknown := options.keys() - MapOptions.__annotations__.keys():
             raise TypeError(f"map() got an unexpected keyword argument {min(unknown)!r}")
-        defaults = _given(**options)
-        headers = check_headers(defaults.pop("extra_headers", None))
-        query = defaults.pop("extra_query", None)
         settings = self._settings_with(
-            defaults.pop("timeout", None), defaults.pop("retry", None), None, query
-        )
-        if settings.model != DEFAULT_MODEL:
-            defaults.setdefault("model", settings.model)
-        timeout = settings.timeout
-        if timeout.total is None:
-            timeout = msgspec.structs.replace(timeout, total=math.inf)
-        gate, view = SendGate(), copy(self)
-        view.__dict__["_settings"] = msgspec.structs.replace(
-            settings, hooks=(*settings.hooks, gate.observe)
-        )
-        sender = Sender(
-            generate=partial(view.generate, timeout=timeout, retry=settings.retry),
-            edit=partial(view.edit, timeout=timeout, retry=settings.retry),
-            connect=partial(enable_download, transport=self._transport, settings=settings),
-            headers=headers,
-            stream=stream,
-            gate=gate,
+            options.get("timeout"), options.get("retry"), None, options.get("extra_query")
         )
         run_options = RunOptions(
             concurrency=concurrency,
@@ -418,15 +368,13 @@ class AsyncImages(ImageCalls):
             require_lock=require_lock,
             stream=stream,
         )
-        return MapRun(
-            Runner(
-                requests,
-                run_options,
-                defaults=defaults,
-                sender=sender,
-                idempotency=settings.idempotency,
-                rate=lambda: settings.limiter.rate,
-            )
+        return create_run(
+            requests,
+            run_options,
+            options,
+            settings=settings,
+            transport=self._transport,
+            view=self._view,
         )
 
     async def aclose(self) -> None:
@@ -453,10 +401,6 @@ class AsyncImages(ImageCalls):
         if not hasattr(self, "_transport"):  # its options were rejected
             return "<AsyncImages, not set up>"
         return f"<AsyncImages for {self.base_url}{', closed' if self._transport.closed else ''}>"
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
 
 
 async def _build_nothing() -> None:

@@ -5,6 +5,7 @@ contains text written by the user or the server except the URL and the request i
 key, body or error message. Use a hook to see those.
 """
 
+import datetime
 import logging
 import sys
 import warnings
@@ -13,6 +14,8 @@ from types import FrameType
 from elkimg_async import hooks
 from elkimg_async.errors import APIError, DownloadError, ElkImagesError, RequestTimeoutError
 from elkimg_async.hooks import logger
+
+_SHUTDOWN_NOTICE = datetime.timedelta(days=30)
 
 
 class CallLog:
@@ -93,6 +96,22 @@ def warn_of_missing_images(
         "call %d: %d images were requested, but %d arrived (request id: %s)",
         *(call, requested, received, request_id),
     )
+
+
+def warn_of_shutdown(shutdowns: dict[str, str], model: str) -> None:
+    """Log a warning, once per model, if the server shuts it down within 30 days.
+
+    `shutdowns` maps models to ISO dates; the date is removed once the warning has been logged.
+    """
+    try:
+        end = datetime.date.fromisoformat(shutdowns.get(model, "")[:10])
+    except ValueError:
+        return
+    if end <= datetime.datetime.now(datetime.UTC).date() + _SHUTDOWN_NOTICE:
+        shutdowns[model] = ""
+        logger.warning(
+            "The server shuts down the model %s on %s; choose another (elkimg models).", model, end
+        )
 
 
 def describe(error: BaseException) -> str:

@@ -1,0 +1,84 @@
+"""Construction of a run of `map` from the settings of a client."""
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Protocol
+
+import msgspec
+
+from elkimg_async.batch.executor import Sender, SendGate
+from elkimg_async.batch.run import MapRun
+from elkimg_async.batch.runner import Runner, RunOptions
+from elkimg_async.config import Settings
+from elkimg_async.sansio.headers import check_headers
+from elkimg_async.sansio.requests import DEFAULT_MODEL
+from elkimg_async.transport.download import enable_download
+from elkimg_async.transport.session import Transport
+
+_OF_CALLS = ("extra_headers", "extra_query", "timeout", "retry")
+
+
+class ImageClient(Protocol):
+    """The part of a client that a run uses."""
+
+    @property
+    def generate(self) -> Callable[..., Any]: ...
+    @property
+    def edit(self) -> Callable[..., Any]: ...
+
+
+def create_run(
+    requests: Any,
+    run_options: RunOptions,
+    call_options: Mapping[str, Any],
+    *,
+    settings: Settings,
+    transport: Transport,
+    view: Callable[[Settings], ImageClient],
+) -> MapRun:
+    """Return a run that has not been started.
+
+    Args:
+        requests: The input of the run.
+        run_options: The options of the run.
+        call_options: The options of `generate` and `edit` for all requests; None means unset.
+        settings: The settings of the client, with `timeout`, `retry` and `extra_query` of the
+            `call_options` applied.
+        transport: The connections of the client.
+        view: Returns a view of the client with other settings.
+
+    Raises:
+        ConfigurationError: If an option is invalid.
+        InvalidRequestError: If the input is not an iterable of requests.
+    """
+    defaults = {
+        name: value
+        for name, value in call_options.items()
+        if value is not None and name not in _OF_CALLS
+    }
+    if settings.model != DEFAULT_MODEL:
+        defaults.setdefault("model", settings.model)
+    timeout = settings.timeout
+    if timeout.total is None:  # the wait for a turn is unlimited, as it depends on the other calls
+        timeout = msgspec.structs.replace(timeout, total=math.inf)
+    gate = SendGate()
+    hooks = (*settings.hooks, gate.observe)
+    client = view(msgspec.structs.replace(settings, hooks=hooks))
+    sender = Sender(
+        generate=partial(client.generate, timeout=timeout, retry=settings.retry),
+        edit=partial(client.edit, timeout=timeout, retry=settings.retry),
+        connect=partial(enable_download, transport=transport, settings=settings),
+        headers=check_headers(call_options.get("extra_headers")),
+        stream=run_options.stream,
+        gate=gate,
+    )
+    runner = Runner(
+        requests,
+        run_options,
+        defaults=defaults,
+        sender=sender,
+        idempotency=settings.idempotency,
+        rate=lambda: settings.limiter.rate,
+    )
+    return MapRun(runner)
