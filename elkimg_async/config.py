@@ -165,7 +165,7 @@ class Pacing(Protocol):
         ...
 
     async def wait(self, permit: Permit, *, remaining: float = math.inf) -> None:
-        """Wait until the permit has started; fail at once if it cannot within `remaining` seconds."""
+        """Wait for the start; fail at once if it cannot come within `remaining` seconds."""
 
     def succeeded(self, permit: Permit, rate_limit: RateLimit | None = None) -> None:
         """Record a successful response and its rate-limit headers."""

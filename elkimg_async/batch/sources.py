@@ -106,7 +106,7 @@ class _AsyncSource:
         """Do nothing: the iterable is read in `next` only."""
 
 
-class _End(Exception):  # noqa: N818 - the end of the items, not an error
+class _EndOfItems(Exception):  # noqa: N818 - the end of the items, not an error
     """The end of the items; its cause is what the iterable raised."""
 
 
@@ -141,7 +141,7 @@ class _ThreadSource:
             await self._arrived.wait()
         self._waiting = False
         item = self._items[0]
-        if isinstance(item, _End):
+        if isinstance(item, _EndOfItems):
             raise item.__cause__ or StopAsyncIteration
         self._room.release()
         return self._items.popleft()
@@ -151,7 +151,7 @@ class _ThreadSource:
         self._room.release()
 
     def _read(self) -> None:
-        end = _End()
+        end = _EndOfItems()
         try:
             self._room.acquire()
             for item in self._iterable:

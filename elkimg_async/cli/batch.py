@@ -96,7 +96,7 @@ def batch(
         )
     output = output or Path(_folder_name(file, connection.local))
     journal = journal or output / ("journal-local.jsonl" if connection.local else "journal.jsonl")
-    settings = _Settings(
+    settings = _RunSettings(
         output=output,
         journal=journal,
         concurrency=concurrency,
@@ -125,7 +125,7 @@ def batch(
     return code
 
 
-class _Settings(NamedTuple):
+class _RunSettings(NamedTuple):
     """Settings of a run, apart from its requests and its server."""
 
     output: Path
@@ -175,7 +175,7 @@ class _Settings(NamedTuple):
 
 def _run(
     requests: Iterator[dict[str, Any]],
-    settings: _Settings,
+    settings: _RunSettings,
     connection: Connection,
     report: BatchReport,
     contact_sheet: Path | None,

@@ -29,7 +29,7 @@ _TEXT_SUFFIXES = {"", ".txt", ".text", ".lst"}
 _DELIMITERS = ",;\t|"
 
 
-class Row(NamedTuple):
+class InputRow(NamedTuple):
     """One record of the input: its line, counted from 1, and its request or `problem`."""
 
     line: int
@@ -74,7 +74,7 @@ class BatchInput:
         self._keep = keep
         self._reader = RowReader(Path() if name == "-" else Path(name).parent, keep)
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[InputRow]:
         """Read the requests in the order of the file.
 
         Raises:
@@ -104,13 +104,13 @@ class BatchInput:
     def _error(self, line: int, problem: str) -> errors.ConfigurationError:
         return errors.ConfigurationError(f"{self.name}, line {line}: {problem}")
 
-    def _row(self, line: int, record: Any, *, cells: bool = False) -> Row:
+    def _row(self, line: int, record: Any, *, cells: bool = False) -> InputRow:
         try:
-            return Row(line, self._reader.read(record, cells=cells))
+            return InputRow(line, self._reader.read(record, cells=cells))
         except RowError as problem:
-            return Row(line, {}, problem)
+            return InputRow(line, {}, problem)
 
-    def _read_text(self) -> Iterator[Row]:
+    def _read_text(self) -> Iterator[InputRow]:
         if self._keep:
             raise UsageError("--keep needs a file with columns, such as CSV.")
         first = True
@@ -119,10 +119,10 @@ class BatchInput:
                 continue
             # The header of a single column, exported without quotes or separators.
             if not (first and normalise(prompt) in ("prompt", "prompts")):
-                yield Row(line, {"prompt": prompt})
+                yield InputRow(line, {"prompt": prompt})
             first = False
 
-    def _read_json_lines(self) -> Iterator[Row]:
+    def _read_json_lines(self) -> Iterator[InputRow]:
         for line, text in enumerate(io.StringIO(self.text, newline=None), 1):
             if not text.strip():
                 continue
@@ -130,11 +130,11 @@ class BatchInput:
                 record = json.loads(text)
             except (ValueError, RecursionError):
                 problem = RowError(f"not a JSON object: {text.strip()[:60]}")
-                yield Row(line, {}, problem)
+                yield InputRow(line, {}, problem)
             else:
                 yield self._row(line, record)
 
-    def _read_json(self) -> Iterator[Row]:
+    def _read_json(self) -> Iterator[InputRow]:
         """Read an array element by element, to keep track of their lines."""
         decoder, text, place, line, last = json.JSONDecoder(), self.text, 0, 1, 0
         place = _skip_blanks(text, 0)
@@ -159,7 +159,7 @@ class BatchInput:
             here = text.count("\n", 0, place) + 1
             raise self._error(here, f"unexpected text after the JSON array: {rest[:40]}")
 
-    def _read_json_object(self, place: int) -> Iterator[Row]:
+    def _read_json_object(self, place: int) -> Iterator[InputRow]:
         line = self.text.count("\n", 0, place) + 1
         try:
             record = json.loads(self.text)
@@ -175,7 +175,7 @@ class BatchInput:
             return self._error(error.lineno, f"the JSON is broken: {error.msg}.{advice}")
         return self._error(line, "the JSON is nested too deeply.")
 
-    def _read_table(self) -> Iterator[Row]:
+    def _read_table(self) -> Iterator[InputRow]:
         lines, delimiter, skipped = _open_table(self.text, self.format)
         reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
         header: list[str] | None = None
@@ -215,7 +215,7 @@ class BatchInput:
                 raise UsageError(f"--keep {name}: {self.name} has no such column.")
         return names
 
-    def _read_cells(self, header: list[str], cells: list[str], line: int) -> Row:
+    def _read_cells(self, header: list[str], cells: list[str], line: int) -> InputRow:
         record = {}
         for name, cell in itertools.zip_longest(header, cells, fillvalue=""):
             if name:
@@ -225,7 +225,7 @@ class BatchInput:
                     f"more cells than the header has columns: {cell.strip()[:40]!r}. Put text "
                     "that contains the separator in double quotes"
                 )
-                return Row(line, {}, RowError(problem))
+                return InputRow(line, {}, RowError(problem))
         return self._row(line, record, cells=True)
 
 

@@ -13,7 +13,7 @@ from elkimg_async import InvalidRequestError, MapItem, errors
 from elkimg_async.batch.job import Job
 from elkimg_async.batch.planner import Planner
 from elkimg_async.batch.storage import OutputFolder, RunStore
-from elkimg_async.cli.batch_input import BatchInput, Row
+from elkimg_async.cli.batch_input import BatchInput, InputRow
 from elkimg_async.cli.console import OUT, UsageError, count, plain, say, sentence, short
 from elkimg_async.cli.options import check_request
 
@@ -68,13 +68,13 @@ def check_input(source: BatchInput, options: dict[str, Any]) -> Size:
     return Size(rows, images)
 
 
-def locate(row: Row, column: str | None = None) -> str:
+def locate(row: InputRow, column: str | None = None) -> str:
     """Return the location of a row, like `line 3, column size (id fox-7)`."""
     place = f"line {row.line}" + (f", column {column}" if column else "")
     return place if row.id is None else f"{place} (id {plain(str(row.id))})"
 
 
-def _problem(row: Row, options: dict[str, Any]) -> str | None:
+def _problem(row: InputRow, options: dict[str, Any]) -> str | None:
     error = row.problem
     if error is not None:
         return f"column {error.column}: {error}." if error.column else f"{error}."
@@ -157,7 +157,7 @@ def paid_images(journal: Path) -> int:
 
 def requests_of(
     source: BatchInput, options: dict[str, Any]
-) -> Iterator[tuple[Row, dict[str, Any]]]:
+) -> Iterator[tuple[InputRow, dict[str, Any]]]:
     """Yield the rows with their requests, with the options filled in."""
     for row in source.rows():
         yield row, merge(options, row.request)
@@ -196,7 +196,7 @@ def print_plan(
     return 1 if wrong else 0
 
 
-def _print_request(row: Row, planned: Planned) -> None:
+def _print_request(row: InputRow, planned: Planned) -> None:
     fields = planned.request.fields()
     prompt = short(fields.pop("prompt"))
     values = " ".join(f"{name}={value}" for name, value in fields.items())

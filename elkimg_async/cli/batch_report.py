@@ -16,7 +16,7 @@ from rich.text import Text
 
 from elkimg_async import MapItem, MapRun, Totals, errors
 from elkimg_async.cli import contact_sheet
-from elkimg_async.cli.batch_input import Row
+from elkimg_async.cli.batch_input import InputRow
 from elkimg_async.cli.batch_plan import Size, locate, number_of_images, paid_images
 from elkimg_async.cli.console import (
     ERR,
@@ -50,7 +50,7 @@ class BatchReport:
         keep_tiles: bool = False,
     ) -> None:
         self.tiles: list[contact_sheet.Tile] = []
-        self.rows: dict[int, Row] = {}
+        self.rows: dict[int, InputRow] = {}
         """Rows whose item is still pending, by index."""
         self._name, self._size, self._display = name, size, display
         self._limit = math.inf if rpm is None else rpm / 60
@@ -117,7 +117,7 @@ class BatchReport:
         return ", ".join(parts)
 
     def _note(self, item: MapItem) -> None:
-        row = self.rows.pop(item.index, None) or Row(0, {})
+        row = self.rows.pop(item.index, None) or InputRow(0, {})
         prompt = row.request.get("prompt", "")
         if item.error is not None:
             place = f"{self._name}, {locate(row)}" if row.line else f"Request {item.index + 1}"
@@ -204,7 +204,7 @@ class BatchReport:
             console.print(f"{name:{width}}  {value}", soft_wrap=True)
 
 
-def _as_object(item: MapItem, row: Row, path: Path) -> dict[str, Any]:
+def _as_object(item: MapItem, row: InputRow, path: Path) -> dict[str, Any]:
     return {
         "file": str(path),
         "prompt": row.request.get("prompt"),

@@ -9,12 +9,12 @@ from elkimg_async.sansio.error_mapping import MAX_BODY_TEXT, api_error
 from elkimg_async.sansio.error_words import strength
 from elkimg_async.sansio.json_images import InvalidJSON, decode
 from elkimg_async.sansio.reading import read_number, read_str
-from elkimg_async.sansio.responses import Meta, Number, Record
+from elkimg_async.sansio.responses import Meta, Number, ResponseData
 
 _ATTRIBUTES = {"id", "owned_by", "created", "object", "shutdown_date"}
 
 
-class Model(Record, frozen=True, kw_only=True):
+class Model(ResponseData, frozen=True, kw_only=True):
     """One model of the server; attributes are None if the server does not say.
 
     `created` is in seconds since 1970, `shutdown_date` an ISO date; `is_image` is whether the model

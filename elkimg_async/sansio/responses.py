@@ -18,7 +18,7 @@ PARTIAL_TYPES = ("image_generation.partial_image", "image_edit.partial_image")
 COMPLETED_TYPES = ("image_generation.completed", "image_edit.completed")
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ResponseData(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Base class of data returned by a server."""
 
     def to_dict(self, *, images: bool = True) -> dict[str, Any]:
@@ -41,7 +41,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.to_dict()[name]
 
 
-class TokenDetails(Record, frozen=True, kw_only=True):
+class TokenDetails(ResponseData, frozen=True, kw_only=True):
     """The breakdown of a number of tokens; None if the server does not say."""
 
     text_tokens: Number | None = None
@@ -49,7 +49,7 @@ class TokenDetails(Record, frozen=True, kw_only=True):
     extra: dict[str, Any] = {}
 
 
-class Usage(Record, frozen=True, kw_only=True):
+class Usage(ResponseData, frozen=True, kw_only=True):
     """The tokens used; None if the server does not say."""
 
     total_tokens: Number | None = None
@@ -60,7 +60,7 @@ class Usage(Record, frozen=True, kw_only=True):
     extra: dict[str, Any] = {}
 
 
-class SvgUsage(Record, frozen=True, kw_only=True):
+class SvgUsage(ResponseData, frozen=True, kw_only=True):
     """The tokens for writing an SVG, counted separately; None if the server does not say."""
 
     model: str | None = None
@@ -71,7 +71,7 @@ class SvgUsage(Record, frozen=True, kw_only=True):
     extra: dict[str, Any] = {}
 
 
-class RateLimit(Record, frozen=True, kw_only=True):
+class RateLimit(ResponseData, frozen=True, kw_only=True):
     """The `x-ratelimit-*` headers; `reset_*` are in seconds; None if a header is missing."""
 
     limit_requests: int | None = None
@@ -82,7 +82,7 @@ class RateLimit(Record, frozen=True, kw_only=True):
     reset_tokens: float | None = None
 
 
-class Meta(Record, frozen=True, kw_only=True):
+class Meta(ResponseData, frozen=True, kw_only=True):
     """Metadata of the exchange behind a result.
 
     `elapsed` is in seconds for the whole call, `first_byte` in seconds from the start of the last
@@ -99,7 +99,7 @@ class Meta(Record, frozen=True, kw_only=True):
     idempotency_key: str | None
 
 
-class Event(Record, frozen=True, kw_only=True):
+class Event(ResponseData, frozen=True, kw_only=True):
     """Base class of partial and completed images; all but the first two fields may be None."""
 
     type: str
