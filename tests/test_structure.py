@@ -22,6 +22,7 @@ LAYERS = [
     {"call"},
     {"batch"},
     {"client"},
+    {"jobs"},
     {"ray", "otel", "web", "pytest_plugin"},
     {"studio"},
     {"cli", "docs"},
