@@ -25,6 +25,8 @@ _MARGIN = (
 )  # seconds that the images of an unfinished job are kept longer than those of others
 _BLOCK = 1000  # milliseconds that a worker waits for news at a time
 _NEWS = 100_000  # notices that are kept
+_CONNECTIONS = 32
+_PATIENCE = 10.0  # seconds for a connection and for a command
 _LAST_WORDS = 1.0  # seconds for the farewell
 _decode_job = msgspec.json.Decoder(Job).decode
 _decode_entry = msgspec.json.Decoder(Entry).decode
@@ -96,7 +98,7 @@ class RedisStore:
         self, url: str = "redis://localhost:6379/0", *, prefix: str = "elkimg:", lease: float = 5.0
     ) -> None:
         try:
-            from redis.asyncio import Redis
+            from redis.asyncio import BlockingConnectionPool, Redis
         except ImportError:
             raise ConfigurationError(
                 'The package redis is missing: pip install "elkimg-async[redis]".'
@@ -104,13 +106,18 @@ class RedisStore:
         if not 0.5 <= lease <= 60:
             raise ConfigurationError("lease must be 0.5 to 60 seconds.")
         try:
-            self._redis: Any = Redis.from_url(
-                url, socket_connect_timeout=5, socket_timeout=10, decode_responses=False
+            pool = BlockingConnectionPool.from_url(
+                url,
+                max_connections=_CONNECTIONS,
+                timeout=_PATIENCE,
+                socket_connect_timeout=_PATIENCE,
+                socket_timeout=_PATIENCE,
             )
         except ValueError:
             raise ConfigurationError(
                 "The URL of Redis must begin with redis:// or rediss://."
             ) from None
+        self._redis: Any = Redis.from_pool(pool)
         self.lease = lease
         self._prefix = prefix
         self._worker = os.urandom(8).hex()
@@ -327,12 +334,19 @@ class RedisStore:
         """Send a command; whatever goes wrong is a StoreError."""
         from redis.exceptions import OutOfMemoryError, RedisError
 
+        task = asyncio.current_task()
+        cancelling = task.cancelling() if task else 0
         try:
-            return await command
+            result = await command
+            if task and task.cancelling() > cancelling:  # redis swallows it now and then
+                raise asyncio.CancelledError
+            return result
         except OutOfMemoryError:
             problem = "Redis is full; raise its maxmemory, or keep jobs for a shorter time."
         except (RedisError, OSError, TimeoutError) as error:
             problem = f"Redis cannot be used: {error}"
             if not problem.endswith("."):
                 problem += "."
+        if task and task.cancelling() > cancelling:
+            raise asyncio.CancelledError
         raise StoreError(problem)

@@ -317,7 +317,11 @@ class ImageJobs:
         job = await self.get(id)
         if not job.finished:
             raise JobConflictError(f"The job {id!r} is {job.state}; cancel it first.")
+        run = self._runs.get(id)
+        if run is not None:  # its last record is written, and its task about to end
+            await asyncio.wait([run.task])
         await self._store.delete(job)
+        self._feeds.pop(id, None)
 
     # --- for readers, runs and the coordinator ------------------------------
 

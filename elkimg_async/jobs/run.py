@@ -61,6 +61,7 @@ class JobRun:
         self._known: list[bytes | None] = []
         self._next_id = 0
         self._stop: Stop | None = None
+        self._begun = False
         self._pending: tuple[ImageEvent, Entry] | None = None
         self._last: Job | None = None
         self.task = asyncio.create_task(self._run())
@@ -69,10 +70,14 @@ class JobRun:
         """Close upstream: for good, or to leave the job to a later process."""
         if self._stop is None:
             self._stop = reason
-            self.task.cancel()
+            if self._begun:  # a task that is cancelled before its first step would record nothing
+                self.task.cancel()
 
     async def _run(self) -> None:
+        self._begun = True
         try:
+            if self._stop is not None:
+                raise asyncio.CancelledError
             async with self._gate:
                 await self._save(model.send(self._feed.job, time.time()))
                 self._last = await self._outcome()
