@@ -122,6 +122,9 @@ class JobEvents(AsyncIterator[JobEvent]):
     early; the job goes on.
     """
 
+    resumable = True
+    """Whether a browser may reconnect at no cost."""
+
     def __init__(self, feeds: Feeds, id: str, after: int | str | None) -> None:
         self.id = id
         self._feeds = feeds

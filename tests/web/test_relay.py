@@ -33,6 +33,7 @@ import elkimg_async
 from elkimg_async import AsyncImages, CompletedImage, Image, PartialImage, errors, web
 from elkimg_async.local import LocalServer
 from elkimg_async.sansio.decoder import ImageEvent
+from elkimg_async.web import frameworks
 from tests.helpers.canned import DONE, KEY, PNG, Canned, End, answer, event, open_stream, stream
 from tests.test_cancellation import running, until
 
@@ -411,7 +412,7 @@ async def test_relay_is_read_by_openai(upstream: LocalServer) -> None:
         assert len(through) == 3
         assert without_time(through) == without_time(await ask(upstream.base_url))
         upstream.inject("error-event")
-        with pytest.raises(openai.APIError, match="picture service failed"):
+        with pytest.raises(openai.APIError, match="image service failed"):
             await ask(base_url)
 
 
@@ -658,7 +659,7 @@ async def test_error_without_a_server() -> None:
         base_url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
         async with AsyncImages(KEY, base_url=base_url, retry=0) as client:
             ((_, body),) = await collect(web.ServerSentEvents(generated(client, "cat")))
-    assert body["error"]["message"] == "The picture service cannot be reached."
+    assert body["error"]["message"] == "The image service cannot be reached."
     check_discreet(json.dumps(body), base_url)
 
 
@@ -723,7 +724,7 @@ async def test_error_body_of_every_error(kind: type[errors.ElkImagesError]) -> N
 async def test_error_body_withholds_words_with_an_address_or_a_key(words: str) -> None:
     """Upstream's words are withheld when they may point at something inside."""
     body = web.error_body(errors.BadRequestError(words))["error"]
-    assert body["message"] == "The picture service refused the request."
+    assert body["message"] == "The image service rejected the request."
 
 
 @pytest.mark.parametrize(
@@ -742,9 +743,9 @@ async def test_error_body_keeps_words_about_the_request(words: str) -> None:
 async def test_error_body_says_when_to_try_again() -> None:
     """A rate limit tells the seconds to wait, where they are known."""
     told = web.error_body(errors.RateLimitError("x", retry_after=12.4))["error"]["message"]
-    assert told == "Too many pictures are being asked for; try again in 12 s."
+    assert told == "Too many images are being requested; try again in 12 s."
     untold = web.error_body(errors.RateLimitError("x"))["error"]["message"]
-    assert untold == "Too many pictures are being asked for; try again in a while."
+    assert untold == "Too many images are being requested; try again in a while."
 
 
 # --- browsers that leave, or do not read ------------------------------------
@@ -1007,7 +1008,7 @@ async def test_import_needs_no_framework() -> None:
 
 async def test_starlette_missing(monkeypatch: pytest.MonkeyPatch, upstream: LocalServer) -> None:
     """Without Starlette, the response says what to install."""
-    web._response_class.cache_clear()
+    frameworks._response_class.cache_clear()
     monkeypatch.setitem(sys.modules, "starlette.responses", None)
     async with client_of(upstream) as client:
         with pytest.raises(errors.ConfigurationError, match="pip install starlette"):
