@@ -215,9 +215,17 @@ class DirectoryStore:
     def _events(self, job: Job, after: int) -> list[tuple[Entry, bytes | None]]:
         kept = self._kept.get(job.id)
         found = list[tuple[Entry, bytes | None]]()
-        for entry, file in kept.events.values() if kept else ():
-            if entry.id > after and kept is not None:
+        if kept is None:
+            return found
+        for entry, file in kept.events.values():
+            if entry.id <= after:
+                continue
+            try:
                 content = None if file is None else (kept.folder / file).read_bytes()
+            except FileNotFoundError:
+                if entry.completed:
+                    raise
+            else:
                 found.append((entry, content))
         return found
 

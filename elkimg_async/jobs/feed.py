@@ -130,6 +130,7 @@ class JobEvents(AsyncIterator[JobEvent]):
         self._feeds = feeds
         self._after = read_position(after)
         self._feed: Feed | None = None
+        self._job: Job | None = None
         self._position = 0
         self._closed = False
 
@@ -178,7 +179,7 @@ class JobEvents(AsyncIterator[JobEvent]):
     @property
     def job(self) -> Job | None:
         """The newest record of the job; None before the events are opened."""
-        return self._feed.job if self._feed else None
+        return self._feed.job if self._feed else self._job
 
     @property
     def shared(self) -> bool:
@@ -213,6 +214,7 @@ class JobEvents(AsyncIterator[JobEvent]):
         self._closed = True
         feed, self._feed = self._feed, None
         if feed is not None:
+            self._job = feed.job
             self._feeds.leave(feed)
 
 

@@ -115,7 +115,7 @@ class ImageJobs:
             else:
                 for job in await self._store.jobs():
                     if not job.finished:
-                        await self.recover(job)
+                        await self._recover_if_readable(job)
         except BaseException:
             self._state = "closed"
             await self._abort()
@@ -276,9 +276,6 @@ class ImageJobs:
             JobNotFoundError: If there is no such job.
         """
         self._check_open()
-        feed = self._feeds.get(id)
-        if feed is not None and feed.running and feed.loading is None:
-            return feed.job
         job = await self._store.get(id)
         if job is None or self._is_expired(job):
             raise JobNotFoundError(_not_found(id))
@@ -362,6 +359,12 @@ class ImageJobs:
                 await self.refresh(job.id)
             return
         self._run(decided, {}, [read_event(entry, content) for entry, content in events])
+
+    async def _recover_if_readable(self, job: Job) -> None:
+        try:
+            await self.recover(job)
+        except StoreError as error:
+            logs.logger.warning("an unfinished job cannot be recovered: %s", error.message)
 
     def cancel_here(self, id: str) -> bool:
         """Cancel a job that runs in this process; return whether it does."""

@@ -135,7 +135,7 @@ def with_aiohttp(
 async def on_uvicorn(app: ASGIApp, *, send_buffer: int = 0, **config: Any) -> AsyncIterator[int]:
     """The app on a uvicorn in this loop; gives its port."""
     listening = listen(send_buffer)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on", **config))
+    server = uvicorn.Server(uvicorn.Config(app, **{"log_config": None, "lifespan": "on", **config}))
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     try:
         async with asyncio.timeout(10):
