@@ -1,8 +1,8 @@
 """The events of one job as this process knows them, and those who read them.
 
 A feed holds each image once, whatever the number of readers: every reader has a position only, and
-looks up the next event after it. A reader that falls behind misses partial images that newer ones have
-replaced, and nothing else.
+looks up the next event after it. A reader that falls behind misses partial images that newer ones
+have replaced, and nothing else.
 """
 
 import asyncio
@@ -88,7 +88,7 @@ class Feed:
 
     def response(self) -> ImagesResponse:
         """Return the result of the finished job, or raise the error that it recorded."""
-        error = self.job.error
+        error: Any = self.job.error
         if error is None:
             return read_response(self.job, self.images)
         if hasattr(error, "images"):

@@ -54,8 +54,8 @@ class MemoryStore:
         self._evict(kept.size + 1)
         if self._bytes + kept.size >= self._max_bytes:
             raise StoreError(
-                f"The store is full: running jobs hold {self._bytes:,} bytes. Wait for one to finish, "
-                "or raise MemoryStore(max_bytes=…)."
+                f"The store is full: running jobs hold {self._bytes:,} bytes. Wait for one to "
+                "finish, or raise MemoryStore(max_bytes=…)."
             )
         self._kept[job.id] = kept
         self._bytes += kept.size
@@ -113,7 +113,7 @@ class MemoryStore:
             raise StoreError(f"The job {job.id!r} is not in the store any more.") from None
 
     def _evict(self, needed: int, *, sparing: str | None = None) -> None:
-        """Remove finished jobs, oldest first, until there is room; the one that just finished stays."""
+        """Remove finished jobs, oldest first, until there is room, but not the newest."""
         if self._bytes + needed <= self._max_bytes:
             return
         for name, kept in list(self._kept.items()):

@@ -2,7 +2,7 @@
 
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 import msgspec
 from msgspec.structs import replace
@@ -62,7 +62,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         state: `queued`, `running`, `done`, `failed`, `cancelled` or `lost`.
         prompt: The text of the request.
         parameters: The other fields of the request that are set.
-        created_at: When it was started, in seconds since 1970; `sent_at` and `finished_at` likewise.
+        created_at: When it was started, in seconds since 1970; `sent_at` and `finished_at`
+        likewise.
         sent_at: When its request left; None before.
         finished_at: When it reached its last state; None before.
         usage: The tokens that the server counted; None where it does not say.
@@ -104,10 +105,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """Why there is no result, with `billing`; None for a job that is done or unfinished."""
         if self.failure is None:
             return None
-        error = read_error(self.failure, attempts=self.attempts)
+        error: Any = read_error(self.failure, attempts=self.attempts)
         if self.idempotency_key is not None and hasattr(error, "idempotency_key"):
             error.idempotency_key = self.idempotency_key
-        return error
+        return cast("ElkImagesError", error)
 
     @property
     def last_id(self) -> int:
@@ -199,7 +200,7 @@ def recover(job: Job, events: Sequence["Entry"], *, replay: bool, now: float) ->
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An event without the bytes of its image; `size` is their number, None for an image without."""
+    """An event without the bytes of its image; `size` is their number, if there are any."""
 
     id: int
     completed: bool = False
@@ -274,7 +275,7 @@ def _write(struct: msgspec.Struct, skipped: set[str]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return plain data; None for what cannot be written, because side data must not cost an image."""
+    """Return plain data; None for what cannot be written: it must not cost an image."""
     try:
         if isinstance(value, Mapping):
             value = dict(value)

@@ -2,9 +2,9 @@
 
 Under the prefix stand, for each job, `job:ID` (its record), `events:ID` (a stream of its events),
 `image:ID:EVENT` and `input:ID:N` (bytes); and for all together `jobs` (ids by age), `active` (the
-worker that owns each unfinished job), `worker:W` (a lease that expires with its worker), `news` (a stream
-of the ids that changed) and `version`. Whatever depends on the owner is written by a script, so that a
-worker that lost its lease cannot overwrite the records of the one that took over.
+worker that owns each unfinished job), `worker:W` (a lease that expires with its worker), `news` (a
+stream of the ids that changed) and `version`. Whatever depends on the owner is written by a script,
+so that a worker that lost its lease cannot overwrite the records of the one that took over.
 """
 
 import asyncio
@@ -42,7 +42,8 @@ return false
 _OWNED = """
 local owner = redis.call('HGET', KEYS[2], ARGV[1])
 if not owner and redis.call('EXISTS', KEYS[1]) == 1 then
-  redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])  -- it was given up as lost, and has its image after all
+  redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])  -- it was given up as lost, and has its image after
+  all
 elseif owner ~= ARGV[2] then
   return 0
 end
@@ -145,7 +146,7 @@ class RedisStore:
         self._since = newest[0][0].decode() if newest else "0-0"
 
     async def aclose(self) -> None:
-        """Give up the lease, so that other workers go on with what is unfinished, and disconnect."""
+        """Give up the lease, so that other workers take over, and disconnect."""
         try:
             async with asyncio.timeout(_LAST_WORDS):
                 await self._do(self._redis.delete(self._name("worker", self._worker)))
@@ -261,7 +262,7 @@ class RedisStore:
         await self._do(self._redis.set(self._name("worker", self._worker), 1, px=lease))
 
     async def orphans(self) -> list[Job]:
-        """Return the unfinished jobs of dead workers, and those of this one, which may not run them."""
+        """Return the unfinished jobs of dead workers, and those that this one owns."""
         active = await self._do(self._redis.hgetall(self._name("active")))
         dead = {self._worker.encode()}
         for owner in set(active.values()) - dead:

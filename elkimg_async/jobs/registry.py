@@ -13,11 +13,11 @@ from elkimg_async.client import AsyncImages
 from elkimg_async.errors import (
     ConfigurationError,
     JobConflictError,
-    JobNotFoundError,
     StoreError,
 )
 from elkimg_async.jobs import model
 from elkimg_async.jobs.feed import Feed, JobEvents
+from elkimg_async.jobs.feeds import FeedTable
 from elkimg_async.jobs.memory import MemoryStore
 from elkimg_async.jobs.model import Job, JobEvent, read_event
 from elkimg_async.jobs.request import JobOptions, Prepared, check_id, prepare
@@ -78,7 +78,7 @@ class ImageJobs:
         self._strict = settings.validate == "strict"
         self._idempotency = settings.idempotency
         self._gate = asyncio.Semaphore(concurrency or settings.limits.max_concurrency or 2**31)
-        self._feeds: dict[str, Feed] = {}
+        self._feeds = FeedTable(self._store, keep=keep, check_open=self._check_open)
         self._runs: dict[str, JobRun] = {}
         self._coordinator: Coordinator | None = None
         self._sweeper: asyncio.Task[None] | None = None
@@ -110,7 +110,9 @@ class ImageJobs:
             await self._store.open(self._keep)
             self._state = "open"
             if self._store.shared:
-                self._coordinator = Coordinator(cast("SharedStore", self._store), self)
+                self._coordinator = Coordinator(
+                    cast("SharedStore", self._store), self, self._feeds.refresh
+                )
                 await self._coordinator.open()
             else:
                 for job in await self._store.jobs():
@@ -163,11 +165,7 @@ class ImageJobs:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)
         await asyncio.gather(*(run.task for run in self._runs.values()), return_exceptions=True)
-        for feed in self._feeds.values():
-            feed.close(ConfigurationError(_CLOSED))
-            if feed.loading is not None and not feed.loading.done():
-                feed.loading.cancel()
-                await asyncio.gather(feed.loading, return_exceptions=True)
+        await self._feeds.close(ConfigurationError(_CLOSED))
         if self._coordinator is not None:
             await self._coordinator.aclose()
         await self._store.aclose()
@@ -191,8 +189,8 @@ class ImageJobs:
             image: The image or images to edit, as `AsyncImages.edit` takes them; they are read now.
                 None: generate.
             **options: The options of `AsyncImages.generate`, or of `edit` with `image`. The default
-                model is the client's when the request leaves. A job with `extra_headers` is not sent
-                again after a crash, because headers are not stored.
+                model is the client's when the request leaves. A job with `extra_headers` is not
+                sent again after a crash, because headers are not stored.
 
         Raises:
             InvalidRequestError: If the request is wrong.
@@ -217,10 +215,7 @@ class ImageJobs:
             inputs=tuple(prepared.inputs),
         )
         known = self._feeds.get(name)
-        if known is None or known.loading is not None:
-            job = await finish(self._create(job, prepared))
-        else:
-            job = known.job
+        job = await finish(self._create(job, prepared)) if known is None else known.job
         if job.fingerprint != prepared.fingerprint:
             raise JobConflictError(
                 f"The id {name!r} belongs to a job with other parameters; choose another id, or "
@@ -240,8 +235,8 @@ class ImageJobs:
     def events(self, id: str, after: int | str | None = None) -> JobEvents:
         """Return the events of a job: those that are there already, then live.
 
-        Any number of readers may follow a job; a slow one misses partial images that newer ones have
-        replaced. Leaving stops nothing.
+        Any number of readers may follow a job; a slow one misses partial images that newer ones
+        have replaced. Leaving stops nothing.
 
         Args:
             id: The id of the job.
@@ -251,7 +246,7 @@ class ImageJobs:
             InvalidRequestError: If `after` is not an event id.
             JobNotFoundError: If there is no such job; raised by the first step of the iteration.
         """
-        return JobEvents(self, id, after)
+        return JobEvents(self._feeds, id, after)
 
     async def result(self, id: str) -> ImagesResponse:
         """Wait for the job, and return what the call would have returned, or raise its error.
@@ -262,12 +257,12 @@ class ImageJobs:
             JobLostError: If the process that ran it ended.
             ElkImagesError: If the call failed.
         """
-        feed = await self.join(id)
+        feed = await self._feeds.join(id)
         try:
             await feed.finished()
             return feed.response()
         finally:
-            self.leave(feed)
+            self._feeds.leave(feed)
 
     async def get(self, id: str) -> Job:
         """Return a job as it is now.
@@ -276,15 +271,12 @@ class ImageJobs:
             JobNotFoundError: If there is no such job.
         """
         self._check_open()
-        job = await self._store.get(id)
-        if job is None or self._is_expired(job):
-            raise JobNotFoundError(_not_found(id))
-        return job
+        return await self._feeds.find(id)
 
     async def list(self) -> "list[Job]":
         """Return all jobs, oldest first."""
         self._check_open()
-        return [job for job in await self._store.jobs() if not self._is_expired(job)]
+        return [job for job in await self._store.jobs() if not self._feeds.is_expired(job)]
 
     async def cancel(self, id: str) -> Job:
         """Close the connection of a job, and return it in its last state.
@@ -294,7 +286,7 @@ class ImageJobs:
         Raises:
             JobNotFoundError: If there is no such job.
         """
-        feed = await self.join(id)
+        feed = await self._feeds.join(id)
         try:
             if not feed.job.finished:
                 if not self.cancel_here(id) and self._coordinator is not None:
@@ -302,7 +294,7 @@ class ImageJobs:
                 await feed.finished()
             return feed.job
         finally:
-            self.leave(feed)
+            self._feeds.leave(feed)
 
     async def delete(self, id: str) -> None:
         """Delete a finished job with its images.
@@ -318,30 +310,9 @@ class ImageJobs:
         if run is not None:  # its last record is written, and its task about to end
             await asyncio.wait([run.task])
         await self._store.delete(job)
-        self._feeds.pop(id, None)
+        self._feeds.forget(id)
 
-    # --- for readers, runs and the coordinator ------------------------------
-
-    async def join(self, id: str) -> Feed:
-        """Return the feed of a job, and keep it until `leave`."""
-        self._check_open()
-        feed = self._feeds.get(id)
-        if feed is None:
-            feed = self._feeds[id] = Feed(id)
-            feed.loading = asyncio.create_task(self._load(feed))
-        feed.readers += 1
-        try:
-            if feed.loading is not None:
-                await asyncio.shield(feed.loading)
-        except BaseException:
-            self.leave(feed)
-            raise
-        return feed
-
-    def leave(self, feed: Feed) -> None:
-        """Release a feed; the last reader of a job that does not run here takes it along."""
-        feed.readers -= 1
-        self._drop(feed)
+    # --- for the coordinator ------------------------------------------------
 
     async def recover(self, job: Job) -> None:
         """Go on with an unfinished job whose process has ended, or record that it is lost."""
@@ -354,9 +325,7 @@ class ImageJobs:
         )
         if decided.finished:
             await self._store.update(decided)
-            feed = self._feeds.get(job.id)
-            if feed is not None:
-                await self.refresh(job.id)
+            await self._feeds.refresh(job.id)
             return
         self._run(decided, {}, [read_event(entry, content) for entry, content in events])
 
@@ -373,51 +342,14 @@ class ImageJobs:
             run.stop("cancel")
         return run is not None
 
-    async def refresh(self, id: str) -> None:
-        """Read what another worker has recorded of a job that is followed here."""
-        feed = self._feeds.get(id)
-        if feed is not None and feed.loading is not None:
-            await asyncio.wait({feed.loading})
-        if feed is None or feed.running or feed.loading is not None:
-            return
-        async with feed.reading:
-            job = await self._store.get(id)
-            if job is None:
-                feed.close(JobNotFoundError(_not_found(id)))
-                return
-            found = await self._store.events(job, feed.position)
-            if not feed.running:  # it was not taken over by this process meanwhile
-                feed.extend(read_event(entry, content) for entry, content in found)
-                feed.update(job)
-
     def runs(self, id: str) -> bool:
         """Return whether a job runs in this process."""
         return id in self._runs
 
-    async def _load(self, feed: Feed) -> None:
-        try:
-            job = await self._store.get(feed.id)
-            if job is None or self._is_expired(job):
-                raise JobNotFoundError(_not_found(feed.id))
-            found = await self._store.events(job, 0)
-            if not feed.running:  # it was not started here meanwhile
-                feed.extend(read_event(entry, content) for entry, content in found)
-                feed.update(job)
-                feed.loading = None
-        except BaseException:
-            if self._feeds.get(feed.id) is feed and not feed.running:
-                del self._feeds[feed.id]
-            raise
-
     def _run(self, job: Job, options: dict[str, Any], events: Iterable[JobEvent] = ()) -> None:
         if job.id in self._runs:
             return
-        feed = self._feeds.get(job.id)
-        if feed is None:
-            feed = self._feeds[job.id] = Feed(job.id)
-        feed.running, feed.loading = True, None
-        feed.extend(events)
-        feed.update(job)
+        feed = self._feeds.run(job, events)
         run = JobRun(
             self._client,
             self._store,
@@ -430,17 +362,9 @@ class ImageJobs:
         run.task.add_done_callback(lambda _: self._ended(feed, run))
 
     def _ended(self, feed: Feed, run: JobRun) -> None:
-        feed.running = False
         if self._runs.get(feed.id) is run:
             del self._runs[feed.id]
-        self._drop(feed)
-
-    def _drop(self, feed: Feed) -> None:
-        loading = feed.loading is not None and not feed.loading.done()
-        if feed.readers > 0 or feed.running or loading:
-            return
-        if self._feeds.get(feed.id) is feed:
-            del self._feeds[feed.id]
+        self._feeds.ended(feed)
 
     # --- small things -------------------------------------------------------
 
@@ -456,11 +380,6 @@ class ImageJobs:
         feed = self._feeds.get(id)
         return feed is not None and feed.job.state != "queued"
 
-    def _is_expired(self, job: Job) -> bool:
-        if self._keep is None or job.finished_at is None:
-            return False
-        return job.finished_at + self._keep < time.time()
-
     def _check_open(self) -> None:
         if self._state == "new":
             raise ConfigurationError(
@@ -475,7 +394,7 @@ class ImageJobs:
             await asyncio.sleep(min(_MAX_SWEEP, max(keep / 4, 0.05)))
             try:
                 for job in await self._store.jobs():
-                    if self._is_expired(job):
+                    if self._feeds.is_expired(job):
                         await self._store.delete(job)
             except StoreError as error:
                 logs.logger.warning("expired jobs could not be deleted: %s", error.message)
@@ -489,10 +408,6 @@ async def finish(step: Coroutine[Any, Any, T]) -> T:
     except asyncio.CancelledError:
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         raise
-
-
-def _not_found(id: object) -> str:
-    return f"There is no job {str(id)[:200]!r}; it may have been deleted or have expired."
 
 
 def _timeout(seconds: float) -> float | None:

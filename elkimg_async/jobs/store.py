@@ -30,7 +30,7 @@ class Store(Protocol):
         """Release everything; calling it again does nothing."""
 
     async def create(self, job: Job, inputs: Sequence[bytes]) -> Job:
-        """Store a new job with the images it sends; return the job that already has its id, if any."""
+        """Store a new job with the images it sends; return the job that has its id, if any."""
         ...
 
     async def get(self, id: str) -> Job | None:
@@ -62,8 +62,9 @@ class Store(Protocol):
 class SharedStore(Store, Protocol):
     """A store that several workers use side by side, each the owner of the jobs that it runs.
 
-    An owner that stops calling `renew`, or closes the store, loses its jobs: `orphans` returns them to
-    the other workers, and `append` and `update` raise FencedError once one of those has called `claim`.
+    An owner that stops calling `renew`, or closes the store, loses its jobs: `orphans` returns them
+    to the other workers, and `append` and `update` raise FencedError once one of those has called
+    `claim`.
     """
 
     lease: float

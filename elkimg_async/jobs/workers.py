@@ -29,15 +29,17 @@ class Registry(Protocol):
         """Cancel a job that runs here; return whether it does."""
         ...
 
-    async def refresh(self, id: str) -> None:
-        """Read what another worker has recorded of a job."""
-
 
 class Coordinator:
     """The tasks that keep one worker in step with the others."""
 
-    def __init__(self, store: SharedStore, registry: Registry) -> None:
-        self._store, self._registry = store, registry
+    def __init__(
+        self,
+        store: SharedStore,
+        registry: Registry,
+        refresh: Callable[[str], Awaitable[None]],
+    ) -> None:
+        self._store, self._registry, self._refresh = store, registry, refresh
         self._seen: dict[str, int] = {}
         self._stale: set[str] = set()
         self._tasks: list[asyncio.Task[None]] = []
@@ -83,7 +85,7 @@ class Coordinator:
         for name in cancelled:
             self._registry.cancel_here(name)
         for name in sorted(self._stale):
-            await self._registry.refresh(name)
+            await self._refresh(name)
             self._stale.discard(name)
 
 

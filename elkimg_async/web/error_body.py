@@ -44,12 +44,12 @@ _ADDRESS_OR_SECRET = re.compile(
 
 
 def error_body(error: BaseException) -> dict[str, dict[str, str | None]]:
-    """Return what a browser may know of an error, as JSON: a response's body or an `error` event's data.
+    """Return what a browser may know of an error: a response's JSON, or an `error` event's data.
 
-    `error` has `message`; `type`, the name of the class in `elkimg_async.errors`, or InternalError; the
-    server's `code`; `param`; `billing`; `request_id`. A rejected request keeps the server's message, unless
-    that seems to hold an address or an API key; every other error has a plain sentence. Nothing reveals
-    API keys, addresses, headers or this program.
+    `error` has `message`; `type`, the name of the class in `elkimg_async.errors`, or InternalError;
+    the server's `code`; `param`; `billing`; `request_id`. A rejected request keeps the server's
+    message, unless that seems to hold an address or an API key; every other error has a plain
+    sentence. Nothing reveals API keys, addresses, headers or this program.
     """
     kind = next((kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__), None)
     known = error if isinstance(error, ElkImagesError) else None

@@ -24,7 +24,7 @@ _POLL = 0.25  # seconds between two checks whether aiohttp's browser is still co
 
 @functools.cache
 def javascript() -> str:
-    """Return the source of `elkimg.js`, an ES module without dependencies, to serve as text/javascript."""
+    """Return the source of the ES module `elkimg.js`, to serve as text/javascript."""
     file = importlib.resources.files("elkimg_async.web") / "elkimg.js"
     return file.read_text(encoding="utf-8")
 
@@ -37,12 +37,13 @@ def starlette_response(
         job = await jobs.start(prompt, id=id)
         return web.starlette_response(jobs.events(job.id, request.headers.get("last-event-id")))
 
-    Nothing is sent upstream before the response begins, and nothing at all for a HEAD request. A job that
-    does not exist is answered with 404, and one that the browser has received to its end with 204, which
-    stops an `EventSource`.
+    Nothing is sent upstream before the response begins, and nothing at all for a HEAD request. A
+    job that does not exist is answered with 404, and one that the browser has received to its end
+    with 204, which stops an `EventSource`.
 
     Args:
-        events: The events of a job, which go on when the browser leaves; or an `ImageStream`, whose image
+        events: The events of a job, which go on when the browser leaves; or an `ImageStream`, whose
+        image
             is thrown away then.
         heartbeat: As for `ServerSentEvents`.
         pass_urls: As for `ServerSentEvents`.

@@ -37,7 +37,8 @@ def messages(events: AsyncIterable[ImageEvent], *, pass_urls: bool = False) -> "
             async for event, data, id in web.messages(client.generate(prompt, stream=True)):
                 yield ServerSentEvent(raw_data=data, event=event, id=id)
 
-    The last message is `[DONE]`, or an `error` event with `error_body` as its data; nothing is raised.
+    The last message is `[DONE]`, or an `error` event with `error_body` as its data; nothing is
+    raised.
 
     Args:
         events: As for `ServerSentEvents`; closed at the end.
@@ -88,7 +89,7 @@ def _text(id: int | None) -> str | None:
 
 
 def as_job(events: AsyncIterator[ImageEvent]) -> "JobEvents | None":
-    """Return the events as those of a job, if they are; without importing jobs for plain streams."""
+    """Return the events as those of a job, if they are, without importing jobs."""
     return cast("JobEvents", events) if getattr(events, "resumable", False) else None
 
 

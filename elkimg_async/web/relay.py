@@ -41,20 +41,22 @@ _PING = b": ping\n"
 
 
 class ServerSentEvents:
-    """The bytes that relay a stream of images: an async iterator for any framework's streaming response.
+    """The bytes that relay a stream of images, for any framework's streaming response.
 
         async for chunk in ServerSentEvents(client.generate(prompt, stream=True)):
             ...
 
-    Send them with `HEADERS`, and call `aclose` at the end, whatever happened. No `Exception` of the stream
-    is raised: it becomes an `error` event, and is in full in the log `elkimg_async`.
+    Send them with `HEADERS`, and call `aclose` at the end, whatever happened. No `Exception` of the
+    stream is raised: it becomes an `error` event, and is in full in the log `elkimg_async`.
 
     Args:
-        events: The events of a job; or an `ImageStream`, open or not; or any async iterable of its events,
+        events: The events of a job; or an `ImageStream`, open or not; or any async iterable of its
+        events,
             such as a generator of yours that changes them on their way. It is closed at the end.
         heartbeat: Seconds of silence after which a comment line is sent, so that nothing in between
             closes the connection as idle. None: no heartbeats.
-        pass_urls: Whether an image that came as a URL is passed on as one, for the browser to fetch; that
+        pass_urls: Whether an image that came as a URL is passed on as one, for the browser to
+        fetch; that
             reveals where it comes from. Otherwise it is downloaded here and sent as base64.
 
     Raises:
@@ -159,7 +161,7 @@ class ServerSentEvents:
             return write_end(body, id=end_id(self._events), event=b"error")
 
     def _start(self) -> tuple["asyncio.Task[ImageEvent | None]", "asyncio.Task[None] | None"]:
-        """Start to read the next event and to watch the browser; neither task keeps this object alive."""
+        """Read the next event and watch the browser, in tasks that do not hold this object."""
         if self._step is None:
             self._step = asyncio.create_task(read(self._events, self._pass_urls))
         if self._watch is None and self._disconnected is not None:

@@ -1,7 +1,7 @@
 """A backend process that is killed by the tests: starts jobs, and reports the results on stdout.
 
-Arguments: the store (`directory:PATH` or `redis:URL`), the base URL, the API key, the idempotency mode, and the
-ids to start and collect.
+Arguments: the store (`directory:PATH` or `redis:URL`), the base URL, the API key, the idempotency
+mode, and the ids to start and collect.
 """
 
 import asyncio

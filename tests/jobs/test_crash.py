@@ -47,8 +47,8 @@ class Backend:
             if line == "ready":
                 self.ready.set()
                 continue
-            id, _, result = line.partition(" ")
-            assert self._results.setdefault(id, result) == result, "a result changed"
+            name, _, result = line.partition(" ")
+            assert self._results.setdefault(name, result) == result, "a result changed"
 
     async def kill(self) -> None:
         """Kill it with SIGKILL."""
@@ -74,7 +74,7 @@ async def store_of(kind: str, folder: Path) -> AsyncIterator[str]:
 
 
 async def crash(kind: str, rounds: int, folder: Path) -> None:
-    """Kill a backend in each round; see that nothing finished is lost, and nothing is generated twice."""
+    """Kill a backend in each round; nothing is lost, and nothing is generated twice."""
     results, ids = dict[str, str](), list[str]()
     workers = 1 if kind == "directory" else 2
     async with LocalServer(light=True, delay=0.1) as server, store_of(kind, folder) as store:
@@ -217,7 +217,7 @@ async def test_folder_of_another_process_or_version(tmp_path: Path, server: Loca
 
 
 async def test_folder_with_a_log_cut_at_every_byte(tmp_path: Path, server: LocalServer) -> None:
-    """Wherever a log was cut, the folder opens, and a finished image is there or the job is lost."""
+    """Wherever a log was cut, the folder opens; the image is there or the job is lost."""
     path = tmp_path / "jobs"
     async with AsyncImages(server.api_key, base_url=server.base_url) as client:
         async with ImageJobs(client, store=DirectoryStore(path)) as jobs:

@@ -130,9 +130,15 @@ async def test_start_with_other_parameters_is_a_conflict(
         with pytest.raises(errors.JobConflictError, match="'one' belongs to a job with other"):
             await jobs.start("an elk", id="one", n=2)
         await jobs.result("one")
-        for change in [{"prompt": "a fox"}, {"size": "1024x1024"}, {"extra_body": {"seed": 1}}]:
+        changes: list[dict[str, Any]] = [
+            {"prompt": "a fox"},
+            {"size": "1024x1024"},
+            {"extra_body": {"seed": 1}},
+        ]
+        for change in changes:
+            given: dict[str, Any] = {"prompt": "an elk", "id": "one", "n": 1, **change}
             with pytest.raises(errors.JobConflictError):
-                await jobs.start(**{"prompt": "an elk", "id": "one", "n": 1, **change})
+                await jobs.start(**given)
         assert (await jobs.start({"n": 1, "prompt": "an elk"}, id="one")).state == "done"
     assert server.generations == 1
 
@@ -159,8 +165,9 @@ async def test_start_with_bad_input(
 ) -> None:
     """A request that cannot work is no job, and is not sent."""
     async with opened(server, MemoryStore) as jobs:
+        given: dict[str, Any] = {"prompt": "an elk", **arguments}
         with pytest.raises(error):
-            await jobs.start(**{"prompt": "an elk", **arguments})
+            await jobs.start(**given)
         assert await jobs.list() == []
     assert not server.requests
 
@@ -227,7 +234,7 @@ async def test_events_are_those_of_the_stream_with_ids(make_store: MakeStore) ->
 async def test_events_that_come_at_once_are_all_seen_by_a_reader_who_waits(
     server: LocalServer, make_store: MakeStore
 ) -> None:
-    """A reader who keeps up gets each partial image, and images are the same objects for all readers."""
+    """A reader who keeps up gets each partial image, the same object as all readers."""
     async with opened(server, make_store) as jobs:
         job = await jobs.start("an elk", partial_images=2)
         one, other = await asyncio.gather(collect(jobs, job.id), collect(jobs, job.id))
@@ -251,7 +258,7 @@ async def test_events_after_a_deleted_job_begin_again(
 
 
 async def test_events_of_a_slow_reader_skip_old_partial_images(make_store: MakeStore) -> None:
-    """A reader who does not read holds nothing up, and gets the newest partial and the final image."""
+    """A reader who does not read holds nothing up, and gets the newest and the final image."""
     finish = asyncio.Event()
     head, *chunks = open_stream(*(event(partial(index)) for index in range(5)))
     last = open_stream(event(COMPLETED), DONE)[1:]
@@ -271,7 +278,7 @@ async def test_events_of_a_slow_reader_skip_old_partial_images(make_store: MakeS
         assert isinstance(await anext(slow), CompletedImage)
         with pytest.raises(StopAsyncIteration):
             await anext(slow)
-        await quick.aclose()  # type: ignore[attr-defined]  # pyright: ignore
+        await quick.aclose()  # pyright: ignore
 
 
 async def test_events_left_stop_nothing(make_store: MakeStore) -> None:

@@ -170,7 +170,7 @@ async def test_example_resumes_a_dropped_connection(
 async def test_example_tells_errors_apart(
     page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the API reports is shown as it is; a backend that is gone is a matter of the connection."""
+    """What the API reports is shown; a backend that is gone is a connection error."""
     said = {"error": {"message": "That style does not exist.", "code": "bad_style"}}
     async with Canned(answer(said, status=400)) as canned:
         async with example(canned, tmp_path, monkeypatch) as port:
@@ -201,7 +201,8 @@ async def test_plain_stream_is_not_resumed(page: Page) -> None:
                     """async () => {
                         const { images } = await import("/elkimg.js");
                         try {
-                            for await (const event of images("/stream")) globalThis.seen = event.type;
+                            for await (const event of images("/stream"))
+                                globalThis.seen = event.type;
                         } catch (error) { return error.name; }
                     }"""
                 )
@@ -223,7 +224,8 @@ async def test_element_previews_finishes_and_cancels_by_keyboard(page: Page) -> 
     @app.get("/")
     async def html() -> HTMLResponse:
         return HTMLResponse(
-            '<!doctype html><html lang="en"><title>Elk</title><script type="module" src="/elkimg.js"></script>'
+            '<!doctype html><html lang="en"><title>Elk</title>'
+            '<script type="module" src="/elkimg.js"></script>'
             '<main><h1>Elk</h1><elk-image src="/images/one" alt="An elk"></elk-image></main>'
         )
 

@@ -94,7 +94,7 @@ async def jobs_over(server: Canned | LocalServer) -> AsyncIterator[ImageJobs]:
 
 @in_each
 async def test_relay_of_a_job_is_resumed_by_its_last_id(backend: Backend) -> None:
-    """Each message has an id, and a reconnect gets exactly what follows it; after the end, nothing."""
+    """Each message has an id, and a reconnect gets exactly what follows it."""
     sent = [event(partial(0)), event(COMPLETED), DONE]
     async with Canned(stream(*sent)) as canned, jobs_over(canned) as jobs, backend(jobs) as port:
         await jobs.start("an elk", id="one")
@@ -117,25 +117,27 @@ async def test_relay_of_a_job_is_resumed_by_its_last_id(backend: Backend) -> Non
 @in_each
 async def test_relay_of_a_failed_job(backend: Backend) -> None:
     """The error has an id as well, so that it is received once."""
-    async with Canned(answer({"error": {"message": "No."}}, status=400)) as canned:
-        async with jobs_over(canned) as jobs, backend(jobs) as port:
-            await jobs.start("an elk", id="one")
-            status, [failed], _ = await fetch(port)
-            assert (status, failed[1]) == (200, "error")
-            assert failed[2]["error"]["type"] == "BadRequestError"
-            assert (await fetch(port, last=failed[0]))[0] == 204
+    reply = answer({"error": {"message": "No."}}, status=400)
+    async with Canned(reply) as canned, jobs_over(canned) as jobs, backend(jobs) as port:
+        await jobs.start("an elk", id="one")
+        status, [failed], _ = await fetch(port)
+        assert (status, failed[1]) == (200, "error")
+        assert failed[2]["error"]["type"] == "BadRequestError"
+        assert (await fetch(port, last=failed[0]))[0] == 204
 
 
 @in_each
 async def test_relay_of_an_unknown_job(backend: Backend) -> None:
     """A job that does not exist is a 404, after which no browser reconnects."""
-    async with Canned([End.HOLD]) as canned, jobs_over(canned) as jobs, backend(jobs) as port:
-        async with (
-            aiohttp.ClientSession() as session,
-            session.get(f"http://127.0.0.1:{port}/image?id=x") as response,
-        ):
-            assert response.status == 404
-            assert (await response.json())["error"]["type"] == "JobNotFoundError"
+    async with (
+        Canned([End.HOLD]) as canned,
+        jobs_over(canned) as jobs,
+        backend(jobs) as port,
+        aiohttp.ClientSession() as session,
+        session.get(f"http://127.0.0.1:{port}/image?id=x") as response,
+    ):
+        assert response.status == 404
+        assert (await response.json())["error"]["type"] == "JobNotFoundError"
 
 
 @in_each
@@ -170,15 +172,15 @@ async def check_messages(port: int) -> None:
     ]
     assert messages[-1][2] == "[DONE]"
     assert base64.b64decode(messages[1][2]["b64_json"]) == PNG
-    assert sorted(id or "" for id, _, _ in messages) == [id for id, _, _ in messages]
+    assert sorted(each[0] or "" for each in messages) == [each[0] for each in messages]
 
 
 @asynccontextmanager
 async def finished_job() -> AsyncIterator[ImageJobs]:
     """Jobs, one of which is `one`."""
-    async with Canned(stream(event(partial(0)), event(COMPLETED), DONE)) as canned:
-        async with jobs_over(canned) as jobs:
-            yield jobs
+    reply = stream(event(partial(0)), event(COMPLETED), DONE)
+    async with Canned(reply) as canned, jobs_over(canned) as jobs:
+        yield jobs
 
 
 async def test_messages_with_sse_starlette() -> None:
@@ -188,8 +190,8 @@ async def test_messages_with_sse_starlette() -> None:
     async with finished_job() as jobs:
 
         async def sent() -> AsyncIterator[Any]:
-            async for name, data, id in web.messages(jobs.events("one")):
-                yield sse.ServerSentEvent(data, event=name, id=id, sep="\n")
+            async for name, data, number in web.messages(jobs.events("one")):
+                yield sse.ServerSentEvent(data, event=name, id=number, sep="\n")
 
         @app.get("/image")
         async def image() -> Any:
@@ -209,8 +211,8 @@ async def test_messages_with_fastapi() -> None:
         @app.get("/image", response_class=sse.EventSourceResponse)
         async def image() -> AsyncIterator[Any]:
             await jobs.start("an elk", id="one")
-            async for name, data, id in web.messages(jobs.events("one")):
-                yield sse.ServerSentEvent(raw_data=data, event=name, id=id)
+            async for name, data, number in web.messages(jobs.events("one")):
+                yield sse.ServerSentEvent(raw_data=data, event=name, id=number)
 
         async with on_uvicorn(app) as port:
             await check_messages(port)
@@ -224,8 +226,8 @@ async def test_messages_with_litestar() -> None:
     async with finished_job() as jobs:
 
         async def sent() -> AsyncIterator[ServerSentEventMessage]:
-            async for name, data, id in web.messages(jobs.events("one")):
-                yield ServerSentEventMessage(data=data, event=name, id=id, sep="\n")
+            async for name, data, number in web.messages(jobs.events("one")):
+                yield ServerSentEventMessage(data=data, event=name, id=number, sep="\n")
 
         @litestar.get("/image")  # type: ignore[untyped-decorator]
         async def image() -> ServerSentEvent:
@@ -240,27 +242,29 @@ async def test_messages_with_litestar() -> None:
 async def test_messages_with_django() -> None:
     """Django's StreamingHttpResponse sends them as lines."""
     django = pytest.importorskip("django")
-    from django.conf import settings
+    from django.conf import settings  # type: ignore[import-untyped]
 
     async with finished_job() as jobs:
 
         async def sent() -> AsyncIterator[str]:
-            async for name, data, id in web.messages(jobs.events("one")):
-                yield f"id: {id}\n" + (f"event: {name}\n" if name else "") + f"data: {data}\n\n"
+            async for name, data, number in web.messages(jobs.events("one")):
+                yield f"id: {number}\n" + (f"event: {name}\n" if name else "") + f"data: {data}\n\n"
 
         async def image(request: Any) -> Any:
-            from django.http import StreamingHttpResponse
+            from django.http import StreamingHttpResponse  # type: ignore[import-untyped]
 
             await jobs.start("an elk", id="one")
             return StreamingHttpResponse(sent(), content_type="text/event-stream")
 
-        from django.urls import path
+        from django.urls import path  # type: ignore[import-untyped]
 
         if not settings.configured:
             settings.configure(ALLOWED_HOSTS=["*"], ROOT_URLCONF=__name__, SECRET_KEY="x")
             django.setup()
         globals()["urlpatterns"] = [path("image", image)]
-        from django.core.asgi import get_asgi_application
+        from django.core.asgi import (  # type: ignore[import-untyped]
+            get_asgi_application,
+        )
 
         async with on_uvicorn(get_asgi_application(), lifespan="off") as port:
             await check_messages(port)
@@ -268,11 +272,13 @@ async def test_messages_with_django() -> None:
 
 async def test_messages_end_with_the_error() -> None:
     """A failure is the last message, and is not raised."""
-    async with Canned(answer({"error": {"message": "No."}}, status=400)) as canned:
-        async with AsyncImages(KEY, base_url=canned.base_url, retry=0) as client:
-            stream = client.generate("an elk", stream=True)
-            [(name, data, id)] = [each async for each in web.messages(stream)]
-    assert (name, id) == ("error", None)
+    async with (
+        Canned(answer({"error": {"message": "No."}}, status=400)) as canned,
+        AsyncImages(KEY, base_url=canned.base_url, retry=0) as client,
+    ):
+        stream = client.generate("an elk", stream=True)
+        [(name, data, number)] = [each async for each in web.messages(stream)]
+    assert (name, number) == ("error", None)
     assert json.loads(data)["error"]["type"] == "BadRequestError"
 
 
@@ -333,7 +339,7 @@ async def test_thousand_browsers_that_leave_and_return() -> None:
             async with aiohttp.ClientSession(connector=connector) as session:
 
                 async def visit(id: str, last: str, image: bytes) -> tuple[str, bytes, bool]:
-                    """Read for a random time; return the last id, the image, and whether that was all."""
+                    """Read for a random time; return last id, image, and whether that was all."""
                     began = time.monotonic()
                     url = f"http://127.0.0.1:{port}/image?id={id}"
                     async with session.get(url, headers={"Last-Event-ID": last}) as response:
@@ -356,11 +362,11 @@ async def test_thousand_browsers_that_leave_and_return() -> None:
                         return new, image, False
 
                 async def browse(number: int) -> bytes:
-                    id, last, image, finished = f"job-{number}", "", b"", False
+                    job, last, image, finished = f"job-{number}", "", b"", False
                     await asyncio.sleep(rng.uniform(0, 60))
-                    await jobs.start(f"elk {number}", id=id, partial_images=2)
+                    await jobs.start(f"elk {number}", id=job, partial_images=2)
                     while not finished:
-                        last, image, finished = await visit(id, last, image)
+                        last, image, finished = await visit(job, last, image)
                         await asyncio.sleep(rng.uniform(0, 0.5))
                     return image
 
