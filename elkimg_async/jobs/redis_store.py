@@ -42,8 +42,8 @@ return false
 _OWNED = """
 local owner = redis.call('HGET', KEYS[2], ARGV[1])
 if not owner and redis.call('EXISTS', KEYS[1]) == 1 then
-  redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])  -- it was given up as lost, and has its image after
-  all
+  -- it was given up as lost, and has its image after all
+  redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
 elseif owner ~= ARGV[2] then
   return 0
 end
