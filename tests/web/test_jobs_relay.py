@@ -330,9 +330,9 @@ async def test_fifty_viewers_encode_once() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-async def test_thousand_browsers_that_leave_and_return() -> None:
+async def test_browsers_that_leave_and_return() -> None:
     """Every browser collects its image, each is generated once, and rejoining is quick."""
-    count, rng, rejoined = 1000, random.Random(7), list[float]()
+    count, rng, rejoined = 200, random.Random(7), list[float]()
     async with LocalServer(light=True, delay=0.05) as server, jobs_over(server) as jobs:
         async with with_starlette(jobs) as port:
             connector = aiohttp.TCPConnector(limit=0)
@@ -363,7 +363,7 @@ async def test_thousand_browsers_that_leave_and_return() -> None:
 
                 async def browse(number: int) -> bytes:
                     job, last, image, finished = f"job-{number}", "", b"", False
-                    await asyncio.sleep(rng.uniform(0, 60))
+                    await asyncio.sleep(rng.uniform(0, 10))
                     await jobs.start(f"elk {number}", id=job, partial_images=2)
                     while not finished:
                         last, image, finished = await visit(job, last, image)
