@@ -50,6 +50,12 @@ TREE = {
     "BatchError": ["ElkImagesError"],
     "BatchStoppedError": ["BatchError"],
     "JournalError": ["BatchError"],
+    "JobError": ["ElkImagesError"],
+    "JobNotFoundError": ["JobError"],
+    "JobConflictError": ["JobError"],
+    "JobCancelledError": ["JobError"],
+    "JobLostError": ["JobError"],
+    "StoreError": ["JobError"],
 }
 FIELDS: dict[str, Any] = {
     "request_id": "r-1",
