@@ -98,6 +98,8 @@ BILLING = {
     "StreamStateError": "not_sent",
     "DownloadError": "billed",
     "BatchError": "not_sent",
+    "JobError": "not_sent",
+    "JobLostError": "unknown",
 }
 COPIES: dict[str, Callable[[ElkImagesError], ElkImagesError]] = {
     **{
@@ -211,6 +213,8 @@ def test_error_advice(cls: type[ElkImagesError]) -> None:
     speaking |= {"NetworkError", "RequestTimeoutError", "ResponseError", "EmptyResultError"}
     speaking |= {"StreamError", "StreamStateError", "BatchError", "BatchStoppedError"}
     speaking |= {"JournalError", "DisconnectedError", "StreamIncompleteError"}
+    speaking |= {"JobError", "JobNotFoundError", "JobConflictError", "JobCancelledError"}
+    speaking |= {"JobLostError", "StoreError"}
     assert (
         "may have been made" in str(cls("What.", billing="unknown")) or cls is RequestTimeoutError
     )

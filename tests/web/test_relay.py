@@ -65,7 +65,7 @@ async def upstream() -> AsyncIterator[LocalServer]:
 
 
 def client_of(server: LocalServer | Canned) -> AsyncImages:
-    """A client that asks this server, once."""
+    """A client of this server that does not retry."""
     key = server.api_key if isinstance(server, LocalServer) else KEY
     return AsyncImages(key, base_url=server.base_url, retry=0)
 
@@ -133,7 +133,7 @@ def with_aiohttp(
 
 @asynccontextmanager
 async def on_uvicorn(app: ASGIApp, *, send_buffer: int = 0, **config: Any) -> AsyncIterator[int]:
-    """The app on a uvicorn in this loop; gives its port."""
+    """The app on a uvicorn in this loop; yields its port."""
     listening = listen(send_buffer)
     server = uvicorn.Server(uvicorn.Config(app, **{"log_config": None, "lifespan": "on", **config}))
     serving = asyncio.create_task(server.serve(sockets=[listening]))
@@ -152,7 +152,7 @@ async def on_uvicorn(app: ASGIApp, *, send_buffer: int = 0, **config: Any) -> As
 async def on_aiohttp(
     app: aiohttp_web.Application, *, send_buffer: int = 0, **config: Any
 ) -> AsyncIterator[int]:
-    """The app on aiohttp's own server in this loop; gives its port."""
+    """The app on aiohttp's own server in this loop; yields its port."""
     listening = listen(send_buffer)
     runner = aiohttp_web.AppRunner(app, shutdown_timeout=0.2, **config)
     await runner.setup()
@@ -181,7 +181,7 @@ def backend(
     send_buffer: int = 0,
     **options: Any,
 ) -> AbstractAsyncContextManager[int]:
-    """One of the backends, running; gives its port."""
+    """One of the backends, running; yields its port."""
 
     def make_client() -> AsyncImages:
         return client_of(server)
@@ -243,7 +243,7 @@ class Browser:
                 self.seen += chunk
 
     async def read_rest(self) -> int:
-        """Read until the response's end; gives the number of bytes."""
+        """Read until the response's end; return the number of bytes."""
         count, tail = 0, self.seen[-5:]
         async with asyncio.timeout(30):
             while not tail.endswith(b"0\r\n\r\n"):
@@ -253,7 +253,7 @@ class Browser:
         return count
 
     async def leave(self, server: LocalServer | Canned) -> float:
-        """Close the connection; gives the seconds until upstream sees that nobody listens."""
+        """Close the connection; return the seconds until upstream sees it."""
         started = time.monotonic()
         self._writer.transport.abort()
         async with asyncio.timeout(5):
@@ -262,7 +262,7 @@ class Browser:
 
 
 async def fetch(port: int) -> tuple[aiohttp.ClientResponse, str]:
-    """What a browser gets in the end."""
+    """What a browser receives in the end."""
     async with (
         aiohttp.ClientSession() as session,
         session.get(f"http://127.0.0.1:{port}/picture?prompt=cat") as response,
@@ -271,7 +271,7 @@ async def fetch(port: int) -> tuple[aiohttp.ClientResponse, str]:
 
 
 def parse(text: str) -> list[tuple[str, Any]]:
-    """The events as a browser gives them to a page: the WHATWG's rules, without what relays never send."""
+    """The events as a browser hands them to a page, by the WHATWG's rules."""
     events, name, data = [], "message", list[str]()
     for line in text.split("\n"):
         field, _, value = line.partition(":")
@@ -309,7 +309,7 @@ async def relayed(server: LocalServer | Canned, **options: Any) -> list[tuple[st
 
 
 @in_each_way
-async def test_relay_gives_the_events_of_upstream(name: str, upstream: LocalServer) -> None:
+async def test_relay_forwards_the_events_of_upstream(name: str, upstream: LocalServer) -> None:
     """A browser gets each event with upstream's fields and image, then [DONE], under the right headers."""
     seen: list[ImageEvent] = []
 
@@ -450,7 +450,7 @@ async def test_relay_of_an_open_stream(upstream: LocalServer) -> None:
 
 
 async def test_relay_of_a_generator_that_changes_events(upstream: LocalServer) -> None:
-    """Whatever gives image events can be relayed."""
+    """Whatever yields image events can be relayed."""
 
     async def marked(client: AsyncImages, prompt: str) -> AsyncIterator[ImageEvent]:
         async for each in generated(client, prompt):
@@ -481,8 +481,8 @@ async def test_relay_of_an_image_that_is_a_url(pass_urls: bool, upstream: LocalS
 
 
 @in_each
-async def test_relay_head_request_asks_for_nothing(name: str, upstream: LocalServer) -> None:
-    """A HEAD request gets the headers, and makes no picture."""
+async def test_relay_head_request_sends_nothing_upstream(name: str, upstream: LocalServer) -> None:
+    """A HEAD request gets the headers, and generates no image."""
     async with (
         backend(name, upstream) as port,
         aiohttp.ClientSession() as session,
@@ -533,14 +533,14 @@ async def test_heartbeats_none() -> None:
 
 @pytest.mark.parametrize("heartbeat", [0, -1.0, float("nan")])
 async def test_heartbeats_that_cannot_be(heartbeat: float, upstream: LocalServer) -> None:
-    """A pause that is no positive number is refused at once."""
+    """A pause that is not a positive number is rejected at once."""
     async with client_of(upstream) as client:
         with pytest.raises(errors.ConfigurationError, match="positive number of seconds"):
             web.starlette_response(generated(client, "cat"), heartbeat=heartbeat)
 
 
-async def test_relay_of_something_else_is_refused(upstream: LocalServer) -> None:
-    """What cannot be relayed is refused before a response has begun."""
+async def test_relay_of_something_else_is_rejected(upstream: LocalServer) -> None:
+    """What cannot be relayed is rejected before a response has begun."""
     async with client_of(upstream) as client:
         opened = generated(client, "cat")
         web.ServerSentEvents(opened)
@@ -607,7 +607,7 @@ SECRET = "http://10.1.2.3:8080/v1 with sk-0123456789abcdef"
         ([End.RESET], "DisconnectedError"),
     ],
 )  # fmt: skip
-async def test_error_event_tells_nothing_secret(
+async def test_error_event_reveals_nothing_secret(
     reply: Any, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Neither keys nor addresses nor headers reach the browser, in whatever part of an answer they came."""
@@ -624,8 +624,8 @@ async def test_error_event_tells_nothing_secret(
     assert KEY not in logged.getMessage()
 
 
-async def test_error_before_sending_keeps_its_words(upstream: LocalServer) -> None:
-    """What this package refuses itself is told as it is, with the parameter."""
+async def test_error_before_sending_keeps_its_message(upstream: LocalServer) -> None:
+    """What this package rejects itself is reported as it is, with the parameter."""
     async with client_of(upstream) as client:
         events = client.generate("cat", stream=True, n=11)
         ((_, body),) = await collect(web.ServerSentEvents(events))
@@ -639,7 +639,7 @@ async def test_error_before_sending_keeps_its_words(upstream: LocalServer) -> No
     assert not upstream.requests
 
 
-async def test_error_of_a_refused_prompt_keeps_its_words() -> None:
+async def test_error_of_a_rejected_prompt_keeps_its_message() -> None:
     """Upstream's words about the request are passed on, with its code."""
     said = {
         "message": "Your request was rejected by the safety system.",
@@ -863,7 +863,7 @@ async def test_disconnect_on_a_server_of_a_later_asgi(upstream: LocalServer) -> 
         assert await browser.leave(upstream) < 1
 
 
-async def test_disconnect_told_by_send(upstream: LocalServer) -> None:
+async def test_disconnect_noticed_by_send(upstream: LocalServer) -> None:
     """A server whose `send` raises OSError for a browser that has left gets no exception back."""
     sent: list[Message] = []
 
@@ -937,8 +937,8 @@ async def test_relay_cancelled_closes_upstream(upstream: LocalServer) -> None:
             await anext(relay)
 
 
-async def test_relay_response_never_sent_asks_for_nothing(upstream: LocalServer) -> None:
-    """A response that is made and thrown away costs nothing, and warns of nothing."""
+async def test_relay_response_never_sent_sends_nothing_upstream(upstream: LocalServer) -> None:
+    """A response that is created and thrown away costs nothing, and warns of nothing."""
     async with client_of(upstream) as client:
         web.starlette_response(generated(client, "cat"))
     assert not upstream.requests
