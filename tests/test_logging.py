@@ -92,7 +92,7 @@ async def test_stream_with_an_event_that_is_skipped(
     reply = stream(PARTIAL, strange, COMPLETED, DONE)
     assert await play(canned, reply, streaming=True) is None
     assert lines(log)[2:] == [
-        ("DEBUG", "event skipped: its type is not known"),
+        ("DEBUG", "event skipped: its type is unknown"),
         ("DEBUG", f"1 received after S s {NAMED}"),
     ]
 

@@ -324,7 +324,7 @@ async def test_batch_interrupted(server: LocalServer, tmp_path: Path) -> None:
         ended = await command.ended()
     assert ended.code == 130
     assert ended.err.splitlines()[-2:] == [
-        "Interrupted, 17 requests not done. To go on:",
+        "Interrupted, 17 requests not done. To continue:",
         "python3 -m elkimg_async batch 'my prompts.txt' --concurrency 4",
     ]
     assert summary(ended.out)["done"] == "3"
@@ -354,7 +354,7 @@ async def test_batch_progress_on_terminal(server: LocalServer, tmp_path: Path) -
         )
         process.send_signal(signal.SIGINT)
         out, _ = await process.communicate()
-        await screen.wait_for("To go on")
+        await screen.wait_for("To continue")
     finally:
         screen.close()
         if process.returncode is None:
@@ -385,7 +385,7 @@ async def test_batch_keeps_folder_whole(server: LocalServer, tmp_path: Path, col
     [
         (("none.txt",), 1, "none.txt cannot be read: No such file"),
         ((".",), 1, "cannot be read: Is a directory"),
-        (("empty.txt",), 1, "empty.txt is empty: there are no prompts in it."),
+        (("empty.txt",), 1, "empty.txt is empty; it needs at least one prompt."),
         (("header.csv",), 1, "header.csv has no prompts."),
         (("p.csv",), 1, "p.csv, line 1: the header needs a column prompt"),
         (("p.txt", "--journal", "p.txt"), 1, "not a journal"),

@@ -244,7 +244,7 @@ def test_base64_bad_says_why() -> None:
     """The reason is a clause that a sentence can end with."""
     reasons = {decoded([inside]) for inside in (*BROKEN.values(), *NO_ESCAPE.values())}
     assert reasons == {
-        BadBase64("it is not base64, or was cut"),
+        BadBase64("it is not base64, or was cut off"),
         BadBase64("it is a data: URL without base64"),
     }
 
