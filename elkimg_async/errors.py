@@ -1,4 +1,4 @@
-"""Every error that leaves this package.
+"""All errors raised by this package.
 
 ElkImagesError
 ├── ConfigurationError               no API key, bad base URL, closed client
@@ -24,7 +24,7 @@ ElkImagesError
 ├── DownloadError                    the URL of an image could not be fetched
 ├── BatchError
 │   ├── BatchStoppedError            a limit of the run was reached, or all requests would fail
-│   └── JournalError                 unreadable, or of other requests
+│   └── JournalError                 unreadable, in use, or of other requests
 └── JobError
     ├── JobNotFoundError             no job has this id
     ├── JobConflictError             the id belongs to a job with other parameters
@@ -46,14 +46,14 @@ _TITLE = re.compile(r"<title[^>]*>\s*([^<]{1,200}?)\s*</title>", re.IGNORECASE)
 class ElkImagesError(Exception):
     """Root of all errors of this package.
 
-    The fields of a class are its annotated attributes; each is a keyword of its constructor, and
-    the default stands beside the annotation. `str()` builds its text from them.
+    The fields of a class are its annotated attributes; each is a keyword argument of its
+    constructor, with the default beside the annotation. `str()` builds its text from them.
     """
 
     message: str = ""
     """What happened, without the advice and the request id that `str()` adds."""
     request_id: str | None = None
-    """The server's name for the request; None if no response had one."""
+    """The server's id of the request; None if no response had one."""
     idempotency_key: str | None = None
     """The idempotency key that the request was sent with; None if there was none."""
     attempts: int = 0
@@ -100,7 +100,7 @@ class ElkImagesError(Exception):
             return ""
         named = f" (idempotency key: {self.idempotency_key})" if self.idempotency_key else ""
         again = f"check before sending the request again{named}"
-        return f"An image may have been made and billed; {again}."
+        return f"An image may have been created and billed; {again}."
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self)!r})"
@@ -109,15 +109,15 @@ class ElkImagesError(Exception):
         return _restore, (type(self), self.args, self.__dict__)
 
     def locate(self, request_id: str | None) -> Self:
-        """Set the request id where it is not known yet, and return the error itself."""
+        """Set the request id if it is not known yet, and return the error itself."""
         if self.request_id is None:
             self.request_id = request_id
         return self
 
     def to_dict(self, *, images: bool = True) -> dict[str, Any]:
-        """Return the class, the text and the fields as plain data, without what is None or empty.
+        """Return the class, the text and the fields that are not empty, as plain data.
 
-        `images=False` leaves out base64.
+        `images=False` omits the base64 content.
         """
         fields: dict[str, Any] = {"error": type(self).__name__, "text": str(self)}
         for name in sorted(self._fields()):
@@ -155,7 +155,7 @@ def _sentence(text: str) -> str:
 
 
 class ConfigurationError(ElkImagesError):
-    """The client cannot work as it is set up."""
+    """The client is misconfigured or closed."""
 
     billing: Billing = "not_sent"
 
@@ -165,13 +165,13 @@ class InvalidRequestError(ElkImagesError, ValueError):
 
     billing: Billing = "not_sent"
     param: str | None = None
-    """The name of the parameter; None when it is not a single one."""
+    """The name of the parameter; None if no single one is the cause."""
 
 
 class APIError(ElkImagesError):
     """The server returned an error.
 
-    `message` is what the server said, word for word; "" if it said nothing.
+    `message` is the server's message, word for word; "" if it sent none.
     """
 
     billing: Billing = "refused"
@@ -182,15 +182,15 @@ class APIError(ElkImagesError):
     type: str | None = None
     """The server's name for the kind of error; None if it has none."""
     param: str | None = None
-    """The parameter that the server complains about; None if it names none."""
+    """The parameter that caused the error; None if the server names none."""
     headers: Mapping[str, str] = {}
     """The response headers, names in lower case."""
     body: Any = None
     """The decoded JSON of the response, or its text; None if it was empty."""
     retry_after: float | None = None
+    """The delay requested by the server, in seconds; None if it does not say."""
     model: str | None = None
     """The model of the request; None if the request names none."""
-    """Seconds that the server asks to wait; None if it does not say."""
 
     def _advise_model(self) -> str:
         return (
@@ -214,7 +214,7 @@ class APIError(ElkImagesError):
         return _CHECK_PATH if self._is_page() and self.status not in (404, 407) else self.advice
 
     def _is_page(self) -> bool:
-        """Return whether a web page came, which no API sends."""
+        """Return whether the body is a web page, which no API sends."""
         return isinstance(self.body, str) and self.body.lstrip()[:1] == "<"
 
     def _title(self) -> str:
@@ -229,7 +229,7 @@ _CHECK_PATH = "Check the base URL and the network, or try again later."
 
 
 class BadRequestError(APIError):
-    """The server does not accept the request as it is."""
+    """The server rejected the request."""
 
     advice = "Change the request; sending it again unchanged will fail again."
 
@@ -244,7 +244,7 @@ class BadRequestError(APIError):
 
 
 class ModerationError(BadRequestError):
-    """The prompt or an image was blocked by the server's content rules."""
+    """The prompt or an image was blocked by the server's content policy."""
 
     advice = "Reword the prompt or change the image."
     moderation: Any = None
@@ -252,13 +252,13 @@ class ModerationError(BadRequestError):
 
 
 class AuthenticationError(APIError):
-    """The API key is missing, unknown or used up."""
+    """The API key is missing, unknown or expired."""
 
     advice = "Check the API key (ELKAPI_API_KEY) and that it belongs to this base URL."
 
 
 class PermissionDeniedError(APIError):
-    """The API key is known but is not allowed to do this."""
+    """The API key is valid but does not permit this request."""
 
     advice = "Check what this API key may use: model, group and allowed addresses."
 
@@ -282,7 +282,7 @@ class NotFoundError(APIError):
 
 
 class RateLimitError(APIError):
-    """Too many requests for now."""
+    """Too many requests in a short time."""
 
     advice = "Wait a while, or send fewer requests at once."
 
@@ -300,13 +300,13 @@ class NetworkError(ElkImagesError):
     """There was no response, or only a part of one."""
 
     phase: str | None = None
-    """Where it failed: `queue` (waiting within `Limits`, or because the server slowed it down),
-    `dns` (the host cannot be resolved), `connect`, `proxy` (it rejected the connection), `tls` (a
-    bad certificate), `upload`, `first_byte` or `body`."""
+    """Where it failed: `queue` (waiting for `Limits` or because of a 429), `dns` (the host cannot
+    be resolved), `connect`, `proxy` (it rejected the connection), `tls` (an invalid certificate),
+    `upload`, `first_byte` or `body`."""
 
 
 class ConnectError(NetworkError):
-    """No connection: the name was not found, the port did not accept it, or TLS failed."""
+    """No connection: the host was not found, the port rejected it, or TLS failed."""
 
     billing: Billing = "not_sent"
     advice = "Check the base URL, the network, and the proxy settings."
@@ -314,8 +314,8 @@ class ConnectError(NetworkError):
     def _advise(self) -> str:
         if self.phase == "tls":
             return (
-                "Check the server's certificate and its host name, the clock, and the authorities that this "
-                "machine trusts; SSL_CERT_FILE names a file with further ones."
+                "Check the server's certificate and its host name, the clock, and the authorities "
+                "that this machine trusts; SSL_CERT_FILE names a file with further ones."
             )
         return "Check the proxy settings." if self.phase == "proxy" else super()._advise()
 
@@ -343,9 +343,9 @@ class ResponseError(ElkImagesError):
     status: int | None = None
     """The HTTP status; None if the response ended before it was known."""
     body: str | None = None
-    """The response as text, its images left out; None if it says nothing."""
+    """The response as text, without its images; None if it was empty."""
     content: bytes | None = None
-    """The bytes that stood in the place of an image but are none; None if there were none."""
+    """The bytes sent in place of an image; None if there were none."""
 
 
 class EmptyResultError(ResponseError):
@@ -356,7 +356,7 @@ class EmptyResultError(ResponseError):
 
 
 class StreamError(ElkImagesError):
-    """A stream cannot go on."""
+    """A stream cannot continue."""
 
 
 class StreamIncompleteError(StreamError):
@@ -370,10 +370,10 @@ class StreamStateError(StreamError):
 
 
 class DownloadError(ElkImagesError):
-    """The image was made, but its URL could not be fetched."""
+    """The image was created, but its URL could not be downloaded."""
 
     billing: Billing = "billed"
-    advice = "The image was made: read it again, never generate it again."
+    advice = "The image exists: read it again instead of generating it again."
     url: str | None = None
     """The address without its query, which may contain a signature; None if it is unknown."""
     status: int | None = None
@@ -381,19 +381,19 @@ class DownloadError(ElkImagesError):
 
 
 class BatchError(ElkImagesError):
-    """A run over many requests cannot go on."""
+    """A run over many requests cannot continue."""
 
     billing: Billing = "not_sent"
 
 
 class BatchStoppedError(BatchError):
-    """A run stopped before its input ended: a limit was reached, or every further request would fail."""
+    """A run stopped early: a limit was reached, or every further request would fail."""
 
     reason: str | None = None
-    """The limit (`max_errors`, `max_images` or `max_total_tokens`), or why further requests would fail:
-    `configuration`, `authentication`, `quota`, `dns`, `tls` or `proxy`."""
+    """The limit (`max_errors`, `max_images` or `max_total_tokens`), or why further requests would
+    fail: `configuration`, `authentication`, `quota`, `dns`, `tls` or `proxy`."""
     totals: Any = None
-    """What was done until then."""
+    """The totals of the run until then (`Totals`)."""
 
 
 class JournalError(BatchError):
@@ -418,13 +418,13 @@ class JobCancelledError(JobError):
     """The job was cancelled before it finished."""
 
     images: Sequence[Any] = ()
-    """The images that were completed before (`Image`)."""
+    """The images completed before that (`Image`)."""
     partials: Sequence[Any] = ()
-    """The newest partial image, if there was one (`PartialImage`)."""
+    """The latest partial image, if there was one (`PartialImage`)."""
 
 
 class JobLostError(JobError):
-    """The process that ran the job ended, and the job must not be sent again on its own."""
+    """The process that ran the job ended, and sending it again could be billed twice."""
 
     billing: Billing = "unknown"
 

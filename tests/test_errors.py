@@ -221,7 +221,7 @@ def test_error_advice(cls: type[ElkImagesError]) -> None:
     speaking |= {"JournalError", "DisconnectedError", "StreamIncompleteError", "ServerError"}
     speaking |= {"JobError", "JobNotFoundError", "JobConflictError", "JobCancelledError"}
     speaking |= {"JobLostError", "StoreError"}
-    assert "An image may have been made" in str(cls("What.", billing="unknown"))
+    assert "An image may have been created" in str(cls("What.", billing="unknown"))
     assert bool(cls.advice) is (cls.__name__ not in speaking)
     assert not cls.advice or (cls.advice[0].isupper() and cls.advice.endswith("."))
 
@@ -236,7 +236,7 @@ def test_error_text_of_a_timeout() -> None:
     """A time-out names the limit that can be raised."""
     error = RequestTimeoutError("Nothing came for 5 s.", limit="idle", request_id="r-42")
     assert "Timeout(idle=" in str(error)
-    assert "An image may have been made" in str(error)
+    assert "An image may have been created" in str(error)
     assert str(RequestTimeoutError("Nothing came.", billing="not_sent")) == "Nothing came."
 
 

@@ -83,5 +83,5 @@ async def test_unknown_server_error(
         error: ElkImagesError = await failure_of_any_kind(client, streaming)
     assert isinstance(error, ServerError)
     assert (error.message, error.billing) == ("broken", "unknown")
-    assert "An image may have been made and billed" in str(error)
+    assert "An image may have been created and billed" in str(error)
     assert len(canned.requests) == requests

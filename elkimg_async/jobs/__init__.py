@@ -1,4 +1,4 @@
-"""Image generations that outlive whoever asked for them."""
+"""Image generations that outlive the request, the connection or the process that started them."""
 
 from elkimg_async.jobs.directory import DirectoryStore
 from elkimg_async.jobs.feed import JobEvents

@@ -1,7 +1,7 @@
 """Jobs in a folder: one folder for each, with its images and an append-only log.
 
-A line of the log is the newest record of the job, or an event. The image of an event is on the disk
-before its line, so that whatever the log names is there, at whatever byte the process was killed.
+A line of the log is the latest record of the job, or an event. The image of an event is on disk
+before its line, so that every file named by the log exists, whenever the process was killed.
 """
 
 import hashlib
@@ -38,21 +38,21 @@ class _Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class _Mark(msgspec.Struct, frozen=True):
-    """What the file that marks the folder says."""
+    """Content of the file that marks the folder."""
 
     type: str = "elkimg_async.jobs"
     version: int = VERSION
 
 
-class _Kept:
-    """One job: its folder, and what its log says."""
+class _LoggedJob:
+    """One job: its folder, and the content of its log."""
 
     def __init__(self, folder: Path, job: Job) -> None:
         self.folder, self.job = folder, job
         self.events: dict[int, tuple[Entry, str | None]] = {}
 
     def add(self, line: _Line) -> list[str]:
-        """Note a line; return the files that it makes superfluous."""
+        """Record a line; return the files that it makes obsolete."""
         if line.job is not None:
             self.job = line.job
         if line.event is None:
@@ -67,14 +67,14 @@ class DirectoryStore:
     """A store in a folder; it survives `kill -9`, and belongs to one process at a time.
 
     Args:
-        path: The folder. It is created where it does not exist.
+        path: The folder; it is created if it does not exist.
     """
 
     shared = False
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
-        self._kept: dict[str, _Kept] = {}
+        self._kept: dict[str, _LoggedJob] = {}
         self._lock: int | None = None
         self._writing = threading.Lock()
 
@@ -131,7 +131,7 @@ class DirectoryStore:
     # --- in a worker thread -------------------------------------------------
 
     async def _do(self, step: Callable[..., T], *arguments: Any) -> T:
-        """Do a step in a worker thread, alone, to its end."""
+        """Run a step to completion in a worker thread, one at a time."""
 
         def alone() -> T:
             with self._writing:
@@ -184,7 +184,7 @@ class DirectoryStore:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        self._kept[job.id] = _Kept(folder, job)
+        self._kept[job.id] = _LoggedJob(folder, job)
         return job
 
     def _inputs(self, job: Job) -> list[bytes]:
@@ -235,15 +235,15 @@ class DirectoryStore:
         if kept is not None:
             shutil.rmtree(kept.folder, ignore_errors=True)
 
-    def _find(self, job: Job) -> _Kept:
+    def _find(self, job: Job) -> _LoggedJob:
         try:
             return self._kept[job.id]
         except KeyError:
-            raise StoreError(f"The job {job.id!r} is not in the store any more.") from None
+            raise StoreError(f"The job {job.id!r} is no longer in the store.") from None
 
 
 def _folder_name(id: str) -> str:
-    """Return a name that every file system takes, and that differs where ids differ."""
+    """Return a name that every file system accepts, different for each id."""
     slug = re.sub(r"[^a-z0-9]+", "-", id.lower())[:40].strip("-")
     return "-".join(filter(None, [slug, hashlib.sha256(id.encode()).hexdigest()[:16]]))
 
@@ -270,7 +270,7 @@ def _check_mark(path: Path) -> None:
         )
 
 
-def _read_log(folder: Path) -> _Kept | None:
+def _read_log(folder: Path) -> _LoggedJob | None:
     """Return the job of a folder; None for one whose creation was cut short, which is removed."""
     try:
         content = (folder / _LOG).read_bytes()
@@ -282,18 +282,18 @@ def _read_log(folder: Path) -> _Kept | None:
     if not whole:
         shutil.rmtree(folder, ignore_errors=True)
         return None
-    kept: _Kept | None = None
+    kept: _LoggedJob | None = None
     try:
         for text in whole.split(b"\n"):
             line = msgspec.json.decode(text, type=_Line)
             if kept is None and line.job is not None:
-                kept = _Kept(folder, line.job)
+                kept = _LoggedJob(folder, line.job)
             elif kept is not None:
                 kept.add(line)
     except _BROKEN:
         kept = None
     if kept is None:
-        logger.warning("the job in %s is left out: its log is damaged", folder)
+        logger.warning("the job in %s was skipped: its log is damaged", folder)
         return None
     if torn:
         os.truncate(folder / _LOG, len(whole) + 1)
@@ -301,7 +301,7 @@ def _read_log(folder: Path) -> _Kept | None:
     return kept
 
 
-def _remove_leftovers(kept: _Kept) -> None:
+def _remove_leftovers(kept: _LoggedJob) -> None:
     """Remove files that no line of the log names."""
     named = {_LOG, *(file for _, file in kept.events.values() if file is not None)}
     for file in kept.folder.iterdir():
@@ -310,7 +310,7 @@ def _remove_leftovers(kept: _Kept) -> None:
 
 
 def _write_line(folder: Path, line: _Line) -> None:
-    """Append a line to the log and have it on the disk; a line that fails leaves none of it."""
+    """Append a line to the log and flush it to disk; a line that fails is removed completely."""
     data = msgspec.json.encode(line) + b"\n"
     with (folder / _LOG).open("ab", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
@@ -325,7 +325,7 @@ def _write_line(folder: Path, line: _Line) -> None:
 
 
 def _open_locked(path: Path) -> int:
-    """Open a file that this process alone has open; the lock ends with the process."""
+    """Open and lock a file for this process alone; the lock ends with the process."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         _take_lock(descriptor)

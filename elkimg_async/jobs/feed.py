@@ -1,8 +1,8 @@
-"""The events of one job as this process knows them, and those who read them.
+"""The events of one job in this process, and their readers.
 
-A feed holds each image once, whatever the number of readers: every reader has a position only, and
-looks up the next event after it. A reader that falls behind misses partial images that newer ones
-have replaced, and nothing else.
+A feed holds each image once, whatever the number of readers: a reader only has a position, and
+looks up the next event after it. A reader that falls behind misses only partial images that have
+been replaced by newer ones.
 """
 
 import asyncio
@@ -59,13 +59,13 @@ class Feed:
         self._notify()
 
     def extend(self, events: Iterable[JobEvent]) -> None:
-        """Add those events that are new here."""
+        """Add the events that are new."""
         for event in events:
             if not self.events or event.id > self.events[-1].id:
                 self.add(event)
 
     def close(self, error: ElkImagesError) -> None:
-        """Let everyone who waits fail with `error`."""
+        """Fail all waiting readers with `error`."""
         self.closed = error
         self._notify()
 
@@ -104,7 +104,7 @@ class Feed:
 
 
 class Feeds(Protocol):
-    """Where readers get their feed from."""
+    """Source of feeds for readers."""
 
     async def join(self, id: str) -> Feed:
         """Return the feed of a job, and keep it until `leave`."""
@@ -115,11 +115,11 @@ class Feeds(Protocol):
 
 
 class JobEvents(AsyncIterator[JobEvent]):
-    """The events of one job: what is there already, then live.
+    """The events of one job: those so far, then live ones.
 
-    Use it with `async for`. `await jobs.events(id)` looks the job up first, and raises
+    Use it with `async for`. `await jobs.events(id)` looks up the job first, and raises
     JobNotFoundError before anything is sent to a browser. `async with` and `aclose` release it
-    early; the job goes on.
+    early; the job continues.
     """
 
     resumable = True
@@ -169,7 +169,7 @@ class JobEvents(AsyncIterator[JobEvent]):
         return event
 
     async def aclose(self) -> None:
-        """Stop reading; the job goes on."""
+        """Stop reading; the job continues."""
         self._leave()
 
     def __del__(self) -> None:
@@ -183,12 +183,12 @@ class JobEvents(AsyncIterator[JobEvent]):
 
     @property
     def shared(self) -> bool:
-        """Whether somebody else reads the same events in this process now."""
+        """Whether another reader follows the same events in this process."""
         return self._feed is not None and self._feed.readers > 1
 
     @property
     def complete(self) -> bool:
-        """Whether everything, the end of the job included, had been received before `after`."""
+        """Whether all events and the end of the job had already been received at `after`."""
         feed = self._feed
         return feed is not None and feed.job.finished and self._position == feed.job.last_id
 
@@ -219,7 +219,7 @@ class JobEvents(AsyncIterator[JobEvent]):
 
 
 def read_position(after: int | str | None) -> int | None:
-    """Return the event id that `after` stands for; None stands for the beginning.
+    """Return the event id that `after` means; None means the start.
 
     Raises:
         InvalidRequestError: If it is not an event id.
@@ -236,5 +236,5 @@ def read_position(after: int | str | None) -> int | None:
 
 
 def start_of(job: Job, after: int | None) -> int:
-    """Return the position to read from; an id of another job of the same name counts as none."""
+    """Return the position to read from; the id of another job's event is ignored."""
     return after if after is not None and job.owns(after) else job.first_id

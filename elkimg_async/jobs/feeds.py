@@ -11,12 +11,12 @@ from elkimg_async.jobs.store import Store
 
 
 class FeedTable:
-    """The feeds in use: of jobs that run here, and of jobs that somebody reads here.
+    """The feeds in use: of jobs that run or are read in this process.
 
     Args:
-        store: Where jobs that do not run here are read.
-        keep: Seconds after which a finished job does not exist any more. None: never.
-        check_open: Raises while nobody may join.
+        store: The store from which jobs of other processes are read.
+        keep: Seconds after which a finished job expires. None: never.
+        check_open: Raises while readers may not join.
     """
 
     def __init__(self, store: Store, *, keep: float | None, check_open: Callable[[], None]) -> None:
@@ -29,7 +29,7 @@ class FeedTable:
         return feed if feed is not None and feed.loading is None else None
 
     def run(self, job: Job, events: Iterable[JobEvent]) -> Feed:
-        """Return the feed of a job that runs here from now on."""
+        """Return the feed of a job that starts to run in this process."""
         feed = self._feeds.get(job.id)
         if feed is None:
             feed = self._feeds[job.id] = Feed(job.id)
@@ -39,12 +39,12 @@ class FeedTable:
         return feed
 
     def ended(self, feed: Feed) -> None:
-        """Note that a job runs here no more."""
+        """Record that a job no longer runs in this process."""
         feed.running = False
         self._drop(feed)
 
     def forget(self, id: str) -> None:
-        """Let readers of a deleted job keep its feed, and others find none."""
+        """Remove the feed of a deleted job; its current readers keep it."""
         self._feeds.pop(id, None)
 
     async def join(self, id: str) -> Feed:
@@ -69,7 +69,7 @@ class FeedTable:
         return feed
 
     def leave(self, feed: Feed) -> None:
-        """Release a feed; the last reader of a job that does not run here takes it along."""
+        """Release a feed, which is removed with its last reader unless its job runs here."""
         feed.readers -= 1
         self._drop(feed)
 
@@ -87,13 +87,13 @@ class FeedTable:
         return job
 
     def is_expired(self, job: Job) -> bool:
-        """Return whether a finished job has been kept long enough."""
+        """Return whether a finished job has expired."""
         if self._keep is None or job.finished_at is None:
             return False
         return job.finished_at + self._keep < time.time()
 
     async def refresh(self, id: str) -> None:
-        """Read what another worker has recorded of a job that is followed here."""
+        """Read the records of another worker for a job that is followed here."""
         feed = self._feeds.get(id)
         if feed is not None and feed.loading is not None:
             await asyncio.wait({feed.loading})
@@ -106,12 +106,12 @@ class FeedTable:
                 feed.close(error)
                 return
             found = await self._store.events(job, feed.position)
-            if not feed.running:  # it was not taken over by this process meanwhile
+            if not feed.running:  # this process has not taken it over in the meantime
                 feed.extend(read_event(entry, content) for entry, content in found)
                 feed.update(job)
 
     async def close(self, error: ElkImagesError) -> None:
-        """Let every reader fail with `error`."""
+        """Fail every reader with `error`."""
         for feed in list(self._feeds.values()):
             feed.close(error)
             if feed.loading is not None:
@@ -122,7 +122,7 @@ class FeedTable:
         try:
             job = await self.find(feed.id)
             found = await self._store.events(job, 0)
-            if not feed.running:  # it was not started here meanwhile
+            if not feed.running:  # it has not been started here in the meantime
                 feed.extend(read_event(entry, content) for entry, content in found)
                 feed.update(job)
                 feed.loading = None

@@ -8,7 +8,7 @@ from elkimg_async.jobs.model import Entry, Job
 Stored = tuple[Entry, bytes | None]
 
 
-class _Kept:
+class _StoredJob:
     """One job with its images."""
 
     def __init__(self, job: Job, inputs: Sequence[bytes]) -> None:
@@ -36,7 +36,7 @@ class MemoryStore:
         if not max_bytes > 0:
             raise ConfigurationError("max_bytes must be a positive number of bytes.")
         self._max_bytes = max_bytes
-        self._kept: dict[str, _Kept] = {}
+        self._kept: dict[str, _StoredJob] = {}
         self._bytes = 0
 
     async def open(self, keep: float | None) -> None:
@@ -50,7 +50,7 @@ class MemoryStore:
         known = self._kept.get(job.id)
         if known is not None:
             return known.job
-        kept = _Kept(job, inputs)
+        kept = _StoredJob(job, inputs)
         self._evict(kept.size + 1)
         if self._bytes + kept.size >= self._max_bytes:
             raise StoreError(
@@ -86,7 +86,7 @@ class MemoryStore:
         self._evict(0)
 
     async def update(self, job: Job) -> None:
-        """Replace the record of a job; a finished one needs its inputs no more."""
+        """Replace the record of a job; a finished one no longer needs its inputs."""
         kept = self._find(job)
         kept.job = job
         if job.finished:
@@ -106,11 +106,11 @@ class MemoryStore:
         if kept is not None:
             self._bytes -= kept.size
 
-    def _find(self, job: Job) -> _Kept:
+    def _find(self, job: Job) -> _StoredJob:
         try:
             return self._kept[job.id]
         except KeyError:
-            raise StoreError(f"The job {job.id!r} is not in the store any more.") from None
+            raise StoreError(f"The job {job.id!r} is no longer in the store.") from None
 
     def _evict(self, needed: int, *, sparing: str | None = None) -> None:
         """Remove finished jobs, oldest first, until there is room, but not the newest."""

@@ -1,4 +1,4 @@
-"""What a job is: its record, its events, and how both are written as plain data."""
+"""The record of a job and its events, and their form as plain data."""
 
 import typing
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from elkimg_async.sansio.responses import (
 )
 
 VERSION = 1
-"""The version of everything that a store holds."""
+"""Version of the data in stores."""
 MAX_EVENTS = 1000
 """How many event ids belong to one job."""
 
@@ -31,13 +31,13 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 class JobPartialImage(PartialImage, frozen=True, kw_only=True):
-    """An image on its way. `id` names the event; `events(…, after=id)` continues after it."""
+    """A partial image. `id` identifies the event; `events(…, after=id)` continues after it."""
 
     id: int
 
 
 class JobCompletedImage(CompletedImage, frozen=True, kw_only=True):
-    """A finished image. `id` names the event; `events(…, after=id)` continues after it."""
+    """A finished image. `id` identifies the event; `events(…, after=id)` continues after it."""
 
     id: int
 
@@ -64,12 +64,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         parameters: The other fields of the request that are set.
         created_at: When it was started, in seconds since 1970; `sent_at` and `finished_at`
         likewise.
-        sent_at: When its request left; None before.
+        sent_at: When its request was sent; None before.
         finished_at: When it reached its last state; None before.
-        usage: The tokens that the server counted; None where it does not say.
-        request_id: The server's name for the request; None where it does not say.
-        attempts: How often the request was tried; 0 while that is not known.
-        idempotency_key: The idempotency key that the request is sent with; None where none is.
+        usage: The tokens used; None if the server does not say.
+        request_id: The server's id of the request; None if there is none.
+        attempts: How often the request was tried; 0 while that is unknown.
+        idempotency_key: The idempotency key that the request is sent with; None without one.
     """
 
     id: str
@@ -97,12 +97,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def finished(self) -> bool:
-        """Whether the state will not change any more."""
+        """Whether the state is final."""
         return self.state in FINISHED
 
     @property
     def error(self) -> ElkImagesError | None:
-        """Why there is no result, with `billing`; None for a job that is done or unfinished."""
+        """The error of the job, with `billing`; None for a job that is done or unfinished."""
         if self.failure is None:
             return None
         error: Any = read_error(self.failure, attempts=self.attempts)
@@ -117,12 +117,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def wanted(self) -> int:
-        """How many images the request is for."""
+        """The number of images requested."""
         n = self.parameters.get("n")
         return n if isinstance(n, int) and n > 0 else 1
 
     def owns(self, event_id: int) -> bool:
-        """Whether an event id is one of this job's, and not of an earlier job of the same name."""
+        """Return whether an event id belongs to this job, not to an earlier one with its id."""
         return self.first_id <= event_id <= self.last_id
 
 
@@ -130,7 +130,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def send(job: Job, now: float) -> Job:
-    """Return the job as it is from the moment at which its request may leave."""
+    """Return the job as it is once its request may be sent."""
     sent_at = now if job.sent_at is None else job.sent_at
     return replace(job, state="running", sent_at=sent_at, runs=job.runs + 1)
 
@@ -180,10 +180,10 @@ def lose(job: Job, completed: int, now: float) -> Job:
 
 
 def recover(job: Job, events: Sequence["Entry"], *, replay: bool, now: float) -> Job:
-    """Decide what becomes of an unfinished job whose process has ended.
+    """Return the state of an unfinished job whose process has ended.
 
-    A job that comes back unfinished is to be run: either its request never left, or it may be sent
-    again with its own idempotency key.
+    A job that is returned unfinished is to be run: either its request was never sent, or it may be
+    sent again with its own idempotency key.
     """
     if job.finished or job.state == "queued":
         return job
@@ -240,7 +240,7 @@ def read_event(entry: Entry, content: bytes | None) -> JobEvent:
 
 
 def write_response(response: ImagesResponse) -> dict[str, Any]:
-    """Return what a response holds beside its images as plain data."""
+    """Return the fields of a response other than its images as plain data."""
     plain = {name: _plain(value) for name, value in vars(response).items() if name != "data"}
     return {name: value for name, value in plain.items() if value is not None}
 
@@ -275,7 +275,7 @@ def _write(struct: msgspec.Struct, skipped: set[str]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return plain data; None for what cannot be written: it must not cost an image."""
+    """Return plain data; None for values that cannot be written, which must not cost an image."""
     try:
         if isinstance(value, Mapping):
             value = dict(value)

@@ -1,10 +1,10 @@
 """Jobs in Redis, for several worker processes that serve each other's jobs.
 
-Under the prefix stand, for each job, `job:ID` (its record), `events:ID` (a stream of its events),
-`image:ID:EVENT` and `input:ID:N` (bytes); and for all together `jobs` (ids by age), `active` (the
-worker that owns each unfinished job), `worker:W` (a lease that expires with its worker), `news` (a
-stream of the ids that changed) and `version`. Whatever depends on the owner is written by a script,
-so that a worker that lost its lease cannot overwrite the records of the one that took over.
+The names under the prefix are, for each job, `job:ID` (its record), `events:ID` (a stream of its
+events), `image:ID:EVENT` and `input:ID:N` (bytes); and for all jobs `jobs` (ids by age), `active`
+(the worker that owns each unfinished job), `worker:W` (a lease that expires with its worker),
+`news` (a stream of the ids that changed) and `version`. Whatever depends on the owner is written by
+a script, so that a worker that lost its lease cannot overwrite the records of its successor.
 """
 
 import asyncio
@@ -20,14 +20,12 @@ from elkimg_async.jobs.store import FencedError
 
 T = TypeVar("T")
 
-_MARGIN = (
-    24 * 3600.0
-)  # seconds that the images of an unfinished job are kept longer than those of others
+_MARGIN = 24 * 3600.0  # extra seconds for which images of unfinished jobs are kept
 _BLOCK = 1000  # milliseconds that a worker waits for news at a time
-_NEWS = 100_000  # notices that are kept
+_NEWS = 100_000  # maximum length of the news stream
 _CONNECTIONS = 32
-_PATIENCE = 10.0  # seconds for a connection and for a command
-_LAST_WORDS = 1.0  # seconds for the farewell
+_TIMEOUT = 10.0  # seconds for a connection and for a command
+_CLOSE_TIMEOUT = 1.0  # seconds for releasing the lease
 _decode_job = msgspec.json.Decoder(Job).decode
 _decode_entry = msgspec.json.Decoder(Entry).decode
 
@@ -85,12 +83,12 @@ class RedisStore:
     """A store in Redis; needs the extra `redis`.
 
     Args:
-        url: Where Redis is, as `redis.asyncio.Redis.from_url` takes it.
-        prefix: What all names in Redis begin with; stores with different prefixes are separate.
-        lease: Seconds after which a worker that gives no sign of life counts as dead.
+        url: The URL of Redis, as for `redis.asyncio.Redis.from_url`.
+        prefix: The prefix of all names in Redis; stores with different prefixes are separate.
+        lease: Seconds after which an unresponsive worker counts as dead.
 
     Raises:
-        ConfigurationError: If redis is not installed, or an argument is not usable.
+        ConfigurationError: If redis is not installed, or an argument is invalid.
     """
 
     shared = True
@@ -110,9 +108,9 @@ class RedisStore:
             pool = BlockingConnectionPool.from_url(
                 url,
                 max_connections=_CONNECTIONS,
-                timeout=_PATIENCE,
-                socket_connect_timeout=_PATIENCE,
-                socket_timeout=_PATIENCE,
+                timeout=_TIMEOUT,
+                socket_connect_timeout=_TIMEOUT,
+                socket_timeout=_TIMEOUT,
             )
         except ValueError:
             raise ConfigurationError(
@@ -128,7 +126,7 @@ class RedisStore:
         self._partials: dict[str, int] = {}
 
     async def open(self, keep: float | None) -> None:
-        """Check the version, and become a worker.
+        """Check the version, and join the workers.
 
         Raises:
             StoreError: If Redis cannot be reached, or the data is of another version.
@@ -146,9 +144,9 @@ class RedisStore:
         self._since = newest[0][0].decode() if newest else "0-0"
 
     async def aclose(self) -> None:
-        """Give up the lease, so that other workers take over, and disconnect."""
+        """Release the lease, so that other workers take over, and disconnect."""
         try:
-            async with asyncio.timeout(_LAST_WORDS):
+            async with asyncio.timeout(_CLOSE_TIMEOUT):
                 await self._do(self._redis.delete(self._name("worker", self._worker)))
         except (StoreError, TimeoutError):
             pass  # the lease expires by itself
@@ -190,7 +188,7 @@ class RedisStore:
         names = [self._input(job, index) for index in range(stored)]
         found = await self._do(self._redis.mget(names))
         if None in found:
-            raise StoreError(f"The images that the job {job.id!r} sends are not in Redis any more.")
+            raise StoreError(f"The images that the job {job.id!r} sends are no longer in Redis.")
         return list(found)
 
     async def append(self, job: Job, entry: Entry, content: bytes | None) -> None:
@@ -241,7 +239,7 @@ class RedisStore:
                 if not entry.completed:  # replaced by a newer one just now
                     continue
                 raise StoreError(
-                    f"An image of the job {job.id!r} is not in Redis any more; check its "
+                    f"An image of the job {job.id!r} is no longer in Redis; check its "
                     "maxmemory-policy."
                 )
             found.append((entry, content))
@@ -273,14 +271,14 @@ class RedisStore:
         return list(found.values())
 
     async def claim(self, job: Job) -> bool:
-        """Become the owner of an orphan; return False where another worker was faster."""
+        """Become the owner of an orphan; return False if another worker was faster."""
         earlier = self._owners.get(job.id, b"")
         return bool(
             await self._script(_CLAIM, [self._name("active")], job.id, earlier, self._worker)
         )
 
     async def request_cancel(self, id: str) -> None:
-        """Ask the owner of a job to cancel it."""
+        """Request the owner of a job to cancel it."""
         await self._do(self._redis.xadd(self._name("news"), {"cancel": id}, maxlen=_NEWS))
 
     async def changes(self) -> tuple[frozenset[str], frozenset[str]]:
@@ -307,7 +305,7 @@ class RedisStore:
         return self._name("input", job.id, job.fingerprint, index)
 
     def _expiry(self, margin: float) -> int | None:
-        """Return milliseconds, or None for never."""
+        """Return the expiry in milliseconds, or None for never."""
         return None if self._keep is None else max(1, int((self._keep + margin) * 1000))
 
     async def _entries(self, job: Job, after: int) -> list[Entry]:
@@ -332,14 +330,14 @@ class RedisStore:
         return await self._do(self._redis.eval(script, len(keys), *keys, *arguments))
 
     async def _do(self, command: Awaitable[T]) -> T:
-        """Send a command; whatever goes wrong is a StoreError."""
+        """Send a command; every failure becomes a StoreError."""
         from redis.exceptions import OutOfMemoryError, RedisError
 
         task = asyncio.current_task()
         cancelling = task.cancelling() if task else 0
         try:
             result = await command
-            if task and task.cancelling() > cancelling:  # redis swallows it now and then
+            if task and task.cancelling() > cancelling:  # redis sometimes swallows a cancellation
                 raise asyncio.CancelledError
             return result
         except OutOfMemoryError:

@@ -1,4 +1,4 @@
-"""`ImageJobs`: starts jobs, lets any number of readers follow them, and brings them to an end."""
+"""`ImageJobs`, which starts jobs, lets any number of readers follow them, and ends them."""
 
 import asyncio
 import math
@@ -22,7 +22,7 @@ from elkimg_async.jobs.memory import MemoryStore
 from elkimg_async.jobs.model import Job, JobEvent, read_event
 from elkimg_async.jobs.request import JobOptions, Prepared, check_id, prepare
 from elkimg_async.jobs.run import JobRun
-from elkimg_async.jobs.store import SharedStore, Store
+from elkimg_async.jobs.store import MultiWorkerStore, Store
 from elkimg_async.jobs.workers import Coordinator
 from elkimg_async.sansio.headers import take_idempotency_key
 from elkimg_async.sansio.requests import EditRequest
@@ -36,7 +36,7 @@ _CLOSED = "These jobs are closed; create new ImageJobs."
 
 
 class ImageJobs:
-    """Image generations that outlive whoever asked for them.
+    """Image generations that outlive the request that started them.
 
         async with ImageJobs(client, store=DirectoryStore("images")) as jobs:
             job = await jobs.start("a red fox", id="order-17", partial_images=2)
@@ -46,7 +46,7 @@ class ImageJobs:
 
     Args:
         client: Sends the requests; it is not closed here, and must stay open longer.
-        store: Where jobs, events and images are kept. None: a `MemoryStore`.
+        store: Stores jobs, events and images. None: a `MemoryStore`.
         keep: Seconds for which a finished job is kept. None: until it is deleted.
         grace: Seconds that closing waits for running jobs, because they are paid for. None: the
             client's total time limit for a batch call.
@@ -54,7 +54,7 @@ class ImageJobs:
             client's `Limits(max_concurrency=…)` allows.
 
     Raises:
-        ConfigurationError: If an argument is not usable.
+        ConfigurationError: If an argument is invalid.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class ImageJobs:
             self._state = "open"
             if self._store.shared:
                 self._coordinator = Coordinator(
-                    cast("SharedStore", self._store), self, self._feeds.refresh
+                    cast("MultiWorkerStore", self._store), self, self._feeds.refresh
                 )
                 await self._coordinator.open()
             else:
@@ -128,8 +128,8 @@ class ImageJobs:
     async def aclose(self) -> None:
         """Wait up to `grace` seconds for running jobs, then close everything; idempotent.
 
-        Jobs that are still queued stay so in the store. Cancelling this ends at once: what the
-        store says then is true, and a later process goes on from there.
+        Jobs that are still queued remain so in the store. Cancelling this ends it at once; the
+        store is then consistent, and a later process continues from there.
         """
         if self._state == "closed":
             return
@@ -151,7 +151,7 @@ class ImageJobs:
             run.stop("abort")
         closing = asyncio.create_task(self._close())
         cancelled: asyncio.CancelledError | None = None
-        while not closing.done():  # it is short: every step of it is bounded
+        while not closing.done():  # every step of it is bounded
             try:
                 await asyncio.shield(closing)
             except asyncio.CancelledError as error:
@@ -189,11 +189,11 @@ class ImageJobs:
             image: The image or images to edit, as `AsyncImages.edit` takes them; they are read now.
                 None: generate.
             **options: The options of `AsyncImages.generate`, or of `edit` with `image`. The default
-                model is the client's when the request leaves. A job with `extra_headers` is not
+                model is the client's when the request is sent. A job with `extra_headers` is not
                 sent again after a crash, because headers are not stored.
 
         Raises:
-            InvalidRequestError: If the request is wrong.
+            InvalidRequestError: If the request is invalid.
             JobConflictError: If the id belongs to a job with other parameters.
             StoreError: If the store is full or cannot be written. Nothing was sent.
         """
@@ -224,7 +224,7 @@ class ImageJobs:
         return job
 
     async def _create(self, job: Job, prepared: Prepared) -> Job:
-        """Store a job and run it; not cancelled half-way, so that a stored job is always run."""
+        """Store a job and run it; never cancelled halfway, so that a stored job is always run."""
         stored = await self._store.create(job, prepared.contents)
         if stored is not job:
             return stored
@@ -233,10 +233,10 @@ class ImageJobs:
         return job
 
     def events(self, id: str, after: int | str | None = None) -> JobEvents:
-        """Return the events of a job: those that are there already, then live.
+        """Return the events of a job: those so far, then live ones.
 
-        Any number of readers may follow a job; a slow one misses partial images that newer ones
-        have replaced. Leaving stops nothing.
+        Any number of readers may follow a job; a slow one misses partial images that have been
+        replaced by newer ones. The job continues when a reader leaves.
 
         Args:
             id: The id of the job.
@@ -281,7 +281,7 @@ class ImageJobs:
     async def cancel(self, id: str) -> Job:
         """Close the connection of a job, and return it in its last state.
 
-        A job that has finished stays as it is. What was sent before may still be billed.
+        A finished job is unchanged. A request that was already sent may still be billed.
 
         Raises:
             JobNotFoundError: If there is no such job.
@@ -307,7 +307,7 @@ class ImageJobs:
         if not job.finished:
             raise JobConflictError(f"The job {id!r} is {job.state}; cancel it first.")
         run = self._runs.get(id)
-        if run is not None:  # its last record is written, and its task about to end
+        if run is not None:  # its last record has been written, and its task is about to end
             await asyncio.wait([run.task])
         await self._store.delete(job)
         self._feeds.forget(id)
@@ -315,7 +315,7 @@ class ImageJobs:
     # --- for the coordinator ------------------------------------------------
 
     async def recover(self, job: Job) -> None:
-        """Go on with an unfinished job whose process has ended, or record that it is lost."""
+        """Continue an unfinished job whose process has ended, or record that it is lost."""
         events = await self._store.events(job, 0)
         decided = model.recover(
             job,
@@ -366,7 +366,7 @@ class ImageJobs:
             del self._runs[feed.id]
         self._feeds.ended(feed)
 
-    # --- small things -------------------------------------------------------
+    # --- internals ----------------------------------------------------------
 
     def _idempotency_key(self, prepared: Prepared) -> str | None:
         headers = dict(prepared.options.get("extra_headers") or {})
@@ -389,7 +389,7 @@ class ImageJobs:
             raise ConfigurationError(_CLOSED)
 
     async def _sweep(self, keep: float) -> None:
-        """Delete expired jobs from time to time."""
+        """Delete expired jobs periodically."""
         while True:
             await asyncio.sleep(min(_MAX_SWEEP, max(keep / 4, 0.05)))
             try:
@@ -401,7 +401,7 @@ class ImageJobs:
 
 
 async def finish(step: Coroutine[Any, Any, T]) -> T:
-    """Do a step to its end, even where the caller is cancelled meanwhile."""
+    """Run a step to completion, even if the caller is cancelled in the meantime."""
     task = asyncio.ensure_future(step)
     try:
         return await asyncio.shield(task)

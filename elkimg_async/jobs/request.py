@@ -1,4 +1,4 @@
-"""What `ImageJobs.start` takes, as a request that can be compared, stored and sent."""
+"""Requests for jobs, in a form that can be compared, stored and sent."""
 
 import hashlib
 import os
@@ -55,15 +55,15 @@ class Prepared(msgspec.Struct, kw_only=True):
 
     @property
     def resend(self) -> bool:
-        """Whether the stored request is all that is sent."""
+        """Whether the stored request is complete, so that it can be sent again."""
         return not self.options.get("extra_headers") and not self.options.get("extra_query")
 
 
 def check_id(id: str | None) -> str:
-    """Return the id of a new job; None makes one up.
+    """Return the id of a new job; None means a random one.
 
     Raises:
-        InvalidRequestError: If it is not a text of 1 to 200 characters.
+        InvalidRequestError: If it is not text of 1 to 200 characters.
     """
     if id is None:
         return os.urandom(16).hex()
@@ -80,11 +80,11 @@ async def prepare(prompt: Any, image: Any, options: Mapping[str, Any], *, strict
     `strict` raises for a request that its model is known to reject.
 
     Raises:
-        InvalidRequestError: If the request is wrong, or an image cannot be read.
+        InvalidRequestError: If the request is invalid, or an image cannot be read.
         DownloadError: If an `Image` is still a URL that cannot be fetched.
     """
-    prompt, image, given = _split(prompt, image, options)
-    fields = {name: value for name, value in given.items() if value is not None}
+    prompt, image, merged = _split(prompt, image, options)
+    fields = {name: value for name, value in merged.items() if value is not None}
     call = {name: fields.pop(name) for name in CALL_OPTIONS if name in fields}
     files: dict[str, Any] = {name: fields.pop(name) for name in _PARAMS[1:] if name in fields}
     if image is None:
@@ -115,21 +115,20 @@ async def prepare(prompt: Any, image: Any, options: Mapping[str, Any], *, strict
 
 
 def _split(prompt: Any, image: Any, options: Mapping[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
-    """Return prompt, image and options, with what an `EditRequest` or a mapping brings along."""
+    """Return prompt, image and options, with the fields of an `EditRequest` or a mapping."""
     if isinstance(prompt, EditRequest):
         fields = msgspec.structs.asdict(prompt)
     elif isinstance(prompt, Mapping) and "image" in prompt:
         fields = dict(prompt)
     else:
         return prompt, image, dict(options)
-    given = {name: value for name, value in options.items() if value is not None}
-    fields |= given
+    fields |= {name: value for name, value in options.items() if value is not None}
     own = fields.pop("image", None)
     return fields.pop("prompt", None), own if image is None else image, fields
 
 
 def can_stream(request: ImageRequest, *, strict: bool) -> bool:
-    """Return whether to stream; raise for what the model is known to reject either way."""
+    """Return whether to stream; raise if the model is known to reject the request either way."""
     try:
         validate(request, stream=True)
     except InvalidRequestError as error:
@@ -148,7 +147,7 @@ def can_stream(request: ImageRequest, *, strict: bool) -> bool:
 def _parameters(request: ImageRequest) -> dict[str, Any]:
     fields = request.fields()
     del fields["prompt"]
-    if request.model is None:  # the client's default, whatever that is when the request leaves
+    if request.model is None:  # the client's default at the time the request is sent
         fields.pop("model", None)
     if request.extra_body:
         fields["extra_body"] = dict(request.extra_body)
@@ -158,7 +157,7 @@ def _parameters(request: ImageRequest) -> dict[str, Any]:
 async def _check_edit(
     inputs: Sequence[tuple[Input, bytes]], prompt: Any, fields: dict[str, Any]
 ) -> ImageRequest:
-    """Return the request of an edit, checked as far as its images are here."""
+    """Return the request of an edit, checked with those of its images that are not references."""
     opened: dict[Param, list[Any]] = {param: [] for param in _PARAMS}
     for each, content in inputs:
         value = content if each.reference is None else _restore(each.reference)
@@ -171,12 +170,12 @@ async def _check_edit(
 # --- the images of an edit --------------------------------------------------
 
 
-async def _read_inputs(given: Mapping[str, Any]) -> list[tuple[Input, bytes]]:
+async def _read_inputs(files: Mapping[str, Any]) -> list[tuple[Input, bytes]]:
     found: list[tuple[Input, bytes]] = []
     for param in _PARAMS:
-        if param not in given:
+        if param not in files:
             continue
-        value = given[param]
+        value = files[param]
         several = param == "image" and isinstance(value, Sequence) and not _is_one(value)
         found += [await _read_input(param, each) for each in (value if several else [value])]
     if not found:
@@ -195,30 +194,30 @@ async def _read_input(param: Param, value: Any) -> tuple[Input, bytes]:
     reference = _reference(value)
     if reference is not None:
         return Input(param=param, reference=reference), b""
-    looked = value if isinstance(value, InputImage) else await _look(value, param)
-    source: Any = looked.source
+    opened = value if isinstance(value, InputImage) else await _open(value, param)
+    source: Any = opened.source
     if isinstance(source, bytes):
         content = source
     else:
         read: Callable[[int, int], bytes] = source.read
         try:
-            content = await anyio.to_thread.run_sync(read, 0, looked.size)
+            content = await anyio.to_thread.run_sync(read, 0, opened.size)
         except OSError as error:
             raise InvalidRequestError(
-                f"{looked.name} cannot be read: {error.strerror or error}.", param=param
+                f"{opened.name} cannot be read: {error.strerror or error}.", param=param
             ) from None
     digest = hashlib.sha256(content).hexdigest()
     return Input(param=param, size=len(content), sha256=digest), content
 
 
-async def _look(value: Any, param: Param) -> InputImage:
-    looked = await open_image(value, param)
-    assert isinstance(looked, InputImage)  # references were handled before
-    return looked
+async def _open(value: Any, param: Param) -> InputImage:
+    opened = await open_image(value, param)
+    assert isinstance(opened, InputImage)  # references were handled before
+    return opened
 
 
 def _reference(value: Any) -> Any:
-    """Return what stands for an image that the server fetches itself; None for an image of ours."""
+    """Return the reference to an image that the server fetches itself; None for other images."""
     if isinstance(value, str) and value.lower().startswith(("http://", "https://", "data:")):
         return value
     if isinstance(value, msgspec.Struct) and not isinstance(value, (Image, InputImage)):

@@ -24,10 +24,10 @@ from elkimg_async.sansio.responses import CompletedImage, ImagesResponse
 from elkimg_async.sansio.retry import is_in_flight
 
 IN_FLIGHT_PAUSE = 0.5
-"""Seconds between two requests for what the server still makes for an earlier one."""
+"""Seconds between two requests for an image that the server is still generating."""
 IN_FLIGHT_LIMIT = 600.0
-"""Seconds after which an image that is still being made is given up."""
-LAST_WORDS = 1.0
+"""Seconds after which the job fails if the image is still being generated."""
+RECORD_TIMEOUT = 1.0
 """Seconds that recording the last state may take after an abort."""
 _PAUSES = (0.1, 5.0)  # seconds between two attempts to write to a store that fails: first, longest
 
@@ -39,8 +39,8 @@ class JobRun:
 
     Args:
         client: Sends the request.
-        store: Where everything is recorded before readers see it.
-        feed: The readers of this process.
+        store: Records everything before readers see it.
+        feed: The events for the readers of this process.
         options: Options of the call that are not part of the request.
         replay: Whether the job may be sent again after the end of this process.
         gate: Limits how many jobs run at once.
@@ -67,7 +67,7 @@ class JobRun:
         self.task = asyncio.create_task(self._run())
 
     def stop(self, reason: Stop) -> None:
-        """Close upstream: for good, or to leave the job to a later process."""
+        """Close the upstream connection: for good, or to leave the job to a later process."""
         if self._stop is None:
             self._stop = reason
             if self._begun:  # a task that is cancelled before its first step would record nothing
@@ -106,11 +106,11 @@ class JobRun:
         return model.fail(self._feed.job, failure, time.time())
 
     async def _stopped(self) -> None:
-        """Record why the job was stopped, with all that had arrived before."""
+        """Record why the job was stopped, with everything that had arrived before."""
         if self._feed.job.finished:
             return
         try:
-            async with asyncio.timeout(LAST_WORDS):
+            async with asyncio.timeout(RECORD_TIMEOUT):
                 if self._pending is not None:
                     await self._keep(*self._pending)
                 last = self._last or self._decide()
@@ -148,7 +148,7 @@ class JobRun:
             await asyncio.sleep(IN_FLIGHT_PAUSE)
 
     async def _call(self, job: Job, contents: list[bytes]) -> ImagesResponse:
-        given, options = arguments(job, contents)
+        positional, options = arguments(job, contents)
         options |= self._options
         if job.idempotency_key is not None:
             options["extra_headers"] = {
@@ -157,18 +157,18 @@ class JobRun:
             }
         method: Any = self._client.edit if job.edit else self._client.generate
         if not job.stream:
-            response: ImagesResponse = await method(*given, **options)
+            response: ImagesResponse = await method(*positional, **options)
             for image in response:
                 await self._record(_completed(job, response, image))
             return response
-        async with method(*given, stream=True, **options) as stream:
+        async with method(*positional, stream=True, **options) as stream:
             async for event in stream:
                 await self._record(event)
             result: ImagesResponse = await stream.result()
             return result
 
     async def _record(self, event: ImageEvent) -> None:
-        """Store an event, and show it to the readers then."""
+        """Store an event, then deliver it to the readers."""
         completed = isinstance(event, CompletedImage)
         failure = None
         try:
@@ -176,7 +176,7 @@ class JobRun:
         except DownloadError as error:
             if not completed:
                 return
-            failure = error  # its URL is recorded all the same
+            failure = error  # its URL is still recorded
         content = event.image.content
         if completed and content is not None and content in self._known:
             self._known.remove(content)  # recorded by the earlier run that this one repeats
@@ -201,7 +201,7 @@ class JobRun:
         self._feed.update(job)
 
     async def _retry(self, step: Callable[[], Awaitable[Any]]) -> Any:
-        """Repeat a step until the store works: the image is paid for, so it is not given up."""
+        """Repeat a step until the store works, since the image has been paid for."""
         pause, longest = _PAUSES
         while True:
             try:

@@ -1,4 +1,4 @@
-"""What a store of jobs does; `MemoryStore`, `DirectoryStore` and `RedisStore` do it."""
+"""Interface of stores: `MemoryStore`, `DirectoryStore` and `RedisStore` implement it."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -14,20 +14,20 @@ class FencedError(Exception):
 
 
 class Store(Protocol):
-    """Where the records, events and images of jobs are kept.
+    """Storage of the records, events and images of jobs.
 
-    Every method raises StoreError when the store cannot be read or written. What a method has
-    recorded when it returns survives the end of the process, where the store outlives processes.
+    Every method raises StoreError if the store cannot be read or written. If the store outlives
+    processes, a record survives the end of the process once the method has returned.
     """
 
     shared: bool
-    """Whether several processes may use the store side by side; then it is a `SharedStore`."""
+    """Whether several processes may use the store at once; then it is a `MultiWorkerStore`."""
 
     async def open(self, keep: float | None) -> None:
         """Prepare the store; finished jobs are needed for `keep` seconds (None: until deleted)."""
 
     async def aclose(self) -> None:
-        """Release everything; calling it again does nothing."""
+        """Release everything; idempotent."""
 
     async def create(self, job: Job, inputs: Sequence[bytes]) -> Job:
         """Store a new job with the images it sends; return the job that has its id, if any."""
@@ -59,8 +59,8 @@ class Store(Protocol):
         """Remove a job with everything that belongs to it."""
 
 
-class SharedStore(Store, Protocol):
-    """A store that several workers use side by side, each the owner of the jobs that it runs.
+class MultiWorkerStore(Store, Protocol):
+    """A store that several workers use at once, each the owner of the jobs that it runs.
 
     An owner that stops calling `renew`, or closes the store, loses its jobs: `orphans` returns them
     to the other workers, and `append` and `update` raise FencedError once one of those has called
@@ -78,7 +78,7 @@ class SharedStore(Store, Protocol):
         ...
 
     async def claim(self, job: Job) -> bool:
-        """Become the owner of an orphan; return False where another worker was faster."""
+        """Become the owner of an orphan; return False if another worker was faster."""
         ...
 
     async def request_cancel(self, id: str) -> None:

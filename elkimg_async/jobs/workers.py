@@ -7,23 +7,23 @@ from typing import Protocol
 from elkimg_async.errors import StoreError
 from elkimg_async.hooks import logger
 from elkimg_async.jobs.model import Job
-from elkimg_async.jobs.store import FencedError, SharedStore
+from elkimg_async.jobs.store import FencedError, MultiWorkerStore
 
 _PAUSE = 0.5  # seconds after a failure of the store
 _SIGHTINGS = 2
-"""How often in a row a job must be without a worker before it is taken over: after an outage of the
-store, the leases of the living have expired as well, until they renew them."""
+"""How often in a row a job must be found without a worker before it is taken over: after an outage
+of the store, the leases of live workers have also expired, until they renew them."""
 
 
 class Registry(Protocol):
-    """The part of `ImageJobs` that other workers concern."""
+    """The part of `ImageJobs` that the coordinator uses."""
 
     def runs(self, id: str) -> bool:
         """Return whether a job runs here."""
         ...
 
     async def recover(self, job: Job) -> None:
-        """Go on with an unfinished job whose process has ended."""
+        """Continue an unfinished job whose process has ended."""
 
     def cancel_here(self, id: str) -> bool:
         """Cancel a job that runs here; return whether it does."""
@@ -35,7 +35,7 @@ class Coordinator:
 
     def __init__(
         self,
-        store: SharedStore,
+        store: MultiWorkerStore,
         registry: Registry,
         refresh: Callable[[str], Awaitable[None]],
     ) -> None:
@@ -63,7 +63,7 @@ class Coordinator:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def request_cancel(self, id: str) -> None:
-        """Ask the owner of a job to cancel it."""
+        """Request the owner of a job to cancel it."""
         await self._store.request_cancel(id)
 
     async def _take_over(self) -> None:
@@ -76,10 +76,10 @@ class Coordinator:
                 try:
                     await self._registry.recover(job)
                 except FencedError:
-                    logger.warning("a job was taken over by another worker meanwhile")
+                    logger.warning("a job was taken over by another worker in the meantime")
 
     async def _watch(self) -> None:
-        """Read the news of other workers' jobs."""
+        """Read the changes of other workers' jobs."""
         changed, cancelled = await self._store.changes()
         self._stale |= changed
         for name in cancelled:
@@ -90,7 +90,7 @@ class Coordinator:
 
 
 async def _repeat(step: Callable[[], Awaitable[None]], seconds: float) -> None:
-    """Repeat a step for ever, through failures of the store."""
+    """Repeat a step forever, despite failures of the store."""
     working = True
     while True:
         try:

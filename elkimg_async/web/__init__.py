@@ -1,4 +1,4 @@
-"""Relays images to browsers as server-sent events, from FastAPI, Starlette, aiohttp.web and others.
+"""Relay images to browsers as server-sent events, from FastAPI, Starlette, aiohttp.web and others.
 
     @app.get("/image")                                     # FastAPI, and Starlette likewise
     async def image(prompt: str, id: str, request: Request):
@@ -13,7 +13,7 @@
 
 What the browser receives:
 
-    retry: 1000                                            once, at the very beginning
+    retry: 1000                                            once, at the start
     : ping                                                 in silence, every `heartbeat` seconds
     id: 1795738260123001                                   jobs only; comes back as Last-Event-ID
     event: image_generation.partial_image                  the fields of OpenAI's events
@@ -24,19 +24,19 @@ What the browser receives:
 
     data: [DONE]                                           the end of a success
 
-A job goes on when the browser leaves, and `EventSource` resumes it by itself: it reconnects after a
-second, receives what it has not received yet, and stops after the end, which is answered with 204.
+A job continues when the browser disconnects, and `EventSource` resumes it by itself: it reconnects
+after a second, receives the remaining events, and stops after the end, when the response is 204.
 
-`client.generate(…, stream=True)` can be relayed as well, but then **leaving throws the image
-away**: the upstream connection is closed when the browser leaves, although the image may be billed.
+`client.generate(…, stream=True)` can be relayed as well, but then **disconnecting discards the
+image**: the upstream connection is closed with the browser's, although the image may be billed.
 Such a stream is read only as fast as the browser reads. As every reconnect would generate another
-image, its `retry` puts that off for more than three weeks; a page should close its `EventSource` at
-`[DONE]` and at `error`. To answer a rejected request with an HTTP status instead, open the stream
-before the response begins: `stream = await client.generate(…, stream=True)` raises the error, and
-the open stream can be relayed.
+image, its `retry` delays that by more than three weeks; a page should close its `EventSource` at
+`[DONE]` and at `error`. To respond to a rejected request with an HTTP status instead, open the
+stream before the response begins: `stream = await client.generate(…, stream=True)` raises the
+error, and the open stream can be relayed.
 
 An `error` event of the API has `data`; the `error` event that an `EventSource` itself fires has
-none. `elkimg.js`, which `javascript` returns, does all this for a page.
+none. `elkimg.js`, which `javascript` returns, handles all this for a page.
 """
 
 from elkimg_async.web.error_body import error_body

@@ -1,4 +1,4 @@
-"""What a browser may know of an error."""
+"""Errors in a form that may be sent to a browser."""
 
 import re
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ _SENTENCES: Mapping[type[Exception], str] = {
     Exception: "Something went wrong here, and there is no image.",
 }
 _QUOTABLE = (errors.BadRequestError, errors.InvalidRequestError)
-"""Errors whose message is about the browser's request, and so of use there."""
+"""Errors whose message is about the browser's request, and so useful there."""
 _OWN_PARAMS = ("extra_headers", "extra_body")  # set by the backend, not by the browser
 _ADDRESS_OR_SECRET = re.compile(
     r"://|\bbearer\b|\b(?:sk|pk|rk|org|proj|sess)-\w"
@@ -44,12 +44,12 @@ _ADDRESS_OR_SECRET = re.compile(
 
 
 def error_body(error: BaseException) -> dict[str, dict[str, str | None]]:
-    """Return what a browser may know of an error: a response's JSON, or an `error` event's data.
+    """Return an error as JSON for a browser: for a response body, or as data of an `error` event.
 
     `error` has `message`; `type`, the name of the class in `elkimg_async.errors`, or InternalError;
     the server's `code`; `param`; `billing`; `request_id`. A rejected request keeps the server's
-    message, unless that seems to hold an address or an API key; every other error has a plain
-    sentence. Nothing reveals API keys, addresses, headers or this program.
+    message, unless it seems to contain an address or an API key; every other error has a general
+    message. Nothing reveals API keys, addresses, headers or this program.
     """
     kind = next((kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__), None)
     known = error if isinstance(error, ElkImagesError) else None

@@ -37,14 +37,13 @@ def starlette_response(
         job = await jobs.start(prompt, id=id)
         return web.starlette_response(jobs.events(job.id, request.headers.get("last-event-id")))
 
-    Nothing is sent upstream before the response begins, and nothing at all for a HEAD request. A
-    job that does not exist is answered with 404, and one that the browser has received to its end
-    with 204, which stops an `EventSource`.
+    Nothing is sent upstream before the response begins, and nothing at all for a HEAD request. The
+    status is 404 if the job does not exist, and 204, which stops an `EventSource`, if the browser
+    has already received all of it.
 
     Args:
-        events: The events of a job, which go on when the browser leaves; or an `ImageStream`, whose
-        image
-            is thrown away then.
+        events: The events of a job, which continues when the browser disconnects; or an
+            `ImageStream`, whose image is then discarded.
         heartbeat: As for `ServerSentEvents`.
         pass_urls: As for `ServerSentEvents`.
 
@@ -68,8 +67,8 @@ def _response_class() -> "Callable[[ServerSentEvents], StreamingResponse]":
             self._relay = relay
 
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-            # Starlette itself leaves the iterator alone when it is cancelled in `send`, and with
-            # servers of ASGI 2.4 notices that the browser has left only when it sends.
+            # Starlette does not close the iterator when it is cancelled in `send`, and with ASGI
+            # 2.4 servers notices that the browser has disconnected only when it sends.
             relay = self._relay.stop_when(functools.partial(self.listen_for_disconnect, receive))
             try:
                 if scope.get("method") == "HEAD":
@@ -84,7 +83,7 @@ def _response_class() -> "Callable[[ServerSentEvents], StreamingResponse]":
                     return
                 await self.stream_response(send)
             except OSError:
-                _log.debug("the browser left in the middle of a chunk")
+                _log.debug("the browser disconnected in the middle of a chunk")
             finally:
                 await relay.aclose()
             if self.background is not None:
@@ -113,7 +112,7 @@ async def aiohttp_response(
 
     async def disconnected() -> None:
         while request.transport is not None and not request.transport.is_closing():  # noqa: ASYNC110
-            await asyncio.sleep(_POLL)  # aiohttp notifies nobody but the transport
+            await asyncio.sleep(_POLL)  # aiohttp has no notification for this
 
     relay = ServerSentEvents(events, heartbeat=heartbeat, pass_urls=pass_urls)
     response = StreamResponse(headers=HEADERS)
@@ -128,7 +127,7 @@ async def aiohttp_response(
                 await response.write(chunk)
         await response.write_eof()
     except OSError:
-        _log.debug("the browser left in the middle of a chunk")
+        _log.debug("the browser disconnected in the middle of a chunk")
     finally:
         await relay.aclose()
     return response

@@ -1,4 +1,4 @@
-"""Image events as messages of server-sent events, whole or in chunks."""
+"""Image events as messages of server-sent events, complete or in chunks."""
 
 import logging
 import weakref
@@ -22,7 +22,7 @@ DONE = "[DONE]"
 
 
 class Message(NamedTuple):
-    """One message for a browser. `event` and `id` are None where there is no such line."""
+    """One message for a browser; `event` and `id` are None if there is no such line."""
 
     event: str | None
     data: str
@@ -30,7 +30,7 @@ class Message(NamedTuple):
 
 
 def messages(events: AsyncIterable[ImageEvent], *, pass_urls: bool = False) -> "Messages":
-    """Return whole messages, for frameworks that write server-sent events themselves.
+    """Return complete messages, for frameworks that write server-sent events themselves.
 
         @app.get("/image", response_class=EventSourceResponse)       # FastAPI
         async def image(prompt: str):
@@ -102,7 +102,7 @@ async def read(events: AsyncIterator[ImageEvent], pass_urls: bool) -> ImageEvent
 
 
 async def close(events: AsyncIterator[ImageEvent]) -> None:
-    """Close the events where they can be closed."""
+    """Close the events if they can be closed."""
     aclose = getattr(events, "aclose", None)
     if aclose is not None:
         await aclose()
@@ -126,9 +126,9 @@ def is_shared(events: AsyncIterator[ImageEvent]) -> bool:
 
 
 def write_event(event: ImageEvent, *, shared: bool) -> Iterator[bytes]:
-    """Return the lines of an event, in chunks, so that the base64 of an image is never held whole.
+    """Yield the lines of an event in chunks, so that the base64 of an image is never held in full.
 
-    With `shared` it is held whole once, for all who are sent the same image now.
+    With `shared` it is held in full once, for all viewers that currently receive the same image.
     """
     head = b"event: %b\ndata: " % event.type.encode()
     number = event_id(event)
@@ -146,7 +146,7 @@ def write_end(data: bytes, *, id: int | None, event: bytes = b"") -> bytes:
 
 
 def write_data(event: ImageEvent, *, shared: bool, end: bytes = b"") -> Iterator[bytes]:
-    """Return the JSON of an event and `end`, in chunks."""
+    """Yield the JSON of an event and `end`, in chunks."""
     content = event.image.content
     fields = {name: _filled(getattr(event, name)) for name in event.__struct_fields__}
     for name in ("image", "id"):
@@ -184,7 +184,7 @@ def _base64_chunks(content: bytes, *, shared: bool) -> Iterator[bytes]:
 
 
 class _Encoded:
-    """The base64 of an image that several viewers are sent at once."""
+    """The base64 of an image that several viewers receive at once."""
 
     __slots__ = ("__weakref__", "content", "text")
 
@@ -197,15 +197,15 @@ _encoded: "weakref.WeakValueDictionary[int, _Encoded]" = weakref.WeakValueDictio
 
 
 def _share(content: bytes) -> _Encoded:
-    """Return the base64 of these very bytes, encoded once while somebody is sending it."""
+    """Return the base64 of a bytes object, encoded once while it is being sent."""
     known = _encoded.get(id(content))
-    if known is None:  # the entry keeps the bytes alive, so that no others can have their address
+    if known is None:  # the entry keeps the bytes alive, so their address is not reused
         known = _encoded[id(content)] = _Encoded(content)
     return known
 
 
 def log_failure(error: Exception) -> None:
-    """Log in full what a browser is told in general words."""
+    """Log in full an error that the browser receives only in general words."""
     if isinstance(error, ElkImagesError):
         described = logs.describe(error) if isinstance(error, errors.APIError) else repr(error)
         _log.warning(

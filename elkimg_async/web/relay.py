@@ -1,4 +1,4 @@
-"""`ServerSentEvents`: relays image events to a browser."""
+"""`ServerSentEvents`, the relay of image events to a browser."""
 
 import asyncio
 import contextlib
@@ -46,22 +46,20 @@ class ServerSentEvents:
         async for chunk in ServerSentEvents(client.generate(prompt, stream=True)):
             ...
 
-    Send them with `HEADERS`, and call `aclose` at the end, whatever happened. No `Exception` of the
-    stream is raised: it becomes an `error` event, and is in full in the log `elkimg_async`.
+    Send them with `HEADERS`, and always call `aclose` at the end. No `Exception` of the stream is
+    raised: it becomes an `error` event, and is logged in full by the logger `elkimg_async`.
 
     Args:
         events: The events of a job; or an `ImageStream`, open or not; or any async iterable of its
-        events,
-            such as a generator of yours that changes them on their way. It is closed at the end.
+            events, such as a generator of yours that modifies them. It is closed at the end.
         heartbeat: Seconds of silence after which a comment line is sent, so that nothing in between
             closes the connection as idle. None: no heartbeats.
-        pass_urls: Whether an image that came as a URL is passed on as one, for the browser to
-        fetch; that
-            reveals where it comes from. Otherwise it is downloaded here and sent as base64.
+        pass_urls: Whether an image that is a URL is passed on as one, for the browser to download,
+            which reveals its origin. Otherwise it is downloaded here and sent as base64.
 
     Raises:
         ConfigurationError: If `heartbeat` is not a positive number.
-        StreamStateError: If the stream is iterated elsewhere already.
+        StreamStateError: If the stream is already being iterated elsewhere.
     """
 
     def __init__(
@@ -83,12 +81,12 @@ class ServerSentEvents:
         self._ended = False
 
     def stop_when(self, disconnected: Callable[[], Awaitable[object]]) -> Self:
-        """End at once when `disconnected()` returns, which is when the browser has left."""
+        """End at once when `disconnected()` returns, because the browser has disconnected."""
         self._disconnected = disconnected
         return self
 
     async def look_up(self) -> Verdict:
-        """Find the job, if it is one, before a response begins; say what the response must be.
+        """Look up the job, if it is one, before a response begins; return the kind of response.
 
         A plain stream is not opened: its failures become events.
         """

@@ -336,7 +336,7 @@ def test_read_error(
     assert (found.code, found.billing) == (code, billing)
     text = str(found)
     assert text.startswith(f"The server returned {status}")
-    assert ("may have been made and billed" in text) is (billing == "unknown")
+    assert ("may have been created and billed" in text) is (billing == "unknown")
     if status in (408, 409, 425):
         assert "Send it again a little later." in text
     elif "<" not in body:
