@@ -164,7 +164,7 @@ class Simulation:
                 remaining_requests=remaining,
                 reset_requests=round(reset, 3),
             )
-            self._headers.record(number, started, rate_limit, refused=not admitted)
+            self._headers.record(number, started, rate_limit, rejected=not admitted)
         if admitted:
             self._controller.succeeded()
             return

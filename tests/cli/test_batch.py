@@ -58,7 +58,7 @@ async def test_batch_does_all_and_then_what_is_left(server: LocalServer, tmp_pat
     assert ended.code == 1
     assert re.search(r"prompts.txt, line 1, “a red fox”: .*Reword the prompt", ended.err)
     assert ended.err.splitlines()[-2:] == [
-        "1 request failed. To try it again:",
+        "1 request failed. To retry it:",
         "python3 -m elkimg_async batch prompts.txt --concurrency 1",
     ]
     rows = summary(ended.out)
