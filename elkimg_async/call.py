@@ -97,7 +97,7 @@ class Call(Generic[ResultT]):
     async def _run(self, read: Callable[[Attempt[ResultT], Deadline], Awaitable[T]]) -> T:
         """Read from the current attempt, and start another one where a retry is allowed."""
         deadline, in_flight = self._start(), self._transport.in_flight
-        in_flight.add(deadline, self._billing_without_exchange)
+        in_flight.add(deadline, self._billing_without_exchange, outermost=True)
         try:
             while True:
                 try:

@@ -1,11 +1,14 @@
 """What every test shares."""
 
+import os
 from collections.abc import AsyncIterator
 
 import pytest
 
 from elkimg_async.image import Image
 from tests.helpers.canned import PNG, Canned, answer
+
+os.environ.pop("PYTEST_ADDOPTS", None)  # not for the pytest runs that tests start
 
 collect_ignore = ["plugin_project"]  # a project of its own, run by test_pytest_plugin
 

@@ -114,13 +114,16 @@ class InFlight:
     def __init__(self) -> None:
         self._waits: dict[Deadline, list[Callable[[], Billing]]] = {}
 
-    def add(self, deadline: Deadline, stop: Callable[[], Billing]) -> None:
-        """Register a wait under a deadline; waits of one call may be nested.
+    def add(
+        self, deadline: Deadline, stop: Callable[[], Billing], *, outermost: bool = False
+    ) -> None:
+        """Register a wait under a deadline, inside or (`outermost`) around others of its call.
 
         `stop` is called if the client is closed: it closes the connection and returns the billing
         of the failure.
         """
-        self._waits.setdefault(deadline, []).append(stop)
+        stops = self._waits.setdefault(deadline, [])
+        stops.insert(0 if outermost else len(stops), stop)
 
     def remove(self, deadline: Deadline, stop: Callable[[], Billing]) -> None:
         """Remove a wait."""
