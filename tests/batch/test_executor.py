@@ -131,7 +131,7 @@ async def test_execute_with_a_failed_download(
     async def file(name: str) -> web.Response:
         asked.append(name)
         return (
-            web.Response(status=503) if name == "a-1" and len(asked) < 4 else web.Response(body=PNG)
+            web.Response(status=410) if name == "a-1" and len(asked) < 4 else web.Response(body=PNG)
         )
 
     server.file = file

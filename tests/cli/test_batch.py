@@ -167,7 +167,7 @@ async def test_batch_local_is_kept_apart(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("a fox\n")
     ended = await batch("p.txt", *SMALL, folder=tmp_path)
     assert ended.code == 0
-    assert "stand-in" in ended.err
+    assert "placeholders" in ended.err
     assert file_names(tmp_path / "p-local") == [
         "000000-a-fox.png",
         "journal-local.jsonl",

@@ -92,7 +92,7 @@ def test_format_option_wins(tmp_path: Path) -> None:
         ("p.json", '[{"prompt": "a fox"},\n{"prompt" "an owl"}]', "line 2: the JSON is broken"),
         ("p.json", '["a fox"\n"an owl"]', "line 2: the JSON array is broken"),
         ("p.json", '["a fox"', "the JSON array is broken"),
-        ("p.json", '["a fox"]\n["an owl"]', "more after the end"),
+        ("p.json", '["a fox"]\n["an owl"]', "unexpected text after"),
         ("p.json", '{\n"prompts": ["a fox"]}', "expected an array"),
         ("p.json", "a fox\nan owl", "line 1: the JSON is broken"),
         ("p.json", "[" * 100_000, "nested too deeply"),

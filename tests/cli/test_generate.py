@@ -35,10 +35,10 @@ def flag(name: str) -> str:
 
 
 async def test_generate_locally(tmp_path: Path) -> None:
-    """With --local no API key is needed, and the image is announced as a stand-in."""
+    """With --local no API key is needed, and the image is announced as a placeholder."""
     ended = await run("generate", "A kitten", *SMALL, "-o", "kitten", folder=tmp_path)
     assert ended.code == 0
-    assert "stand-in" in ended.err
+    assert "placeholders" in ended.err
     assert file_names(tmp_path) == ["kitten.png"]
     assert pixels(tmp_path / "kitten.png") == (256, 256)
     head, row = ended.out.splitlines()

@@ -24,8 +24,8 @@ async def test_models(tmp_path: Path, server: LocalServer) -> None:
     ended = await run("models", folder=tmp_path, server=server)
     assert ended.code == 0
     lines = [line.split() for line in ended.out.splitlines()]
-    assert lines[0] == ["model", "images", "owner", "since"]
-    assert ["gpt-image-1.5", "yes", "elkimg-local", "2023-11-14"] in lines
+    assert lines[0] == ["model", "images", "owner", "since", "until"]
+    assert ["gpt-image-1.5", "yes", "elkimg-local", "2023-11-14", "2026-12-01"] in lines
 
 
 async def test_models_of_every_kind(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ async def test_models_in_narrow_pipe(tmp_path: Path, server: LocalServer, column
     variables = {"COLUMNS": str(columns)}
     ended = await run("models", folder=tmp_path, server=server, variables=variables)
     rows = [line.split() for line in ended.out.splitlines()]
-    assert {len(row) for row in rows} == {4}
+    assert {len(row) for row in rows} == {5}
 
 
 async def test_models_on_narrow_terminal(tmp_path: Path, server: LocalServer) -> None:

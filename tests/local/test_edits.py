@@ -359,11 +359,11 @@ def test_parse_edit_form_nested_names() -> None:
         (b"model", b"gpt-image-2"),
         (b"svg[model]", b"gpt-5"),
         (b"svg[reasoning][effort]", b"low"),
-        (b"frame_count", b"4"),
+        (b"output_format", b"svg"),
     ):
         body += part(b'Content-Disposition: form-data; name="%b"' % name, value)
     parsed = parse_edit_form(parse_form(KIND, body + b"--XX--"))
-    assert (parsed.svg_model, parsed.frame_count) == ("gpt-5", 4)
+    assert parsed.svg_model == "gpt-5"
 
 
 def test_parse_edit_form_duplicate() -> None:

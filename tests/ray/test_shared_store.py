@@ -69,7 +69,7 @@ def test_shared_store_with_damaged_files(tmp_path: Path, harm: str) -> None:
 
 def test_shared_store_in_an_unusable_place(tmp_path: Path) -> None:
     """A URL, or a folder that cannot be created, is rejected with what to do instead."""
-    with pytest.raises(ConfigurationError, match="leave it out"):
+    with pytest.raises(ConfigurationError, match="omit it"):
         SharedStore("s3://bucket/images")
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match="another folder"):
