@@ -231,7 +231,7 @@ async def test_data_url_forms() -> None:
 
 async def test_markup_beside_a_reference() -> None:
     """The JSON form has no markup, so a reference and a markup cannot go together."""
-    with pytest.raises(InvalidRequestError, match="markup can only be sent together with files"):
+    with pytest.raises(InvalidRequestError, match="markup can only be sent with image files"):
         await build_edit(URL, {"prompt": "a", "markup": mask()})
 
 
