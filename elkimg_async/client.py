@@ -14,7 +14,7 @@ from collections.abc import (
 from copy import copy
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, Unpack, get_args
 
 import msgspec
 
@@ -37,6 +37,16 @@ from elkimg_async.config import (
 )
 from elkimg_async.credentials import make_source, source_in
 from elkimg_async.errors import ConfigurationError, InvalidRequestError
+from elkimg_async.hints import (
+    OTHER_FIELDS,
+    OTHER_METHODS,
+    OTHER_OPTIONS,
+    OTHERWISE,
+    AsyncOnly,
+    advise_keywords,
+    missing_attribute,
+    unknown_keyword,
+)
 from elkimg_async.hooks import Hook, logger
 from elkimg_async.image_calls import ImageCalls
 from elkimg_async.ratelimit.limiter import Limiter
@@ -67,7 +77,7 @@ T = TypeVar("T")
 _SHUTDOWN_NOTICE = datetime.timedelta(days=30)
 
 
-class AsyncImages(ImageCalls):
+class AsyncImages(ImageCalls, AsyncOnly):
     """A client for ElkAPI's image API and every OpenAI-compatible one.
 
         async with AsyncImages() as client:
@@ -78,6 +88,9 @@ class AsyncImages(ImageCalls):
     for each loop, opened on first use. Close it with `async with` or `await client.aclose()`.
     """
 
+    _usage = "async with AsyncImages() as client: …"
+
+    @advise_keywords(OTHER_OPTIONS)
     def __init__(
         self,
         api_key: str | Callable[[], Awaitable[str]] | None = None,
@@ -131,7 +144,10 @@ class AsyncImages(ImageCalls):
         api_key = None  # so that the traceback of what fails below does not hold it
         policy, limits = make_retry(retry, max_retries), limits or Limits()
         if not isinstance(limits, Limits):
-            raise ConfigurationError(f"limits must be Limits(…), not {type(limits).__name__}.")
+            raise ConfigurationError(
+                "limits must be elkimg_async.Limits(…), such as Limits(requests_per_minute=60), "
+                f"not {type(limits).__name__}."
+            )
         sent = _client_headers(_one("headers", headers, "default_headers", default_headers))
         address, parameters = split_base_url(base_url)
         self._settings = Settings(
@@ -146,7 +162,7 @@ class AsyncImages(ImageCalls):
             validate=validate,
             limits=limits,
             headers=sent,
-            hooks=tuple(hooks),
+            hooks=_hooks(hooks),
             limiter=Limiter(
                 max_concurrency=limits.max_concurrency,
                 requests_per_minute=limits.requests_per_minute,
@@ -380,7 +396,8 @@ class AsyncImages(ImageCalls):
                 disk does not take an image.
         """
         if unknown := options.keys() - MapOptions.__annotations__.keys():
-            raise TypeError(f"map() got an unexpected keyword argument {min(unknown)!r}")
+            known = [*MapOptions.__annotations__, *RunOptions.__struct_fields__]
+            raise unknown_keyword("map", min(unknown), known, OTHER_FIELDS, otherwise=OTHERWISE)
         defaults = _given(**options)
         headers = check_headers(defaults.pop("extra_headers", None))
         query = defaults.pop("extra_query", None)
@@ -447,6 +464,22 @@ class AsyncImages(ImageCalls):
     ) -> None:
         await self.aclose()
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise missing_attribute(self, name, OTHER_METHODS.get(name))
+
+    def __copy__(self) -> Self:
+        view = object.__new__(type(self))
+        view.__dict__.update(self.__dict__)
+        return view
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "A client cannot be pickled, since it has connections and an API key; create one in "
+            "each process."
+        )
+
     def __repr__(self) -> str:
         if not hasattr(self, "_transport"):  # its options were rejected
             return "<AsyncImages, not set up>"
@@ -466,6 +499,12 @@ def _one(name: str, value: T | None, other_name: str, other: T | None) -> T | No
     if value is not None and other is not None:
         raise ConfigurationError(f"Pass either {name} or {other_name}, not both.")
     return other if value is None else value
+
+
+def _hooks(hooks: Iterable[Hook]) -> tuple[Hook, ...]:
+    if callable(hooks):
+        raise ConfigurationError("hooks must be a list of functions, as in hooks=[function].")
+    return tuple(hooks)
 
 
 def _client_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
