@@ -21,11 +21,11 @@ README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 (DIFF,) = re.findall(r"^```diff\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 OPENAI_PAGE = Path(__file__).parent / "helpers" / "openai_page.py"
-# Run below, by test_pytest_plugin, by the tests of jobs, and not at all: a cluster takes its time.
-OTHERS = ("web.run_app", "uvicorn.run", "elkimg_client", "jobs", "generate_dataset")
+# Run below, by test_pytest_plugin, and not at all: a cluster takes its time.
+OTHERS = ("web.run_app", "uvicorn.run", "elkimg_client", "generate_dataset")
 SCRIPTS = [block for block in BLOCKS if not any(other in block for other in OTHERS)]
 (WEB,) = [block for block in BLOCKS if "web.run_app" in block]
-(FASTAPI,) = [block for block in BLOCKS if "uvicorn.run" in block and "jobs" not in block]
+(FASTAPI,) = [block for block in BLOCKS if "uvicorn.run" in block]
 SNIPPET = """\
 import asyncio
 
@@ -59,8 +59,7 @@ async def test_script_runs(script: str, server: LocalServer, tmp_path: Path) -> 
     printed = await run(script, tmp_path)
     assert bool(printed) == ("print(" in script)
     saves = re.search(r"save\(|output_dir=", script)
-    others = (".py", ".jsonl", ".lock")
-    images = [path for path in tmp_path.rglob("*.*") if path.suffix not in others]
+    images = [path for path in tmp_path.rglob("*") if path.suffix in (".png", ".webp")]
     assert bool(saves) == bool(images)
     assert all(media_type_of(path.read_bytes()).startswith("image/") for path in images)
 
@@ -80,6 +79,13 @@ async def run(script: str, folder: Path) -> str:
     output, errors = await process.communicate()
     assert (process.returncode, errors.decode()) == (0, "")
     return output.decode()
+
+
+@pytest.mark.parametrize("name", ["page.html", "app.txt"])
+def test_example_is_the_tested_one(name: str) -> None:
+    """The page and the back end of the README are those that the tests run in a browser."""
+    text = (Path(__file__).parent / "web" / "example" / name).read_text("utf-8")
+    assert f"\n{text}```\n" in README
 
 
 def patched(page: str, diff: str) -> str:
