@@ -4,6 +4,7 @@ Importing the package costs next to nothing: the errors are here, and every othe
 loaded on first access (PEP 562).
 """
 
+import re
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -73,11 +74,22 @@ _NAMES = {
     "stream": ("ImageStream",),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
+_OTHER_CLIENTS = re.compile(r"(Async)?(\w*Client|OpenAI|Elk(?!\w*Error)\w*|Images?|ImageClient)")
 
 
 def __getattr__(name: str) -> Any:
     if (module := _MODULES.get(name)) is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if _OTHER_CLIENTS.fullmatch(name):
+            # An AttributeError would be replaced by Python's own text in `from … import …`.
+            raise ImportError(
+                f"cannot import name {name!r} from {__name__!r}: the client is called AsyncImages, "
+                "and there is none without async.",
+                name=__name__,
+            )
+        text = f"module {__name__!r} has no attribute {name!r}"
+        if name in ("edit", "generate", "map", "models"):
+            text += f": it is a method of a client, AsyncImages().{name}(…)"
+        raise AttributeError(text, name=name)
     value = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
     return value
 

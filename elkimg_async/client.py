@@ -4,7 +4,7 @@ import os
 from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Mapping
 from copy import copy
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, Unpack, get_args
 
 import msgspec
 
@@ -27,6 +27,16 @@ from elkimg_async.config import (
 )
 from elkimg_async.credentials import make_source, source_in
 from elkimg_async.errors import ConfigurationError, InvalidRequestError
+from elkimg_async.hints import (
+    OTHER_FIELDS,
+    OTHER_METHODS,
+    OTHER_OPTIONS,
+    OTHERWISE,
+    AsyncOnly,
+    advise_keywords,
+    missing_attribute,
+    unknown_keyword,
+)
 from elkimg_async.hooks import Hook
 from elkimg_async.image_calls import ImageCalls
 from elkimg_async.ratelimit.limiter import Limiter
@@ -48,7 +58,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class AsyncImages(ImageCalls):
+class AsyncImages(ImageCalls, AsyncOnly):
     """A client for ElkAPI's image API and every OpenAI-compatible one.
 
         async with AsyncImages() as client:
@@ -59,6 +69,9 @@ class AsyncImages(ImageCalls):
     for each loop, opened on first use. Close it with `async with` or `await client.aclose()`.
     """
 
+    _usage = "async with AsyncImages() as client: …"
+
+    @advise_keywords(OTHER_OPTIONS)
     def __init__(
         self,
         api_key: str | Callable[[], Awaitable[str]] | None = None,
@@ -113,7 +126,10 @@ class AsyncImages(ImageCalls):
         api_key = None  # keeps it out of the traceback if a check below fails
         policy, limits = make_retry(retry, max_retries), limits or Limits()
         if not isinstance(limits, Limits):
-            raise ConfigurationError(f"limits must be Limits(…), not {type(limits).__name__}.")
+            raise ConfigurationError(
+                "limits must be elkimg_async.Limits(…), such as Limits(requests_per_minute=60), "
+                f"not {type(limits).__name__}."
+            )
         sent = _client_headers(_either("headers", headers, "default_headers", default_headers))
         address, parameters = split_base_url(base_url)
         self._settings = Settings(
@@ -128,7 +144,7 @@ class AsyncImages(ImageCalls):
             validate=validate,
             limits=limits,
             headers=sent,
-            hooks=tuple(hooks),
+            hooks=_hooks(hooks),
             limiter=Limiter(
                 max_concurrency=limits.max_concurrency,
                 requests_per_minute=limits.requests_per_minute,
@@ -352,7 +368,8 @@ class AsyncImages(ImageCalls):
                 image cannot be written to disk.
         """
         if unknown := options.keys() - MapOptions.__annotations__.keys():
-            raise TypeError(f"map() got an unexpected keyword argument {min(unknown)!r}")
+            known = [*MapOptions.__annotations__, *RunOptions.__struct_fields__]
+            raise unknown_keyword("map", min(unknown), known, OTHER_FIELDS, otherwise=OTHERWISE)
         settings = self._settings_with(
             options.get("timeout"), options.get("retry"), None, options.get("extra_query")
         )
@@ -397,6 +414,22 @@ class AsyncImages(ImageCalls):
     ) -> None:
         await self.aclose()
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise missing_attribute(self, name, OTHER_METHODS.get(name))
+
+    def __copy__(self) -> Self:
+        view = object.__new__(type(self))
+        view.__dict__.update(self.__dict__)
+        return view
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "A client cannot be pickled, since it has connections and an API key; create one in "
+            "each process."
+        )
+
     def __repr__(self) -> str:
         if not hasattr(self, "_transport"):  # its options were rejected
             return "<AsyncImages, not set up>"
@@ -412,6 +445,12 @@ def _either(name: str, value: T | None, other_name: str, other: T | None) -> T |
     if value is not None and other is not None:
         raise ConfigurationError(f"Pass either {name} or {other_name}, not both.")
     return other if value is None else value
+
+
+def _hooks(hooks: Iterable[Hook]) -> tuple[Hook, ...]:
+    if callable(hooks):
+        raise ConfigurationError("hooks must be a list of functions, as in hooks=[function].")
+    return tuple(hooks)
 
 
 def _client_headers(headers: Mapping[str, str] | None) -> dict[str, str]:

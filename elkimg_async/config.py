@@ -269,6 +269,11 @@ def make_retry(retry: RetryPolicy | int | None, max_retries: int | None = None) 
         retry = max_retries
     if isinstance(retry, RetryPolicy):
         return retry
+    if retry is not None and type(retry) is not int:
+        raise ConfigurationError(
+            "retry must be a whole number or elkimg_async.RetryPolicy(max_retries=…), "
+            f"not {type(retry).__name__}."
+        )
     return RetryPolicy() if retry is None else RetryPolicy(max_retries=retry)
 
 

@@ -102,8 +102,15 @@ def make_source(api_key: object) -> ApiKeySource:
     if isinstance(api_key, str):
         # An empty one does not mean the environment's, which may belong to another server.
         return make_api_key(api_key) if api_key.strip() else _empty
+    if inspect.iscoroutine(api_key):
+        api_key.close()
+        raise ConfigurationError(
+            "api_key must be a string or an async function; pass the function without calling it."
+        )
     if api_key is not None and not callable(api_key):
-        raise ConfigurationError("api_key must be a string or an async function.")
+        raise ConfigurationError(
+            f"api_key must be a string or an async function, not {type(api_key).__name__}."
+        )
     source: Any = api_key
     return cast("ApiKeySource", source)
 
@@ -122,8 +129,14 @@ async def resolve_api_key(source: ApiKeySource) -> Secret:
     try:
         pending = source()
         if not inspect.isawaitable(pending):
-            raise ConfigurationError("api_key must be a string or an async function.")
-        return make_api_key(await pending)
+            raise ConfigurationError(
+                "api_key must be a string or an async function; this function is not async. "
+                "Define it with async def."
+            )
+        api_key = await pending
+        if isinstance(api_key, str):
+            return make_api_key(api_key)
+        problem = f"returned no API key but an object of type {type(api_key).__name__}"
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is not None and task.cancelling():

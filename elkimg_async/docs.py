@@ -23,9 +23,10 @@ _OPENING = """\
 > {summary}
 
 Import everything from `elkimg_async`, unless a heading below names another module. The API key
-comes from the environment variable ELKAPI_API_KEY, the base URL from ELKAPI_BASE_URL; both can be
-arguments instead. Requires Python 3.11 or newer. `pip install elkimg-async`; the extras `cli` (the
-command `elkimg`), `pil` (Pillow), `otel` and `ray` are optional.
+comes from the environment variable ELKAPI_API_KEY, the base URL from ELKAPI_BASE_URL, the default
+model from ELKAPI_MODEL; all can be arguments instead. Requires Python 3.11 or newer. `pip install
+elkimg-async`; the extras `cli` (the command `elkimg`), `pil` (Pillow), `otel`, `ray`, `redis` and
+`fast` are optional.
 
 ## Examples
 
@@ -128,14 +129,14 @@ def _with_bases(module: str, name: str) -> Iterator[_Found]:
         return
     if isinstance(found.node, ast.ClassDef):
         for base in found.node.bases:
-            if isinstance(base, ast.Name):
+            if isinstance(base, ast.Name) and not base.id.startswith("Async"):
                 yield from _with_bases(found.module, base.id)
     yield found
 
 
 def _find(module: str, name: str) -> _Found | None:
     """Find the definition of a name, following imports in the package; None if it is not ours."""
-    for node in _tree(module).body:
+    for node in _statements(_tree(module)):
         match node:
             case ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef() if node.name == name:
                 return _Found(module, node)
@@ -151,6 +152,16 @@ def _find(module: str, name: str) -> _Found | None:
             case _:
                 pass
     return None
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.stmt]:
+    """Yield the statements of a module, with those that only type checkers see."""
+    for node in tree.body:
+        match node:
+            case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+                yield from node.body
+            case _:
+                yield node
 
 
 def _outline(found: _Found) -> Iterator[str]:
@@ -172,14 +183,19 @@ def _head(node: ast.stmt, lines: list[str]) -> list[str]:
     """Return a definition with its docstring but without its body; other statements in full."""
     if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         return _lines(node, lines)
-    first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
+    shown = [each for each in node.decorator_list if isinstance(each, ast.Name)]
+    decorators = [
+        lines[each.lineno - 1] for each in shown if each.id in ("property", "classmethod")
+    ]
     body = node.body[0]
     if _is_text(body):
-        return lines[first - 1 : body.end_lineno]
+        return decorators + lines[node.lineno - 1 : body.end_lineno]
     if body.lineno == node.lineno:
-        return lines[first - 1 : node.lineno]
-    head = lines[first - 1 : body.lineno - 1]
-    return head if isinstance(node, ast.ClassDef) else [*head[:-1], f"{head[-1]} ..."]
+        return decorators + lines[node.lineno - 1 : node.lineno]
+    head = lines[node.lineno - 1 : body.lineno - 1]
+    if isinstance(node, ast.ClassDef):
+        return decorators + head
+    return [*decorators, *head[:-1], f"{head[-1]} ..."]
 
 
 def _lines(node: ast.stmt, lines: list[str]) -> list[str]:

@@ -15,6 +15,7 @@ import pybase64
 
 from elkimg_async.errors import ConfigurationError, DownloadError
 from elkimg_async.files import run_in_thread, write_atomically
+from elkimg_async.hints import IMAGE_ADVICE, missing_attribute
 from elkimg_async.logs import WarningSite
 from elkimg_async.preview import MAX_EMBEDDED, RASTER_TYPES, figure
 
@@ -233,6 +234,11 @@ class Image(msgspec.Struct, eq=False, omit_defaults=True, dict=True):
         if self.content is None:
             return f"<Image at {self.url and self.url.partition('?')[0][:80]}>"
         return f"<Image {self.media_type}, {len(self.content):,} bytes>"
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise missing_attribute(self, name, IMAGE_ADVICE.get(name))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Image, (self.content, self.url, self.revised_prompt, self.extra)

@@ -3,6 +3,7 @@
 from collections.abc import Coroutine, Mapping
 from typing import Any, Literal, Unpack, overload
 
+from elkimg_async.hints import OTHER_FIELDS, OTHERWISE, advise_keywords
 from elkimg_async.resources import named, returns_awaitable
 from elkimg_async.sansio.responses import ImagesResponse
 from elkimg_async.stream import ImageStream
@@ -48,6 +49,7 @@ class ImageCalls:
     def generate(
         self, prompt: Prompt, *, stream: bool, **options: Unpack[GenerateOptions]
     ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream: ...
+    @advise_keywords(OTHER_FIELDS, OTHERWISE)
     @returns_awaitable
     def generate(
         self,
@@ -170,6 +172,7 @@ class ImageCalls:
         stream: bool,
         **options: Unpack[EditOptions],
     ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream: ...
+    @advise_keywords(OTHER_FIELDS, OTHERWISE)
     @returns_awaitable
     def edit(
         self,

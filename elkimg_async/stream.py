@@ -1,16 +1,21 @@
 """`ImageStream`: awaitable, context manager and iterator in one."""
 
+import dataclasses
 from collections.abc import Coroutine, Generator
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from elkimg_async.errors import StreamStateError
+from elkimg_async.hints import AsyncIterableOnly, missing_attribute
+from elkimg_async.image import Image
 from elkimg_async.logs import WarningSite
 from elkimg_async.notebook import LiveDisplay
 from elkimg_async.sansio.decoder import ImageEvent
 from elkimg_async.sansio.responses import CompletedImage, ImagesResponse
 
 T = TypeVar("T")
+
+_OF_RESPONSES = frozenset(field.name for field in dataclasses.fields(ImagesResponse))
 
 
 class EventSource(Protocol):
@@ -33,7 +38,7 @@ class EventSource(Protocol):
         """Release everything at once; idempotent."""
 
 
-class ImageStream:
+class ImageStream(AsyncIterableOnly):
     """The events of one streaming call, `PartialImage` and `CompletedImage`, as they arrive.
 
     Use it as `async with client.generate(…, stream=True) as stream:`, which closes the connection
@@ -43,6 +48,8 @@ class ImageStream:
 
     Iteration ends after at least one `CompletedImage`, or raises.
     """
+
+    _usage = "async with client.generate(…, stream=True) as stream: async for event in stream: …"
 
     def __init__(self, source: EventSource) -> None:
         self._source = source
@@ -125,6 +132,16 @@ class ImageStream:
                 "`async with client.generate(…, stream=True) as stream:`.",
                 ResourceWarning,
             )
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            advice = None
+            if name in _OF_RESPONSES:
+                advice = f"the response has it, as in (await stream.result()).{name}."
+            elif not name.startswith("_") and hasattr(Image, name):
+                advice = f"each event has an image, as in event.image.{name}."
+            raise missing_attribute(self, name, advice)
 
     def __repr__(self) -> str:
         return f"<ImageStream {self._state}>"

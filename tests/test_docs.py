@@ -52,8 +52,10 @@ def test_docs_signatures_and_docstrings() -> None:
     for method in (AsyncImages.__init__, AsyncImages.generate, AsyncImages.with_options):
         for parameter in inspect.signature(method).parameters.values():
             assert re.search(rf"\b{parameter.name}\b", TEXT)
-    assert "partial_images: How many images on the way a stream shows" in TEXT
-    assert '    idle: float | None = None\n    """Between two pieces of an answer' in TEXT
+    assert "partial_images: How many partial images a stream sends" in TEXT
+    assert '    idle: float | None = None\n    """Between two chunks of a response' in TEXT
+    assert "returns_awaitable\n" not in TEXT
+    assert "class AsyncOnly" not in TEXT
     assert "async def result(self) -> ImagesResponse:" in TEXT
     tree = TEXT.partition("## Errors")[2].partition("\n## ")[0]
     for name in errors.__all__:

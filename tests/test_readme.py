@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -18,16 +19,30 @@ from elkimg_async.local import LocalServer
 
 README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+(DIFF,) = re.findall(r"^```diff\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+OPENAI_PAGE = Path(__file__).parent / "helpers" / "openai_page.py"
+# Run below, by test_pytest_plugin, and not at all: a cluster takes its time.
 OTHERS = ("web.run_app", "uvicorn.run", "elkimg_client", "generate_dataset")
-# They are run below, by test_pytest_plugin, and not at all, for a cluster takes its time.
 SCRIPTS = [block for block in BLOCKS if not any(other in block for other in OTHERS)]
 (WEB,) = [block for block in BLOCKS if "web.run_app" in block]
 (FASTAPI,) = [block for block in BLOCKS if "uvicorn.run" in block]
+SNIPPET = """\
+import asyncio
+
+from elkimg_async import AsyncImages
+
+
+async def main() -> None:
+    async with AsyncImages() as client:
+{}
+
+asyncio.run(main())
+"""
 
 
 @pytest.fixture
 async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalServer]:
-    """The local server, as the environment's."""
+    """The local server, named by the environment."""
     async with LocalServer(light=True) as running:
         monkeypatch.setenv("ELKAPI_API_KEY", running.api_key)
         monkeypatch.setenv("ELKAPI_BASE_URL", running.base_url)
@@ -38,17 +53,19 @@ async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalServer]:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=range(len(SCRIPTS)))
 async def test_script_runs(script: str, server: LocalServer, tmp_path: Path) -> None:
-    """A script of the README runs from a file, without a warning, and makes what it says."""
-    assert await run(script, tmp_path)
-    saved = re.search(r'(?:save|write)\(f?"|output_dir=', script)
-    texts = (".py", ".jsonl", ".lock")
-    pictures = [path for path in tmp_path.rglob("*.*") if path.suffix not in texts]
-    assert bool(saved) == bool(pictures)
-    assert all(media_type_of(path.read_bytes()).startswith("image/") for path in pictures)
+    """A script of the README runs from a file, without a warning, and saves what it says."""
+    if "asyncio.run" not in script:
+        script = SNIPPET.format(textwrap.indent(script, " " * 8))
+    printed = await run(script, tmp_path)
+    assert bool(printed) == ("print(" in script)
+    saves = re.search(r"save\(|output_dir=", script)
+    images = [path for path in tmp_path.rglob("*") if path.suffix in (".png", ".webp")]
+    assert bool(saves) == bool(images)
+    assert all(media_type_of(path.read_bytes()).startswith("image/") for path in images)
 
 
 async def run(script: str, folder: Path) -> str:
-    """What a script in a folder of its own prints; it fails with neither an error nor a warning."""
+    """Return what a script in a folder of its own prints; it must end without error or warning."""
     (folder / "script.py").write_text(script, "utf-8")
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -64,28 +81,41 @@ async def run(script: str, folder: Path) -> str:
     return output.decode()
 
 
-async def test_script_that_moves_over(server: LocalServer, tmp_path: Path) -> None:
-    """The script for openai's client and the one after it differ in the client alone, and make the same."""
-    (place,) = [place for place, block in enumerate(BLOCKS) if "AsyncOpenAI" in block]
-    before, after = BLOCKS[place : place + 2]
-    moved = before.replace("from openai import AsyncOpenAI", "from elkimg_async import AsyncImages")
-    moved = moved.replace("AsyncOpenAI()", "AsyncImages()").replace("client.images.", "client.")
-    assert after == moved
-    made = []
-    for name, script in (("before", before), ("after", after)):
+@pytest.mark.parametrize("name", ["page.html", "app.txt"])
+def test_example_is_the_tested_one(name: str) -> None:
+    """The page and the back end of the README are those that the tests run in a browser."""
+    text = (Path(__file__).parent / "web" / "example" / name).read_text("utf-8")
+    assert f"\n{text}```\n" in README
+
+
+def patched(page: str, diff: str) -> str:
+    """Apply a diff without line numbers: each run of its lines replaces what it removes."""
+    for hunk in diff.split("\n\n"):
+        lines = hunk.splitlines()
+        before = "".join(f"{line[1:]}\n" for line in lines if line[:1] != "+")
+        after = "".join(f"{line[1:]}\n" for line in lines if line[:1] != "-")
+        assert page.count(before) == 1, before
+        page = page.replace(before, after)
+    return page
+
+
+async def test_diff_moves_a_page_over(server: LocalServer, tmp_path: Path) -> None:
+    """Code for openai's client and the same code after the diff print and save the same."""
+    before = OPENAI_PAGE.read_text("utf-8")
+    results = []
+    for name, script in (("before", before), ("after", patched(before, DIFF))):
         (tmp_path / name).mkdir()
-        said = await run(script, tmp_path / name)
+        printed = await run(script, tmp_path / name)
         files = {path.name: path.read_bytes() for path in (tmp_path / name).glob("*.png")}
-        made.append((said.partition(" ")[2], files))  # without the time of creation
-    assert made[0] == made[1]
-    assert sorted(made[1][1]) == ["cat-0.png", "cat-1.png", "cat.png", "kitten.png"]
-    assert [asked.fields for asked in server.requests][:2] == [
-        asked.fields for asked in server.requests
-    ][2:]
+        results.append((printed.partition(" ")[2], files))  # without the time of creation
+    assert results[0] == results[1]
+    assert sorted(results[1][1]) == ["cat-0.png", "cat-1.png", "cat.png", "kitten.png"]
+    sent = [request.fields for request in server.requests]
+    assert sent[:2] == sent[2:]
 
 
-async def test_web_backend_serves_a_picture(server: LocalServer) -> None:
-    """The backend of the README answers with a picture, and with 502 for a refusal."""
+async def test_web_backend_serves_an_image(server: LocalServer) -> None:
+    """The backend of the README returns an image, and 502 for an error response."""
     names: dict[str, object] = {"__name__": "readme"}
     exec(WEB, names)
     app = names["app"]
@@ -97,21 +127,21 @@ async def test_web_backend_serves_a_picture(server: LocalServer) -> None:
         await site.start()
         port = runner.addresses[0][1]
         async with aiohttp.ClientSession() as browser:
-            url = f"http://127.0.0.1:{port}/picture?prompt=a+boat"
-            async with browser.get(url) as answer:
-                assert (answer.status, answer.content_type) == (200, "image/png")
-                assert media_type_of(await answer.read()) == "image/png"
+            url = f"http://127.0.0.1:{port}/image?prompt=a+boat"
+            async with browser.get(url) as response:
+                assert (response.status, response.content_type) == (200, "image/png")
+                assert media_type_of(await response.read()) == "image/png"
             server.inject("error=400/content_policy_violation")
-            async with browser.get(url) as answer:
-                assert answer.status == 502
-            async with browser.get(url.replace("/picture", "/stream")) as answer:
-                assert "event: image_generation.completed" in await answer.text()
+            async with browser.get(url) as response:
+                assert response.status == 502
+            async with browser.get(url.replace("/image", "/stream")) as response:
+                assert "event: image_generation.completed" in await response.text()
     finally:
         await runner.cleanup()
 
 
 async def test_fastapi_backend_relays_a_stream(server: LocalServer) -> None:
-    """The FastAPI backend of the README gives the browser the events, on uvicorn."""
+    """The FastAPI backend of the README relays the events to the browser, on uvicorn."""
     names: dict[str, object] = {"__name__": "readme"}
     exec(FASTAPI, names)
     config = uvicorn.Config(names["app"], port=0, log_level="warning")  # type: ignore[arg-type]
@@ -122,8 +152,8 @@ async def test_fastapi_backend_relays_a_stream(server: LocalServer) -> None:
     port = backend.servers[0].sockets[0].getsockname()[1]
     async with aiohttp.ClientSession() as browser:
         url = f"http://127.0.0.1:{port}/stream?prompt=a+boat"
-        async with browser.get(url) as answer:
-            text = await answer.text()
+        async with browser.get(url) as response:
+            text = await response.text()
     backend.should_exit = True
     await serving
     assert text.count("event: image_generation.partial_image") == 2

@@ -13,7 +13,7 @@ NAME = PACKAGE.name
 LAYERS = [
     {"errors"},
     {"hooks"},
-    {"files", "logs", "preview"},
+    {"files", "hints", "logs", "preview"},
     {"image"},
     {"notebook"},
     {"sansio"},
@@ -38,10 +38,11 @@ ONLY = {
     "errors": set(),
     "hooks": set(),
     "files": set(),
+    "hints": set(),
     "preview": set(),
-    "image": {"errors", "files", "logs", "preview"},
+    "image": {"errors", "files", "hints", "logs", "preview"},
     "notebook": {"errors", "image"},
-    "stream": {"errors", "logs", "notebook", "sansio"},
+    "stream": {"errors", "hints", "image", "logs", "notebook", "sansio"},
     "local": {"errors", "config", "credentials", "image", "sansio"},
 }
 """Parts that import less than their layer would let them."""

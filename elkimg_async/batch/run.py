@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self
 
 import msgspec
 
 from elkimg_async.errors import BatchError, ElkImagesError
+from elkimg_async.hints import AsyncIterableOnly, missing_attribute
+from elkimg_async.image import Image
 from elkimg_async.sansio.requests import EditRequest, GenerateRequest
 from elkimg_async.sansio.responses import ImagesResponse, Meta, Usage
 
@@ -38,6 +40,14 @@ class MapItem(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     def ok(self) -> bool:
         """Whether the request succeeded."""
         return self.error is None
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            advice = None
+            if name in ("image", "images") or (name[0] != "_" and hasattr(Image, name)):
+                advice = "item.result has the images, or item.paths the files with output_dir."
+            raise missing_attribute(self, name, advice)
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,7 +94,7 @@ class RunBackend(Protocol):
         """Cancel the requests in flight, and wait until they have ended."""
 
 
-class MapRun:
+class MapRun(AsyncIterableOnly):
     """A run of `AsyncImages.map`, which is active while its block is open.
 
         async with client.map(prompts, output_dir="out", journal="run.jsonl") as run:
@@ -93,6 +103,8 @@ class MapRun:
 
     Leaving the block cancels what is in flight.
     """
+
+    _usage = "async with client.map(…) as run: async for item in run: …"
 
     def __init__(self, backend: RunBackend) -> None:
         self._backend = backend
@@ -132,6 +144,11 @@ class MapRun:
         self._state = "closed"
         await self._backend.aclose()
 
+    if not TYPE_CHECKING:
+
+        def __await__(self) -> NoReturn:
+            raise TypeError(f"A run is not awaited; iterate over it: {self._usage}")
+
     def __aiter__(self) -> Self:
         self._check()
         if self._iterated:
@@ -155,10 +172,7 @@ class MapRun:
 
     def _check(self) -> None:
         if self._state == "new":
-            raise BatchError(
-                "A run starts with its block: async with client.map(…) as run: "
-                "async for item in run: …"
-            )
+            raise BatchError(f"A run starts with its block: {self._usage}")
         if self._state == "closed":
             raise BatchError("This run is closed; iterate over it inside its block.")
 

@@ -199,9 +199,19 @@ def _make(kind: type[_Request], fields: dict[str, Any], model: str | None) -> _R
     annotation = next(field.type for field in msgspec.structs.fields(kind) if field.name == param)
     raise InvalidRequestError(
         f"{param} must be {_IN_WORDS.get(annotation, 'a mapping of plain data')}, "
-        f"not {type(fields[param]).__name__}.",
+        f"not {type(fields[param]).__name__}.{_correction(param, fields[param])}",
         param=param,
     )
+
+
+def _correction(param: str, value: Any) -> str:
+    match param, value:
+        case "prompt", list() | tuple():
+            return " For several prompts use client.map(prompts)."
+        case "size", (int(width), int(height)):
+            return f" Write size='{width}x{height}'."
+        case _:
+            return ""
 
 
 def _unknown_field(kind: type[ImageRequest], name: str) -> str:

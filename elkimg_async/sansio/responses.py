@@ -6,10 +6,11 @@ omits it or sends something else. Fields without an attribute here are in `extra
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import msgspec
 
+from elkimg_async.hints import missing_attribute
 from elkimg_async.image import Image
 
 Number: TypeAlias = int | float
@@ -111,6 +112,12 @@ class Event(ResponseData, frozen=True, kw_only=True):
     output_format: str | None = None
     extra: dict[str, Any] = {}
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            advice = f"use event.image.{name}." if hasattr(Image, name) else None
+            raise missing_attribute(self, name, advice)
+
     @property
     def b64_json(self) -> str | None:
         """The image in base64, encoded at each access; None while it is only a URL."""
@@ -198,6 +205,16 @@ class ImagesResponse(Sequence[Image]):
 
     def __iter__(self) -> Iterator[Image]:
         return iter(self.data)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            advice = None
+            if name in ("image", "images"):
+                advice = "its images are result[0], result[1], …, or for image in result."
+            elif not name.startswith("_") and hasattr(Image, name):
+                advice = f"each of its images has it, as in result[0].{name}."
+            raise missing_attribute(self, name, advice)
 
     def __repr__(self) -> str:
         return f"<ImagesResponse {self.data!r}>"

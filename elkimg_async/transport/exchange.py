@@ -263,7 +263,7 @@ class Exchange:
 
     def _headers(self) -> dict[str, str]:
         headers = dict(self._request.headers)
-        if self._api_key is not None:
+        if self._api_key:
             headers["Authorization"] = f"Bearer {self._api_key.reveal()}"
         if self._request.body is not None:
             headers["Content-Length"] = str(self._length)

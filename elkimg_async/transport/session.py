@@ -59,6 +59,10 @@ class Transport:
         created_at: str = "an unknown place",
         keepalive: float = 4.0,
     ) -> None:
+        if session is not None and not hasattr(session, "connector"):
+            raise ConfigurationError(
+                f"session must be an aiohttp.ClientSession, not {type(session).__name__}."
+            )
         self._borrowed = session
         self._borrowed_loop: asyncio.AbstractEventLoop | None = None
         self._created_at = created_at

@@ -231,7 +231,7 @@ def _open_path(path: "str | os.PathLike[str]", param: str) -> InputImage:
 
 
 def _looks_like_prompt(text: str) -> bool:
-    return " " in text and os.sep not in text and not Path(text).suffix
+    return bool(text.strip()) and os.sep not in text and not Path(text).suffix
 
 
 class _File:

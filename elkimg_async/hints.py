@@ -1,0 +1,135 @@
+"""Advice in place of Python's plain errors, for the mistakes that new users make most often.
+
+What is defined here for wrong uses is hidden from type checkers, which report them by themselves.
+"""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
+from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+OTHER_OPTIONS = {
+    **dict.fromkeys(("key", "token", "api_token", "secret"), "the name is api_key."),
+    **dict.fromkeys(("url", "host", "endpoint", "api_base"), "the name is base_url."),
+    "concurrency": "pass limits=Limits(max_concurrency=…), or client.map(…, concurrency=…).",
+    **{
+        name: f"pass limits=Limits({name}=…)."
+        for name in ("max_concurrency", "requests_per_minute", "images_per_minute")
+    },
+    "rpm": "pass limits=Limits(requests_per_minute=…).",
+    "http_client": "pass an aiohttp.ClientSession as session.",
+    **dict.fromkeys(("proxy", "proxies"), "set HTTPS_PROXY, or pass a session with a proxy."),
+    **dict.fromkeys(("organization", "project"), "pass it in headers."),
+}
+"""What people pass instead of the options of a client."""
+OTHER_METHODS = {
+    **dict.fromkeys(("create", "create_image", "generations"), "use client.generate(…)."),
+    "stream": "use client.generate(…, stream=True).",
+    **dict.fromkeys(("batch", "generate_many"), "use client.map(…)."),
+    **dict.fromkeys(("variations", "create_variation"), "servers have retired it; use edit."),
+}
+"""What people look for on a client."""
+OTHER_FIELDS = {
+    "negative_prompt": "say in the prompt what the image should not show.",
+    **dict.fromkeys(("width", "height", "aspect_ratio"), "pass a size such as size='1024x1024'."),
+    **dict.fromkeys(("count", "num_images", "number"), "the number of images is n."),
+    "format": "the name is output_format.",
+}
+"""What people pass instead of the options of a call."""
+OTHERWISE = "fields that the server knows and this client does not go into extra_body."
+IMAGE_ADVICE = {
+    **dict.fromkeys(
+        ("bytes", "body", "data", "raw"), "its bytes are image.content, or await image.read()."
+    ),
+    **dict.fromkeys(
+        ("show", "display", "open"),
+        "image.to_pil().show() opens a window, await image.save(path) writes a file.",
+    ),
+    **dict.fromkeys(("width", "height", "size"), "image.to_pil().size is (width, height)."),
+    **dict.fromkeys(("format", "content_type", "mime_type"), "use image.media_type."),
+    **dict.fromkeys(("b64", "base64"), "use image.b64_json."),
+    **dict.fromkeys(("write", "download"), "use await image.save(path)."),
+}
+"""What people look for on an image."""
+
+
+def missing_attribute(holder: object, name: str, advice: str | None) -> AttributeError:
+    """Return the error for an attribute that does not exist; without advice it is Python's own."""
+    text = f"{type(holder).__name__!r} object has no attribute {name!r}"
+    if advice is None:
+        return AttributeError(text, name=name, obj=holder)
+    # Without `obj`, which would make Python add a similar name of its own.
+    return AttributeError(f"{text}: {advice}", name=name)
+
+
+def unknown_keyword(
+    call: str,
+    name: str,
+    known: Iterable[str],
+    advice: Mapping[str, str],
+    *,
+    otherwise: str = "",
+) -> TypeError:
+    """Return Python's error for an argument that does not exist, with advice.
+
+    Args:
+        call: The function, as Python names it.
+        name: The argument.
+        known: The arguments that exist, of which a similar one is proposed.
+        advice: What to do about certain names.
+        otherwise: What to do about all others.
+    """
+    hint = advice.get(name)
+    if hint is None:
+        similar = difflib.get_close_matches(name, known, 1, cutoff=0.75)
+        hint = f"did you mean {similar[0]!r}?" if similar else otherwise
+    text = f"{call}() got an unexpected keyword argument {name!r}"
+    return TypeError(f"{text}: {hint}" if hint else text)
+
+
+def advise_keywords(
+    advice: Mapping[str, str], otherwise: str = ""
+) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorate a function so that arguments that do not exist are answered with advice."""
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        known = inspect.signature(function).parameters.keys()
+
+        @wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+            if not kwargs.keys() <= known:
+                name = min(kwargs.keys() - known)
+                call = checked.__qualname__
+                raise unknown_keyword(call, name, known, advice, otherwise=otherwise)
+            return function(*args, **kwargs)
+
+        return checked
+
+    return decorate
+
+
+class AsyncOnly:
+    """Base of what works with `async with` and `async for` only; `_usage` is how to write it."""
+
+    _usage = ""
+
+    if not TYPE_CHECKING:
+
+        def __enter__(self) -> NoReturn:
+            raise TypeError(f"Write `async with` instead of `with`: {self._usage}")
+
+        def __exit__(self, *_: object) -> None:
+            """Exist, since Python looks for it before `__enter__` is called."""
+
+
+class AsyncIterableOnly(AsyncOnly):
+    """Base of what works with `async with` and `async for` only."""
+
+    if not TYPE_CHECKING:
+
+        def __iter__(self) -> NoReturn:
+            raise TypeError(f"Write `async for` instead of `for`: {self._usage}")
