@@ -19,6 +19,7 @@ from elkimg_async.cli.options import (
 )
 from elkimg_async.config import URL_VARIABLE
 from elkimg_async.credentials import API_KEY_VARIABLE
+from elkimg_async.transport import event_loop
 
 EXAMPLES = """\
 elkimg serve --port 8080
@@ -53,7 +54,7 @@ def serve(
             OUT.print(_guide(server.base_url, api_key), soft_wrap=True)
             await anyio.sleep_forever()
 
-    anyio.run(run)
+    event_loop.run(run)
     return 0
 
 
