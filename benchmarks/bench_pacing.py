@@ -17,7 +17,8 @@ from typing import Any
 from elkimg_async import AsyncImages, RetryPolicy
 from elkimg_async.errors import ElkImagesError
 
-from .contenders import KEY, MODEL, OURS, PROMPT
+from .client import KEY, MODEL, PROMPT
+from .contenders import OURS
 from .lab import ROOT, Lab, Sample, child_environment, run_json
 
 TITLE = "Pacing against a true token bucket"
