@@ -98,9 +98,9 @@ def _time(lab: Lab, snippets: dict[str, dict[str, str]]) -> None:
         if name in OFTEN or number % RUNS_FOR_EACH_ROUND == 0
     ]
     for done, (number, scenario, name) in enumerate(jobs, 1):
-        answer = run_json([sys.executable, "-c", before + snippets[scenario][name] + _AFTER])
+        output = run_json([sys.executable, "-c", before + snippets[scenario][name] + _AFTER])
         if number >= 0:
-            sample = Sample.of(answer, "imports", "import", scenario, name, number)
+            sample = Sample.of(output, "imports", "import", scenario, name, number)
             lab.add(sample, done, len(jobs))
 
 

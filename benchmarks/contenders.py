@@ -88,8 +88,8 @@ class HandWritten(Client):
     async def batch(self, take: Take, n: int) -> None:
         async with self._session.post(self._url, json=request_body(n)) as response:
             response.raise_for_status()
-            answer = await response.json()
-        for item in answer["data"]:
+            parsed = await response.json()
+        for item in parsed["data"]:
             url = item.get("url")
             take(url.encode() if url else base64.b64decode(item.pop("b64_json")))
 
@@ -130,8 +130,8 @@ class Polling(HandWritten):
 
     async def _send(self, take: Take, body: dict[str, Any]) -> None:
         async with self._session.post(self._url, json=body) as response:
-            answer = await response.json()
-        for item in answer["data"]:
+            parsed = await response.json()
+        for item in parsed["data"]:
             url = item.get("url")
             take(url.encode() if url else base64.b64decode(item["b64_json"]))
 

@@ -27,7 +27,7 @@ class Scenario:
         return self.spec.kind == "stream"
 
     def count(self, quick: bool) -> int:
-        """The number of requests; about a third of it for a quick run."""
+        """Return the number of requests; about a third of it for a quick run."""
         return max(2, self.concurrency, self.requests // 3) if quick else self.requests
 
 
