@@ -10,6 +10,7 @@
     contenders.py   the contenders: how each one sends requests and decodes images
     meters.py       the measurements inside the client process
     worker.py       one contender, one scenario, one meter: prints one JSON line
+    rate_simulation.py  the rate controller with a simulated clock
     lab.py          runs workers in interleaved rounds
     bench_*.py      the topics: which scenarios under which meter
     targets.py      the targets

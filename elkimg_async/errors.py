@@ -22,9 +22,15 @@ ElkImagesError
 │   ├── StreamIncompleteError        ended without a completed image
 │   └── StreamStateError             iterated twice, by two tasks, after close
 ├── DownloadError                    the URL of an image could not be fetched
-└── BatchError
-    ├── BatchStoppedError            a limit of the run was reached, or all requests would fail
-    └── JournalError                 unreadable, or of other requests
+├── BatchError
+│   ├── BatchStoppedError            a limit of the run was reached, or all requests would fail
+│   └── JournalError                 unreadable, or of other requests
+└── JobError
+    ├── JobNotFoundError             no job has this id
+    ├── JobConflictError             the id belongs to a job with other parameters
+    ├── JobCancelledError            the job was cancelled
+    ├── JobLostError                 the process that ran the job ended
+    └── StoreError                   the store is full, unreachable or of another version
 """
 
 import re
@@ -394,6 +400,39 @@ class JournalError(BatchError):
     """The journal cannot be read, or was written for other requests."""
 
 
+class JobError(ElkImagesError):
+    """A job has no result, or cannot be found, started or stored."""
+
+    billing: Billing = "not_sent"
+
+
+class JobNotFoundError(JobError):
+    """No job has this id; it may have been deleted or have expired."""
+
+
+class JobConflictError(JobError):
+    """The id belongs to a job with other parameters, or to one that is still running."""
+
+
+class JobCancelledError(JobError):
+    """The job was cancelled before it finished."""
+
+    images: Sequence[Any] = ()
+    """The images that were completed before (`Image`)."""
+    partials: Sequence[Any] = ()
+    """The newest partial image, if there was one (`PartialImage`)."""
+
+
+class JobLostError(JobError):
+    """The process that ran the job ended, and the job must not be sent again on its own."""
+
+    billing: Billing = "unknown"
+
+
+class StoreError(JobError):
+    """The store of the jobs is full, unreachable, in use, or was written by another version."""
+
+
 __all__ = [
     "APIError",
     "AuthenticationError",
@@ -408,6 +447,11 @@ __all__ = [
     "ElkImagesError",
     "EmptyResultError",
     "InvalidRequestError",
+    "JobCancelledError",
+    "JobConflictError",
+    "JobError",
+    "JobLostError",
+    "JobNotFoundError",
     "JournalError",
     "ModerationError",
     "NetworkError",
@@ -418,6 +462,7 @@ __all__ = [
     "RequestTimeoutError",
     "ResponseError",
     "ServerError",
+    "StoreError",
     "StreamError",
     "StreamIncompleteError",
     "StreamStateError",

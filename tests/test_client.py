@@ -702,9 +702,7 @@ async def test_answer_without_an_image(
     assert REQUEST_ID in str(error)
     assert words in str(error)
     assert error.attempts == 1
-    refused = (
-        isinstance(error, APIError) and not isinstance(error, ServerError) and not error.images
-    )
+    refused = isinstance(error, APIError) and not error.images
     assert error.billing == ("refused" if refused else "unknown")
     assert len(canned.requests) == 1
 
@@ -1360,7 +1358,7 @@ async def test_retried(guest: AsyncImages, canned: Canned, reply: Reply, streami
     ],
     ids=[
         "400", "401", "403-quota", "404", "409", "413", "422", "429-quota", "429-told",
-        "500-request", "500-body", "500-read", "500-html", "501", "502", "503-model", "504",
+        "500-request", "500", "500-unknown", "500-body", "500-read", "500-html", "501", "502", "503-model", "504",
         "524", "524-html", "200-error", "200-empty", "200-incomplete",
     ],
 )  # fmt: skip

@@ -51,6 +51,12 @@ TREE = {
     "BatchError": ["ElkImagesError"],
     "BatchStoppedError": ["BatchError"],
     "JournalError": ["BatchError"],
+    "JobError": ["ElkImagesError"],
+    "JobNotFoundError": ["JobError"],
+    "JobConflictError": ["JobError"],
+    "JobCancelledError": ["JobError"],
+    "JobLostError": ["JobError"],
+    "StoreError": ["JobError"],
 }
 FIELDS: dict[str, Any] = {
     "request_id": "r-1",
@@ -98,6 +104,8 @@ BILLING = {
     "StreamStateError": "not_sent",
     "DownloadError": "billed",
     "BatchError": "not_sent",
+    "JobError": "not_sent",
+    "JobLostError": "unknown",
 }
 COPIES: dict[str, Callable[[ElkImagesError], ElkImagesError]] = {
     **{
@@ -211,6 +219,8 @@ def test_error_advice(cls: type[ElkImagesError]) -> None:
     speaking |= {"NetworkError", "RequestTimeoutError", "ResponseError", "EmptyResultError"}
     speaking |= {"StreamError", "StreamStateError", "BatchError", "BatchStoppedError"}
     speaking |= {"JournalError", "DisconnectedError", "StreamIncompleteError", "ServerError"}
+    speaking |= {"JobError", "JobNotFoundError", "JobConflictError", "JobCancelledError"}
+    speaking |= {"JobLostError", "StoreError"}
     assert "An image may have been made" in str(cls("What.", billing="unknown"))
     assert bool(cls.advice) is (cls.__name__ not in speaking)
     assert not cls.advice or (cls.advice[0].isupper() and cls.advice.endswith("."))

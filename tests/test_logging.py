@@ -15,7 +15,7 @@ from elkimg_async import (
     ElkImagesError,
     Timeout,
 )
-from elkimg_async.logs import logger
+from elkimg_async.hooks import logger
 from tests.helpers.calls import BUSY, COMPLETED, GOOD, PARTIAL, QUICK, ask, in_both_modes
 from tests.helpers.canned import (
     DONE,

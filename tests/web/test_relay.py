@@ -33,6 +33,7 @@ import elkimg_async
 from elkimg_async import AsyncImages, CompletedImage, Image, PartialImage, errors, web
 from elkimg_async.local import LocalServer
 from elkimg_async.sansio.decoder import ImageEvent
+from elkimg_async.web import frameworks
 from tests.helpers.canned import DONE, KEY, PNG, Canned, End, answer, event, open_stream, stream
 from tests.test_cancellation import running, until
 
@@ -64,7 +65,7 @@ async def upstream() -> AsyncIterator[LocalServer]:
 
 
 def client_of(server: LocalServer | Canned) -> AsyncImages:
-    """A client that asks this server, once."""
+    """A client of this server that does not retry."""
     key = server.api_key if isinstance(server, LocalServer) else KEY
     return AsyncImages(key, base_url=server.base_url, retry=0)
 
@@ -132,9 +133,9 @@ def with_aiohttp(
 
 @asynccontextmanager
 async def on_uvicorn(app: ASGIApp, *, send_buffer: int = 0, **config: Any) -> AsyncIterator[int]:
-    """The app on a uvicorn in this loop; gives its port."""
+    """The app on a uvicorn in this loop; yields its port."""
     listening = listen(send_buffer)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on", **config))
+    server = uvicorn.Server(uvicorn.Config(app, **{"log_config": None, "lifespan": "on", **config}))
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     try:
         async with asyncio.timeout(10):
@@ -151,7 +152,7 @@ async def on_uvicorn(app: ASGIApp, *, send_buffer: int = 0, **config: Any) -> As
 async def on_aiohttp(
     app: aiohttp_web.Application, *, send_buffer: int = 0, **config: Any
 ) -> AsyncIterator[int]:
-    """The app on aiohttp's own server in this loop; gives its port."""
+    """The app on aiohttp's own server in this loop; yields its port."""
     listening = listen(send_buffer)
     runner = aiohttp_web.AppRunner(app, shutdown_timeout=0.2, **config)
     await runner.setup()
@@ -180,7 +181,7 @@ def backend(
     send_buffer: int = 0,
     **options: Any,
 ) -> AbstractAsyncContextManager[int]:
-    """One of the backends, running; gives its port."""
+    """One of the backends, running; yields its port."""
 
     def make_client() -> AsyncImages:
         return client_of(server)
@@ -242,7 +243,7 @@ class Browser:
                 self.seen += chunk
 
     async def read_rest(self) -> int:
-        """Read until the response's end; gives the number of bytes."""
+        """Read until the response's end; return the number of bytes."""
         count, tail = 0, self.seen[-5:]
         async with asyncio.timeout(30):
             while not tail.endswith(b"0\r\n\r\n"):
@@ -252,7 +253,7 @@ class Browser:
         return count
 
     async def leave(self, server: LocalServer | Canned) -> float:
-        """Close the connection; gives the seconds until upstream sees that nobody listens."""
+        """Close the connection; return the seconds until upstream sees it."""
         started = time.monotonic()
         self._writer.transport.abort()
         async with asyncio.timeout(5):
@@ -261,7 +262,7 @@ class Browser:
 
 
 async def fetch(port: int) -> tuple[aiohttp.ClientResponse, str]:
-    """What a browser gets in the end."""
+    """What a browser receives in the end."""
     async with (
         aiohttp.ClientSession() as session,
         session.get(f"http://127.0.0.1:{port}/picture?prompt=cat") as response,
@@ -270,7 +271,7 @@ async def fetch(port: int) -> tuple[aiohttp.ClientResponse, str]:
 
 
 def parse(text: str) -> list[tuple[str, Any]]:
-    """The events as a browser gives them to a page: the WHATWG's rules, without what relays never send."""
+    """The events as a browser hands them to a page, by the WHATWG's rules."""
     events, name, data = [], "message", list[str]()
     for line in text.split("\n"):
         field, _, value = line.partition(":")
@@ -308,7 +309,7 @@ async def relayed(server: LocalServer | Canned, **options: Any) -> list[tuple[st
 
 
 @in_each_way
-async def test_relay_gives_the_events_of_upstream(name: str, upstream: LocalServer) -> None:
+async def test_relay_forwards_the_events_of_upstream(name: str, upstream: LocalServer) -> None:
     """A browser gets each event with upstream's fields and image, then [DONE], under the right headers."""
     seen: list[ImageEvent] = []
 
@@ -411,7 +412,7 @@ async def test_relay_is_read_by_openai(upstream: LocalServer) -> None:
         assert len(through) == 3
         assert without_time(through) == without_time(await ask(upstream.base_url))
         upstream.inject("error-event")
-        with pytest.raises(openai.APIError, match="picture service failed"):
+        with pytest.raises(openai.APIError, match="image service failed"):
             await ask(base_url)
 
 
@@ -449,7 +450,7 @@ async def test_relay_of_an_open_stream(upstream: LocalServer) -> None:
 
 
 async def test_relay_of_a_generator_that_changes_events(upstream: LocalServer) -> None:
-    """Whatever gives image events can be relayed."""
+    """Whatever yields image events can be relayed."""
 
     async def marked(client: AsyncImages, prompt: str) -> AsyncIterator[ImageEvent]:
         async for each in generated(client, prompt):
@@ -480,8 +481,8 @@ async def test_relay_of_an_image_that_is_a_url(pass_urls: bool, upstream: LocalS
 
 
 @in_each
-async def test_relay_head_request_asks_for_nothing(name: str, upstream: LocalServer) -> None:
-    """A HEAD request gets the headers, and makes no picture."""
+async def test_relay_head_request_sends_nothing_upstream(name: str, upstream: LocalServer) -> None:
+    """A HEAD request gets the headers, and generates no image."""
     async with (
         backend(name, upstream) as port,
         aiohttp.ClientSession() as session,
@@ -532,14 +533,16 @@ async def test_heartbeats_none() -> None:
 
 @pytest.mark.parametrize("heartbeat", [0, -1.0, float("nan")])
 async def test_heartbeats_that_cannot_be(heartbeat: float, upstream: LocalServer) -> None:
-    """A pause that is no positive number is refused at once."""
+    """A pause that is not a positive number is rejected at once."""
     async with client_of(upstream) as client:
+        stream = generated(client, "cat")
         with pytest.raises(errors.ConfigurationError, match="positive number of seconds"):
-            web.starlette_response(generated(client, "cat"), heartbeat=heartbeat)
+            web.starlette_response(stream, heartbeat=heartbeat)
+        await stream.aclose()
 
 
-async def test_relay_of_something_else_is_refused(upstream: LocalServer) -> None:
-    """What cannot be relayed is refused before a response has begun."""
+async def test_relay_of_something_else_is_rejected(upstream: LocalServer) -> None:
+    """What cannot be relayed is rejected before a response has begun."""
     async with client_of(upstream) as client:
         opened = generated(client, "cat")
         web.ServerSentEvents(opened)
@@ -606,7 +609,7 @@ SECRET = "http://10.1.2.3:8080/v1 with sk-0123456789abcdef"
         ([End.RESET], "DisconnectedError"),
     ],
 )  # fmt: skip
-async def test_error_event_tells_nothing_secret(
+async def test_error_event_reveals_nothing_secret(
     reply: Any, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Neither keys nor addresses nor headers reach the browser, in whatever part of an answer they came."""
@@ -623,8 +626,8 @@ async def test_error_event_tells_nothing_secret(
     assert KEY not in logged.getMessage()
 
 
-async def test_error_before_sending_keeps_its_words(upstream: LocalServer) -> None:
-    """What this package refuses itself is told as it is, with the parameter."""
+async def test_error_before_sending_keeps_its_message(upstream: LocalServer) -> None:
+    """What this package rejects itself is reported as it is, with the parameter."""
     async with client_of(upstream) as client:
         events = client.generate("cat", stream=True, n=11)
         ((_, body),) = await collect(web.ServerSentEvents(events))
@@ -638,7 +641,7 @@ async def test_error_before_sending_keeps_its_words(upstream: LocalServer) -> No
     assert not upstream.requests
 
 
-async def test_error_of_a_refused_prompt_keeps_its_words() -> None:
+async def test_error_of_a_rejected_prompt_keeps_its_message() -> None:
     """Upstream's words about the request are passed on, with its code."""
     said = {
         "message": "Your request was rejected by the safety system.",
@@ -658,7 +661,7 @@ async def test_error_without_a_server() -> None:
         base_url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
         async with AsyncImages(KEY, base_url=base_url, retry=0) as client:
             ((_, body),) = await collect(web.ServerSentEvents(generated(client, "cat")))
-    assert body["error"]["message"] == "The picture service cannot be reached."
+    assert body["error"]["message"] == "The image service cannot be reached."
     check_discreet(json.dumps(body), base_url)
 
 
@@ -723,7 +726,7 @@ async def test_error_body_of_every_error(kind: type[errors.ElkImagesError]) -> N
 async def test_error_body_withholds_words_with_an_address_or_a_key(words: str) -> None:
     """Upstream's words are withheld when they may point at something inside."""
     body = web.error_body(errors.BadRequestError(words))["error"]
-    assert body["message"] == "The picture service refused the request."
+    assert body["message"] == "The image service rejected the request."
 
 
 @pytest.mark.parametrize(
@@ -742,9 +745,9 @@ async def test_error_body_keeps_words_about_the_request(words: str) -> None:
 async def test_error_body_says_when_to_try_again() -> None:
     """A rate limit tells the seconds to wait, where they are known."""
     told = web.error_body(errors.RateLimitError("x", retry_after=12.4))["error"]["message"]
-    assert told == "Too many pictures are being asked for; try again in 12 s."
+    assert told == "Too many images are being requested; try again in 12 s."
     untold = web.error_body(errors.RateLimitError("x"))["error"]["message"]
-    assert untold == "Too many pictures are being asked for; try again in a while."
+    assert untold == "Too many images are being requested; try again in a while."
 
 
 # --- browsers that leave, or do not read ------------------------------------
@@ -862,7 +865,7 @@ async def test_disconnect_on_a_server_of_a_later_asgi(upstream: LocalServer) -> 
         assert await browser.leave(upstream) < 1
 
 
-async def test_disconnect_told_by_send(upstream: LocalServer) -> None:
+async def test_disconnect_noticed_by_send(upstream: LocalServer) -> None:
     """A server whose `send` raises OSError for a browser that has left gets no exception back."""
     sent: list[Message] = []
 
@@ -936,8 +939,8 @@ async def test_relay_cancelled_closes_upstream(upstream: LocalServer) -> None:
             await anext(relay)
 
 
-async def test_relay_response_never_sent_asks_for_nothing(upstream: LocalServer) -> None:
-    """A response that is made and thrown away costs nothing, and warns of nothing."""
+async def test_relay_response_never_sent_sends_nothing_upstream(upstream: LocalServer) -> None:
+    """A response that is created and thrown away costs nothing, and warns of nothing."""
     async with client_of(upstream) as client:
         web.starlette_response(generated(client, "cat"))
     assert not upstream.requests
@@ -1007,8 +1010,10 @@ async def test_import_needs_no_framework() -> None:
 
 async def test_starlette_missing(monkeypatch: pytest.MonkeyPatch, upstream: LocalServer) -> None:
     """Without Starlette, the response says what to install."""
-    web._response_class.cache_clear()
+    frameworks._response_class.cache_clear()
     monkeypatch.setitem(sys.modules, "starlette.responses", None)
     async with client_of(upstream) as client:
+        stream = generated(client, "cat")
         with pytest.raises(errors.ConfigurationError, match="pip install starlette"):
-            web.starlette_response(generated(client, "cat"))
+            web.starlette_response(stream)
+        await stream.aclose()

@@ -1,0 +1,354 @@
+"""Jobs in a folder: one folder for each, with its images and an append-only log.
+
+A line of the log is the newest record of the job, or an event. The image of an event is on the disk
+before its line, so that whatever the log names is there, at whatever byte the process was killed.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anyio.to_thread
+import msgspec
+
+from elkimg_async.errors import StoreError
+from elkimg_async.files import write_atomically
+from elkimg_async.hooks import logger
+from elkimg_async.image import EXTENSIONS, media_type_of
+from elkimg_async.jobs.model import VERSION, Entry, Job
+
+_MARK, _LOCK, _LOG, _JOBS = "elkimg-jobs.json", "lock", "job.jsonl", "jobs"
+_BROKEN = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+T = TypeVar("T")
+
+
+class _Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A line of the log: a record, or an event with the file of its image."""
+
+    job: Job | None = None
+    event: Entry | None = None
+    file: str | None = None
+
+
+class _Mark(msgspec.Struct, frozen=True):
+    """What the file that marks the folder says."""
+
+    type: str = "elkimg_async.jobs"
+    version: int = VERSION
+
+
+class _Kept:
+    """One job: its folder, and what its log says."""
+
+    def __init__(self, folder: Path, job: Job) -> None:
+        self.folder, self.job = folder, job
+        self.events: dict[int, tuple[Entry, str | None]] = {}
+
+    def add(self, line: _Line) -> list[str]:
+        """Note a line; return the files that it makes superfluous."""
+        if line.job is not None:
+            self.job = line.job
+        if line.event is None:
+            return []
+        dropped = [key for key, (entry, _) in self.events.items() if not entry.completed]
+        files = [self.events.pop(key)[1] for key in dropped]
+        self.events[line.event.id] = line.event, line.file
+        return [file for file in files if file is not None and file != line.file]
+
+
+class DirectoryStore:
+    """A store in a folder; it survives `kill -9`, and belongs to one process at a time.
+
+    Args:
+        path: The folder. It is created where it does not exist.
+    """
+
+    shared = False
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = Path(path)
+        self._kept: dict[str, _Kept] = {}
+        self._lock: int | None = None
+        self._writing = threading.Lock()
+
+    async def open(self, keep: float | None) -> None:
+        """Lock the folder and read all logs.
+
+        Raises:
+            StoreError: If another process uses the folder, or it was written by another version.
+        """
+        await self._do(self._open)
+
+    async def aclose(self) -> None:
+        """Unlock the folder."""
+        with self._writing:
+            descriptor, self._lock = self._lock, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    async def create(self, job: Job, inputs: Sequence[bytes]) -> Job:
+        """Store a new job with the images it sends; return the job that has its id, if any."""
+        return await self._do(self._create, job, inputs)
+
+    async def get(self, id: str) -> Job | None:
+        """Return a job, or None."""
+        self._check()
+        kept = self._kept.get(id)
+        return None if kept is None else kept.job
+
+    async def jobs(self) -> list[Job]:
+        """Return all jobs, oldest first."""
+        self._check()
+        return sorted((kept.job for kept in self._kept.values()), key=lambda job: job.created_at)
+
+    async def inputs(self, job: Job) -> list[bytes]:
+        """Return the images that the job sends."""
+        return await self._do(self._inputs, job)
+
+    async def append(self, job: Job, entry: Entry, content: bytes | None) -> None:
+        """Add an event with its image; it replaces the partial images before it."""
+        await self._do(self._append, job, entry, content)
+
+    async def update(self, job: Job) -> None:
+        """Replace the record of a job."""
+        await self._do(self._update, job)
+
+    async def events(self, job: Job, after: int) -> list[tuple[Entry, bytes | None]]:
+        """Return the events after an id, with their images."""
+        return await self._do(self._events, job, after)
+
+    async def delete(self, job: Job) -> None:
+        """Remove a job with its folder."""
+        await self._do(self._delete, job)
+
+    # --- in a worker thread -------------------------------------------------
+
+    async def _do(self, step: Callable[..., T], *arguments: Any) -> T:
+        """Do a step in a worker thread, alone, to its end."""
+
+        def alone() -> T:
+            with self._writing:
+                if step != self._open:
+                    self._check()
+                return step(*arguments)
+
+        try:
+            return await anyio.to_thread.run_sync(alone)
+        except OSError as error:
+            raise StoreError(
+                f"{self._path} cannot be used as a store: {error.strerror or error}."
+            ) from None
+
+    def _check(self) -> None:
+        if self._lock is None:
+            raise StoreError("The store is not open.")
+
+    def _open(self) -> None:
+        jobs = self._path / _JOBS
+        jobs.mkdir(parents=True, exist_ok=True)
+        self._lock = _open_locked(self._path / _LOCK)
+        try:
+            _check_mark(self._path / _MARK)
+            self._kept = {}
+            for folder in sorted(jobs.iterdir()):
+                kept = _read_log(folder)
+                if kept is not None:
+                    self._kept[kept.job.id] = kept
+        except BaseException:
+            descriptor, self._lock = self._lock, None
+            os.close(descriptor)
+            raise
+
+    def _create(self, job: Job, inputs: Sequence[bytes]) -> Job:
+        known = self._kept.get(job.id)
+        if known is not None:
+            return known.job
+        folder = self._path / _JOBS / _folder_name(job.id)
+        if folder.exists():
+            raise StoreError(
+                f"{folder} belongs to this id, and its log cannot be read; move it away, or choose "
+                "another id."
+            )
+        folder.mkdir()
+        try:
+            for index, content in enumerate(inputs):
+                write_atomically(folder / f"input-{index}", content)
+            _write_line(folder, _Line(job=job))
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        self._kept[job.id] = _Kept(folder, job)
+        return job
+
+    def _inputs(self, job: Job) -> list[bytes]:
+        folder = self._find(job).folder
+        stored = sum(each.reference is None for each in job.inputs)
+        return [(folder / f"input-{index}").read_bytes() for index in range(stored)]
+
+    def _append(self, job: Job, entry: Entry, content: bytes | None) -> None:
+        kept = self._find(job)
+        file = None
+        if content is not None:
+            extension = EXTENSIONS.get(media_type_of(content), "")
+            file = f"{entry.id - job.first_id:04d}{extension}"
+            write_atomically(kept.folder / file, content)
+        line = _Line(event=entry, file=file)
+        _write_line(kept.folder, line)
+        for name in kept.add(line):
+            (kept.folder / name).unlink(missing_ok=True)
+
+    def _update(self, job: Job) -> None:
+        kept = self._find(job)
+        line = _Line(job=job)
+        _write_line(kept.folder, line)
+        kept.add(line)
+        if job.finished:
+            for index in range(len(job.inputs)):
+                (kept.folder / f"input-{index}").unlink(missing_ok=True)
+
+    def _events(self, job: Job, after: int) -> list[tuple[Entry, bytes | None]]:
+        kept = self._kept.get(job.id)
+        found = list[tuple[Entry, bytes | None]]()
+        if kept is None:
+            return found
+        for entry, file in kept.events.values():
+            if entry.id <= after:
+                continue
+            try:
+                content = None if file is None else (kept.folder / file).read_bytes()
+            except FileNotFoundError:
+                if entry.completed:
+                    raise
+            else:
+                found.append((entry, content))
+        return found
+
+    def _delete(self, job: Job) -> None:
+        kept = self._kept.pop(job.id, None)
+        if kept is not None:
+            shutil.rmtree(kept.folder, ignore_errors=True)
+
+    def _find(self, job: Job) -> _Kept:
+        try:
+            return self._kept[job.id]
+        except KeyError:
+            raise StoreError(f"The job {job.id!r} is not in the store any more.") from None
+
+
+def _folder_name(id: str) -> str:
+    """Return a name that every file system takes, and that differs where ids differ."""
+    slug = re.sub(r"[^a-z0-9]+", "-", id.lower())[:40].strip("-")
+    return "-".join(filter(None, [slug, hashlib.sha256(id.encode()).hexdigest()[:16]]))
+
+
+def _check_mark(path: Path) -> None:
+    """Mark a new folder; reject one of another version.
+
+    Raises:
+        StoreError: If the folder belongs to another version.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        write_atomically(path, msgspec.json.encode(_Mark()))
+        return
+    try:
+        mark = msgspec.json.decode(content, type=_Mark)
+    except _BROKEN:
+        mark = _Mark(version=0)
+    if mark != _Mark():
+        raise StoreError(
+            f"{path.parent} was written by another version of elkimg_async; use that version, or "
+            "choose another folder."
+        )
+
+
+def _read_log(folder: Path) -> _Kept | None:
+    """Return the job of a folder; None for one whose creation was cut short, which is removed."""
+    try:
+        content = (folder / _LOG).read_bytes()
+    except FileNotFoundError:
+        content = b""
+    except NotADirectoryError:
+        return None
+    whole, _, torn = content.rpartition(b"\n")
+    if not whole:
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+    kept: _Kept | None = None
+    try:
+        for text in whole.split(b"\n"):
+            line = msgspec.json.decode(text, type=_Line)
+            if kept is None and line.job is not None:
+                kept = _Kept(folder, line.job)
+            elif kept is not None:
+                kept.add(line)
+    except _BROKEN:
+        kept = None
+    if kept is None:
+        logger.warning("the job in %s is left out: its log is damaged", folder)
+        return None
+    if torn:
+        os.truncate(folder / _LOG, len(whole) + 1)
+    _remove_leftovers(kept)
+    return kept
+
+
+def _remove_leftovers(kept: _Kept) -> None:
+    """Remove files that no line of the log names."""
+    named = {_LOG, *(file for _, file in kept.events.values() if file is not None)}
+    for file in kept.folder.iterdir():
+        if file.name not in named and not file.name.startswith("input-"):
+            file.unlink(missing_ok=True)
+
+
+def _write_line(folder: Path, line: _Line) -> None:
+    """Append a line to the log and have it on the disk; a line that fails leaves none of it."""
+    data = msgspec.json.encode(line) + b"\n"
+    with (folder / _LOG).open("ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[file.write(view) or 0 :]
+            os.fsync(file.fileno())
+        except OSError:
+            os.ftruncate(file.fileno(), end)
+            raise
+
+
+def _open_locked(path: Path) -> int:
+    """Open a file that this process alone has open; the lock ends with the process."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _take_lock(descriptor)
+    except (BlockingIOError, PermissionError):
+        os.close(descriptor)
+        raise StoreError(
+            f"Another process uses {path.parent}; choose another folder, or RedisStore for several "
+            "worker processes."
+        ) from None
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _take_lock(descriptor: int) -> None:
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+
+else:
+    import fcntl
+
+    def _take_lock(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,240 @@
+"""The events of one job as this process knows them, and those who read them.
+
+A feed holds each image once, whatever the number of readers: every reader has a position only, and
+looks up the next event after it. A reader that falls behind misses partial images that newer ones
+have replaced, and nothing else.
+"""
+
+import asyncio
+import bisect
+from collections.abc import AsyncIterator, Generator, Iterable
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from elkimg_async.errors import ElkImagesError, InvalidRequestError
+from elkimg_async.image import Image
+from elkimg_async.jobs.model import Job, JobCompletedImage, JobEvent, read_response
+from elkimg_async.sansio.responses import ImagesResponse
+
+
+class Feed:
+    """The newest record of a job and its events, in order."""
+
+    def __init__(self, id: str) -> None:
+        self.id = id
+        self.readers = 0
+        self.running = False
+        self.events: list[JobEvent] = []
+        self.closed: ElkImagesError | None = None
+        self.loading: asyncio.Task[None] | None = None
+        self.reading = asyncio.Lock()
+        self._job: Job | None = None
+        self._changed = asyncio.Event()
+
+    @property
+    def job(self) -> Job:
+        """The newest record; a feed is read only after it has one."""
+        assert self._job is not None
+        return self._job
+
+    @property
+    def position(self) -> int:
+        """The id of the newest event."""
+        return self.events[-1].id if self.events else self.job.first_id
+
+    @property
+    def images(self) -> list[Image]:
+        """The finished images."""
+        return [event.image for event in self.events if isinstance(event, JobCompletedImage)]
+
+    def update(self, job: Job) -> None:
+        """Replace the record."""
+        self._job = job
+        self._notify()
+
+    def add(self, event: JobEvent) -> None:
+        """Add an event; it replaces the partial images before it."""
+        self.events = [known for known in self.events if isinstance(known, JobCompletedImage)]
+        self.events.append(event)
+        self._notify()
+
+    def extend(self, events: Iterable[JobEvent]) -> None:
+        """Add those events that are new here."""
+        for event in events:
+            if not self.events or event.id > self.events[-1].id:
+                self.add(event)
+
+    def close(self, error: ElkImagesError) -> None:
+        """Let everyone who waits fail with `error`."""
+        self.closed = error
+        self._notify()
+
+    def next_after(self, position: int) -> JobEvent | None:
+        """Return the first event after a position."""
+        index = bisect.bisect_right(self.events, position, key=lambda event: event.id)
+        return self.events[index] if index < len(self.events) else None
+
+    async def changed(self) -> None:
+        """Wait for the next change."""
+        await self._changed.wait()
+
+    async def finished(self) -> Job:
+        """Wait for the last state."""
+        while not self.job.finished:
+            if self.closed is not None:
+                raise self.closed
+            await self.changed()
+        return self.job
+
+    def response(self) -> ImagesResponse:
+        """Return the result of the finished job, or raise the error that it recorded."""
+        error: Any = self.job.error
+        if error is None:
+            return read_response(self.job, self.images)
+        if hasattr(error, "images"):
+            error.images = tuple(self.images)
+        if hasattr(error, "partials"):
+            partials = (e for e in self.events if not isinstance(e, JobCompletedImage))
+            error.partials = tuple(partials)
+        raise error
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+class Feeds(Protocol):
+    """Where readers get their feed from."""
+
+    async def join(self, id: str) -> Feed:
+        """Return the feed of a job, and keep it until `leave`."""
+        ...
+
+    def leave(self, feed: Feed) -> None:
+        """Release a feed."""
+
+
+class JobEvents(AsyncIterator[JobEvent]):
+    """The events of one job: what is there already, then live.
+
+    Use it with `async for`. `await jobs.events(id)` looks the job up first, and raises
+    JobNotFoundError before anything is sent to a browser. `async with` and `aclose` release it
+    early; the job goes on.
+    """
+
+    resumable = True
+    """Whether a browser may reconnect at no cost."""
+
+    def __init__(self, feeds: Feeds, id: str, after: int | str | None) -> None:
+        self.id = id
+        self._feeds = feeds
+        self._after = read_position(after)
+        self._feed: Feed | None = None
+        self._job: Job | None = None
+        self._position = 0
+        self._closed = False
+
+    def __await__(self) -> Generator[Any, Any, Self]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> Self:
+        return await self._open()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> JobEvent:
+        if self._closed:
+            raise StopAsyncIteration
+        try:
+            feed = await self._join()
+            while (event := feed.next_after(self._position)) is None:
+                if feed.job.finished:
+                    self._end(feed)
+                if feed.closed is not None:
+                    raise feed.closed
+                await feed.changed()
+        except Exception:
+            self._leave()
+            raise
+        self._position = event.id
+        return event
+
+    async def aclose(self) -> None:
+        """Stop reading; the job goes on."""
+        self._leave()
+
+    def __del__(self) -> None:
+        if getattr(self, "_feed", None) is not None:
+            self._leave()
+
+    @property
+    def job(self) -> Job | None:
+        """The newest record of the job; None before the events are opened."""
+        return self._feed.job if self._feed else self._job
+
+    @property
+    def shared(self) -> bool:
+        """Whether somebody else reads the same events in this process now."""
+        return self._feed is not None and self._feed.readers > 1
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything, the end of the job included, had been received before `after`."""
+        feed = self._feed
+        return feed is not None and feed.job.finished and self._position == feed.job.last_id
+
+    async def _open(self) -> Self:
+        if not self._closed:
+            await self._join()
+        return self
+
+    async def _join(self) -> Feed:
+        if self._feed is None:
+            self._feed = await self._feeds.join(self.id)
+            self._position = start_of(self._feed.job, self._after)
+        return self._feed
+
+    def _end(self, feed: Feed) -> None:
+        """End the iteration, with the error of a failed job unless that was received before."""
+        if self._position != feed.job.last_id:
+            self._position = feed.job.last_id
+            feed.response()
+        raise StopAsyncIteration
+
+    def _leave(self) -> None:
+        self._closed = True
+        feed, self._feed = self._feed, None
+        if feed is not None:
+            self._job = feed.job
+            self._feeds.leave(feed)
+
+
+def read_position(after: int | str | None) -> int | None:
+    """Return the event id that `after` stands for; None stands for the beginning.
+
+    Raises:
+        InvalidRequestError: If it is not an event id.
+    """
+    if after is None or after == "":
+        return None
+    if isinstance(after, str) and after.isdecimal() and after.isascii() and len(after) < 20:
+        return int(after)
+    if isinstance(after, int) and not isinstance(after, bool):
+        return after
+    raise InvalidRequestError(
+        f"after must be the id of an event, not {str(after)[:40]!r}.", param="after"
+    )
+
+
+def start_of(job: Job, after: int | None) -> int:
+    """Return the position to read from; an id of another job of the same name counts as none."""
+    return after if after is not None and job.owns(after) else job.first_id

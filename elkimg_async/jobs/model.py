@@ -1,0 +1,300 @@
+"""What a job is: its record, its events, and how both are written as plain data."""
+
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias, TypeVar, cast
+
+import msgspec
+from msgspec.structs import replace
+
+from elkimg_async.batch.journal import read_error, write_error
+from elkimg_async.errors import ElkImagesError, JobCancelledError, JobLostError
+from elkimg_async.image import Image
+from elkimg_async.sansio.decoder import ImageEvent
+from elkimg_async.sansio.responses import (
+    CompletedImage,
+    ImagesResponse,
+    Meta,
+    PartialImage,
+    Usage,
+)
+
+VERSION = 1
+"""The version of everything that a store holds."""
+MAX_EVENTS = 1000
+"""How many event ids belong to one job."""
+
+State = Literal["queued", "running", "done", "failed", "cancelled", "lost"]
+FINISHED: frozenset[State] = frozenset({"done", "failed", "cancelled", "lost"})
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class JobPartialImage(PartialImage, frozen=True, kw_only=True):
+    """An image on its way. `id` names the event; `events(…, after=id)` continues after it."""
+
+    id: int
+
+
+class JobCompletedImage(CompletedImage, frozen=True, kw_only=True):
+    """A finished image. `id` names the event; `events(…, after=id)` continues after it."""
+
+    id: int
+
+
+JobEvent: TypeAlias = JobPartialImage | JobCompletedImage
+
+
+class Input(msgspec.Struct, frozen=True, kw_only=True):
+    """An image that an edit sends. `reference` is set for one that the server fetches itself."""
+
+    param: Literal["image", "mask", "markup"]
+    size: int = 0
+    sha256: str | None = None
+    reference: Any = None
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One job as it is now.
+
+    Attributes:
+        id: Its name.
+        state: `queued`, `running`, `done`, `failed`, `cancelled` or `lost`.
+        prompt: The text of the request.
+        parameters: The other fields of the request that are set.
+        created_at: When it was started, in seconds since 1970; `sent_at` and `finished_at`
+        likewise.
+        sent_at: When its request left; None before.
+        finished_at: When it reached its last state; None before.
+        usage: The tokens that the server counted; None where it does not say.
+        request_id: The server's name for the request; None where it does not say.
+        attempts: How often the request was tried; 0 while that is not known.
+        idempotency_key: The idempotency key that the request is sent with; None where none is.
+    """
+
+    id: str
+    state: State = "queued"
+    prompt: str
+    parameters: dict[str, Any] = {}
+    created_at: float
+    sent_at: float | None = None
+    finished_at: float | None = None
+    usage: Usage | None = None
+    request_id: str | None = None
+    attempts: int = 0
+    idempotency_key: str | None = None
+
+    # What the registry needs to run, restore and compare it.
+    first_id: int
+    fingerprint: str
+    edit: bool = False
+    stream: bool = True
+    resend: bool = True
+    runs: int = 0
+    inputs: tuple[Input, ...] = ()
+    result: dict[str, Any] | None = None
+    failure: dict[str, Any] | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the state will not change any more."""
+        return self.state in FINISHED
+
+    @property
+    def error(self) -> ElkImagesError | None:
+        """Why there is no result, with `billing`; None for a job that is done or unfinished."""
+        if self.failure is None:
+            return None
+        error: Any = read_error(self.failure, attempts=self.attempts)
+        if self.idempotency_key is not None and hasattr(error, "idempotency_key"):
+            error.idempotency_key = self.idempotency_key
+        return cast("ElkImagesError", error)
+
+    @property
+    def last_id(self) -> int:
+        """The id of the end of the job: of its `[DONE]` or its error."""
+        return self.first_id + MAX_EVENTS - 1
+
+    @property
+    def wanted(self) -> int:
+        """How many images the request is for."""
+        n = self.parameters.get("n")
+        return n if isinstance(n, int) and n > 0 else 1
+
+    def owns(self, event_id: int) -> bool:
+        """Whether an event id is one of this job's, and not of an earlier job of the same name."""
+        return self.first_id <= event_id <= self.last_id
+
+
+# --- transitions ------------------------------------------------------------
+
+
+def send(job: Job, now: float) -> Job:
+    """Return the job as it is from the moment at which its request may leave."""
+    sent_at = now if job.sent_at is None else job.sent_at
+    return replace(job, state="running", sent_at=sent_at, runs=job.runs + 1)
+
+
+def complete(job: Job, response: ImagesResponse, now: float) -> Job:
+    """Return the job with its result."""
+    meta: Meta | None = getattr(response, "meta", None)
+    return replace(
+        job,
+        state="done",
+        finished_at=now,
+        usage=response.usage,
+        request_id=meta.request_id if meta else None,
+        attempts=meta.attempts if meta else 0,
+        result=write_response(response),
+    )
+
+
+def fail(job: Job, error: ElkImagesError, now: float) -> Job:
+    """Return the job with the error that its call ended with."""
+    return replace(
+        job,
+        state="failed",
+        finished_at=now,
+        request_id=error.request_id,
+        attempts=error.attempts,
+        failure=write_error(error),
+    )
+
+
+def cancel(job: Job, completed: int, now: float) -> Job:
+    """Return the job as cancelled, after `completed` images had arrived."""
+    error = JobCancelledError("The job was cancelled.")
+    if job.sent_at is not None:
+        error.billing = "billed" if completed else "unknown"
+    return replace(job, state="cancelled", finished_at=now, failure=write_error(error))
+
+
+def lose(job: Job, completed: int, now: float) -> Job:
+    """Return the job as lost, because the process that ran it ended."""
+    error = JobLostError(
+        "The process that ran this job ended before the job did, and the server is not known to "
+        "replay idempotency keys, so the job was not sent again."
+    )
+    error.billing = "billed" if completed else "unknown"
+    return replace(job, state="lost", finished_at=now, failure=write_error(error))
+
+
+def recover(job: Job, events: Sequence["Entry"], *, replay: bool, now: float) -> Job:
+    """Decide what becomes of an unfinished job whose process has ended.
+
+    A job that comes back unfinished is to be run: either its request never left, or it may be sent
+    again with its own idempotency key.
+    """
+    if job.finished or job.state == "queued":
+        return job
+    completed = [event for event in events if event.completed]
+    if len(completed) >= job.wanted:  # only the last record is missing
+        usage = _read(completed[-1].fields.get("usage"), Usage | None)
+        return replace(job, state="done", finished_at=now, usage=usage, result={})
+    if replay and job.resend and job.idempotency_key is not None:
+        return job
+    return lose(job, len(completed), now)
+
+
+# --- plain data -------------------------------------------------------------
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An event without the bytes of its image; `size` is their number, if there are any."""
+
+    id: int
+    completed: bool = False
+    fields: dict[str, Any] = {}
+    image: dict[str, Any] = {}
+    size: int | None = None
+
+
+def write_event(event: ImageEvent, id: int) -> Entry:
+    """Return an event as plain data."""
+    image, content = event.image, event.image.content
+    return Entry(
+        id=id,
+        completed=isinstance(event, CompletedImage),
+        fields=_write(event, {"image", "id"}),
+        image=_write(image, {"content", "_download", "_lock"}),
+        size=None if content is None else len(content),
+    )
+
+
+def number(event: ImageEvent, id: int) -> JobEvent:
+    """Return the same event with an id, around the same image."""
+    names = [name for name in event.__struct_fields__ if name != "id"]
+    fields = {name: getattr(event, name) for name in names}
+    if isinstance(event, CompletedImage):
+        return JobCompletedImage(**fields, id=id)
+    return JobPartialImage(**fields, id=id)
+
+
+def read_event(entry: Entry, content: bytes | None) -> JobEvent:
+    """Return the event that `write_event` wrote, with the bytes of its image."""
+    kind = JobCompletedImage if entry.completed else JobPartialImage
+    image = Image(content, **_read_fields(Image, entry.image))
+    fields = _read_fields(kind, entry.fields)
+    fields.setdefault("type", "image_generation.completed")
+    return kind(**fields, image=image, id=entry.id)
+
+
+def write_response(response: ImagesResponse) -> dict[str, Any]:
+    """Return what a response holds beside its images as plain data."""
+    plain = {name: _plain(value) for name, value in vars(response).items() if name != "data"}
+    return {name: value for name, value in plain.items() if value is not None}
+
+
+def read_response(job: Job, images: Sequence[Image]) -> ImagesResponse:
+    """Return the response of a finished job."""
+    hints = typing.get_type_hints(ImagesResponse.__init__)
+    plain = job.result or {}
+    fields = {
+        name: _read(plain[name], hint)
+        for name, hint in hints.items()
+        if name in plain and name != "data"
+    }
+    response = ImagesResponse(images, **{"usage": job.usage, **fields})
+    meta: Meta | None = _read(plain.get("meta"), Meta | None)
+    response.meta = meta or Meta(
+        request_id=job.request_id,
+        status=200,
+        attempts=job.attempts,
+        elapsed=(job.finished_at or job.created_at) - job.created_at,
+        first_byte=0.0,
+        rate_limit=None,
+        idempotency_key=job.idempotency_key,
+    )
+    return response
+
+
+def _write(struct: msgspec.Struct, skipped: set[str]) -> dict[str, Any]:
+    names = [name for name in struct.__struct_fields__ if name not in skipped]
+    plain = {name: _plain(getattr(struct, name)) for name in names}
+    return {name: value for name, value in plain.items() if value is not None}
+
+
+def _plain(value: Any) -> Any:
+    """Return plain data; None for what cannot be written: it must not cost an image."""
+    try:
+        if isinstance(value, Mapping):
+            value = dict(value)
+        plain = msgspec.to_builtins(value)
+        msgspec.json.encode(plain)
+    except (TypeError, ValueError, RecursionError):
+        return None
+    return plain
+
+
+def _read_fields(kind: type[T], plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the known fields among stored ones."""
+    known = {field.name: field.type for field in msgspec.structs.fields(kind)}
+    read = {name: _read(plain[name], known[name]) for name in plain if name in known}
+    return {name: value for name, value in read.items() if value is not None}
+
+
+def _read(value: Any, kind: Any) -> Any:
+    try:
+        return msgspec.convert(value, kind)
+    except (msgspec.ValidationError, TypeError):
+        return None

@@ -1,0 +1,353 @@
+"""Jobs in Redis, for several worker processes that serve each other's jobs.
+
+Under the prefix stand, for each job, `job:ID` (its record), `events:ID` (a stream of its events),
+`image:ID:EVENT` and `input:ID:N` (bytes); and for all together `jobs` (ids by age), `active` (the
+worker that owns each unfinished job), `worker:W` (a lease that expires with its worker), `news` (a
+stream of the ids that changed) and `version`. Whatever depends on the owner is written by a script,
+so that a worker that lost its lease cannot overwrite the records of the one that took over.
+"""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from elkimg_async.errors import ConfigurationError, StoreError
+from elkimg_async.jobs.model import VERSION, Entry, Job
+from elkimg_async.jobs.store import FencedError
+
+T = TypeVar("T")
+
+_MARGIN = (
+    24 * 3600.0
+)  # seconds that the images of an unfinished job are kept longer than those of others
+_BLOCK = 1000  # milliseconds that a worker waits for news at a time
+_NEWS = 100_000  # notices that are kept
+_CONNECTIONS = 32
+_PATIENCE = 10.0  # seconds for a connection and for a command
+_LAST_WORDS = 1.0  # seconds for the farewell
+_decode_job = msgspec.json.Decoder(Job).decode
+_decode_entry = msgspec.json.Decoder(Entry).decode
+
+_CREATE = """
+local known = redis.call('GET', KEYS[1])
+if known then return known end
+redis.call('SET', KEYS[1], ARGV[2])
+redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
+redis.call('HSET', KEYS[3], ARGV[1], ARGV[4])
+return false
+"""
+_OWNED = """
+local owner = redis.call('HGET', KEYS[2], ARGV[1])
+if not owner and redis.call('EXISTS', KEYS[1]) == 1 then
+  -- it was given up as lost, and has its image after all
+  redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
+elseif owner ~= ARGV[2] then
+  return 0
+end
+"""
+_UPDATE = (
+    _OWNED
+    + """
+redis.call('SET', KEYS[1], ARGV[3])
+if ARGV[4] == '1' then
+  redis.call('HDEL', KEYS[2], ARGV[1])
+  if tonumber(ARGV[5]) > 0 then
+    redis.call('PEXPIRE', KEYS[1], ARGV[5])
+    redis.call('PEXPIRE', KEYS[4], ARGV[5])
+  end
+end
+redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[6], '*', 'changed', ARGV[1])
+return 1
+"""
+)
+_APPEND = (
+    _OWNED
+    + """
+if #redis.call('XRANGE', KEYS[4], ARGV[3], ARGV[3]) == 0 then
+  redis.call('XADD', KEYS[4], ARGV[3], 'event', ARGV[4])
+end
+redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[5], '*', 'changed', ARGV[1])
+return 1
+"""
+)
+_CLAIM = """
+local owner = redis.call('HGET', KEYS[1], ARGV[1])
+if owner ~= ARGV[2] and owner ~= ARGV[3] then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+return 1
+"""
+
+
+class RedisStore:
+    """A store in Redis; needs the extra `redis`.
+
+    Args:
+        url: Where Redis is, as `redis.asyncio.Redis.from_url` takes it.
+        prefix: What all names in Redis begin with; stores with different prefixes are separate.
+        lease: Seconds after which a worker that gives no sign of life counts as dead.
+
+    Raises:
+        ConfigurationError: If redis is not installed, or an argument is not usable.
+    """
+
+    shared = True
+
+    def __init__(
+        self, url: str = "redis://localhost:6379/0", *, prefix: str = "elkimg:", lease: float = 5.0
+    ) -> None:
+        try:
+            from redis.asyncio import BlockingConnectionPool, Redis
+        except ImportError:
+            raise ConfigurationError(
+                'The package redis is missing: pip install "elkimg-async[redis]".'
+            ) from None
+        if not 0.5 <= lease <= 60:
+            raise ConfigurationError("lease must be 0.5 to 60 seconds.")
+        try:
+            pool = BlockingConnectionPool.from_url(
+                url,
+                max_connections=_CONNECTIONS,
+                timeout=_PATIENCE,
+                socket_connect_timeout=_PATIENCE,
+                socket_timeout=_PATIENCE,
+            )
+        except ValueError:
+            raise ConfigurationError(
+                "The URL of Redis must begin with redis:// or rediss://."
+            ) from None
+        self._redis: Any = Redis.from_pool(pool)
+        self.lease = lease
+        self._prefix = prefix
+        self._worker = os.urandom(8).hex()
+        self._keep: float | None = None
+        self._since = "$"
+        self._owners: dict[str, bytes] = {}
+        self._partials: dict[str, int] = {}
+
+    async def open(self, keep: float | None) -> None:
+        """Check the version, and become a worker.
+
+        Raises:
+            StoreError: If Redis cannot be reached, or the data is of another version.
+        """
+        self._keep = keep
+        redis = self._redis
+        await self._do(redis.setnx(self._name("version"), VERSION))
+        version = await self._do(redis.get(self._name("version")))
+        if version != str(VERSION).encode():
+            raise StoreError(
+                f"The jobs under {self._prefix!r} in Redis were written by another version of "
+                "elkimg_async; use that version, or another prefix."
+            )
+        newest = await self._do(redis.xrevrange(self._name("news"), count=1))
+        self._since = newest[0][0].decode() if newest else "0-0"
+
+    async def aclose(self) -> None:
+        """Give up the lease, so that other workers take over, and disconnect."""
+        try:
+            async with asyncio.timeout(_LAST_WORDS):
+                await self._do(self._redis.delete(self._name("worker", self._worker)))
+        except (StoreError, TimeoutError):
+            pass  # the lease expires by itself
+        await self._redis.aclose()
+
+    async def create(self, job: Job, inputs: Sequence[bytes]) -> Job:
+        """Store a new job with the images it sends; return the job that has its id, if any."""
+        expiry = self._expiry(_MARGIN)
+        for index, content in enumerate(inputs):
+            await self._do(self._redis.set(self._input(job, index), content, px=expiry))
+        keys = [self._name("job", job.id), self._name("jobs"), self._name("active")]
+        known = await self._script(
+            _CREATE, keys, job.id, msgspec.json.encode(job), job.created_at, self._worker
+        )
+        if known is None:
+            return job
+        found = _decode_job(known)
+        return job if found.first_id == job.first_id and found == job else found
+
+    async def get(self, id: str) -> Job | None:
+        """Return a job, or None."""
+        found = await self._do(self._redis.get(self._name("job", id)))
+        return None if found is None else _decode_job(found)
+
+    async def jobs(self) -> list[Job]:
+        """Return all jobs, oldest first."""
+        known = await self._do(self._redis.zrange(self._name("jobs"), 0, -1))
+        ids = [each.decode() for each in known]
+        found = await self._get_all(ids)
+        if expired := [each for each in ids if each not in found]:
+            await self._do(self._redis.zrem(self._name("jobs"), *expired))
+        return list(found.values())
+
+    async def inputs(self, job: Job) -> list[bytes]:
+        """Return the images that the job sends."""
+        stored = sum(each.reference is None for each in job.inputs)
+        if not stored:
+            return []
+        names = [self._input(job, index) for index in range(stored)]
+        found = await self._do(self._redis.mget(names))
+        if None in found:
+            raise StoreError(f"The images that the job {job.id!r} sends are not in Redis any more.")
+        return list(found)
+
+    async def append(self, job: Job, entry: Entry, content: bytes | None) -> None:
+        """Add an event with its image; it replaces the partial images before it.
+
+        Raises:
+            FencedError: If another worker owns the job now.
+        """
+        if content is not None:
+            image, expiry = self._image(job, entry.id), self._expiry(_MARGIN)
+            await self._do(self._redis.set(image, content, px=expiry))
+        data = msgspec.json.encode(entry)
+        await self._write(_APPEND, job, f"{entry.id}-0", data, _NEWS)
+        earlier = self._partials.pop(job.id, None)
+        if not entry.completed:
+            self._partials[job.id] = entry.id
+        if earlier is not None and earlier != entry.id:
+            await self._do(self._redis.xdel(self._name("events", job.id), f"{earlier}-0"))
+            await self._do(self._redis.delete(self._image(job, earlier)))
+
+    async def update(self, job: Job) -> None:
+        """Replace the record of a job; a finished one expires.
+
+        Raises:
+            FencedError: If another worker owns the job now.
+        """
+        expiry = self._expiry(0.0)
+        finished = int(job.finished)
+        data = msgspec.json.encode(job)
+        await self._write(_UPDATE, job, data, finished, expiry or 0, _NEWS)
+        if job.finished:
+            self._partials.pop(job.id, None)
+            for index in range(len(job.inputs)):
+                await self._do(self._redis.delete(self._input(job, index)))
+            if expiry is not None:
+                for entry in await self._entries(job, 0):
+                    await self._do(self._redis.pexpire(self._image(job, entry.id), expiry))
+
+    async def events(self, job: Job, after: int) -> list[tuple[Entry, bytes | None]]:
+        """Return the events after an id, with their images."""
+        entries = await self._entries(job, after)
+        if not entries:
+            return []
+        names = [self._image(job, entry.id) for entry in entries]
+        found = list[tuple[Entry, bytes | None]]()
+        for entry, content in zip(entries, await self._do(self._redis.mget(names)), strict=True):
+            if content is None and entry.size is not None:
+                if not entry.completed:  # replaced by a newer one just now
+                    continue
+                raise StoreError(
+                    f"An image of the job {job.id!r} is not in Redis any more; check its "
+                    "maxmemory-policy."
+                )
+            found.append((entry, content))
+        return found
+
+    async def delete(self, job: Job) -> None:
+        """Remove a job with everything that belongs to it."""
+        images = [self._image(job, entry.id) for entry in await self._entries(job, 0)]
+        names = [self._name("job", job.id), self._name("events", job.id), *images]
+        await self._do(self._redis.delete(*names))
+        await self._do(self._redis.zrem(self._name("jobs"), job.id))
+
+    # --- workers ------------------------------------------------------------
+
+    async def renew(self) -> None:
+        """Extend the lease of this worker."""
+        lease = int(self.lease * 1000)
+        await self._do(self._redis.set(self._name("worker", self._worker), 1, px=lease))
+
+    async def orphans(self) -> list[Job]:
+        """Return the unfinished jobs of dead workers, and those that this one owns."""
+        active = await self._do(self._redis.hgetall(self._name("active")))
+        dead = {self._worker.encode()}
+        for owner in set(active.values()) - dead:
+            if not await self._do(self._redis.exists(self._name("worker", owner.decode()))):
+                dead.add(owner)
+        self._owners = {job.decode(): owner for job, owner in active.items() if owner in dead}
+        found = await self._get_all(list(self._owners))
+        return list(found.values())
+
+    async def claim(self, job: Job) -> bool:
+        """Become the owner of an orphan; return False where another worker was faster."""
+        earlier = self._owners.get(job.id, b"")
+        return bool(
+            await self._script(_CLAIM, [self._name("active")], job.id, earlier, self._worker)
+        )
+
+    async def request_cancel(self, id: str) -> None:
+        """Ask the owner of a job to cancel it."""
+        await self._do(self._redis.xadd(self._name("news"), {"cancel": id}, maxlen=_NEWS))
+
+    async def changes(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Wait for news; return the ids of jobs that changed, and of jobs to cancel."""
+        news = self._name("news")
+        found = await self._do(self._redis.xread({news: self._since}, count=1000, block=_BLOCK))
+        changed, cancelled = set[str](), set[str]()
+        for _, notices in found.items() if isinstance(found, dict) else found or ():
+            for notice, fields in notices:
+                self._since = notice.decode()
+                changed |= {text.decode() for name, text in fields.items() if name == b"changed"}
+                cancelled |= {text.decode() for name, text in fields.items() if name == b"cancel"}
+        return frozenset(changed), frozenset(cancelled)
+
+    # --- names and commands -------------------------------------------------
+
+    def _name(self, *parts: object) -> str:
+        return self._prefix + ":".join(map(str, parts))
+
+    def _image(self, job: Job, event: int) -> str:
+        return self._name("image", job.id, event)
+
+    def _input(self, job: Job, index: int) -> str:
+        return self._name("input", job.id, job.fingerprint, index)
+
+    def _expiry(self, margin: float) -> int | None:
+        """Return milliseconds, or None for never."""
+        return None if self._keep is None else max(1, int((self._keep + margin) * 1000))
+
+    async def _entries(self, job: Job, after: int) -> list[Entry]:
+        events = self._name("events", job.id)
+        found = await self._do(self._redis.xrange(events, min=f"{after + 1}-0"))
+        return [_decode_entry(fields[b"event"]) for _, fields in found]
+
+    async def _get_all(self, ids: list[str]) -> dict[str, Job]:
+        if not ids:
+            return {}
+        found = await self._do(self._redis.mget([self._name("job", each) for each in ids]))
+        return {each: _decode_job(data) for each, data in zip(ids, found, strict=True) if data}
+
+    async def _write(self, script: str, job: Job, *arguments: Any) -> None:
+        """Write as the owner of a job."""
+        keys = [self._name("job", job.id), self._name("active"), self._name("news")]
+        keys.append(self._name("events", job.id))
+        if not await self._script(script, keys, job.id, self._worker, *arguments):
+            raise FencedError
+
+    async def _script(self, script: str, keys: list[str], *arguments: Any) -> Any:
+        return await self._do(self._redis.eval(script, len(keys), *keys, *arguments))
+
+    async def _do(self, command: Awaitable[T]) -> T:
+        """Send a command; whatever goes wrong is a StoreError."""
+        from redis.exceptions import OutOfMemoryError, RedisError
+
+        task = asyncio.current_task()
+        cancelling = task.cancelling() if task else 0
+        try:
+            result = await command
+            if task and task.cancelling() > cancelling:  # redis swallows it now and then
+                raise asyncio.CancelledError
+            return result
+        except OutOfMemoryError:
+            problem = "Redis is full; raise its maxmemory, or keep jobs for a shorter time."
+        except (RedisError, OSError, TimeoutError) as error:
+            problem = f"Redis cannot be used: {error}"
+            if not problem.endswith("."):
+                problem += "."
+        if task and task.cancelling() > cancelling:
+            raise asyncio.CancelledError
+        raise StoreError(problem)

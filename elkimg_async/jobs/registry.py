@@ -1,0 +1,421 @@
+"""`ImageJobs`: starts jobs, lets any number of readers follow them, and brings them to an end."""
+
+import asyncio
+import math
+import os
+import time
+from collections.abc import Coroutine, Iterable
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack, cast
+
+from elkimg_async.client import AsyncImages
+from elkimg_async.errors import (
+    ConfigurationError,
+    JobConflictError,
+    StoreError,
+)
+from elkimg_async.hooks import logger
+from elkimg_async.jobs import model
+from elkimg_async.jobs.feed import Feed, JobEvents
+from elkimg_async.jobs.feeds import FeedTable
+from elkimg_async.jobs.memory import MemoryStore
+from elkimg_async.jobs.model import Job, JobEvent, read_event
+from elkimg_async.jobs.request import JobOptions, Prepared, check_id, prepare
+from elkimg_async.jobs.run import JobRun
+from elkimg_async.jobs.store import SharedStore, Store
+from elkimg_async.jobs.workers import Coordinator
+from elkimg_async.sansio.headers import take_idempotency_key
+from elkimg_async.sansio.requests import EditRequest
+from elkimg_async.sansio.responses import ImagesResponse
+from elkimg_async.types import Images, Prompt
+
+T = TypeVar("T")
+
+_MAX_SWEEP = 60.0  # seconds between two searches for expired jobs, at most
+_CLOSED = "These jobs are closed; create new ImageJobs."
+
+
+class ImageJobs:
+    """Image generations that outlive whoever asked for them.
+
+        async with ImageJobs(client, store=DirectoryStore("images")) as jobs:
+            job = await jobs.start("a red fox", id="order-17", partial_images=2)
+            async for event in jobs.events(job.id):
+                ...
+            result = await jobs.result(job.id)
+
+    Args:
+        client: Sends the requests; it is not closed here, and must stay open longer.
+        store: Where jobs, events and images are kept. None: a `MemoryStore`.
+        keep: Seconds for which a finished job is kept. None: until it is deleted.
+        grace: Seconds that closing waits for running jobs, because they are paid for. None: the
+            client's total time limit for a batch call.
+        concurrency: How many jobs run at once; the others are `queued`. None: as many as the
+            client's `Limits(max_concurrency=…)` allows.
+
+    Raises:
+        ConfigurationError: If an argument is not usable.
+    """
+
+    def __init__(
+        self,
+        client: AsyncImages,
+        *,
+        store: Store | None = None,
+        keep: float | None = 24 * 3600.0,
+        grace: float | None = None,
+        concurrency: int | None = None,
+    ) -> None:
+        _check_seconds("keep", keep, 0)
+        _check_seconds("grace", grace, -1)
+        if concurrency is not None and not (isinstance(concurrency, int) and concurrency > 0):
+            raise ConfigurationError("concurrency must be a positive whole number, or None.")
+        settings = client._settings  # noqa: SLF001
+        self._client = client
+        self._store: Store = MemoryStore() if store is None else store
+        self._keep = keep
+        self._grace: float = settings.batch_limits.total if grace is None else grace
+        self._strict = settings.validate == "strict"
+        self._idempotency = settings.idempotency
+        self._gate = asyncio.Semaphore(concurrency or settings.limits.max_concurrency or 2**31)
+        self._feeds = FeedTable(self._store, keep=keep, check_open=self._check_open)
+        self._runs: dict[str, JobRun] = {}
+        self._coordinator: Coordinator | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+        self._state = "new"
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def open(self) -> None:
+        """Open the store, and recover the jobs of processes that have ended.
+
+        Raises:
+            StoreError: If the store cannot be opened.
+            ConfigurationError: If it was opened before.
+        """
+        if self._state != "new":
+            raise ConfigurationError("ImageJobs can be opened once; create new ones.")
+        self._state = "opening"
+        try:
+            await self._store.open(self._keep)
+            self._state = "open"
+            if self._store.shared:
+                self._coordinator = Coordinator(
+                    cast("SharedStore", self._store), self, self._feeds.refresh
+                )
+                await self._coordinator.open()
+            else:
+                for job in await self._store.jobs():
+                    if not job.finished:
+                        await self._recover_if_readable(job)
+        except BaseException:
+            self._state = "closed"
+            await self._abort()
+            raise
+        if self._keep is not None:
+            self._sweeper = asyncio.create_task(self._sweep(self._keep))
+
+    async def aclose(self) -> None:
+        """Wait up to `grace` seconds for running jobs, then close everything; idempotent.
+
+        Jobs that are still queued stay so in the store. Cancelling this ends at once: what the
+        store says then is true, and a later process goes on from there.
+        """
+        if self._state == "closed":
+            return
+        self._state = "closing"
+        try:
+            running = [run.task for name, run in self._runs.items() if self._is_sent(name)]
+            for name, run in list(self._runs.items()):
+                if not self._is_sent(name):
+                    run.stop("abort")
+            if running:
+                await asyncio.wait(running, timeout=_timeout(self._grace))
+        finally:
+            self._state = "closed"
+            await self._abort()
+
+    async def _abort(self) -> None:
+        """Stop everything now."""
+        for run in self._runs.values():
+            run.stop("abort")
+        closing = asyncio.create_task(self._close())
+        cancelled: asyncio.CancelledError | None = None
+        while not closing.done():  # it is short: every step of it is bounded
+            try:
+                await asyncio.shield(closing)
+            except asyncio.CancelledError as error:
+                cancelled = error
+        closing.result()
+        if cancelled is not None:
+            raise cancelled
+
+    async def _close(self) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
+        await asyncio.gather(*(run.task for run in self._runs.values()), return_exceptions=True)
+        await self._feeds.close(ConfigurationError(_CLOSED))
+        if self._coordinator is not None:
+            await self._coordinator.aclose()
+        await self._store.aclose()
+
+    # --- jobs ---------------------------------------------------------------
+
+    async def start(
+        self,
+        prompt: Prompt | EditRequest,
+        *,
+        id: str | None = None,
+        image: Images | None = None,
+        **options: Unpack[JobOptions],
+    ) -> Job:
+        """Start a job and return at once; for a known id, return the job that has it.
+
+        Args:
+            prompt: What the image shows; or a `GenerateRequest`, an `EditRequest`, or a mapping of
+                their fields.
+            id: The name of the job, 1 to 200 characters. None: a random one.
+            image: The image or images to edit, as `AsyncImages.edit` takes them; they are read now.
+                None: generate.
+            **options: The options of `AsyncImages.generate`, or of `edit` with `image`. The default
+                model is the client's when the request leaves. A job with `extra_headers` is not
+                sent again after a crash, because headers are not stored.
+
+        Raises:
+            InvalidRequestError: If the request is wrong.
+            JobConflictError: If the id belongs to a job with other parameters.
+            StoreError: If the store is full or cannot be written. Nothing was sent.
+        """
+        self._check_open()
+        name = check_id(id)
+        prepared = await prepare(prompt, image, options, strict=self._strict)
+        now = time.time()
+        job = Job(
+            id=name,
+            prompt=prepared.prompt,
+            parameters=prepared.parameters,
+            created_at=now,
+            idempotency_key=self._idempotency_key(prepared),
+            first_id=int(now * 1000) * model.MAX_EVENTS,
+            fingerprint=prepared.fingerprint,
+            edit=prepared.edit,
+            stream=prepared.stream,
+            resend=prepared.resend,
+            inputs=tuple(prepared.inputs),
+        )
+        known = self._feeds.get(name)
+        job = await finish(self._create(job, prepared)) if known is None else known.job
+        if job.fingerprint != prepared.fingerprint:
+            raise JobConflictError(
+                f"The id {name!r} belongs to a job with other parameters; choose another id, or "
+                "delete that job first."
+            )
+        return job
+
+    async def _create(self, job: Job, prepared: Prepared) -> Job:
+        """Store a job and run it; not cancelled half-way, so that a stored job is always run."""
+        stored = await self._store.create(job, prepared.contents)
+        if stored is not job:
+            return stored
+        if self._state == "open":
+            self._run(job, prepared.options)
+        return job
+
+    def events(self, id: str, after: int | str | None = None) -> JobEvents:
+        """Return the events of a job: those that are there already, then live.
+
+        Any number of readers may follow a job; a slow one misses partial images that newer ones
+        have replaced. Leaving stops nothing.
+
+        Args:
+            id: The id of the job.
+            after: The `id` of the last event received, or a browser's `Last-Event-ID`. None: all.
+
+        Raises:
+            InvalidRequestError: If `after` is not an event id.
+            JobNotFoundError: If there is no such job; raised by the first step of the iteration.
+        """
+        return JobEvents(self._feeds, id, after)
+
+    async def result(self, id: str) -> ImagesResponse:
+        """Wait for the job, and return what the call would have returned, or raise its error.
+
+        Raises:
+            JobNotFoundError: If there is no such job.
+            JobCancelledError: If the job was cancelled.
+            JobLostError: If the process that ran it ended.
+            ElkImagesError: If the call failed.
+        """
+        feed = await self._feeds.join(id)
+        try:
+            await feed.finished()
+            return feed.response()
+        finally:
+            self._feeds.leave(feed)
+
+    async def get(self, id: str) -> Job:
+        """Return a job as it is now.
+
+        Raises:
+            JobNotFoundError: If there is no such job.
+        """
+        self._check_open()
+        return await self._feeds.find(id)
+
+    async def list(self) -> "list[Job]":
+        """Return all jobs, oldest first."""
+        self._check_open()
+        return [job for job in await self._store.jobs() if not self._feeds.is_expired(job)]
+
+    async def cancel(self, id: str) -> Job:
+        """Close the connection of a job, and return it in its last state.
+
+        A job that has finished stays as it is. What was sent before may still be billed.
+
+        Raises:
+            JobNotFoundError: If there is no such job.
+        """
+        feed = await self._feeds.join(id)
+        try:
+            if not feed.job.finished:
+                if not self.cancel_here(id) and self._coordinator is not None:
+                    await self._coordinator.request_cancel(id)
+                await feed.finished()
+            return feed.job
+        finally:
+            self._feeds.leave(feed)
+
+    async def delete(self, id: str) -> None:
+        """Delete a finished job with its images.
+
+        Raises:
+            JobNotFoundError: If there is no such job.
+            JobConflictError: If the job has not finished; cancel it first.
+        """
+        job = await self.get(id)
+        if not job.finished:
+            raise JobConflictError(f"The job {id!r} is {job.state}; cancel it first.")
+        run = self._runs.get(id)
+        if run is not None:  # its last record is written, and its task about to end
+            await asyncio.wait([run.task])
+        await self._store.delete(job)
+        self._feeds.forget(id)
+
+    # --- for the coordinator ------------------------------------------------
+
+    async def recover(self, job: Job) -> None:
+        """Go on with an unfinished job whose process has ended, or record that it is lost."""
+        events = await self._store.events(job, 0)
+        decided = model.recover(
+            job,
+            [entry for entry, _ in events],
+            replay=self._idempotency == "replay",
+            now=time.time(),
+        )
+        if decided.finished:
+            await self._store.update(decided)
+            await self._feeds.refresh(job.id)
+            return
+        self._run(decided, {}, [read_event(entry, content) for entry, content in events])
+
+    async def _recover_if_readable(self, job: Job) -> None:
+        try:
+            await self.recover(job)
+        except StoreError as error:
+            logger.warning("an unfinished job cannot be recovered: %s", error.message)
+
+    def cancel_here(self, id: str) -> bool:
+        """Cancel a job that runs in this process; return whether it does."""
+        run = self._runs.get(id)
+        if run is not None:
+            run.stop("cancel")
+        return run is not None
+
+    def runs(self, id: str) -> bool:
+        """Return whether a job runs in this process."""
+        return id in self._runs
+
+    def _run(self, job: Job, options: dict[str, Any], events: Iterable[JobEvent] = ()) -> None:
+        if job.id in self._runs:
+            return
+        feed = self._feeds.run(job, events)
+        run = JobRun(
+            self._client,
+            self._store,
+            feed,
+            options=options,
+            replay=self._idempotency == "replay",
+            gate=self._gate,
+        )
+        self._runs[job.id] = run
+        run.task.add_done_callback(lambda _: self._ended(feed, run))
+
+    def _ended(self, feed: Feed, run: JobRun) -> None:
+        if self._runs.get(feed.id) is run:
+            del self._runs[feed.id]
+        self._feeds.ended(feed)
+
+    # --- small things -------------------------------------------------------
+
+    def _idempotency_key(self, prepared: Prepared) -> str | None:
+        headers = dict(prepared.options.get("extra_headers") or {})
+        own = take_idempotency_key(headers)
+        if own is not None:
+            prepared.options["extra_headers"] = headers
+            return own
+        return None if self._idempotency == "off" else os.urandom(16).hex()
+
+    def _is_sent(self, id: str) -> bool:
+        feed = self._feeds.get(id)
+        return feed is not None and feed.job.state != "queued"
+
+    def _check_open(self) -> None:
+        if self._state == "new":
+            raise ConfigurationError(
+                "Open ImageJobs first: async with ImageJobs(client) as jobs: …"
+            )
+        if self._state != "open":
+            raise ConfigurationError(_CLOSED)
+
+    async def _sweep(self, keep: float) -> None:
+        """Delete expired jobs from time to time."""
+        while True:
+            await asyncio.sleep(min(_MAX_SWEEP, max(keep / 4, 0.05)))
+            try:
+                for job in await self._store.jobs():
+                    if self._feeds.is_expired(job):
+                        await self._store.delete(job)
+            except StoreError as error:
+                logger.warning("expired jobs could not be deleted: %s", error.message)
+
+
+async def finish(step: Coroutine[Any, Any, T]) -> T:
+    """Do a step to its end, even where the caller is cancelled meanwhile."""
+    task = asyncio.ensure_future(step)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        raise
+
+
+def _timeout(seconds: float) -> float | None:
+    return None if math.isinf(seconds) else seconds
+
+
+def _check_seconds(name: str, value: object, least: float) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > least:
+        raise ConfigurationError(f"{name} must be a positive number of seconds, or None.")

@@ -1,0 +1,247 @@
+"""What `ImageJobs.start` takes, as a request that can be compared, stored and sent."""
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import anyio.to_thread
+import msgspec
+
+from elkimg_async.errors import InvalidRequestError
+from elkimg_async.image import Image
+from elkimg_async.jobs.model import Input, Job
+from elkimg_async.jobs.store import MAX_ID
+from elkimg_async.sansio.encode import is_json
+from elkimg_async.sansio.image_headers import ImageReference, InputImage
+from elkimg_async.sansio.model_rules import validate
+from elkimg_async.sansio.requests import (
+    EditRequest,
+    ImageRequest,
+    make_edit,
+    make_request,
+)
+from elkimg_async.transport.uploads import open_image
+from elkimg_async.types import EditOptions
+
+CALL_OPTIONS = ("extra_headers", "extra_query", "timeout", "retry")
+"""Options of a call that are not part of the request: not compared, and not stored."""
+
+Param = Literal["image", "mask", "markup"]
+_PARAMS: tuple[Param, ...] = ("image", "mask", "markup")
+
+
+class JobOptions(EditOptions, total=False):
+    """The options of `ImageJobs.start`: those of `AsyncImages.generate` and `edit`."""
+
+
+class Prepared(msgspec.Struct, kw_only=True):
+    """A request with the images it sends, and the options of its call."""
+
+    prompt: str
+    parameters: dict[str, Any]
+    edit: bool = False
+    stream: bool = True
+    inputs: list[Input] = []
+    contents: list[bytes] = []
+    options: dict[str, Any] = {}
+
+    @property
+    def fingerprint(self) -> str:
+        """The same text for the same request, whatever the order of its parameters."""
+        inputs = [(each.param, each.sha256, each.reference) for each in self.inputs]
+        content = [self.edit, self.prompt, self.parameters, inputs]
+        return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()[:32]
+
+    @property
+    def resend(self) -> bool:
+        """Whether the stored request is all that is sent."""
+        return not self.options.get("extra_headers") and not self.options.get("extra_query")
+
+
+def check_id(id: str | None) -> str:
+    """Return the id of a new job; None makes one up.
+
+    Raises:
+        InvalidRequestError: If it is not a text of 1 to 200 characters.
+    """
+    if id is None:
+        return os.urandom(16).hex()
+    if not isinstance(id, str) or not 0 < len(id) <= MAX_ID or not id.isprintable():
+        raise InvalidRequestError(
+            f"id must be printable text of 1 to {MAX_ID} characters.", param="id"
+        )
+    return id
+
+
+async def prepare(prompt: Any, image: Any, options: Mapping[str, Any], *, strict: bool) -> Prepared:
+    """Check a request, and read the images that it sends.
+
+    `strict` raises for a request that its model is known to reject.
+
+    Raises:
+        InvalidRequestError: If the request is wrong, or an image cannot be read.
+        DownloadError: If an `Image` is still a URL that cannot be fetched.
+    """
+    prompt, image, given = _split(prompt, image, options)
+    fields = {name: value for name, value in given.items() if value is not None}
+    call = {name: fields.pop(name) for name in CALL_OPTIONS if name in fields}
+    files: dict[str, Any] = {name: fields.pop(name) for name in _PARAMS[1:] if name in fields}
+    if image is None:
+        if files:
+            raise InvalidRequestError(
+                f"{min(files)} goes with an image to edit; pass image=… as well.", param=min(files)
+            )
+        request: ImageRequest = make_request(prompt, fields)
+        inputs: list[tuple[Input, bytes]] = []
+    else:
+        inputs = await _read_inputs({"image": image, **files})
+        request = await _check_edit(inputs, prompt, fields)
+    prepared = Prepared(
+        prompt=request.prompt,
+        parameters=_parameters(request),
+        edit=image is not None,
+        stream=can_stream(request, strict=strict),
+        inputs=[each for each, _ in inputs],
+        contents=[content for each, content in inputs if each.reference is None],
+        options=call,
+    )
+    if not is_json(prepared.parameters) or not is_json(prepared.prompt):
+        raise InvalidRequestError(
+            "The request cannot be written as JSON; extra_body must be plain data.",
+            param="extra_body",
+        )
+    return prepared
+
+
+def _split(prompt: Any, image: Any, options: Mapping[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
+    """Return prompt, image and options, with what an `EditRequest` or a mapping brings along."""
+    if isinstance(prompt, EditRequest):
+        fields = msgspec.structs.asdict(prompt)
+    elif isinstance(prompt, Mapping) and "image" in prompt:
+        fields = dict(prompt)
+    else:
+        return prompt, image, dict(options)
+    given = {name: value for name, value in options.items() if value is not None}
+    fields |= given
+    own = fields.pop("image", None)
+    return fields.pop("prompt", None), own if image is None else image, fields
+
+
+def can_stream(request: ImageRequest, *, strict: bool) -> bool:
+    """Return whether to stream; raise for what the model is known to reject either way."""
+    try:
+        validate(request, stream=True)
+    except InvalidRequestError as error:
+        streamed = error
+    else:
+        return True
+    try:
+        validate(request, stream=False)
+    except InvalidRequestError:
+        if strict:
+            raise streamed from None
+        return True
+    return False
+
+
+def _parameters(request: ImageRequest) -> dict[str, Any]:
+    fields = request.fields()
+    del fields["prompt"]
+    if request.model is None:  # the client's default, whatever that is when the request leaves
+        fields.pop("model", None)
+    if request.extra_body:
+        fields["extra_body"] = dict(request.extra_body)
+    return fields
+
+
+async def _check_edit(
+    inputs: Sequence[tuple[Input, bytes]], prompt: Any, fields: dict[str, Any]
+) -> ImageRequest:
+    """Return the request of an edit, checked as far as its images are here."""
+    opened: dict[Param, list[Any]] = {param: [] for param in _PARAMS}
+    for each, content in inputs:
+        value = content if each.reference is None else _restore(each.reference)
+        opened[each.param].append(await open_image(value, each.param))
+    mask, markup = (next(iter(opened[param]), None) for param in _PARAMS[1:])
+    files = {"mask": mask, "markup": markup}
+    return make_edit(tuple(opened["image"]), {**fields, **files, "prompt": prompt})
+
+
+# --- the images of an edit --------------------------------------------------
+
+
+async def _read_inputs(given: Mapping[str, Any]) -> list[tuple[Input, bytes]]:
+    found: list[tuple[Input, bytes]] = []
+    for param in _PARAMS:
+        if param not in given:
+            continue
+        value = given[param]
+        several = param == "image" and isinstance(value, Sequence) and not _is_one(value)
+        found += [await _read_input(param, each) for each in (value if several else [value])]
+    if not found:
+        raise InvalidRequestError("There is no image to edit; pass at least one.", param="image")
+    return found
+
+
+def _is_one(value: Any) -> bool:
+    """Return whether a sequence is one image: a path, bytes, or a (name, content, type) tuple."""
+    if isinstance(value, (str, bytes, bytearray, memoryview)):
+        return True
+    return isinstance(value, tuple) and len(value) in (2, 3) and isinstance(value[0], str | None)
+
+
+async def _read_input(param: Param, value: Any) -> tuple[Input, bytes]:
+    reference = _reference(value)
+    if reference is not None:
+        return Input(param=param, reference=reference), b""
+    looked = value if isinstance(value, InputImage) else await _look(value, param)
+    source: Any = looked.source
+    if isinstance(source, bytes):
+        content = source
+    else:
+        read: Callable[[int, int], bytes] = source.read
+        try:
+            content = await anyio.to_thread.run_sync(read, 0, looked.size)
+        except OSError as error:
+            raise InvalidRequestError(
+                f"{looked.name} cannot be read: {error.strerror or error}.", param=param
+            ) from None
+    digest = hashlib.sha256(content).hexdigest()
+    return Input(param=param, size=len(content), sha256=digest), content
+
+
+async def _look(value: Any, param: Param) -> InputImage:
+    looked = await open_image(value, param)
+    assert isinstance(looked, InputImage)  # references were handled before
+    return looked
+
+
+def _reference(value: Any) -> Any:
+    """Return what stands for an image that the server fetches itself; None for an image of ours."""
+    if isinstance(value, str) and value.lower().startswith(("http://", "https://", "data:")):
+        return value
+    if isinstance(value, msgspec.Struct) and not isinstance(value, (Image, InputImage)):
+        return msgspec.to_builtins(value)
+    return None
+
+
+def arguments(job: Job, contents: Sequence[bytes]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of `AsyncImages.generate` or `edit` for a job."""
+    if not job.edit:
+        return (job.prompt,), dict(job.parameters)
+    rest = iter(contents)
+    images, options = list[Any](), dict(job.parameters)
+    for each in job.inputs:
+        value = next(rest) if each.reference is None else _restore(each.reference)
+        if each.param == "image":
+            images.append(value)
+        else:
+            options[each.param] = value
+    return (images, job.prompt), options
+
+
+def _restore(reference: Any) -> Any:
+    if isinstance(reference, str):
+        return reference
+    return ImageReference(**reference)

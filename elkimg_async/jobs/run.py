@@ -1,0 +1,227 @@
+"""The call behind one job, from its request to its last record."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
+
+from elkimg_async.client import AsyncImages
+from elkimg_async.errors import (
+    APIError,
+    DownloadError,
+    ElkImagesError,
+    JobError,
+    StoreError,
+)
+from elkimg_async.hooks import logger
+from elkimg_async.jobs import model
+from elkimg_async.jobs.feed import Feed
+from elkimg_async.jobs.model import Entry, Job
+from elkimg_async.jobs.request import arguments
+from elkimg_async.jobs.store import FencedError, Store
+from elkimg_async.sansio.decoder import ImageEvent
+from elkimg_async.sansio.responses import CompletedImage, ImagesResponse
+from elkimg_async.sansio.retry import is_in_flight
+
+IN_FLIGHT_PAUSE = 0.5
+"""Seconds between two requests for what the server still makes for an earlier one."""
+IN_FLIGHT_LIMIT = 600.0
+"""Seconds after which an image that is still being made is given up."""
+LAST_WORDS = 1.0
+"""Seconds that recording the last state may take after an abort."""
+_PAUSES = (0.1, 5.0)  # seconds between two attempts to write to a store that fails: first, longest
+
+Stop = Literal["cancel", "abort"]
+
+
+class JobRun:
+    """One job being run.
+
+    Args:
+        client: Sends the request.
+        store: Where everything is recorded before readers see it.
+        feed: The readers of this process.
+        options: Options of the call that are not part of the request.
+        replay: Whether the job may be sent again after the end of this process.
+        gate: Limits how many jobs run at once.
+    """
+
+    def __init__(
+        self,
+        client: AsyncImages,
+        store: Store,
+        feed: Feed,
+        *,
+        options: dict[str, Any],
+        replay: bool,
+        gate: asyncio.Semaphore,
+    ) -> None:
+        self._client, self._store, self._feed = client, store, feed
+        self._options, self._replay, self._gate = options, replay, gate
+        self._known: list[bytes | None] = []
+        self._next_id = 0
+        self._stop: Stop | None = None
+        self._begun = False
+        self._pending: tuple[ImageEvent, Entry] | None = None
+        self._last: Job | None = None
+        self.task = asyncio.create_task(self._run())
+
+    def stop(self, reason: Stop) -> None:
+        """Close upstream: for good, or to leave the job to a later process."""
+        if self._stop is None:
+            self._stop = reason
+            if self._begun:  # a task that is cancelled before its first step would record nothing
+                self.task.cancel()
+
+    async def _run(self) -> None:
+        self._begun = True
+        try:
+            if self._stop is not None:
+                raise asyncio.CancelledError
+            async with self._gate:
+                await self._save(model.send(self._feed.job, time.time()))
+                self._last = await self._outcome()
+                await self._save(self._last)
+        except asyncio.CancelledError:
+            await self._stopped()
+        except FencedError:
+            logger.warning("a job was taken over by another worker, and was stopped here")
+        except StoreError as error:
+            logger.error("a job could not be recorded: %s", error.message)
+
+    async def _outcome(self) -> Job:
+        """Send the request and record its events; return the job in its last state."""
+        try:
+            response = await self._send()
+        except (FencedError, StoreError):
+            raise
+        except ElkImagesError as error:
+            failure = error
+        except Exception as error:  # noqa: BLE001 - a bug of ours, or of a hook's or a session's
+            logger.error("a job failed unexpectedly", exc_info=error)
+            failure = JobError(f"The job failed unexpectedly: {type(error).__name__}.")
+            failure.billing = "unknown"
+        else:
+            return model.complete(self._feed.job, response, time.time())
+        return model.fail(self._feed.job, failure, time.time())
+
+    async def _stopped(self) -> None:
+        """Record why the job was stopped, with all that had arrived before."""
+        if self._feed.job.finished:
+            return
+        try:
+            async with asyncio.timeout(LAST_WORDS):
+                if self._pending is not None:
+                    await self._keep(*self._pending)
+                last = self._last or self._decide()
+                if last is not None:
+                    await self._save(last)
+        except (TimeoutError, StoreError, FencedError):
+            logger.warning("the end of a job could not be recorded in time")
+
+    def _decide(self) -> Job | None:
+        """Return the last state of a stopped job; None leaves it to a later process."""
+        job, images, now = self._feed.job, self._feed.images, time.time()
+        if job.state == "running":
+            events = [model.write_event(event, event.id) for event in self._feed.events]
+            decided = model.recover(job, events, replay=self._replay, now=now)
+            if decided.state == "done" or (self._stop == "abort" and decided.finished):
+                return decided
+        return model.cancel(job, len(images), now) if self._stop == "cancel" else None
+
+    # --- the call -----------------------------------------------------------
+
+    async def _send(self) -> ImagesResponse:
+        job = self._feed.job
+        contents = await self._retry(lambda: self._store.inputs(job))
+        earlier = [event for event in self._feed.events if isinstance(event, CompletedImage)]
+        self._known = [event.image.content for event in earlier]
+        self._next_id = self._feed.position + 1
+        since = time.monotonic()
+        while True:
+            try:
+                return await self._call(job, contents)
+            except APIError as error:
+                waited = time.monotonic() - since
+                if job.runs < 2 or not is_in_flight(error) or waited > IN_FLIGHT_LIMIT:
+                    raise
+            await asyncio.sleep(IN_FLIGHT_PAUSE)
+
+    async def _call(self, job: Job, contents: list[bytes]) -> ImagesResponse:
+        given, options = arguments(job, contents)
+        options |= self._options
+        if job.idempotency_key is not None:
+            options["extra_headers"] = {
+                **(options.get("extra_headers") or {}),
+                "Idempotency-Key": job.idempotency_key,
+            }
+        method: Any = self._client.edit if job.edit else self._client.generate
+        if not job.stream:
+            response: ImagesResponse = await method(*given, **options)
+            for image in response:
+                await self._record(_completed(job, response, image))
+            return response
+        async with method(*given, stream=True, **options) as stream:
+            async for event in stream:
+                await self._record(event)
+            result: ImagesResponse = await stream.result()
+            return result
+
+    async def _record(self, event: ImageEvent) -> None:
+        """Store an event, and show it to the readers then."""
+        completed = isinstance(event, CompletedImage)
+        failure = None
+        try:
+            await event.image.read()
+        except DownloadError as error:
+            if not completed:
+                return
+            failure = error  # its URL is recorded all the same
+        content = event.image.content
+        if completed and content is not None and content in self._known:
+            self._known.remove(content)  # recorded by the earlier run that this one repeats
+            return
+        await self._keep(event, model.write_event(event, self._next_id))
+        self._next_id += 1
+        await asyncio.sleep(0)  # readers that wait see each event, even when several come at once
+        if failure is not None:
+            raise failure
+
+    async def _keep(self, event: ImageEvent, entry: Entry) -> None:
+        self._pending = event, entry
+        content = event.image.content
+        await self._retry(lambda: self._store.append(self._feed.job, entry, content))
+        self._feed.add(model.number(event, entry.id))
+        self._pending = None
+
+    # --- the store ----------------------------------------------------------
+
+    async def _save(self, job: Job) -> None:
+        await self._retry(lambda: self._store.update(job))
+        self._feed.update(job)
+
+    async def _retry(self, step: Callable[[], Awaitable[Any]]) -> Any:
+        """Repeat a step until the store works: the image is paid for, so it is not given up."""
+        pause, longest = _PAUSES
+        while True:
+            try:
+                return await step()
+            except StoreError as error:
+                if self._stop is not None:
+                    raise
+                logger.warning("a job waits for its store: %s", error.message)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, longest)
+
+
+def _completed(job: Job, response: ImagesResponse, image: Any) -> CompletedImage:
+    return CompletedImage(
+        type="image_edit.completed" if job.edit else "image_generation.completed",
+        image=image,
+        created_at=response.created,
+        size=response.size,
+        quality=response.quality,
+        background=response.background,
+        output_format=response.output_format,
+        usage=response.usage,
+    )

@@ -1,0 +1,89 @@
+"""What a store of jobs does; `MemoryStore`, `DirectoryStore` and `RedisStore` do it."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from elkimg_async.jobs.model import Entry, Job
+
+MAX_ID = 200
+"""The longest id of a job, in characters."""
+
+
+class FencedError(Exception):
+    """Another worker has taken over the job, and only its records count now."""
+
+
+class Store(Protocol):
+    """Where the records, events and images of jobs are kept.
+
+    Every method raises StoreError when the store cannot be read or written. What a method has
+    recorded when it returns survives the end of the process, where the store outlives processes.
+    """
+
+    shared: bool
+    """Whether several processes may use the store side by side; then it is a `SharedStore`."""
+
+    async def open(self, keep: float | None) -> None:
+        """Prepare the store; finished jobs are needed for `keep` seconds (None: until deleted)."""
+
+    async def aclose(self) -> None:
+        """Release everything; calling it again does nothing."""
+
+    async def create(self, job: Job, inputs: Sequence[bytes]) -> Job:
+        """Store a new job with the images it sends; return the job that has its id, if any."""
+        ...
+
+    async def get(self, id: str) -> Job | None:
+        """Return a job, or None."""
+        ...
+
+    async def jobs(self) -> list[Job]:
+        """Return all jobs, oldest first."""
+        ...
+
+    async def inputs(self, job: Job) -> list[bytes]:
+        """Return the images that the job sends."""
+        ...
+
+    async def append(self, job: Job, entry: Entry, content: bytes | None) -> None:
+        """Add an event with its image; partial images before it may be dropped."""
+
+    async def update(self, job: Job) -> None:
+        """Replace the record of a job."""
+
+    async def events(self, job: Job, after: int) -> list[tuple[Entry, bytes | None]]:
+        """Return the events whose id is higher than `after`, with their images."""
+        ...
+
+    async def delete(self, job: Job) -> None:
+        """Remove a job with everything that belongs to it."""
+
+
+class SharedStore(Store, Protocol):
+    """A store that several workers use side by side, each the owner of the jobs that it runs.
+
+    An owner that stops calling `renew`, or closes the store, loses its jobs: `orphans` returns them
+    to the other workers, and `append` and `update` raise FencedError once one of those has called
+    `claim`.
+    """
+
+    lease: float
+    """Seconds after which a worker that has not called `renew` counts as dead."""
+
+    async def renew(self) -> None:
+        """Extend the lease of this worker."""
+
+    async def orphans(self) -> list[Job]:
+        """Return the unfinished jobs whose worker is dead, and those that this one owns."""
+        ...
+
+    async def claim(self, job: Job) -> bool:
+        """Become the owner of an orphan; return False where another worker was faster."""
+        ...
+
+    async def request_cancel(self, id: str) -> None:
+        """Ask the owner of a job to cancel it."""
+
+    async def changes(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Wait for news; return the ids of jobs that changed, and of jobs to cancel."""
+        ...

@@ -1,0 +1,216 @@
+"""Image events as messages of server-sent events, whole or in chunks."""
+
+import logging
+import weakref
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
+
+import msgspec
+import pybase64
+
+from elkimg_async import errors, logs
+from elkimg_async.errors import ElkImagesError
+from elkimg_async.sansio.decoder import ImageEvent
+from elkimg_async.web.error_body import error_body
+
+if TYPE_CHECKING:
+    from elkimg_async.jobs import JobEvents
+
+_log = logging.getLogger("elkimg_async")
+_CHUNK = 48 * 1024  # bytes of an image per chunk, a multiple of 3: 64 KiB of base64
+DONE = "[DONE]"
+
+
+class Message(NamedTuple):
+    """One message for a browser. `event` and `id` are None where there is no such line."""
+
+    event: str | None
+    data: str
+    id: str | None = None
+
+
+def messages(events: AsyncIterable[ImageEvent], *, pass_urls: bool = False) -> "Messages":
+    """Return whole messages, for frameworks that write server-sent events themselves.
+
+        @app.get("/image", response_class=EventSourceResponse)       # FastAPI
+        async def image(prompt: str):
+            async for event, data, id in web.messages(client.generate(prompt, stream=True)):
+                yield ServerSentEvent(raw_data=data, event=event, id=id)
+
+    The last message is `[DONE]`, or an `error` event with `error_body` as its data; nothing is
+    raised.
+
+    Args:
+        events: As for `ServerSentEvents`; closed at the end.
+        pass_urls: As for `ServerSentEvents`.
+    """
+    return Messages(events, pass_urls=pass_urls)
+
+
+class Messages(AsyncIterator[Message]):
+    """The messages of one stream; `aclose` ends it early."""
+
+    def __init__(self, events: AsyncIterable[ImageEvent], *, pass_urls: bool) -> None:
+        self._events = aiter(events)
+        self._pass_urls = pass_urls
+        self._ended = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Message:
+        if self._ended:
+            await self.aclose()
+            raise StopAsyncIteration
+        try:
+            event = await read(self._events, self._pass_urls)
+            if event is not None:
+                data = b"".join(write_data(event, shared=is_shared(self._events)))
+                return Message(event.type, data.decode(), _text(event_id(event)))
+            self._ended = True
+            return Message(None, DONE, _text(end_id(self._events)))
+        except Exception as error:  # noqa: BLE001
+            self._ended = True
+            log_failure(error)
+            data = msgspec.json.encode(error_body(error))
+            return Message("error", data.decode(), _text(end_id(self._events)))
+
+    async def aclose(self) -> None:
+        """Close the events; calling it again does nothing."""
+        self._ended = True
+        await close(self._events)
+
+
+def _text(id: int | None) -> str | None:
+    return None if id is None else str(id)
+
+
+# --- what a relay does with events ------------------------------------------
+
+
+def as_job(events: AsyncIterator[ImageEvent]) -> "JobEvents | None":
+    """Return the events as those of a job, if they are, without importing jobs."""
+    return cast("JobEvents", events) if getattr(events, "resumable", False) else None
+
+
+async def read(events: AsyncIterator[ImageEvent], pass_urls: bool) -> ImageEvent | None:
+    """Return the next event with its image's bytes, or None at the end."""
+    event = await anext(events, None)
+    if event is not None and not pass_urls:
+        await event.image.read()
+    return event
+
+
+async def close(events: AsyncIterator[ImageEvent]) -> None:
+    """Close the events where they can be closed."""
+    aclose = getattr(events, "aclose", None)
+    if aclose is not None:
+        await aclose()
+
+
+def event_id(event: ImageEvent) -> int | None:
+    """Return the id of a job's event; None for an event of a plain stream."""
+    return getattr(event, "id", None)
+
+
+def end_id(events: AsyncIterator[ImageEvent]) -> int | None:
+    """Return the id of a job's end; None for a plain stream."""
+    job = as_job(events)
+    return None if job is None or job.job is None else job.job.last_id
+
+
+def is_shared(events: AsyncIterator[ImageEvent]) -> bool:
+    """Return whether other viewers get the same images."""
+    job = as_job(events)
+    return job is not None and job.shared
+
+
+def write_event(event: ImageEvent, *, shared: bool) -> Iterator[bytes]:
+    """Return the lines of an event, in chunks, so that the base64 of an image is never held whole.
+
+    With `shared` it is held whole once, for all who are sent the same image now.
+    """
+    head = b"event: %b\ndata: " % event.type.encode()
+    number = event_id(event)
+    if number is not None:
+        head = b"id: %d\n" % number + head
+    chunks = write_data(event, shared=shared, end=b"\n\n")
+    yield head + next(chunks)
+    yield from chunks
+
+
+def write_end(data: bytes, *, id: int | None, event: bytes = b"") -> bytes:
+    """Return the lines of the last message."""
+    lines = b"" if id is None else b"id: %d\n" % id
+    return lines + (b"event: %b\n" % event if event else b"") + b"data: %b\n\n" % data
+
+
+def write_data(event: ImageEvent, *, shared: bool, end: bytes = b"") -> Iterator[bytes]:
+    """Return the JSON of an event and `end`, in chunks."""
+    content = event.image.content
+    fields = {name: _filled(getattr(event, name)) for name in event.__struct_fields__}
+    for name in ("image", "id"):
+        fields.pop(name, None)
+    fields = {**(fields.pop("extra", None) or {}), **fields}
+    if content is None:
+        fields["url"] = event.image.url
+    text = msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
+    if content is None:
+        yield text + end
+        return
+    yield text[:-1] + b',"b64_json":"'
+    yield from _base64_chunks(content, shared=shared)
+    yield b'"}' + end
+
+
+def _filled(value: Any) -> Any:
+    """Return a value of an event without the fields that the server did not fill."""
+    if not isinstance(value, msgspec.Struct):
+        return value
+    fields = msgspec.structs.asdict(value)
+    fields = {**(fields.pop("extra", None) or {}), **fields}
+    return {name: _filled(field) for name, field in fields.items() if field is not None}
+
+
+def _base64_chunks(content: bytes, *, shared: bool) -> Iterator[bytes]:
+    view = memoryview(content)
+    if shared:
+        encoded = _share(content)  # kept by this frame until the last chunk
+        for start in range(0, len(encoded.text), _CHUNK):
+            yield encoded.text[start : start + _CHUNK]
+        return
+    for start in range(0, len(view), _CHUNK):
+        yield pybase64.b64encode(view[start : start + _CHUNK])
+
+
+class _Encoded:
+    """The base64 of an image that several viewers are sent at once."""
+
+    __slots__ = ("__weakref__", "content", "text")
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+        self.text = pybase64.b64encode(content)
+
+
+_encoded: "weakref.WeakValueDictionary[int, _Encoded]" = weakref.WeakValueDictionary()
+
+
+def _share(content: bytes) -> _Encoded:
+    """Return the base64 of these very bytes, encoded once while somebody is sending it."""
+    known = _encoded.get(id(content))
+    if known is None:  # the entry keeps the bytes alive, so that no others can have their address
+        known = _encoded[id(content)] = _Encoded(content)
+    return known
+
+
+def log_failure(error: Exception) -> None:
+    """Log in full what a browser is told in general words."""
+    if isinstance(error, ElkImagesError):
+        described = logs.describe(error) if isinstance(error, errors.APIError) else repr(error)
+        _log.warning(
+            "a stream that was relayed to a browser failed: %s (request id: %s)",
+            described, error.request_id,
+        )  # fmt: skip
+    else:
+        _log.error("a stream that was relayed to a browser failed", exc_info=error)

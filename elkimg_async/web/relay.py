@@ -1,0 +1,173 @@
+"""`ServerSentEvents`: relays image events to a browser."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Literal, Self
+
+import anyio
+import msgspec
+
+from elkimg_async.errors import ConfigurationError, JobNotFoundError
+from elkimg_async.sansio.decoder import ImageEvent
+from elkimg_async.web.error_body import error_body
+from elkimg_async.web.messages import (
+    DONE,
+    as_job,
+    close,
+    end_id,
+    is_shared,
+    log_failure,
+    read,
+    write_end,
+    write_event,
+)
+
+HEADERS: Mapping[str, str] = MappingProxyType(
+    {
+        "Content-Type": "text/event-stream; charset=utf-8",
+        "Cache-Control": "no-cache, no-transform",
+        "X-Accel-Buffering": "no",
+    }
+)
+"""The response headers of a relay: nothing in between may cache, compress or delay the events."""
+
+Verdict = Literal["stream", "complete", "missing"]
+
+_START = b"retry: 2147483647\n"  # in milliseconds; the most that every browser accepts
+_RESUMABLE = b"retry: 1000\n"  # a reconnect to a job costs nothing
+_PING = b": ping\n"
+
+
+class ServerSentEvents:
+    """The bytes that relay a stream of images, for any framework's streaming response.
+
+        async for chunk in ServerSentEvents(client.generate(prompt, stream=True)):
+            ...
+
+    Send them with `HEADERS`, and call `aclose` at the end, whatever happened. No `Exception` of the
+    stream is raised: it becomes an `error` event, and is in full in the log `elkimg_async`.
+
+    Args:
+        events: The events of a job; or an `ImageStream`, open or not; or any async iterable of its
+        events,
+            such as a generator of yours that changes them on their way. It is closed at the end.
+        heartbeat: Seconds of silence after which a comment line is sent, so that nothing in between
+            closes the connection as idle. None: no heartbeats.
+        pass_urls: Whether an image that came as a URL is passed on as one, for the browser to
+        fetch; that
+            reveals where it comes from. Otherwise it is downloaded here and sent as base64.
+
+    Raises:
+        ConfigurationError: If `heartbeat` is not a positive number.
+        StreamStateError: If the stream is iterated elsewhere already.
+    """
+
+    def __init__(
+        self,
+        events: AsyncIterable[ImageEvent],
+        *,
+        heartbeat: float | None = 15.0,
+        pass_urls: bool = False,
+    ) -> None:
+        if heartbeat is not None and not heartbeat > 0:
+            raise ConfigurationError("heartbeat must be a positive number of seconds, or None.")
+        self._events = aiter(events)
+        self._heartbeat, self._pass_urls = heartbeat, pass_urls
+        plain = as_job(self._events) is None
+        self._chunks: Iterator[bytes] = iter([_START if plain else _RESUMABLE])
+        self._step: asyncio.Task[ImageEvent | None] | None = None
+        self._disconnected: Callable[[], Awaitable[object]] | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._ended = False
+
+    def stop_when(self, disconnected: Callable[[], Awaitable[object]]) -> Self:
+        """End at once when `disconnected()` returns, which is when the browser has left."""
+        self._disconnected = disconnected
+        return self
+
+    async def look_up(self) -> Verdict:
+        """Find the job, if it is one, before a response begins; say what the response must be.
+
+        A plain stream is not opened: its failures become events.
+        """
+        events = as_job(self._events)
+        if events is None:
+            return "stream"
+        try:
+            await events
+        except JobNotFoundError:
+            return "missing"
+        except Exception:  # noqa: BLE001 - it is raised again by the first step, and relayed
+            return "stream"
+        return "complete" if events.complete else "stream"
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        chunk = next(self._chunks, None)
+        return await self._wait() if chunk is None else chunk
+
+    async def aclose(self) -> None:
+        """Close the stream and its connection; calling it again does nothing."""
+        self._ended = True
+        self._chunks = iter(())
+        self._disconnected = None
+        tasks = [task for task in (self._step, self._watch) if task is not None]
+        self._step = self._watch = None
+        with anyio.CancelScope(shield=True):
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await close(self._events)
+
+    def __del__(self) -> None:
+        tasks = getattr(self, "_step", None), getattr(self, "_watch", None)
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and its tasks are gone
+            for task in filter(None, tasks):
+                task.cancel()
+
+    async def _wait(self) -> bytes:
+        """Return the next chunk, or a heartbeat, as soon as there is one."""
+        if self._ended:
+            await self.aclose()
+            raise StopAsyncIteration
+        try:
+            step, watch = self._start()
+            waited = {step, watch} if watch else {step}
+            await asyncio.wait(waited, timeout=self._heartbeat, return_when=asyncio.FIRST_COMPLETED)
+        except BaseException:
+            await self.aclose()
+            raise
+        if watch is not None and watch.done():
+            await self.aclose()
+            raise StopAsyncIteration
+        if not step.done():
+            return _PING
+        self._step = None
+        try:
+            event = step.result()
+            self._ended = event is None
+            if event is None:
+                return write_end(DONE.encode(), id=end_id(self._events))
+            self._chunks = write_event(event, shared=is_shared(self._events))
+            return next(self._chunks)
+        except Exception as error:  # noqa: BLE001
+            self._ended = True
+            log_failure(error)
+            body = msgspec.json.encode(error_body(error))
+            return write_end(body, id=end_id(self._events), event=b"error")
+
+    def _start(self) -> tuple["asyncio.Task[ImageEvent | None]", "asyncio.Task[None] | None"]:
+        """Read the next event and watch the browser, in tasks that do not hold this object."""
+        if self._step is None:
+            self._step = asyncio.create_task(read(self._events, self._pass_urls))
+        if self._watch is None and self._disconnected is not None:
+            self._watch = asyncio.create_task(_until(self._disconnected))
+        return self._step, self._watch
+
+
+async def _until(disconnected: Callable[[], Awaitable[object]]) -> None:
+    await disconnected()

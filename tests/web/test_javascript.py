@@ -1,0 +1,262 @@
+"""`elkimg.js` and `<elk-image>` in a real Chromium, over a real backend."""
+
+import asyncio
+import contextlib
+import shutil
+import types
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import fastapi
+import pytest
+from fastapi.responses import HTMLResponse, Response
+
+from elkimg_async import AsyncImages, web
+from elkimg_async.jobs import ImageJobs
+from elkimg_async.local import LocalServer
+from tests.helpers.canned import DONE, KEY, Canned, End, answer, event, open_stream
+from tests.jobs.test_registry import COMPLETED, partial
+from tests.web.test_relay import on_uvicorn
+
+playwright = pytest.importorskip("playwright.async_api", reason="pip install playwright")
+
+from playwright.async_api import Browser, Page, async_playwright, expect  # noqa: E402
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+EXAMPLE = Path(__file__).parent / "example"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is missing: apt-get install chromium"),
+]
+
+
+@pytest.fixture(scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    """A Chromium without a window."""
+    async with async_playwright() as driver:
+        options: dict[str, Any] = {"executable_path": CHROMIUM, "args": ["--no-sandbox"]}
+        browser = await driver.chromium.launch(**options)
+        yield browser
+        await browser.close()
+
+
+@pytest.fixture
+async def page(browser: Browser) -> AsyncIterator[Page]:
+    """A new page that must not complain."""
+    page = await browser.new_page()
+    complaints = list[str]()
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.set_default_timeout(15_000)
+    yield page
+    await page.close()
+    assert complaints == []
+
+
+class Proxy:
+    """A connection between browser and backend that can be cut."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._open = set[asyncio.StreamWriter]()
+        self._tasks = set[asyncio.Task[None]]()
+        self.port = 0
+
+    def cut(self) -> None:
+        """Break all connections."""
+        for writer in self._open:
+            writer.transport.abort()
+
+    @contextlib.asynccontextmanager
+    async def listening(self) -> AsyncIterator["Proxy"]:
+        """Forward connections within the block."""
+        server = await asyncio.start_server(self._forward, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        try:
+            yield self
+        finally:
+            server.close()
+            self.cut()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        inner, outer = await asyncio.open_connection("127.0.0.1", self._target)
+        self._open |= {writer, outer}
+        for source, target in ((reader, outer), (inner, writer)):
+            task = asyncio.create_task(_copy(source, target))
+            self._tasks.add(task)
+
+
+async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while chunk := await source.read(65536):
+            target.write(chunk)
+            await target.drain()
+    target.transport.abort()
+
+
+@contextlib.asynccontextmanager
+async def example(
+    server: LocalServer | Canned, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[int]:
+    """The backend of the README in a folder with its page; yields its port."""
+    api_key = server.api_key if isinstance(server, LocalServer) else KEY
+    monkeypatch.setenv("ELKAPI_API_KEY", api_key)
+    monkeypatch.setenv("ELKAPI_BASE_URL", server.base_url)
+    shutil.copy(EXAMPLE / "page.html", folder)
+    monkeypatch.chdir(folder)
+    module: Any = types.ModuleType("example_app")  # a text file, since its lines are the README's
+    exec(compile((EXAMPLE / "app.txt").read_text(), "app.py", "exec"), module.__dict__)
+    async with on_uvicorn(module.app) as port:
+        yield port
+
+
+async def ask(page: Page, port: int, prompt: str = "a red fox") -> None:
+    """Open the page and request an image."""
+    await page.goto(f"http://127.0.0.1:{port}/")
+    await page.get_by_label("Prompt").fill(prompt)
+    await page.get_by_role("button", name="Generate").click()
+
+
+async def width(page: Page) -> int:
+    """The pixels of the image that is shown."""
+    found: int = await page.locator("img").evaluate(
+        "img => img.decode().then(() => img.naturalWidth)"
+    )
+    return found
+
+
+async def test_example_shows_an_image(
+    page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twenty lines of page and twenty of backend generate one image."""
+    for name in ("page.html", "app.txt"):
+        lines = (EXAMPLE / name).read_text().splitlines()
+        assert len([line for line in lines if line]) <= 21
+    async with (
+        LocalServer(light=True, delay=0.05) as server,
+        example(server, tmp_path, monkeypatch) as port,
+    ):
+        await ask(page, port)
+        await expect(page.get_by_role("status")).to_have_text("Ready")
+        assert await width(page) > 0
+        assert server.generations == 1
+
+
+async def test_example_resumes_a_dropped_connection(
+    page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that breaks in the middle is resumed, and nothing is generated again."""
+    finish = asyncio.Event()
+    head, *chunks = open_stream(event(partial(0)), event(COMPLETED), DONE)
+    async with (
+        Canned([head, chunks[0], finish, *chunks[1:], b"0\r\n\r\n"]) as canned,
+        example(canned, tmp_path, monkeypatch) as port,
+        Proxy(port).listening() as proxy,
+    ):
+        await ask(page, proxy.port)
+        await expect(page.get_by_role("status")).to_have_text("Preview")
+        for _ in range(2):
+            proxy.cut()
+            await asyncio.sleep(0.1)
+        finish.set()
+        await expect(page.get_by_role("status")).to_have_text("Ready")
+        assert len(canned.requests) == 1
+
+
+async def test_example_tells_errors_apart(
+    page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the API reports is shown; a backend that is gone is a connection error."""
+    said = {"error": {"message": "That style does not exist.", "code": "bad_style"}}
+    async with Canned(answer(said, status=400)) as canned:
+        async with example(canned, tmp_path, monkeypatch) as port:
+            await ask(page, port)
+            await expect(page.get_by_role("status")).to_contain_text("That style does not exist.")
+        await page.get_by_role("button", name="Generate").click()
+        await expect(page.get_by_role("status")).to_have_text("Check your connection.")
+
+
+async def test_plain_stream_is_not_resumed(page: Page) -> None:
+    """Where asking again would generate again, a broken connection is an error."""
+    app = fastapi.FastAPI()
+    app.get("/")(lambda: HTMLResponse("<title>x</title>"))
+    app.get("/elkimg.js")(lambda: Response(web.javascript(), media_type="text/javascript"))
+    async with (
+        Canned([*open_stream(event(partial(0))), End.HOLD]) as canned,
+        AsyncImages(KEY, base_url=canned.base_url) as client,
+    ):
+
+        @app.get("/stream")
+        async def stream() -> Response:
+            return web.starlette_response(client.generate("an elk", stream=True))
+
+        async with on_uvicorn(app) as port, Proxy(port).listening() as proxy:
+            await page.goto(f"http://127.0.0.1:{proxy.port}/")
+            asked = asyncio.create_task(
+                page.evaluate(
+                    """async () => {
+                        const { images } = await import("/elkimg.js");
+                        try {
+                            for await (const event of images("/stream"))
+                                globalThis.seen = event.type;
+                        } catch (error) { return error.name; }
+                    }"""
+                )
+            )
+            await page.wait_for_function("globalThis.seen")
+            proxy.cut()
+            assert await asked == "ConnectionError"
+            assert len(canned.requests) == 1
+
+
+async def test_element_previews_finishes_and_cancels_by_keyboard(page: Page) -> None:
+    """The element shows previews, says so, and its button works with the keyboard."""
+    finish = asyncio.Event()
+    head, *chunks = open_stream(event(partial(0)), event(COMPLETED), DONE)
+    first = [head, chunks[0], finish, *chunks[1:], b"0\r\n\r\n"]
+    app = fastapi.FastAPI()
+    app.get("/elkimg.js")(lambda: Response(web.javascript(), media_type="text/javascript"))
+
+    @app.get("/")
+    async def html() -> HTMLResponse:
+        return HTMLResponse(
+            '<!doctype html><html lang="en"><title>Elk</title>'
+            '<script type="module" src="/elkimg.js"></script>'
+            '<main><h1>Elk</h1><elk-image src="/images/one" alt="An elk"></elk-image></main>'
+        )
+
+    async with (
+        Canned(first, [head, chunks[0], End.HOLD]) as canned,
+        AsyncImages(KEY, base_url=canned.base_url) as client,
+        ImageJobs(client) as jobs,
+    ):
+
+        @app.get("/images/{id}")
+        async def show(id: str, request: fastapi.Request) -> Response:
+            await jobs.start("an elk", id=id)
+            return web.starlette_response(jobs.events(id, request.headers.get("last-event-id")))
+
+        @app.delete("/images/{id}")
+        async def cancel(id: str) -> None:
+            await jobs.cancel(id)
+
+        async with on_uvicorn(app) as port:
+            await page.goto(f"http://127.0.0.1:{port}/")
+            element = page.locator("elk-image")
+            await expect(element).to_have_attribute("state", "preview")
+            await expect(element).to_have_attribute("aria-busy", "true")
+            await expect(page.get_by_role("status")).to_have_text("Preview 1")
+            await expect(page.get_by_role("progressbar", name="Generating image")).to_be_visible()
+            finish.set()
+            await expect(element).to_have_attribute("state", "done")
+            await expect(page.get_by_role("img", name="An elk")).to_have_count(1)
+            await expect(page.get_by_role("button", name="Cancel")).to_be_hidden()
+            await element.evaluate("(element) => { element.setAttribute('src', '/images/two') }")
+            await expect(element).to_have_attribute("state", "preview")
+            await page.keyboard.press("Tab")
+            await page.keyboard.press("Enter")
+            await expect(page.get_by_role("status")).to_have_text("Cancelled.")
+            await expect(page.get_by_role("status")).to_be_focused()
+            await canned.wait_disconnected()
+            assert (await jobs.get("two")).state == "cancelled"
