@@ -19,7 +19,6 @@ from elkimg_async.cli.options import (
 )
 from elkimg_async.config import URL_VARIABLE
 from elkimg_async.credentials import API_KEY_VARIABLE
-from elkimg_async.transport import event_loop
 
 EXAMPLES = """\
 elkimg serve --port 8080
@@ -54,7 +53,7 @@ def serve(
             OUT.print(_guide(server.base_url, api_key), soft_wrap=True)
             await anyio.sleep_forever()
 
-    event_loop.run(run)
+    anyio.run(run)
     return 0
 
 
