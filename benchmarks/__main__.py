@@ -69,11 +69,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Measure elkimg_async beside what people would use instead, and write\n"
-        "results.json, report.md and pictures into a folder.",
+        "results.json, report.md and plots into a folder.",
         epilog=f"topics:\n{topics}\n\ncontenders:\n{contenders}\n\n"
         "examples:\n"
-        "  python -m benchmarks                         everything: about half an hour\n"
-        "  python -m benchmarks stream --quick          a part, in under a minute\n"
+        "  python -m benchmarks                         everything: more than an hour\n"
+        "  python -m benchmarks stream --quick          a part, in a few minutes\n"
         "  python -m benchmarks memory --contenders elkimg,openai -o out/memory\n\n"
         "The other libraries come with: pip install 'elkimg-async[bench]'",
     )

@@ -10,7 +10,8 @@ import tempfile
 import tomllib
 from pathlib import Path
 
-from .contenders import BARE, KEY, MODEL, OPENAI, OURS, PROMPT
+from .client import KEY, MODEL, PROMPT
+from .contenders import BARE, OPENAI, OURS
 from .lab import ROOT, Lab, Sample, child_environment, run_json
 
 TITLE = "Import time and footprint"
@@ -23,6 +24,7 @@ IMPORTS = {
     OPENAI: "import openai",
     "litellm": "import litellm",
 }
+CLIENT_IMPORTS = IMPORTS | {OURS: "from elkimg_async import AsyncImages"}
 
 _BARE_FIRST = """
 import asyncio, aiohttp
@@ -78,7 +80,7 @@ print(json.dumps({"values": {"import_ms": wall * 1e3, "import_cpu_ms": cpu * 1e3
 
 
 def run(lab: Lab) -> None:
-    _time(lab, {"import": IMPORTS, "first call": FIRST_CALLS})
+    _time(lab, {"import": IMPORTS, "import client": CLIENT_IMPORTS, "first call": FIRST_CALLS})
     if lab.present(OURS):
         _footprint(lab)
 
@@ -96,9 +98,9 @@ def _time(lab: Lab, snippets: dict[str, dict[str, str]]) -> None:
         if name in OFTEN or number % RUNS_FOR_EACH_ROUND == 0
     ]
     for done, (number, scenario, name) in enumerate(jobs, 1):
-        answer = run_json([sys.executable, "-c", before + snippets[scenario][name] + _AFTER])
+        output = run_json([sys.executable, "-c", before + snippets[scenario][name] + _AFTER])
         if number >= 0:
-            sample = Sample.of(answer, "imports", "import", scenario, name, number)
+            sample = Sample.of(output, "imports", "import", scenario, name, number)
             lab.add(sample, done, len(jobs))
 
 

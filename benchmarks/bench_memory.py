@@ -6,4 +6,4 @@ TITLE = "Peak memory"
 
 
 def run(lab: Lab) -> None:
-    lab.measure("memory", ["b", "c", "d"], "memory")
+    lab.measure("memory", ["b-tls", "c-tls", "d-tls", "b", "c", "d"], "memory")

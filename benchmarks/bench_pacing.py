@@ -20,7 +20,8 @@ import msgspec
 from elkimg_async import AsyncImages
 from elkimg_async.errors import ElkImagesError
 
-from .contenders import KEY, MODEL, OURS, PROMPT
+from .client import KEY, MODEL, PROMPT
+from .contenders import OURS
 from .lab import Lab, Sample, run_json
 from .rate_simulation import ADMITTED, PATTERNS, SETTLING, Bucket, refused_limit, report, wide_grid
 
@@ -49,7 +50,7 @@ class Combination(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """A short description."""
+        """Return a short description."""
         after = ", Retry-After" if self.retry_after else ""
         return (
             f"{self.rate:g}/s, bucket {self.burst:g}, {self.pattern}, headers {self.headers}{after}"

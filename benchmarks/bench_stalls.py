@@ -6,4 +6,4 @@ TITLE = "Loop stalls"
 
 
 def run(lab: Lab) -> None:
-    lab.measure("stalls", ["b", "c", "d"], "stall")
+    lab.measure("stalls", ["b-tls", "c-tls", "d-tls", "b", "c", "d"], "stall")

@@ -6,4 +6,4 @@ TITLE = "Streams: CPU"
 
 
 def run(lab: Lab) -> None:
-    lab.measure("stream", ["d", "e"], "cpu")
+    lab.measure("stream", ["d-tls", "d", "e"], "cpu")

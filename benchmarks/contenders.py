@@ -1,4 +1,4 @@
-"""The contenders: how each of them asks for images, and takes them as decoded bytes.
+"""The contenders: how each of them requests images, and receives them as decoded bytes.
 
 Every client does what a careful user of that library would write: one client for all requests,
 no retries, images decoded. `take` is called with each image (or URL) at the moment the user has
@@ -12,67 +12,12 @@ import importlib
 import json
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 
-PROMPT = "A small kitten running through a sunny garden, cinematic, highly detailed"
-MODEL = "gpt-image-1"
-KEY = "canned"
-
-Take = Callable[[bytes], object]
-
-
-class Client:
-    """What a contender can do; everything else is unsupported."""
-
-    async def batch(self, take: Take, n: int) -> None:
-        """Request `n` images in one call."""
-        raise Unsupported("no batch calls")
-
-    async def stream(self, take: Take) -> None:
-        """Request a stream."""
-        raise Unsupported("no image streams")
-
-    async def fan_out(self, take: Take, count: int, concurrency: int) -> None:
-        """Run `count` calls with the library's own facility."""
-        raise Unsupported("no fan-out of its own")
-
-
-class Unsupported(Exception):  # noqa: N818 - a result, not an error
-    """The contender does not support this."""
-
-
-Opener = Callable[[str], AbstractAsyncContextManager[Client]]
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One column of the tables."""
-
-    name: str
-    title: str
-    opener: Opener
-    distributions: tuple[str, ...]
-    hint: str
-    """What to do if it is missing."""
-    streams: bool = True
-    own_fan_out: bool = False
-    """Takes part in the fan-out only, with its own facility."""
-    raw: bool = False
-    """Reads the body without decoding it."""
-
-    def enters(self, *, streaming: bool, fan_out: bool) -> bool:
-        if self.own_fan_out:
-            return fan_out
-        return self.streams or not streaming
-
-
-def request_body(n: int, *, stream: bool = False) -> dict[str, Any]:
-    body: dict[str, Any] = {"model": MODEL, "prompt": PROMPT, "n": n}
-    return body | {"stream": True, "partial_images": 3} if stream else body
+from . import libraries
+from .client import KEY, MODEL, PROMPT, Client, Contender, Opener, Take, request_body
 
 
 class OpenAI(Client):
@@ -143,8 +88,8 @@ class HandWritten(Client):
     async def batch(self, take: Take, n: int) -> None:
         async with self._session.post(self._url, json=request_body(n)) as response:
             response.raise_for_status()
-            answer = await response.json()
-        for item in answer["data"]:
+            parsed = await response.json()
+        for item in parsed["data"]:
             url = item.get("url")
             take(url.encode() if url else base64.b64decode(item.pop("b64_json")))
 
@@ -185,8 +130,8 @@ class Polling(HandWritten):
 
     async def _send(self, take: Take, body: dict[str, Any]) -> None:
         async with self._session.post(self._url, json=body) as response:
-            answer = await response.json()
-        for item in answer["data"]:
+            parsed = await response.json()
+        for item in parsed["data"]:
             url = item.get("url")
             take(url.encode() if url else base64.b64decode(item["b64_json"]))
 
@@ -272,7 +217,9 @@ def _take_frame(take: Take, frame: bytes) -> None:
             take(base64.b64decode(json.loads(line[6:])["b64_json"]))
 
 
-OPENAI, BARE, OURS, OUR_MAP = "openai", "bare", "elkimg", "elkimg-map"
+OPENAI, HANDWRITTEN, BARE = "openai", "handwritten", "bare"
+PYREQWEST = "pyreqwest-tuned"
+OURS, OUR_FAST, OUR_MAP = "elkimg", "elkimg-fast", "elkimg-map"
 _BENCH = "install the extra: pip install 'elkimg-async[bench]'"
 _NEEDED = "install the package itself: pip install elkimg-async"
 
@@ -280,7 +227,8 @@ _ALL = (
     Contender(OPENAI, "AsyncOpenAI", open_openai, ("openai", "httpx2", "httpx"), _BENCH),
     Contender("openai-aiohttp", "AsyncOpenAI on aiohttp", open_openai_aiohttp, ("openai",), _BENCH),
     Contender("litellm", "litellm", open_litellm, ("litellm",), _BENCH, streams=False),
-    Contender("handwritten", "aiohttp by hand", _open_aiohttp(HandWritten), ("aiohttp",), _NEEDED),
+    *libraries.contenders(_BENCH),
+    Contender(HANDWRITTEN, "aiohttp by hand", _open_aiohttp(HandWritten), ("aiohttp",), _NEEDED),
     Contender(
         "poll",
         "a polling script",
@@ -291,6 +239,14 @@ _ALL = (
     ),
     Contender(BARE, "aiohttp, bare read", _open_aiohttp(BareRead), ("aiohttp",), _NEEDED, raw=True),
     Contender(OURS, "elkimg_async", open_elkimg, ("msgspec", "pybase64", "anyio"), _NEEDED),
+    Contender(
+        OUR_FAST,
+        "elkimg_async, fast",
+        open_elkimg,
+        ("aiofastnet",),
+        "install the extra: pip install 'elkimg-async[fast]'",
+        fast=True,
+    ),
     Contender(
         OUR_MAP, "elkimg_async, map", open_elkimg_map, ("elkimg-async",), _NEEDED, own_fan_out=True
     ),

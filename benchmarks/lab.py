@@ -66,6 +66,7 @@ class Lab:
         self.samples: list[Sample] = []
         self.series: dict[str, list[list[float]]] = {}  # of pacing: allowed, admitted, rejected
         self.versions = versions(("aiohttp", "matplotlib"))
+        self.authority = ""
         self._names = contenders
         self._present: dict[str, bool] = {}
         self.client_core, self._server_core = _cores()
@@ -85,7 +86,8 @@ class Lab:
         line = self._server.stdout.readline()
         if not line:
             raise RuntimeError("the benchmark server did not start; see its output above")
-        self.port = int(line)
+        plain, tls, self.authority = line.rstrip("\n").split(" ", 2)
+        self.port, self.tls_port = int(plain), int(tls)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -122,6 +124,7 @@ class Lab:
         ]
         for done, (number, scenario, contender) in enumerate(jobs, 1):
             arguments = ["--scenario", scenario, "--meter", meter, "--port", str(self.port)]
+            arguments += ["--tls-port", str(self.tls_port)]
             output = self.worker(contender, *arguments, *(["--quick"] if self.quick else []))
             self.add(Sample.of(output, topic, meter, scenario, contender, number), done, len(jobs))
 
@@ -148,18 +151,21 @@ class Lab:
     def worker(self, contender: str, *arguments: str) -> dict[str, Any]:
         """Run one worker process and return its output."""
         command = [sys.executable, "-m", "benchmarks.worker", contender, *arguments]
-        return run_json(command + _core(self.client_core))
+        return run_json(command + _core(self.client_core), authority=self.authority)
 
 
-def run_json(command: Sequence[str]) -> dict[str, Any]:
-    """Run a process and return the JSON of its last line, or `{"error": …}`."""
+def run_json(command: Sequence[str], *, authority: str = "") -> dict[str, Any]:
+    """Run a process and return the JSON of its last line, or `{"error": …}`.
+
+    With `authority` it trusts the certificates that this file signed.
+    """
     try:
         done = subprocess.run(
             command,
             capture_output=True,
             check=False,
             cwd=ROOT,
-            env=child_environment(),
+            env=child_environment() | ({"SSL_CERT_FILE": authority} if authority else {}),
             start_new_session=True,
             text=True,
             timeout=WORKER_SECONDS,

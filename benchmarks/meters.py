@@ -29,7 +29,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from .contenders import Take
+from .client import Take
 
 Call = Callable[[Take], Awaitable[None]]
 Values = dict[str, float]

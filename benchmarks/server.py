@@ -1,7 +1,8 @@
 """The benchmark server: `python -m benchmarks.server`, a process of its own.
 
-It prints its port, serves until its standard input closes, and does as little as possible per
-request: a prepared block of bytes is written to the socket in slices.
+It prints its ports, plain and with TLS, and the file of the authority that signed its certificate.
+It serves until its standard input closes, and does as little as possible per request: a prepared
+block of bytes is written to the socket in slices.
 
     POST /<spec>/v1/…        the response of that spec
     POST /held/<spec>/v1/…   the same, with a pause before its last bytes
@@ -14,8 +15,13 @@ import asyncio
 import functools
 import gc
 import json
+import ssl
 import sys
+import tempfile
 import time
+from pathlib import Path
+
+import trustme
 
 from .meters import pin
 from .responses import PreparedResponse, Spec, build, simple
@@ -40,8 +46,9 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        # With a limit of 0, resuming means that the kernel has every byte.
-        transport.set_write_buffer_limits(high=0)
+        # With a low limit of 0, resuming means that the kernel has every byte. A high limit of 0
+        # would pause a TLS transport for ever.
+        transport.set_write_buffer_limits(high=1, low=0)
 
     def data_received(self, data: bytes) -> None:
         self._received += data
@@ -103,15 +110,29 @@ def _expected(response: PreparedResponse) -> bytes:
     return json.dumps({"hashes": response.hashes, "body": response.body}).encode()
 
 
+def certify(folder: Path) -> tuple[ssl.SSLContext, Path]:
+    """Return a context with a new certificate, and the file of the authority that signed it."""
+    authority, context = trustme.CA(), ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    file = folder / "authority.pem"
+    authority.cert_pem.write_to_path(str(file))
+    return context, file
+
+
 async def serve() -> None:
-    """Listen on a free loopback port until standard input ends."""
+    """Listen on two free loopback ports until standard input ends."""
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(Connection, "127.0.0.1", 0, backlog=1024)
-    print(server.sockets[0].getsockname()[1], flush=True)
-    stopped = asyncio.Event()
-    loop.add_reader(sys.stdin.fileno(), stopped.set)
-    await stopped.wait()
-    server.close()
+    with tempfile.TemporaryDirectory() as folder:
+        context, authority = certify(Path(folder))
+        plain = await loop.create_server(Connection, "127.0.0.1", 0, backlog=1024)
+        tls = await loop.create_server(Connection, "127.0.0.1", 0, backlog=1024, ssl=context)
+        ports = [server.sockets[0].getsockname()[1] for server in (plain, tls)]
+        print(*ports, authority, flush=True)
+        stopped = asyncio.Event()
+        loop.add_reader(sys.stdin.fileno(), stopped.set)
+        await stopped.wait()
+        plain.close()
+        tls.close()
 
 
 def main() -> None:

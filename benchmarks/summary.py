@@ -5,11 +5,11 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from .contenders import BARE, OPENAI
+from .contenders import BARE, HANDWRITTEN, OPENAI, PYREQWEST
 from .lab import Sample
 from .targets import TARGETS, Target
 
-REFERENCES = (OPENAI, BARE)
+REFERENCES = (OPENAI, PYREQWEST, HANDWRITTEN, BARE)
 
 
 class Key(NamedTuple):

@@ -5,13 +5,16 @@ The last line of its output is a JSON object: `{"values": {…}}`, or `{"error":
 
 import argparse
 import asyncio
+import importlib
 import importlib.metadata
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from . import meters
-from .contenders import CONTENDERS, Client, Contender, Take
+from .client import Client, Contender, Take
+from .contenders import CONTENDERS
 from .responses import digest
 from .scenarios import SCENARIOS, Scenario
 
@@ -19,11 +22,21 @@ METERS = ("cpu", "memory", "stall", "handoff")
 
 
 async def measure(
-    contender: Contender, scenario: Scenario, meter: str, port: int, quick: bool
+    contender: Contender,
+    scenario: Scenario,
+    meter: str,
+    port: int,
+    quick: bool,
+    tls_port: int = 0,
 ) -> meters.Values:
-    """Open the contender's client, check its images once, then measure."""
+    """Open the contender's client, check its images once, then measure.
+
+    The server is asked for what it knows at `port`; images come from `tls_port` in scenarios with
+    TLS.
+    """
     prefix = "held/" if meter == "handoff" else ""
-    base_url = f"http://127.0.0.1:{port}/{prefix}{scenario.spec}/v1"
+    origin = f"https://127.0.0.1:{tls_port}" if scenario.tls else f"http://127.0.0.1:{port}"
+    base_url = f"{origin}/{prefix}{scenario.spec}/v1"
     async with contender.opener(base_url) as client:
         call = _call(client, scenario)
         await _check(call, contender, scenario, port)
@@ -65,14 +78,25 @@ async def _cpu(
         else:
             await meters.drive(call, count, scenario.concurrency)
 
-    # At least one full batch, so that all connections are open before the measurement.
-    warmup = max(2, scenario.concurrency, 20 if scenario.spec.kind == "url" else 0)
+    # At least one full batch, so that all connections are open before the measurement; with small
+    # responses until a rate controller has passed its slow start.
+    warmup = max(2, scenario.concurrency, 600 if scenario.spec.kind == "url" else 0)
     least = 0.2 if quick else 0.6
     values = await meters.cpu(run, scenario.count(quick), warmup, least)
     if scenario.fan_out:
         values["peak_mb"] = meters.peak()
     megabytes = scenario.spec.decoded * 4 / 3 / 1e6
     return values | ({"cpu_ms_per_mb": values["cpu_ms"] / megabytes} if megabytes else {})
+
+
+def loop_factory(contender: Contender) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return the factory of the contender's event loop; None for asyncio's own."""
+    if not contender.fast:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module(
+        "aiofastnet"
+    ).loop_factory()
+    return factory
 
 
 async def probe(contender: Contender) -> dict[str, str]:
@@ -98,18 +122,21 @@ def main() -> int:
     parser.add_argument("--scenario", choices=SCENARIOS)
     parser.add_argument("--meter", choices=METERS, default="cpu")
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--tls-port", type=int, default=0)
     parser.add_argument("--core", type=int)
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
     meters.pin(args.core)
     contender = CONTENDERS[args.contender]
     try:
-        if args.scenario is None:
-            output: dict[str, Any] = {"versions": asyncio.run(probe(contender))}
-        else:
-            scenario = SCENARIOS[args.scenario]
-            coro = measure(contender, scenario, args.meter, args.port, args.quick)
-            output = {"values": asyncio.run(coro)}
+        with asyncio.Runner(loop_factory=loop_factory(contender)) as runner:
+            if args.scenario is None:
+                output: dict[str, Any] = {"versions": runner.run(probe(contender))}
+            else:
+                scenario = SCENARIOS[args.scenario]
+                ports = {"port": args.port, "tls_port": args.tls_port}
+                coro = measure(contender, scenario, args.meter, quick=args.quick, **ports)
+                output = {"values": runner.run(coro)}
     except Exception as error:  # noqa: BLE001 - any error is the contender's result
         output = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
     print(json.dumps(output))

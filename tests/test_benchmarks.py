@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import bench_growth, meters, report, worker
-from benchmarks.contenders import BARE, CONTENDERS, OPENAI, OUR_MAP, OURS
+from benchmarks import bench_growth, meters, plots, report, worker
+from benchmarks.contenders import BARE, CONTENDERS, OPENAI, OUR_FAST, OUR_MAP, OURS
 from benchmarks.lab import ROOT, Lab, Sample, run_json
 from benchmarks.responses import TAIL, PreparedResponse, Spec, build, digest, image
 from benchmarks.scenarios import SCENARIOS
@@ -23,6 +23,7 @@ from benchmarks.summary import Key, summarize, verdicts
 from benchmarks.targets import TARGETS
 
 pytestmark = pytest.mark.slow
+LIBRARIES = ("pyreqwest", "primp", "httpx2", "niquests")
 
 
 @pytest.fixture
@@ -153,6 +154,51 @@ def test_runner_measures_the_bare_read(lab: Lab, lines: list[str], meter: str) -
     assert lines[-1].startswith(f"test, {meter} 1/1: round 1, event-0.1MB, bare: ")
 
 
+def test_runner_measures_over_tls(lab: Lab) -> None:
+    """A scenario with TLS uses the other port and the server's authority."""
+    lab.measure("test", ["b-tls"], "stall")
+    (sample,) = lab.samples
+    assert sample.error is None
+    assert sample.values["stall_ms"] > 0
+
+
+@pytest.mark.parametrize("scenario", ["a1-tls", "b-tls", "d-tls"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        OURS,
+        OUR_FAST,
+        *(f"{name}{way}" for name in LIBRARIES for way in ("", "-tuned")),
+    ],
+)
+def test_contender_returns_the_images_over_tls(name: str, scenario: str) -> None:
+    """Each contender decodes the images that were sent, or is not installed."""
+    with Lab([name], rounds=1, quick=True, say=lambda _: None) as lab:
+        if not lab.present(name):
+            pytest.skip(f"{name} is not installed")
+        lab.measure("test", [scenario], "cpu")
+        assert [sample.error for sample in lab.samples] == [None]
+
+
+def test_plots_are_drawn(tmp_path: Path) -> None:
+    """CPU and stalls over TLS, and growth, have a plot each; a contender may lack a scenario."""
+    pytest.importorskip("matplotlib")
+    samples = [
+        Sample("stream", "cpu", "d-tls", OURS, 0, {"cpu_ms": 1.0}),
+        Sample("latency", "cpu", "b-tls", OPENAI, 0, {"cpu_ms": 2.0}),
+        Sample("stalls", "stall", "b-tls", OURS, 0, {"stall_ms": 2.0}),
+        Sample("growth", "cpu", "event-1MB", OURS, 0, {"cpu_ms_per_mb": 2.0}),
+    ]
+    files = plots.draw(summarize(samples), tmp_path, print)
+    assert [file.name for file in files] == ["cpu.png", "stalls.png", "growth.png"]
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
+
+
+def test_each_contender_has_a_colour() -> None:
+    """Plots can show every contender of the main table."""
+    assert set(CONTENDERS) - {"poll"} <= set(plots.COLOURS)
+
+
 def test_runner_reports_a_process_that_dies() -> None:
     """A process without a result is an error with its last line of output."""
     response = run_json([sys.executable, "-c", "raise SystemExit('no more')"])
@@ -224,7 +270,7 @@ def test_growth_compares_the_largest_event_with_one_megabyte() -> None:
 
 def test_targets_name_what_is_measured() -> None:
     """Each target has an existing topic, scenario and metric."""
-    derived = {bench_growth.COMPARED, "import", "first call", "footprint"}
+    derived = {bench_growth.COMPARED, "import", "import client", "first call", "footprint"}
     for target in TARGETS:
         assert target.topic in command.TOPICS
         assert target.scenario in SCENARIOS or target.scenario in derived

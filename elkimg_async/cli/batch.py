@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import anyio
 from cyclopts import Parameter
 
 from elkimg_async import AsyncImages, Limits, MapRun, errors
@@ -28,6 +27,7 @@ from elkimg_async.cli.options import (
     check_options,
 )
 from elkimg_async.cli.ray_run import RayRun
+from elkimg_async.transport import event_loop
 
 EXAMPLES = """\
 elkimg batch prompts.txt
@@ -191,7 +191,7 @@ def _run(
                 report.say(f"Saved {page}")
 
     try:
-        anyio.run(run)
+        event_loop.run(run)
     except errors.BatchStoppedError as error:
         report.stopped(error, settings.output, settings.journal)
         return 1

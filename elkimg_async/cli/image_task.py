@@ -15,6 +15,7 @@ from elkimg_async.cli.console import sentence
 from elkimg_async.cli.options import Connection
 from elkimg_async.cli.output import OutputFiles, write_stdout
 from elkimg_async.cli.report import Report, SavedImage
+from elkimg_async.transport import event_loop
 
 _CONCURRENCY = 8
 
@@ -31,7 +32,7 @@ def run_tasks(tasks: Sequence[ImageTask], report: Report, connection: Connection
                     group.start_soon(task.run, client, limiter)
 
     try:
-        anyio.run(run)
+        event_loop.run(run)
     finally:
         report.finish()
     return 1 if report.failed else 0

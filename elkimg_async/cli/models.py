@@ -5,12 +5,12 @@ from __future__ import annotations
 import datetime
 from typing import Annotated
 
-import anyio
 from cyclopts import Parameter
 
 from elkimg_async import Model
 from elkimg_async.cli.console import count, plain, print_json, print_table, say
 from elkimg_async.cli.options import CONNECTION, SHOW, Connection, Display
+from elkimg_async.transport import event_loop
 
 EXAMPLES = """\
 elkimg models
@@ -40,7 +40,7 @@ def models(
         async with connection.client(say=note) as client:
             return await client.models()
 
-    found = anyio.run(fetch)
+    found = event_loop.run(fetch)
     listed = [model for model in found if all or model.is_image is not False]
     if display.json:
         for model in listed:

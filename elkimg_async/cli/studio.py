@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from elkimg_async.cli.console import OUT, say
 from elkimg_async.cli.options import CONNECTION, WHOLE, Connection
+from elkimg_async.transport import event_loop
 
 EXAMPLES = """\
 elkimg studio --open
@@ -48,5 +49,5 @@ def studio(
                     await anyio.to_thread.run_sync(stack.enter_context, opened(url))
                 await anyio.sleep_forever()
 
-    anyio.run(run)
+    event_loop.run(run)
     return 0

@@ -6,7 +6,7 @@ import importlib
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Unpack
 
@@ -42,6 +42,7 @@ from elkimg_async.ray.rows import RowResult
 from elkimg_async.ray.shared_store import RowRecord, SharedStore
 from elkimg_async.sansio.requests import EditRequest, GenerateRequest
 from elkimg_async.transport.download import enable_download
+from elkimg_async.transport.event_loop import loop_factory
 from elkimg_async.types import MapOptions
 
 _CLOSING = 5.0  # seconds for closing the connections
@@ -122,10 +123,8 @@ class GenerateImages:
         self._defaults, _ = _split(options)
         opened: Future[None] = Future()
         serve = self._serve(opened, api_key, options)
-        # A daemon thread, so that a worker ends when Ray ends it.
-        self._thread = threading.Thread(
-            target=asyncio.run, args=(serve,), name="elkimg-ray", daemon=True
-        )
+        # A daemon, so that a worker ends when Ray ends it.
+        self._thread = threading.Thread(target=_run, args=(serve,), name="elkimg-ray", daemon=True)
         self._thread.start()
         opened.result()
 
@@ -308,6 +307,11 @@ class GenerateImages:
         for name, column in added.items():
             table = table.append_column(name, column)
         return table
+
+
+def _run(serve: Coroutine[Any, Any, None]) -> None:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(serve)
 
 
 async def _download(row: RowResult, images: Sequence[Image]) -> None:

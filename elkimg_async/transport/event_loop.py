@@ -1,0 +1,30 @@
+"""The event loop of processes that are ours: the command, and Ray workers.
+
+With the extra `fast` it is asyncio's own loop with aiofastnet's transports, which cost less over
+TLS. In a user's process the loop is the user's choice.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import anyio
+
+T = TypeVar("T")
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return aiofastnet's factory of event loops, or None if it is not installed."""
+    try:
+        from aiofastnet import loop_factory as create_factory
+    except ImportError:  # not installed, or older than 1.0
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = create_factory()
+    return factory
+
+
+def run(function: Callable[[], Awaitable[T]]) -> T:
+    """Run an async function in a new event loop and return its result."""
+    factory = loop_factory()
+    options: dict[str, Any] = {} if factory is None else {"loop_factory": factory}
+    return anyio.run(function, backend_options=options)
