@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from elkimg_async.image import Image
-from tests.helpers.canned import PNG, Canned, answer
+from tests.helpers.raw_server import PNG, RawServer, response
 
 collect_ignore = ["plugin_project"]  # a project of its own, run by test_pytest_plugin
 
@@ -17,9 +17,9 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture
-async def canned() -> AsyncIterator[Canned]:
+async def raw_server() -> AsyncIterator[RawServer]:
     """A server that answers with one good image, unless it is told otherwise."""
-    async with Canned(
-        answer({"created": 1, "data": [{"b64_json": Image(PNG).b64_json}]})
-    ) as canned:
-        yield canned
+    async with RawServer(
+        response({"created": 1, "data": [{"b64_json": Image(PNG).b64_json}]})
+    ) as raw_server:
+        yield raw_server

@@ -24,8 +24,8 @@ from elkimg_async import (
     ElkImagesError,
 )
 from elkimg_async.local import LocalServer
-from tests.helpers.calls import GOOD, PARTIAL, ask, check_clean
-from tests.helpers.canned import KEY, PNG, Canned, End, Reply, answer, head, open_stream
+from tests.helpers.calls import GOOD, PARTIAL, check_clean, run_call
+from tests.helpers.raw_server import KEY, PNG, End, RawServer, Reply, head, open_stream, response
 
 HOME = os.pathsep.join([str(Path(elkimg_async.__file__).parent.parent), *sys.path])
 SOON = 2.0  # seconds, for what has to be at once, on a busy machine
@@ -61,7 +61,9 @@ def test_threads_at_once(elsewhere: LocalServer) -> None:
     barrier = threading.Barrier(threads)
 
     async def ask_all_ways() -> int:
-        results = await asyncio.gather(*(ask(client, streaming) for streaming in (False, True) * 2))
+        results = await asyncio.gather(
+            *(run_call(client, streaming) for streaming in (False, True) * 2)
+        )
         return sum(len(result) for _, result in results)
 
     def work(_: int) -> int:
@@ -104,8 +106,8 @@ def test_closing_while_threads_ask(elsewhere: LocalServer) -> None:
 async def test_closing_while_another_loop_ends() -> None:
     """Closing in one loop, while another that used the client comes to its end, neither hangs nor is cancelled."""
     for _ in range(10):
-        async with Canned(GOOD) as canned:
-            client = AsyncImages(KEY, base_url=canned.base_url)
+        async with RawServer(GOOD) as raw_server:
+            client = AsyncImages(KEY, base_url=raw_server.base_url)
             asked = asyncio.Event()
             here = asyncio.get_running_loop()
 
@@ -217,15 +219,15 @@ def test_never_closed(elsewhere: LocalServer, tmp_path: Path, way: str) -> None:
 
 async def test_closed_twice() -> None:
     """Closing twice, or in two tasks at once, does nothing the second time; then the client says that it is closed."""
-    async with Canned(GOOD) as canned:
-        async with AsyncImages(KEY, base_url=canned.base_url) as client:
+    async with RawServer(GOOD) as raw_server:
+        async with AsyncImages(KEY, base_url=raw_server.base_url) as client:
             await client.generate("a boat")
             await asyncio.gather(client.aclose(), client.aclose())
-            await canned.wait_disconnected()
+            await raw_server.wait_disconnected()
         await client.aclose()
         with pytest.raises(ConfigurationError, match="closed"):
             await client.generate("a boat")
-        assert canned.accepted == 1
+        assert raw_server.accepted == 1
 
 
 PHASES: dict[str, Reply] = {
@@ -238,18 +240,18 @@ PHASES: dict[str, Reply] = {
 @pytest.mark.parametrize("phase", PHASES)
 async def test_closed_while_calls_run(phase: str) -> None:
     """All calls that run when the client is closed fail at once, plainly, and are not sent again."""
-    async with Canned(PHASES[phase]) as canned:
-        client = AsyncImages(KEY, base_url=canned.base_url)
+    async with RawServer(PHASES[phase]) as raw_server:
+        client = AsyncImages(KEY, base_url=raw_server.base_url)
         tasks = [
             asyncio.create_task(_failure(client, streaming)) for streaming in (False, True) * 5
         ]
-        await canned.wait_until(lambda: len(canned.requests) == 10)
+        await raw_server.wait_until(lambda: len(raw_server.requests) == 10)
         started = time.monotonic()
         await client.aclose()
         errors = await asyncio.gather(*tasks)
         assert time.monotonic() - started < SOON
-        await canned.wait_disconnected()
-        assert len(canned.requests) == 10
+        await raw_server.wait_disconnected()
+        assert len(raw_server.requests) == 10
     for error in errors:
         assert isinstance(error, (ConfigurationError, DisconnectedError))
         assert error.billing == "unknown"
@@ -265,8 +267,8 @@ async def test_closed_while_a_call_waits_for_its_key() -> None:
         await gate.wait()
         return KEY
 
-    async with Canned(GOOD) as canned:
-        client = AsyncImages(key, base_url=canned.base_url)
+    async with RawServer(GOOD) as raw_server:
+        client = AsyncImages(key, base_url=raw_server.base_url)
         task = asyncio.create_task(_failure(client, False))
         await asked.wait()
         await client.aclose()
@@ -275,15 +277,15 @@ async def test_closed_while_a_call_waits_for_its_key() -> None:
             assert isinstance(await task, ConfigurationError)
         finally:
             await client.aclose()
-        assert canned.accepted == 0
+        assert raw_server.accepted == 0
 
 
 @pytest.mark.parametrize("steps", range(8))
 async def test_closed_while_a_download_begins(steps: int) -> None:
     """An image that is being fetched when the client is closed leaves no connection open, however far it was."""
     async with (
-        Canned(answer(PNG)) as host,
-        Canned(answer({"data": [{"url": f"{host.origin}/a.png"}]})) as api,
+        RawServer(response(PNG)) as host,
+        RawServer(response({"data": [{"url": f"{host.origin}/a.png"}]})) as api,
     ):
         client = AsyncImages(KEY, base_url=api.base_url)
         (image,) = await client.generate("a boat")
@@ -302,7 +304,7 @@ async def test_closed_while_a_download_begins(steps: int) -> None:
 
 async def _failure(client: AsyncImages, streaming: bool) -> ElkImagesError:
     with pytest.raises(ElkImagesError) as caught:
-        await ask(client, streaming)
+        await run_call(client, streaming)
     check_clean(caught.value)
     return caught.value
 

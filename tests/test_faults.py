@@ -13,7 +13,7 @@ import pytest
 
 from elkimg_async import AsyncImages, ElkImagesError, Limits, RetryPolicy, Timeout
 from elkimg_async.local import FAULTS, LocalServer
-from tests.helpers.calls import ask, check_clean, require_limit_of_headers
+from tests.helpers.calls import check_clean, require_header_limit, run_call
 from tests.helpers.raw_server import KEY
 
 Idempotency = Literal["send", "replay"]
@@ -143,7 +143,7 @@ async def play(fault: str, case: Case) -> tuple[Ending, float]:
         ) as client:
             started = time.monotonic()
             try:
-                _, result = await ask(client, streaming)
+                _, result = await run_call(client, streaming)
             except Exception as error:  # noqa: BLE001
                 failure, attempts = error, getattr(error, "attempts", 0)
             else:
@@ -184,7 +184,7 @@ def test_table_is_complete() -> None:
 async def test_fault(fault: str, case: Case) -> None:
     """A call against a fault ends as the table says: in time, at the cost of one image, and leaves nothing."""
     if fault == "endless-headers":
-        require_limit_of_headers()
+        require_header_limit()
     ending, took = await play(fault, case)
     assert ending == EXPECTED[fault][CASES.index(case)]
     assert ending.generations <= 1

@@ -29,24 +29,24 @@ from elkimg_async.hooks import (
     RetryScheduled,
 )
 from elkimg_async.image import Image
-from tests.helpers.canned import (
+from tests.helpers.raw_server import (
     DONE,
     KEY,
     PNG,
     REQUEST_ID,
-    Canned,
     End,
+    RawServer,
     Reply,
-    answer,
     event,
     open_stream,
+    response,
     stream,
 )
 
 B64 = Image(PNG).b64_json
 PARTIAL = event({"type": "image_generation.partial_image", "b64_json": B64})
 COMPLETED = event({"type": "image_generation.completed", "b64_json": B64})
-GOOD = answer({"created": 1, "data": [{"b64_json": B64}]})
+GOOD = response({"created": 1, "data": [{"b64_json": B64}]})
 
 
 class Told:
@@ -71,7 +71,7 @@ class Told:
 async def ask(told: Told, *replies: Reply, streaming: bool = False, **options: Any) -> None:
     """One call to a server with these replies, read to its end."""
     async with (
-        Canned(*replies) as server,
+        RawServer(*replies) as server,
         AsyncImages(KEY, base_url=server.base_url, hooks=[told], **options) as client,
     ):
         if streaming:
@@ -152,7 +152,7 @@ async def test_skipped_events() -> None:
 async def test_retry() -> None:
     """A retry is told with its error and delay, between two attempts of the same call."""
     told = Told()
-    busy = answer({"error": {"message": "busy"}}, status=429, Retry_After_Ms="5")
+    busy = response({"error": {"message": "busy"}}, status=429, Retry_After_Ms="5")
     await ask(told, busy, GOOD)
     assert told.types == [
         RequestStarted,
@@ -178,7 +178,7 @@ async def test_error_before_an_answer() -> None:
     """A call that is refused ends with its error, without a result."""
     told = Told()
     with pytest.raises(AuthenticationError) as caught:
-        await ask(told, answer({"error": {"message": "who?"}}, status=401))
+        await ask(told, response({"error": {"message": "who?"}}, status=401))
     assert told.types == [RequestStarted, AttemptStarted, ResponseStarted, RequestFinished]
     finished = told.one(RequestFinished)
     assert finished.error is caught.value
@@ -199,7 +199,7 @@ async def test_stream_left_early() -> None:
     """A stream that is left is over as well: once, with neither result nor error."""
     told = Told()
     async with (
-        Canned([*open_stream(PARTIAL), End.HOLD]) as server,
+        RawServer([*open_stream(PARTIAL), End.HOLD]) as server,
         AsyncImages(KEY, base_url=server.base_url, hooks=[told]) as client,
     ):
         async with client.generate("a boat", stream=True) as opened:
@@ -229,7 +229,7 @@ async def test_failing_hook(caplog: pytest.LogCaptureFixture) -> None:
         raise RuntimeError(f"cannot take {type(record).__name__}")
 
     async with (
-        Canned(GOOD) as server,
+        RawServer(GOOD) as server,
         AsyncImages(KEY, base_url=server.base_url, hooks=[broken, told]) as client,
     ):
         with caplog.at_level(logging.WARNING, logger="elkimg_async"):
@@ -260,7 +260,7 @@ async def test_records_hold_no_key() -> None:
     await ask(told, GOOD, headers={"X-Trace": "1"})
     echo = {"error": {"message": f"Incorrect API key: {KEY}", "param": KEY}}
     with pytest.raises(AuthenticationError):
-        await ask(told, answer(echo, status=401, X_Echo=KEY))
+        await ask(told, response(echo, status=401, X_Echo=KEY))
     assert len(told.records) == 9
     assert KEY not in repr(told.records)
     error = told.records[-1].error
@@ -278,7 +278,7 @@ async def test_records_are_not_made_for_nobody(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(f"elkimg_async.hooks.{name}", made)
     monkeypatch.setattr("elkimg_async.hooks.RequestFinished", made)
     async with (
-        Canned(GOOD) as server,
+        RawServer(GOOD) as server,
         AsyncImages(KEY, base_url=server.base_url) as client,
     ):
         assert len(await client.generate("a boat")) == 1
@@ -301,7 +301,7 @@ async def test_stream_that_fails_after_a_skipped_event() -> None:
     broken = event({"error": {"message": f"bad key {KEY}", "code": "x"}})
     unknown = event({"type": "image_generation.thought"})
     async with (
-        Canned(open_stream(PARTIAL + unknown + broken)) as server,
+        RawServer(open_stream(PARTIAL + unknown + broken)) as server,
         AsyncImages(KEY, base_url=server.base_url, hooks=[told]) as client,
     ):
         stream = client.generate("a boat", stream=True)
@@ -317,11 +317,11 @@ async def test_stream_that_fails_after_a_skipped_event() -> None:
 async def test_cancelled_during_back_off() -> None:
     """The end of a call is told, too, when it is cancelled while it waits for its next attempt."""
     told = Told()
-    busy = answer(
+    busy = response(
         {"error": {"message": "busy", "code": "do_request_failed"}}, status=500, retry_after="30"
     )
     async with (
-        Canned(busy) as server,
+        RawServer(busy) as server,
         AsyncImages(KEY, base_url=server.base_url, hooks=[told]) as client,
     ):
         task = asyncio.create_task(client.generate("a boat"))

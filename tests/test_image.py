@@ -28,7 +28,17 @@ from elkimg_async import (
 )
 from elkimg_async.image import media_type_of
 from elkimg_async.local import LocalServer
-from tests.helpers.canned import JPEG, KEY, PNG, Canned, End, Reply, answer, head, open_stream
+from tests.helpers.raw_server import (
+    JPEG,
+    KEY,
+    PNG,
+    End,
+    RawServer,
+    Reply,
+    head,
+    open_stream,
+    response,
+)
 
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"/>'
 CONTENTS = {
@@ -408,15 +418,15 @@ async def test_save_a_long_name_of_wide_characters(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-async def host() -> AsyncIterator[Canned]:
+async def host() -> AsyncIterator[RawServer]:
     """An image host, apart from the API."""
-    async with Canned(answer(PNG, content_type="image/png")) as host:
+    async with RawServer(response(PNG, content_type="image/png")) as host:
         yield host
 
 
 async def image_at(url: str, **options: Any) -> tuple[AsyncImages, Image]:
     """An open client and its image, which the API gave as `url`."""
-    async with Canned(answer({"data": [{"url": url}]})) as api:
+    async with RawServer(response({"data": [{"url": url}]})) as api:
         client = AsyncImages(KEY, base_url=api.base_url, **options)
         try:
             (image,) = await client.generate("a boat")
@@ -426,7 +436,7 @@ async def image_at(url: str, **options: Any) -> tuple[AsyncImages, Image]:
     return client, image
 
 
-async def failure_of(host: Canned, reply: Reply, **options: Any) -> DownloadError:
+async def failure_of(host: RawServer, reply: Reply, **options: Any) -> DownloadError:
     """How reading an image fails whose host gives this reply."""
     host.reply_with(reply)
     client, image = await image_at(f"{host.origin}/a.png?signature=hush", **options)
@@ -448,7 +458,7 @@ async def test_read_bytes() -> None:
     assert await Image(PNG).read() == PNG
 
 
-async def test_read_a_url(host: Canned) -> None:
+async def test_read_a_url(host: RawServer) -> None:
     """The URL is fetched at the first `read` only, and without the API key."""
     client, image = await image_at(f"{host.origin}/a.png?signature=1%2F2")
     async with client:
@@ -462,7 +472,7 @@ async def test_read_a_url(host: Canned) -> None:
     assert KEY not in repr(request)
 
 
-async def test_read_a_signed_url(host: Canned) -> None:
+async def test_read_a_signed_url(host: RawServer) -> None:
     """The address is asked for as it was given: escapes that are part of a signature stay."""
     target = "/a%20boat/b.png?sig=a%2Bb%2Fc%3D%3D&se=2030-01-01T00%3A00%3A00Z"
     client, image = await image_at(host.origin + target)
@@ -471,7 +481,7 @@ async def test_read_a_signed_url(host: Canned) -> None:
     assert host.requests[0].target == target
 
 
-async def test_read_without_the_clients_headers(host: Canned) -> None:
+async def test_read_without_the_clients_headers(host: RawServer) -> None:
     """Headers that the caller adds for the API do not go to the image host, which may be a
     stranger.
     """
@@ -481,7 +491,7 @@ async def test_read_without_the_clients_headers(host: Canned) -> None:
     assert "x-team" not in host.requests[0].headers
 
 
-async def test_read_concurrently(host: Canned) -> None:
+async def test_read_concurrently(host: RawServer) -> None:
     """Tasks that read the same image at once share one download."""
     client, image = await image_at(f"{host.origin}/a.png")
     async with client:
@@ -490,16 +500,16 @@ async def test_read_concurrently(host: Canned) -> None:
     assert len(host.requests) == 1
 
 
-async def test_save_a_url(host: Canned, tmp_path: Path) -> None:
+async def test_save_a_url(host: RawServer, tmp_path: Path) -> None:
     """`save` fetches what is only a URL."""
     client, image = await image_at(f"{host.origin}/a.png")
     async with client:
         assert (await image.save(tmp_path / "boat")).read_bytes() == PNG
 
 
-async def test_read_again_after_a_failure(host: Canned) -> None:
+async def test_read_again_after_a_failure(host: RawServer) -> None:
     """A failed download can be tried again with the same image."""
-    host.reply_with(answer(b"gone", status=410), answer(PNG))
+    host.reply_with(response(b"gone", status=410), response(PNG))
     client, image = await image_at(f"{host.origin}/a.png")
     async with client:
         with pytest.raises(DownloadError):
@@ -507,9 +517,9 @@ async def test_read_again_after_a_failure(host: Canned) -> None:
         assert await image.read() == PNG
 
 
-async def test_cancelled_read_can_be_repeated(host: Canned) -> None:
+async def test_cancelled_read_can_be_repeated(host: RawServer) -> None:
     """A read that was cancelled leaves the image as it was, and no connection."""
-    host.reply_with([End.HOLD], answer(PNG))
+    host.reply_with([End.HOLD], response(PNG))
     client, image = await image_at(f"{host.origin}/a.png")
     async with client:
         task = asyncio.create_task(image.read())
@@ -540,17 +550,17 @@ async def test_read_over_the_local_server(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "location", ["/b.png", "b.png", "//{host}/b.png", "http://{host}/b.png?x=1"]
 )
-async def test_redirect(host: Canned, location: str) -> None:
+async def test_redirect(host: RawServer, location: str) -> None:
     """A redirect of the image host is followed, relative ones as well."""
     address = location.format(host=host.origin.removeprefix("http://"))
-    host.reply_with([head(302, Location=address, Content_Length="0")], answer(PNG))
+    host.reply_with([head(302, Location=address, Content_Length="0")], response(PNG))
     client, image = await image_at(f"{host.origin}/a.png")
     async with client:
         assert await image.read() == PNG
     assert [request.target.partition("?")[0] for request in host.requests] == ["/a.png", "/b.png"]
 
 
-async def test_redirects_without_end(host: Canned) -> None:
+async def test_redirects_without_end(host: RawServer) -> None:
     """After five redirects it is enough."""
     host.reply_with([head(302, Location="/a.png", Content_Length="0")])
     client, image = await image_at(f"{host.origin}/a.png")
@@ -560,7 +570,7 @@ async def test_redirects_without_end(host: Canned) -> None:
     assert len(host.requests) == 6
 
 
-async def test_redirect_to_a_broken_address(host: Canned) -> None:
+async def test_redirect_to_a_broken_address(host: RawServer) -> None:
     """A redirect to an address that cannot be read is a DownloadError as well."""
     host.reply_with([head(302, Location="http://[::1/b.png", Content_Length="0")])
     client, image = await image_at(f"{host.origin}/a.png")
@@ -570,7 +580,7 @@ async def test_redirect_to_a_broken_address(host: Canned) -> None:
     assert caught.value.billing == "billed"
 
 
-async def test_redirect_to_a_file(host: Canned, tmp_path: Path) -> None:
+async def test_redirect_to_a_file(host: RawServer, tmp_path: Path) -> None:
     """A redirect to something that is not HTTP is not followed."""
     (tmp_path / "boat.png").write_bytes(PNG)
     place = (tmp_path / "boat.png").as_uri()
@@ -583,48 +593,48 @@ async def test_redirect_to_a_file(host: Canned, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("status", [204, 400, 403, 404, 410, 500, 503])
-async def test_download_refused(host: Canned, status: int) -> None:
+async def test_download_refused(host: RawServer, status: int) -> None:
     """Any other status is named in the error."""
     body = b"" if status == 204 else b"gone"
-    error = await failure_of(host, answer(body, status=status), timeout=Timeout(download=1))
+    error = await failure_of(host, response(body, status=status), timeout=Timeout(download=1))
     assert error.status == status
     assert str(status) in str(error)
 
 
-async def test_redirect_without_a_place(host: Canned) -> None:
+async def test_redirect_without_a_place(host: RawServer) -> None:
     """A redirect that names no place is a plain failure, told as one."""
-    error = await failure_of(host, answer(b"", status=302))
+    error = await failure_of(host, response(b"", status=302))
     assert error.status == 302
 
 
 @pytest.mark.parametrize("content_type", ["text/html", "image/png"])
-async def test_download_of_a_web_page(host: Canned, content_type: str) -> None:
+async def test_download_of_a_web_page(host: RawServer, content_type: str) -> None:
     """A web page is no image, whatever it is called."""
     page = b"<!doctype html><title>Sign in</title>"
-    error = await failure_of(host, answer(page, content_type=content_type))
+    error = await failure_of(host, response(page, content_type=content_type))
     assert "not an image" in str(error)
     assert error.status == 200
 
 
-async def test_download_of_nothing(host: Canned) -> None:
+async def test_download_of_nothing(host: RawServer) -> None:
     """An empty file is no image."""
-    assert "empty" in str(await failure_of(host, answer(b"")))
+    assert "empty" in str(await failure_of(host, response(b"")))
 
 
 @pytest.mark.parametrize("told", [True, False])
-async def test_download_too_large(host: Canned, told: bool) -> None:
+async def test_download_too_large(host: RawServer, told: bool) -> None:
     """An image over the limit is not read on, whether its length is told before or not."""
     content = PNG + bytes(100_000)
-    reply = answer(content) if told else [*open_stream(content), End.HOLD]
+    reply = response(content) if told else [*open_stream(content), End.HOLD]
     limits = Limits(max_response_bytes=100_000)
     error = await failure_of(host, reply, limits=limits)
     assert "larger than 100,000 bytes" in str(error)
     await host.wait_disconnected()
 
 
-async def test_download_as_large_as_allowed(host: Canned) -> None:
+async def test_download_as_large_as_allowed(host: RawServer) -> None:
     """An image of exactly the limit is taken."""
-    host.reply_with(answer(PNG + bytes(1_000 - len(PNG))))
+    host.reply_with(response(PNG + bytes(1_000 - len(PNG))))
     client, image = await image_at(f"{host.origin}/a.png", limits=Limits(max_response_bytes=1_000))
     async with client:
         assert len(await image.read()) == 1_000
@@ -642,7 +652,7 @@ async def test_download_as_large_as_allowed(host: Canned) -> None:
     ],
     ids=["closed", "reset", "cut", "reset-in-body", "cut-chunks", "no-http"],
 )
-async def test_download_broken_off(host: Canned, reply: Reply) -> None:
+async def test_download_broken_off(host: RawServer, reply: Reply) -> None:
     """A broken download is a DownloadError, whatever broke it."""
     assert str(await failure_of(host, reply))
 
@@ -652,17 +662,17 @@ async def test_download_broken_off(host: Canned, reply: Reply) -> None:
     [[End.HOLD], [head(200, Content_Length="5000"), PNG, End.HOLD]],
     ids=["no-answer", "no-more"],
 )
-async def test_download_takes_too_long(host: Canned, reply: Reply) -> None:
+async def test_download_takes_too_long(host: RawServer, reply: Reply) -> None:
     """The download has its own limit, and the error says how to raise it."""
     error = await failure_of(host, reply, timeout=Timeout(download=0.1))
     assert "download" in str(error)
     assert "Timeout(download=" in str(error)
 
 
-async def test_download_takes_too_long_for_the_call(host: Canned) -> None:
+async def test_download_takes_too_long_for_the_call(host: RawServer) -> None:
     """The limits of the call, which is over, do not hold for the download."""
     gate = asyncio.Event()
-    host.reply_with([gate, *answer(PNG)])
+    host.reply_with([gate, *response(PNG)])
     client, image = await image_at(f"{host.origin}/a.png", timeout=Timeout(total=0.5, idle=0.05))
     async with client:
         reading = asyncio.ensure_future(image.read())
@@ -674,7 +684,7 @@ async def test_download_takes_too_long_for_the_call(host: Canned) -> None:
 
 async def test_download_from_nobody() -> None:
     """A host that cannot be reached is a DownloadError that names it."""
-    async with Canned(answer(PNG)) as gone:
+    async with RawServer(response(PNG)) as gone:
         origin = gone.origin
     client, image = await image_at(f"{origin}/a.png")
     async with client:
@@ -727,10 +737,10 @@ class Anywhere(aiohttp.abc.AbstractResolver):
 
 
 @pytest.fixture
-async def public() -> AsyncIterator[tuple[Canned, aiohttp.ClientSession]]:
+async def public() -> AsyncIterator[tuple[RawServer, aiohttp.ClientSession]]:
     """An API that seems to be on the internet, and the session that finds it."""
     connector = aiohttp.TCPConnector(resolver=Anywhere())
-    async with Canned() as api, aiohttp.ClientSession(connector=connector) as session:
+    async with RawServer() as api, aiohttp.ClientSession(connector=connector) as session:
         yield api, session
 
 
@@ -752,11 +762,11 @@ PRIVATE_HOSTS = [
 
 @pytest.mark.parametrize("name", PRIVATE_HOSTS)
 async def test_private_address(
-    host: Canned, public: tuple[Canned, aiohttp.ClientSession], name: str
+    host: RawServer, public: tuple[RawServer, aiohttp.ClientSession], name: str
 ) -> None:
     """A server on the internet cannot make the client ask machines of the private network."""
     api, session = public
-    api.reply_with(answer({"data": [{"url": f"http://{name}:{host.port}/a.png"}]}))
+    api.reply_with(response({"data": [{"url": f"http://{name}:{host.port}/a.png"}]}))
     base_url = f"http://api.invalid:{api.port}/v1"
     async with AsyncImages(KEY, base_url=base_url, session=session) as client:
         (image,) = await client.generate("a boat")
@@ -767,11 +777,11 @@ async def test_private_address(
 
 
 async def test_private_address_that_is_allowed(
-    host: Canned, public: tuple[Canned, aiohttp.ClientSession]
+    host: RawServer, public: tuple[RawServer, aiohttp.ClientSession]
 ) -> None:
     """The caller can allow it."""
     api, session = public
-    api.reply_with(answer({"data": [{"url": f"{host.origin}/a.png"}]}))
+    api.reply_with(response({"data": [{"url": f"{host.origin}/a.png"}]}))
     base_url = f"http://api.invalid:{api.port}/v1"
     limits = Limits(private_downloads=True)
     async with AsyncImages(KEY, base_url=base_url, session=session, limits=limits) as client:
@@ -787,7 +797,7 @@ async def test_read_without_a_client() -> None:
     assert caught.value.url == "https://host/a.png"
 
 
-async def test_read_after_the_client_was_closed(host: Canned) -> None:
+async def test_read_after_the_client_was_closed(host: RawServer) -> None:
     """With its client closed, a URL is not fetched: the error says so, and no connection is opened."""
     client, image = await image_at(f"{host.origin}/a.png")
     await client.aclose()
@@ -799,10 +809,10 @@ async def test_read_after_the_client_was_closed(host: Canned) -> None:
     assert host.requests == []
 
 
-async def test_read_within_a_stream(host: Canned) -> None:
+async def test_read_within_a_stream(host: RawServer) -> None:
     """A completed event may carry a URL instead of bytes; it is read in the same way."""
     async with (
-        Canned(answer({"data": [{"url": f"{host.origin}/a.png"}]})) as api,
+        RawServer(response({"data": [{"url": f"{host.origin}/a.png"}]})) as api,
         AsyncImages(KEY, base_url=api.base_url) as client,
     ):
         async with client.generate("a boat", stream=True) as stream:

@@ -16,17 +16,17 @@ from elkimg_async import (
     Timeout,
 )
 from elkimg_async.logs import logger
-from tests.helpers.calls import BUSY, COMPLETED, GOOD, PARTIAL, QUICK, ask, in_both_modes
-from tests.helpers.canned import (
+from tests.helpers.calls import BUSY, COMPLETED, GOOD, PARTIAL, QUICK, in_both_modes, run_call
+from tests.helpers.raw_server import (
     DONE,
     PNG,
     REQUEST_ID,
-    Canned,
     End,
+    RawServer,
     Reply,
-    answer,
     event,
     head,
+    response,
     stream,
 )
 
@@ -60,37 +60,39 @@ def lines(log: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
 
 
 async def play(
-    canned: Canned, *replies: Reply, streaming: bool = False, **options: Any
+    raw_server: RawServer, *replies: Reply, streaming: bool = False, **options: Any
 ) -> ElkImagesError | None:
     """One call full of secrets against these replies."""
-    canned.reply_with(*replies)
-    async with AsyncImages(KEY, base_url=canned.base_url, retry=QUICK) as client:
+    raw_server.reply_with(*replies)
+    async with AsyncImages(KEY, base_url=raw_server.base_url, retry=QUICK) as client:
         headers = {"X-Secret": HEADER}
         try:
-            await ask(client, streaming, PROMPT, extra_headers=headers, user=PROMPT, **options)
+            await run_call(client, streaming, PROMPT, extra_headers=headers, user=PROMPT, **options)
         except ElkImagesError as error:
             return error
     return None
 
 
 @in_both_modes
-async def test_success(canned: Canned, log: pytest.LogCaptureFixture, streaming: bool) -> None:
+async def test_success(
+    raw_server: RawServer, log: pytest.LogCaptureFixture, streaming: bool
+) -> None:
     """A good call: its attempt, its answer, its end, with request id and seconds."""
-    assert await play(canned, GOOD, streaming=streaming) is None
+    assert await play(raw_server, GOOD, streaming=streaming) is None
     assert lines(log) == [
-        ("DEBUG", f"POST {canned.base_url}/images/generations, attempt 1"),
+        ("DEBUG", f"POST {raw_server.base_url}/images/generations, attempt 1"),
         ("DEBUG", f"status 200 after S s {NAMED}"),
         ("DEBUG", f"1 received after S s {NAMED}"),
     ]
 
 
 async def test_stream_with_an_event_that_is_skipped(
-    canned: Canned, log: pytest.LogCaptureFixture
+    raw_server: RawServer, log: pytest.LogCaptureFixture
 ) -> None:
     """What is passed over is a line, in our words."""
     strange = event({"type": BODY, "text": PROMPT})
     reply = stream(PARTIAL, strange, COMPLETED, DONE)
-    assert await play(canned, reply, streaming=True) is None
+    assert await play(raw_server, reply, streaming=True) is None
     assert lines(log)[2:] == [
         ("DEBUG", "event skipped: its type is not known"),
         ("DEBUG", f"1 received after S s {NAMED}"),
@@ -98,10 +100,10 @@ async def test_stream_with_an_event_that_is_skipped(
 
 
 @in_both_modes
-async def test_retry(canned: Canned, log: pytest.LogCaptureFixture, streaming: bool) -> None:
+async def test_retry(raw_server: RawServer, log: pytest.LogCaptureFixture, streaming: bool) -> None:
     """A retry is INFO: why, and when the next attempt comes."""
-    busy = answer(NO, status=429, Retry_After_Ms="5")
-    assert await play(canned, busy, GOOD, streaming=streaming) is None
+    busy = response(NO, status=429, Retry_After_Ms="5")
+    assert await play(raw_server, busy, GOOD, streaming=streaming) is None
     found = lines(log)
     assert found[2] == (
         "INFO",
@@ -113,9 +115,11 @@ async def test_retry(canned: Canned, log: pytest.LogCaptureFixture, streaming: b
 
 
 @in_both_modes
-async def test_failure(canned: Canned, log: pytest.LogCaptureFixture, streaming: bool) -> None:
+async def test_failure(
+    raw_server: RawServer, log: pytest.LogCaptureFixture, streaming: bool
+) -> None:
     """A refusal ends with its kind; its text, which may quote anything, is the error's alone."""
-    error = await play(canned, answer(NO, status=401), streaming=streaming)
+    error = await play(raw_server, response(NO, status=401), streaming=streaming)
     assert isinstance(error, AuthenticationError)
     assert PROMPT in str(error)
     assert lines(log)[1:] == [
@@ -128,49 +132,49 @@ async def test_failure(canned: Canned, log: pytest.LogCaptureFixture, streaming:
 @pytest.mark.parametrize(
     "reply",
     [
-        answer(BODY.encode(), content_type="text/plain"),
-        answer({"data": [{"b64_json": f"!!{BODY}"}]}),
+        response(BODY.encode(), content_type="text/plain"),
+        response({"data": [{"b64_json": f"!!{BODY}"}]}),
         stream(event({"error": {"message": f"{PROMPT} {KEY}"}}, "error")),
-        answer(f"<html>{KEY}{BODY}</html>".encode(), status=502),
-        answer(NO, status=307, Location=f"http://{BODY}/{KEY}"),
+        response(f"<html>{KEY}{BODY}</html>".encode(), status=502),
+        response(NO, status=307, Location=f"http://{BODY}/{KEY}"),
     ],
     ids=["text", "bad base64", "error event", "page", "redirect"],
 )
 async def test_failure_that_quotes(
-    canned: Canned, log: pytest.LogCaptureFixture, reply: Reply, streaming: bool
+    raw_server: RawServer, log: pytest.LogCaptureFixture, reply: Reply, streaming: bool
 ) -> None:
     """Whatever comes back, it is not in the lines."""
-    assert await play(canned, reply, streaming=streaming) is not None
+    assert await play(raw_server, reply, streaming=streaming) is not None
     assert lines(log)[-1][1].endswith(f"after S s {NAMED}")
 
 
-async def test_no_answer(canned: Canned, log: pytest.LogCaptureFixture) -> None:
+async def test_no_answer(raw_server: RawServer, log: pytest.LogCaptureFixture) -> None:
     """A connection that breaks and a limit that passes are told by their names."""
-    assert isinstance(await play(canned, [End.RESET]), DisconnectedError)
-    await play(canned, [head(), End.HOLD], timeout=Timeout(idle=0.05))
+    assert isinstance(await play(raw_server, [End.RESET]), DisconnectedError)
+    await play(raw_server, [head(), End.HOLD], timeout=Timeout(idle=0.05))
     assert [text for _, text in lines(log) if "failed" in text] == [
         "failed: DisconnectedError (unknown) after S s (request id: None)",
         f"failed: RequestTimeoutError idle (unknown) after S s {NAMED}",
     ]
 
 
-async def test_stream_that_is_left(canned: Canned, log: pytest.LogCaptureFixture) -> None:
+async def test_stream_that_is_left(raw_server: RawServer, log: pytest.LogCaptureFixture) -> None:
     """Leaving is no failure."""
-    canned.reply_with([*stream(PARTIAL)[:-1], End.HOLD])
+    raw_server.reply_with([*stream(PARTIAL)[:-1], End.HOLD])
     async with (
-        AsyncImages(KEY, base_url=canned.base_url) as client,
+        AsyncImages(KEY, base_url=raw_server.base_url) as client,
         client.generate(PROMPT, stream=True) as opened,
     ):
         await anext(opened)
     assert lines(log)[-1] == ("DEBUG", f"closed early after S s {NAMED}")
 
 
-async def test_download(canned: Canned, log: pytest.LogCaptureFixture) -> None:
+async def test_download(raw_server: RawServer, log: pytest.LogCaptureFixture) -> None:
     """A download has its host, size and time; path and query, which may be a key to the image, never."""
-    async with Canned(answer(PNG), answer(b"", status=404)) as host:
+    async with RawServer(response(PNG), response(b"", status=404)) as host:
         url = f"http://user:{BODY}@127.0.0.1:{host.port}/{BODY}.png?signature={BODY}"
-        canned.reply_with(answer({"data": [{"url": url}, {"url": url}]}))
-        async with AsyncImages(KEY, base_url=canned.base_url) as client:
+        raw_server.reply_with(response({"data": [{"url": url}, {"url": url}]}))
+        async with AsyncImages(KEY, base_url=raw_server.base_url) as client:
             first, second = await client.generate(PROMPT, n=2)
             await first.read()
             with pytest.raises(DownloadError):
@@ -186,24 +190,26 @@ async def test_download(canned: Canned, log: pytest.LogCaptureFixture) -> None:
 
 @in_both_modes
 async def test_fewer_images_than_asked(
-    canned: Canned, caplog: pytest.LogCaptureFixture, streaming: bool
+    raw_server: RawServer, caplog: pytest.LogCaptureFixture, streaming: bool
 ) -> None:
     """An answer that ends well with fewer images than were asked for is a warning, at the default level."""
     reply = stream(COMPLETED) if streaming else GOOD
-    assert await play(canned, reply, streaming=streaming, n=3) is None
+    assert await play(raw_server, reply, streaming=streaming, n=3) is None
     assert lines(caplog) == [("WARNING", f"3 images were requested, but 1 arrived {NAMED}")]
 
 
-async def test_request_id_that_is_the_key(canned: Canned, log: pytest.LogCaptureFixture) -> None:
+async def test_request_id_that_is_the_key(
+    raw_server: RawServer, log: pytest.LogCaptureFixture
+) -> None:
     """A server that names the request after the key does not get it into the log."""
     (first, *rest) = GOOD
     assert isinstance(first, bytes)
-    await play(canned, [first.replace(REQUEST_ID.encode(), KEY.encode()), *rest])
+    await play(raw_server, [first.replace(REQUEST_ID.encode(), KEY.encode()), *rest])
     assert lines(log)[-1][1].endswith("(request id: ***)")
 
 
-async def test_silent_by_default(canned: Canned, caplog: pytest.LogCaptureFixture) -> None:
+async def test_silent_by_default(raw_server: RawServer, caplog: pytest.LogCaptureFixture) -> None:
     """Without a level of its own the logger says nothing of a call that goes well, retries included."""
     assert logger.level == logging.NOTSET
-    assert await play(canned, BUSY, GOOD) is None
+    assert await play(raw_server, BUSY, GOOD) is None
     assert caplog.records == []

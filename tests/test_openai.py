@@ -14,7 +14,7 @@ from elkimg_async.local import LocalServer
 from elkimg_async.sansio import values
 from elkimg_async.sansio.requests import EditRequest, GenerateRequest
 from elkimg_async.types import EditOptions, GenerateOptions
-from tests.helpers.canned import DONE, KEY, PNG, Canned, answer, event, stream
+from tests.helpers.raw_server import DONE, KEY, PNG, RawServer, event, response, stream
 
 B64 = base64.b64encode(PNG).decode()
 
@@ -327,7 +327,7 @@ async def test_canned_stream(with_done: bool) -> None:
     if with_done:
         frames.append(DONE)
     async with (
-        Canned(stream(*frames)) as server,
+        RawServer(stream(*frames)) as server,
         AsyncImages(KEY, base_url=server.base_url) as ours,
         openai.AsyncOpenAI(api_key=KEY, base_url=server.base_url) as theirs,
     ):
@@ -355,7 +355,7 @@ async def test_canned_json() -> None:
         },
     }
     async with (
-        Canned(answer(body)) as server,
+        RawServer(response(body)) as server,
         AsyncImages(KEY, base_url=server.base_url) as ours,
         openai.AsyncOpenAI(api_key=KEY, base_url=server.base_url) as theirs,
     ):

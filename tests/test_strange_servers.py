@@ -22,21 +22,20 @@ from tests.helpers.calls import (
     B64,
     GOOD,
     QUICK,
-    ask,
     failure,
     failure_of_any_kind,
     in_both_modes,
-    require_limit_of_headers,
+    require_header_limit,
+    run_call,
 )
-from tests.helpers.canned import KEY, PNG, Canned, End, Reply, answer, head
-from tests.helpers.raw_server import RawServer
+from tests.helpers.raw_server import KEY, PNG, End, RawServer, Reply, head, response
 
 BODY = json.dumps({"data": [{"b64_json": B64}]}).encode()
 
 
 @pytest.fixture
-async def client(canned: Canned) -> AsyncIterator[AsyncImages]:
-    async with AsyncImages(KEY, base_url=canned.base_url, retry=QUICK, timeout=10) as client:
+async def client(raw_server: RawServer) -> AsyncIterator[AsyncImages]:
+    async with AsyncImages(KEY, base_url=raw_server.base_url, retry=QUICK, timeout=10) as client:
         yield client
 
 
@@ -67,13 +66,13 @@ GOOD_IN_ANY_FORM = {
 @in_both_modes
 @pytest.mark.parametrize("reply", GOOD_IN_ANY_FORM.values(), ids=GOOD_IN_ANY_FORM.keys())
 async def test_good_answer(
-    client: AsyncImages, canned: Canned, reply: Reply, streaming: bool
+    client: AsyncImages, raw_server: RawServer, reply: Reply, streaming: bool
 ) -> None:
     """A whole image is taken, however HTTP's freedoms are used."""
-    canned.reply_with(reply)
-    _, result = await ask(client, streaming)
+    raw_server.reply_with(reply)
+    _, result = await run_call(client, streaming)
     assert [image.content for image in result] == [PNG]
-    assert len(canned.requests) == 1
+    assert len(raw_server.requests) == 1
 
 
 BAD = {
@@ -95,22 +94,24 @@ BAD = {
 @in_both_modes
 @pytest.mark.parametrize("reply", BAD.values(), ids=BAD.keys())
 async def test_bad_answer(
-    client: AsyncImages, canned: Canned, reply: Reply, streaming: bool
+    client: AsyncImages, raw_server: RawServer, reply: Reply, streaming: bool
 ) -> None:
     """What no rule allows is an error of ours at once, unknown, and never asked for again."""
     if reply in (BAD["NUL in a header"], BAD["a thousand headers"]):
-        require_limit_of_headers()
-    canned.reply_with(reply)
+        require_header_limit()
+    raw_server.reply_with(reply)
     error = await failure_of_any_kind(client, streaming)
     assert error.billing == "unknown"
     assert not isinstance(error, RequestTimeoutError)
-    assert len(canned.requests) == 1
+    assert len(raw_server.requests) == 1
 
 
 @in_both_modes
-async def test_switched_protocol(client: AsyncImages, canned: Canned, streaming: bool) -> None:
+async def test_switched_protocol(
+    client: AsyncImages, raw_server: RawServer, streaming: bool
+) -> None:
     """A server that switches to a protocol nobody asked for is no answer, and does not hold the call."""
-    canned.reply_with(
+    raw_server.reply_with(
         [*raw("101 Switching Protocols", "Upgrade: x", "Connection: upgrade"), End.HOLD]
     )
     started = time.monotonic()
@@ -121,13 +122,13 @@ async def test_switched_protocol(client: AsyncImages, canned: Canned, streaming:
 
 
 @in_both_modes
-async def test_headers_that_trickle(canned: Canned, streaming: bool) -> None:
+async def test_headers_that_trickle(raw_server: RawServer, streaming: bool) -> None:
     """Headers that come byte by byte do not move the limit for them."""
     pieces: list[Any] = []
     gates = [asyncio.Event() for _ in range(40)]
     for byte, gate in zip(head()[:40], gates, strict=True):
         pieces += [bytes((byte,)), gate]
-    canned.reply_with([*pieces, End.HOLD])
+    raw_server.reply_with([*pieces, End.HOLD])
 
     async def trickle() -> None:
         for gate in gates:
@@ -136,7 +137,7 @@ async def test_headers_that_trickle(canned: Canned, streaming: bool) -> None:
 
     task = asyncio.create_task(trickle())
     timeout = Timeout(first_byte=0.2)
-    async with AsyncImages(KEY, base_url=canned.base_url, timeout=timeout, retry=0) as client:
+    async with AsyncImages(KEY, base_url=raw_server.base_url, timeout=timeout, retry=0) as client:
         error = await failure(RequestTimeoutError, client, streaming)
     assert (error.limit, error.billing) == ("first_byte", "unknown")
     task.cancel()
@@ -154,7 +155,7 @@ async def test_refusal_during_the_upload(streaming: bool) -> None:
 
         task = asyncio.create_task(read_next_request_whole())
         async with AsyncImages(KEY, base_url=server.base_url, retry=QUICK, timeout=20) as client:
-            _, result = await ask(client, streaming, extra_body={"x": "y" * 20_000_000})
+            _, result = await run_call(client, streaming, extra_body={"x": "y" * 20_000_000})
             assert result[0].content == PNG
             assert result.meta.attempts == 2
         await task
@@ -163,49 +164,49 @@ async def test_refusal_during_the_upload(streaming: bool) -> None:
 
 @in_both_modes
 async def test_answer_that_nobody_asked_for(
-    client: AsyncImages, canned: Canned, streaming: bool
+    client: AsyncImages, raw_server: RawServer, streaming: bool
 ) -> None:
     """A second answer on a connection that waits in the pool is not taken for that of the next call."""
     wait = asyncio.Event()
-    other = answer({"data": [{"b64_json": "R0lGODlhb3RoZXI="}]})
-    canned.reply_with([*GOOD, wait, *other], GOOD)
-    _, first = await ask(client, streaming)
+    other = response({"data": [{"b64_json": "R0lGODlhb3RoZXI="}]})
+    raw_server.reply_with([*GOOD, wait, *other], GOOD)
+    _, first = await run_call(client, streaming)
     wait.set()
     for _ in range(20):
         await asyncio.sleep(0)
-    _, second = await ask(client, streaming)
+    _, second = await run_call(client, streaming)
     assert first[0].content == second[0].content == PNG
 
 
 @in_both_modes
 async def test_answer_with_another_behind_it(
-    client: AsyncImages, canned: Canned, streaming: bool
+    client: AsyncImages, raw_server: RawServer, streaming: bool
 ) -> None:
     """The same where the second answer comes in one piece with the first."""
-    other = answer({"data": [{"b64_json": "R0lGODlhb3RoZXI="}]})
-    canned.reply_with([b"".join(p for p in [*GOOD, *other] if isinstance(p, bytes))], GOOD)
+    other = response({"data": [{"b64_json": "R0lGODlhb3RoZXI="}]})
+    raw_server.reply_with([b"".join(p for p in [*GOOD, *other] if isinstance(p, bytes))], GOOD)
     for _ in range(3):
-        _, result = await ask(client, streaming)
+        _, result = await run_call(client, streaming)
         assert result[0].content == PNG
 
 
 @pytest.mark.parametrize("url", ["http://{}/v1\r\nX-Evil: 1", "http://{}/v1\nX: 1", "http://{}/v 1", "http://{}/v1\t", "http://{}\r\n.evil/v1"])  # fmt: skip
-async def test_base_url_with_a_line_break(canned: Canned, url: str) -> None:
+async def test_base_url_with_a_line_break(raw_server: RawServer, url: str) -> None:
     """An address cannot smuggle a header in; it is refused, or used without the break."""
     with contextlib.suppress(ElkImagesError):
-        async with AsyncImages(KEY, base_url=url.format(canned.origin[7:]), retry=0) as client:
+        async with AsyncImages(KEY, base_url=url.format(raw_server.origin[7:]), retry=0) as client:
             await client.generate("a boat")
-    for request in canned.requests:
+    for request in raw_server.requests:
         assert "x-evil" not in request.headers
         assert "x" not in request.headers
 
 
 @pytest.mark.parametrize("path", ["a\r\nX-Evil: 1", "a\nX-Evil: 1", "a b HTTP/1.1\r\nX-Evil: 1\r\n\r\n", "a\x00b", "a\rb"])  # fmt: skip
-async def test_image_url_with_a_line_break(canned: Canned, path: str) -> None:
+async def test_image_url_with_a_line_break(raw_server: RawServer, path: str) -> None:
     """The address of an image cannot smuggle a header into the request for it."""
-    async with Canned(answer(PNG)) as host:
-        canned.reply_with(answer({"data": [{"url": f"{host.origin}/{path}"}]}))
-        async with AsyncImages(KEY, base_url=canned.base_url, timeout=5) as client:
+    async with RawServer(response(PNG)) as host:
+        raw_server.reply_with(response({"data": [{"url": f"{host.origin}/{path}"}]}))
+        async with AsyncImages(KEY, base_url=raw_server.base_url, timeout=5) as client:
             (image,) = await client.generate("a boat")
             with contextlib.suppress(DownloadError):
                 await image.read()
@@ -217,7 +218,7 @@ async def test_image_url_with_a_line_break(canned: Canned, path: str) -> None:
 
 
 @in_both_modes
-async def test_key_function_is_within_first_byte(canned: Canned, streaming: bool) -> None:
+async def test_key_function_is_within_first_byte(raw_server: RawServer, streaming: bool) -> None:
     """A key that does not come is limited in a stream too, which has no total."""
 
     async def key() -> str:
@@ -225,14 +226,16 @@ async def test_key_function_is_within_first_byte(canned: Canned, streaming: bool
         return KEY
 
     timeout = Timeout(total=float("inf"), first_byte=0.2)
-    async with AsyncImages(key, base_url=canned.base_url, timeout=timeout, retry=0) as client:
+    async with AsyncImages(key, base_url=raw_server.base_url, timeout=timeout, retry=0) as client:
         error = await failure(RequestTimeoutError, client, streaming)
     assert (error.limit, error.billing) == ("first_byte", "not_sent")
-    assert canned.requests == []
+    assert raw_server.requests == []
 
 
 @in_both_modes
-async def test_key_function_that_is_cancelled_within(canned: Canned, streaming: bool) -> None:
+async def test_key_function_that_is_cancelled_within(
+    raw_server: RawServer, streaming: bool
+) -> None:
     """A key function whose own work was cancelled does not make the call look cancelled."""
 
     async def key() -> str:
@@ -241,20 +244,20 @@ async def test_key_function_that_is_cancelled_within(canned: Canned, streaming: 
         await work
         return KEY
 
-    async with AsyncImages(key, base_url=canned.base_url) as client:
+    async with AsyncImages(key, base_url=raw_server.base_url) as client:
         error = await failure(ConfigurationError, client, streaming)
     assert error.billing == "not_sent"
-    assert canned.requests == []
+    assert raw_server.requests == []
 
 
 @in_both_modes
-async def test_key_with_a_line_break(canned: Canned, streaming: bool) -> None:
+async def test_key_with_a_line_break(raw_server: RawServer, streaming: bool) -> None:
     """A key function cannot smuggle a header in."""
 
     async def key() -> str:
         return f"{KEY}\r\nX-Evil: 1"
 
-    async with AsyncImages(key, base_url=canned.base_url) as client:
+    async with AsyncImages(key, base_url=raw_server.base_url) as client:
         error = await failure(ConfigurationError, client, streaming)
     assert KEY not in str(error)
-    assert canned.requests == []
+    assert raw_server.requests == []

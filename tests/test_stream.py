@@ -20,7 +20,7 @@ from elkimg_async import (
 )
 from elkimg_async.local import LocalServer
 from elkimg_async.sansio.decoder import ImageEvent
-from tests.helpers.canned import KEY, PNG, Canned, End, answer, event, open_stream
+from tests.helpers.raw_server import KEY, PNG, End, RawServer, event, open_stream, response
 
 PARTIAL = PartialImage(
     type="image_generation.partial_image", image=Image(b"half"), partial_image_index=0
@@ -394,10 +394,10 @@ async def test_repr() -> None:
 
 
 @pytest.fixture
-async def stalling() -> AsyncIterator[Canned]:
+async def stalling() -> AsyncIterator[RawServer]:
     """A server that streams one partial image and then nothing."""
     partial = event({"type": PARTIAL.type, "b64_json": PARTIAL.b64_json, "partial_image_index": 0})
-    async with Canned([*open_stream(partial), End.HOLD]) as server:
+    async with RawServer([*open_stream(partial), End.HOLD]) as server:
         yield server
 
 
@@ -415,7 +415,7 @@ class Left:
         gc.collect()  # a ResourceWarning, were there a reason for one, would fail the test
 
 
-async def test_left_by_break(stalling: Canned) -> None:
+async def test_left_by_break(stalling: RawServer) -> None:
     """A break out of the block closes the connection, while the client stays open."""
     async with AsyncImages(KEY, base_url=stalling.base_url) as client, Left():
         async with client.generate("a boat", stream=True) as stream:
@@ -425,7 +425,7 @@ async def test_left_by_break(stalling: Canned) -> None:
         await stalling.wait_disconnected()
 
 
-async def test_left_by_exception(stalling: Canned) -> None:
+async def test_left_by_exception(stalling: RawServer) -> None:
     """An exception in the block closes the connection, while the client stays open."""
     async with AsyncImages(KEY, base_url=stalling.base_url) as client, Left():
         with pytest.raises(ZeroDivisionError):
@@ -433,7 +433,7 @@ async def test_left_by_exception(stalling: Canned) -> None:
         await stalling.wait_disconnected()
 
 
-async def test_left_by_dropping(stalling: Canned) -> None:
+async def test_left_by_dropping(stalling: RawServer) -> None:
     """A bare loop that is left closes the connection with the stream object, while the client stays
     open.
     """
@@ -448,7 +448,7 @@ async def test_left_by_dropping(stalling: Canned) -> None:
 
 
 @pytest.mark.parametrize("bare", [False, True])
-async def test_left_by_cancellation(stalling: Canned, bare: bool) -> None:
+async def test_left_by_cancellation(stalling: RawServer, bare: bool) -> None:
     """Cancelling a task in its read of the body closes the connection and ends the task as
     cancelled.
     """
@@ -483,7 +483,7 @@ async def test_cancelled_before_the_answer(stream: bool) -> None:
             await client.generate("a boat")
 
     async with (
-        Canned([End.HOLD]) as server,
+        RawServer([End.HOLD]) as server,
         AsyncImages(KEY, base_url=server.base_url) as client,
         Left(),
     ):
@@ -495,7 +495,7 @@ async def test_cancelled_before_the_answer(stream: bool) -> None:
         await server.wait_disconnected()
 
 
-async def test_cancelled_in_a_batch_body(stalling: Canned) -> None:
+async def test_cancelled_in_a_batch_body(stalling: RawServer) -> None:
     """Cancelling a batch call in its body closes the connection."""
     async with AsyncImages(KEY, base_url=stalling.base_url) as client, Left():
         task = asyncio.create_task(client.generate("a boat"))
@@ -508,7 +508,7 @@ async def test_cancelled_in_a_batch_body(stalling: Canned) -> None:
         await stalling.wait_disconnected()
 
 
-async def test_cancelled_by_an_anyio_scope(stalling: Canned) -> None:
+async def test_cancelled_by_an_anyio_scope(stalling: RawServer) -> None:
     """A cancel scope ends at its own border: what comes after it in the task goes on."""
     async with AsyncImages(KEY, base_url=stalling.base_url) as client, Left():
         with anyio.CancelScope() as scope:
@@ -519,13 +519,13 @@ async def test_cancelled_by_an_anyio_scope(stalling: Canned) -> None:
         await stalling.wait_disconnected()
 
 
-async def test_client_works_after_a_stream_was_left(stalling: Canned) -> None:
+async def test_client_works_after_a_stream_was_left(stalling: RawServer) -> None:
     """The connection of a stream that was left is not used again; the next call takes a new one."""
     async with AsyncImages(KEY, base_url=stalling.base_url) as client:
         async with client.generate("a boat", stream=True) as stream:
             await anext(stream)
         image = Image(PNG)
-        stalling.reply_with(answer({"data": [{"b64_json": image.b64_json}]}))
+        stalling.reply_with(response({"data": [{"b64_json": image.b64_json}]}))
         assert (await client.generate("a boat")).data == [image]
         assert stalling.accepted == 2
 
@@ -558,7 +558,7 @@ async def test_stream_over_the_local_server() -> None:
         await server.wait_until(lambda: all(seen.outcome == "answered" for seen in server.requests))
 
 
-async def test_closed_by_another_task(stalling: Canned) -> None:
+async def test_closed_by_another_task(stalling: RawServer) -> None:
     """A read that is under way when another task closes the stream ends at once, with an error of
     ours.
     """
@@ -573,7 +573,7 @@ async def test_closed_by_another_task(stalling: Canned) -> None:
         await stalling.wait_disconnected()
 
 
-async def test_client_closed_under_a_stream(stalling: Canned) -> None:
+async def test_client_closed_under_a_stream(stalling: RawServer) -> None:
     """Closing the client closes the connection of a stream that is being read."""
     client = AsyncImages(KEY, base_url=stalling.base_url)
     async with client.generate("a boat", stream=True) as stream:

@@ -19,7 +19,7 @@ from elkimg_async import (
     Usage,
 )
 from elkimg_async.batch.storage import MANIFEST
-from tests.helpers.canned import JPEG, KEY, PNG
+from tests.helpers.raw_server import JPEG, KEY, PNG
 from tests.helpers.runs import (
     Answer,
     Fields,

@@ -14,7 +14,7 @@ from elkimg_async import (
     ServerError,
 )
 from elkimg_async.batch.storage import MANIFEST
-from tests.helpers.canned import KEY, PNG
+from tests.helpers.raw_server import KEY, PNG
 from tests.helpers.runs import Fields, Server, everything, images, in_order, lines, rejection
 
 

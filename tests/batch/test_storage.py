@@ -17,7 +17,7 @@ from elkimg_async import (
 )
 from elkimg_async.batch import filesystem
 from elkimg_async.batch.storage import MANIFEST, OutputFolder, RunStore
-from tests.helpers.canned import JPEG, PNG
+from tests.helpers.raw_server import JPEG, PNG
 from tests.helpers.runs import Fields, Server, everything, images, in_order, lines
 
 

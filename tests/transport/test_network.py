@@ -15,8 +15,8 @@ from aiohttp.abc import AbstractResolver
 
 from elkimg_async import AsyncImages, RequestTimeoutError, Timeout
 from elkimg_async.transport.network import PublicResolver, is_public
-from tests.helpers.calls import QUICK, ask, failure, in_both_modes
-from tests.helpers.canned import KEY, Canned, End
+from tests.helpers.calls import QUICK, failure, in_both_modes, run_call
+from tests.helpers.raw_server import KEY, End, RawServer
 
 LATE = 0.5  # seconds that a busy machine may be late
 NAME = "hangs.example"
@@ -110,9 +110,11 @@ async def test_look_up_that_hangs(look_up: threading.Event, streaming: bool) -> 
     assert took < 3 * 0.1 + LATE
 
 
-async def test_look_up_is_limited_for_each_call(look_up: threading.Event, canned: Canned) -> None:
+async def test_look_up_is_limited_for_each_call(
+    look_up: threading.Event, raw_server: RawServer
+) -> None:
     """Calls that wait for the same look-up have each its own limit, and the patient one arrives."""
-    base_url = f"http://{NAME}:{canned.port}/v1"
+    base_url = f"http://{NAME}:{raw_server.port}/v1"
     done: list[str] = []
     async with (
         AsyncImages(KEY, base_url=base_url, retry=0) as client,
@@ -125,19 +127,21 @@ async def test_look_up_is_limited_for_each_call(look_up: threading.Event, canned
             look_up.set()
 
         async def patient() -> None:
-            await ask(client, timeout=Timeout(connect=math.inf))
+            await run_call(client, timeout=Timeout(connect=math.inf))
             done.append("arrived")
 
         group.start_soon(hurried)
         group.start_soon(patient)
     assert done == ["connect", "arrived"]
-    assert len(canned.requests) == 1
+    assert len(raw_server.requests) == 1
 
 
-async def test_proxy_that_says_nothing(canned: Canned, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_proxy_that_says_nothing(
+    raw_server: RawServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What a proxy takes to open the way is part of connecting."""
-    canned.reply_with([End.HOLD])
-    monkeypatch.setenv("https_proxy", canned.origin)
+    raw_server.reply_with([End.HOLD])
+    monkeypatch.setenv("https_proxy", raw_server.origin)
     monkeypatch.delenv("no_proxy", raising=False)
     timeout = Timeout(connect=0.2)
     async with AsyncImages(
@@ -145,8 +149,8 @@ async def test_proxy_that_says_nothing(canned: Canned, monkeypatch: pytest.Monke
     ) as client:
         error = await failure(RequestTimeoutError, client)
     assert (error.limit, error.billing) == ("connect", "not_sent")
-    assert canned.requests[0].method == "CONNECT"
-    assert KEY not in str(canned.requests)
+    assert raw_server.requests[0].method == "CONNECT"
+    assert KEY not in str(raw_server.requests)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's queue of connections")

@@ -16,8 +16,8 @@ import trustme
 import elkimg_async
 from elkimg_async import AsyncImages, ConnectError
 from elkimg_async.local import LocalServer
-from tests.helpers.calls import QUICK, ask, failure, in_both_modes
-from tests.helpers.canned import KEY
+from tests.helpers.calls import QUICK, failure, in_both_modes, run_call
+from tests.helpers.raw_server import KEY
 
 HOME = os.pathsep.join([str(Path(elkimg_async.__file__).parent.parent), *sys.path])
 PAST = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
@@ -73,7 +73,7 @@ async def test_good_certificate(
         async with AsyncImages(
             KEY, base_url=server.base_url, session=session, timeout=10
         ) as client:
-            _, result = await ask(client, streaming)
+            _, result = await run_call(client, streaming)
             assert len(result) == 1
             assert server.connections == 1
 
