@@ -4,6 +4,7 @@ import asyncio
 import gc
 import inspect
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -298,3 +299,24 @@ def test_two_loops_at_once(elsewhere: LocalServer) -> None:
         with pytest.raises(ConfigurationError, match="closed"):
             two.call(ask_once)
     gc.collect()
+
+
+@in_both_modes
+async def test_call_leaves_nothing_to_the_garbage_collector(
+    raw_server: RawServer, raw_client: AsyncImages, streaming: bool
+) -> None:
+    """What a call held, images of megabytes among it, is free with the last reference to it."""
+
+    def held() -> Counter[str]:
+        names = (type(thing).__name__ for thing in gc.get_objects())
+        return Counter(name for name in names if name in ("Call", "Exchange", "Deadline", "Image"))
+
+    await run_call(raw_client, streaming)
+    gc.collect()
+    gc.disable()
+    try:
+        before = held()
+        await run_call(raw_client, streaming)
+        assert held() == before
+    finally:
+        gc.enable()
