@@ -19,7 +19,7 @@ from elkimg_async.errors import (
     RequestTimeoutError,
     ResponseError,
 )
-from elkimg_async.ratelimit.pacing import Permit
+from elkimg_async.ratelimit.limiter import Permit
 from elkimg_async.sansio.decoder import ImageEvent, SkippedEvent
 from elkimg_async.sansio.encode import HTTPRequest
 from elkimg_async.sansio.endpoints import Decoder, Endpoint, ResultT
@@ -103,7 +103,7 @@ class Attempt(Generic[ResultT]):
         plan.transport.check_open()
         permit = self._permit = settings.limiter.reserve(plan.images)
         if permit.started is None:
-            await settings.limiter.wait(permit)
+            await settings.limiter.wait(permit, remaining=deadline.remaining)
         self._sent = True
         started = time.monotonic()
         plan.observers.notify(hooks.AttemptStarted, attempt=self._number)

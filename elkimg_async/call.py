@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 from elkimg_async import hooks, logs
 from elkimg_async.attempt import Attempt, Plan
 from elkimg_async.config import Settings
-from elkimg_async.errors import APIError, ElkImagesError, InvalidRequestError
+from elkimg_async.errors import APIError, Billing, ElkImagesError, InvalidRequestError
 from elkimg_async.sansio.decoder import ImageEvent
 from elkimg_async.sansio.endpoints import Endpoint, ResultT
 from elkimg_async.sansio.headers import check_headers, merge, take_idempotency_key, with_headers
@@ -96,17 +96,26 @@ class Call(Generic[ResultT]):
 
     async def _run(self, read: Callable[[Attempt[ResultT], Deadline], Awaitable[T]]) -> T:
         """Read from the current attempt, and start further ones where that is allowed."""
-        while True:
-            try:
-                with self._start() as deadline:
-                    return await read(await self._current_attempt(deadline), deadline)
-            except ElkImagesError as error:
-                failure = error
-            except BaseException as error:
-                self._abandon(error)
-                raise
-            if self._attempt is None or not self._attempt.is_complete_despite(failure):
-                await self._retry_or_raise(failure)
+        deadline, in_flight = self._start(), self._transport.in_flight
+        in_flight.add(deadline, self._billing_without_exchange)
+        try:
+            while True:
+                try:
+                    with deadline:
+                        return await read(await self._current_attempt(deadline), deadline)
+                except ElkImagesError as error:
+                    failure = error
+                except BaseException as error:
+                    self._abandon(error)
+                    raise
+                if self._attempt is None or not self._attempt.is_complete_despite(failure):
+                    await self._retry_or_raise(failure, deadline)
+        finally:
+            in_flight.remove(deadline, self._billing_without_exchange)
+
+    def _billing_without_exchange(self) -> Billing:
+        """Return the billing of a call that the client's closing ends between two exchanges."""
+        return "unknown" if self._outcome_unknown else "not_sent"
 
     def _start(self) -> Deadline:
         """Start the deadline of the call on first use."""
@@ -144,21 +153,17 @@ class Call(Generic[ResultT]):
         result.meta = self._meta
         return result
 
-    async def _retry_or_raise(self, failure: ElkImagesError) -> None:
+    async def _retry_or_raise(self, failure: ElkImagesError, deadline: Deadline) -> None:
         """Wait until the next attempt may start, or raise the failure."""
         delivered = False
         if (attempt := self._attempt) is not None:
             delivered = attempt.delivered
             failure = attempt.fail(failure)
             self._attempts = attempt.count
-        failure.attempts = self._attempts
-        failure.idempotency_key = self._plan.idempotency_key if self._plan else None
-        if isinstance(failure, APIError):
-            failure.model = self._model
-        failure.__context__ = failure.__traceback__ = None  # their frames hold request headers
+        self._identify(failure)
         if attempt is not None:
             attempt.redact(failure)
-        delay = None if delivered else self._retry_delay(failure)
+        delay = None if delivered else self._retry_delay(failure, deadline)
         if delay is None or not self._settings.budget.take():
             self._settle_billing(failure)
             self._finish(error=failure)
@@ -169,18 +174,33 @@ class Call(Generic[ResultT]):
             hooks.RetryScheduled, attempt=self._attempts, error=failure, delay=delay
         )
         try:
-            await asyncio.sleep(delay)
+            with deadline:
+                await asyncio.sleep(delay)
+            return
+        except ElkImagesError as error:  # the client was closed
+            failure = error
         except BaseException as error:
             self._finish(error=error)
             raise
+        self._identify(failure)
+        self._finish(error=failure)
+        raise failure
 
-    def _retry_delay(self, failure: ElkImagesError) -> float | None:
+    def _identify(self, failure: ElkImagesError) -> None:
+        """Add to the failure which call it belongs to."""
+        failure.attempts = self._attempts
+        failure.idempotency_key = self._plan.idempotency_key if self._plan else None
+        if isinstance(failure, APIError):
+            failure.model = self._model
+        failure.__context__ = failure.__traceback__ = None  # their frames hold request headers
+
+    def _retry_delay(self, failure: ElkImagesError, deadline: Deadline) -> float | None:
         settings = self._settings
         return decide(
             failure,
             policy=settings.retry,
             attempt=self._attempts,
-            remaining=self._deadline.remaining if self._deadline else 0.0,
+            remaining=deadline.remaining,
             jitter=random.random(),  # noqa: S311
             replay=settings.idempotency == "replay" or not self._endpoint.creates_images,
         )

@@ -15,7 +15,7 @@ import msgspec
 from elkimg_async.credentials import ApiKeySource
 from elkimg_async.errors import ConfigurationError
 from elkimg_async.hooks import Hook
-from elkimg_async.ratelimit.pacing import Permit
+from elkimg_async.ratelimit.limiter import Permit
 from elkimg_async.sansio.requests import DEFAULT_MODEL
 from elkimg_async.sansio.responses import RateLimit
 from elkimg_async.sansio.retry import RetryBudget
@@ -153,22 +153,22 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pacing(Protocol):
-    """What decides when an attempt may be sent, such as `ratelimit.limiter.Limiter`."""
+    """What decides when an attempt may be sent: the `Limiter` of a client, or one shared by workers."""
 
     @property
     def rate(self) -> float:
-        """Requests per second that are sent now; `math.inf` while no limit is known."""
+        """Starts per second held to; `math.inf` while nothing limits them."""
         ...
 
     def reserve(self, weight: int) -> Permit:
-        """Return a permit for so many images; if its `started` is None, `wait` for it."""
+        """Join the queue with a request of `weight` images; `started` is None if it has to `wait`."""
         ...
 
-    async def wait(self, permit: Permit) -> None:
-        """Wait until the attempt may be sent."""
+    async def wait(self, permit: Permit, *, remaining: float = math.inf) -> None:
+        """Wait until the permit has started; fail at once if that takes longer than `remaining` seconds."""
 
     def succeeded(self, permit: Permit, rate_limit: RateLimit | None = None) -> None:
-        """Record a response with status 2xx, and its rate-limit headers."""
+        """Record a successful response and its rate-limit headers."""
 
     def rate_limited(
         self,
@@ -176,9 +176,8 @@ class Pacing(Protocol):
         *,
         retry_after: float | None = None,
         rate_limit: RateLimit | None = None,
-        overload: bool = False,
     ) -> None:
-        """Record a 429, or with `overload` a 503."""
+        """Record a 429 about the rate."""
 
     def release(self, permit: Permit) -> None:
         """End the attempt, or its wait; idempotent."""

@@ -84,9 +84,6 @@ class Image(msgspec.Struct, eq=False, omit_defaults=True, dict=True):
     `content` is its bytes, or None while it is only a URL. `url` is its address as the server sent
     it, or None. `revised_prompt` is the prompt that the model followed, or None when the server
     does not say. `extra` has every other field that the server sent with it.
-    `content` is its bytes, or None while it is only a URL; `url` is its address
-    as the server gave it, or None; `revised_prompt` is the prompt that the model
-    really followed, or None when the server does not say. `extra` has what else the server sent with it.
     """
 
     content: bytes | None = msgspec.field(default=None, name="b64_json")

@@ -119,7 +119,8 @@ def test_retry_wrong_seconds(name: str, value: Any) -> None:
     """The seconds of a policy are numbers, 0 or more, and the wrong one is named."""
     with pytest.raises(ConfigurationError, match=name):
         RetryPolicy(**{name: value})
-    assert RetryPolicy(**{name: 0})
+    zero: dict[str, Any] = {name: 0}
+    assert RetryPolicy(**zero)
 
 
 @pytest.mark.parametrize("value", [0, -1, "1", True])

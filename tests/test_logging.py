@@ -15,7 +15,7 @@ from elkimg_async import (
     ElkImagesError,
     Timeout,
 )
-from elkimg_async.logs import logger
+from elkimg_async.hooks import logger
 from tests.helpers.calls import BUSY, COMPLETED, GOOD, PARTIAL, QUICK, in_both_modes, run_call
 from tests.helpers.raw_server import (
     DONE,

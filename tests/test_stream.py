@@ -23,9 +23,9 @@ from elkimg_async.sansio.decoder import ImageEvent
 from tests.helpers.raw_server import KEY, PNG, End, RawServer, event, open_stream, response
 
 PARTIAL = PartialImage(
-    type="image_generation.partial_image", image=Image(b"half"), partial_image_index=0
+    type="image_generation.partial_image", image=Image(b"\xff\xd8\xffhalf"), partial_image_index=0
 )
-COMPLETED = CompletedImage(type="image_generation.completed", image=Image(b"whole"))
+COMPLETED = CompletedImage(type="image_generation.completed", image=Image(b"\xff\xd8\xffwhole"))
 
 
 class Source:

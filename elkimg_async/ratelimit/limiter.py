@@ -1,8 +1,7 @@
-"""The one door through which every attempt of a client passes: it waits here, and nowhere else, for its turn.
+"""Rate and concurrency limiter shared by all calls of a client.
 
-One `Limiter` serves all loops and threads of a client. The decisions are the `Pacer`'s; here is what it
-lacks: a clock, a lock, and the wish to wait. Who waits holds a future of its own loop, and each loop
-with waiters has one timer, for the head of the queue; whichever loop comes first starts those of the others too.
+Attempts of all event loops start in the order of their reservations. Each operation takes constant
+time: it looks at the head of the queue, and one timer in the head's loop looks again.
 """
 
 import asyncio
@@ -11,19 +10,37 @@ import os
 import threading
 import time
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
+from typing import Any
 
-from elkimg_async.errors import ConfigurationError
-from elkimg_async.ratelimit.pacing import Pacer, Permit
+import msgspec
+
+from elkimg_async.errors import ConfigurationError, RequestTimeoutError
+from elkimg_async.ratelimit.controller import MAX_PAUSE, Controller, HeaderLimits
+from elkimg_async.ratelimit.token_bucket import TokenBucket
 from elkimg_async.sansio.responses import RateLimit
 
-_clock = time.monotonic
-_all: "weakref.WeakSet[Limiter]" = weakref.WeakSet()
+_CLOSED = "The client is closed. Create a new one."
+_limiters: "weakref.WeakSet[Limiter]" = weakref.WeakSet()
+
+
+class Permit(msgspec.Struct, eq=False):
+    """The place of one attempt in the queue, then among those in flight."""
+
+    weight: int
+    number: int = 0  # which start of the limiter it is
+    started: float | None = None  # when; None while it waits
+    loop: Any = None  # of the task that waits
+    turn: Any = None  # the `asyncio.Event` it waits for
 
 
 class Limiter:
-    """A `Pacer` for tasks: `enter`, or else `wait`; then `answered` or `refused`; and `leave` in every case."""
+    """`reserve`, then `wait` if necessary; `succeeded` or `rate_limited`; and always `release`.
+
+    In any 60 seconds `requests_per_minute` is exceeded by at most one. A request of many images may
+    exceed `images_per_minute` after a quiet moment; later ones then wait longer.
+    """
 
     def __init__(
         self,
@@ -32,87 +49,78 @@ class Limiter:
         requests_per_minute: float | None = None,
         images_per_minute: float | None = None,
     ) -> None:
-        self._limits = max_concurrency, requests_per_minute, images_per_minute
-        self._begin()
-        _all.add(self)
+        self._max_in_flight = math.inf if max_concurrency is None else max_concurrency
+        self._per_minute = requests_per_minute or math.inf, images_per_minute or math.inf
+        self._reset()
+        _limiters.add(self)
 
-    def _begin(self) -> None:
-        """Start with nobody in it, as the client does, and as the child of a fork does."""
-        concurrency, requests, images = self._limits
-        self._pacer = Pacer(
-            max_concurrency=concurrency, requests_per_minute=requests, images_per_minute=images
-        )
+    def _reset(self) -> None:
+        """Start empty, as in the child of a fork, where slots and lock are the parent's."""
+        self._requests, self._images = map(TokenBucket, self._per_minute)
+        self._controller = Controller()
+        self._headers = HeaderLimits()
+        self._paused_until = -math.inf
+        self._queue: OrderedDict[Permit, None] = OrderedDict()
+        self._running: set[Permit] = set()
+        self._released: deque[Permit] = deque()
+        self._timer: tuple[asyncio.AbstractEventLoop, float] | None = None
         self._lock = threading.Lock()
-        self._left: deque[Permit] = deque()
-        self._loops: dict[asyncio.AbstractEventLoop, _Alarm] = {}
         self._closed = False
 
     @property
+    def rate(self) -> float:
+        """Starts per second held to; `math.inf` while nothing limits them."""
+        return self._controller.rate
+
+    @property
     def waiting(self) -> int:
-        """How many wait for their turn."""
-        return self._pacer.waiting
+        """Number of permits in the queue."""
+        return len(self._queue)
 
     @property
     def in_flight(self) -> int:
-        """How many hold a slot."""
-        return self._pacer.in_flight
-
-    @property
-    def rate(self) -> float:
-        """Starts for each second that are held to now; `math.inf` while nothing is known to limit them."""
-        with self._lock:
-            rate = self._pacer.rate(_clock())
-        self._settle()
-        return rate
+        """Number of permits started and not released."""
+        return len(self._running)
 
     def reserve(self, weight: int) -> Permit:
-        """Join the queue; where nothing forbids it the permit has started, else `wait` for it.
-
-        Raises:
-            ConfigurationError: by the caller, who closed the client.
-        """
+        """Join the queue with a request of `weight` images; `wait` if `started` is None."""
         if self._closed:
-            raise _closed()
+            raise ConfigurationError(_CLOSED)
+        permit = Permit(weight)
         with self._lock:
-            permit = self._pacer.enter(weight, _clock())
-        if self._left:
-            self._settle()
+            if self._queue or self._ready_at(permit, now := time.monotonic()) > now:
+                permit.loop, permit.turn = asyncio.get_running_loop(), asyncio.Event()
+            self._queue[permit] = None
+            self._advance()
+        self._settle()
         return permit
 
-    async def wait(self, permit: Permit) -> None:
-        """Wait until a permit has started; when that fails, it has left.
+    async def wait(self, permit: Permit, *, remaining: float = math.inf) -> None:
+        """Wait until a permit has started, or release it.
 
         Raises:
-            ConfigurationError: by the caller, who closed the client.
+            ConfigurationError: If the client is closed.
+            RequestTimeoutError: If it certainly cannot start within `remaining` seconds.
         """
-        loop = asyncio.get_running_loop()
-        turn: asyncio.Future[None] = loop.create_future()
         try:
-            with self._lock:
-                if permit.started is None and not self._closed:
-                    permit.waiter = loop, turn
-                    self._loops.setdefault(loop, _Alarm()).waiters += 1
-                    self._work()
-            self._settle()
-            if permit.waiter is not None:
-                try:
-                    await turn
-                finally:
-                    self._uncount(loop)
+            if permit.started is None and permit.turn is not None and not self._closed:
+                with self._lock:
+                    wait = self._earliest(permit, now := time.monotonic()) - now
+                if wait > remaining:
+                    message = f"The rate limit holds for {wait:.1f} s, beyond the total limit."
+                    raise RequestTimeoutError(
+                        message, limit="total", phase="queue", billing="not_sent"
+                    )
+                await permit.turn.wait()
             if self._closed:
-                raise _closed()
+                raise ConfigurationError(_CLOSED)
         except BaseException:
             self.release(permit)
             raise
 
     def succeeded(self, permit: Permit, rate_limit: RateLimit | None = None) -> None:
-        """Note a good answer, and what its rate-limit headers say."""
-        with self._lock:
-            self._pacer.answered(permit, _clock(), rate_limit)
-            if self._loops:
-                self._work()
-        if self._left:
-            self._settle()
+        """Record a successful response and its rate-limit headers."""
+        self._record(permit, rate_limit or RateLimit(), None)
 
     def rate_limited(
         self,
@@ -120,146 +128,106 @@ class Limiter:
         *,
         retry_after: float | None = None,
         rate_limit: RateLimit | None = None,
-        overload: bool = False,
     ) -> None:
-        """Note a refusal for which all slow down: 429, or with `overload` a server with too much to do.
+        """Record a 429 about the rate: slow all calls, and pause them for `retry_after` seconds."""
+        pause = retry_after or 0.0
+        pause = pause if 0.0 < pause <= MAX_PAUSE else 0.0  # longer: a quota, not a rate
+        self._record(permit, rate_limit or RateLimit(), pause)
 
-        `retry_after` is in seconds, None where the server names none.
-        """
+    def _record(self, permit: Permit, headers: RateLimit, pause: float | None) -> None:
         with self._lock:
-            self._pacer.refused(
-                permit, _clock(), retry_after=retry_after, limit=rate_limit, overload=overload
-            )
-            self._work()
+            if permit in self._running:
+                if pause is None:
+                    self._controller.succeeded()
+                else:
+                    self._paused_until = max(self._paused_until, time.monotonic() + pause)
+                    self._controller.rate_limited(permit.number, pause)
+                self._headers.record(
+                    permit.number, permit.started or 0.0, headers, refused=pause is not None
+                )
+            self._advance()
         self._settle()
 
     def release(self, permit: Permit) -> None:
-        """Give the slot, or the place in the queue, back; a second time does nothing."""
-        self._left.append(permit)
+        """Return the slot, or leave the queue; a second time does nothing."""
+        self._released.append(permit)
         self._settle()
 
     def close(self) -> None:
-        """Send away all who wait and all who come; a second time does nothing."""
+        """Fail everything that waits or comes later; a second time does nothing."""
         self._closed = True
         with self._lock:
-            for permit in self._pacer.clear():
-                self._wake(permit)
+            for permit in self._queue:
+                self._post(permit, permit.turn.set)
+            self._queue.clear()
         self._settle()
 
     def _settle(self) -> None:
-        """See to what has left, or let the one with the lock do it.
-
-        A dropped stream leaves while the garbage collector runs: in any thread, at any place, this
-        module's own included. Waiting for the lock there could last for ever.
-        """
-        while self._left and self._lock.acquire(blocking=False):
+        # The garbage collector may release a dropped stream right here, with the lock held.
+        while self._released and self._lock.acquire(blocking=False):
             try:
-                self._work()
+                self._advance()
             finally:
                 self._lock.release()
 
-    def _work(self) -> None:
-        """With the lock: start who may start, and have the clock say when to look again."""
-        pacer = self._pacer
+    def _advance(self) -> None:
+        """Start what may start, and set the timer for the next; the lock is held."""
         while True:
-            while self._left:
-                pacer.leave(self._left.popleft())
-            if not pacer.waiting:
+            while self._released:
+                permit = self._released.popleft()
+                self._running.discard(permit)
+                self._queue.pop(permit, None)
+            if not self._queue:
                 return
-            now = _clock()
-            for permit in pacer.admit(now):
-                self._wake(permit)
-            if not self._left:
-                break
-        self._set_alarms(pacer.next_time(now), now)
+            now, head = time.monotonic(), next(iter(self._queue))
+            when = self._ready_at(head, now)
+            if when <= now:
+                del self._queue[head]
+                self._running.add(head)
+                head.number, head.started = self._controller.started(now), now
+                self._requests.acquire(1)
+                self._images.acquire(head.weight)
+                if head.turn is not None:
+                    self._post(head, head.turn.set)
+            elif when == math.inf or self._set_timer(head, when, now):
+                return
 
-    def _wake(self, permit: Permit) -> None:
-        if permit.waiter is None:
-            return  # it has not begun to wait, and will see
-        loop, turn = permit.waiter
-        if loop is _running_loop():
-            _call(turn)
-            return
+    def _ready_at(self, permit: Permit, now: float) -> float:
+        if len(self._running) >= self._max_in_flight:
+            return math.inf
+        return max(
+            self._earliest(permit, now),
+            self._headers.ready_at(now, self._controller.starts),
+            self._controller.ready_at(now, len(self._running)),
+        )
+
+    def _earliest(self, permit: Permit, now: float) -> float:
+        requests = self._requests.ready_at(1, now)
+        return max(now, self._paused_until, requests, self._images.ready_at(permit.weight, now))
+
+    def _set_timer(self, head: Permit, when: float, now: float) -> bool:
+        """Have the loop of the head look again at `when`; False if that loop is closed."""
+        if self._timer and self._timer[0] is head.loop and now < self._timer[1] <= when:
+            return True  # it fires early, and is set again then
+        self._timer = head.loop, when
+        return self._post(head, head.loop.call_later, when - now, self._on_timer, self._timer)
+
+    def _post(self, permit: Permit, callback: Callable[..., Any], *arguments: Any) -> bool:
+        """Call something in the loop of a permit; release it if that loop is closed."""
         try:
-            loop.call_soon_threadsafe(_call, turn)
-        except RuntimeError:  # that loop has ended, and the task with it
-            self._left.append(permit)
+            permit.loop.call_soon_threadsafe(callback, *arguments)
+        except RuntimeError:
+            self._released.append(permit)
+            return False
+        return True
 
-    def _set_alarms(self, when: float, now: float) -> None:
-        here = _running_loop()
-        for loop, alarm in list(self._loops.items()):
-            if when >= alarm.when:
-                continue  # it goes off early, and is set again then
-            alarm.when = when
-            if loop is here:
-                alarm.set(loop, when - now, self._ring)
-            else:
-                try:
-                    loop.call_soon_threadsafe(self._ring, loop)
-                except RuntimeError:  # that loop has ended
-                    del self._loops[loop]
-
-    def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _on_timer(self, timer: tuple[asyncio.AbstractEventLoop, float]) -> None:
         with self._lock:
-            if (alarm := self._loops.get(loop)) is not None:
-                alarm.stop()
-                self._work()
+            if self._timer is timer:
+                self._timer = None
+                self._advance()
         self._settle()
-
-    def _uncount(self, loop: asyncio.AbstractEventLoop) -> None:
-        with self._lock:
-            if (alarm := self._loops.get(loop)) is not None:
-                alarm.waiters -= 1
-                if not alarm.waiters:
-                    alarm.stop()
-                    del self._loops[loop]
-        self._settle()
-
-
-class _Alarm:
-    """The timer of one loop, and how many wait in it."""
-
-    __slots__ = ("_timer", "waiters", "when")
-
-    def __init__(self) -> None:
-        self._timer: asyncio.TimerHandle | None = None
-        self.waiters = 0
-        self.when = math.inf
-
-    def set(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        seconds: float,
-        ring: Callable[[asyncio.AbstractEventLoop], None],
-    ) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = loop.call_later(seconds, ring, loop)
-
-    def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer, self.when = None, math.inf
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    return asyncio._get_running_loop()  # noqa: SLF001
-
-
-def _call(turn: "asyncio.Future[None]") -> None:
-    if not turn.done():
-        turn.set_result(None)
-
-
-def _closed() -> ConfigurationError:
-    return ConfigurationError("The client is closed; make a new one.")
-
-
-def _begin_again() -> None:
-    """In the child of a fork: the lock may be held and the slots are the parent's."""
-    for limiter in list(_all):
-        limiter._begin()  # noqa: SLF001
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_again)
+    os.register_at_fork(after_in_child=lambda: [*map(Limiter._reset, [*_limiters])])  # noqa: SLF001

@@ -16,8 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from elkimg_async.errors import ConfigurationError
-from elkimg_async.ratelimit.limiter import Limiter
-from elkimg_async.ratelimit.pacing import Permit
+from elkimg_async.ratelimit.limiter import Limiter, Permit
 from elkimg_async.sansio.responses import RateLimit
 
 NAMESPACE = "elkimg_async"
@@ -86,7 +85,7 @@ class RateActor:
         if number in held.left or holder in self._ended:
             held.left.discard(number)
             return False
-        permit = held.permits[number] = self._limiter.enter(weight)
+        permit = held.permits[number] = self._limiter.reserve(weight)
         if permit.started is not None:
             return True
         task = asyncio.current_task()
@@ -95,22 +94,22 @@ class RateActor:
         try:
             await self._limiter.wait(permit)
         except asyncio.CancelledError:
-            return False  # by `leave` or `_drop`: the worker does not wait any more
+            return False  # by `release` or `_drop`: the worker does not wait any more
         finally:
             held.waiting.pop(number, None)
         return True
 
-    async def answered(self, holder: str, number: int, limit: RateLimit | None) -> None:
+    async def succeeded(self, holder: str, number: int, rate_limit: RateLimit | None) -> None:
         """Note a successful response."""
         if permit := self._hear(holder).permits.get(number):
-            self._limiter.answered(permit, limit)
+            self._limiter.succeeded(permit, rate_limit)
 
-    async def refused(self, holder: str, number: int, details: Mapping[str, Any]) -> None:
-        """Note a 429 or 503; `details` are the keyword arguments of `Limiter.refused`."""
+    async def rate_limited(self, holder: str, number: int, details: Mapping[str, Any]) -> None:
+        """Record a 429; `details` are the keyword arguments of `Limiter.rate_limited`."""
         if permit := self._hear(holder).permits.get(number):
-            self._limiter.refused(permit, **details)
+            self._limiter.rate_limited(permit, **details)
 
-    async def leave(self, holder: str, number: int) -> None:
+    async def release(self, holder: str, number: int) -> None:
         """Release a turn, or the place in the queue."""
         held = self._hear(holder)
         if (permit := held.permits.pop(number, None)) is None:
@@ -118,7 +117,7 @@ class RateActor:
         elif number in held.waiting:
             held.waiting[number].cancel()
         else:
-            self._limiter.leave(permit)
+            self._limiter.release(permit)
 
     async def renew(self, holder: str) -> float:
         """Renew the lease of a worker; return the rate, as `Limiter.rate` does."""
@@ -174,7 +173,7 @@ class RateActor:
         for task in held.waiting.values():
             task.cancel()
         for permit in held.permits.values():
-            self._limiter.leave(permit)
+            self._limiter.release(permit)
 
 
 class SharedRate:
@@ -199,49 +198,51 @@ class SharedRate:
         """Requests per second of all workers together, at most two seconds old."""
         return self._rate
 
-    def enter(self, weight: int) -> Permit:
+    def reserve(self, weight: int) -> Permit:
         """Return a permit that has not started: `wait` requests the turn."""
         if self._closed:
             raise ConfigurationError("The client is closed; create a new one.")
         return Permit(weight)
 
-    async def wait(self, permit: Permit) -> None:
-        """Wait for the turn; on failure the permit is released."""
+    async def wait(self, permit: Permit, *, remaining: float = math.inf) -> None:
+        """Wait for the turn; on failure the permit is released.
+
+        `remaining` is not used: the deadline of the call ends the wait.
+        """
         try:
             while permit.started is None:
                 actor = await self._get_actor()
-                permit.waiter = next(self._numbers)
+                permit.number = next(self._numbers)
                 try:
-                    if await actor.take.remote(self._holder, permit.waiter, permit.weight):
+                    if await actor.take.remote(self._holder, permit.number, permit.weight):
                         permit.started = time.monotonic()
                 except self._ray.exceptions.RayActorError:
-                    self.leave(permit)  # it may only be out of reach
+                    self.release(permit)  # it may only be out of reach
                     await self._forget_actor(actor)
         except BaseException:
-            self.leave(permit)
+            self.release(permit)
             raise
 
-    def answered(self, permit: Permit, limit: RateLimit | None = None) -> None:
+    def succeeded(self, permit: Permit, rate_limit: RateLimit | None = None) -> None:
         """Report a successful response."""
-        self._notify("answered", permit.waiter, limit)
+        self._notify("succeeded", permit.number, rate_limit)
 
-    def refused(
+    def rate_limited(
         self,
         permit: Permit,
         *,
         retry_after: float | None = None,
-        limit: RateLimit | None = None,
-        overload: bool = False,
+        rate_limit: RateLimit | None = None,
     ) -> None:
-        """Report a 429 or 503."""
-        details = {"retry_after": retry_after, "limit": limit, "overload": overload}
-        self._notify("refused", permit.waiter, details)
+        """Report a 429 about the rate."""
+        details = {"retry_after": retry_after, "rate_limit": rate_limit}
+        self._notify("rate_limited", permit.number, details)
 
-    def leave(self, permit: Permit) -> None:
+    def release(self, permit: Permit) -> None:
         """Release the turn, once."""
-        number, permit.waiter = permit.waiter, None
-        if number is not None:
-            self._notify("leave", number)
+        number, permit.number = permit.number, 0
+        if number:
+            self._notify("release", number)
 
     def close(self) -> None:
         """Report that this worker has ended."""

@@ -1,8 +1,8 @@
-"""Base64 inside a JSON string, decoded piece by piece.
+"""Base64 inside a JSON string, decoded chunk by chunk.
 
 Wanted: `feed` the inside of the string in any split, then `finish` for its bytes.
 
-Base64 is decoded strictly. From the first piece that does not decode, the string is cleaned
+Base64 is decoded strictly. From the first chunk that does not decode, the string is cleaned
 (escapes, white space, `data:` prefix, URL-safe alphabet, missing padding) and decoded strictly
 again; what still does not decode is a `BadBase64`. Nothing is ever decoded leniently, which would
 silently return wrong bytes.
@@ -71,15 +71,15 @@ class Base64Decoder:
         self._raw = b""
         self._head = False  # slow path: a `data:` prefix may still come
 
-    def feed(self, piece: bytes | memoryview) -> None:
+    def feed(self, chunk: bytes | memoryview) -> None:
         """Take the next bytes of the string as written in the JSON, without its quotes."""
-        if not self.feed_clean(piece):
+        if not self.feed_clean(chunk):
             self._leave_fast_path()
-            self._feed_slowly(bytes(piece))
+            self._feed_slowly(bytes(chunk))
 
-    def feed_clean(self, piece: bytes | memoryview) -> bool:
+    def feed_clean(self, chunk: bytes | memoryview) -> bool:
         """Do the same for clean base64; return False, with nothing taken, when it is not clean."""
-        size = len(piece)
+        size = len(chunk)
         if not size:
             return True
         if not self._clean or self._padded:
@@ -87,15 +87,15 @@ class Base64Decoder:
         carry = self._carry
         start = -len(carry) % 4
         end = size - (size - start) % 4 if len(carry) + size >= _MIN_SEEN else 0
-        held = bytes(piece[end:])
+        held = bytes(chunk[end:])
         if held.translate(None, ALPHABET):
             return False
         if not end:
             self._carry = carry + held
             return True
         try:
-            first = pybase64.b64decode(carry + bytes(piece[:start]), validate=True)
-            rest = pybase64.b64decode(piece[start:end], validate=True)
+            first = pybase64.b64decode(carry + bytes(chunk[:start]), validate=True)
+            rest = pybase64.b64decode(chunk[start:end], validate=True)
         except binascii.Error:
             return False
         padded_first = 4 * len(first) < 3 * (len(carry) + start)
@@ -132,8 +132,8 @@ class Base64Decoder:
             carry, self._carry = self._carry, b""
             self._feed_slowly(carry)
 
-    def _feed_slowly(self, piece: bytes) -> None:
-        raw = self._raw + piece
+    def _feed_slowly(self, chunk: bytes) -> None:
+        raw = self._raw + chunk
         match = _WHOLE_TOKENS.match(raw)
         end = match.end() if match else 0
         self._raw = raw[end:]

@@ -6,7 +6,7 @@ requested and what Content-Type claims are hints at best: gateways drop the `str
 errors as streams, and stream to clients that did not ask for it.
 
 However it came, a body is a sequence of documents. Each is searched for images first, and only
-then is decided what it is: *no image is ever dropped*. One that cannot be told to be partial is a
+then is decided what they are: *no image is ever dropped*. One that is not known to be partial is a
 completed image. A body ends with at least one completed image, or in an error that carries all
 images that came.
 """
@@ -81,8 +81,8 @@ class ImagesDecoder:
         """What `next_event` will return."""
         self._partials: list[PartialImage] = []
         self._completed: list[CompletedImage] = []
+        self._response: ImagesResponse | None = None
         self._usage: Usage | None = None
-        self._extra: dict[str, Any] = {}
         self._failed_items: list[Any] = []
         self._empty = False  # whether something that should have an image had none
         self._suspect: Any = None  # a document that is an error unless images come
@@ -129,14 +129,16 @@ class ImagesDecoder:
 
     def response(self) -> ImagesResponse:
         """Return the whole response, once `finish` has succeeded."""
-        last = self._completed[-1]
-        return ImagesResponse(
-            [event.image for event in self._completed],
-            created=last.created_at,
-            usage=last.usage or self._usage,
-            extra=self._extra or last.extra,
-            **{name: getattr(last, name) for name in COMPLETED_FIELDS},
-        )
+        if self._response is None:
+            last = self._completed[-1]
+            self._response = ImagesResponse(
+                [event.image for event in self._completed],
+                created=last.created_at,
+                usage=last.usage or self._usage,
+                extra=last.extra,
+                **{name: getattr(last, name) for name in COMPLETED_FIELDS},
+            )
+        return self._response
 
     def attach_images(self, error: ElkImagesError) -> None:
         """Add the images that have come so far to the error that ends the call."""
@@ -360,12 +362,10 @@ class ImagesDecoder:
             not isinstance(item, dict) or not item or not item.keys().isdisjoint(_PLACES)
             for item in found.without
         )
-        if found.found:
-            self._extra = self._completed[-1].extra if self._completed else {}
-            if empty:
-                _log.warning("%d of the images in the response are empty and left out", empty)
-        else:
+        if not found.found:
             self._take_without_image(document, stated, name, certainty)
+        elif empty:
+            _log.warning("%d of the images in the response are empty and left out", empty)
 
     def _take_without_image(
         self, document: Document, stated: str | None, name: str, certainty: int
@@ -387,7 +387,8 @@ class ImagesDecoder:
             or (untyped and "usage" in fields)
         ):
             return
-        self._skip(stated or (None if untyped else name), "it has no image")
+        reason = "it has no image" if is_final or untyped else "its type is not known"
+        self._skip(stated or (None if untyped else name), reason)
 
     def _has_broken_partial(self, found: Findings, type_: str | None) -> bool:
         """Return whether all there is is a broken partial image; raise for other broken ones."""
@@ -408,7 +409,9 @@ class ImagesDecoder:
     def _note_failed_item(self, item: Any, type_: str | None) -> None:
         self._failed_items.append(item)
         said = api_error(200, item)
-        self._skip(type_, f"one image failed: {said.message or said.code or 'no reason given'}")
+        self._skip(
+            type_, f"one image failed: {said.message or said.code or 'the server names no reason'}"
+        )
 
     def _emit(self, event: ImageEvent) -> None:
         if isinstance(event, CompletedImage):

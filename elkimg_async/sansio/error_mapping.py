@@ -137,7 +137,7 @@ def api_error(status: int, value: Any) -> APIError:
         type=words.type,
         param=words.param,
         body=value,
-        billing=_billing(implied, kind, words),
+        billing=_billing(status, kind, words),
     )
     if isinstance(error, errors.ModerationError):
         error.moderation = words.moderation
@@ -180,16 +180,16 @@ def _implied_status(words: Words) -> int | None:
     return _STATUS_OF_TYPE.get(code) or _STATUS_OF_TYPE.get(kind)
 
 
-def _billing(status: int | None, kind: type[APIError], words: Words) -> Billing:
+def _billing(status: int, kind: type[APIError], words: Words) -> Billing:
     """Return whether an image may have been paid for.
 
-    Gateways answer 5xx with any code after their upstream has made the image; only the codes that
+    Gateways return 5xx with any code after their upstream has made the image; only the codes that
     mean "not begun", and the statuses 503 and 529, exclude that.
     """
     labels = {*_labels(words)}
     if labels & _UNREADABLE_CODES:
         return "unknown"
-    if not issubclass(kind, errors.ServerError) or status is None:
+    if not issubclass(kind, errors.ServerError) or status < 500:
         return "refused"
     begun = status not in _NOT_BEGUN_STATUSES and not labels & _NOT_BEGUN_CODES
     return "unknown" if begun and not any(map(_OVERLOAD.search, labels)) else "refused"

@@ -251,7 +251,9 @@ class _Search:
             return _data_url(self._document, key, text) if is_image_url else None
         if start.startswith(("http://", "https://", "//")):
             named = not kind.other and _FILE.fullmatch(text.strip())
-            is_address = (kind.maybe or named) and _ADDRESS.fullmatch(text.strip())
+            # Under the very keys of addresses, an odd one is for the download to judge.
+            is_address = kind.maybe and (kind.address or _ADDRESS.fullmatch(text.strip()))
+            is_address = is_address or named
             return _Candidate(key, url=read_str(text.strip())) if is_address else None
         looks_so = is_base64_image(text)
         if kind.surely or looks_so or (kind.maybe and len(text) >= _MIN_BASE64):

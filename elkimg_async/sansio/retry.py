@@ -1,7 +1,7 @@
-"""Whether a failed attempt is tried again, and after how long.
+"""Whether and when a failed attempt is retried.
 
-A repeated POST can be a second paid image, so a failure whose outcome is unknown
-ends the call, unless the server is known to replay the idempotency key.
+A repeated POST can be a second paid image, so a failure whose outcome is unknown ends the call,
+unless the server is known to replay the response for an idempotency key.
 """
 
 import re
@@ -17,34 +17,34 @@ from elkimg_async.errors import (
     ServerError,
 )
 
-# 408 and 425: the request was not taken up. 429: too much at once. 5xx whose billing is not unknown are
-# ServerErrors that say that the request was never begun.
+# 408 and 425: the request was not taken up. 429: too much at once. A ServerError whose billing is
+# not unknown says that the request was never begun.
 _TRANSIENT_STATUSES = {408, 425, 429}
 _FINAL_CODES = {"invalid_request", "model_not_found"}
-# The code or type of a 409 about our own attempt, which is still running.
+# The code or type of a 409 about an earlier attempt of ours that is still running.
 _IN_FLIGHT = re.compile("idempoten.*(in_flight|in_progress|in_use|processing|concurrent)")
 
 
 class RetryBudget:
-    """How many retries a client has left, so that an outage is not multiplied.
+    """The retries left to all calls of a client, so that an outage is not multiplied.
 
-    A retry takes one, a success gives one back, as in the standard retry mode of the AWS SDKs:
+    A retry takes one and a success gives one back, as in the standard retry mode of the AWS SDKs:
     https://docs.aws.amazon.com/sdkref/latest/guide/feature-retry-behavior.html
     """
 
     def __init__(self, capacity: int) -> None:
-        self._capacity = self.left = capacity
+        self._capacity = self.remaining = capacity
 
     def take(self) -> bool:
-        """Take one for a retry; False when none is left."""
-        if self.left < 1:
+        """Take one retry; return False if none remains."""
+        if self.remaining < 1:
             return False
-        self.left -= 1
+        self.remaining -= 1
         return True
 
     def give_back(self) -> None:
-        """Note a success."""
-        self.left = min(self._capacity, self.left + 1)
+        """Return one retry after a success."""
+        self.remaining = min(self._capacity, self.remaining + 1)
 
 
 class Policy(Protocol):
@@ -71,29 +71,33 @@ def decide(
     jitter: float,
     replay: bool = False,
 ) -> float | None:
-    """The seconds to wait before the next attempt, or None to give up.
+    """Return the seconds to wait before the next attempt, or None to give up.
 
-    `attempt` is the number of attempts so far, `remaining` the seconds until the deadline,
-    `jitter` a random number from 0 to 1, and `replay` says that the server is known to
-    replay an idempotency key.
+    Args:
+        error: The failure.
+        policy: The retry policy.
+        attempt: Number of attempts so far.
+        remaining: Seconds until the deadline.
+        jitter: A random number from 0 to 1.
+        replay: Whether the server is known to replay the response for an idempotency key.
     """
     replay = replay or policy.retry_unknown
     if attempt > policy.max_retries or not is_transient(error, replay=replay):
         return None
-    wanted = error.retry_after if isinstance(error, APIError) else None
-    if wanted is not None and wanted > policy.max_retry_after:
+    retry_after = error.retry_after if isinstance(error, APIError) else None
+    if retry_after is not None and retry_after > policy.max_retry_after:
         return None
-    if wanted is None:
+    if retry_after is None:
         delay = jitter * min(
             policy.max_backoff, policy.initial_backoff * 2.0 ** min(attempt - 1, 60)
         )
     else:
-        delay = wanted
+        delay = retry_after
     return delay if delay < remaining else None
 
 
 def is_transient(error: ElkImagesError, *, replay: bool = False) -> bool:
-    """Whether the same request may succeed later, and asking again cannot cost a second image."""
+    """Return whether the same request may succeed later, without the cost of a second image."""
     if isinstance(error, RequestTimeoutError) and error.limit == "total":
         return False
     if isinstance(error, ConnectError):
@@ -116,6 +120,6 @@ def is_transient(error: ElkImagesError, *, replay: bool = False) -> bool:
 
 
 def is_in_flight(error: APIError) -> bool:
-    """Whether the server says that it is still busy with an earlier attempt of the same request."""
+    """Return whether the server is still busy with an earlier attempt of the same request."""
     labels = (error.code or "", error.type or "")
     return error.status == 409 and any(_IN_FLIGHT.search(label) for label in labels)

@@ -56,7 +56,7 @@ def test_input_names_of_a_file_object(tmp_path: Path) -> None:
     path = tmp_path / "cat.png"
     path.write_bytes(b"x")
     with path.open("rb") as file:
-        request = EditRequest(image=[file, io.BytesIO(b"x")], prompt="p")  # type: ignore[arg-type]
+        request = EditRequest(image=[file, io.BytesIO(b"x")], prompt="p")
         assert input_names(request) == ["cat.png"]
     assert input_names(GenerateRequest(prompt="p")) == []
 

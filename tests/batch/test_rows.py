@@ -107,7 +107,7 @@ def test_row_that_is_an_edit() -> None:
     made = request({"prompt": "a", "image": "a.png", "mask": "", "n": "2"}, style="vivid")
     assert isinstance(made, EditRequest)
     assert msgspec.structs.asdict(made).items() >= {"image": "a.png", "mask": None, "n": 2}.items()
-    ready = EditRequest(image=Path("a.png"), prompt="a")  # type: ignore[arg-type]
+    ready = EditRequest(image=Path("a.png"), prompt="a")
     assert request(ready, size="auto").size == "auto"
     assert [has_inputs(item) for item in (ready, {"image": 1}, {"n": 1}, "image", None)] == [
         True,

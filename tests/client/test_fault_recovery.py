@@ -4,6 +4,9 @@ import pytest
 
 from elkimg_async import (
     AsyncImages,
+    BadRequestError,
+    PermissionDeniedError,
+    QuotaExceededError,
     ConnectError,
     DisconnectedError,
     ElkImagesError,
@@ -65,6 +68,14 @@ ENDINGS: dict[str, tuple[type[ElkImagesError] | None, type[ElkImagesError] | Non
     "gzip-bomb=1": (ResponseError, ResponseError),
     "truncated-gzip": (ResponseError, StreamIncompleteError),
     "refuse": (ConnectError, ConnectError),
+    "large-headers": (None, None),
+    "dialect": (None, None),
+    "partial-succeeded": (None, None),
+    "doubled-data": (None, None),
+    "ndjson": (None, None),
+    "error-body": (BadRequestError, BadRequestError),
+    "status-402": (QuotaExceededError, QuotaExceededError),
+    "web-page": (PermissionDeniedError, PermissionDeniedError),
 }
 
 

@@ -346,9 +346,7 @@ async def test_answer_without_an_image(
     assert REQUEST_ID in str(error)
     assert words in str(error)
     assert error.attempts == 1
-    refused = (
-        isinstance(error, APIError) and not isinstance(error, ServerError) and not error.images
-    )
+    refused = isinstance(error, APIError) and not error.images
     assert error.billing == ("refused" if refused else "unknown")
     assert len(raw_server.requests) == 1
 

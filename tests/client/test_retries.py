@@ -169,7 +169,7 @@ async def test_retried(
     ],
     ids=[
         "400", "401", "403-quota", "404", "409", "413", "422", "429-quota", "429-should-not-retry",
-        "500-request", "500", "500-500", "500-body", "500-read", "500-html", "501", "502",
+        "500-request", "500", "500-unknown", "500-body", "500-read", "500-html", "501", "502",
         "503-model", "504", "524", "524-html", "200-error", "200-empty", "200-incomplete",
     ],
 )  # fmt: skip

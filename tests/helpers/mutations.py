@@ -377,8 +377,10 @@ def check_body(seed: int) -> tuple[int, int]:
         came += [(event.image.content or event.image.url, True) for event in error.partials]
     else:
         assert not body.fails, report
-    found = Counter(came)
-    wanted = Counter((made.identity, made.partial) for made in body.images)
+    found: Counter[tuple[bytes | str | None, bool]] = Counter(came)
+    wanted: Counter[tuple[bytes | str | None, bool]] = Counter(
+        (made.identity, made.partial) for made in body.images
+    )
     if body.whole:
         assert found == wanted, ({"missing": wanted - found, "beyond": found - wanted}, *report)
         return len(body.images), len(came)

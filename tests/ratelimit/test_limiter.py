@@ -1,4 +1,4 @@
-"""The limiter: one door for all calls of a client, over sockets, loops and threads."""
+"""The limiter shared by all calls of a client, over sockets, loops and threads."""
 
 import asyncio
 import contextlib
@@ -18,6 +18,7 @@ from elkimg_async.errors import (
     ElkImagesError,
     RateLimitError,
     RequestTimeoutError,
+    ServerError,
 )
 from elkimg_async.local import LocalServer
 from elkimg_async.local.faults import FAULTS
@@ -25,7 +26,9 @@ from elkimg_async.ratelimit.limiter import Limiter
 from tests.helpers.canned import KEY, Canned, End, answer, event, open_stream, stream
 
 GOOD = answer({"created": 1, "data": [{"b64_json": "iVBORw0KGgo="}]})
-WRONG_KEY = answer({"error": {"message": "no"}}, status=401)
+UNAUTHORIZED = answer({"error": {"message": "no"}}, status=401)
+OVERLOADED = answer({"error": {"message": "busy"}}, status=503, retry_after="1")
+QUOTA = answer({"error": {"message": "no credit", "code": "insufficient_quota"}}, status=429)
 BUSY = answer({"error": {"message": "slow down"}}, status=429)
 SLOW_FAULTS = {name for name in FAULTS if "stall" in name} | {
     "drip",
@@ -38,14 +41,14 @@ in_both_modes = pytest.mark.parametrize("streaming", [False, True], ids=["batch"
 
 
 def limiter_of(client: AsyncImages) -> Limiter:
-    """The limiter of a client."""
+    """Return the limiter of a client."""
     limiter = client._settings.limiter
     assert isinstance(limiter, Limiter)
     return limiter
 
 
-async def ask(client: AsyncImages, streaming: bool, prompt: str = "A kitten") -> None:
-    """One call in either mode, to its end."""
+async def call(client: AsyncImages, streaming: bool, prompt: str = "A kitten") -> None:
+    """Make one call in either mode, to its end."""
     if streaming:
         async with client.generate(prompt, stream=True) as stream:
             await stream.result()
@@ -54,7 +57,7 @@ async def ask(client: AsyncImages, streaming: bool, prompt: str = "A kitten") ->
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Let the other tasks go on until `condition` holds."""
+    """Let the other tasks run until `condition` holds."""
     async with asyncio.timeout(20):
         while not condition():
             await asyncio.sleep(0)
@@ -67,13 +70,13 @@ async def server() -> AsyncIterator[LocalServer]:
 
 
 def assert_empty(limiter: Limiter) -> None:
-    """Nobody is in it: no slot is lost, and nobody waits."""
-    assert (limiter.in_flight, limiter.waiting, limiter._loops) == (0, 0, {})
+    """Check that no slot is lost and no call waits."""
+    assert (limiter.in_flight, limiter.waiting) == (0, 0)
 
 
 @in_both_modes
-async def test_max_concurrency(server: LocalServer, streaming: bool) -> None:
-    """Never more requests are open at the server than the limit, and all are made; views count too."""
+async def test_max_concurrency_is_never_exceeded(server: LocalServer, streaming: bool) -> None:
+    """Requests open at the server stay within the limit, and all are made; views count too."""
     most = 0
 
     async def watch() -> None:
@@ -87,15 +90,15 @@ async def test_max_concurrency(server: LocalServer, streaming: bool) -> None:
     limits = Limits(max_concurrency=3)
     async with AsyncImages(server.api_key, base_url=server.base_url, limits=limits) as client:
         view = client.with_options(timeout=50)
-        await asyncio.gather(*(ask(each, streaming) for each in [client, view] * 6))
+        await asyncio.gather(*(call(each, streaming) for each in [client, view] * 6))
         assert_empty(limiter_of(client))
     watching.cancel()
     assert most == 3
     assert server.generations == 12
 
 
-async def test_first_come_first_served() -> None:
-    """Requests leave in the order in which they were asked for, the heavy ones too."""
+async def test_queue_is_first_come_first_served() -> None:
+    """Requests leave in the order of their calls, those of many images too."""
     async with Canned(GOOD) as canned:
         limits = Limits(max_concurrency=1, images_per_minute=60_000)
         async with AsyncImages(KEY, base_url=canned.base_url, limits=limits) as client:
@@ -107,14 +110,14 @@ async def test_first_come_first_served() -> None:
         ]
 
 
-async def test_one_retry_after_pauses_all() -> None:
+async def test_retry_after_pauses_all_calls_once() -> None:
     """A Retry-After of one call holds back all that start after it, once."""
     async with Canned(
         answer({"error": {"message": "slow"}}, status=429, retry_after_ms="400"), GOOD
     ) as canned:
         async with AsyncImages(KEY, base_url=canned.base_url) as client:
             first = asyncio.create_task(client.generate("first"))
-            await until(lambda: limiter_of(client)._pacer._paused_until > 0)
+            await until(lambda: limiter_of(client)._paused_until > 0)
             began = time.monotonic()
             await asyncio.gather(first, *(client.generate("later") for _ in range(3)))
             assert 0.3 < time.monotonic() - began < 5
@@ -122,15 +125,15 @@ async def test_one_retry_after_pauses_all() -> None:
 
 
 @in_both_modes
-async def test_timeout_in_the_queue(streaming: bool) -> None:
-    """Waiting counts towards `total`; who waited in vain was not sent, and leaves no trace."""
+async def test_timeout_while_waiting_leaves_no_trace(streaming: bool) -> None:
+    """Waiting counts towards `total`; a call that never started was not sent."""
     async with Canned([End.HOLD]) as canned:
         limits = Limits(max_concurrency=1)
         async with AsyncImages(KEY, base_url=canned.base_url, limits=limits) as client:
             holder = asyncio.create_task(client.generate("holds the slot"))
             await canned.wait_until(lambda: len(canned.requests) == 1)
             with pytest.raises(RequestTimeoutError) as caught:
-                await ask(client.with_options(timeout=0.05), streaming)
+                await call(client.with_options(timeout=0.05), streaming)
             error = caught.value
             assert (error.limit, error.phase, error.billing) == ("total", "queue", "not_sent")
             assert error.attempts == 0
@@ -142,13 +145,13 @@ async def test_timeout_in_the_queue(streaming: bool) -> None:
 
 
 @in_both_modes
-async def test_cancellation_in_the_queue(streaming: bool) -> None:
-    """Who is cancelled while waiting, or in the moment of getting the slot, does not keep it."""
+async def test_cancellation_while_waiting_keeps_no_slot(streaming: bool) -> None:
+    """A call cancelled while it waits, or just as it starts, does not keep a slot."""
     async with Canned([End.HOLD]) as canned:
         limits = Limits(max_concurrency=1)
         async with AsyncImages(KEY, base_url=canned.base_url, limits=limits) as client:
             limiter = limiter_of(client)
-            tasks = [asyncio.create_task(ask(client, streaming)) for _ in range(4)]
+            tasks = [asyncio.create_task(call(client, streaming)) for _ in range(4)]
             await canned.wait_until(lambda: len(canned.requests) == 1)
             await until(lambda: limiter.waiting == 3)
             tasks[2].cancel()  # in the queue
@@ -164,8 +167,8 @@ async def test_cancellation_in_the_queue(streaming: bool) -> None:
             assert_empty(limiter)
 
 
-async def test_stream_holds_its_slot_until_it_is_closed() -> None:
-    """An open stream is in flight though nobody reads it; closing or dropping it lets the next one go."""
+async def test_stream_holds_its_slot_until_closed() -> None:
+    """An open stream is in flight even if nobody reads it; closing or dropping ends that."""
     async with Canned([*open_stream(b"data: {}\n\n"), End.HOLD]) as canned:
         limits = Limits(max_concurrency=1)
         async with AsyncImages(KEY, base_url=canned.base_url, limits=limits) as client:
@@ -187,8 +190,8 @@ async def _opened(client: AsyncImages) -> object:
 
 @in_both_modes
 @pytest.mark.parametrize("fault", [name for name in FAULTS if name not in SLOW_FAULTS])
-async def test_no_fault_keeps_a_slot(server: LocalServer, fault: str, streaming: bool) -> None:
-    """However an attempt ends, its slot comes back."""
+async def test_fault_keeps_no_slot(server: LocalServer, fault: str, streaming: bool) -> None:
+    """However an attempt ends, its slot is released."""
     limits = Limits(max_concurrency=1)
     timeout = Timeout(total=20, first_byte=1, idle=1)
     async with AsyncImages(
@@ -196,12 +199,12 @@ async def test_no_fault_keeps_a_slot(server: LocalServer, fault: str, streaming:
     ) as client:
         server.inject(fault)
         with contextlib.suppress(ElkImagesError):
-            await ask(client, streaming)
+            await call(client, streaming)
         assert_empty(limiter_of(client))
 
 
 async def test_backoff_holds_no_slot() -> None:
-    """While one call waits to try again, another has its slot."""
+    """While one call backs off, another uses its slot."""
     retry = RetryPolicy(1, initial_backoff=30, max_backoff=30)
     overloaded = answer({"error": {"message": "down"}}, status=500)
     async with Canned(overloaded, GOOD) as canned:
@@ -217,22 +220,25 @@ async def test_backoff_holds_no_slot() -> None:
             await asyncio.gather(failing, return_exceptions=True)
 
 
-async def test_refusal_slows_all_calls_down() -> None:
-    """A 429 tells the limiter, and so does one inside a stream; a 401 does not."""
+async def test_rate_limit_error_limits_the_pace() -> None:
+    """A 429 limits the pace, inside a stream too; a 401, a 503 and an exhausted quota do not."""
     said = {"error": {"message": "slow down", "type": "rate_limit_error", "code": "rate_limited"}}
     inside = stream(event(said, name="error"))
-    for reply, slower in [(WRONG_KEY, False), (BUSY, True), (inside, True)]:
+    replies = [
+        (UNAUTHORIZED, False), (OVERLOADED, False), (QUOTA, False), (BUSY, True), (inside, True),
+    ]  # fmt: skip
+    for reply, slower in replies:
         async with (
             Canned(reply) as canned,
             AsyncImages(KEY, base_url=canned.base_url, retry=0) as client,
         ):
             with pytest.raises(ElkImagesError):
-                await ask(client, streaming=True)
+                await call(client, streaming=True)
             assert (limiter_of(client).rate < math.inf) is slower
 
 
-async def test_headers_are_believed() -> None:
-    """What an answer's rate-limit headers forbid is not sent."""
+async def test_remaining_zero_waits_for_reset() -> None:
+    """After `remaining: 0` nothing is sent before the reset."""
     tight = answer(
         {"created": 1, "data": [{"b64_json": "iVBORw0KGgo="}]},
         x_ratelimit_limit_requests="10",
@@ -249,12 +255,12 @@ async def test_headers_are_believed() -> None:
 
 
 @in_both_modes
-async def test_closing_sends_waiters_away(streaming: bool) -> None:
-    """A closed client refuses those in the queue and those who come, and says why."""
+async def test_close_fails_waiting_calls(streaming: bool) -> None:
+    """Closing the client fails waiting and later calls, with the reason."""
     async with Canned([End.HOLD]) as canned:
         limits = Limits(max_concurrency=1)
         client = AsyncImages(KEY, base_url=canned.base_url, limits=limits)
-        tasks = [asyncio.create_task(ask(client, streaming)) for _ in range(3)]
+        tasks = [asyncio.create_task(call(client, streaming)) for _ in range(3)]
         await canned.wait_until(lambda: len(canned.requests) == 1)
         await until(lambda: limiter_of(client).waiting == 2)
         await client.aclose()
@@ -262,51 +268,51 @@ async def test_closing_sends_waiters_away(streaming: bool) -> None:
             assert isinstance(error, ConfigurationError)
             assert "closed" in str(error)
         with pytest.raises(ConfigurationError, match="closed"):
-            await ask(client, streaming)
+            await call(client, streaming)
         assert_empty(limiter_of(client))
 
 
-def test_several_loops_share_one_limit() -> None:
-    """Calls of loops in several threads are limited together, and all of them come to their turn."""
+def test_limiter_is_shared_by_loops() -> None:
+    """Calls of loops in several threads are limited together, and all of them start."""
     limiter = Limiter(max_concurrency=2)
     lock, running, most, done = threading.Lock(), 0, 0, 0
 
     async def one() -> None:
         nonlocal running, most, done
-        permit = limiter.enter(1)
+        permit = limiter.reserve(1)
         if permit.started is None:
             await limiter.wait(permit)
         with lock:
             running += 1
             most = max(most, running)
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.005)
         with lock:
             running -= 1
             done += 1
-        limiter.answered(permit)
-        limiter.leave(permit)
+        limiter.succeeded(permit)
+        limiter.release(permit)
 
     async def many() -> None:
-        await asyncio.gather(*(one() for _ in range(200)))
+        await asyncio.gather(*(one() for _ in range(100)))
 
     threads = [threading.Thread(target=asyncio.run, args=(many(),)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert (done, most) == (800, 2)
+    assert (done, most) == (400, 2)
     assert_empty(limiter)
 
 
-def test_loop_that_ended_keeps_nothing() -> None:
-    """A loop that is gone, its waiters with it, holds up nobody in another one."""
+def test_ended_loop_holds_up_nobody() -> None:
+    """A loop that has ended, and its waiting calls, hold up nobody in another one."""
     limiter = Limiter(max_concurrency=1)
 
     async def leave_waiting() -> None:
-        limiter.enter(1)  # never left: as if the process had forgotten it
+        limiter.reserve(1)  # never left: as if the process had forgotten it
 
         async def wait() -> None:
-            await limiter.wait(limiter.enter(1))
+            await limiter.wait(limiter.reserve(1))
 
         task = asyncio.get_running_loop().create_task(wait())
         await until(lambda: limiter.waiting == 1)
@@ -314,38 +320,39 @@ def test_loop_that_ended_keeps_nothing() -> None:
 
     asyncio.run(leave_waiting())
     assert limiter.waiting == 0
-    for permit in list(limiter._pacer._running):
-        limiter.leave(permit)
-        limiter.leave(permit)
+    for permit in list(limiter._running):
+        limiter.release(permit)
+        limiter.release(permit)
 
     async def again() -> None:
-        assert limiter.enter(1).started is not None
+        assert limiter.reserve(1).started is not None
 
     asyncio.run(again())
     assert limiter.in_flight == 1
 
 
-async def test_waiting_costs_one_timer() -> None:
-    """Ten thousand waiters cost one timer, and each start a bounded amount of work."""
+async def test_waiting_calls_share_one_timer() -> None:
+    """Ten thousand waiting calls need one timer, and each start a bounded amount of work."""
     loop = asyncio.get_running_loop()
     limiter = Limiter(max_concurrency=10)
-    permits = [limiter.enter(1) for _ in range(10_000)]
+    permits = [limiter.reserve(1) for _ in range(10_000)]
+    await until(lambda: limiter.in_flight == 10)  # slow start spreads them
     work = 0
-    real = limiter._work
+    real = limiter._advance
 
     def counted() -> None:
         nonlocal work
         work += 1
         real()
 
-    limiter._work = counted  # type: ignore[method-assign]
+    limiter._advance = counted  # type: ignore[method-assign]
 
     async def through(index: int) -> None:
         permit = permits[index]
         if permit.started is None:
             await limiter.wait(permit)
-        limiter.answered(permit)
-        limiter.leave(permit)
+        limiter.succeeded(permit)
+        limiter.release(permit)
 
     timers = len(loop._scheduled)  # type: ignore[attr-defined]
     tasks = [loop.create_task(through(index)) for index in range(10, 10_000)]
@@ -353,60 +360,60 @@ async def test_waiting_costs_one_timer() -> None:
     assert limiter.waiting == 9_990
     assert len(loop._scheduled) <= timers + 1  # type: ignore[attr-defined]
     for permit in permits[:10]:
-        limiter.answered(permit)
-        limiter.leave(permit)
+        limiter.succeeded(permit)
+        limiter.release(permit)
     await asyncio.gather(*tasks)
     assert work <= 4 * 10_000
     assert_empty(limiter)
 
 
-async def test_limits_are_kept_in_time() -> None:
-    """A rate spreads the starts; what is late is not lost."""
+async def test_explicit_limit_spreads_starts() -> None:
+    """A limit per minute spreads the starts, and a late timer loses nothing."""
     limiter = Limiter(requests_per_minute=6000)
     times = []
     for _ in range(120):
-        permit = limiter.enter(1)
+        permit = limiter.reserve(1)
         if permit.started is None:
             await limiter.wait(permit)
-        limiter.answered(permit)
-        limiter.leave(permit)
+        limiter.succeeded(permit)
+        limiter.release(permit)
         times.append(permit.started or 0.0)
     # A burst of 61, and the other 59 at 99 in a second.
     assert 0.5 < times[-1] - times[0] < 3
 
 
 def test_limiter_is_nearly_free() -> None:
-    """Passing the limiter with nobody waiting costs a few microseconds."""
+    """Passing the limiter while nothing waits costs a few microseconds."""
     limiter = Limiter()
 
-    def turn() -> None:
-        permit = limiter.enter(1)
-        limiter.answered(permit)
-        limiter.leave(permit)
+    def pass_through() -> None:
+        permit = limiter.reserve(1)
+        limiter.succeeded(permit)
+        limiter.release(permit)
 
-    seconds = min(timeit.repeat(turn, number=2000, repeat=5)) / 2000
+    seconds = min(timeit.repeat(pass_through, number=2000, repeat=5)) / 2000
     assert seconds < 50e-6
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_child_of_a_fork_starts_afresh() -> None:
-    """In the child no slot is taken, though in the parent all are, and its lock is free."""
+def test_child_of_a_fork_starts_empty() -> None:
+    """In the child the limiter is empty and its lock free, whatever the parent holds."""
     limiter = Limiter(max_concurrency=1)
-    permit = limiter.enter(1)
+    permit = limiter.reserve(1)
     with limiter._lock:
         child = os.fork()
         if child == 0:
-            fresh = limiter.enter(1)
-            limiter.leave(permit)
+            fresh = limiter.reserve(1)
+            limiter.release(permit)
             good = fresh.started is not None and limiter.in_flight == 1
             os._exit(0 if good else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert limiter.in_flight == 1
 
 
-async def test_local_server_has_a_true_bucket() -> None:
-    """The rate of the local server may change, and without headers it tells nothing."""
+async def test_local_server_rate_limit_changes_without_headers() -> None:
+    """The rate of the local server can change, and its headers can be switched off."""
     async with (
         LocalServer(
             light=True, delay=0, requests_per_minute=60, burst=1, rate_limit_headers=False
@@ -422,8 +429,8 @@ async def test_local_server_has_a_true_bucket() -> None:
         await client.generate("three")
 
 
-def test_limits_refuse_what_cannot_work() -> None:
-    """Limits that let nothing through are refused."""
+def test_limits_reject_impossible_values() -> None:
+    """Limits that let nothing through are rejected."""
     cases: list[dict[str, Any]] = [
         {"max_concurrency": 0},
         {"max_concurrency": 1.5},
@@ -433,3 +440,42 @@ def test_limits_refuse_what_cannot_work() -> None:
     for wrong in cases:
         with pytest.raises(ConfigurationError):
             Limits(**wrong)
+
+
+async def test_wait_beyond_the_deadline_fails_at_once() -> None:
+    """A call held back by a Retry-After beyond its time limit fails at once."""
+    reply = answer({"error": {"message": "slow"}}, status=429, retry_after="60")
+    async with (
+        Canned(reply) as canned,
+        AsyncImages(KEY, base_url=canned.base_url, retry=0) as client,
+    ):
+        with pytest.raises(RateLimitError):
+            await client.generate("one")
+        began = time.monotonic()
+        with pytest.raises(RequestTimeoutError, match="rate limit") as caught:
+            await client.generate("two", timeout=30)
+        error = caught.value
+        assert time.monotonic() - began < 5
+        assert (error.limit, error.phase, error.billing) == ("total", "queue", "not_sent")
+        assert_empty(limiter_of(client))
+
+
+async def test_retry_after_of_a_day_pauses_nobody() -> None:
+    """A Retry-After of up to two minutes pauses the client; a longer one is about a quota."""
+    for seconds, paused in [(120.0, True), (86_400.0, False)]:
+        limiter = Limiter()
+        limiter.rate_limited(limiter.reserve(1), retry_after=seconds)
+        assert (limiter._paused_until > time.monotonic() + 100) is paused
+
+
+async def test_outage_fails_fast() -> None:
+    """While a server answers only 503, calls end within their back-off, with few retries in all."""
+    async with Canned(answer({"error": {"message": "busy"}}, status=503)) as canned:
+        began = time.monotonic()
+        async with AsyncImages(KEY, base_url=canned.base_url, retry=2) as client:
+            results = await asyncio.gather(
+                *(client.generate("A kitten") for _ in range(210)), return_exceptions=True
+            )
+        assert time.monotonic() - began < 5 + 1.5
+        assert all(isinstance(result, ServerError) for result in results)
+        assert len(canned.requests) <= 0.7 * 3 * 210

@@ -249,7 +249,7 @@ def test_workers_share_one_rate(ray: Any, server: ThreadedServer) -> None:
 async def test_rate_after_the_loss_of_its_actor(ray: Any) -> None:
     """When the actor dies, waiting workers turn to a new one of the same name."""
     rate = SharedRate("lost", {"max_concurrency": 1})
-    first, second = rate.enter(1), rate.enter(1)
+    first, second = rate.reserve(1), rate.reserve(1)
     await rate.wait(first)
     waiter = asyncio.create_task(rate.wait(second))
     actor = ray.get_actor(actor_name("lost"), namespace=NAMESPACE)
@@ -260,8 +260,8 @@ async def test_rate_after_the_loss_of_its_actor(ray: Any) -> None:
     assert second.started is not None
     successor = ray.get_actor(actor_name("lost"), namespace=NAMESPACE)
     assert successor != actor
-    rate.leave(first)
-    rate.leave(second)
+    rate.release(first)
+    rate.release(second)
     rate.close()
     while await successor.state.remote() != {"waiting": 0, "in_flight": 0, "workers": 0}:
         await asyncio.sleep(0.05)

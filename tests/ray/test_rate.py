@@ -29,10 +29,10 @@ async def test_rate_order() -> None:
     rate = actor()
     assert await rate.take("a", 1, 1)
     second, third = await waiting(rate, ("b", 1), ("a", 2))
-    await rate.leave("a", 1)
+    await rate.release("a", 1)
     assert await second
     assert not third.done()
-    await rate.leave("b", 1)
+    await rate.release("b", 1)
     assert await third
     assert await rate.state() == {"waiting": 0, "in_flight": 1, "workers": 2}
 
@@ -56,16 +56,16 @@ async def test_rate_place_released() -> None:
     rate = actor()
     assert await rate.take("a", 1, 1)
     (second,) = await waiting(rate, ("a", 2))
-    await rate.leave("a", 2)
+    await rate.release("a", 2)
     assert not await second
-    await rate.leave("a", 1)
+    await rate.release("a", 1)
     assert (await rate.state())["in_flight"] == 0
 
 
 async def test_rate_message_overtaken() -> None:
     """A turn that was released before it was requested is not granted."""
     rate = actor()
-    await rate.leave("a", 1)
+    await rate.release("a", 1)
     assert not await rate.take("a", 1, 1)
     assert await rate.take("a", 2, 1)
 
@@ -76,7 +76,7 @@ async def test_rate_worker_ended() -> None:
     assert await rate.take("a", 1, 1)
     await rate.forget("a")
     await rate.renew("a")  # overtaken
-    await rate.leave("a", 1)
+    await rate.release("a", 1)
     assert not await rate.take("a", 2, 1)
     assert await rate.state() == {"waiting": 0, "in_flight": 0, "workers": 0}
 
@@ -85,7 +85,7 @@ async def test_rate_retry_after() -> None:
     """A Retry-After that one worker received pauses the others."""
     rate = RateActor({})
     assert await rate.take("a", 1, 1)
-    await rate.refused("a", 1, {"retry_after": 60.0, "limit": None, "overload": False})
+    await rate.rate_limited("a", 1, {"retry_after": 60.0, "limit": None, "overload": False})
     await waiting(rate, ("b", 1))
     await rate.forget("b")
 
@@ -95,8 +95,8 @@ async def test_rate_headers() -> None:
     rate = RateActor({})
     assert await rate.take("a", 1, 1)
     limit = RateLimit(limit_requests=60, remaining_requests=0, reset_requests=60.0)
-    await rate.answered("a", 1, limit)
-    await rate.leave("a", 1)
+    await rate.succeeded("a", 1, limit)
+    await rate.release("a", 1)
     await waiting(rate, ("b", 1))
     await rate.forget("b")
     assert await rate.renew("a") < 2.0

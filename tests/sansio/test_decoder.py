@@ -724,7 +724,7 @@ def test_body_error_inside(value: Any, cls: type[APIError], code: str | None, st
         assert found.body == value or "b64_json" in value
         came = [image.content for image in found.images]
         assert came == ([ONE] if "b64_json" in value else [])
-        assert found.billing == ("unknown" if came or cls is ServerError else "refused")
+        assert found.billing == ("unknown" if came else "refused")
         assert "no" in str(found) or isinstance(value["error"], list)
 
 

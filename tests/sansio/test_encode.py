@@ -9,9 +9,6 @@ from elkimg_async.errors import (
     InvalidRequestError,
 )
 from elkimg_async.sansio import encode
-from elkimg_async.sansio.headers import (
-    check_headers,
-)
 from elkimg_async.sansio.requests import GenerateRequest
 
 NOW = 1_700_000_000.0
@@ -139,24 +136,3 @@ def test_generate_with_what_is_no_number(number: float) -> None:
     """NaN and infinity, which JSON does not have, are refused and not sent as null."""
     with pytest.raises(InvalidRequestError, match="JSON"):
         sent(extra_body={"seed": number})
-
-
-def test_message() -> None:
-    """A request as HTTP/1.1 writes it, with the body right behind the head."""
-    request = encode.generate(GenerateRequest(prompt="é"), stream=False)
-    headers = {**request.headers, "X-A": "ü", "Content-Length": "38"}
-    sent = encode.message(request, "/v1/images/generations?a=1", "[::1]:80", headers)
-    assert sent.decode() == (
-        "POST /v1/images/generations?a=1 HTTP/1.1\r\nHost: [::1]:80\r\n"
-        "Content-Type: application/json\r\nAccept: application/json\r\n"
-        "Accept-Encoding: identity\r\nUser-Agent: elkimg_async\r\nX-A: ü\r\nContent-Length: 38\r\n\r\n"
-        '{"prompt":"é","model":"gpt-image-1.5"}'
-    )
-    assert encode.message(encode.get("*/*"), "/", "a", {}) == b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
-
-
-def test_message_to_a_host_of_the_callers_own() -> None:
-    """A Host that the caller gives, in whatever case, is the only one."""
-    headers = check_headers({"hOST": "other"})
-    sent = encode.message(encode.get("*/*"), "/", "a", headers)
-    assert sent == b"GET / HTTP/1.1\r\nHost: other\r\n\r\n"

@@ -73,7 +73,9 @@ def test_check_headers_refuses(headers: Any) -> None:
 )
 def test_length(said: str | None, length: int) -> None:
     """The length that a body says it has, where that is a number that can be."""
-    assert response_headers.length({} if said is None else {"content-length": said}) == length
+    assert (
+        response_headers.content_length({} if said is None else {"content-length": said}) == length
+    )
 
 
 def test_with_headers() -> None:

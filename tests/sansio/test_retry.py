@@ -1,4 +1,4 @@
-"""Whether a failed attempt is tried again, and when."""
+"""Whether and when a failed attempt is retried."""
 
 import json
 import math
@@ -273,14 +273,14 @@ def test_decide_stays_within_bounds(
     assert found is None or found < remaining
 
 
-def test_retry_budget() -> None:
-    """A budget is used up by retries, filled by successes, and never holds more than at first."""
+def test_retry_budget_is_used_up_and_refilled() -> None:
+    """Retries use a budget up, successes refill it up to its capacity."""
     budget = RetryBudget(2)
     assert [budget.take() for _ in range(4)] == [True, True, False, False]
-    assert budget.left == 0
+    assert budget.remaining == 0
     budget.give_back()
     assert [budget.take(), budget.take()] == [True, False]
     for _ in range(5):
         budget.give_back()
-    assert budget.left == 2
+    assert budget.remaining == 2
     assert not RetryBudget(0).take()
