@@ -33,7 +33,17 @@ import elkimg_async
 from elkimg_async import AsyncImages, CompletedImage, Image, PartialImage, errors, web
 from elkimg_async.local import LocalServer
 from elkimg_async.sansio.decoder import ImageEvent
-from tests.helpers.canned import DONE, KEY, PNG, Canned, End, answer, event, open_stream, stream
+from tests.helpers.raw_server import (
+    DONE,
+    KEY,
+    PNG,
+    End,
+    RawServer,
+    event,
+    open_stream,
+    response,
+    stream,
+)
 from tests.test_cancellation import running, until
 
 BIG = PNG + bytes(1024 * 1024)
@@ -63,7 +73,7 @@ async def upstream() -> AsyncIterator[LocalServer]:
         yield server
 
 
-def client_of(server: LocalServer | Canned) -> AsyncImages:
+def client_of(server: LocalServer | RawServer) -> AsyncImages:
     """A client that asks this server, once."""
     key = server.api_key if isinstance(server, LocalServer) else KEY
     return AsyncImages(key, base_url=server.base_url, retry=0)
@@ -174,7 +184,7 @@ def listen(send_buffer: int) -> socket.socket:
 
 def backend(
     name: str,
-    server: LocalServer | Canned,
+    server: LocalServer | RawServer,
     generate: Generate = generated,
     *,
     send_buffer: int = 0,
@@ -251,7 +261,7 @@ class Browser:
                 count, tail = count + len(chunk), (tail + chunk)[-5:]
         return count
 
-    async def leave(self, server: LocalServer | Canned) -> float:
+    async def leave(self, server: LocalServer | RawServer) -> float:
         """Close the connection; gives the seconds until upstream sees that nobody listens."""
         started = time.monotonic()
         self._writer.transport.abort()
@@ -298,7 +308,7 @@ async def collect(relay: web.ServerSentEvents) -> list[tuple[str, Any]]:
         await relay.aclose()
 
 
-async def relayed(server: LocalServer | Canned, **options: Any) -> list[tuple[str, Any]]:
+async def relayed(server: LocalServer | RawServer, **options: Any) -> list[tuple[str, Any]]:
     """What a browser gets of one stream from this server."""
     async with client_of(server) as client:
         return await collect(web.ServerSentEvents(generated(client, "cat"), **options))
@@ -343,8 +353,8 @@ async def test_relay_leaves_out_what_upstream_did_not_say() -> None:
     """A field that is not known is not there, not even as null, nor within the usage."""
     usage = {"total_tokens": 3, "input_tokens_details": {"text_tokens": 3}}
     sent = event({"type": COMPLETED, "b64_json": B64, "usage": usage})
-    async with Canned(stream(sent, DONE)) as canned:
-        (kind, fields), _ = await relayed(canned)
+    async with RawServer(stream(sent, DONE)) as raw_server:
+        (kind, fields), _ = await relayed(raw_server)
     assert fields == {"type": COMPLETED, "b64_json": B64, "usage": usage}
     assert kind == COMPLETED
 
@@ -470,8 +480,10 @@ async def test_relay_of_an_image_that_is_a_url(pass_urls: bool, upstream: LocalS
         made = await client.generate("cat", model="dall-e-2", response_format="url")
         address = made[0].url
         assert address is not None
-        async with Canned(stream(event({"type": COMPLETED, "url": address}), DONE)) as canned:
-            (_, fields), _ = await relayed(canned, pass_urls=pass_urls)
+        async with RawServer(
+            stream(event({"type": COMPLETED, "url": address}), DONE)
+        ) as raw_server:
+            (_, fields), _ = await relayed(raw_server, pass_urls=pass_urls)
         content = await made[0].read()
     if pass_urls:
         assert fields == {"type": COMPLETED, "url": address}
@@ -503,8 +515,8 @@ async def test_heartbeats_before_the_first_byte_and_within_events(name: str) -> 
     first, *chunks = open_stream(sent[:60], sent[60:], DONE)
     reply = [begin, first, go_on, chunks[0], finish, *chunks[1:], b"0\r\n\r\n"]
     async with (
-        Canned(reply) as canned,
-        backend(name, canned, heartbeat=0.01) as port,
+        RawServer(reply) as raw_server,
+        backend(name, raw_server, heartbeat=0.01) as port,
         Browser.at(port) as browser,
     ):
         await browser.read_until(b"\r\n\r\n12\r\nretry: 2147483647\n\r\n")
@@ -519,11 +531,11 @@ async def test_heartbeats_none() -> None:
     """Without heartbeats nothing comes until there is something to say."""
     release = asyncio.Event()
     reply = [release, *stream(event({"type": COMPLETED, "b64_json": B64}), DONE)]
-    async with Canned(reply) as canned, client_of(canned) as client:
+    async with RawServer(reply) as raw_server, client_of(raw_server) as client:
         relay = web.ServerSentEvents(generated(client, "cat"), heartbeat=None)
         assert await anext(relay) == b"retry: 2147483647\n"
         waiting = asyncio.ensure_future(anext(relay))
-        await canned.wait_until(lambda: len(canned.requests) == 1)
+        await raw_server.wait_until(lambda: len(raw_server.requests) == 1)
         assert not waiting.done()
         release.set()
         assert (await waiting).startswith(b"event: ")
@@ -592,17 +604,17 @@ SECRET = "http://10.1.2.3:8080/v1 with sk-0123456789abcdef"
 @pytest.mark.parametrize(
     ("reply", "kind"),
     [
-        (answer({"error": {"message": SECRET, "code": SECRET, "param": SECRET}}, status=400), "BadRequestError"),
-        (answer({"error": {"message": SECRET, "type": SECRET}}, status=403), "PermissionDeniedError"),
-        (answer({"error": {"message": KEY}}, status=401), "AuthenticationError"),
-        (answer({"error": KEY}, status=422), "BadRequestError"),
-        (answer({"error": {"message": SECRET, "code": "model_not_found"}}, status=503), "NotFoundError"),
-        (answer({"error": {"message": SECRET}}, status=500, X_Oneapi_Request_Id=SECRET), "ServerError"),
-        (answer({"error": {"message": SECRET, "code": "insufficient_user_quota"}}, status=403), "QuotaExceededError"),
-        (answer(b"<html>" + SECRET.encode(), status=502, content_type="text/html"), "ServerError"),
-        (answer(b"<html>" + SECRET.encode(), content_type="text/html"), "ResponseError"),
-        (answer(b"", status=307, Location=SECRET), "ResponseError"),
-        (answer(b'{"data": []}'), "EmptyResultError"),
+        (response({"error": {"message": SECRET, "code": SECRET, "param": SECRET}}, status=400), "BadRequestError"),
+        (response({"error": {"message": SECRET, "type": SECRET}}, status=403), "PermissionDeniedError"),
+        (response({"error": {"message": KEY}}, status=401), "AuthenticationError"),
+        (response({"error": KEY}, status=422), "BadRequestError"),
+        (response({"error": {"message": SECRET, "code": "model_not_found"}}, status=503), "NotFoundError"),
+        (response({"error": {"message": SECRET}}, status=500, X_Oneapi_Request_Id=SECRET), "ServerError"),
+        (response({"error": {"message": SECRET, "code": "insufficient_user_quota"}}, status=403), "QuotaExceededError"),
+        (response(b"<html>" + SECRET.encode(), status=502, content_type="text/html"), "ServerError"),
+        (response(b"<html>" + SECRET.encode(), content_type="text/html"), "ResponseError"),
+        (response(b"", status=307, Location=SECRET), "ResponseError"),
+        (response(b'{"data": []}'), "EmptyResultError"),
         ([End.RESET], "DisconnectedError"),
     ],
 )  # fmt: skip
@@ -610,11 +622,11 @@ async def test_error_event_tells_nothing_secret(
     reply: Any, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Neither keys nor addresses nor headers reach the browser, in whatever part of an answer they came."""
-    async with Canned(reply) as canned:
-        ((name, body),) = await relayed(canned)
+    async with RawServer(reply) as raw_server:
+        ((name, body),) = await relayed(raw_server)
     assert (name, body["error"]["type"]) == ("error", kind)
     text = json.dumps(body)
-    check_discreet(text, canned.base_url)
+    check_discreet(text, raw_server.base_url)
     assert "10.1.2.3" not in text
     assert "sk-" not in text
     (logged,) = [record for record in caplog.records if record.name == "elkimg_async"]
@@ -644,8 +656,8 @@ async def test_error_of_a_refused_prompt_keeps_its_words() -> None:
         "message": "Your request was rejected by the safety system.",
         "code": "moderation_blocked",
     }
-    async with Canned(answer({"error": said}, status=400)) as canned:
-        ((_, body),) = await relayed(canned)
+    async with RawServer(response({"error": said}, status=400)) as raw_server:
+        ((_, body),) = await relayed(raw_server)
     assert body["error"]["type"] == "ModerationError"
     assert body["error"]["code"] == "moderation_blocked"
     assert said["message"] in body["error"]["message"]
@@ -778,21 +790,21 @@ async def test_disconnect_of_a_browser_that_does_not_read(name: str) -> None:
     """A browser that reads nothing holds upstream back, and one that leaves then closes it within a second."""
     frames = [event({"type": PARTIAL, "b64_json": base64.b64encode(BIG).decode()})] * 30
     async with (
-        Canned([*open_stream(*frames), End.HOLD]) as canned,
-        backend(name, canned, send_buffer=65536, heartbeat=0.05) as port,
+        RawServer([*open_stream(*frames), End.HOLD]) as raw_server,
+        backend(name, raw_server, send_buffer=65536, heartbeat=0.05) as port,
         Browser.at(port, receive_buffer=65536) as browser,
     ):
         await browser.read_until(b"b64_json")
-        await settled(lambda: waiting_bytes(canned))
-        assert waiting_bytes(canned) > 20_000_000
-        took = await browser.leave(canned)
+        await settled(lambda: waiting_bytes(raw_server))
+        assert waiting_bytes(raw_server) > 20_000_000
+        took = await browser.leave(raw_server)
     print(f"{name}, not reading: {took * 1000:.0f} ms")
     assert took < 1
 
 
-def waiting_bytes(canned: Canned) -> int:
+def waiting_bytes(raw_server: RawServer) -> int:
     """What upstream could not send yet."""
-    return sum(each.transport.get_write_buffer_size() for each in canned._open)
+    return sum(each.transport.get_write_buffer_size() for each in raw_server._open)
 
 
 async def settled(state: Callable[[], object]) -> None:
@@ -815,8 +827,8 @@ async def test_back_pressure_reads_no_further_than_the_browser(name: str) -> Non
             yield PartialImage(type=PARTIAL, image=Image(BIG), partial_image_index=index)
 
     async with (
-        Canned([End.HOLD]) as canned,
-        backend(name, canned, many, send_buffer=65536, heartbeat=0.05) as port,
+        RawServer([End.HOLD]) as raw_server,
+        backend(name, raw_server, many, send_buffer=65536, heartbeat=0.05) as port,
         Browser.at(port, receive_buffer=65536) as browser,
     ):
         await browser.read_until(b"b64_json")
@@ -961,8 +973,8 @@ async def test_shutdown_of_uvicorn_waits_for_the_end() -> None:
     """Uvicorn without a limit lets a relay end before it goes."""
     finish = asyncio.Event()
     head, *rest = stream(event({"type": COMPLETED, "b64_json": B64}), DONE)
-    async with Canned([head, finish, *rest]) as canned, contextlib.AsyncExitStack() as stack:
-        async with backend("fastapi", canned) as port:
+    async with RawServer([head, finish, *rest]) as raw_server, contextlib.AsyncExitStack() as stack:
+        async with backend("fastapi", raw_server) as port:
             browser = await stack.enter_async_context(Browser.at(port))
             await browser.read_until(b"retry")
             asyncio.get_running_loop().call_later(0.2, finish.set)
