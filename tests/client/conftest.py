@@ -37,6 +37,6 @@ async def client(server: LocalServer) -> AsyncIterator[AsyncImages]:
 
 @pytest.fixture
 async def raw_client(raw_server: RawServer) -> AsyncIterator[AsyncImages]:
-    """A client of the canned server."""
+    """A client of the raw server."""
     async with AsyncImages(KEY, base_url=raw_server.base_url, retry=QUICK) as client:
         yield client

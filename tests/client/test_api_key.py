@@ -1,4 +1,4 @@
-"""The API key: where it comes from, and that it appears nowhere."""
+"""The API key: where it comes from, and that it is never shown."""
 
 import asyncio
 from typing import Any
@@ -27,34 +27,38 @@ from tests.helpers.raw_server import (
 )
 
 
-async def test_key_of_the_environment(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without an argument the environment's key is used, as it is at the time of the call."""
+async def test_api_key_from_the_environment(
+    server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without an argument the environment's API key is used, as set at the time of the call."""
     async with AsyncImages(base_url=server.base_url) as client:
         monkeypatch.setenv("ELKAPI_API_KEY", server.api_key)
         assert len(await client.generate("a boat")) == 1
 
 
 @in_both_modes
-async def test_key_is_asked_for_before_each_attempt(raw_server: RawServer, streaming: bool) -> None:
-    """A key function is asked anew before each attempt."""
-    keys = [f"key-{number}" for number in range(9)]
-    left = iter(keys)
+async def test_api_key_function_runs_before_each_attempt(
+    raw_server: RawServer, streaming: bool
+) -> None:
+    """The function for the API key is called before each attempt."""
+    api_keys = [f"key-{number}" for number in range(9)]
+    remaining = iter(api_keys)
 
-    async def next_key() -> str:
+    async def next_api_key() -> str:
         await asyncio.sleep(0)
-        return next(left)
+        return next(remaining)
 
     raw_server.reply_with(BUSY, BUSY, GOOD)
-    async with AsyncImages(next_key, base_url=raw_server.base_url, retry=QUICK) as client:
+    async with AsyncImages(next_api_key, base_url=raw_server.base_url, retry=QUICK) as client:
         await run_call(client, streaming)
         await run_call(client, streaming)
     sent = [request.headers["authorization"] for request in raw_server.requests]
-    assert sent == [f"Bearer {key}" for key in keys[:4]]
+    assert sent == [f"Bearer {api_key}" for api_key in api_keys[:4]]
 
 
 @in_both_modes
-async def test_key_function_that_fails(raw_server: RawServer, streaming: bool) -> None:
-    """What the caller's own function raises is told by its kind, for its text may hold the key; nothing is sent."""
+async def test_api_key_function_that_fails(raw_server: RawServer, streaming: bool) -> None:
+    """An exception of the function is reported by type only: its text may hold the API key."""
 
     async def fail() -> str:
         raise LookupError(f"the vault is shut: {KEY}")
@@ -67,32 +71,32 @@ async def test_key_function_that_fails(raw_server: RawServer, streaming: bool) -
     assert raw_server.accepted == 0
 
 
-@pytest.mark.parametrize("key", ["", None, b"sk", "a\nb"])
-async def test_key_function_that_gives_no_key(raw_server: RawServer, key: Any) -> None:
-    """A function that gives no usable key is a ConfigurationError."""
+@pytest.mark.parametrize("api_key", ["", None, b"sk", "a\nb"])
+async def test_api_key_function_without_an_api_key(raw_server: RawServer, api_key: Any) -> None:
+    """A function that returns no usable API key is a ConfigurationError."""
 
-    async def give() -> Any:
-        return key
+    async def get_api_key() -> Any:
+        return api_key
 
-    async with AsyncImages(give, base_url=raw_server.base_url) as client:
+    async with AsyncImages(get_api_key, base_url=raw_server.base_url) as client:
         await failure(ConfigurationError, client)
     assert raw_server.accepted == 0
 
 
-async def test_key_function_that_is_not_async(raw_server: RawServer) -> None:
-    """A plain function in place of an async one is told in words."""
+async def test_api_key_function_that_is_not_async(raw_server: RawServer) -> None:
+    """A plain function in place of an async one is an error that says so."""
 
-    def give() -> Any:
+    def get_api_key() -> Any:
         return KEY
 
-    async with AsyncImages(give, base_url=raw_server.base_url) as client:
+    async with AsyncImages(get_api_key, base_url=raw_server.base_url) as client:
         error = await failure(ConfigurationError, client)
     assert "async" in str(error)
 
 
 @in_both_modes
-async def test_key_function_that_hangs(raw_server: RawServer, streaming: bool) -> None:
-    """Waiting for the key counts towards the total; nothing was sent."""
+async def test_api_key_function_that_hangs(raw_server: RawServer, streaming: bool) -> None:
+    """Waiting for the API key counts towards the total, and nothing was sent."""
 
     async def hang() -> str:
         return str(await asyncio.get_running_loop().create_future())
@@ -105,10 +109,10 @@ async def test_key_function_that_hangs(raw_server: RawServer, streaming: bool) -
 
 @in_both_modes
 @pytest.mark.parametrize("outer", [False, True])
-async def test_cancelled_call_does_not_show_the_key(
+async def test_cancelled_call_does_not_show_the_api_key(
     raw_client: AsyncImages, raw_server: RawServer, streaming: bool, outer: bool
 ) -> None:
-    """The traceback of a cancellation, or of the caller's own time-out, does not show the key."""
+    """The traceback of a cancellation or an outer timeout does not show the API key."""
     raw_server.reply_with([End.HOLD])
     if outer:
         with pytest.raises(TimeoutError) as caught:
@@ -126,7 +130,7 @@ async def test_cancelled_call_does_not_show_the_key(
 
 
 async def test_repr(raw_server: RawServer) -> None:
-    """The client shows where it sends to, and never the key."""
+    """The client's repr shows the base URL but not the API key."""
     async with AsyncImages(KEY, base_url=raw_server.base_url) as client:
         assert repr(client) == f"<AsyncImages for {raw_server.base_url}>"
         assert KEY not in repr(vars(client))

@@ -66,7 +66,7 @@ from tests.helpers.raw_server import (
         (524, {}, ServerError, "unknown"),
     ],
 )
-async def test_refusal(
+async def test_error_response(
     raw_server: RawServer,
     status: int,
     fields: dict[str, Any],
@@ -74,7 +74,7 @@ async def test_refusal(
     billing: str,
     streaming: bool,
 ) -> None:
-    """Each refusal is its class of error, with all that the server said."""
+    """Each error response becomes its exception, with everything the server sent."""
     body = error_body(type="some_type", param="size", **fields)
     raw_server.reply_with(response(body, status=status, Retry_After="7", X_More="yes"))
     async with AsyncImages(KEY, base_url=raw_server.base_url, retry=0) as client:
@@ -108,10 +108,10 @@ async def test_refusal(
     ],
     ids=["none", "html", "text", "cut", "bytes", "fastapi", "null", "odd", "deep", "number"],
 )
-async def test_refusal_in_any_shape(
+async def test_error_response_with_any_body(
     raw_server: RawServer, body: bytes, content_type: str, streaming: bool
 ) -> None:
-    """The status decides, whatever stands in the body."""
+    """The status decides, whatever the body is."""
     raw_server.reply_with(response(body, status=403, content_type=content_type))
     async with AsyncImages(KEY, base_url=raw_server.base_url) as client:
         error = await failure(PermissionDeniedError, client, streaming)
@@ -121,10 +121,10 @@ async def test_refusal_in_any_shape(
 
 
 @in_both_modes
-async def test_refusal_without_an_end(
+async def test_error_response_without_an_end(
     raw_client: AsyncImages, raw_server: RawServer, streaming: bool
 ) -> None:
-    """A refusal whose body breaks off, or never ends, is that refusal all the same."""
+    """A body that breaks off or never ends does not hide the status of an error response."""
     cut: list[Piece] = [head(401, Content_Length="500"), b'{"error": {"mess']
     raw_server.reply_with([*cut, End.CLOSE])
     assert (await failure(AuthenticationError, raw_client, streaming)).status == 401
@@ -134,8 +134,8 @@ async def test_refusal_without_an_end(
 
 
 @in_both_modes
-async def test_wrong_key(server: LocalServer, streaming: bool) -> None:
-    """A key that the server does not know is an AuthenticationError, asked once, and not shown."""
+async def test_wrong_api_key(server: LocalServer, streaming: bool) -> None:
+    """An unknown API key is an AuthenticationError, sent once and not shown."""
     async with AsyncImages(KEY, base_url=server.base_url) as client:
         error = await failure(AuthenticationError, client, streaming)
     (request,) = server.requests
@@ -144,16 +144,16 @@ async def test_wrong_key(server: LocalServer, streaming: bool) -> None:
     assert "ELKAPI_API_KEY" in str(error)
 
 
-async def test_wrong_key_is_raised_by_opening(server: LocalServer) -> None:
-    """Awaiting a stream is enough to be told that the key is wrong."""
+async def test_wrong_api_key_is_raised_by_opening(server: LocalServer) -> None:
+    """Awaiting a stream is enough to raise the error of a wrong API key."""
     async with AsyncImages(KEY, base_url=server.base_url) as client:
         with pytest.raises(AuthenticationError):
             await client.generate("a boat", stream=True)
 
 
 @in_both_modes
-async def test_model_that_the_server_does_not_know(client: AsyncImages, streaming: bool) -> None:
-    """A model that neither side knows is sent, and the server's answer is told."""
+async def test_unknown_model(client: AsyncImages, streaming: bool) -> None:
+    """A model that neither side knows is sent, and the server's error is raised."""
     error = await failure(NotFoundError, client, streaming, model="gpt-image-99")
     assert (error.status, error.code) == (503, "model_not_found")
     assert error.attempts == 1
@@ -174,11 +174,11 @@ async def test_model_that_the_server_does_not_know(client: AsyncImages, streamin
         [b"HTTP/1.1 200 OK\r\n" + KEY.encode() + b"\r\n\r\n", End.CLOSE],
         [f"{KEY}\r\n\r\n".encode(), End.CLOSE],
     ],
-    ids=["refusal", "error", "html", "json", "redirect", "event", "header", "no-http"],
+    ids=["status", "error", "html", "json", "redirect", "event", "header", "no-http"],
 )
-async def test_server_that_echoes_the_key(
+async def test_server_that_echoes_the_api_key(
     raw_client: AsyncImages, raw_server: RawServer, reply: Reply, streaming: bool
 ) -> None:
-    """A server that repeats the key in its answer does not get it into an error."""
+    """An API key that the server repeats does not get into an error."""
     raw_server.reply_with(reply)
     await failure_of_any_kind(raw_client, streaming)

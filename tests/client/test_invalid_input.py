@@ -67,7 +67,7 @@ from tests.helpers.raw_server import (
     ],
     ids=str,
 )
-async def test_bad_input(
+async def test_invalid_input(
     client: AsyncImages,
     server: LocalServer,
     options: dict[str, Any],
@@ -75,7 +75,7 @@ async def test_bad_input(
     words: str,
     streaming: bool,
 ) -> None:
-    """Bad input is a sentence that names the parameter and what to do; nothing is sent."""
+    """The error names the parameter and says what to do; nothing is sent."""
     error = await failure(InvalidRequestError, client, streaming, **options)
     if param is not None:
         assert error.param == param
@@ -88,7 +88,7 @@ async def test_bad_input(
     assert not server.requests
 
 
-async def test_bad_input_for_the_mode(client: AsyncImages, server: LocalServer) -> None:
+async def test_invalid_input_for_the_mode(client: AsyncImages, server: LocalServer) -> None:
     """Partial images are for streams, and dall-e does not stream."""
     error = await failure(InvalidRequestError, client, partial_images=2)
     assert error.param == "partial_images"
@@ -100,8 +100,8 @@ async def test_bad_input_for_the_mode(client: AsyncImages, server: LocalServer) 
 
 
 @pytest.mark.parametrize("stream", ["true", 1, None])
-def test_stream_that_is_no_bool(stream: Any) -> None:
-    """`stream` decides what is returned, so anything but a bool is refused at once."""
+def test_stream_of_the_wrong_type(stream: Any) -> None:
+    """`stream` decides what is returned, so anything but a bool is rejected at once."""
     with pytest.raises(InvalidRequestError, match="True or False") as caught:
         AsyncImages(KEY).generate("a boat", stream=stream)
     assert caught.value.param == "stream"
@@ -114,7 +114,7 @@ def test_stream_that_is_no_bool(stream: Any) -> None:
     ids=str,
 )
 def test_bad_policy_of_a_call(options: dict[str, Any], streaming: bool) -> None:
-    """A limit or number of retries that cannot work is a ConfigurationError, as it is for the client."""
+    """An impossible limit or number of retries is a ConfigurationError, as for the client."""
     with pytest.raises(ConfigurationError):
         AsyncImages(KEY).generate("a boat", stream=streaming, **options)
 
@@ -127,7 +127,7 @@ def test_unknown_argument() -> None:
 
 @in_both_modes
 async def test_closed_client(client: AsyncImages, server: LocalServer, streaming: bool) -> None:
-    """A closed client says so, and opens nothing anew; closing it twice is fine."""
+    """A closed client raises and opens nothing; closing it twice is fine."""
     await client.aclose()
     await client.aclose()
     error = await failure(ConfigurationError, client, streaming)
@@ -138,8 +138,8 @@ async def test_closed_client(client: AsyncImages, server: LocalServer, streaming
 
 
 @in_both_modes
-async def test_no_key(server: LocalServer, streaming: bool) -> None:
-    """Without a key the first call says which variable to set, and how to do without one."""
+async def test_missing_api_key(server: LocalServer, streaming: bool) -> None:
+    """Without an API key the error names the variable to set and the alternative."""
     async with AsyncImages(base_url=server.base_url) as client:
         error = await failure(ConfigurationError, client, streaming)
     assert "ELKAPI_API_KEY" in str(error)
@@ -161,7 +161,7 @@ async def test_validate_off(server: LocalServer, streaming: bool) -> None:
 
 @in_both_modes
 async def test_validate_warn(server: LocalServer, streaming: bool) -> None:
-    """With `warn` the request is sent all the same, after a warning that says the same sentence."""
+    """With `warn` the request is sent, after a warning with the same text as the error."""
     async with AsyncImages(server.api_key, base_url=server.base_url, validate="warn") as client:
         with pytest.warns(UserWarning, match="it must be 1 to 10"):
             await failure(BadRequestError, client, streaming, n=11)
@@ -169,7 +169,7 @@ async def test_validate_warn(server: LocalServer, streaming: bool) -> None:
 
 
 async def test_validate_warn_points_at_the_call(server: LocalServer) -> None:
-    """The warning names the line that called `generate`, wherever and whenever the call then runs."""
+    """The warning names the line that called `generate`, wherever the call then runs."""
     async with AsyncImages(
         server.api_key, base_url=server.base_url, validate="warn", retry=0
     ) as client:

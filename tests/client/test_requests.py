@@ -23,8 +23,8 @@ from tests.helpers.raw_server import (
 )
 
 
-async def test_batch_sends_what_is_set(client: AsyncImages, server: LocalServer) -> None:
-    """Of a bare batch call only the prompt and the model are sent."""
+async def test_batch_default_fields(client: AsyncImages, server: LocalServer) -> None:
+    """A batch call without options sends only the prompt and the model."""
     await client.generate("a boat")
     (request,) = server.requests
     assert (request.method, request.path) == ("POST", "/v1/images/generations")
@@ -35,8 +35,8 @@ async def test_batch_sends_what_is_set(client: AsyncImages, server: LocalServer)
     assert not {"x-api-key", "x-goog-api-key", "cookie"} & request.headers.keys()
 
 
-async def test_stream_sends_what_is_set(client: AsyncImages, server: LocalServer) -> None:
-    """Of a bare stream the flag, and one partial image to see something, are sent beside them."""
+async def test_stream_default_fields(client: AsyncImages, server: LocalServer) -> None:
+    """A stream without options also sends the flag, and requests one partial image."""
     await run_call(client, streaming=True)
     (request,) = server.requests
     assert request.fields == {
@@ -50,7 +50,7 @@ async def test_stream_sends_what_is_set(client: AsyncImages, server: LocalServer
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 async def test_partial_images(client: AsyncImages, server: LocalServer, count: int) -> None:
-    """As many partial images are asked for as the caller says, and 0 is said too."""
+    """The number of partial images is sent as set, 0 included."""
     events, _ = await run_call(client, streaming=True, partial_images=count)
     assert server.requests[-1].fields["partial_images"] == count
     assert [type(each) for each in events] == [PartialImage] * count + [CompletedImage]
@@ -86,7 +86,7 @@ async def test_partial_images(client: AsyncImages, server: LocalServer, count: i
 async def test_option_is_sent(
     client: AsyncImages, server: LocalServer, options: dict[str, Any], streaming: bool
 ) -> None:
-    """Each option arrives as it was given, and nothing else beside it, in both modes."""
+    """In both modes each option arrives unchanged, and no other field."""
     _, result = await run_call(client, streaming, **options)
     expected = {"prompt": "a boat", "model": "gpt-image-1.5", **options}
     if streaming:
@@ -108,7 +108,7 @@ async def test_option_is_sent(
 async def test_dall_e_option_is_sent(
     client: AsyncImages, server: LocalServer, options: dict[str, Any]
 ) -> None:
-    """The options of the dall-e models arrive as they were given."""
+    """The options of the dall-e models arrive unchanged."""
     (image,) = await client.generate("a boat", **options)
     assert server.requests[-1].fields == {"prompt": "a boat", **options}
     assert (image.url is None) == (options["response_format"] == "b64_json")
@@ -117,7 +117,7 @@ async def test_dall_e_option_is_sent(
 async def test_unknown_model_streams_without_partial_images(
     raw_client: AsyncImages, raw_server: RawServer
 ) -> None:
-    """A model that is no GPT image model is sent no partial_images that it may not know."""
+    """`partial_images` is only sent by default to GPT image models."""
     await run_call(raw_client, streaming=True, model="seedream-5")
     assert raw_server.requests[-1].fields == {
         "prompt": "a boat",
@@ -138,7 +138,7 @@ async def test_unknown_model_streams_without_partial_images(
 async def test_prompt_as_a_request(
     client: AsyncImages, server: LocalServer, prompt: Any, streaming: bool
 ) -> None:
-    """A ready request or a mapping is sent as it is, and arguments win over its fields."""
+    """A ready request or a mapping is sent as it is, and arguments override its fields."""
     await run_call(client, streaming, prompt=prompt, n=1, size="1024x1024")
     fields = server.requests[-1].fields
     assert {name: fields[name] for name in ("prompt", "n", "quality", "size")} == {
@@ -150,7 +150,7 @@ async def test_prompt_as_a_request(
 
 
 async def test_extra_body(raw_client: AsyncImages, raw_server: RawServer) -> None:
-    """`extra_body` adds keys that the client does not know, and wins over those that it does."""
+    """`extra_body` adds unknown fields and overrides known ones."""
     await raw_client.generate(
         "a boat", n=1, extra_body={"seed": 7, "n": 3, "deep": {"a": [None, 1.5]}}
     )
@@ -164,7 +164,7 @@ async def test_extra_body(raw_client: AsyncImages, raw_server: RawServer) -> Non
 
 
 async def test_headers(raw_server: RawServer) -> None:
-    """Headers of the client, of a view and of the call are all sent; the nearer one wins, in any case."""
+    """Headers of the client, a view and a call are all sent; the most specific wins."""
     headers = {"X-A": "client", "X-B": "client", "X-C": "client"}
     async with AsyncImages(KEY, base_url=raw_server.base_url, headers=headers) as client:
         view = client.with_options(headers={"X-B": "view", "X-C": "view"})
@@ -200,10 +200,10 @@ async def test_header_of_a_view_in_another_case(raw_server: RawServer) -> None:
         ["X-A"],
     ],
 )
-async def test_extra_headers_wrong(
+async def test_extra_headers_invalid(
     raw_client: AsyncImages, raw_server: RawServer, headers: Any
 ) -> None:
-    """Headers that cannot be sent are refused before anything is, and so is the key as one."""
+    """Headers that cannot be sent, and the API key's, are rejected before anything is sent."""
     error = await failure(InvalidRequestError, raw_client, extra_headers=headers)
     assert error.param == "extra_headers"
     assert raw_server.accepted == 0
@@ -211,13 +211,13 @@ async def test_extra_headers_wrong(
 
 async def test_large_body(raw_client: AsyncImages, raw_server: RawServer) -> None:
     """A request of several megabytes is sent without a warning."""
-    picture = "x" * 3_000_000
-    await raw_client.generate("a boat", extra_body={"image": picture})
-    assert raw_server.requests[-1].fields["image"] == picture
+    content = "x" * 3_000_000
+    await raw_client.generate("a boat", extra_body={"image": content})
+    assert raw_server.requests[-1].fields["image"] == content
 
 
 async def test_unicode(raw_client: AsyncImages, raw_server: RawServer) -> None:
-    """A prompt of any characters arrives as it was given."""
+    """A prompt of any characters arrives unchanged."""
     prompt = 'кот 猫 🐈‍⬛ "quoted" \\ \n\t\x00 \u2028'
     await raw_client.generate(prompt)
     assert raw_server.requests[-1].fields["prompt"] == prompt

@@ -62,9 +62,9 @@ from tests.helpers.raw_server import (
 
 ITEM = {"b64_json": B64}
 USAGE: dict[str, Any] = {"total_tokens": 3, "input_tokens": 1, "output_tokens": 2}
-TYPELESS = event({"b64_json": B64}, COMPLETED_TYPE)
+EVENT_WITHOUT_TYPE = event({"b64_json": B64}, COMPLETED_TYPE)
 
-GOOD_ANSWERS: dict[str, Reply] = {
+RESPONSES_WITH_AN_IMAGE: dict[str, Reply] = {
     "json": response(BODY),
     "json in two": [head(200, Content_Length=str(len(BODY))), BODY[:50], BODY[50:]],
     "json in chunks": stream(BODY[:20], BODY[20:40], BODY[40:], content_type="application/json"),
@@ -81,13 +81,21 @@ GOOD_ANSWERS: dict[str, Reply] = {
     ),
     "only the image": response({"data": [ITEM]}),
     "null error": response(images_json({**ITEM, "url": None, "revised_prompt": None}, error=None)),
-    "unknown fields": response(images_json({**ITEM, "seed": 7}, object="list", deep={"a": [1, {}]})),
-    "wrong side data": response(images_json(ITEM, created="soon", usage=[1], size=1024, quality={})),
-    "usage with fractions": response(images_json(ITEM, usage={"total_tokens": 1.5, "input_tokens": "2"})),
+    "unknown fields": response(
+        images_json({**ITEM, "seed": 7}, object="list", deep={"a": [1, {}]})
+    ),
+    "wrong side data": response(
+        images_json(ITEM, created="soon", usage=[1], size=1024, quality={})
+    ),
+    "usage with fractions": response(
+        images_json(ITEM, usage={"total_tokens": 1.5, "input_tokens": "2"})
+    ),
     "not a number": response(BODY[:-1] + b', "cost": NaN}'),
     "lone surrogate": response(BODY[:-1] + b', "note": "\\ud800"}'),
     "data url": response(images_json({"b64_json": f"data:image/png;base64,{B64}"})),
-    "data url as url": response(images_json({"url": f"data:image/png;base64,{B64}", "b64_json": ""})),
+    "data url as url": response(
+        images_json({"url": f"data:image/png;base64,{B64}", "b64_json": ""})
+    ),
     "escaped slashes": response(BODY.replace(b"/", b"\\/")),
     "escaped plus": response(BODY.replace(b"+", b"\\u002B")),
     "line breaks in base64": response(images_json({"b64_json": f"{B64[:76]}\r\n{B64[76:]}\n"})),
@@ -96,7 +104,9 @@ GOOD_ANSWERS: dict[str, Reply] = {
     "events": stream(b": PING\n\n", PARTIAL, COMPLETED, DONE),
     "events without done": stream(PARTIAL, COMPLETED),
     "events called json": stream(PARTIAL, COMPLETED, content_type="application/json"),
-    "events of a known length": response(PARTIAL + COMPLETED + DONE, content_type="text/event-stream"),
+    "events of a known length": response(
+        PARTIAL + COMPLETED + DONE, content_type="text/event-stream"
+    ),
     "events until the end": [
         head(200, "text/event-stream", Connection="close"), PARTIAL, COMPLETED, End.CLOSE,
     ],
@@ -107,30 +117,30 @@ GOOD_ANSWERS: dict[str, Reply] = {
     "events with crlf": stream(COMPLETED.replace(b"\n", b"\r\n")),
     "events with cr": stream(COMPLETED.replace(b"\n", b"\r")),
     "events after a bom": stream(b"\xef\xbb\xbf" + COMPLETED),
-    "type in the event line": stream(TYPELESS),
+    "type in the event line": stream(EVENT_WITHOUT_TYPE),
     "type in both": stream(event({"type": COMPLETED_TYPE, **ITEM}, COMPLETED_TYPE)),
     "an edit's type": stream(event({"type": "image_edit.completed", **ITEM})),
     "unknown events": stream(event({"type": "image_generation.thought"}), COMPLETED, event([1])),
     "corrupt partial": stream(event({"type": PARTIAL_TYPE, "b64_json": "!!"}), COMPLETED),
     "usage-only frame": stream(COMPLETED, event({"usage": USAGE}), DONE),
     "more after done": stream(COMPLETED, DONE, COMPLETED),
-    "whole answer in a frame": stream(event(BODY), DONE),
+    "json response in an event": stream(event(BODY), DONE),
     "data url in an event": stream(event({"type": COMPLETED_TYPE, "url": f"data:;base64,{B64}"})),
     "reset after the completed event": [*open_stream(COMPLETED), End.RESET],
     "no last chunk": [*open_stream(COMPLETED, DONE), End.CLOSE],
     "nothing after done": [*open_stream(COMPLETED, DONE), End.HOLD],
     "json without a last chunk": [*open_stream(BODY), End.CLOSE],
-    "interim answers": [b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n", *response(BODY)],
+    "interim response": [b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n", *response(BODY)],
 }  # fmt: skip
 
 
 @in_both_modes
-@pytest.mark.parametrize("kind", GOOD_ANSWERS)
-async def test_answer_with_an_image(
+@pytest.mark.parametrize("kind", RESPONSES_WITH_AN_IMAGE)
+async def test_response_with_an_image(
     raw_client: AsyncImages, raw_server: RawServer, kind: str, streaming: bool
 ) -> None:
-    """However an image comes, each mode gives it, and the request id beside it."""
-    raw_server.reply_with(GOOD_ANSWERS[kind])
+    """Both modes return an image of any response shape, and its request id."""
+    raw_server.reply_with(RESPONSES_WITH_AN_IMAGE[kind])
     events, result = await run_call(raw_client, streaming)
     assert [image.content for image in result] == [PNG]
     assert result.meta.request_id == REQUEST_ID
@@ -147,7 +157,7 @@ async def test_answer_with_an_image(
 async def test_usage_in_chat_spelling(
     raw_client: AsyncImages, raw_server: RawServer, streaming: bool
 ) -> None:
-    """Usage in the spelling of chat answers is read as well; what is missing is None."""
+    """Usage in the spelling of chat responses is read too; missing values are None."""
     usage = {
         "prompt_tokens": 5,
         "completion_tokens": 7,
@@ -164,7 +174,7 @@ async def test_usage_in_chat_spelling(
 async def test_usage_of_several_events(
     raw_client: AsyncImages, raw_server: RawServer, streaming: bool
 ) -> None:
-    """Each completed event repeats the whole usage, which is never added up."""
+    """Each completed event repeats the usage of the call, which is not added up."""
     frame = event({"type": COMPLETED_TYPE, "b64_json": B64, "usage": USAGE, "created_at": 5})
     raw_server.reply_with(stream(frame, frame, frame, DONE))
     _, result = await run_call(raw_client, streaming)
@@ -174,11 +184,11 @@ async def test_usage_of_several_events(
 
 
 @in_both_modes
-async def test_usage_in_a_frame_of_its_own(
+async def test_usage_in_a_separate_event(
     raw_client: AsyncImages, raw_server: RawServer, streaming: bool
 ) -> None:
-    """A frame that has only the usage completes the result."""
-    raw_server.reply_with(GOOD_ANSWERS["usage-only frame"])
+    """An event with only the usage completes the result."""
+    raw_server.reply_with(RESPONSES_WITH_AN_IMAGE["usage-only frame"])
     _, result = await run_call(raw_client, streaming)
     assert result.usage == Usage(**USAGE)
 
@@ -196,7 +206,7 @@ async def test_usage_in_a_frame_of_its_own(
 async def test_url_instead_of_bytes(
     raw_client: AsyncImages, raw_server: RawServer, url: str, absolute: str, streaming: bool
 ) -> None:
-    """An image may be a URL, relative to the base URL as well; it is not fetched by itself."""
+    """An image may be a URL, absolute or relative; it is not fetched automatically."""
     item = {"url": url, "b64_json": "", "revised_prompt": "a boat, in oil"}
     for reply in (response(images_json(item)), stream(event({"type": COMPLETED_TYPE, **item}))):
         raw_server.reply_with(reply)
@@ -211,7 +221,7 @@ async def test_url_instead_of_bytes(
 async def test_bytes_and_url(
     raw_client: AsyncImages, raw_server: RawServer, streaming: bool
 ) -> None:
-    """The service's own example has both in one item: the bytes are there at once."""
+    """The service's own example has both in one item: the bytes are available at once."""
     raw_server.reply_with(response(images_json({"url": "https://host/a.png", "b64_json": B64})))
     _, (image,) = await run_call(raw_client, streaming)
     assert (image.content, image.url) == (PNG, "https://host/a.png")
@@ -220,7 +230,9 @@ async def test_bytes_and_url(
 CUT = [head(200, Content_Length=str(len(BODY))), BODY[:200]]
 BARE = json.dumps(error_body(code="moderation_blocked")).encode()
 PAGE = b"<!DOCTYPE html><html><title>Welcome</title></html>"
-BAD_ANSWERS: dict[str, tuple[Reply, type[ElkImagesError], type[ElkImagesError], str]] = {
+RESPONSES_WITHOUT_AN_IMAGE: dict[
+    str, tuple[Reply, type[ElkImagesError], type[ElkImagesError], str]
+] = {
     "empty": (response(b""), EmptyResultError, StreamIncompleteError, ""),
     "no content": (
         [head(204)], EmptyResultError, StreamIncompleteError, "",
@@ -232,10 +244,12 @@ BAD_ANSWERS: dict[str, tuple[Reply, type[ElkImagesError], type[ElkImagesError], 
     "empty data": (response(images_json()), EmptyResultError, EmptyResultError, "no image"),
     "null data": (response({"data": None}), EmptyResultError, EmptyResultError, "no image"),
     "empty slot": (
-        response(images_json({"url": "", "b64_json": ""})), EmptyResultError, EmptyResultError, "no image",
+        response(images_json({"url": "", "b64_json": ""})),
+        EmptyResultError, EmptyResultError, "no image",
     ),
     "null slot": (
-        response(images_json({"url": None, "b64_json": None})), EmptyResultError, EmptyResultError, "",
+        response(images_json({"url": None, "b64_json": None})),
+        EmptyResultError, EmptyResultError, "",
     ),
     "html": (response(PAGE, content_type="text/html"), ResponseError, ResponseError, "/v1"),
     "html called json": (response(b"\n " + PAGE), ResponseError, ResponseError, "/v1"),
@@ -252,9 +266,13 @@ BAD_ANSWERS: dict[str, tuple[Reply, type[ElkImagesError], type[ElkImagesError], 
     "broken json": (response(b'{"data": [}'), ResponseError, ResponseError, "JSON"),
     "not utf-8": (response(b'{"data": "\xff\xfe"'), ResponseError, ResponseError, "JSON"),
     "broken base64": (
-        response(images_json({"b64_json": "!!!!"})), ResponseError, ResponseError, "image is broken",
+        response(images_json({"b64_json": "!!!!"})),
+        ResponseError, ResponseError, "image is broken",
     ),
-    "a bit of base64": (response(images_json({"b64_json": "A"})), ResponseError, ResponseError, "broken"),
+    "a bit of base64": (
+        response(images_json({"b64_json": "A"})),
+        ResponseError, ResponseError, "broken",
+    ),
     "error": (response(error_body()), APIError, APIError, "no such luck"),
     "error with a type": (
         response(error_body(type="invalid_request_error", param="size")),
@@ -267,7 +285,8 @@ BAD_ANSWERS: dict[str, tuple[Reply, type[ElkImagesError], type[ElkImagesError], 
     "error with a number": (response(error_body(code=429)), RateLimitError, RateLimitError, "429"),
     "error as text": (response({"error": "no such luck"}), APIError, APIError, "no such luck"),
     "error called a stream": (
-        response(error_body(), content_type="text/event-stream"), APIError, APIError, "no such luck",
+        response(error_body(), content_type="text/event-stream"),
+        APIError, APIError, "no such luck",
     ),
     "error beside data": (
         response(images_json(ITEM, **error_body(code="content_filter"))),
@@ -315,7 +334,10 @@ BAD_ANSWERS: dict[str, tuple[Reply, type[ElkImagesError], type[ElkImagesError], 
         stream(COMPLETED, event({"type": COMPLETED_TYPE, "b64_json": "!!!!"})),
         ResponseError, ResponseError, "broken",
     ),
-    "cut": ([*CUT, End.CLOSE], DisconnectedError, DisconnectedError, "before the response was complete"),
+    "cut": (
+        [*CUT, End.CLOSE],
+        DisconnectedError, DisconnectedError, "before the response was complete",
+    ),
     "reset": ([*CUT, End.RESET], DisconnectedError, DisconnectedError, ""),
     "cut within the chunks": (
         [*open_stream(PARTIAL, COMPLETED[:200]), End.CLOSE],
@@ -334,12 +356,12 @@ BAD_ANSWERS: dict[str, tuple[Reply, type[ElkImagesError], type[ElkImagesError], 
 
 
 @in_both_modes
-@pytest.mark.parametrize("kind", BAD_ANSWERS)
-async def test_answer_without_an_image(
+@pytest.mark.parametrize("kind", RESPONSES_WITHOUT_AN_IMAGE)
+async def test_response_without_an_image(
     raw_client: AsyncImages, raw_server: RawServer, kind: str, streaming: bool
 ) -> None:
-    """An answer without a usable image is the right error, with the request id, asked for once."""
-    reply, batch_error, stream_error, words = BAD_ANSWERS[kind]
+    """A response without a usable image is the right error, with request id, sent once."""
+    reply, batch_error, stream_error, words = RESPONSES_WITHOUT_AN_IMAGE[kind]
     raw_server.reply_with(reply)
     error = await failure(stream_error if streaming else batch_error, raw_client, streaming)
     assert error.request_id == REQUEST_ID
@@ -352,10 +374,10 @@ async def test_answer_without_an_image(
 
 
 @in_both_modes
-async def test_chunks_that_are_none(
+async def test_invalid_chunks(
     raw_client: AsyncImages, raw_server: RawServer, streaming: bool
 ) -> None:
-    """Chunked coding that is none hangs in the HTTP library; the idle limit ends the call."""
+    """Invalid chunked coding hangs in the HTTP library; the idle limit ends the call."""
     raw_server.reply_with([head(200, Transfer_Encoding="chunked"), b"what?\r\n", End.CLOSE])
     options = {"timeout": Timeout(idle=0.2)}
     error = await failure_of_any_kind(raw_client, streaming, **options)
@@ -365,10 +387,10 @@ async def test_chunks_that_are_none(
 
 
 @in_both_modes
-async def test_deeply_nested_answer(
+async def test_deeply_nested_response(
     raw_client: AsyncImages, raw_server: RawServer, streaming: bool
 ) -> None:
-    """An answer nested beyond all measure ends as an image or an error of ours."""
+    """A very deeply nested response ends as an image or an error of this package."""
     raw_server.reply_with(
         response(BODY[:-1] + b', "deep": ' + b"[" * 50_000 + b"]" * 50_000 + b"}")
     )
@@ -381,7 +403,7 @@ async def test_deeply_nested_answer(
 
 
 @in_both_modes
-async def test_good_images_of_a_broken_answer(
+async def test_good_images_of_a_broken_response(
     raw_client: AsyncImages, raw_server: RawServer, streaming: bool
 ) -> None:
     """When one of several images is broken, the error carries the good ones."""
@@ -406,7 +428,7 @@ async def test_completed_images_before_an_error(
 async def test_partials_of_an_incomplete_stream(
     raw_client: AsyncImages, raw_server: RawServer, streaming: bool
 ) -> None:
-    """A stream without an end carries the partial images that came."""
+    """The error of an incomplete stream carries the partial images received."""
     raw_server.reply_with(stream(PARTIAL, PARTIAL))
     error = await failure(StreamIncompleteError, raw_client, streaming)
     assert [partial.image.content for partial in error.partials] == [PNG, PNG]
@@ -414,10 +436,10 @@ async def test_partials_of_an_incomplete_stream(
 
 
 @in_both_modes
-async def test_page_is_kept_in_part(
+async def test_web_page_is_truncated(
     raw_client: AsyncImages, raw_server: RawServer, streaming: bool
 ) -> None:
-    """Of a web page the beginning is kept for whoever has to find out where it came from."""
+    """The error keeps the beginning of a web page, to find out where it came from."""
     raw_server.reply_with(response(PAGE + b"x" * 100_000))
     error = await failure(ResponseError, raw_client, streaming)
     assert error.body is not None
@@ -431,8 +453,8 @@ async def test_page_is_kept_in_part(
     [BODY, PARTIAL + COMPLETED, PAGE * 9, b" " * 500],
     ids=["json", "events", "page", "blanks"],
 )
-async def test_answer_over_the_limit(raw_server: RawServer, body: bytes, streaming: bool) -> None:
-    """An answer of any kind over the limit is not read on, and the error says how to raise it."""
+async def test_response_over_the_limit(raw_server: RawServer, body: bytes, streaming: bool) -> None:
+    """A response over the limit is not read on, and the error says how to raise it."""
     raw_server.reply_with([*open_stream(body), End.HOLD])
     limits = Limits(max_response_bytes=300)
     async with AsyncImages(KEY, base_url=raw_server.base_url, limits=limits) as client:
@@ -444,7 +466,7 @@ async def test_answer_over_the_limit(raw_server: RawServer, body: bytes, streami
 
 
 async def test_redirect_is_not_followed(raw_client: AsyncImages) -> None:
-    """Neither the prompt nor the key goes to where a redirect points."""
+    """Neither the prompt nor the API key is sent to the target of a redirect."""
     async with RawServer(GOOD) as elsewhere, RawServer() as raw_server:
         raw_server.reply_with([head(307, Location=elsewhere.base_url, Content_Length="0")])
         async with AsyncImages(KEY, base_url=raw_server.base_url) as client:
@@ -455,7 +477,7 @@ async def test_redirect_is_not_followed(raw_client: AsyncImages) -> None:
 
 @in_both_modes
 async def test_base_url_without_v1(server: LocalServer, streaming: bool) -> None:
-    """A base URL without /v1 gets a web page with status 200, and the error says what is missing."""
+    """The error for a web page with status 200 says that /v1 is missing from the base URL."""
     base_url = server.base_url.removesuffix("/v1")
     async with AsyncImages(KEY, base_url=base_url) as client:
         error = await failure(ResponseError, client, streaming)

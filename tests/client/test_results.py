@@ -25,7 +25,7 @@ from tests.helpers.raw_server import (
 
 
 async def test_batch_result(client: AsyncImages) -> None:
-    """A batch call gives a sequence of images with all that the server says beside them."""
+    """A batch call returns a sequence of images with everything else the server sent."""
     result = await client.generate("a boat", n=3, size="1536x1024", output_format="webp")
     assert len(result) == len(list(result)) == len(result.data) == 3
     assert result[0] is result.data[0]
@@ -40,8 +40,8 @@ async def test_batch_result(client: AsyncImages) -> None:
     assert result.usage.input_tokens_details is not None
 
 
-async def test_stream_gives_what_the_batch_call_does(client: AsyncImages) -> None:
-    """The same call in both modes has the same images, and each completed event the whole usage."""
+async def test_stream_result_equals_batch_result(client: AsyncImages) -> None:
+    """Both modes return the same images, and each completed event has the usage of the call."""
     batch = await client.generate("a boat", n=2)
     events, result = await run_call(client, streaming=True, n=2, partial_images=0)
     assert result.data == batch.data
@@ -51,7 +51,7 @@ async def test_stream_gives_what_the_batch_call_does(client: AsyncImages) -> Non
 
 
 async def test_stream_events(client: AsyncImages) -> None:
-    """The events of a stream have all that the contract names."""
+    """The events of a stream have all fields of the contract."""
     events, _ = await run_call(client, streaming=True, partial_images=2)
     *partials, completed = events
     assert [each.type for each in events] == [PARTIAL_TYPE, PARTIAL_TYPE, COMPLETED_TYPE]
@@ -67,7 +67,7 @@ async def test_stream_events(client: AsyncImages) -> None:
 
 @in_both_modes
 async def test_meta(client: AsyncImages, server: LocalServer, streaming: bool) -> None:
-    """`.meta` tells how the answer was got."""
+    """`.meta` describes the attempts, the response and its times."""
     server.inject("rate-limit")
     _, result = await run_call(client, streaming)
     request = server.requests[-1]
@@ -81,8 +81,8 @@ async def test_meta(client: AsyncImages, server: LocalServer, streaming: bool) -
 
 
 @in_both_modes
-async def test_meta_of_a_server_that_says_little(raw_server: RawServer, streaming: bool) -> None:
-    """What the server does not say, and what was not sent, is None."""
+async def test_meta_without_headers(raw_server: RawServer, streaming: bool) -> None:
+    """Values that the server does not send, and that were not sent to it, are None."""
     content = json.dumps({"data": [{"b64_json": B64}]}).encode()
     raw_server.reply_with(
         [b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(content), content]
@@ -98,7 +98,7 @@ async def test_meta_of_a_server_that_says_little(raw_server: RawServer, streamin
 
 
 async def test_meta_of_rate_limit_headers(raw_server: RawServer, raw_client: AsyncImages) -> None:
-    """The rate-limit headers are read into numbers; x-request-id is the second choice for the id."""
+    """Rate-limit headers become numbers; x-request-id is the second choice for the id."""
     content = json.dumps({"data": [{"b64_json": B64}]}).encode()
     lines = (
         f"HTTP/1.1 200 OK\r\nContent-Length: {len(content)}\r\nX-Request-Id: up-1\r\n"
@@ -113,8 +113,8 @@ async def test_meta_of_rate_limit_headers(raw_server: RawServer, raw_client: Asy
     )
 
 
-async def test_many_at_once(client: AsyncImages, server: LocalServer) -> None:
-    """Calls that run at once do not mix up their answers."""
+async def test_concurrent_calls(client: AsyncImages, server: LocalServer) -> None:
+    """Concurrent calls do not mix up their responses."""
     prompts = [f"boat {number}" for number in range(8)]
     results = await asyncio.gather(*(client.generate(prompt) for prompt in prompts))
     again = [await client.generate(prompt) for prompt in reversed(prompts)]

@@ -43,7 +43,7 @@ from tests.helpers.raw_server import (
 async def test_idempotency_key(
     raw_client: AsyncImages, raw_server: RawServer, streaming: bool
 ) -> None:
-    """The key is the same over the attempts of a call, and another one for each call."""
+    """The attempts of a call share one idempotency key; each call has its own."""
     raw_server.reply_with(BUSY, BUSY, GOOD)
     await run_call(raw_client, streaming)
     await run_call(raw_client, streaming)
@@ -56,7 +56,7 @@ async def test_idempotency_key(
 
 @in_both_modes
 async def test_idempotency_off(raw_server: RawServer, streaming: bool) -> None:
-    """With `off` no key is sent."""
+    """With `off` no idempotency key is sent."""
     async with AsyncImages(KEY, base_url=raw_server.base_url, idempotency="off") as client:
         await run_call(client, streaming)
     assert "idempotency-key" not in raw_server.requests[0].headers
@@ -67,7 +67,7 @@ async def test_idempotency_off(raw_server: RawServer, streaming: bool) -> None:
     "fault", ["reset-before-headers", "close-before-headers", "truncate-length"]
 )
 async def test_idempotency_replay(server: LocalServer, fault: str, streaming: bool) -> None:
-    """With `replay` a call whose outcome is unknown is tried again, and paid for once."""
+    """With `replay` a call whose outcome is unknown is tried again, and billed once."""
     server.inject(fault)
     async with AsyncImages(
         server.api_key, base_url=server.base_url, idempotency="replay", retry=QUICK
@@ -80,7 +80,7 @@ async def test_idempotency_replay(server: LocalServer, fault: str, streaming: bo
 
 @in_both_modes
 async def test_unknown_outcome_is_not_retried(server: LocalServer, streaming: bool) -> None:
-    """Without it, a call that broke off after it was sent is not repeated: it may have been paid for."""
+    """Without `replay` a call that broke off after sending is not repeated: it may be billed."""
     server.inject("reset-before-headers")
     async with AsyncImages(server.api_key, base_url=server.base_url, retry=QUICK) as client:
         error = await failure(DisconnectedError, client, streaming)
@@ -89,7 +89,7 @@ async def test_unknown_outcome_is_not_retried(server: LocalServer, streaming: bo
 
 
 class Delays:
-    """A hook that notes the delays before retries, and counts the attempts."""
+    """A hook that collects the delays before retries and counts attempts."""
 
     def __init__(self) -> None:
         self.delays: list[float] = []
@@ -189,7 +189,7 @@ async def test_not_retried(
 async def test_retried_at_the_local_server(
     client: AsyncImages, server: LocalServer, fault: str, made: int, streaming: bool
 ) -> None:
-    """Two refusals and then an image: three requests, and one of them is paid for."""
+    """Two error responses and an image take three requests, of which one is billed."""
     server.inject(fault)
     _, result = await run_call(client, streaming)
     assert len(result) == 1
@@ -200,7 +200,7 @@ async def test_retried_at_the_local_server(
 @in_both_modes
 @pytest.mark.parametrize("retries", [0, 1, 4])
 async def test_retries_are_counted(raw_server: RawServer, retries: int, streaming: bool) -> None:
-    """So many retries beside the first try, for the client as for a call, and then the last error."""
+    """The number of retries holds for the client or a call; then the last error is raised."""
     raw_server.reply_with(BUSY)
     policy = RetryPolicy(retries, initial_backoff=0)
     async with AsyncImages(KEY, base_url=raw_server.base_url, retry=policy) as client:
@@ -237,7 +237,7 @@ async def test_retry_after(
 
 @in_both_modes
 async def test_retry_after_that_is_too_long(raw_server: RawServer, streaming: bool) -> None:
-    """A wish beyond the policy, or beyond the deadline, is not waited for; the error tells it."""
+    """A Retry-After beyond the policy or the deadline is not waited for but reported."""
     raw_server.reply_with(error_response(429, Retry_After="121"))
     async with AsyncImages(KEY, base_url=raw_server.base_url) as client:
         error = await failure(RateLimitError, client, streaming)
@@ -262,7 +262,7 @@ async def test_backoff_grows(raw_server: RawServer) -> None:
 
 
 async def test_retry_budget(raw_server: RawServer) -> None:
-    """All calls of a client, its views included, share a number of retries; a success gives one back."""
+    """All calls of a client and its views share a number of retries; a success returns one."""
     raw_server.reply_with(BUSY)
     policy = RetryPolicy(2, initial_backoff=0, budget=3)
     async with AsyncImages(KEY, base_url=raw_server.base_url, retry=policy) as client:
@@ -277,7 +277,7 @@ async def test_retry_budget(raw_server: RawServer) -> None:
 
 @in_both_modes
 async def test_unreachable_server_is_retried(raw_server: RawServer, streaming: bool) -> None:
-    """Where nobody listens nothing can have been made: it is tried again, then told."""
+    """An unreachable server cannot have made an image, so the call is retried, then fails."""
     seen = Delays()
     async with RawServer() as gone:
         base_url = gone.base_url
@@ -289,7 +289,7 @@ async def test_unreachable_server_is_retried(raw_server: RawServer, streaming: b
 
 
 async def test_host_that_does_not_exist() -> None:
-    """A name that nobody has is a ConnectError that says so."""
+    """A host name that does not resolve is a ConnectError that says so."""
     async with AsyncImages(KEY, base_url="http://nobody.invalid/v1", retry=0) as client:
         error = await failure(ConnectError, client)
     assert "nobody.invalid" in str(error)
@@ -314,7 +314,7 @@ async def _close_connections(raw_server: RawServer) -> None:
 
 
 async def test_pooled_connection_that_was_closed(client: AsyncImages, server: LocalServer) -> None:
-    """A connection that the server closes after an answer does no harm to the next call."""
+    """A pooled connection that the server has closed does no harm to the next call."""
     for _ in range(3):
         server.inject("keep-alive-close")
         await client.generate("a boat")
@@ -323,8 +323,8 @@ async def test_pooled_connection_that_was_closed(client: AsyncImages, server: Lo
 
 
 @pytest.mark.parametrize("read", [1, 2])
-async def test_no_retry_once_an_event_was_given(raw_server: RawServer, read: int) -> None:
-    """A stream that breaks after an event is not begun anew, not even where replays are known."""
+async def test_no_retry_after_a_delivered_event(raw_server: RawServer, read: int) -> None:
+    """A stream that breaks after an event is not retried, even with replay."""
     raw_server.reply_with([*open_stream(PARTIAL, PARTIAL), End.RESET])
     async with AsyncImages(
         KEY, base_url=raw_server.base_url, idempotency="replay", retry=QUICK

@@ -42,8 +42,8 @@ from tests.helpers.raw_server import (
 )
 
 
-def test_generate_returns_what_it_says() -> None:
-    """A batch call is a coroutine, which task groups take; a stream is an ImageStream."""
+def test_generate_return_types() -> None:
+    """A batch call returns a coroutine, which task groups accept; a stream an ImageStream."""
     client = AsyncImages(KEY)
     batch = client.generate("a boat")
     assert inspect.iscoroutine(batch)
@@ -67,28 +67,30 @@ async def test_errors_in_a_task_group(raw_client: AsyncImages, raw_server: RawSe
     """One call that fails in a task group cancels the others, whose connections are closed."""
     raw_server.reply_with(NO_RESPONSE, error_response(401))
 
-    async def ask_twice() -> None:
+    async def generate_twice() -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(raw_client.generate("a boat"))
             await raw_server.wait_until(lambda: len(raw_server.requests) == 1)
             group.create_task(raw_client.generate("a boat"))
 
     with pytest.raises(ExceptionGroup) as caught:
-        await ask_twice()
+        await generate_twice()
     (error,) = caught.value.exceptions
     assert isinstance(error, AuthenticationError)
-    await raw_server.wait_until(lambda: raw_server.connections == 1)  # that of the refusal is kept
+    await raw_server.wait_until(
+        lambda: raw_server.connections == 1
+    )  # that of the error response is kept
 
 
 async def test_nothing_is_opened_before_the_first_call(server: LocalServer) -> None:
-    """A client that is made, entered and left opens nothing."""
+    """A client that is created, entered and left opens nothing."""
     async with AsyncImages(server.api_key, base_url=server.base_url) as client:
         assert repr(client)
     assert server.connections == 0
 
 
 async def test_connections_are_reused(client: AsyncImages, server: LocalServer) -> None:
-    """Calls in turn share one connection, those after a refusal too."""
+    """Calls in turn share one connection, also after an error response."""
     for model in ("gpt-image-1", "nobody", "gpt-image-1"):
         with pytest.raises(NotFoundError) if model == "nobody" else anyio.CancelScope():
             await client.generate("a boat", model=model)
@@ -105,7 +107,7 @@ async def test_closing_closes_the_connections(server: LocalServer) -> None:
 
 @in_both_modes
 async def test_closing_while_a_call_runs(raw_server: RawServer, streaming: bool) -> None:
-    """A call that runs when its client is closed ends with an error of ours, and is not tried again."""
+    """A call in flight when its client is closed fails and is not tried again."""
     raw_server.reply_with(NO_RESPONSE)
     client = AsyncImages(KEY, base_url=raw_server.base_url, retry=QUICK)
     task = asyncio.create_task(failure_of_any_kind(client, streaming))
@@ -122,7 +124,7 @@ async def test_closing_while_a_call_runs(raw_server: RawServer, streaming: bool)
 async def test_closing_while_a_call_waits_for_its_retry(
     raw_server: RawServer, streaming: bool
 ) -> None:
-    """A call that is between two attempts does not open a connection for a closed client."""
+    """A call between two attempts opens no connection for a closed client."""
     scheduled = asyncio.Event()
 
     def hook(record: Record) -> None:
@@ -141,8 +143,8 @@ async def test_closing_while_a_call_waits_for_its_retry(
     assert len(raw_server.requests) == 1
 
 
-async def test_forgotten_client(server: LocalServer) -> None:
-    """A client that nobody closes is a ResourceWarning, not a crash."""
+async def test_client_never_closed(server: LocalServer) -> None:
+    """A client that is never closed is a ResourceWarning, not a crash."""
     client = AsyncImages(server.api_key, base_url=server.base_url)
     await client.generate("a boat")
     with warnings.catch_warnings(record=True) as caught:
@@ -155,14 +157,14 @@ async def test_forgotten_client(server: LocalServer) -> None:
 
 
 async def test_with_options(raw_server: RawServer) -> None:
-    """A view has other options on the same connections, and leaves the client as it is."""
+    """A view has other options on the same connections, and does not change the client."""
     raw_server.reply_with(BUSY)
     async with AsyncImages(KEY, base_url=raw_server.base_url, retry=0) as client:
         view = client.with_options(retry=QUICK, headers={"X-View": "yes"})
         assert (await failure(RateLimitError, view)).attempts == 3
         assert (await failure(RateLimitError, client)).attempts == 1
         raw_server.reply_with(NO_RESPONSE)
-        # Not shorter: after four refusals the client has slowed down.
+        # Not shorter: after four error responses the client has slowed down.
         error = await failure(RequestTimeoutError, client.with_options(timeout=3))
         assert (error.limit, error.phase) == ("total", "first_byte")
         assert raw_server.accepted == 1
@@ -171,7 +173,7 @@ async def test_with_options(raw_server: RawServer) -> None:
 
 
 async def test_with_options_of_a_view(raw_server: RawServer) -> None:
-    """Views of views keep what they do not change; closing one closes all."""
+    """Views of views keep the options they do not change; closing one closes all."""
     async with AsyncImages(KEY, base_url=raw_server.base_url, headers={"X-A": "1"}) as client:
         view = client.with_options(headers={"X-B": "2"}).with_options(retry=0)
         await view.generate("a boat")
@@ -184,14 +186,14 @@ async def test_with_options_of_a_view(raw_server: RawServer) -> None:
 @pytest.mark.parametrize(
     "options", [{"timeout": 0}, {"retry": -1}, {"headers": {"authorization": "x"}}], ids=str
 )
-def test_with_options_wrong(options: dict[str, Any]) -> None:
+def test_with_options_invalid(options: dict[str, Any]) -> None:
     """A view is checked as a client is."""
     with pytest.raises(ConfigurationError):
         AsyncImages(KEY).with_options(**options)
 
 
 async def test_borrowed_session(server: LocalServer) -> None:
-    """A session of the caller's is used and not closed."""
+    """A session passed by the user is used and not closed."""
     async with aiohttp.ClientSession(headers={"X-Mine": "yes"}) as session:
         async with AsyncImages(server.api_key, base_url=server.base_url, session=session) as client:
             _, result = await run_call(client, streaming=True)
@@ -204,7 +206,7 @@ async def test_borrowed_session(server: LocalServer) -> None:
 
 
 async def test_borrowed_session_that_is_closed(server: LocalServer) -> None:
-    """A closed session is told in words, before anything is sent."""
+    """A closed session is an error that says so, before anything is sent."""
     session = aiohttp.ClientSession()
     await session.close()
     async with AsyncImages(server.api_key, base_url=server.base_url, session=session) as client:
@@ -217,7 +219,7 @@ async def test_borrowed_session_that_is_closed(server: LocalServer) -> None:
 async def test_borrowed_session_that_raises_for_status(
     raw_server: RawServer, streaming: bool
 ) -> None:
-    """A session that is set to raise for a status does not take the refusal away."""
+    """A session with `raise_for_status` does not hide the error response."""
     raw_server.reply_with(error_response(401))
     async with (
         aiohttp.ClientSession(raise_for_status=True) as session,
@@ -227,8 +229,8 @@ async def test_borrowed_session_that_raises_for_status(
     assert error.status == 401
 
 
-async def test_borrowed_session_with_short_time_outs(raw_server: RawServer) -> None:
-    """The session's own time-outs do not cut a call short: images take minutes."""
+async def test_borrowed_session_with_short_timeouts(raw_server: RawServer) -> None:
+    """The session's own timeouts do not cut a call short: images take minutes."""
     gate = asyncio.Event()
     raw_server.reply_with([gate, *GOOD])
     session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=0.05, sock_read=0.05))
@@ -240,8 +242,8 @@ async def test_borrowed_session_with_short_time_outs(raw_server: RawServer) -> N
 
 
 @pytest.fixture
-def elsewhere() -> Iterator[LocalServer]:
-    """A local server in a thread with a loop of its own."""
+def threaded_server() -> Iterator[LocalServer]:
+    """A local server in a thread with its own event loop."""
     with (
         anyio.from_thread.start_blocking_portal() as portal,
         portal.wrap_async_context_manager(LocalServer(light=True, delay=0)) as server,
@@ -249,55 +251,55 @@ def elsewhere() -> Iterator[LocalServer]:
         yield server
 
 
-def test_two_loops_in_turn(elsewhere: LocalServer) -> None:
-    """One client serves one `asyncio.run` after the other, without a warning."""
-    client = AsyncImages(elsewhere.api_key, base_url=elsewhere.base_url)
+def test_two_loops_in_turn(threaded_server: LocalServer) -> None:
+    """One client serves successive `asyncio.run` calls without a warning."""
+    client = AsyncImages(threaded_server.api_key, base_url=threaded_server.base_url)
 
-    async def ask_twice() -> list[Image]:
+    async def generate_twice() -> list[Image]:
         await client.generate("a boat")
         async with client.generate("a boat", stream=True) as stream:
             return (await stream.result()).data
 
-    async def ask_and_close() -> list[Image]:
+    async def generate_and_close() -> list[Image]:
         async with client:
-            return await ask_twice()
+            return await generate_twice()
 
-    first = asyncio.run(ask_twice())
-    assert asyncio.run(ask_and_close()) == first
+    first = asyncio.run(generate_twice())
+    assert asyncio.run(generate_and_close()) == first
     gc.collect()
-    assert len(elsewhere.requests) == 4
+    assert len(threaded_server.requests) == 4
 
 
-def test_many_loops_in_turn(elsewhere: LocalServer) -> None:
-    """The pools of loops that are gone do not pile up in a client that lives long."""
-    client = AsyncImages(elsewhere.api_key, base_url=elsewhere.base_url)
+def test_many_loops_in_turn(threaded_server: LocalServer) -> None:
+    """The pools of finished loops do not accumulate in a long-lived client."""
+    client = AsyncImages(threaded_server.api_key, base_url=threaded_server.base_url)
 
-    async def ask_once() -> None:
+    async def generate_once() -> None:
         await client.generate("a boat")
 
     for _ in range(5):
-        asyncio.run(ask_once())
+        asyncio.run(generate_once())
     pools = len(client._transport._pools)
     asyncio.run(client.aclose())
     gc.collect()
     assert pools <= 1
 
 
-def test_two_loops_at_once(elsewhere: LocalServer) -> None:
-    """One client serves two threads with a loop each, and closing it in one closes both pools."""
-    client = AsyncImages(elsewhere.api_key, base_url=elsewhere.base_url)
+def test_two_loops_at_once(threaded_server: LocalServer) -> None:
+    """One client serves two threads with a loop each; closing it in one closes both pools."""
+    client = AsyncImages(threaded_server.api_key, base_url=threaded_server.base_url)
 
-    async def ask_once() -> list[Image]:
+    async def generate_once() -> list[Image]:
         return (await client.generate("a boat")).data
 
     with (
         anyio.from_thread.start_blocking_portal() as one,
         anyio.from_thread.start_blocking_portal() as two,
     ):
-        assert one.call(ask_once) == two.call(ask_once)
+        assert one.call(generate_once) == two.call(generate_once)
         one.call(client.aclose)
         with pytest.raises(ConfigurationError, match="closed"):
-            two.call(ask_once)
+            two.call(generate_once)
     gc.collect()
 
 
@@ -305,7 +307,7 @@ def test_two_loops_at_once(elsewhere: LocalServer) -> None:
 async def test_call_leaves_nothing_to_the_garbage_collector(
     raw_server: RawServer, raw_client: AsyncImages, streaming: bool
 ) -> None:
-    """What a call held, images of megabytes among it, is free with the last reference to it."""
+    """The objects of a call, images included, are freed with its last reference."""
 
     def held() -> Counter[str]:
         names = (type(thing).__name__ for thing in gc.get_objects())

@@ -77,7 +77,7 @@ async def test_time_limit(
     phase: str,
     streaming: bool,
 ) -> None:
-    """A limit that has passed is named, with where the call stood; the connection is closed."""
+    """The error names the limit and the phase of the call, and the connection is closed."""
     raw_server.reply_with(reply)
     error = await failure(RequestTimeoutError, raw_client, streaming, timeout=timeout)
     assert (error.limit, error.phase, error.billing) == (limit, phase, "unknown")
@@ -90,7 +90,7 @@ async def test_time_limit(
 
 @in_both_modes
 async def test_time_limit_of_the_client(raw_server: RawServer, streaming: bool) -> None:
-    """The client's limits hold for each call, and a call's own replaces them."""
+    """The client's limits hold for each call, and a call's own limits replace them."""
     raw_server.reply_with(NO_RESPONSE)
     async with AsyncImages(KEY, base_url=raw_server.base_url, timeout=0.1) as client:
         assert (await failure(RequestTimeoutError, client, streaming)).limit == "total"
@@ -102,7 +102,7 @@ async def test_time_limit_of_the_client(raw_server: RawServer, streaming: bool) 
 
 @in_both_modes
 async def test_total_covers_all_attempts(raw_server: RawServer, streaming: bool) -> None:
-    """The total bounds the attempts and waits together: it ends with the last refusal, or as time-out."""
+    """The total bounds attempts and waits together; the last error or a timeout is raised."""
     raw_server.reply_with(error_response(429, Retry_After_Ms="50"))
     async with AsyncImages(KEY, base_url=raw_server.base_url, retry=90, timeout=0.5) as client:
         with pytest.raises((RateLimitError, RequestTimeoutError)) as caught:
@@ -113,10 +113,8 @@ async def test_total_covers_all_attempts(raw_server: RawServer, streaming: bool)
 
 
 @in_both_modes
-async def test_total_counts_on_in_the_second_attempt(
-    raw_server: RawServer, streaming: bool
-) -> None:
-    """An attempt after a refusal has only what is left of the total."""
+async def test_total_in_the_second_attempt(raw_server: RawServer, streaming: bool) -> None:
+    """A second attempt has only the remaining time of the total."""
     raw_server.reply_with(error_response(429, Retry_After_Ms="1"), NO_RESPONSE)
     async with AsyncImages(KEY, base_url=raw_server.base_url, timeout=0.2) as client:
         error = await failure(RequestTimeoutError, client, streaming)
@@ -127,22 +125,22 @@ async def test_total_counts_on_in_the_second_attempt(
 async def test_time_limit_of_an_upload(streaming: bool) -> None:
     """A server that does not read the request cannot hold the call."""
     async with (
-        RawServer(GOOD, reading=False) as deaf,
-        AsyncImages(KEY, base_url=deaf.base_url, timeout=0.3) as client,
+        RawServer(GOOD, reading=False) as stalled,
+        AsyncImages(KEY, base_url=stalled.base_url, timeout=0.3) as client,
     ):
         extra = {"padding": "x" * 30_000_000}
         error = await failure(RequestTimeoutError, client, streaming, extra_body=extra)
         assert (error.limit, error.phase, error.billing) == ("total", "upload", "unknown")
-        deaf.read_on()
-        await deaf.wait_disconnected()
+        stalled.read_on()
+        await stalled.wait_disconnected()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's queue of connections")
 async def test_time_limit_of_connecting() -> None:
-    """A host that does not answer at all is limited by `connect`; nothing was sent."""
+    """A host that does not accept connections is limited by `connect`; nothing was sent."""
     with socket.socket() as listener, socket.socket() as first, socket.socket() as second:
         listener.bind(("127.0.0.1", 0))
-        listener.listen(0)  # room for one; the kernel leaves those after it unanswered
+        listener.listen(0)  # room for one; the kernel does not complete further connections
         for filler in (first, second):
             filler.setblocking(False)
             filler.connect_ex(listener.getsockname())
@@ -157,7 +155,7 @@ async def test_time_limit_of_connecting() -> None:
 @in_both_modes
 @pytest.mark.parametrize("count", [False, True])
 async def test_pings_alone(server: LocalServer, count: bool, streaming: bool) -> None:
-    """A stream of nothing but pings is idle, unless the caller says that pings count."""
+    """A stream of only pings is idle, unless `pings_count` is set."""
     server.inject("endless-pings")
     timeout = Timeout(total=0.6, idle=0.3, pings_count=count)
     async with AsyncImages(server.api_key, base_url=server.base_url, timeout=timeout) as client:
@@ -165,25 +163,25 @@ async def test_pings_alone(server: LocalServer, count: bool, streaming: bool) ->
     assert error.limit == ("total" if count else "idle")
 
 
-async def test_callers_time_does_not_count_as_idle(
+async def test_time_between_reads_is_not_idle(
     raw_client: AsyncImages, raw_server: RawServer
 ) -> None:
-    """The idle limit is for waits on the server, not for what the caller does between events."""
+    """The idle limit is for waits on the server, not for work between events."""
     gate = asyncio.Event()
     raw_server.reply_with([*open_stream(PARTIAL), gate, *stream(COMPLETED)[1:]])
     async with raw_client.generate("a boat", stream=True, timeout=Timeout(idle=0.05)) as opened:
         await anext(opened)
         gate.set()
-        with anyio.move_on_after(0.15):  # the caller's work
+        with anyio.move_on_after(0.15):  # work between two events
             await anyio.sleep_forever()
         assert isinstance(await anext(opened), CompletedImage)
 
 
 @in_both_modes
-async def test_callers_own_timeout(
+async def test_outer_timeout(
     raw_client: AsyncImages, raw_server: RawServer, streaming: bool
 ) -> None:
-    """The caller's own time-out is the caller's exception, and closes the connection."""
+    """An outer timeout raises its own exception, and closes the connection."""
     raw_server.reply_with(NO_RESPONSE)
     with pytest.raises(TimeoutError) as caught:
         async with asyncio.timeout(0.1):
