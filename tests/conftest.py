@@ -7,7 +7,7 @@ import pytest
 from elkimg_async.image import Image
 from tests.helpers.raw_server import PNG, RawServer, response
 
-collect_ignore = ["plugin_project"]  # a project of its own, run by test_pytest_plugin
+collect_ignore = ["plugin_project"]  # a separate project, run by test_pytest_plugin
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +18,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 async def raw_server() -> AsyncIterator[RawServer]:
-    """A server that answers with one good image, unless it is told otherwise."""
+    """A server that returns one good image unless other replies are set."""
     async with RawServer(
         response({"created": 1, "data": [{"b64_json": Image(PNG).b64_json}]})
     ) as raw_server:

@@ -38,7 +38,7 @@ HALF = [head(200, Content_Length="1000"), b'{"data": [{"b64_json": "iVBOR', End.
 
 @pytest.fixture(autouse=True)
 async def no_task_is_left() -> AsyncIterator[None]:
-    """Whatever a test does, it leaves no task behind."""
+    """No test leaves a task behind."""
     before = running()
     yield
     await until(lambda: running() <= before)
@@ -83,7 +83,7 @@ async def check_works(client: AsyncImages, raw_server: RawServer) -> None:
 
 
 @in_both_modes
-async def test_before_its_first_step(
+async def test_call_cancelled_before_its_first_step(
     client: AsyncImages, raw_server: RawServer, streaming: bool
 ) -> None:
     """A call that was cancelled before it began opens nothing."""
@@ -94,8 +94,10 @@ async def test_before_its_first_step(
 
 
 @in_both_modes
-async def test_while_asking_for_the_key(raw_server: RawServer, streaming: bool) -> None:
-    """A call that waits for its key opens nothing."""
+async def test_call_cancelled_while_waiting_for_the_api_key(
+    raw_server: RawServer, streaming: bool
+) -> None:
+    """A call that waits for its API key opens nothing."""
     asked = asyncio.Event()
 
     async def key() -> str:
@@ -139,11 +141,11 @@ async def test_waiting_for_the_pool(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's queue of connections")
 @in_both_modes
-async def test_connecting(streaming: bool) -> None:
-    """A call that waits for an answer to its SYN leaves no socket behind."""
+async def test_call_cancelled_while_connecting(streaming: bool) -> None:
+    """A call that waits for a TCP connection leaves no socket behind."""
     with socket.socket() as listener, socket.socket() as first, socket.socket() as second:
         listener.bind(("127.0.0.1", 0))
-        listener.listen(0)  # room for one; the kernel leaves those after it unanswered
+        listener.listen(0)  # room for one; the kernel does not complete further connections
         listener.setblocking(False)
         for filler in (first, second):
             filler.setblocking(False)
@@ -196,8 +198,8 @@ async def test_uploading(streaming: bool) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 @in_both_modes
-async def test_uploading_through_a_borrowed_session(streaming: bool) -> None:
-    """A borrowed session's connection is reset as well, though the server never reads on."""
+async def test_call_cancelled_while_uploading_through_a_borrowed_session(streaming: bool) -> None:
+    """A borrowed session's connection is closed even if the server never reads on."""
     async with (
         RawServer(GOOD, reading=False) as deaf,
         aiohttp.ClientSession() as session,
@@ -218,7 +220,7 @@ async def test_uploading_through_a_borrowed_session(streaming: bool) -> None:
 @pytest.mark.parametrize(
     ("reply", "phase"), [([End.HOLD], "first_byte"), (HALF, "body")], ids=["headers", "body"]
 )
-async def test_waiting_for_the_answer(
+async def test_call_cancelled_while_waiting_for_the_response(
     client: AsyncImages, raw_server: RawServer, reply: Reply, phase: str, streaming: bool
 ) -> None:
     """A call that waits for headers, or for more of the body, closes its connection."""
@@ -244,7 +246,7 @@ def begin(
 
 
 def phase_of(call: Any) -> str | None:
-    """Where its attempt stands; None before the first."""
+    """Return the phase of the attempt; None before the first."""
     attempt = call._attempt
     return None if attempt is None or attempt._exchange is None else attempt._exchange.phase
 
@@ -298,7 +300,7 @@ async def test_waiting_for_the_retry(raw_server: RawServer, streaming: bool) -> 
         if isinstance(record, RetryScheduled):
             scheduled.set()
 
-    # Not 429, whose Retry-After would hold back the other call as well.
+    # Not 429, whose Retry-After would delay the other call too.
     raw_server.reply_with([*response({"error": "busy"}, status=500, Retry_After="60")])
     policy = RetryPolicy(max_retries=5)
     async with AsyncImages(KEY, base_url=raw_server.base_url, hooks=[hook], retry=policy) as client:
@@ -313,10 +315,10 @@ async def test_waiting_for_the_retry(raw_server: RawServer, streaming: bool) -> 
 
 
 @in_both_modes
-async def test_within_a_refusal(
+async def test_call_cancelled_within_an_error_response(
     client: AsyncImages, raw_server: RawServer, streaming: bool
 ) -> None:
-    """A call that reads the body of a refusal closes its connection."""
+    """A call that reads the body of an error response closes its connection."""
     cut: Reply = [head(503, Content_Length="1000"), b'{"error": ', End.HOLD]
     raw_server.reply_with(cut)
     task = asyncio.create_task(run_call(client, streaming))
@@ -333,10 +335,10 @@ async def test_within_a_refusal(
     "reply", [[End.HOLD], [head(200, "image/png", Content_Length="999"), PNG[:99], End.HOLD]],
     ids=["headers", "body"],
 )  # fmt: skip
-async def test_downloading(
+async def test_save_cancelled_while_downloading(
     client: AsyncImages, raw_server: RawServer, reply: Reply, tmp_path: Path
 ) -> None:
-    """A save that waits for its download writes nothing, closes the connection, and can be repeated."""
+    """A save that waits for its download writes nothing and can be repeated."""
     async with RawServer(reply) as host:
         raw_server.reply_with(response({"data": [{"url": f"{host.origin}/a.png"}]}))
         (image,) = await client.generate("a boat")
@@ -353,7 +355,7 @@ async def test_downloading(
         assert raw_server.accepted == raw_server.connections == 1
 
 
-async def test_saving_before_a_thread_is_free(tmp_path: Path) -> None:
+async def test_save_cancelled_before_a_thread_is_free(tmp_path: Path) -> None:
     """A save that waits for a thread is cancelled at once, and writes nothing."""
     executor, go_on = ThreadPoolExecutor(1), threading.Event()
     loop = asyncio.get_running_loop()
@@ -371,8 +373,10 @@ async def test_saving_before_a_thread_is_free(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("old", [None, b"the old one"], ids=["new", "replaced"])
-async def test_saving(tmp_path: Path, old: bytes | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A save that is cancelled while it writes leaves the old file or the whole new one, and no part."""
+async def test_save_cancelled_while_writing(
+    tmp_path: Path, old: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A save that is cancelled while it writes leaves the old file or the complete new one."""
     target = tmp_path / "boat.png"
     if old is not None:
         target.write_bytes(old)
@@ -398,8 +402,8 @@ async def test_saving(tmp_path: Path, old: bytes | None, monkeypatch: pytest.Mon
     assert (target.read_bytes() if target.exists() else None) in (old, PNG)
 
 
-async def test_many_at_random_steps(client: AsyncImages, raw_server: RawServer) -> None:
-    """However many steps of the loop a call was given, cancelling it leaves the client as good as new."""
+async def test_calls_cancelled_at_random_steps(client: AsyncImages, raw_server: RawServer) -> None:
+    """After cancellation at any step of the event loop, the client still works."""
     raw_server.reply_with([head(200, Content_Length="1000"), b'{"data":', *[b" "] * 9, End.HOLD])
     for steps in range(40):
         task = asyncio.create_task(run_call(client, steps % 2 == 1))
@@ -411,10 +415,10 @@ async def test_many_at_random_steps(client: AsyncImages, raw_server: RawServer) 
 
 
 @in_both_modes
-async def test_by_a_timeout_of_the_callers(
+async def test_call_cancelled_by_an_outer_timeout(
     client: AsyncImages, raw_server: RawServer, streaming: bool
 ) -> None:
-    """The caller's own time-out stays a TimeoutError of the caller's, and frees everything as well."""
+    """An outer timeout stays a TimeoutError, and everything is released."""
     raw_server.reply_with([End.HOLD])
     with pytest.raises(TimeoutError) as caught:
         async with asyncio.timeout(0.2):

@@ -53,7 +53,7 @@ def test_api_key_in_quotes(quotes: str) -> None:
 
 @pytest.mark.parametrize("prefix", ["Bearer ", "bearer ", "BEARER \t", " Bearer  "])
 async def test_api_key_with_its_scheme(raw_server: RawServer, prefix: str) -> None:
-    """`Bearer ` in front of an API key is removed, wherever the key comes from."""
+    """`Bearer ` in front of an API key is removed, wherever the API key comes from."""
 
     async def ask() -> str:
         return prefix + KEY

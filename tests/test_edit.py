@@ -75,7 +75,7 @@ async def parsed(request: RawRequest) -> list[tuple[str, str | None, str | None,
 
 
 class NoFlow(BaseProtocol):
-    """Flow control that has nothing to do."""
+    """Flow control that does nothing."""
 
     def __init__(self) -> None:
         super().__init__(asyncio.get_running_loop())
@@ -235,7 +235,7 @@ async def test_edit_of_several_with_every_option(
 async def test_edit_stream_fields(
     client: AsyncImages, raw_server: RawServer, options: dict[str, Any], expected: str | None
 ) -> None:
-    """A stream asks for one partial image of a GPT image model, as generate does."""
+    """A stream requests one partial image of a GPT image model, as generate does."""
     raw_server.reply_with(stream(event({"type": "image_edit.completed", "b64_json": B64}), DONE))
     async with client.edit(PNG, "a hat", stream=True, **options) as events:
         assert [type(item) async for item in events] == [CompletedImage]
@@ -288,7 +288,9 @@ async def test_two_calls_share_a_file(
         assert [part[3] for part in await parsed(request)][2:] == [content, content]
 
 
-async def test_own_key_gives_the_same_body(client: AsyncImages, raw_server: RawServer) -> None:
+async def test_own_idempotency_key_keeps_the_body(
+    client: AsyncImages, raw_server: RawServer
+) -> None:
     """Calls with the same Idempotency-Key have the same body; otherwise the boundary is new."""
     for _ in range(2):
         await client.edit(PNG, "a hat", extra_headers={"Idempotency-Key": "order-7"})
@@ -387,7 +389,7 @@ asyncio.run(main())
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 async def test_memory_of_a_large_file(tmp_path: Path) -> None:
-    """A file of 40 MB is never whole in memory."""
+    """A file of 40 MB is never held in memory completely."""
     small, path = on_disk(tmp_path), large(tmp_path, 40 << 20)
     package = str(Path(elkimg_async.__file__).parent.parent)
     peaks = []
@@ -402,7 +404,7 @@ async def test_memory_of_a_large_file(tmp_path: Path) -> None:
             out, _ = await process.communicate()
             peaks.append(int(out) >> 20)
     assert peaks[0] < 5
-    assert peaks[1] > 35  # so much it is when the bytes are given, and what would be seen
+    assert peaks[1] > 35  # what it is with the bytes as an argument, for comparison
     assert sum(request.length > 40 << 20 for request in server.requests) == 2
 
 
@@ -612,7 +614,7 @@ async def test_openai_streams_the_same(server: LocalServer, local: AsyncImages) 
 
 
 async def test_edit_stream_that_ends_early(server: LocalServer, local: AsyncImages) -> None:
-    """The faults of streams strike edits as well, and the partial images are in the error."""
+    """Faults of streams affect edits too, and the error has the partial images."""
     server.inject("no-completed")
     with pytest.raises(StreamIncompleteError) as caught:
         async with local.edit(PNG, "a hat", stream=True, partial_images=2) as events:
@@ -677,7 +679,7 @@ async def test_server_leaves_while_uploading(tmp_path: Path) -> None:
 
 
 async def test_upload_that_stalls(tmp_path: Path) -> None:
-    """The idle limit ends an upload of which nothing leaves."""
+    """The idle limit ends an upload that no longer makes progress."""
     path = large(tmp_path, 20 << 20)
     async with (
         RawServer(GOOD, reading=False) as silent,

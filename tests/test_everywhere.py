@@ -32,8 +32,8 @@ SOON = 2.0  # seconds, for what has to be at once, on a busy machine
 
 
 @pytest.fixture
-def elsewhere() -> Iterator[LocalServer]:
-    """A local server in a thread with a loop of its own."""
+def threaded_server() -> Iterator[LocalServer]:
+    """A local server in a thread with its own event loop."""
     with (
         anyio.from_thread.start_blocking_portal() as portal,
         portal.wrap_async_context_manager(LocalServer(api_key=KEY, light=True, delay=0)) as server,
@@ -42,7 +42,7 @@ def elsewhere() -> Iterator[LocalServer]:
 
 
 def run_script(tmp_path: Path, script: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """A Python program of its own, all warnings shown."""
+    """Run a Python program in its own process, with all warnings shown."""
     path = tmp_path / "script.py"
     path.write_text(script)
     return subprocess.run(
@@ -54,13 +54,13 @@ def run_script(tmp_path: Path, script: str, *arguments: str) -> "subprocess.Comp
 # --- loops and threads ------------------------------------------------------
 
 
-def test_threads_at_once(elsewhere: LocalServer) -> None:
+def test_threads_at_once(threaded_server: LocalServer) -> None:
     """Threads that begin together, each with loops in turn, share one client; each loop closes what it opened."""
-    client = AsyncImages(KEY, base_url=elsewhere.base_url)
+    client = AsyncImages(KEY, base_url=threaded_server.base_url)
     threads, loops = 6, 3
     barrier = threading.Barrier(threads)
 
-    async def ask_all_ways() -> int:
+    async def generate_all_ways() -> int:
         results = await asyncio.gather(
             *(run_call(client, streaming) for streaming in (False, True) * 2)
         )
@@ -68,23 +68,23 @@ def test_threads_at_once(elsewhere: LocalServer) -> None:
 
     def work(_: int) -> int:
         barrier.wait(10)
-        return sum(asyncio.run(ask_all_ways()) for _ in range(loops))
+        return sum(asyncio.run(generate_all_ways()) for _ in range(loops))
 
     with ThreadPoolExecutor(threads) as pool:
         assert sum(pool.map(work, range(threads))) == threads * loops * 4
-    assert elsewhere.generations == threads * loops * 4
+    assert threaded_server.generations == threads * loops * 4
     with anyio.from_thread.start_blocking_portal() as portal:
         portal.call(client.aclose)
     gc.collect()
 
 
-def test_closing_while_threads_ask(elsewhere: LocalServer) -> None:
-    """Closing in one thread ends the calls of the others plainly, and each of their loops can go on."""
-    client = AsyncImages(KEY, base_url=elsewhere.base_url, retry=0)
-    elsewhere.inject(*["stall-headers"] * 3)
+def test_closing_while_threads_generate(threaded_server: LocalServer) -> None:
+    """Closing in one thread ends the calls of others cleanly, and their loops go on."""
+    client = AsyncImages(KEY, base_url=threaded_server.base_url, retry=0)
+    threaded_server.inject(*["stall-headers"] * 3)
     barrier = threading.Barrier(4)
 
-    async def ask_once() -> ElkImagesError:
+    async def generate_once() -> ElkImagesError:
         task = asyncio.create_task(client.generate("a boat"))
         while not client._transport._pools:
             await asyncio.sleep(0)
@@ -95,7 +95,7 @@ def test_closing_while_threads_ask(elsewhere: LocalServer) -> None:
         return caught.value
 
     with ThreadPoolExecutor(3) as pool:
-        ends = [pool.submit(asyncio.run, ask_once()) for _ in range(3)]
+        ends = [pool.submit(asyncio.run, generate_once()) for _ in range(3)]
         barrier.wait(10)
         asyncio.run(client.aclose())
         errors = [end.result(timeout=10) for end in ends]
@@ -104,18 +104,20 @@ def test_closing_while_threads_ask(elsewhere: LocalServer) -> None:
 
 
 async def test_closing_while_another_loop_ends() -> None:
-    """Closing in one loop, while another that used the client comes to its end, neither hangs nor is cancelled."""
+    """Closing in one loop while another that used the client ends neither hangs nor is cancelled."""
     for _ in range(10):
         async with RawServer(GOOD) as raw_server:
             client = AsyncImages(KEY, base_url=raw_server.base_url)
             asked = asyncio.Event()
             here = asyncio.get_running_loop()
 
-            async def ask_once(client: AsyncImages = client, asked: asyncio.Event = asked) -> None:
+            async def generate_once(
+                client: AsyncImages = client, asked: asyncio.Event = asked
+            ) -> None:
                 await client.generate("a boat")
                 here.call_soon_threadsafe(asked.set)  # noqa: B023
 
-            thread = asyncio.create_task(asyncio.to_thread(asyncio.run, ask_once()))
+            thread = asyncio.create_task(asyncio.to_thread(asyncio.run, generate_once()))
             await asked.wait()
             async with asyncio.timeout(SOON):
                 await client.aclose()
@@ -171,13 +173,13 @@ with asyncio.Runner() as runner:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs fork and epoll")
 @pytest.mark.parametrize("where", ["between", "within"])
-def test_fork(elsewhere: LocalServer, tmp_path: Path, where: str) -> None:
-    """A child of a fork gets a pool of its own and may close it; the parent's connection goes on working."""
-    done = run_script(tmp_path, FORK, KEY, elsewhere.base_url, where)
+def test_fork(threaded_server: LocalServer, tmp_path: Path, where: str) -> None:
+    """The child of a fork gets its own pool and may close it; the parent's connection still works."""
+    done = run_script(tmp_path, FORK, KEY, threaded_server.base_url, where)
     lines = ["parent 1 1", "child 1 1", "status 0", "parent again 1 1"]
     assert done.stdout.splitlines() == lines
     assert done.stderr == ""
-    assert elsewhere.generations == 6
+    assert threaded_server.generations == 6
 
 
 # --- never closed -----------------------------------------------------------
@@ -201,9 +203,9 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("way", ["within", "after", "kept"])
-def test_never_closed(elsewhere: LocalServer, tmp_path: Path, way: str) -> None:
-    """A client that nobody closes is one ResourceWarning that names the line which made it, and no other noise."""
-    done = run_script(tmp_path, FORGOTTEN, KEY, elsewhere.base_url, way)
+def test_never_closed(threaded_server: LocalServer, tmp_path: Path, way: str) -> None:
+    """A client that is never closed is one ResourceWarning that names the line which created it."""
+    done = run_script(tmp_path, FORGOTTEN, KEY, threaded_server.base_url, way)
     assert done.returncode == 0
     assert done.stderr.count("Warning:") == done.stderr.count("ResourceWarning:") <= 2
     assert done.stderr.count("was never closed") == 1
@@ -218,7 +220,7 @@ def test_never_closed(elsewhere: LocalServer, tmp_path: Path, way: str) -> None:
 
 
 async def test_closed_twice() -> None:
-    """Closing twice, or in two tasks at once, does nothing the second time; then the client says that it is closed."""
+    """Closing twice, also concurrently, does nothing the second time; later calls raise."""
     async with RawServer(GOOD) as raw_server:
         async with AsyncImages(KEY, base_url=raw_server.base_url) as client:
             await client.generate("a boat")
@@ -258,8 +260,8 @@ async def test_closed_while_calls_run(phase: str) -> None:
         assert "closed" in str(error)
 
 
-async def test_closed_while_a_call_waits_for_its_key() -> None:
-    """A call whose key comes after the client was closed sends nothing and opens nothing."""
+async def test_closed_while_a_call_waits_for_its_api_key() -> None:
+    """A call whose API key arrives after closing sends nothing and opens nothing."""
     asked, gate = asyncio.Event(), asyncio.Event()
 
     async def key() -> str:
@@ -309,30 +311,30 @@ async def _failure(client: AsyncImages, streaming: bool) -> ElkImagesError:
     return caught.value
 
 
-def test_loop_closed_before_the_client(elsewhere: LocalServer) -> None:
+def test_loop_closed_before_the_client(threaded_server: LocalServer) -> None:
     """A client whose loop is gone is closed in another, without noise; its connections went with the loop."""
-    client = AsyncImages(KEY, base_url=elsewhere.base_url)
+    client = AsyncImages(KEY, base_url=threaded_server.base_url)
 
-    async def ask_once() -> int:
+    async def generate_once() -> int:
         return len(await client.generate("a boat"))
 
-    assert asyncio.run(ask_once()) == 1
+    assert asyncio.run(generate_once()) == 1
     gc.collect()
     asyncio.run(client.aclose())
     gc.collect()
 
 
-def test_loop_closed_without_its_generators(elsewhere: LocalServer) -> None:
+def test_loop_closed_without_its_generators(threaded_server: LocalServer) -> None:
     """A loop closed bluntly, without ending what ran in it, does not keep its client from being closed or used."""
-    client = AsyncImages(KEY, base_url=elsewhere.base_url)
+    client = AsyncImages(KEY, base_url=threaded_server.base_url)
 
-    async def ask_once() -> int:
+    async def generate_once() -> int:
         return len(await client.generate("a boat"))
 
     loop = asyncio.new_event_loop()
-    assert loop.run_until_complete(ask_once()) == 1
+    assert loop.run_until_complete(generate_once()) == 1
     loop.run_until_complete(loop.shutdown_asyncgens())
     loop.close()
-    assert asyncio.run(ask_once()) == 1
+    assert asyncio.run(generate_once()) == 1
     asyncio.run(client.aclose())
     gc.collect()

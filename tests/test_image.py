@@ -1,4 +1,4 @@
-"""`Image`: what it tells of its bytes, and reading, saving and downloading them."""
+"""`Image`: what it knows of its bytes, and reading, saving and downloading them."""
 
 import asyncio
 import base64
@@ -53,12 +53,12 @@ CONTENTS = {
 }
 
 
-# --- what the bytes tell ----------------------------------------------------
+# --- the bytes ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("media_type", "content"), list(CONTENTS.items()))
 def test_media_type(media_type: str, content: bytes) -> None:
-    """The media type is told by the bytes."""
+    """The media type follows from the bytes."""
     assert Image(content).media_type == media_type
 
 
@@ -79,13 +79,13 @@ def test_media_type(media_type: str, content: bytes) -> None:
     ],
 )
 def test_media_type_of_other_bytes(content: bytes, media_type: str) -> None:
-    """Other spellings are known, and what is no image is not taken for one."""
+    """Other spellings are known, and other data is not taken for an image."""
     assert media_type_of(content) == media_type
 
 
 @pytest.mark.parametrize("output_format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_media_type_of_real_files(output_format: str) -> None:
-    """What Pillow writes is told as what it is."""
+    """Files that Pillow writes are recognized."""
     file = io.BytesIO()
     PIL.Image.new("RGB", (2, 2)).save(file, output_format)
     assert Image(file.getvalue()).media_type == f"image/{output_format.lower()}"
@@ -118,7 +118,7 @@ def test_image_that_is_only_a_url() -> None:
     ],
 )
 def test_repr(image: Image, text: str) -> None:
-    """The repr tells type and size, or the address without its signature; never the bytes."""
+    """The repr shows type and size, or the URL without its signature; never the bytes."""
     assert repr(image) == text
 
 
@@ -183,15 +183,15 @@ def test_notebook_preview_of_a_truncated_image() -> None:
 
 
 def test_notebook_svg() -> None:
-    """An svg is shown as an image element, in which no script of its can run."""
+    """An SVG is shown as an image element, in which its scripts do not run."""
     bundle = Image(SVG)._repr_mimebundle_()
     assert bundle.keys() == {"text/plain", "text/html"}
     encoded = base64.b64encode(SVG).decode()
     assert f'src="data:image/svg+xml;base64,{encoded}"' in str(bundle["text/html"])
 
 
-def test_notebook_of_what_no_browser_shows() -> None:
-    """Bytes that are no picture of a browser's are shown as text."""
+def test_notebook_of_unsupported_types() -> None:
+    """Bytes that browsers cannot show are described as text."""
     for content in (CONTENTS["image/tiff"], b"whatever"):
         assert Image(content)._repr_mimebundle_().keys() == {"text/plain"}
 
@@ -205,14 +205,14 @@ def test_to_pil() -> None:
 
 
 def test_to_pil_of_a_url() -> None:
-    """`to_pil` says to read a URL first."""
+    """`to_pil` of a URL says to read it first."""
     with pytest.raises(DownloadError, match="read") as caught:
         Image(url="https://host/a.png").to_pil()
     assert caught.value.url == "https://host/a.png"
 
 
 def pattern(mode: str) -> PIL.Image.Image:
-    """A small picture of some colours, where the mode has them with some transparency."""
+    """Return a small image of some colours, with transparency if the mode has it."""
     picture = PIL.Image.new("RGBA", (16, 16))
     picture.putdata([(x * 16, y * 16, 128, x * 17) for y in range(16) for x in range(16)])
     return picture.convert(mode)
@@ -221,7 +221,7 @@ def pattern(mode: str) -> PIL.Image.Image:
 @pytest.mark.parametrize("format", ["png", "webp"])
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
 def test_from_pil_round_trip(mode: str, format: Any) -> None:
-    """A picture of grey or RGB, transparent or not, comes back pixel for pixel."""
+    """A grey or RGB image, transparent or not, is unchanged pixel for pixel."""
     picture = pattern(mode)
     image = Image.from_pil(picture, format=format)
     assert image.media_type == f"image/{format}"
@@ -234,7 +234,7 @@ def test_from_pil_round_trip(mode: str, format: Any) -> None:
 @pytest.mark.parametrize("mode", ["1", "P", "CMYK", "YCbCr", "HSV"])
 @pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
 def test_from_pil_converts(mode: str, format: Any) -> None:
-    """What is neither grey nor RGB becomes what it looks like in RGB."""
+    """Other modes are converted to RGB of the same appearance."""
     picture = pattern("RGB").convert(mode)
     again = Image.from_pil(picture, format=format).to_pil()
     assert again.mode == "RGB"
@@ -260,9 +260,7 @@ def test_from_pil_keeps_the_transparency_of_a_palette() -> None:
 
 
 def test_from_pil_drops_a_profile_that_no_longer_fits() -> None:
-    """The colour profile of a CMYK picture is not written beside RGB; that of an RGB picture is
-    kept.
-    """
+    """The colour profile of a CMYK image is dropped in RGB; that of an RGB image is kept."""
     for mode, kept in (("CMYK", None), ("RGB", b"profile")):
         picture = pattern("RGB").convert(mode)
         picture.info["icc_profile"] = b"profile"
@@ -280,8 +278,8 @@ def test_from_pil_drops_a_profile_that_no_longer_fits() -> None:
         (b"bytes", "png", "not bytes"),
     ],
 )
-def test_from_pil_refuses(picture: Any, format: Any, told: str) -> None:
-    """What would lose something unseen, or cannot be, is the caller's error and says what to do."""
+def test_from_pil_rejects(picture: Any, format: Any, told: str) -> None:
+    """Modes that would lose data or cannot be saved are an error that says what to do."""
     with pytest.raises(ConfigurationError, match=told):
         Image.from_pil(picture, format=format)
 
@@ -311,7 +309,7 @@ def names_in(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("as_path", [False, True])
 async def test_save(tmp_path: Path, as_path: bool) -> None:
-    """`save` writes the bytes and returns the path, given as text or as a path."""
+    """`save` writes the bytes and returns the path, which may be text or a path."""
     target = tmp_path / "boat.png"
     written = await Image(PNG).save(target if as_path else str(target))
     assert isinstance(written, Path)
@@ -347,7 +345,7 @@ async def test_save_with_a_suffix(tmp_path: Path, name: str) -> None:
 
 
 async def test_save_with_the_suffix_of_another_type(tmp_path: Path) -> None:
-    """A suffix that contradicts the bytes gives a warning that points at the user's line."""
+    """A suffix that contradicts the bytes is a warning that names the user's line."""
     with pytest.warns(
         UserWarning, match=r"boat.png holds image/jpeg; save it as boat.jpg"
     ) as caught:
@@ -377,7 +375,7 @@ async def test_save_unknown_bytes(tmp_path: Path) -> None:
 
 
 async def test_save_overwrites(tmp_path: Path) -> None:
-    """A file of the same name is replaced whole, however long it was."""
+    """A file of the same name is replaced, however long it was."""
     target = tmp_path / "boat.png"
     target.write_bytes(bytes(10_000))
     await Image(PNG).save(target)
@@ -394,7 +392,7 @@ async def test_save_onto_a_folder(tmp_path: Path) -> None:
 
 
 async def test_save_concurrently(tmp_path: Path) -> None:
-    """Many saves to one name leave one whole file, the last one's or any other's."""
+    """Many saves to one name leave one complete file."""
     target = tmp_path / "boat.png"
     contents = [PNG + bytes([number]) * 50_000 for number in range(10)]
     await asyncio.gather(*(Image(content).save(target) for content in contents))
@@ -414,7 +412,7 @@ async def test_save_a_long_name_of_wide_characters(tmp_path: Path) -> None:
     assert (await Image(PNG).save(tmp_path / name)).read_bytes() == PNG
 
 
-# --- an image that came as a URL --------------------------------------------
+# --- an image with a URL -----------------------------------------------------
 
 
 @pytest.fixture
@@ -437,7 +435,7 @@ async def image_at(url: str, **options: Any) -> tuple[AsyncImages, Image]:
 
 
 async def failure_of(host: RawServer, reply: Reply, **options: Any) -> DownloadError:
-    """How reading an image fails whose host gives this reply."""
+    """Return the error of reading an image whose host returns this reply."""
     host.reply_with(reply)
     client, image = await image_at(f"{host.origin}/a.png?signature=hush", **options)
     async with client:
@@ -454,12 +452,12 @@ async def failure_of(host: RawServer, reply: Reply, **options: Any) -> DownloadE
 
 
 async def test_read_bytes() -> None:
-    """Bytes that are there are given at once."""
+    """Bytes that are present are returned at once."""
     assert await Image(PNG).read() == PNG
 
 
 async def test_read_a_url(host: RawServer) -> None:
-    """The URL is fetched at the first `read` only, and without the API key."""
+    """The URL is fetched only at the first `read`, and without the API key."""
     client, image = await image_at(f"{host.origin}/a.png?signature=1%2F2")
     async with client:
         assert host.requests == []
@@ -473,7 +471,7 @@ async def test_read_a_url(host: RawServer) -> None:
 
 
 async def test_read_a_signed_url(host: RawServer) -> None:
-    """The address is asked for as it was given: escapes that are part of a signature stay."""
+    """The URL is requested unchanged: escapes that belong to a signature stay."""
     target = "/a%20boat/b.png?sig=a%2Bb%2Fc%3D%3D&se=2030-01-01T00%3A00%3A00Z"
     client, image = await image_at(host.origin + target)
     async with client:
@@ -482,9 +480,7 @@ async def test_read_a_signed_url(host: RawServer) -> None:
 
 
 async def test_read_without_the_clients_headers(host: RawServer) -> None:
-    """Headers that the caller adds for the API do not go to the image host, which may be a
-    stranger.
-    """
+    """Headers added for the API are not sent to the image host."""
     client, image = await image_at(f"{host.origin}/a.png", headers={"X-Team": "hush"})
     async with client:
         await image.read()
@@ -532,7 +528,7 @@ async def test_cancelled_read_can_be_repeated(host: RawServer) -> None:
 
 
 async def test_read_over_the_local_server(tmp_path: Path) -> None:
-    """A dall-e image of the local server comes as a URL and is read from there."""
+    """A dall-e image of the local server is a URL and is read from there."""
     async with (
         LocalServer(light=True, delay=0) as server,
         AsyncImages(server.api_key, base_url=server.base_url) as client,
@@ -551,7 +547,7 @@ async def test_read_over_the_local_server(tmp_path: Path) -> None:
     "location", ["/b.png", "b.png", "//{host}/b.png", "http://{host}/b.png?x=1"]
 )
 async def test_redirect(host: RawServer, location: str) -> None:
-    """A redirect of the image host is followed, relative ones as well."""
+    """Redirects of the image host are followed, relative ones too."""
     address = location.format(host=host.origin.removeprefix("http://"))
     host.reply_with([head(302, Location=address, Content_Length="0")], response(PNG))
     client, image = await image_at(f"{host.origin}/a.png")
@@ -571,7 +567,7 @@ async def test_redirects_without_end(host: RawServer) -> None:
 
 
 async def test_redirect_to_a_broken_address(host: RawServer) -> None:
-    """A redirect to an address that cannot be read is a DownloadError as well."""
+    """A redirect to an invalid URL is a DownloadError too."""
     host.reply_with([head(302, Location="http://[::1/b.png", Content_Length="0")])
     client, image = await image_at(f"{host.origin}/a.png")
     async with client:
@@ -593,7 +589,7 @@ async def test_redirect_to_a_file(host: RawServer, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("status", [204, 400, 403, 404, 410, 500, 503])
-async def test_download_refused(host: RawServer, status: int) -> None:
+async def test_download_with_an_error_status(host: RawServer, status: int) -> None:
     """Any other status is named in the error."""
     body = b"" if status == 204 else b"gone"
     error = await failure_of(host, response(body, status=status), timeout=Timeout(download=1))
@@ -601,29 +597,29 @@ async def test_download_refused(host: RawServer, status: int) -> None:
     assert str(status) in str(error)
 
 
-async def test_redirect_without_a_place(host: RawServer) -> None:
-    """A redirect that names no place is a plain failure, told as one."""
+async def test_redirect_without_a_location(host: RawServer) -> None:
+    """A redirect without a location is an error that says so."""
     error = await failure_of(host, response(b"", status=302))
     assert error.status == 302
 
 
 @pytest.mark.parametrize("content_type", ["text/html", "image/png"])
 async def test_download_of_a_web_page(host: RawServer, content_type: str) -> None:
-    """A web page is no image, whatever it is called."""
+    """A web page is not an image, whatever its content type."""
     page = b"<!doctype html><title>Sign in</title>"
     error = await failure_of(host, response(page, content_type=content_type))
     assert "not an image" in str(error)
     assert error.status == 200
 
 
-async def test_download_of_nothing(host: RawServer) -> None:
-    """An empty file is no image."""
+async def test_download_of_an_empty_file(host: RawServer) -> None:
+    """An empty file is not an image."""
     assert "empty" in str(await failure_of(host, response(b"")))
 
 
 @pytest.mark.parametrize("told", [True, False])
 async def test_download_too_large(host: RawServer, told: bool) -> None:
-    """An image over the limit is not read on, whether its length is told before or not."""
+    """An image over the limit is not read on, whether its length is announced or not."""
     content = PNG + bytes(100_000)
     reply = response(content) if told else [*open_stream(content), End.HOLD]
     limits = Limits(max_response_bytes=100_000)
@@ -653,7 +649,7 @@ async def test_download_as_large_as_allowed(host: RawServer) -> None:
     ids=["closed", "reset", "cut", "reset-in-body", "cut-chunks", "no-http"],
 )
 async def test_download_broken_off(host: RawServer, reply: Reply) -> None:
-    """A broken download is a DownloadError, whatever broke it."""
+    """A broken download is a DownloadError, whatever the cause."""
     assert str(await failure_of(host, reply))
 
 
@@ -663,7 +659,7 @@ async def test_download_broken_off(host: RawServer, reply: Reply) -> None:
     ids=["no-answer", "no-more"],
 )
 async def test_download_takes_too_long(host: RawServer, reply: Reply) -> None:
-    """The download has its own limit, and the error says how to raise it."""
+    """Downloads have their own limit, and the error says how to raise it."""
     error = await failure_of(host, reply, timeout=Timeout(download=0.1))
     assert "download" in str(error)
     assert "Timeout(download=" in str(error)
@@ -682,7 +678,7 @@ async def test_download_takes_too_long_for_the_call(host: RawServer) -> None:
         assert await reading == PNG
 
 
-async def test_download_from_nobody() -> None:
+async def test_download_from_an_unreachable_host() -> None:
     """A host that cannot be reached is a DownloadError that names it."""
     async with RawServer(response(PNG)) as gone:
         origin = gone.origin
@@ -764,7 +760,7 @@ PRIVATE_HOSTS = [
 async def test_private_address(
     host: RawServer, public: tuple[RawServer, aiohttp.ClientSession], name: str
 ) -> None:
-    """A server on the internet cannot make the client ask machines of the private network."""
+    """A server on the internet cannot make the client request private addresses."""
     api, session = public
     api.reply_with(response({"data": [{"url": f"http://{name}:{host.port}/a.png"}]}))
     base_url = f"http://api.invalid:{api.port}/v1"
@@ -779,7 +775,7 @@ async def test_private_address(
 async def test_private_address_that_is_allowed(
     host: RawServer, public: tuple[RawServer, aiohttp.ClientSession]
 ) -> None:
-    """The caller can allow it."""
+    """Private addresses can be allowed."""
     api, session = public
     api.reply_with(response({"data": [{"url": f"{host.origin}/a.png"}]}))
     base_url = f"http://api.invalid:{api.port}/v1"
@@ -790,7 +786,7 @@ async def test_private_address_that_is_allowed(
 
 
 async def test_read_without_a_client() -> None:
-    """An image that no client gave, such as an unpickled one, says that it cannot be fetched."""
+    """An image without a client, such as an unpickled one, says that it cannot be fetched."""
     with pytest.raises(DownloadError, match="no client to download") as caught:
         await pickle.loads(pickle.dumps(Image(url="https://host/a.png"))).read()
     assert caught.value.billing == "billed"
@@ -798,7 +794,7 @@ async def test_read_without_a_client() -> None:
 
 
 async def test_read_after_the_client_was_closed(host: RawServer) -> None:
-    """With its client closed, a URL is not fetched: the error says so, and no connection is opened."""
+    """After its client is closed, a URL is not fetched: the error says so."""
     client, image = await image_at(f"{host.origin}/a.png")
     await client.aclose()
     try:

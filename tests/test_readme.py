@@ -38,7 +38,7 @@ async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LocalServer]:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=range(len(SCRIPTS)))
 async def test_script_runs(script: str, server: LocalServer, tmp_path: Path) -> None:
-    """A script of the README runs from a file, without a warning, and makes what it says."""
+    """A script of the README runs from a file, without warnings, and creates its files."""
     assert await run(script, tmp_path)
     saved = re.search(r'(?:save|write)\(f?"|output_dir=', script)
     texts = (".py", ".jsonl", ".lock")
@@ -48,7 +48,7 @@ async def test_script_runs(script: str, server: LocalServer, tmp_path: Path) -> 
 
 
 async def run(script: str, folder: Path) -> str:
-    """What a script in a folder of its own prints; it fails with neither an error nor a warning."""
+    """Return the output of a script in its own folder; errors and warnings fail."""
     (folder / "script.py").write_text(script, "utf-8")
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -84,8 +84,8 @@ async def test_script_that_moves_over(server: LocalServer, tmp_path: Path) -> No
     ][2:]
 
 
-async def test_web_backend_serves_a_picture(server: LocalServer) -> None:
-    """The backend of the README answers with a picture, and with 502 for a refusal."""
+async def test_web_backend_serves_an_image(server: LocalServer) -> None:
+    """The README's backend returns an image, and 502 for an error response."""
     names: dict[str, object] = {"__name__": "readme"}
     exec(WEB, names)
     app = names["app"]
@@ -111,7 +111,7 @@ async def test_web_backend_serves_a_picture(server: LocalServer) -> None:
 
 
 async def test_fastapi_backend_relays_a_stream(server: LocalServer) -> None:
-    """The FastAPI backend of the README gives the browser the events, on uvicorn."""
+    """The README's FastAPI backend sends the browser the events, on uvicorn."""
     names: dict[str, object] = {"__name__": "readme"}
     exec(FASTAPI, names)
     config = uvicorn.Config(names["app"], port=0, log_level="warning")  # type: ignore[arg-type]

@@ -35,7 +35,7 @@ async def client(raw_server: RawServer) -> AsyncIterator[AsyncImages]:
 
 
 async def test_models_both_ways(client: AsyncImages, raw_server: RawServer) -> None:
-    """The models come from `client.models()` and, as in openai, from `client.models.list()`."""
+    """`client.models()` and, as in openai, `client.models.list()` return the models."""
     raw_server.reply_with(LISTED)
     called = await client.models(extra_headers={"X-A": "b"}, extra_query={"v": 1})
     listed = await client.models.list(extra_headers={"X-A": "b"}, extra_query={"v": 1})

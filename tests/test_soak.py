@@ -1,6 +1,6 @@
 """Thousands of calls against mixed faults: memory, sockets and tasks stay flat.
 
-ELKIMG_SOAK_CALLS is the number of calls, 20,000 unless told otherwise.
+ELKIMG_SOAK_CALLS is the number of calls, 20,000 by default.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ STALLS: list[Reply] = [[End.HOLD], [*open_stream(PARTIAL), End.HOLD]]
 
 
 class Mixed(RawServer):
-    """A canned server whose replies go round, with a stall now and then; it keeps no requests."""
+    """A raw server that cycles through its replies and sometimes stalls; it keeps no requests."""
 
     def __init__(self) -> None:
         super().__init__()

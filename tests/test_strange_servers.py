@@ -40,7 +40,7 @@ async def client(raw_server: RawServer) -> AsyncIterator[AsyncImages]:
 
 
 def raw(status: str, *lines: str, body: bytes = b"") -> Reply:
-    """An answer word for word."""
+    """Return a reply verbatim."""
     return ["\r\n".join([f"HTTP/1.1 {status}", *lines, "", ""]).encode() + body]
 
 
@@ -65,10 +65,10 @@ GOOD_IN_ANY_FORM = {
 
 @in_both_modes
 @pytest.mark.parametrize("reply", GOOD_IN_ANY_FORM.values(), ids=GOOD_IN_ANY_FORM.keys())
-async def test_good_answer(
+async def test_unusual_valid_response(
     client: AsyncImages, raw_server: RawServer, reply: Reply, streaming: bool
 ) -> None:
-    """A whole image is taken, however HTTP's freedoms are used."""
+    """Any valid use of HTTP returns the image."""
     raw_server.reply_with(reply)
     _, result = await run_call(client, streaming)
     assert [image.content for image in result] == [PNG]
@@ -93,10 +93,10 @@ BAD = {
 
 @in_both_modes
 @pytest.mark.parametrize("reply", BAD.values(), ids=BAD.keys())
-async def test_bad_answer(
+async def test_invalid_response(
     client: AsyncImages, raw_server: RawServer, reply: Reply, streaming: bool
 ) -> None:
-    """What no rule allows is an error of ours at once, unknown, and never asked for again."""
+    """Invalid HTTP fails at once with an unknown outcome, and is not retried."""
     if reply in (BAD["NUL in a header"], BAD["a thousand headers"]):
         require_header_limit()
     raw_server.reply_with(reply)
@@ -110,7 +110,7 @@ async def test_bad_answer(
 async def test_switched_protocol(
     client: AsyncImages, raw_server: RawServer, streaming: bool
 ) -> None:
-    """A server that switches to a protocol nobody asked for is no answer, and does not hold the call."""
+    """A server that switches protocols does not hold the call."""
     raw_server.reply_with(
         [*raw("101 Switching Protocols", "Upgrade: x", "Connection: upgrade"), End.HOLD]
     )
@@ -123,7 +123,7 @@ async def test_switched_protocol(
 
 @in_both_modes
 async def test_headers_that_trickle(raw_server: RawServer, streaming: bool) -> None:
-    """Headers that come byte by byte do not move the limit for them."""
+    """Headers that arrive byte by byte do not extend the limit for them."""
     pieces: list[Any] = []
     gates = [asyncio.Event() for _ in range(40)]
     for byte, gate in zip(head()[:40], gates, strict=True):
@@ -144,16 +144,16 @@ async def test_headers_that_trickle(raw_server: RawServer, streaming: bool) -> N
 
 
 @in_both_modes
-async def test_refusal_during_the_upload(streaming: bool) -> None:
-    """A server that refuses before it has read the whole request is heard, and asked again."""
+async def test_error_response_during_the_upload(streaming: bool) -> None:
+    """An error response before the request was read is seen, and the call retried."""
     busy = raw("429 Busy", "Content-Length: 0", "Retry-After: 0")
     async with RawServer(busy, raw("200 OK", LENGTH, body=BODY), reply_after=0) as server:
 
-        async def read_next_request_whole() -> None:
+        async def read_next_request() -> None:
             await server.wait_until(lambda: bool(server.requests))
             server.reply_after = None
 
-        task = asyncio.create_task(read_next_request_whole())
+        task = asyncio.create_task(read_next_request())
         async with AsyncImages(KEY, base_url=server.base_url, retry=QUICK, timeout=20) as client:
             _, result = await run_call(client, streaming, extra_body={"x": "y" * 20_000_000})
             assert result[0].content == PNG
@@ -163,10 +163,10 @@ async def test_refusal_during_the_upload(streaming: bool) -> None:
 
 
 @in_both_modes
-async def test_answer_that_nobody_asked_for(
+async def test_unsolicited_response(
     client: AsyncImages, raw_server: RawServer, streaming: bool
 ) -> None:
-    """A second answer on a connection that waits in the pool is not taken for that of the next call."""
+    """A second response on a pooled connection is not used for the next call."""
     wait = asyncio.Event()
     other = response({"data": [{"b64_json": "R0lGODlhb3RoZXI="}]})
     raw_server.reply_with([*GOOD, wait, *other], GOOD)
@@ -179,10 +179,10 @@ async def test_answer_that_nobody_asked_for(
 
 
 @in_both_modes
-async def test_answer_with_another_behind_it(
+async def test_response_followed_by_another(
     client: AsyncImages, raw_server: RawServer, streaming: bool
 ) -> None:
-    """The same where the second answer comes in one piece with the first."""
+    """Nor is a second response that arrives together with the first."""
     other = response({"data": [{"b64_json": "R0lGODlhb3RoZXI="}]})
     raw_server.reply_with([b"".join(p for p in [*GOOD, *other] if isinstance(p, bytes))], GOOD)
     for _ in range(3):
@@ -192,7 +192,7 @@ async def test_answer_with_another_behind_it(
 
 @pytest.mark.parametrize("url", ["http://{}/v1\r\nX-Evil: 1", "http://{}/v1\nX: 1", "http://{}/v 1", "http://{}/v1\t", "http://{}\r\n.evil/v1"])  # fmt: skip
 async def test_base_url_with_a_line_break(raw_server: RawServer, url: str) -> None:
-    """An address cannot smuggle a header in; it is refused, or used without the break."""
+    """A base URL cannot inject a header; it is rejected, or used without the break."""
     with contextlib.suppress(ElkImagesError):
         async with AsyncImages(KEY, base_url=url.format(raw_server.origin[7:]), retry=0) as client:
             await client.generate("a boat")
@@ -203,7 +203,7 @@ async def test_base_url_with_a_line_break(raw_server: RawServer, url: str) -> No
 
 @pytest.mark.parametrize("path", ["a\r\nX-Evil: 1", "a\nX-Evil: 1", "a b HTTP/1.1\r\nX-Evil: 1\r\n\r\n", "a\x00b", "a\rb"])  # fmt: skip
 async def test_image_url_with_a_line_break(raw_server: RawServer, path: str) -> None:
-    """The address of an image cannot smuggle a header into the request for it."""
+    """An image URL cannot inject a header into its request."""
     async with RawServer(response(PNG)) as host:
         raw_server.reply_with(response({"data": [{"url": f"{host.origin}/{path}"}]}))
         async with AsyncImages(KEY, base_url=raw_server.base_url, timeout=5) as client:
@@ -214,12 +214,12 @@ async def test_image_url_with_a_line_break(raw_server: RawServer, path: str) -> 
         assert len(host.requests) <= 1
 
 
-# --- the key ----------------------------------------------------------------
+# --- the API key ----------------------------------------------------------------
 
 
 @in_both_modes
-async def test_key_function_is_within_first_byte(raw_server: RawServer, streaming: bool) -> None:
-    """A key that does not come is limited in a stream too, which has no total."""
+async def test_api_key_function_timeout(raw_server: RawServer, streaming: bool) -> None:
+    """Waiting for the API key is limited in a stream too, which has no total."""
 
     async def key() -> str:
         await asyncio.get_running_loop().create_future()
@@ -233,10 +233,8 @@ async def test_key_function_is_within_first_byte(raw_server: RawServer, streamin
 
 
 @in_both_modes
-async def test_key_function_that_is_cancelled_within(
-    raw_server: RawServer, streaming: bool
-) -> None:
-    """A key function whose own work was cancelled does not make the call look cancelled."""
+async def test_api_key_function_that_is_cancelled(raw_server: RawServer, streaming: bool) -> None:
+    """A function whose own work was cancelled does not make the call look cancelled."""
 
     async def key() -> str:
         work = asyncio.create_task(asyncio.sleep(10))
@@ -251,8 +249,8 @@ async def test_key_function_that_is_cancelled_within(
 
 
 @in_both_modes
-async def test_key_with_a_line_break(raw_server: RawServer, streaming: bool) -> None:
-    """A key function cannot smuggle a header in."""
+async def test_api_key_with_a_line_break(raw_server: RawServer, streaming: bool) -> None:
+    """A function for the API key cannot inject a header."""
 
     async def key() -> str:
         return f"{KEY}\r\nX-Evil: 1"
