@@ -1,7 +1,7 @@
 """Cancelling a call at each await of its path.
 
-Each test names what was interrupted. Afterwards the server sees no connection of the call, no task is
-left, and the next call on the same client works.
+Each test names what was interrupted. Afterwards the server sees no connection of the call, no task
+is left, and the next call on the same client works.
 """
 
 import asyncio
@@ -120,7 +120,7 @@ async def test_call_cancelled_while_waiting_for_the_api_key(
 async def test_waiting_for_the_pool(
     client: AsyncImages, raw_server: RawServer, streaming: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A call that waits for a connection leaves the queue; the others and the next ones get theirs."""
+    """A cancelled wait for a connection leaves the queue, and the other calls get theirs."""
     monkeypatch.setattr(pool, "MAX_CONNECTIONS", 1)
     gate = asyncio.Event()
     raw_server.reply_with([gate, *GOOD])
@@ -253,7 +253,7 @@ def phase_of(call: Any) -> str | None:
 
 @pytest.mark.parametrize("way", ["next", "result", "open"])
 async def test_within_a_stream(client: AsyncImages, raw_server: RawServer, way: str) -> None:
-    """A stream that is cancelled between two events, or while it is opened, closes its connection."""
+    """A stream cancelled between two events, or while opening, closes its connection."""
     raw_server.reply_with([End.HOLD] if way == "open" else [*open_stream(PARTIAL), End.HOLD])
     seen = asyncio.Event()
 
@@ -274,7 +274,7 @@ async def test_within_a_stream(client: AsyncImages, raw_server: RawServer, way: 
 
 
 async def test_left_between_events(client: AsyncImages, raw_server: RawServer) -> None:
-    """A task that is cancelled in its own code, inside the block of a stream, closes the connection too."""
+    """A task cancelled in the block of a stream closes the connection too."""
     raw_server.reply_with([*open_stream(PARTIAL), End.HOLD])
     seen = asyncio.Event()
 

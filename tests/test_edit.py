@@ -35,9 +35,9 @@ from elkimg_async.hooks import Record, RequestStarted, RetryScheduled
 from elkimg_async.local import LocalServer
 from tests.helpers.calls import B64, GOOD
 from tests.helpers.raw_server import DONE, KEY, End, RawRequest, RawServer, event, response, stream
-from tests.local.test_edits import mask, picture
+from tests.local.test_edits import mask, noise_image
 
-PNG, JPEG, WEBP = (picture(format=kind) for kind in ("PNG", "JPEG", "WEBP"))
+PNG, JPEG, WEBP = (noise_image(format=kind) for kind in ("PNG", "JPEG", "WEBP"))
 BROKEN = response({"error": {"message": "x", "code": "do_request_failed"}}, status=500)
 QUICK = RetryPolicy(initial_backoff=0)
 
@@ -472,9 +472,9 @@ async def test_edit_against_the_rules_of_its_model(
     huge = on_disk(tmp_path, PNG, "huge.png")
     with huge.open("r+b") as file:
         file.truncate(50 << 20)
-    gif = picture(format="GIF", mode="L")
-    square, tall = picture((64, 64)), mask((64, 96))
-    opaque, mini = picture(), "gpt-image-1-mini"
+    gif = noise_image(format="GIF", mode="L")
+    square, tall = noise_image((64, 64)), mask((64, 96))
+    opaque, mini = noise_image(), "gpt-image-1-mini"
     for image, param, words, options in (
         ([PNG] * 17, "image", "17 images, at most 16", {}),
         (gif, "image", "image.gif is image/gif; choose png, webp, jpeg", {}),
@@ -500,7 +500,9 @@ async def test_edit_against_the_rules_of_its_model(
 
 async def test_edit_with_an_unknown_model(client: AsyncImages, raw_server: RawServer) -> None:
     """An unknown model is sent anything, and so is every model with validate off."""
-    await client.edit([picture(format="GIF", mode="L")] * 17, "a", model="new", mask=picture())
+    await client.edit(
+        [noise_image(format="GIF", mode="L")] * 17, "a", model="new", mask=noise_image()
+    )
     parts = await parsed(raw_server.requests[-1])
     assert [part[1:3] for part in parts[2:4]] == [("image.gif", "image/gif")] * 2
     await client.edit(b"text", "a", model="new")
@@ -572,7 +574,7 @@ async def test_openai_sends_the_same(
     server: LocalServer, local: AsyncImages, options: dict[str, Any], several: bool
 ) -> None:
     """Openai's edit has the same fields and files, and returns the same images and usage."""
-    square, hole = picture((64, 64)), mask((64, 64))
+    square, hole = noise_image((64, 64)), mask((64, 64))
     if several and options.get("model") == "dall-e-2":
         several = False
     options = {"model": "gpt-image-1.5", **options}

@@ -1,4 +1,4 @@
-"""One client everywhere: loops in turn, threads at once, after a fork, and closed in every way or not at all."""
+"""One client in several loops, threads and forks, closed in every way or not at all."""
 
 import asyncio
 import gc
@@ -55,7 +55,7 @@ def run_script(tmp_path: Path, script: str, *arguments: str) -> "subprocess.Comp
 
 
 def test_threads_at_once(threaded_server: LocalServer) -> None:
-    """Threads that begin together, each with loops in turn, share one client; each loop closes what it opened."""
+    """Threads, each with successive loops, share one client; each loop closes what it opened."""
     client = AsyncImages(KEY, base_url=threaded_server.base_url)
     threads, loops = 6, 3
     barrier = threading.Barrier(threads)
@@ -104,7 +104,7 @@ def test_closing_while_threads_generate(threaded_server: LocalServer) -> None:
 
 
 async def test_closing_while_another_loop_ends() -> None:
-    """Closing in one loop while another that used the client ends neither hangs nor is cancelled."""
+    """Closing in one loop while another one ends neither hangs nor is cancelled."""
     for _ in range(10):
         async with RawServer(GOOD) as raw_server:
             client = AsyncImages(KEY, base_url=raw_server.base_url)
@@ -174,7 +174,7 @@ with asyncio.Runner() as runner:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs fork and epoll")
 @pytest.mark.parametrize("where", ["between", "within"])
 def test_fork(threaded_server: LocalServer, tmp_path: Path, where: str) -> None:
-    """The child of a fork gets its own pool and may close it; the parent's connection still works."""
+    """A forked child gets its own pool and may close it; the parent's connection works."""
     done = run_script(tmp_path, FORK, KEY, threaded_server.base_url, where)
     lines = ["parent 1 1", "child 1 1", "status 0", "parent again 1 1"]
     assert done.stdout.splitlines() == lines
@@ -241,7 +241,7 @@ PHASES: dict[str, Reply] = {
 
 @pytest.mark.parametrize("phase", PHASES)
 async def test_closed_while_calls_run(phase: str) -> None:
-    """All calls that run when the client is closed fail at once, plainly, and are not sent again."""
+    """All calls in flight when the client is closed fail at once and are not retried."""
     async with RawServer(PHASES[phase]) as raw_server:
         client = AsyncImages(KEY, base_url=raw_server.base_url)
         tasks = [
@@ -284,7 +284,7 @@ async def test_closed_while_a_call_waits_for_its_api_key() -> None:
 
 @pytest.mark.parametrize("steps", range(8))
 async def test_closed_while_a_download_begins(steps: int) -> None:
-    """An image that is being fetched when the client is closed leaves no connection open, however far it was."""
+    """A download in progress when the client is closed leaves no connection open."""
     async with (
         RawServer(response(PNG)) as host,
         RawServer(response({"data": [{"url": f"{host.origin}/a.png"}]})) as api,
@@ -312,7 +312,7 @@ async def _failure(client: AsyncImages, streaming: bool) -> ElkImagesError:
 
 
 def test_loop_closed_before_the_client(threaded_server: LocalServer) -> None:
-    """A client whose loop is gone is closed in another, without noise; its connections went with the loop."""
+    """A client whose loop is closed can be closed in another loop without warnings."""
     client = AsyncImages(KEY, base_url=threaded_server.base_url)
 
     async def generate_once() -> int:
@@ -325,7 +325,7 @@ def test_loop_closed_before_the_client(threaded_server: LocalServer) -> None:
 
 
 def test_loop_closed_without_its_generators(threaded_server: LocalServer) -> None:
-    """A loop closed bluntly, without ending what ran in it, does not keep its client from being closed or used."""
+    """A loop closed with tasks still in it does not keep its client from being closed or used."""
     client = AsyncImages(KEY, base_url=threaded_server.base_url)
 
     async def generate_once() -> int:

@@ -407,7 +407,7 @@ async def test_save_a_long_name(tmp_path: Path) -> None:
 
 
 async def test_save_a_long_name_of_wide_characters(tmp_path: Path) -> None:
-    """The same for a name whose characters take several bytes each, such as one made from a prompt."""
+    """A name whose characters take several bytes each, such as from a prompt, is written too."""
     name = "猫" * 80 + ".png"
     assert (await Image(PNG).save(tmp_path / name)).read_bytes() == PNG
 

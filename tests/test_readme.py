@@ -65,7 +65,7 @@ async def run(script: str, folder: Path) -> str:
 
 
 async def test_script_that_moves_over(server: LocalServer, tmp_path: Path) -> None:
-    """The script for openai's client and the one after it differ in the client alone, and make the same."""
+    """The scripts for openai's client and this one differ only in the client."""
     (place,) = [place for place, block in enumerate(BLOCKS) if "AsyncOpenAI" in block]
     before, after = BLOCKS[place : place + 2]
     moved = before.replace("from openai import AsyncOpenAI", "from elkimg_async import AsyncImages")

@@ -108,7 +108,7 @@ async def leave(client: AsyncImages, number: int) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 async def test_soak() -> None:
-    """After any number of calls with faults, the process is as large as after the first thousand."""
+    """After any number of calls with faults the process is as large as after a thousand."""
     ends: collections.Counter[str] = collections.Counter()
     tasks = asyncio.all_tasks()
     async with Mixed() as server:

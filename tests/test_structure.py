@@ -175,7 +175,7 @@ def test_structure_is_on_the_map() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_structure_direction(module: str) -> None:
-    """Imports go down the map and never up, those for type checkers and within functions included."""
+    """Imports, also those for type checkers and in functions, only go down the layers."""
     assert misplaced(module, MODULES[module]) == []
 
 

@@ -91,7 +91,7 @@ async def test_models_in_narrow_pipe(tmp_path: Path, server: LocalServer, column
 
 
 async def test_models_on_narrow_terminal(tmp_path: Path, server: LocalServer) -> None:
-    """On a narrow terminal each model is a block, its name whole."""
+    """On a narrow terminal each model is a block, and its name is not broken."""
     code, shown = await run_on_terminal("models", folder=tmp_path, columns=30, server=server)
     assert code == 0
     assert "gpt-image-1.5" in shown.split("\n")

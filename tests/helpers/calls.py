@@ -1,4 +1,4 @@
-"""One call in either mode, and what every error of a call must hold."""
+"""One call in either mode, and checks that every error of a call must pass."""
 
 import base64
 import json
@@ -27,17 +27,17 @@ in_both_modes = pytest.mark.parametrize("streaming", [False, True], ids=["batch"
 
 
 def images_json(*items: object, **fields: Any) -> bytes:
-    """The JSON body of a response with these items."""
+    """Return the JSON body of a response with these items."""
     return json.dumps({"created": 1, "data": list(items), **fields}).encode()
 
 
 def error_body(**fields: Any) -> dict[str, Any]:
-    """The JSON object of an error response."""
+    """Return the JSON object of an error response."""
     return {"error": {"message": "no such luck", **fields}}
 
 
 def error_response(status: int, code: str = "", **headers: str) -> Reply:
-    """An error response with this status and error code."""
+    """Return an error response with this status and error code."""
     return response(error_body(code=code), status=status, **headers)
 
 
@@ -48,7 +48,7 @@ NO_RESPONSE: Reply = [End.HOLD]
 async def run_call(
     client: AsyncImages, streaming: bool = False, prompt: Any = "a boat", **options: Any
 ) -> tuple[list[ImageEvent], ImagesResponse]:
-    """One call, to its end: the events, none for a batch call, and the result."""
+    """Run one call to its end; return its events, none in batch mode, and the result."""
     if not streaming:
         return [], await client.generate(prompt, **options)
     async with client.generate(prompt, stream=True, **options) as stream:
@@ -57,7 +57,7 @@ async def run_call(
 
 
 async def failure(kind: type[E], client: AsyncImages, streaming: bool = False, **options: Any) -> E:
-    """The error of a call, of exactly this class, which shows nothing that it must not."""
+    """Return the error of a call, of exactly this class, after checking that it exposes nothing."""
     with pytest.raises(kind) as caught:
         await run_call(client, streaming, **options)
     assert type(caught.value) is kind
@@ -68,7 +68,7 @@ async def failure(kind: type[E], client: AsyncImages, streaming: bool = False, *
 async def failure_of_any_kind(
     client: AsyncImages, streaming: bool, **options: Any
 ) -> ElkImagesError:
-    """The error of a call, of any class of ours."""
+    """Return the error of a call, of any class of this package."""
     with pytest.raises(ElkImagesError) as caught:
         await run_call(client, streaming, **options)
     check_clean(caught.value)
@@ -76,7 +76,7 @@ async def failure_of_any_kind(
 
 
 def check_clean(error: BaseException) -> None:
-    """Neither a foreign exception nor the key can be reached from an error of ours."""
+    """Check that neither a foreign exception nor the API key is reachable from an error."""
     links: list[BaseException | None] = [error]
     for link in links:
         if link is not None:
@@ -86,7 +86,7 @@ def check_clean(error: BaseException) -> None:
 
 
 def check_secret(error: BaseException) -> None:
-    """The key is in no text that an error can become, the locals of its traceback included."""
+    """Check that no text of an error shows the API key, its traceback's locals included."""
     shown = traceback.TracebackException.from_exception(error, capture_locals=True)
     for text in (str(error), repr(error), repr(vars(error)), "".join(shown.format())):
         assert KEY not in text

@@ -31,7 +31,7 @@ LIST = response({"object": "list", "data": [ONE]})
 
 
 async def test_models_of_the_local_server() -> None:
-    """The models come in the server's order, as image models, with `meta`."""
+    """The models are in the server's order, as image models, with `meta`."""
     async with (
         LocalServer() as server,
         AsyncImages(server.api_key, base_url=server.base_url) as client,
@@ -109,8 +109,8 @@ def test_model_fields() -> None:
         (b'"a"', "without a list of models"),
     ],
 )
-def test_read_models_of_what_is_none(body: bytes, words: str) -> None:
-    """What is no list of models is an error that says what it is."""
+def test_read_models_invalid(body: bytes, words: str) -> None:
+    """A response that is not a list of models is an error that describes it."""
     with pytest.raises(ResponseError, match=words):
         read_models(body)
 
@@ -139,8 +139,8 @@ def test_decoder_in_any_split() -> None:
     ],
     ids=["500", "502", "cut", "reset", "no-answer"],
 )
-async def test_models_are_asked_for_again(failure: Reply) -> None:
-    """A list costs nothing, so it is asked for again also where an image would not be."""
+async def test_models_are_retried(failure: Reply) -> None:
+    """A list costs nothing, so it is retried even where an image would not be."""
     async with (
         RawServer(failure, LIST) as raw_server,
         AsyncImages(KEY, base_url=raw_server.base_url, retry=FAST) as client,
@@ -151,7 +151,7 @@ async def test_models_are_asked_for_again(failure: Reply) -> None:
 
 
 async def test_models_failures_cost_nothing() -> None:
-    """Whatever goes wrong with a list, nothing was asked that could be billed."""
+    """No failure of a list may have been billed."""
     page = response(b"<html>", content_type="text/html")
     cut: Reply = [head(200, Content_Length="100"), End.CLOSE]
     async with (
@@ -172,7 +172,7 @@ async def test_models_failures_cost_nothing() -> None:
 
 
 async def test_models_limits() -> None:
-    """Limits of time and size hold for a list as well."""
+    """Time and size limits apply to a list too."""
     async with (
         RawServer([head(200), b'{"data": [', End.HOLD]) as raw_server,
         AsyncImages(

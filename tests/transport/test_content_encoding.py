@@ -57,7 +57,7 @@ def decoded(name: str, chunks: list[bytes]) -> bytes:
 
 @pytest.mark.parametrize("name", ENCODE)
 def test_decoder_in_any_split(name: str) -> None:
-    """A body is decoded whole, in chunks and byte by byte, in pieces of a bounded size."""
+    """A body is decoded in one chunk, in several and byte by byte, in parts of a bounded size."""
     encoded = ENCODE[name](BODY)
     assert decoded(name, [encoded]) == BODY
     assert decoded(name, [bytes((byte,)) for byte in encoded]) == BODY
@@ -74,7 +74,7 @@ def test_decoder_of_a_bomb() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "identity", " , identity"])
-def test_decoder_of_nothing(name: str) -> None:
+def test_decoder_without_an_encoding(name: str) -> None:
     """A body that is not encoded needs no decoder."""
     assert decoder_for(name) is None
 

@@ -223,7 +223,7 @@ async def test_download_of_any_image(raw_server: RawServer, content: bytes) -> N
 
 @pytest.mark.parametrize("content", TEXTS.values(), ids=TEXTS.keys())
 async def test_download_of_text(raw_server: RawServer, content: bytes) -> None:
-    """Text and web pages are no image, whatever they are called."""
+    """Text and web pages are not images, whatever their content type."""
     assert is_text(content)
     async with RawServer([*response(content, content_type="image/png"), End.CLOSE]) as host:
         client, image = await image_at(raw_server, f"{host.origin}/a")

@@ -1,4 +1,4 @@
-"""One request and its response: large heads, lost connections, and what a failure says about billing."""
+"""One request and its response: large headers, lost connections and billing of failures."""
 
 import pytest
 
@@ -37,7 +37,7 @@ async def test_response_head_is_large(
 async def test_connection_lost_after_sending(
     raw_server: RawServer, end: End, streaming: bool
 ) -> None:
-    """A connection that ends after the request has left may have been billed, so nothing is sent again."""
+    """A request whose connection is lost after sending may be billed, so it is not retried."""
     raw_server.reply_with([end])
     async with AsyncImages(KEY, base_url=raw_server.base_url, retry=QUICK) as client:
         error = await failure(DisconnectedError, client, streaming)

@@ -1,4 +1,4 @@
-"""What is no failure of the network is not called one."""
+"""Errors that are not failures of the network are not reported as such."""
 
 from typing import Any
 

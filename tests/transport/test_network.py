@@ -53,7 +53,7 @@ def test_private_addresses(address: str) -> None:
 
 @pytest.mark.parametrize("address", TUNNELS)
 def test_private_addresses_in_tunnels(address: str) -> None:
-    """An IPv6 address that only carries a private IPv4 one is no better than that."""
+    """An IPv6 address that carries a private IPv4 address is private."""
     assert not is_public(address)
 
 
@@ -64,7 +64,7 @@ def test_public_addresses(address: str) -> None:
 
 
 async def test_public_resolver() -> None:
-    """The resolver refuses a name as soon as one of its addresses is private, and says why."""
+    """The resolver rejects a name as soon as one of its addresses is private, and says why."""
     resolver = PublicResolver()
     assert isinstance(resolver, AbstractResolver)
     for name, family in itertools.product(
@@ -136,10 +136,8 @@ async def test_look_up_is_limited_for_each_call(
     assert len(raw_server.requests) == 1
 
 
-async def test_proxy_that_says_nothing(
-    raw_server: RawServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What a proxy takes to open the way is part of connecting."""
+async def test_proxy_that_stalls(raw_server: RawServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting for a proxy to open the tunnel is part of connecting."""
     raw_server.reply_with([End.HOLD])
     monkeypatch.setenv("https_proxy", raw_server.origin)
     monkeypatch.delenv("no_proxy", raising=False)
@@ -158,7 +156,7 @@ async def test_name_with_several_dead_addresses(monkeypatch: pytest.MonkeyPatch)
     """All the addresses of a name have `connect` together, not each for itself."""
     with socket.socket() as listener, socket.socket() as first, socket.socket() as second:
         listener.bind(("127.0.0.1", 0))
-        listener.listen(0)  # room for one; the kernel leaves those after it unanswered
+        listener.listen(0)  # room for one; the kernel does not complete further connections
         for filler in (first, second):
             filler.setblocking(False)
             filler.connect_ex(listener.getsockname())

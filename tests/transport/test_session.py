@@ -161,7 +161,7 @@ async def test_aclose_fails_a_download(reply: Reply, borrowed: bool) -> None:
 
 
 def test_aclose_fails_calls_in_other_threads() -> None:
-    """Calls in other event loops fail at once as well."""
+    """Calls in other event loops also fail at once."""
 
     async def call(client: AsyncImages, streaming: bool) -> ElkImagesError:
         async with asyncio.timeout(10):
@@ -231,7 +231,7 @@ async def test_idle_connection_is_reused_within_its_time(raw_server: RawServer) 
     assert await pause_after(raw_server, 0.7) == 0
 
 
-async def test_idle_connection_is_given_up_after_keepalive_timeout(raw_server: RawServer) -> None:
+async def test_idle_connection_is_closed_after_keepalive_timeout(raw_server: RawServer) -> None:
     """`Limits(keepalive_timeout=…)` sets the time; 0 opens a connection for each request."""
     assert await pause_after(raw_server, 0.4, limits=Limits(keepalive_timeout=0.2)) == 1
     assert await pause_after(raw_server, 0.0, limits=Limits(keepalive_timeout=0)) == 2
@@ -246,7 +246,7 @@ def head_with(reply: Reply, line: str) -> bytes:
 
 
 async def serve_once(closed: Callable[[], None]) -> asyncio.Server:
-    """Start a server that closes each connection instead of answering a second request."""
+    """Start a server that closes each connection on a second request."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -58,8 +58,8 @@ def of_another_host(authority: trustme.CA) -> trustme.LeafCert:
     return authority.issue_cert("api.example.com")
 
 
-def of_a_stranger(authority: trustme.CA) -> trustme.LeafCert:
-    """A certificate of an authority that nobody knows."""
+def untrusted(authority: trustme.CA) -> trustme.LeafCert:
+    """Return a certificate of an unknown authority."""
     return trustme.CA().issue_cert("127.0.0.1")
 
 
@@ -84,7 +84,7 @@ async def test_good_certificate(
     [
         (expired, "certificate has expired"),
         (of_another_host, "IP address mismatch"),
-        (of_a_stranger, "unable to get local issuer certificate"),
+        (untrusted, "unable to get local issuer certificate"),
     ],
     ids=["expired", "wrong-host", "unknown-authority"],
 )
@@ -95,7 +95,7 @@ async def test_bad_certificate(
     reason: str,
     streaming: bool,
 ) -> None:
-    """A certificate that proves nothing is a ConnectError that says why; neither prompt nor key was sent."""
+    """An invalid certificate is a ConnectError that says why; nothing was sent."""
     async with server_with(make(authority)) as server:
         async with AsyncImages(
             KEY, base_url=server.base_url, session=session, retry=QUICK

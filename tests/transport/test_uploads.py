@@ -14,10 +14,10 @@ from elkimg_async.sansio.image_headers import MAX_SHOWN, InputImage
 from elkimg_async.transport.uploads import build_edit, open_image, open_images
 from tests.helpers.calls import GOOD
 from tests.helpers.raw_server import KEY, RawServer
-from tests.local.test_edits import mask, picture
+from tests.local.test_edits import mask, noise_image
 from tests.test_edit import parsed
 
-PNG, JPEG, WEBP = (picture(format=kind) for kind in ("PNG", "JPEG", "WEBP"))
+PNG, JPEG, WEBP = (noise_image(format=kind) for kind in ("PNG", "JPEG", "WEBP"))
 URL = "https://host/kitten.png?signature=1"
 TEXT = base64.b64encode(PNG).decode()
 DATA = f"data:image/png;base64,{TEXT}"
@@ -202,7 +202,7 @@ async def test_data_url_is_held_to_the_rules(client: AsyncImages, raw_server: Ra
     small = mask((8, 8))
     with pytest.raises(InvalidRequestError, match="equal size"):
         await client.edit(DATA, "a hat", mask=small)
-    gif = base64.b64encode(picture(format="GIF", mode="L")).decode()
+    gif = base64.b64encode(noise_image(format="GIF", mode="L")).decode()
     with pytest.raises(InvalidRequestError, match="image/gif; choose"):
         await client.edit(f"data:image/png;base64,{gif}", "a hat")
     assert not raw_server.requests
@@ -257,10 +257,12 @@ def test_image_reference_is_printed_shortly() -> None:
     assert len(repr(ImageReference(url=DATA * 9))) < 2 * MAX_SHOWN
 
 
-# --- what is no path --------------------------------------------------------------
+# --- invalid paths ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("content", [PNG, JPEG, WEBP, picture(format="GIF", mode="L"), bytes(300)])
+@pytest.mark.parametrize(
+    "content", [PNG, JPEG, WEBP, noise_image(format="GIF", mode="L"), bytes(300)]
+)
 async def test_base64_passed_as_a_path(
     client: AsyncImages, raw_server: RawServer, content: bytes
 ) -> None:
@@ -296,7 +298,7 @@ async def test_text_file_is_named(client: AsyncImages, tmp_path: Path) -> None:
 
 
 async def test_ready_request(client: AsyncImages, raw_server: RawServer) -> None:
-    """A ready `EditRequest` or a mapping of its fields stands for the arguments."""
+    """A ready `EditRequest` or a mapping of its fields replaces the arguments."""
     raw_server.reply_with(GOOD)
     for given in (
         EditRequest("a hat", image=PNG, mask=mask(), n=2),

@@ -211,7 +211,7 @@ async def test_cookies_are_not_kept(
 async def test_redirect_is_not_followed(
     client: AsyncImages, raw_server: RawServer, status: int, streaming: bool
 ) -> None:
-    """A redirect of the POST is an error that names its target; nothing is sent there or repeated."""
+    """A redirect of the POST is an error that names its target; nothing is sent there."""
     async with RawServer(GOOD) as elsewhere:
         location = f"{elsewhere.base_url}/images/generations?token=secret"
         raw_server.reply_with([head(status, Location=location, Content_Length="0")])
@@ -283,7 +283,7 @@ async def test_endless_field_line(
 async def test_events_without_an_image(
     client: AsyncImages, raw_server: RawServer, frame: bytes, streaming: bool
 ) -> None:
-    """Thousands of events without an image cost only time, and the image after them is delivered."""
+    """Thousands of events without an image do not prevent the delivery of one after them."""
     raw_server.reply_with(stream(frame * 20_000, COMPLETED, DONE))
     events, result = await run_call(client, streaming)
     assert result[0].content == PNG

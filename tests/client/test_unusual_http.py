@@ -54,12 +54,19 @@ GOOD_IN_ANY_FORM = {
     "no reason": raw("200", LENGTH, body=BODY),
     "status 201": raw("201 Created", LENGTH, body=BODY),
     "a header twice": raw("200 OK", LENGTH, "X-A: 1", "X-A: 2", body=BODY),
-    "a header in Latin-1": [b"HTTP/1.1 200 OK\r\nX-A: caf\xe9\r\n" + LENGTH.encode() + b"\r\n\r\n" + BODY],
+    "a header in Latin-1": [
+        b"HTTP/1.1 200 OK\r\nX-A: caf\xe9\r\n" + LENGTH.encode() + b"\r\n\r\n" + BODY
+    ],
     "until the end": [*raw("200 OK", "Connection: close", body=BODY), End.CLOSE],
     "reset after the whole of it": [*raw("200 OK", "Connection: close", body=BODY), End.RESET],
-    "shorter than its length": [*raw("200 OK", f"Content-Length: {len(BODY) + 9}", body=BODY), End.CLOSE],
+    "shorter than its length": [
+        *raw("200 OK", f"Content-Length: {len(BODY) + 9}", body=BODY), End.CLOSE,
+    ],
     "HTTP/1.0": [b"HTTP/1.0 200 OK\r\n\r\n" + BODY, End.CLOSE],
-    "chunks with extensions": raw("200 OK", "Transfer-Encoding: chunked", body=b"%x;a=b\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)),
+    "chunks with extensions": raw(
+        "200 OK", "Transfer-Encoding: chunked",
+        body=b"%x;a=b\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY),
+    ),
 }  # fmt: skip
 
 
@@ -190,7 +197,16 @@ async def test_response_followed_by_another(
         assert result[0].content == PNG
 
 
-@pytest.mark.parametrize("url", ["http://{}/v1\r\nX-Evil: 1", "http://{}/v1\nX: 1", "http://{}/v 1", "http://{}/v1\t", "http://{}\r\n.evil/v1"])  # fmt: skip
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://{}/v1\r\nX-Evil: 1",
+        "http://{}/v1\nX: 1",
+        "http://{}/v 1",
+        "http://{}/v1\t",
+        "http://{}\r\n.evil/v1",
+    ],
+)
 async def test_base_url_with_a_line_break(raw_server: RawServer, url: str) -> None:
     """A base URL cannot inject a header; it is rejected, or used without the break."""
     with contextlib.suppress(ElkImagesError):
@@ -201,7 +217,10 @@ async def test_base_url_with_a_line_break(raw_server: RawServer, url: str) -> No
         assert "x" not in request.headers
 
 
-@pytest.mark.parametrize("path", ["a\r\nX-Evil: 1", "a\nX-Evil: 1", "a b HTTP/1.1\r\nX-Evil: 1\r\n\r\n", "a\x00b", "a\rb"])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    ["a\r\nX-Evil: 1", "a\nX-Evil: 1", "a b HTTP/1.1\r\nX-Evil: 1\r\n\r\n", "a\x00b", "a\rb"],
+)
 async def test_image_url_with_a_line_break(raw_server: RawServer, path: str) -> None:
     """An image URL cannot inject a header into its request."""
     async with RawServer(response(PNG)) as host:
