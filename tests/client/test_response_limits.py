@@ -1,4 +1,4 @@
-"""What a server can do to the client, and where that ends.
+"""Limits of what a server can do to the client.
 
 A private address in place of an image is in `test_image`.
 """
