@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 import pytest
 
 from elkimg_async.image import Image
-from tests.helpers.canned import PNG, Canned, answer
+from tests.helpers.raw_server import PNG, RawServer, response
 
 os.environ.pop("PYTEST_ADDOPTS", None)  # not for the pytest runs that tests start
 
-collect_ignore = ["plugin_project"]  # a project of its own, run by test_pytest_plugin
+collect_ignore = ["plugin_project"]  # a separate project, run by test_pytest_plugin
 
 
 @pytest.fixture(scope="session")
@@ -20,9 +20,9 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture
-async def canned() -> AsyncIterator[Canned]:
-    """A server that answers with one good image, unless it is told otherwise."""
-    async with Canned(
-        answer({"created": 1, "data": [{"b64_json": Image(PNG).b64_json}]})
-    ) as canned:
-        yield canned
+async def raw_server() -> AsyncIterator[RawServer]:
+    """A server that returns one good image unless other replies are set."""
+    async with RawServer(
+        response({"created": 1, "data": [{"b64_json": Image(PNG).b64_json}]})
+    ) as raw_server:
+        yield raw_server

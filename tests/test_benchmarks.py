@@ -68,7 +68,7 @@ def test_spec_text_reads_back(spec: Spec) -> None:
     assert Spec.parse(str(spec)) == spec
 
 
-def test_spec_of_an_unknown_kind_is_refused() -> None:
+def test_spec_of_an_unknown_kind() -> None:
     """Only valid specs are parsed."""
     with pytest.raises(ValueError, match="not a kind"):
         Spec.parse("video-1-10")
@@ -128,7 +128,7 @@ def test_held_tail_begins_inside_the_last_image(spec: Spec) -> None:
 
 @pytest.mark.parametrize("spec", ["url-1-0", "json-2-3000", "stream-3-3000", "json-1-3000000"])
 def test_server_response_of_the_path(lab: Lab, spec: str) -> None:
-    """Whole and held responses have the expected body."""
+    """Complete and held responses have the expected body."""
     expected = build(Spec.parse(spec))
     assert digest(post(lab, f"/{spec}/v1/images/generations")) == expected.body
     assert digest(post(lab, f"/held/{spec}/v1/images/generations")) == expected.body
@@ -219,7 +219,7 @@ def test_missing_contender_is_left_out_with_a_plain_line(lines: list[str]) -> No
     assert "elkimg-async[bench]" in lines[0]
 
 
-def test_worker_refuses_other_images(lab: Lab) -> None:
+def test_worker_with_wrong_images(lab: Lab) -> None:
     """A contender that returns wrong bytes is not measured."""
     decoding = CONTENDERS[BARE].__class__(
         BARE, "a bare read taken for images", CONTENDERS[BARE].opener, (), ""

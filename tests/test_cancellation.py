@@ -1,7 +1,7 @@
 """Cancelling a call at each await of its path.
 
-Each test names what was interrupted. Afterwards the server sees no connection of the call, no task is
-left, and the next call on the same client works.
+Each test names what was interrupted. Afterwards the server sees no connection of the call, no task
+is left, and the next call on the same client works.
 """
 
 import asyncio
@@ -20,17 +20,17 @@ import pytest
 from elkimg_async import AsyncImages, Image, ImagesResponse, PartialImage, RetryPolicy
 from elkimg_async.hooks import Record, RetryScheduled
 from elkimg_async.transport import pool
-from tests.helpers.calls import GOOD, PARTIAL, ask, check_secret, in_both_modes
-from tests.helpers.canned import (
+from tests.helpers.calls import GOOD, PARTIAL, check_secret, in_both_modes, run_call
+from tests.helpers.raw_server import (
     KEY,
     PNG,
-    Canned,
     End,
+    RawServer,
     Reply,
     _Connection,
-    answer,
     head,
     open_stream,
+    response,
 )
 
 HALF = [head(200, Content_Length="1000"), b'{"data": [{"b64_json": "iVBOR', End.HOLD]
@@ -38,15 +38,15 @@ HALF = [head(200, Content_Length="1000"), b'{"data": [{"b64_json": "iVBOR', End.
 
 @pytest.fixture(autouse=True)
 async def no_task_is_left() -> AsyncIterator[None]:
-    """Whatever a test does, it leaves no task behind."""
+    """No test leaves a task behind."""
     before = running()
     yield
     await until(lambda: running() <= before)
 
 
 @pytest.fixture
-async def client(canned: Canned) -> AsyncIterator[AsyncImages]:
-    async with AsyncImages(KEY, base_url=canned.base_url, timeout=10) as client:
+async def client(raw_server: RawServer) -> AsyncIterator[AsyncImages]:
+    async with AsyncImages(KEY, base_url=raw_server.base_url, timeout=10) as client:
         yield client
 
 
@@ -71,77 +71,81 @@ async def cancel(task: "asyncio.Task[Any]") -> None:
     check_secret(caught.value)
 
 
-async def check_works(client: AsyncImages, canned: Canned) -> None:
+async def check_works(client: AsyncImages, raw_server: RawServer) -> None:
     """The same client makes the next calls, on a single new connection."""
-    canned.reply_with(GOOD)
-    accepted = canned.accepted
+    raw_server.reply_with(GOOD)
+    accepted = raw_server.accepted
     for streaming in (False, True):
-        _, result = await ask(client, streaming)
+        _, result = await run_call(client, streaming)
         assert len(result) == 1
-    assert canned.accepted == accepted + 1
-    assert canned.connections == 1
+    assert raw_server.accepted == accepted + 1
+    assert raw_server.connections == 1
 
 
 @in_both_modes
-async def test_before_its_first_step(client: AsyncImages, canned: Canned, streaming: bool) -> None:
+async def test_call_cancelled_before_its_first_step(
+    client: AsyncImages, raw_server: RawServer, streaming: bool
+) -> None:
     """A call that was cancelled before it began opens nothing."""
-    task = asyncio.create_task(ask(client, streaming))
+    task = asyncio.create_task(run_call(client, streaming))
     await cancel(task)
-    assert canned.accepted == 0
-    await check_works(client, canned)
+    assert raw_server.accepted == 0
+    await check_works(client, raw_server)
 
 
 @in_both_modes
-async def test_while_asking_for_the_key(canned: Canned, streaming: bool) -> None:
-    """A call that waits for its key opens nothing."""
+async def test_call_cancelled_while_waiting_for_the_api_key(
+    raw_server: RawServer, streaming: bool
+) -> None:
+    """A call that waits for its API key opens nothing."""
     asked = asyncio.Event()
 
     async def key() -> str:
         asked.set()
-        if canned.accepted == 0 and not ready:
+        if raw_server.accepted == 0 and not ready:
             await asyncio.get_running_loop().create_future()
         return KEY
 
     ready: list[bool] = []
-    async with AsyncImages(key, base_url=canned.base_url) as client:
-        task = asyncio.create_task(ask(client, streaming))
+    async with AsyncImages(key, base_url=raw_server.base_url) as client:
+        task = asyncio.create_task(run_call(client, streaming))
         await asked.wait()
         await cancel(task)
-        assert canned.accepted == 0
+        assert raw_server.accepted == 0
         ready.append(True)
-        await check_works(client, canned)
+        await check_works(client, raw_server)
 
 
 @in_both_modes
 async def test_waiting_for_the_pool(
-    client: AsyncImages, canned: Canned, streaming: bool, monkeypatch: pytest.MonkeyPatch
+    client: AsyncImages, raw_server: RawServer, streaming: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A call that waits for a connection leaves the queue; the others and the next ones get theirs."""
+    """A cancelled wait for a connection leaves the queue, and the other calls get theirs."""
     monkeypatch.setattr(pool, "MAX_CONNECTIONS", 1)
     gate = asyncio.Event()
-    canned.reply_with([gate, *GOOD])
-    first = asyncio.create_task(ask(client, streaming))
-    await canned.wait_until(lambda: len(canned.requests) == 1)
+    raw_server.reply_with([gate, *GOOD])
+    first = asyncio.create_task(run_call(client, streaming))
+    await raw_server.wait_until(lambda: len(raw_server.requests) == 1)
     waiting = [begin(client, streaming) for _ in range(3)]
     await until(lambda: all(phase_of(call) == "connect" for _, call in waiting))
     await cancel(waiting[0][0])
     await cancel(waiting[2][0])
-    assert len(canned.requests) == 1
+    assert len(raw_server.requests) == 1
     gate.set()
     assert len((await first)[1]) == len(await waiting[1][0]) == 1
-    assert canned.accepted == canned.connections == 1
-    canned.reply_with(GOOD)
-    await ask(client, streaming)
-    assert canned.accepted == 1
+    assert raw_server.accepted == raw_server.connections == 1
+    raw_server.reply_with(GOOD)
+    await run_call(client, streaming)
+    assert raw_server.accepted == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's queue of connections")
 @in_both_modes
-async def test_connecting(streaming: bool) -> None:
-    """A call that waits for an answer to its SYN leaves no socket behind."""
+async def test_call_cancelled_while_connecting(streaming: bool) -> None:
+    """A call that waits for a TCP connection leaves no socket behind."""
     with socket.socket() as listener, socket.socket() as first, socket.socket() as second:
         listener.bind(("127.0.0.1", 0))
-        listener.listen(0)  # room for one; the kernel leaves those after it unanswered
+        listener.listen(0)  # room for one; the kernel does not complete further connections
         listener.setblocking(False)
         for filler in (first, second):
             filler.setblocking(False)
@@ -149,19 +153,19 @@ async def test_connecting(streaming: bool) -> None:
         base_url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
         async with AsyncImages(KEY, base_url=base_url) as client:
             before = open_sockets()
-            task = asyncio.create_task(ask(client, streaming))
+            task = asyncio.create_task(run_call(client, streaming))
             await until(lambda: len(open_sockets()) > len(before))
             await cancel(task)
             await until(lambda: open_sockets() == before)
             first.close()
             second.close()
-            async with Canned(GOOD) as canned:
-                assert canned._server is not None
+            async with RawServer(GOOD) as raw_server:
+                assert raw_server._server is not None
                 serve = asyncio.get_running_loop().create_server
-                server = await serve(lambda: _Connection(canned), sock=listener)
-                await canned.wait_until(lambda: canned.accepted >= 1)
-                await canned.wait_until(lambda: canned.connections == 0)  # the fillers
-                await check_works(client, canned)
+                server = await serve(lambda: _Connection(raw_server), sock=listener)
+                await raw_server.wait_until(lambda: raw_server.accepted >= 1)
+                await raw_server.wait_until(lambda: raw_server.connections == 0)  # the fillers
+                await check_works(client, raw_server)
                 server.close()
 
 
@@ -180,7 +184,7 @@ def open_sockets() -> set[str]:
 async def test_uploading(streaming: bool) -> None:
     """A call whose server does not read resets its connection instead of waiting for it."""
     async with (
-        Canned(GOOD, reading=False) as deaf,
+        RawServer(GOOD, reading=False) as deaf,
         AsyncImages(KEY, base_url=deaf.base_url) as client,
     ):
         task, call = begin(client, streaming, extra_body={"padding": "x" * 30_000_000})
@@ -194,10 +198,10 @@ async def test_uploading(streaming: bool) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 @in_both_modes
-async def test_uploading_through_a_borrowed_session(streaming: bool) -> None:
-    """A borrowed session's connection is reset as well, though the server never reads on."""
+async def test_call_cancelled_while_uploading_through_a_borrowed_session(streaming: bool) -> None:
+    """A borrowed session's connection is closed even if the server never reads on."""
     async with (
-        Canned(GOOD, reading=False) as deaf,
+        RawServer(GOOD, reading=False) as deaf,
         aiohttp.ClientSession() as session,
         AsyncImages(KEY, base_url=deaf.base_url, session=session) as client,
     ):
@@ -216,18 +220,18 @@ async def test_uploading_through_a_borrowed_session(streaming: bool) -> None:
 @pytest.mark.parametrize(
     ("reply", "phase"), [([End.HOLD], "first_byte"), (HALF, "body")], ids=["headers", "body"]
 )
-async def test_waiting_for_the_answer(
-    client: AsyncImages, canned: Canned, reply: Reply, phase: str, streaming: bool
+async def test_call_cancelled_while_waiting_for_the_response(
+    client: AsyncImages, raw_server: RawServer, reply: Reply, phase: str, streaming: bool
 ) -> None:
     """A call that waits for headers, or for more of the body, closes its connection."""
-    canned.reply_with(reply)
+    raw_server.reply_with(reply)
     task, call = begin(client, streaming)
-    await canned.wait_until(lambda: len(canned.requests) == 1)
+    await raw_server.wait_until(lambda: len(raw_server.requests) == 1)
     await until(lambda: phase_of(call) == phase)
     await cancel(task)
-    await canned.wait_disconnected()
-    assert len(canned.requests) == 1
-    await check_works(client, canned)
+    await raw_server.wait_disconnected()
+    assert len(raw_server.requests) == 1
+    await check_works(client, raw_server)
 
 
 def begin(
@@ -242,15 +246,15 @@ def begin(
 
 
 def phase_of(call: Any) -> str | None:
-    """Where its attempt stands; None before the first."""
+    """Return the phase of the attempt; None before the first."""
     attempt = call._attempt
     return None if attempt is None or attempt._exchange is None else attempt._exchange.phase
 
 
 @pytest.mark.parametrize("way", ["next", "result", "open"])
-async def test_within_a_stream(client: AsyncImages, canned: Canned, way: str) -> None:
-    """A stream that is cancelled between two events, or while it is opened, closes its connection."""
-    canned.reply_with([End.HOLD] if way == "open" else [*open_stream(PARTIAL), End.HOLD])
+async def test_within_a_stream(client: AsyncImages, raw_server: RawServer, way: str) -> None:
+    """A stream cancelled between two events, or while opening, closes its connection."""
+    raw_server.reply_with([End.HOLD] if way == "open" else [*open_stream(PARTIAL), End.HOLD])
     seen = asyncio.Event()
 
     async def read() -> None:
@@ -261,17 +265,17 @@ async def test_within_a_stream(client: AsyncImages, canned: Canned, way: str) ->
 
     task = asyncio.create_task(read())
     if way == "open":
-        await canned.wait_until(lambda: len(canned.requests) == 1)
+        await raw_server.wait_until(lambda: len(raw_server.requests) == 1)
     else:
         await seen.wait()
     await cancel(task)
-    await canned.wait_disconnected()
-    await check_works(client, canned)
+    await raw_server.wait_disconnected()
+    await check_works(client, raw_server)
 
 
-async def test_left_between_events(client: AsyncImages, canned: Canned) -> None:
-    """A task that is cancelled in its own code, inside the block of a stream, closes the connection too."""
-    canned.reply_with([*open_stream(PARTIAL), End.HOLD])
+async def test_left_between_events(client: AsyncImages, raw_server: RawServer) -> None:
+    """A task cancelled in the block of a stream closes the connection too."""
+    raw_server.reply_with([*open_stream(PARTIAL), End.HOLD])
     seen = asyncio.Event()
 
     async def read() -> None:
@@ -283,12 +287,12 @@ async def test_left_between_events(client: AsyncImages, canned: Canned) -> None:
     task = asyncio.create_task(read())
     await seen.wait()
     await cancel(task)
-    await canned.wait_disconnected()
-    await check_works(client, canned)
+    await raw_server.wait_disconnected()
+    await check_works(client, raw_server)
 
 
 @in_both_modes
-async def test_waiting_for_the_retry(canned: Canned, streaming: bool) -> None:
+async def test_waiting_for_the_retry(raw_server: RawServer, streaming: bool) -> None:
     """A call that waits before its next attempt makes none."""
     scheduled = asyncio.Event()
 
@@ -296,30 +300,32 @@ async def test_waiting_for_the_retry(canned: Canned, streaming: bool) -> None:
         if isinstance(record, RetryScheduled):
             scheduled.set()
 
-    # Not 429, whose Retry-After would hold back the other call as well.
-    canned.reply_with([*answer({"error": "busy"}, status=500, Retry_After="60")])
+    # Not 429, whose Retry-After would delay the other call too.
+    raw_server.reply_with([*response({"error": "busy"}, status=500, Retry_After="60")])
     policy = RetryPolicy(max_retries=5)
-    async with AsyncImages(KEY, base_url=canned.base_url, hooks=[hook], retry=policy) as client:
-        task = asyncio.create_task(ask(client, streaming))
+    async with AsyncImages(KEY, base_url=raw_server.base_url, hooks=[hook], retry=policy) as client:
+        task = asyncio.create_task(run_call(client, streaming))
         await scheduled.wait()
-        await until(lambda: canned.connections == 1)
+        await until(lambda: raw_server.connections == 1)
         await cancel(task)
-        assert len(canned.requests) == 1
-        canned.reply_with(GOOD)
+        assert len(raw_server.requests) == 1
+        raw_server.reply_with(GOOD)
         assert len(await client.generate("a boat")) == 1
-        assert canned.accepted == 1
+        assert raw_server.accepted == 1
 
 
 @in_both_modes
-async def test_within_a_refusal(client: AsyncImages, canned: Canned, streaming: bool) -> None:
-    """A call that reads the body of a refusal closes its connection."""
+async def test_call_cancelled_within_an_error_response(
+    client: AsyncImages, raw_server: RawServer, streaming: bool
+) -> None:
+    """A call that reads the body of an error response closes its connection."""
     cut: Reply = [head(503, Content_Length="1000"), b'{"error": ', End.HOLD]
-    canned.reply_with(cut)
-    task = asyncio.create_task(ask(client, streaming))
-    await canned.wait_until(lambda: len(canned.requests) == 1)
+    raw_server.reply_with(cut)
+    task = asyncio.create_task(run_call(client, streaming))
+    await raw_server.wait_until(lambda: len(raw_server.requests) == 1)
     await cancel(task)
-    await canned.wait_disconnected()
-    await check_works(client, canned)
+    await raw_server.wait_disconnected()
+    await check_works(client, raw_server)
 
 
 # --- images -----------------------------------------------------------------
@@ -329,27 +335,27 @@ async def test_within_a_refusal(client: AsyncImages, canned: Canned, streaming: 
     "reply", [[End.HOLD], [head(200, "image/png", Content_Length="999"), PNG[:99], End.HOLD]],
     ids=["headers", "body"],
 )  # fmt: skip
-async def test_downloading(
-    client: AsyncImages, canned: Canned, reply: Reply, tmp_path: Path
+async def test_save_cancelled_while_downloading(
+    client: AsyncImages, raw_server: RawServer, reply: Reply, tmp_path: Path
 ) -> None:
-    """A save that waits for its download writes nothing, closes the connection, and can be repeated."""
-    async with Canned(reply) as host:
-        canned.reply_with(answer({"data": [{"url": f"{host.origin}/a.png"}]}))
+    """A save that waits for its download writes nothing and can be repeated."""
+    async with RawServer(reply) as host:
+        raw_server.reply_with(response({"data": [{"url": f"{host.origin}/a.png"}]}))
         (image,) = await client.generate("a boat")
         task = asyncio.create_task(image.save(tmp_path / "boat"))
         await host.wait_until(lambda: len(host.requests) == 1)
         await cancel(task)
         await host.wait_disconnected()
         assert not list(tmp_path.iterdir())
-        host.reply_with(answer(PNG))
+        host.reply_with(response(PNG))
         assert (await image.save(tmp_path / "boat")).read_bytes() == PNG
-        assert len(canned.requests) == 1
-        canned.reply_with(GOOD)
-        await ask(client)
-        assert canned.accepted == canned.connections == 1
+        assert len(raw_server.requests) == 1
+        raw_server.reply_with(GOOD)
+        await run_call(client)
+        assert raw_server.accepted == raw_server.connections == 1
 
 
-async def test_saving_before_a_thread_is_free(tmp_path: Path) -> None:
+async def test_save_cancelled_before_a_thread_is_free(tmp_path: Path) -> None:
     """A save that waits for a thread is cancelled at once, and writes nothing."""
     executor, go_on = ThreadPoolExecutor(1), threading.Event()
     loop = asyncio.get_running_loop()
@@ -367,8 +373,10 @@ async def test_saving_before_a_thread_is_free(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("old", [None, b"the old one"], ids=["new", "replaced"])
-async def test_saving(tmp_path: Path, old: bytes | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A save that is cancelled while it writes leaves the old file or the whole new one, and no part."""
+async def test_save_cancelled_while_writing(
+    tmp_path: Path, old: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A save that is cancelled while it writes leaves the old file or the complete new one."""
     target = tmp_path / "boat.png"
     if old is not None:
         target.write_bytes(old)
@@ -394,27 +402,27 @@ async def test_saving(tmp_path: Path, old: bytes | None, monkeypatch: pytest.Mon
     assert (target.read_bytes() if target.exists() else None) in (old, PNG)
 
 
-async def test_many_at_random_steps(client: AsyncImages, canned: Canned) -> None:
-    """However many steps of the loop a call was given, cancelling it leaves the client as good as new."""
-    canned.reply_with([head(200, Content_Length="1000"), b'{"data":', *[b" "] * 9, End.HOLD])
+async def test_calls_cancelled_at_random_steps(client: AsyncImages, raw_server: RawServer) -> None:
+    """After cancellation at any step of the event loop, the client still works."""
+    raw_server.reply_with([head(200, Content_Length="1000"), b'{"data":', *[b" "] * 9, End.HOLD])
     for steps in range(40):
-        task = asyncio.create_task(ask(client, steps % 2 == 1))
+        task = asyncio.create_task(run_call(client, steps % 2 == 1))
         for _ in range(steps):
             await asyncio.sleep(0)
         await cancel(task)
-        await canned.wait_until(lambda: canned.connections == 0)
-    await check_works(client, canned)
+        await raw_server.wait_until(lambda: raw_server.connections == 0)
+    await check_works(client, raw_server)
 
 
 @in_both_modes
-async def test_by_a_timeout_of_the_callers(
-    client: AsyncImages, canned: Canned, streaming: bool
+async def test_call_cancelled_by_an_outer_timeout(
+    client: AsyncImages, raw_server: RawServer, streaming: bool
 ) -> None:
-    """The caller's own time-out stays a TimeoutError of the caller's, and frees everything as well."""
-    canned.reply_with([End.HOLD])
+    """An outer timeout stays a TimeoutError, and everything is released."""
+    raw_server.reply_with([End.HOLD])
     with pytest.raises(TimeoutError) as caught:
         async with asyncio.timeout(0.2):
-            await ask(client, streaming)
+            await run_call(client, streaming)
     assert type(caught.value) is TimeoutError
-    await canned.wait_disconnected()
-    await check_works(client, canned)
+    await raw_server.wait_disconnected()
+    await check_works(client, raw_server)

@@ -45,7 +45,7 @@ def test_timeout_defaults() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_timeout_given(stream: bool) -> None:
+def test_timeout_set(stream: bool) -> None:
     """A limit that is set holds in both modes, infinity included."""
     limits = Timeout(total=1, connect=2, first_byte=3, idle=math.inf, download=5).limits(
         stream=stream
@@ -105,8 +105,8 @@ def test_retry_from_a_number() -> None:
 
 
 @pytest.mark.parametrize("value", [-1, 1.5, "2", True])
-def test_retry_wrong_number(value: Any) -> None:
-    """The numbers of retries are whole ones, 0 or more."""
+def test_retry_invalid_number(value: Any) -> None:
+    """Numbers of retries are integers of 0 or more."""
     with pytest.raises(ConfigurationError, match="max_retries"):
         make_retry(value)
     with pytest.raises(ConfigurationError, match="budget"):
@@ -226,8 +226,8 @@ def test_base_url_wrong(url: str, problem: str) -> None:
         ("HTTPS://example.org", "HTTPS://example.org"),
     ],
 )
-def test_base_url_good(url: str | None, used: str) -> None:
-    """A good base URL is kept without blanks around it and a slash at its end."""
+def test_base_url_valid(url: str | None, used: str) -> None:
+    """White space around a valid base URL and a slash at its end are removed."""
     assert make_base_url(url) == used
     assert AsyncImages(KEY, base_url=url).base_url == used
 
@@ -285,7 +285,7 @@ def test_model_default(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_base_url_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """ELKAPI_BASE_URL is the default, an argument wins over it, and it is checked as well."""
+    """ELKAPI_BASE_URL is the default, an argument overrides it, and both are checked."""
     monkeypatch.setenv("ELKAPI_BASE_URL", "http://localhost:1/v1/")
     assert AsyncImages(KEY).base_url == "http://localhost:1/v1"
     assert AsyncImages(KEY, base_url="http://localhost:2/v1").base_url == "http://localhost:2/v1"
@@ -311,8 +311,8 @@ def test_choice_wrong(option: str) -> None:
     "headers",
     [{"Authorization": f"Bearer {KEY}"}, {"X-A": "b\r\nX-C: d"}, {"X A": "b"}, {"X-A": 1}, "X-A"],
 )
-def test_headers_wrong(headers: Any) -> None:
-    """Headers that cannot be sent, and the API key among them, are rejected at once."""
+def test_headers_invalid(headers: Any) -> None:
+    """Headers that cannot be sent, and the API key's, are rejected at once."""
     with pytest.raises(ConfigurationError, match="headers") as caught:
         AsyncImages(KEY, headers=headers)
     assert KEY not in str(caught.value)

@@ -9,7 +9,7 @@ import pytest
 
 from elkimg_async import AsyncImages, AuthenticationError, ConfigurationError
 from elkimg_async.credentials import Secret, default_api_key, make_api_key, resolve_api_key
-from tests.helpers.canned import KEY, Canned, answer
+from tests.helpers.raw_server import KEY, RawServer, response
 
 
 @pytest.fixture(autouse=True)
@@ -52,16 +52,16 @@ def test_api_key_in_quotes(quotes: str) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["Bearer ", "bearer ", "BEARER \t", " Bearer  "])
-async def test_api_key_with_its_scheme(canned: Canned, prefix: str) -> None:
-    """`Bearer ` in front of an API key is removed, wherever the key comes from."""
+async def test_api_key_with_its_scheme(raw_server: RawServer, prefix: str) -> None:
+    """`Bearer ` in front of an API key is removed, wherever the API key comes from."""
 
     async def ask() -> str:
         return prefix + KEY
 
     for api_key in (prefix + KEY, ask):
-        async with AsyncImages(api_key, base_url=canned.base_url) as client:
+        async with AsyncImages(api_key, base_url=raw_server.base_url) as client:
             await client.generate("a boat")
-    assert [each.headers["authorization"] for each in canned.requests] == [f"Bearer {KEY}"] * 2
+    assert [each.headers["authorization"] for each in raw_server.requests] == [f"Bearer {KEY}"] * 2
 
 
 @pytest.mark.parametrize("api_key", [5, b"sk", ["sk"]])
@@ -72,24 +72,28 @@ def test_api_key_of_the_wrong_type(api_key: Any) -> None:
 
 
 async def test_api_key_header_without_an_api_key(
-    canned: Canned, monkeypatch: pytest.MonkeyPatch
+    raw_server: RawServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client with an `api-key` header needs no API key, and leaves the environment's alone."""
     monkeypatch.setenv("ELKAPI_API_KEY", KEY)
-    async with AsyncImages(base_url=canned.base_url, headers={"API-Key": "azure"}) as client:
+    async with AsyncImages(base_url=raw_server.base_url, headers={"API-Key": "azure"}) as client:
         await client.generate("a boat")
         with pytest.raises(ConfigurationError, match="no API key"):
-            async with AsyncImages("", base_url=canned.base_url) as other:
+            async with AsyncImages("", base_url=raw_server.base_url) as other:
                 await other.generate("a boat")
-    async with AsyncImages(KEY, base_url=canned.base_url, headers={"api-key": "azure"}) as client:
+    async with AsyncImages(
+        KEY, base_url=raw_server.base_url, headers={"api-key": "azure"}
+    ) as client:
         await client.generate("a boat")
-        canned.reply_with(answer({"error": {"message": "no such key: azure-key-1"}}, status=401))
-        azure = AsyncImages(base_url=canned.base_url, headers={"api-key": "azure-key-1"})
+        raw_server.reply_with(
+            response({"error": {"message": "no such key: azure-key-1"}}, status=401)
+        )
+        azure = AsyncImages(base_url=raw_server.base_url, headers={"api-key": "azure-key-1"})
         async with azure:
             with pytest.raises(AuthenticationError) as caught:
                 await azure.generate("a boat")
         assert "azure-key-1" not in str(caught.value) + repr(caught.value.body)
-    bare, both = canned.requests[:2]
+    bare, both = raw_server.requests[:2]
     assert "authorization" not in bare.headers
     assert bare.headers["api-key"] == both.headers["api-key"] == "azure"
     assert both.headers["authorization"] == f"Bearer {KEY}"

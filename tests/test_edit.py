@@ -34,18 +34,17 @@ from elkimg_async import (
 from elkimg_async.hooks import Record, RequestStarted, RetryScheduled
 from elkimg_async.local import LocalServer
 from tests.helpers.calls import B64, GOOD
-from tests.helpers.canned import DONE, KEY, Canned, CannedRequest, End, answer, event, stream
-from tests.helpers.raw_server import RawServer
-from tests.local.test_edits import mask, picture
+from tests.helpers.raw_server import DONE, KEY, End, RawRequest, RawServer, event, response, stream
+from tests.local.test_edits import mask, noise_image
 
-PNG, JPEG, WEBP = (picture(format=kind) for kind in ("PNG", "JPEG", "WEBP"))
-BROKEN = answer({"error": {"message": "x", "code": "do_request_failed"}}, status=500)
+PNG, JPEG, WEBP = (noise_image(format=kind) for kind in ("PNG", "JPEG", "WEBP"))
+BROKEN = response({"error": {"message": "x", "code": "do_request_failed"}}, status=500)
 QUICK = RetryPolicy(initial_backoff=0)
 
 
 @pytest.fixture
-async def client(canned: Canned) -> AsyncIterator[AsyncImages]:
-    async with AsyncImages(KEY, base_url=canned.base_url, retry=QUICK) as client:
+async def client(raw_server: RawServer) -> AsyncIterator[AsyncImages]:
+    async with AsyncImages(KEY, base_url=raw_server.base_url, retry=QUICK) as client:
         yield client
 
 
@@ -61,7 +60,7 @@ async def local(server: LocalServer) -> AsyncIterator[AsyncImages]:
         yield client
 
 
-async def parsed(request: CannedRequest) -> list[tuple[str, str | None, str | None, bytes]]:
+async def parsed(request: RawRequest) -> list[tuple[str, str | None, str | None, bytes]]:
     """The form as another parser sees it: name, file name, type and content of each part."""
     stream = aiohttp.StreamReader(NoFlow(), 2**16, loop=asyncio.get_running_loop())
     stream.feed_data(request.body)
@@ -76,7 +75,7 @@ async def parsed(request: CannedRequest) -> list[tuple[str, str | None, str | No
 
 
 class NoFlow(BaseProtocol):
-    """Flow control that has nothing to do."""
+    """Flow control that does nothing."""
 
     def __init__(self) -> None:
         super().__init__(asyncio.get_running_loop())
@@ -145,12 +144,12 @@ WAYS: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_edit_of_each_kind_of_input(
-    client: AsyncImages, canned: Canned, tmp_path: Path, way: str
+    client: AsyncImages, raw_server: RawServer, tmp_path: Path, way: str
 ) -> None:
     """Every kind of input arrives with its bytes, and a name and type that fit them."""
     response = await client.edit(WAYS[way](on_disk(tmp_path)), "a hat")
     assert len(response) == 1
-    (request,) = canned.requests
+    (request,) = raw_server.requests
     assert (request.method, request.target) == ("POST", "/v1/images/edits")
     assert request.headers["content-length"] == str(len(request.body))
     assert "transfer-encoding" not in request.headers
@@ -162,17 +161,24 @@ async def test_edit_of_each_kind_of_input(
     ]
 
 
-async def test_edit_of_an_open_file(client: AsyncImages, canned: Canned, tmp_path: Path) -> None:
+async def test_edit_of_an_open_file(
+    client: AsyncImages, raw_server: RawServer, tmp_path: Path
+) -> None:
     """A file object is sent from its beginning, under its name, and left as it was."""
     with on_disk(tmp_path, WEBP, "kitten.webp").open("rb") as file:
         file.seek(7)
         await client.edit(file, "a hat")
         assert (file.closed, file.tell()) == (False, 7)
-    assert (await parsed(canned.requests[0]))[-1] == ("image", "kitten.webp", "image/webp", WEBP)
+    assert (await parsed(raw_server.requests[0]))[-1] == (
+        "image",
+        "kitten.webp",
+        "image/webp",
+        WEBP,
+    )
 
 
 async def test_edit_of_several_with_every_option(
-    client: AsyncImages, canned: Canned, tmp_path: Path
+    client: AsyncImages, raw_server: RawServer, tmp_path: Path
 ) -> None:
     """Several images are sent as image[], in their order, and each option as text."""
     wrong = on_disk(tmp_path, JPEG, 'a "b".png')
@@ -192,7 +198,7 @@ async def test_edit_of_several_with_every_option(
         extra_body={"seed": 7, "sure": True, "tags": ["a"], "model": "other", "none": None},
         extra_headers={"X-Team": "birds"},
     )
-    parts = await parsed(canned.requests[0])
+    parts = await parsed(raw_server.requests[0])
     texts = {name: content.decode() for name, filename, _, content in parts if filename is None}
     assert texts == {
         "prompt": "é\r\n🐱",
@@ -215,7 +221,7 @@ async def test_edit_of_several_with_every_option(
         ("image[]", "image.webp", "image/webp", WEBP),
         ("mask", "mask.png", "image/png", mask()),
     ]
-    assert canned.requests[0].headers["x-team"] == "birds"
+    assert raw_server.requests[0].headers["x-team"] == "birds"
 
 
 @pytest.mark.parametrize(
@@ -227,22 +233,22 @@ async def test_edit_of_several_with_every_option(
     ],
 )
 async def test_edit_stream_fields(
-    client: AsyncImages, canned: Canned, options: dict[str, Any], expected: str | None
+    client: AsyncImages, raw_server: RawServer, options: dict[str, Any], expected: str | None
 ) -> None:
-    """A stream asks for one partial image of a GPT image model, as generate does."""
-    canned.reply_with(stream(event({"type": "image_edit.completed", "b64_json": B64}), DONE))
+    """A stream requests one partial image of a GPT image model, as generate does."""
+    raw_server.reply_with(stream(event({"type": "image_edit.completed", "b64_json": B64}), DONE))
     async with client.edit(PNG, "a hat", stream=True, **options) as events:
         assert [type(item) async for item in events] == [CompletedImage]
-    texts = {name: content for name, _, _, content in await parsed(canned.requests[0])}
+    texts = {name: content for name, _, _, content in await parsed(raw_server.requests[0])}
     assert texts["stream"] == b"true"
     assert texts.get("partial_images") == (None if expected is None else expected.encode())
-    assert canned.requests[0].headers["accept"] == "application/json, text/event-stream"
+    assert raw_server.requests[0].headers["accept"] == "application/json, text/event-stream"
 
 
-async def test_edit_hooks_see_no_bytes(canned: Canned) -> None:
+async def test_edit_hooks_see_no_bytes(raw_server: RawServer) -> None:
     """Hooks receive the request, whose images print shortly."""
     seen: list[Record] = []
-    async with AsyncImages(KEY, base_url=canned.base_url, hooks=[seen.append]) as client:
+    async with AsyncImages(KEY, base_url=raw_server.base_url, hooks=[seen.append]) as client:
         await client.edit(PNG, "a hat", n=1)
     assert isinstance(seen[0], RequestStarted)
     request = seen[0].request
@@ -257,36 +263,40 @@ async def test_edit_hooks_see_no_bytes(canned: Canned) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_retry_sends_the_same_bytes(
-    client: AsyncImages, canned: Canned, tmp_path: Path, way: str
+    client: AsyncImages, raw_server: RawServer, tmp_path: Path, way: str
 ) -> None:
     """A retry has the same body and idempotency key, for every kind of input."""
-    canned.reply_with(BROKEN, GOOD)
+    raw_server.reply_with(BROKEN, GOOD)
     response = await client.edit(WAYS[way](on_disk(tmp_path)), "a hat", mask=mask())
     assert response.meta.attempts == 2
-    first, second = canned.requests
+    first, second = raw_server.requests
     assert first.body == second.body
     assert PNG in first.body
     for name in ("content-type", "idempotency-key"):
         assert first.headers[name] == second.headers[name]
 
 
-async def test_two_calls_share_a_file(client: AsyncImages, canned: Canned, tmp_path: Path) -> None:
+async def test_two_calls_share_a_file(
+    client: AsyncImages, raw_server: RawServer, tmp_path: Path
+) -> None:
     """Calls that run at once over one file object do not disturb each other."""
     content = large(tmp_path, 2 << 20).read_bytes()
     file = io.BytesIO(content)
     await asyncio.gather(*(client.edit([file, file], "a hat") for _ in range(4)))
-    assert len(canned.requests) == 4
-    for request in canned.requests:
+    assert len(raw_server.requests) == 4
+    for request in raw_server.requests:
         assert [part[3] for part in await parsed(request)][2:] == [content, content]
 
 
-async def test_own_key_gives_the_same_body(client: AsyncImages, canned: Canned) -> None:
+async def test_own_idempotency_key_keeps_the_body(
+    client: AsyncImages, raw_server: RawServer
+) -> None:
     """Calls with the same Idempotency-Key have the same body; otherwise the boundary is new."""
     for _ in range(2):
         await client.edit(PNG, "a hat", extra_headers={"Idempotency-Key": "order-7"})
     for _ in range(2):
         await client.edit(PNG, "a hat")
-    bodies = [request.body for request in canned.requests]
+    bodies = [request.body for request in raw_server.requests]
     assert bodies[0] == bodies[1]
     assert len(set(bodies)) == 3
 
@@ -302,7 +312,7 @@ async def test_replay_of_a_lost_response(server: LocalServer) -> None:
     assert server.generations == 1
 
 
-async def test_file_changed_between_attempts(canned: Canned, tmp_path: Path) -> None:
+async def test_file_changed_between_attempts(raw_server: RawServer, tmp_path: Path) -> None:
     """A file that has changed before a retry ends the call."""
     path = on_disk(tmp_path)
 
@@ -310,19 +320,21 @@ async def test_file_changed_between_attempts(canned: Canned, tmp_path: Path) -> 
         if isinstance(record, RetryScheduled):
             path.write_bytes(WEBP)
 
-    canned.reply_with(BROKEN, GOOD)
-    async with AsyncImages(KEY, base_url=canned.base_url, retry=QUICK, hooks=[change]) as client:
+    raw_server.reply_with(BROKEN, GOOD)
+    async with AsyncImages(
+        KEY, base_url=raw_server.base_url, retry=QUICK, hooks=[change]
+    ) as client:
         with pytest.raises(InvalidRequestError, match=r"kitten.png' was changed") as caught:
             await client.edit(path, "a hat")
         assert (caught.value.param, caught.value.billing) == ("image", "not_sent")
         assert caught.value.__context__ is None
-        await canned.wait_disconnected()
-        assert len(canned.requests) == 1
-        canned.reply_with(GOOD)
+        await raw_server.wait_disconnected()
+        assert len(raw_server.requests) == 1
+        raw_server.reply_with(GOOD)
         await client.edit(path, "a hat")
 
 
-async def test_file_object_that_fails_later(client: AsyncImages, canned: Canned) -> None:
+async def test_file_object_that_fails_later(client: AsyncImages, raw_server: RawServer) -> None:
     """A file object that becomes shorter or fails ends the call."""
 
     class Fading(io.BytesIO):
@@ -340,13 +352,13 @@ async def test_file_object_that_fails_later(client: AsyncImages, canned: Canned)
         with pytest.raises(InvalidRequestError, match=words) as caught:
             await client.edit(Fading(breaks), "a hat")
         assert (caught.value.billing, caught.value.__context__) == ("not_sent", None)
-    assert canned.requests == []
+    assert raw_server.requests == []
 
 
 # --- how it is read ---------------------------------------------------------
 
 
-async def test_files_are_read_in_other_threads(client: AsyncImages, canned: Canned) -> None:
+async def test_files_are_read_in_other_threads(client: AsyncImages, raw_server: RawServer) -> None:
     """The event loop never waits for a file."""
     file = Threads(PNG + bytes(1 << 20))
     await client.edit(file, "a hat")
@@ -377,7 +389,7 @@ asyncio.run(main())
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 async def test_memory_of_a_large_file(tmp_path: Path) -> None:
-    """A file of 40 MB is never whole in memory."""
+    """A file of 40 MB is never held in memory completely."""
     small, path = on_disk(tmp_path), large(tmp_path, 40 << 20)
     package = str(Path(elkimg_async.__file__).parent.parent)
     peaks = []
@@ -392,7 +404,7 @@ async def test_memory_of_a_large_file(tmp_path: Path) -> None:
             out, _ = await process.communicate()
             peaks.append(int(out) >> 20)
     assert peaks[0] < 5
-    assert peaks[1] > 35  # so much it is when the bytes are given, and what would be seen
+    assert peaks[1] > 35  # what it is with the bytes as an argument, for comparison
     assert sum(request.length > 40 << 20 for request in server.requests) == 2
 
 
@@ -418,10 +430,12 @@ class Awaited:
 
 
 @pytest.mark.parametrize("validate", ["strict", "off"])
-async def test_edit_with_an_unusable_input(canned: Canned, tmp_path: Path, validate: Any) -> None:
+async def test_edit_with_an_unusable_input(
+    raw_server: RawServer, tmp_path: Path, validate: Any
+) -> None:
     """An input that cannot be sent is rejected for every model; the error names the reason."""
     empty = on_disk(tmp_path, b"", "empty.png")
-    async with AsyncImages(KEY, base_url=canned.base_url, validate=validate) as client:
+    async with AsyncImages(KEY, base_url=raw_server.base_url, validate=validate) as client:
         for image, words in (
             (tmp_path / "nope.png", "nope.png' cannot be read: No such file"),
             ("nul\0.png", "cannot be read"),
@@ -448,19 +462,19 @@ async def test_edit_with_an_unusable_input(canned: Canned, tmp_path: Path, valid
             await client.edit(PNG, wrong)
         with pytest.raises(InvalidRequestError, match="True or False"):
             client.edit(PNG, "a", stream=wrong)
-    assert canned.accepted == 0
+    assert raw_server.accepted == 0
 
 
 async def test_edit_against_the_rules_of_its_model(
-    client: AsyncImages, canned: Canned, tmp_path: Path
+    client: AsyncImages, raw_server: RawServer, tmp_path: Path
 ) -> None:
     """The limits of documented models are checked before anything is sent."""
     huge = on_disk(tmp_path, PNG, "huge.png")
     with huge.open("r+b") as file:
         file.truncate(50 << 20)
-    gif = picture(format="GIF", mode="L")
-    square, tall = picture((64, 64)), mask((64, 96))
-    opaque, mini = picture(), "gpt-image-1-mini"
+    gif = noise_image(format="GIF", mode="L")
+    square, tall = noise_image((64, 64)), mask((64, 96))
+    opaque, mini = noise_image(), "gpt-image-1-mini"
     for image, param, words, options in (
         ([PNG] * 17, "image", "17 images, at most 16", {}),
         (gif, "image", "image.gif is image/gif; choose png, webp, jpeg", {}),
@@ -481,31 +495,33 @@ async def test_edit_against_the_rules_of_its_model(
         (PNG, "partial_images", "stream only", {"partial_images": 1}),
     ):  # fmt: skip
         await rejected(client, image, param, words, **options)
-    assert canned.accepted == 0
+    assert raw_server.accepted == 0
 
 
-async def test_edit_with_an_unknown_model(client: AsyncImages, canned: Canned) -> None:
+async def test_edit_with_an_unknown_model(client: AsyncImages, raw_server: RawServer) -> None:
     """An unknown model is sent anything, and so is every model with validate off."""
-    await client.edit([picture(format="GIF", mode="L")] * 17, "a", model="new", mask=picture())
-    parts = await parsed(canned.requests[-1])
+    await client.edit(
+        [noise_image(format="GIF", mode="L")] * 17, "a", model="new", mask=noise_image()
+    )
+    parts = await parsed(raw_server.requests[-1])
     assert [part[1:3] for part in parts[2:4]] == [("image.gif", "image/gif")] * 2
     await client.edit(b"text", "a", model="new")
-    assert (await parsed(canned.requests[-1]))[-1][1:] == (
+    assert (await parsed(raw_server.requests[-1]))[-1][1:] == (
         "image", "application/octet-stream", b"text",
     )  # fmt: skip
-    async with AsyncImages(KEY, base_url=canned.base_url, validate="off") as lax:
+    async with AsyncImages(KEY, base_url=raw_server.base_url, validate="off") as lax:
         await lax.edit(b"text", "a", model="dall-e-3")
-    async with AsyncImages(KEY, base_url=canned.base_url, validate="warn") as warning:
+    async with AsyncImages(KEY, base_url=raw_server.base_url, validate="warn") as warning:
         with pytest.warns(UserWarning, match="cannot edit"):
             await warning.edit(PNG, "a", model="dall-e-3")
-    assert len(canned.requests) == 4
+    assert len(raw_server.requests) == 4
 
 
-async def test_mask_of_a_photograph_on_its_side(client: AsyncImages, canned: Canned) -> None:
+async def test_mask_of_a_photograph_on_its_side(client: AsyncImages, raw_server: RawServer) -> None:
     """A mask may be as a photograph is seen, or as it lies in its file."""
     for size in ((96, 64), (64, 96)):
         await client.edit(JPEG, "a hat", mask=mask(size))
-    assert len(canned.requests) == 2
+    assert len(raw_server.requests) == 2
 
 
 # --- against the local server -----------------------------------------------
@@ -558,7 +574,7 @@ async def test_openai_sends_the_same(
     server: LocalServer, local: AsyncImages, options: dict[str, Any], several: bool
 ) -> None:
     """Openai's edit has the same fields and files, and returns the same images and usage."""
-    square, hole = picture((64, 64)), mask((64, 64))
+    square, hole = noise_image((64, 64)), mask((64, 64))
     if several and options.get("model") == "dall-e-2":
         several = False
     options = {"model": "gpt-image-1.5", **options}
@@ -600,7 +616,7 @@ async def test_openai_streams_the_same(server: LocalServer, local: AsyncImages) 
 
 
 async def test_edit_stream_that_ends_early(server: LocalServer, local: AsyncImages) -> None:
-    """The faults of streams strike edits as well, and the partial images are in the error."""
+    """Faults of streams affect edits too, and the error has the partial images."""
     server.inject("no-completed")
     with pytest.raises(StreamIncompleteError) as caught:
         async with local.edit(PNG, "a hat", stream=True, partial_images=2) as events:
@@ -616,7 +632,7 @@ async def test_cancel_while_uploading(tmp_path: Path, streaming: bool) -> None:
     """A cancelled upload closes its connection and file at once; the client goes on working."""
     path = large(tmp_path, 20 << 20)
     async with (
-        Canned(GOOD, reading=False) as silent,
+        RawServer(GOOD, reading=False) as silent,
         AsyncImages(KEY, base_url=silent.base_url) as client,
     ):
         call: Any
@@ -665,10 +681,10 @@ async def test_server_leaves_while_uploading(tmp_path: Path) -> None:
 
 
 async def test_upload_that_stalls(tmp_path: Path) -> None:
-    """The idle limit ends an upload of which nothing leaves."""
+    """The idle limit ends an upload that no longer makes progress."""
     path = large(tmp_path, 20 << 20)
     async with (
-        Canned(GOOD, reading=False) as silent,
+        RawServer(GOOD, reading=False) as silent,
         AsyncImages(KEY, base_url=silent.base_url, timeout=Timeout(idle=0.2)) as client,
     ):
         with pytest.raises(RequestTimeoutError) as caught:
@@ -681,7 +697,7 @@ async def test_error_before_the_upload_ends(tmp_path: Path) -> None:
     path = large(tmp_path, 20 << 20)
     error = {"message": "too large", "code": "read_request_body_failed"}
     async with (
-        RawServer(answer({"error": error}, status=413), reply_after=0) as server,
+        RawServer(response({"error": error}, status=413), reply_after=0) as server,
         AsyncImages(KEY, base_url=server.base_url, retry=QUICK) as client,
     ):
         with pytest.raises(elkimg_async.BadRequestError, match="too large") as caught:

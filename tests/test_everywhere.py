@@ -1,4 +1,4 @@
-"""One client everywhere: loops in turn, threads at once, after a fork, and closed in every way or not at all."""
+"""One client in several loops, threads and forks, closed in every way or not at all."""
 
 import asyncio
 import gc
@@ -24,16 +24,16 @@ from elkimg_async import (
     ElkImagesError,
 )
 from elkimg_async.local import LocalServer
-from tests.helpers.calls import GOOD, PARTIAL, ask, check_clean
-from tests.helpers.canned import KEY, PNG, Canned, End, Reply, answer, head, open_stream
+from tests.helpers.calls import GOOD, PARTIAL, check_clean, run_call
+from tests.helpers.raw_server import KEY, PNG, End, RawServer, Reply, head, open_stream, response
 
 HOME = os.pathsep.join([str(Path(elkimg_async.__file__).parent.parent), *sys.path])
 SOON = 2.0  # seconds, for what has to be at once, on a busy machine
 
 
 @pytest.fixture
-def elsewhere() -> Iterator[LocalServer]:
-    """A local server in a thread with a loop of its own."""
+def threaded_server() -> Iterator[LocalServer]:
+    """A local server in a thread with its own event loop."""
     with (
         anyio.from_thread.start_blocking_portal() as portal,
         portal.wrap_async_context_manager(LocalServer(api_key=KEY, light=True, delay=0)) as server,
@@ -42,47 +42,53 @@ def elsewhere() -> Iterator[LocalServer]:
 
 
 def run_script(tmp_path: Path, script: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """A Python program of its own, all warnings shown."""
+    """Run a Python program in its own process, with all warnings shown."""
     path = tmp_path / "script.py"
     path.write_text(script)
     return subprocess.run(
         [sys.executable, "-W", "always", str(path), *arguments],
-        capture_output=True, text=True, timeout=30, check=False, env={**os.environ, "PYTHONPATH": HOME},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env={**os.environ, "PYTHONPATH": HOME},
+    )
 
 
 # --- loops and threads ------------------------------------------------------
 
 
-def test_threads_at_once(elsewhere: LocalServer) -> None:
-    """Threads that begin together, each with loops in turn, share one client; each loop closes what it opened."""
-    client = AsyncImages(KEY, base_url=elsewhere.base_url)
+def test_threads_at_once(threaded_server: LocalServer) -> None:
+    """Threads, each with successive loops, share one client; each loop closes what it opened."""
+    client = AsyncImages(KEY, base_url=threaded_server.base_url)
     threads, loops = 6, 3
     barrier = threading.Barrier(threads)
 
-    async def ask_all_ways() -> int:
-        results = await asyncio.gather(*(ask(client, streaming) for streaming in (False, True) * 2))
+    async def generate_all_ways() -> int:
+        results = await asyncio.gather(
+            *(run_call(client, streaming) for streaming in (False, True) * 2)
+        )
         return sum(len(result) for _, result in results)
 
     def work(_: int) -> int:
         barrier.wait(10)
-        return sum(asyncio.run(ask_all_ways()) for _ in range(loops))
+        return sum(asyncio.run(generate_all_ways()) for _ in range(loops))
 
     with ThreadPoolExecutor(threads) as pool:
         assert sum(pool.map(work, range(threads))) == threads * loops * 4
-    assert elsewhere.generations == threads * loops * 4
+    assert threaded_server.generations == threads * loops * 4
     with anyio.from_thread.start_blocking_portal() as portal:
         portal.call(client.aclose)
     gc.collect()
 
 
-def test_closing_while_threads_ask(elsewhere: LocalServer) -> None:
-    """Closing in one thread ends the calls of the others plainly, and each of their loops can go on."""
-    client = AsyncImages(KEY, base_url=elsewhere.base_url, retry=0)
-    elsewhere.inject(*["stall-headers"] * 3)
+def test_closing_while_threads_generate(threaded_server: LocalServer) -> None:
+    """Closing in one thread ends the calls of others cleanly, and their loops go on."""
+    client = AsyncImages(KEY, base_url=threaded_server.base_url, retry=0)
+    threaded_server.inject(*["stall-headers"] * 3)
     barrier = threading.Barrier(4)
 
-    async def ask_once() -> ElkImagesError:
+    async def generate_once() -> ElkImagesError:
         task = asyncio.create_task(client.generate("a boat"))
         while not client._transport._pools:
             await asyncio.sleep(0)
@@ -93,7 +99,7 @@ def test_closing_while_threads_ask(elsewhere: LocalServer) -> None:
         return caught.value
 
     with ThreadPoolExecutor(3) as pool:
-        ends = [pool.submit(asyncio.run, ask_once()) for _ in range(3)]
+        ends = [pool.submit(asyncio.run, generate_once()) for _ in range(3)]
         barrier.wait(10)
         asyncio.run(client.aclose())
         errors = [end.result(timeout=10) for end in ends]
@@ -102,18 +108,20 @@ def test_closing_while_threads_ask(elsewhere: LocalServer) -> None:
 
 
 async def test_closing_while_another_loop_ends() -> None:
-    """Closing in one loop, while another that used the client comes to its end, neither hangs nor is cancelled."""
+    """Closing in one loop while another one ends neither hangs nor is cancelled."""
     for _ in range(10):
-        async with Canned(GOOD) as canned:
-            client = AsyncImages(KEY, base_url=canned.base_url)
+        async with RawServer(GOOD) as raw_server:
+            client = AsyncImages(KEY, base_url=raw_server.base_url)
             asked = asyncio.Event()
             here = asyncio.get_running_loop()
 
-            async def ask_once(client: AsyncImages = client, asked: asyncio.Event = asked) -> None:
+            async def generate_once(
+                client: AsyncImages = client, asked: asyncio.Event = asked
+            ) -> None:
                 await client.generate("a boat")
                 here.call_soon_threadsafe(asked.set)  # noqa: B023
 
-            thread = asyncio.create_task(asyncio.to_thread(asyncio.run, ask_once()))
+            thread = asyncio.create_task(asyncio.to_thread(asyncio.run, generate_once()))
             await asked.wait()
             async with asyncio.timeout(SOON):
                 await client.aclose()
@@ -169,13 +177,13 @@ with asyncio.Runner() as runner:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs fork and epoll")
 @pytest.mark.parametrize("where", ["between", "within"])
-def test_fork(elsewhere: LocalServer, tmp_path: Path, where: str) -> None:
-    """A child of a fork gets a pool of its own and may close it; the parent's connection goes on working."""
-    done = run_script(tmp_path, FORK, KEY, elsewhere.base_url, where)
+def test_fork(threaded_server: LocalServer, tmp_path: Path, where: str) -> None:
+    """A forked child gets its own pool and may close it; the parent's connection works."""
+    done = run_script(tmp_path, FORK, KEY, threaded_server.base_url, where)
     lines = ["parent 1 1", "child 1 1", "status 0", "parent again 1 1"]
     assert done.stdout.splitlines() == lines
     assert done.stderr == ""
-    assert elsewhere.generations == 6
+    assert threaded_server.generations == 6
 
 
 # --- never closed -----------------------------------------------------------
@@ -199,9 +207,9 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("way", ["within", "after", "kept"])
-def test_never_closed(elsewhere: LocalServer, tmp_path: Path, way: str) -> None:
-    """A client that nobody closes is one ResourceWarning that names the line which made it, and no other noise."""
-    done = run_script(tmp_path, FORGOTTEN, KEY, elsewhere.base_url, way)
+def test_never_closed(threaded_server: LocalServer, tmp_path: Path, way: str) -> None:
+    """A client that is never closed is one ResourceWarning that names the line which created it."""
+    done = run_script(tmp_path, FORGOTTEN, KEY, threaded_server.base_url, way)
     assert done.returncode == 0
     assert done.stderr.count("Warning:") == done.stderr.count("ResourceWarning:") <= 2
     assert done.stderr.count("was never closed") == 1
@@ -216,16 +224,16 @@ def test_never_closed(elsewhere: LocalServer, tmp_path: Path, way: str) -> None:
 
 
 async def test_closed_twice() -> None:
-    """Closing twice, or in two tasks at once, does nothing the second time; then the client says that it is closed."""
-    async with Canned(GOOD) as canned:
-        async with AsyncImages(KEY, base_url=canned.base_url) as client:
+    """Closing twice, also concurrently, does nothing the second time; later calls raise."""
+    async with RawServer(GOOD) as raw_server:
+        async with AsyncImages(KEY, base_url=raw_server.base_url) as client:
             await client.generate("a boat")
             await asyncio.gather(client.aclose(), client.aclose())
-            await canned.wait_disconnected()
+            await raw_server.wait_disconnected()
         await client.aclose()
         with pytest.raises(ConfigurationError, match="closed"):
             await client.generate("a boat")
-        assert canned.accepted == 1
+        assert raw_server.accepted == 1
 
 
 PHASES: dict[str, Reply] = {
@@ -237,27 +245,27 @@ PHASES: dict[str, Reply] = {
 
 @pytest.mark.parametrize("phase", PHASES)
 async def test_closed_while_calls_run(phase: str) -> None:
-    """All calls that run when the client is closed fail at once, plainly, and are not sent again."""
-    async with Canned(PHASES[phase]) as canned:
-        client = AsyncImages(KEY, base_url=canned.base_url)
+    """All calls in flight when the client is closed fail at once and are not retried."""
+    async with RawServer(PHASES[phase]) as raw_server:
+        client = AsyncImages(KEY, base_url=raw_server.base_url)
         tasks = [
             asyncio.create_task(_failure(client, streaming)) for streaming in (False, True) * 5
         ]
-        await canned.wait_until(lambda: len(canned.requests) == 10)
+        await raw_server.wait_until(lambda: len(raw_server.requests) == 10)
         started = time.monotonic()
         await client.aclose()
         errors = await asyncio.gather(*tasks)
         assert time.monotonic() - started < SOON
-        await canned.wait_disconnected()
-        assert len(canned.requests) == 10
+        await raw_server.wait_disconnected()
+        assert len(raw_server.requests) == 10
     for error in errors:
         assert isinstance(error, (ConfigurationError, DisconnectedError))
         assert error.billing == "unknown"
         assert "closed" in str(error)
 
 
-async def test_closed_while_a_call_waits_for_its_key() -> None:
-    """A call whose key comes after the client was closed sends nothing and opens nothing."""
+async def test_closed_while_a_call_waits_for_its_api_key() -> None:
+    """A call whose API key arrives after closing sends nothing and opens nothing."""
     asked, gate = asyncio.Event(), asyncio.Event()
 
     async def key() -> str:
@@ -265,8 +273,8 @@ async def test_closed_while_a_call_waits_for_its_key() -> None:
         await gate.wait()
         return KEY
 
-    async with Canned(GOOD) as canned:
-        client = AsyncImages(key, base_url=canned.base_url)
+    async with RawServer(GOOD) as raw_server:
+        client = AsyncImages(key, base_url=raw_server.base_url)
         task = asyncio.create_task(_failure(client, False))
         await asked.wait()
         await client.aclose()
@@ -275,15 +283,15 @@ async def test_closed_while_a_call_waits_for_its_key() -> None:
             assert isinstance(await task, ConfigurationError)
         finally:
             await client.aclose()
-        assert canned.accepted == 0
+        assert raw_server.accepted == 0
 
 
 @pytest.mark.parametrize("steps", range(8))
 async def test_closed_while_a_download_begins(steps: int) -> None:
-    """An image that is being fetched when the client is closed leaves no connection open, however far it was."""
+    """A download in progress when the client is closed leaves no connection open."""
     async with (
-        Canned(answer(PNG)) as host,
-        Canned(answer({"data": [{"url": f"{host.origin}/a.png"}]})) as api,
+        RawServer(response(PNG)) as host,
+        RawServer(response({"data": [{"url": f"{host.origin}/a.png"}]})) as api,
     ):
         client = AsyncImages(KEY, base_url=api.base_url)
         (image,) = await client.generate("a boat")
@@ -302,35 +310,35 @@ async def test_closed_while_a_download_begins(steps: int) -> None:
 
 async def _failure(client: AsyncImages, streaming: bool) -> ElkImagesError:
     with pytest.raises(ElkImagesError) as caught:
-        await ask(client, streaming)
+        await run_call(client, streaming)
     check_clean(caught.value)
     return caught.value
 
 
-def test_loop_closed_before_the_client(elsewhere: LocalServer) -> None:
-    """A client whose loop is gone is closed in another, without noise; its connections went with the loop."""
-    client = AsyncImages(KEY, base_url=elsewhere.base_url)
+def test_loop_closed_before_the_client(threaded_server: LocalServer) -> None:
+    """A client whose loop is closed can be closed in another loop without warnings."""
+    client = AsyncImages(KEY, base_url=threaded_server.base_url)
 
-    async def ask_once() -> int:
+    async def generate_once() -> int:
         return len(await client.generate("a boat"))
 
-    assert asyncio.run(ask_once()) == 1
+    assert asyncio.run(generate_once()) == 1
     gc.collect()
     asyncio.run(client.aclose())
     gc.collect()
 
 
-def test_loop_closed_without_its_generators(elsewhere: LocalServer) -> None:
-    """A loop closed bluntly, without ending what ran in it, does not keep its client from being closed or used."""
-    client = AsyncImages(KEY, base_url=elsewhere.base_url)
+def test_loop_closed_without_its_generators(threaded_server: LocalServer) -> None:
+    """A loop closed with tasks still in it does not keep its client from being closed or used."""
+    client = AsyncImages(KEY, base_url=threaded_server.base_url)
 
-    async def ask_once() -> int:
+    async def generate_once() -> int:
         return len(await client.generate("a boat"))
 
     loop = asyncio.new_event_loop()
-    assert loop.run_until_complete(ask_once()) == 1
+    assert loop.run_until_complete(generate_once()) == 1
     loop.run_until_complete(loop.shutdown_asyncgens())
     loop.close()
-    assert asyncio.run(ask_once()) == 1
+    assert asyncio.run(generate_once()) == 1
     asyncio.run(client.aclose())
     gc.collect()

@@ -1,4 +1,6 @@
-"""`elkimg_async.files`: whole files, on real file systems, and what is left after a cancellation."""
+"""`elkimg_async.files`: complete files, on real file systems, and what is left after a
+cancellation.
+"""
 
 import asyncio
 import os
@@ -54,7 +56,7 @@ async def test_write_to_a_fifo(tmp_path: Path) -> None:
 
 @unix
 async def test_write_to_a_fifo_without_a_reader_can_be_cancelled(tmp_path: Path) -> None:
-    """A FIFO that nobody reads holds up nobody once the task is cancelled."""
+    """A FIFO without a reader blocks nothing once the task is cancelled."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     started = threading.Event()
@@ -91,7 +93,7 @@ def test_write_keeps_permissions(tmp_path: Path) -> None:
 @unix
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs mount")
 def test_write_into_a_file_that_cannot_be_renamed(tmp_path: Path) -> None:
-    """A file that is a mount of its own, as in a container, is written in place."""
+    """A file that is a mount point, as in a container, is written in place."""
     source, target = tmp_path / "source", tmp_path / "boat.png"
     source.write_bytes(b"old")
     target.write_bytes(b"")
@@ -106,7 +108,7 @@ def test_write_into_a_file_that_cannot_be_renamed(tmp_path: Path) -> None:
 
 
 def test_write_leaves_nothing_once_cancelled(tmp_path: Path) -> None:
-    """What is cancelled before the rename leaves neither a file nor a part of one."""
+    """A write cancelled before the rename leaves neither a file nor a part of one."""
     cancelled = threading.Event()
     cancelled.set()
     write_atomically(tmp_path / "boat.png", CONTENT, cancelled=cancelled)
@@ -114,13 +116,13 @@ def test_write_leaves_nothing_once_cancelled(tmp_path: Path) -> None:
 
 
 def test_write_to_a_folder(tmp_path: Path) -> None:
-    """A path that is a folder gives an error that says so."""
+    """A path that is a folder is an error that says so."""
     with pytest.raises(IsADirectoryError, match="is a folder"):
         write_atomically(tmp_path, CONTENT)
 
 
 async def test_cancelled_thread_is_awaited(tmp_path: Path) -> None:
-    """A cancelled task ends only after its thread, which was asked to stop."""
+    """A cancelled task ends only after its thread, which is stopping."""
     started, ended = threading.Event(), threading.Event()
 
     def work(cancelled: threading.Event) -> None:

@@ -1,4 +1,4 @@
-"""What hooks are told, and what happens when they fail."""
+"""What hooks receive, and what happens when they fail."""
 
 import asyncio
 import logging
@@ -29,28 +29,28 @@ from elkimg_async.hooks import (
     RetryScheduled,
 )
 from elkimg_async.image import Image
-from tests.helpers.canned import (
+from tests.helpers.raw_server import (
     DONE,
     KEY,
     PNG,
     REQUEST_ID,
-    Canned,
     End,
+    RawServer,
     Reply,
-    answer,
     event,
     open_stream,
+    response,
     stream,
 )
 
 B64 = Image(PNG).b64_json
 PARTIAL = event({"type": "image_generation.partial_image", "b64_json": B64})
 COMPLETED = event({"type": "image_generation.completed", "b64_json": B64})
-GOOD = answer({"created": 1, "data": [{"b64_json": B64}]})
+GOOD = response({"created": 1, "data": [{"b64_json": B64}]})
 
 
-class Told:
-    """A hook that keeps what it is told."""
+class Collector:
+    """A hook that keeps the records it receives."""
 
     def __init__(self) -> None:
         self.records: list[Any] = []
@@ -68,10 +68,10 @@ class Told:
         return record
 
 
-async def ask(told: Told, *replies: Reply, streaming: bool = False, **options: Any) -> None:
+async def ask(told: Collector, *replies: Reply, streaming: bool = False, **options: Any) -> None:
     """One call to a server with these replies, read to its end."""
     async with (
-        Canned(*replies) as server,
+        RawServer(*replies) as server,
         AsyncImages(KEY, base_url=server.base_url, hooks=[told], **options) as client,
     ):
         if streaming:
@@ -83,7 +83,7 @@ async def ask(told: Told, *replies: Reply, streaming: bool = False, **options: A
 
 async def test_batch() -> None:
     """A batch call: request, attempt, response, the image as an event, and the result."""
-    told = Told()
+    told = Collector()
     await ask(told, GOOD)
     assert told.types == [
         RequestStarted,
@@ -107,8 +107,8 @@ async def test_batch() -> None:
 
 
 async def test_stream() -> None:
-    """A stream: each event as it comes, and the result once at the end."""
-    told = Told()
+    """A stream emits each event as it arrives, and the result once at the end."""
+    told = Collector()
     await ask(told, stream(PARTIAL, PARTIAL, COMPLETED, DONE), streaming=True)
     assert told.types == [
         RequestStarted,
@@ -126,8 +126,8 @@ async def test_stream() -> None:
 
 
 async def test_skipped_events() -> None:
-    """What is passed over is told with its type and the reason; pings are not worth a record."""
-    told = Told()
+    """A skipped event is recorded with its type and the reason; pings are not recorded."""
+    told = Collector()
     frames = [
         b": PING\n\n",
         event({"type": "keepalive"}),
@@ -150,9 +150,9 @@ async def test_skipped_events() -> None:
 
 
 async def test_retry() -> None:
-    """A retry is told with its error and delay, between two attempts of the same call."""
-    told = Told()
-    busy = answer({"error": {"message": "busy"}}, status=429, Retry_After_Ms="5")
+    """A retry is recorded with its error and delay, between two attempts of the same call."""
+    told = Collector()
+    busy = response({"error": {"message": "busy"}}, status=429, Retry_After_Ms="5")
     await ask(told, busy, GOOD)
     assert told.types == [
         RequestStarted,
@@ -174,11 +174,11 @@ async def test_retry() -> None:
     assert told.records[-1].result.meta.attempts == 2
 
 
-async def test_error_before_an_answer() -> None:
-    """A call that is refused ends with its error, without a result."""
-    told = Told()
+async def test_error_before_a_response() -> None:
+    """A call with an error response ends with its error, without a result."""
+    told = Collector()
     with pytest.raises(AuthenticationError) as caught:
-        await ask(told, answer({"error": {"message": "who?"}}, status=401))
+        await ask(told, response({"error": {"message": "who?"}}, status=401))
     assert told.types == [RequestStarted, AttemptStarted, ResponseStarted, RequestFinished]
     finished = told.one(RequestFinished)
     assert finished.error is caught.value
@@ -187,8 +187,8 @@ async def test_error_before_an_answer() -> None:
 
 
 async def test_error_within_a_stream() -> None:
-    """A stream that breaks tells its events, and then its error."""
-    told = Told()
+    """A stream that breaks records its events, and then its error."""
+    told = Collector()
     with pytest.raises(StreamIncompleteError) as caught:
         await ask(told, stream(PARTIAL), streaming=True)
     assert told.types[-2:] == [EventReceived, RequestFinished]
@@ -196,10 +196,10 @@ async def test_error_within_a_stream() -> None:
 
 
 async def test_stream_left_early() -> None:
-    """A stream that is left is over as well: once, with neither result nor error."""
-    told = Told()
+    """A stream that is left ends once, with neither result nor error."""
+    told = Collector()
     async with (
-        Canned([*open_stream(PARTIAL), End.HOLD]) as server,
+        RawServer([*open_stream(PARTIAL), End.HOLD]) as server,
         AsyncImages(KEY, base_url=server.base_url, hooks=[told]) as client,
     ):
         async with client.generate("a boat", stream=True) as opened:
@@ -210,9 +210,9 @@ async def test_stream_left_early() -> None:
     assert finished.error is None
 
 
-async def test_calls_are_told_apart() -> None:
-    """All records of a call have its number, and another call has another."""
-    told = Told()
+async def test_call_numbers() -> None:
+    """All records of a call share a number, and another call has another."""
+    told = Collector()
     await ask(told, GOOD)
     await ask(told, stream(PARTIAL, COMPLETED), streaming=True)
     numbers = [record.call for record in told.records]
@@ -223,13 +223,13 @@ async def test_calls_are_told_apart() -> None:
 
 async def test_failing_hook(caplog: pytest.LogCaptureFixture) -> None:
     """A hook that raises harms neither the call nor the hooks after it, and is logged each time."""
-    told = Told()
+    told = Collector()
 
     def broken(record: Record) -> None:
         raise RuntimeError(f"cannot take {type(record).__name__}")
 
     async with (
-        Canned(GOOD) as server,
+        RawServer(GOOD) as server,
         AsyncImages(KEY, base_url=server.base_url, hooks=[broken, told]) as client,
     ):
         with caplog.at_level(logging.WARNING, logger="elkimg_async"):
@@ -245,7 +245,7 @@ async def test_failing_hook(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_hook_that_stops_the_program() -> None:
-    """What is no Exception, such as Ctrl-C in a hook, goes on."""
+    """A BaseException in a hook, such as from Ctrl-C, is propagated."""
 
     def stop(record: Record) -> None:
         raise KeyboardInterrupt
@@ -254,13 +254,13 @@ def test_hook_that_stops_the_program() -> None:
         Observers([stop], 1).notify(AttemptStarted, attempt=1)
 
 
-async def test_records_hold_no_key() -> None:
-    """No record shows the key, whether the call succeeds or the server echoes the key in its error."""
-    told = Told()
+async def test_records_without_the_api_key() -> None:
+    """No record shows the API key, even if the server echoes it in its error."""
+    told = Collector()
     await ask(told, GOOD, headers={"X-Trace": "1"})
     echo = {"error": {"message": f"Incorrect API key: {KEY}", "param": KEY}}
     with pytest.raises(AuthenticationError):
-        await ask(told, answer(echo, status=401, X_Echo=KEY))
+        await ask(told, response(echo, status=401, X_Echo=KEY))
     assert len(told.records) == 9
     assert KEY not in repr(told.records)
     error = told.records[-1].error
@@ -268,8 +268,8 @@ async def test_records_hold_no_key() -> None:
     assert "***" in str(error)
 
 
-async def test_records_are_not_made_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a hook no record is made, so that nobody pays for what nobody hears."""
+async def test_records_without_a_hook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a hook no records are created."""
 
     def made(*arguments: Any, **fields: Any) -> None:
         raise AssertionError("a record was made")
@@ -278,7 +278,7 @@ async def test_records_are_not_made_for_nobody(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(f"elkimg_async.hooks.{name}", made)
     monkeypatch.setattr("elkimg_async.hooks.RequestFinished", made)
     async with (
-        Canned(GOOD) as server,
+        RawServer(GOOD) as server,
         AsyncImages(KEY, base_url=server.base_url) as client,
     ):
         assert len(await client.generate("a boat")) == 1
@@ -289,19 +289,19 @@ async def test_records_are_not_made_for_nobody(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_records_are_frozen() -> None:
-    """A hook cannot change what the next one is told."""
+    """A hook cannot change what the next one receives."""
     record = AttemptStarted(call=1, attempt=1)
     with pytest.raises(AttributeError):
         record.attempt = 2  # type: ignore[misc]
 
 
 async def test_stream_that_fails_after_a_skipped_event() -> None:
-    """The failure is the call's own, without the key in it, and the end is told, also where events were skipped before."""
-    told = Told()
+    """The failure does not hold the API key, and the end is recorded after skipped events too."""
+    told = Collector()
     broken = event({"error": {"message": f"bad key {KEY}", "code": "x"}})
     unknown = event({"type": "image_generation.thought"})
     async with (
-        Canned(open_stream(PARTIAL + unknown + broken)) as server,
+        RawServer(open_stream(PARTIAL + unknown + broken)) as server,
         AsyncImages(KEY, base_url=server.base_url, hooks=[told]) as client,
     ):
         stream = client.generate("a boat", stream=True)
@@ -315,13 +315,13 @@ async def test_stream_that_fails_after_a_skipped_event() -> None:
 
 
 async def test_cancelled_during_back_off() -> None:
-    """The end of a call is told, too, when it is cancelled while it waits for its next attempt."""
-    told = Told()
-    busy = answer(
+    """The end of a call is recorded when it is cancelled between attempts."""
+    told = Collector()
+    busy = response(
         {"error": {"message": "busy", "code": "do_request_failed"}}, status=500, retry_after="30"
     )
     async with (
-        Canned(busy) as server,
+        RawServer(busy) as server,
         AsyncImages(KEY, base_url=server.base_url, hooks=[told]) as client,
     ):
         task = asyncio.create_task(client.generate("a boat"))

@@ -1,4 +1,4 @@
-"""`Image`: what it tells of its bytes, and reading, saving and downloading them."""
+"""`Image`: what it knows of its bytes, and reading, saving and downloading them."""
 
 import asyncio
 import base64
@@ -28,7 +28,17 @@ from elkimg_async import (
 )
 from elkimg_async.image import media_type_of
 from elkimg_async.local import LocalServer
-from tests.helpers.canned import JPEG, KEY, PNG, Canned, End, Reply, answer, head, open_stream
+from tests.helpers.raw_server import (
+    JPEG,
+    KEY,
+    PNG,
+    End,
+    RawServer,
+    Reply,
+    head,
+    open_stream,
+    response,
+)
 
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"/>'
 CONTENTS = {
@@ -43,12 +53,12 @@ CONTENTS = {
 }
 
 
-# --- what the bytes tell ----------------------------------------------------
+# --- the bytes ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("media_type", "content"), list(CONTENTS.items()))
 def test_media_type(media_type: str, content: bytes) -> None:
-    """The media type is told by the bytes."""
+    """The media type follows from the bytes."""
     assert Image(content).media_type == media_type
 
 
@@ -69,13 +79,13 @@ def test_media_type(media_type: str, content: bytes) -> None:
     ],
 )
 def test_media_type_of_other_bytes(content: bytes, media_type: str) -> None:
-    """Other spellings are known, and what is no image is not taken for one."""
+    """Other spellings are known, and other data is not taken for an image."""
     assert media_type_of(content) == media_type
 
 
 @pytest.mark.parametrize("output_format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_media_type_of_real_files(output_format: str) -> None:
-    """What Pillow writes is told as what it is."""
+    """Files that Pillow writes are recognized."""
     file = io.BytesIO()
     PIL.Image.new("RGB", (2, 2)).save(file, output_format)
     assert Image(file.getvalue()).media_type == f"image/{output_format.lower()}"
@@ -108,7 +118,7 @@ def test_image_that_is_only_a_url() -> None:
     ],
 )
 def test_repr(image: Image, text: str) -> None:
-    """The repr tells type and size, or the address without its signature; never the bytes."""
+    """The repr shows type and size, or the URL without its signature; never the bytes."""
     assert repr(image) == text
 
 
@@ -173,15 +183,15 @@ def test_notebook_preview_of_a_truncated_image() -> None:
 
 
 def test_notebook_svg() -> None:
-    """An svg is shown as an image element, in which no script of its can run."""
+    """An SVG is shown as an image element, in which its scripts do not run."""
     bundle = Image(SVG)._repr_mimebundle_()
     assert bundle.keys() == {"text/plain", "text/html"}
     encoded = base64.b64encode(SVG).decode()
     assert f'src="data:image/svg+xml;base64,{encoded}"' in str(bundle["text/html"])
 
 
-def test_notebook_of_what_no_browser_shows() -> None:
-    """Bytes that are no picture of a browser's are shown as text."""
+def test_notebook_of_unsupported_types() -> None:
+    """Bytes that browsers cannot show are described as text."""
     for content in (CONTENTS["image/tiff"], b"whatever"):
         assert Image(content)._repr_mimebundle_().keys() == {"text/plain"}
 
@@ -195,14 +205,14 @@ def test_to_pil() -> None:
 
 
 def test_to_pil_of_a_url() -> None:
-    """`to_pil` says to read a URL first."""
+    """`to_pil` of a URL says to read it first."""
     with pytest.raises(DownloadError, match="read") as caught:
         Image(url="https://host/a.png").to_pil()
     assert caught.value.url == "https://host/a.png"
 
 
 def pattern(mode: str) -> PIL.Image.Image:
-    """A small picture of some colours, where the mode has them with some transparency."""
+    """Return a small image of some colours, with transparency if the mode has it."""
     picture = PIL.Image.new("RGBA", (16, 16))
     picture.putdata([(x * 16, y * 16, 128, x * 17) for y in range(16) for x in range(16)])
     return picture.convert(mode)
@@ -211,7 +221,7 @@ def pattern(mode: str) -> PIL.Image.Image:
 @pytest.mark.parametrize("format", ["png", "webp"])
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
 def test_from_pil_round_trip(mode: str, format: Any) -> None:
-    """A picture of grey or RGB, transparent or not, comes back pixel for pixel."""
+    """A grey or RGB image, transparent or not, is unchanged pixel for pixel."""
     picture = pattern(mode)
     image = Image.from_pil(picture, format=format)
     assert image.media_type == f"image/{format}"
@@ -224,7 +234,7 @@ def test_from_pil_round_trip(mode: str, format: Any) -> None:
 @pytest.mark.parametrize("mode", ["1", "P", "CMYK", "YCbCr", "HSV"])
 @pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
 def test_from_pil_converts(mode: str, format: Any) -> None:
-    """What is neither grey nor RGB becomes what it looks like in RGB."""
+    """Other modes are converted to RGB of the same appearance."""
     picture = pattern("RGB").convert(mode)
     again = Image.from_pil(picture, format=format).to_pil()
     assert again.mode == "RGB"
@@ -250,9 +260,7 @@ def test_from_pil_keeps_the_transparency_of_a_palette() -> None:
 
 
 def test_from_pil_drops_a_profile_that_no_longer_fits() -> None:
-    """The colour profile of a CMYK picture is not written beside RGB; that of an RGB picture is
-    kept.
-    """
+    """The colour profile of a CMYK image is dropped in RGB; that of an RGB image is kept."""
     for mode, kept in (("CMYK", None), ("RGB", b"profile")):
         picture = pattern("RGB").convert(mode)
         picture.info["icc_profile"] = b"profile"
@@ -270,8 +278,8 @@ def test_from_pil_drops_a_profile_that_no_longer_fits() -> None:
         (b"bytes", "png", "not bytes"),
     ],
 )
-def test_from_pil_refuses(picture: Any, format: Any, told: str) -> None:
-    """What would lose something unseen, or cannot be, is the caller's error and says what to do."""
+def test_from_pil_rejects(picture: Any, format: Any, told: str) -> None:
+    """Modes that would lose data or cannot be saved are an error that says what to do."""
     with pytest.raises(ConfigurationError, match=told):
         Image.from_pil(picture, format=format)
 
@@ -301,7 +309,7 @@ def names_in(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("as_path", [False, True])
 async def test_save(tmp_path: Path, as_path: bool) -> None:
-    """`save` writes the bytes and returns the path, given as text or as a path."""
+    """`save` writes the bytes and returns the path, which may be text or a path."""
     target = tmp_path / "boat.png"
     written = await Image(PNG).save(target if as_path else str(target))
     assert isinstance(written, Path)
@@ -337,7 +345,7 @@ async def test_save_with_a_suffix(tmp_path: Path, name: str) -> None:
 
 
 async def test_save_with_the_suffix_of_another_type(tmp_path: Path) -> None:
-    """A suffix that contradicts the bytes gives a warning that points at the user's line."""
+    """A suffix that contradicts the bytes is a warning that names the user's line."""
     with pytest.warns(
         UserWarning, match=r"boat.png holds image/jpeg; save it as boat.jpg"
     ) as caught:
@@ -367,7 +375,7 @@ async def test_save_unknown_bytes(tmp_path: Path) -> None:
 
 
 async def test_save_overwrites(tmp_path: Path) -> None:
-    """A file of the same name is replaced whole, however long it was."""
+    """A file of the same name is replaced, however long it was."""
     target = tmp_path / "boat.png"
     target.write_bytes(bytes(10_000))
     await Image(PNG).save(target)
@@ -384,7 +392,7 @@ async def test_save_onto_a_folder(tmp_path: Path) -> None:
 
 
 async def test_save_concurrently(tmp_path: Path) -> None:
-    """Many saves to one name leave one whole file, the last one's or any other's."""
+    """Many saves to one name leave one complete file."""
     target = tmp_path / "boat.png"
     contents = [PNG + bytes([number]) * 50_000 for number in range(10)]
     await asyncio.gather(*(Image(content).save(target) for content in contents))
@@ -399,24 +407,24 @@ async def test_save_a_long_name(tmp_path: Path) -> None:
 
 
 async def test_save_a_long_name_of_wide_characters(tmp_path: Path) -> None:
-    """The same for a name whose characters take several bytes each, such as one made from a prompt."""
+    """A name whose characters take several bytes each, such as from a prompt, is written too."""
     name = "猫" * 80 + ".png"
     assert (await Image(PNG).save(tmp_path / name)).read_bytes() == PNG
 
 
-# --- an image that came as a URL --------------------------------------------
+# --- an image with a URL -----------------------------------------------------
 
 
 @pytest.fixture
-async def host() -> AsyncIterator[Canned]:
+async def host() -> AsyncIterator[RawServer]:
     """An image host, apart from the API."""
-    async with Canned(answer(PNG, content_type="image/png")) as host:
+    async with RawServer(response(PNG, content_type="image/png")) as host:
         yield host
 
 
 async def image_at(url: str, **options: Any) -> tuple[AsyncImages, Image]:
     """An open client and its image, which the API gave as `url`."""
-    async with Canned(answer({"data": [{"url": url}]})) as api:
+    async with RawServer(response({"data": [{"url": url}]})) as api:
         client = AsyncImages(KEY, base_url=api.base_url, **options)
         try:
             (image,) = await client.generate("a boat")
@@ -426,8 +434,8 @@ async def image_at(url: str, **options: Any) -> tuple[AsyncImages, Image]:
     return client, image
 
 
-async def failure_of(host: Canned, reply: Reply, **options: Any) -> DownloadError:
-    """How reading an image fails whose host gives this reply."""
+async def failure_of(host: RawServer, reply: Reply, **options: Any) -> DownloadError:
+    """Return the error of reading an image whose host returns this reply."""
     host.reply_with(reply)
     client, image = await image_at(f"{host.origin}/a.png?signature=hush", **options)
     async with client:
@@ -444,12 +452,12 @@ async def failure_of(host: Canned, reply: Reply, **options: Any) -> DownloadErro
 
 
 async def test_read_bytes() -> None:
-    """Bytes that are there are given at once."""
+    """Bytes that are present are returned at once."""
     assert await Image(PNG).read() == PNG
 
 
-async def test_read_a_url(host: Canned) -> None:
-    """The URL is fetched at the first `read` only, and without the API key."""
+async def test_read_a_url(host: RawServer) -> None:
+    """The URL is fetched only at the first `read`, and without the API key."""
     client, image = await image_at(f"{host.origin}/a.png?signature=1%2F2")
     async with client:
         assert host.requests == []
@@ -462,8 +470,8 @@ async def test_read_a_url(host: Canned) -> None:
     assert KEY not in repr(request)
 
 
-async def test_read_a_signed_url(host: Canned) -> None:
-    """The address is asked for as it was given: escapes that are part of a signature stay."""
+async def test_read_a_signed_url(host: RawServer) -> None:
+    """The URL is requested unchanged: escapes that belong to a signature stay."""
     target = "/a%20boat/b.png?sig=a%2Bb%2Fc%3D%3D&se=2030-01-01T00%3A00%3A00Z"
     client, image = await image_at(host.origin + target)
     async with client:
@@ -471,17 +479,15 @@ async def test_read_a_signed_url(host: Canned) -> None:
     assert host.requests[0].target == target
 
 
-async def test_read_without_the_clients_headers(host: Canned) -> None:
-    """Headers that the caller adds for the API do not go to the image host, which may be a
-    stranger.
-    """
+async def test_read_without_the_clients_headers(host: RawServer) -> None:
+    """Headers added for the API are not sent to the image host."""
     client, image = await image_at(f"{host.origin}/a.png", headers={"X-Team": "hush"})
     async with client:
         await image.read()
     assert "x-team" not in host.requests[0].headers
 
 
-async def test_read_concurrently(host: Canned) -> None:
+async def test_read_concurrently(host: RawServer) -> None:
     """Tasks that read the same image at once share one download."""
     client, image = await image_at(f"{host.origin}/a.png")
     async with client:
@@ -490,16 +496,16 @@ async def test_read_concurrently(host: Canned) -> None:
     assert len(host.requests) == 1
 
 
-async def test_save_a_url(host: Canned, tmp_path: Path) -> None:
+async def test_save_a_url(host: RawServer, tmp_path: Path) -> None:
     """`save` fetches what is only a URL."""
     client, image = await image_at(f"{host.origin}/a.png")
     async with client:
         assert (await image.save(tmp_path / "boat")).read_bytes() == PNG
 
 
-async def test_read_again_after_a_failure(host: Canned) -> None:
+async def test_read_again_after_a_failure(host: RawServer) -> None:
     """A failed download can be tried again with the same image."""
-    host.reply_with(answer(b"gone", status=410), answer(PNG))
+    host.reply_with(response(b"gone", status=410), response(PNG))
     client, image = await image_at(f"{host.origin}/a.png")
     async with client:
         with pytest.raises(DownloadError):
@@ -507,9 +513,9 @@ async def test_read_again_after_a_failure(host: Canned) -> None:
         assert await image.read() == PNG
 
 
-async def test_cancelled_read_can_be_repeated(host: Canned) -> None:
+async def test_cancelled_read_can_be_repeated(host: RawServer) -> None:
     """A read that was cancelled leaves the image as it was, and no connection."""
-    host.reply_with([End.HOLD], answer(PNG))
+    host.reply_with([End.HOLD], response(PNG))
     client, image = await image_at(f"{host.origin}/a.png")
     async with client:
         task = asyncio.create_task(image.read())
@@ -522,7 +528,7 @@ async def test_cancelled_read_can_be_repeated(host: Canned) -> None:
 
 
 async def test_read_over_the_local_server(tmp_path: Path) -> None:
-    """A dall-e image of the local server comes as a URL and is read from there."""
+    """A dall-e image of the local server is a URL and is read from there."""
     async with (
         LocalServer(light=True, delay=0) as server,
         AsyncImages(server.api_key, base_url=server.base_url) as client,
@@ -540,17 +546,17 @@ async def test_read_over_the_local_server(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "location", ["/b.png", "b.png", "//{host}/b.png", "http://{host}/b.png?x=1"]
 )
-async def test_redirect(host: Canned, location: str) -> None:
-    """A redirect of the image host is followed, relative ones as well."""
+async def test_redirect(host: RawServer, location: str) -> None:
+    """Redirects of the image host are followed, relative ones too."""
     address = location.format(host=host.origin.removeprefix("http://"))
-    host.reply_with([head(302, Location=address, Content_Length="0")], answer(PNG))
+    host.reply_with([head(302, Location=address, Content_Length="0")], response(PNG))
     client, image = await image_at(f"{host.origin}/a.png")
     async with client:
         assert await image.read() == PNG
     assert [request.target.partition("?")[0] for request in host.requests] == ["/a.png", "/b.png"]
 
 
-async def test_redirects_without_end(host: Canned) -> None:
+async def test_redirects_without_end(host: RawServer) -> None:
     """After five redirects it is enough."""
     host.reply_with([head(302, Location="/a.png", Content_Length="0")])
     client, image = await image_at(f"{host.origin}/a.png")
@@ -560,8 +566,8 @@ async def test_redirects_without_end(host: Canned) -> None:
     assert len(host.requests) == 6
 
 
-async def test_redirect_to_a_broken_address(host: Canned) -> None:
-    """A redirect to an address that cannot be read is a DownloadError as well."""
+async def test_redirect_to_a_broken_address(host: RawServer) -> None:
+    """A redirect to an invalid URL is a DownloadError too."""
     host.reply_with([head(302, Location="http://[::1/b.png", Content_Length="0")])
     client, image = await image_at(f"{host.origin}/a.png")
     async with client:
@@ -570,7 +576,7 @@ async def test_redirect_to_a_broken_address(host: Canned) -> None:
     assert caught.value.billing == "billed"
 
 
-async def test_redirect_to_a_file(host: Canned, tmp_path: Path) -> None:
+async def test_redirect_to_a_file(host: RawServer, tmp_path: Path) -> None:
     """A redirect to something that is not HTTP is not followed."""
     (tmp_path / "boat.png").write_bytes(PNG)
     place = (tmp_path / "boat.png").as_uri()
@@ -583,48 +589,48 @@ async def test_redirect_to_a_file(host: Canned, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("status", [204, 400, 403, 404, 410, 500, 503])
-async def test_download_refused(host: Canned, status: int) -> None:
+async def test_download_with_an_error_status(host: RawServer, status: int) -> None:
     """Any other status is named in the error."""
     body = b"" if status == 204 else b"gone"
-    error = await failure_of(host, answer(body, status=status), timeout=Timeout(download=1))
+    error = await failure_of(host, response(body, status=status), timeout=Timeout(download=1))
     assert error.status == status
     assert str(status) in str(error)
 
 
-async def test_redirect_without_a_place(host: Canned) -> None:
-    """A redirect that names no place is a plain failure, told as one."""
-    error = await failure_of(host, answer(b"", status=302))
+async def test_redirect_without_a_location(host: RawServer) -> None:
+    """A redirect without a location is an error that says so."""
+    error = await failure_of(host, response(b"", status=302))
     assert error.status == 302
 
 
 @pytest.mark.parametrize("content_type", ["text/html", "image/png"])
-async def test_download_of_a_web_page(host: Canned, content_type: str) -> None:
-    """A web page is no image, whatever it is called."""
+async def test_download_of_a_web_page(host: RawServer, content_type: str) -> None:
+    """A web page is not an image, whatever its content type."""
     page = b"<!doctype html><title>Sign in</title>"
-    error = await failure_of(host, answer(page, content_type=content_type))
+    error = await failure_of(host, response(page, content_type=content_type))
     assert "not an image" in str(error)
     assert error.status == 200
 
 
-async def test_download_of_nothing(host: Canned) -> None:
-    """An empty file is no image."""
-    assert "empty" in str(await failure_of(host, answer(b"")))
+async def test_download_of_an_empty_file(host: RawServer) -> None:
+    """An empty file is not an image."""
+    assert "empty" in str(await failure_of(host, response(b"")))
 
 
 @pytest.mark.parametrize("told", [True, False])
-async def test_download_too_large(host: Canned, told: bool) -> None:
-    """An image over the limit is not read on, whether its length is told before or not."""
+async def test_download_too_large(host: RawServer, told: bool) -> None:
+    """An image over the limit is not read on, whether its length is announced or not."""
     content = PNG + bytes(100_000)
-    reply = answer(content) if told else [*open_stream(content), End.HOLD]
+    reply = response(content) if told else [*open_stream(content), End.HOLD]
     limits = Limits(max_response_bytes=100_000)
     error = await failure_of(host, reply, limits=limits)
     assert "larger than 100,000 bytes" in str(error)
     await host.wait_disconnected()
 
 
-async def test_download_as_large_as_allowed(host: Canned) -> None:
+async def test_download_as_large_as_allowed(host: RawServer) -> None:
     """An image of exactly the limit is taken."""
-    host.reply_with(answer(PNG + bytes(1_000 - len(PNG))))
+    host.reply_with(response(PNG + bytes(1_000 - len(PNG))))
     client, image = await image_at(f"{host.origin}/a.png", limits=Limits(max_response_bytes=1_000))
     async with client:
         assert len(await image.read()) == 1_000
@@ -642,8 +648,8 @@ async def test_download_as_large_as_allowed(host: Canned) -> None:
     ],
     ids=["closed", "reset", "cut", "reset-in-body", "cut-chunks", "no-http"],
 )
-async def test_download_broken_off(host: Canned, reply: Reply) -> None:
-    """A broken download is a DownloadError, whatever broke it."""
+async def test_download_broken_off(host: RawServer, reply: Reply) -> None:
+    """A broken download is a DownloadError, whatever the cause."""
     assert str(await failure_of(host, reply))
 
 
@@ -652,17 +658,17 @@ async def test_download_broken_off(host: Canned, reply: Reply) -> None:
     [[End.HOLD], [head(200, Content_Length="5000"), PNG, End.HOLD]],
     ids=["no-answer", "no-more"],
 )
-async def test_download_takes_too_long(host: Canned, reply: Reply) -> None:
-    """The download has its own limit, and the error says how to raise it."""
+async def test_download_takes_too_long(host: RawServer, reply: Reply) -> None:
+    """Downloads have their own limit, and the error says how to raise it."""
     error = await failure_of(host, reply, timeout=Timeout(download=0.1))
     assert "download" in str(error)
     assert "Timeout(download=" in str(error)
 
 
-async def test_download_takes_too_long_for_the_call(host: Canned) -> None:
+async def test_download_takes_too_long_for_the_call(host: RawServer) -> None:
     """The limits of the call, which is over, do not hold for the download."""
     gate = asyncio.Event()
-    host.reply_with([gate, *answer(PNG)])
+    host.reply_with([gate, *response(PNG)])
     client, image = await image_at(f"{host.origin}/a.png", timeout=Timeout(total=0.5, idle=0.05))
     async with client:
         reading = asyncio.ensure_future(image.read())
@@ -672,9 +678,9 @@ async def test_download_takes_too_long_for_the_call(host: Canned) -> None:
         assert await reading == PNG
 
 
-async def test_download_from_nobody() -> None:
+async def test_download_from_an_unreachable_host() -> None:
     """A host that cannot be reached is a DownloadError that names it."""
-    async with Canned(answer(PNG)) as gone:
+    async with RawServer(response(PNG)) as gone:
         origin = gone.origin
     client, image = await image_at(f"{origin}/a.png")
     async with client:
@@ -727,10 +733,10 @@ class Anywhere(aiohttp.abc.AbstractResolver):
 
 
 @pytest.fixture
-async def public() -> AsyncIterator[tuple[Canned, aiohttp.ClientSession]]:
+async def public() -> AsyncIterator[tuple[RawServer, aiohttp.ClientSession]]:
     """An API that seems to be on the internet, and the session that finds it."""
     connector = aiohttp.TCPConnector(resolver=Anywhere())
-    async with Canned() as api, aiohttp.ClientSession(connector=connector) as session:
+    async with RawServer() as api, aiohttp.ClientSession(connector=connector) as session:
         yield api, session
 
 
@@ -752,11 +758,11 @@ PRIVATE_HOSTS = [
 
 @pytest.mark.parametrize("name", PRIVATE_HOSTS)
 async def test_private_address(
-    host: Canned, public: tuple[Canned, aiohttp.ClientSession], name: str
+    host: RawServer, public: tuple[RawServer, aiohttp.ClientSession], name: str
 ) -> None:
-    """A server on the internet cannot make the client ask machines of the private network."""
+    """A server on the internet cannot make the client request private addresses."""
     api, session = public
-    api.reply_with(answer({"data": [{"url": f"http://{name}:{host.port}/a.png"}]}))
+    api.reply_with(response({"data": [{"url": f"http://{name}:{host.port}/a.png"}]}))
     base_url = f"http://api.invalid:{api.port}/v1"
     async with AsyncImages(KEY, base_url=base_url, session=session) as client:
         (image,) = await client.generate("a boat")
@@ -767,11 +773,11 @@ async def test_private_address(
 
 
 async def test_private_address_that_is_allowed(
-    host: Canned, public: tuple[Canned, aiohttp.ClientSession]
+    host: RawServer, public: tuple[RawServer, aiohttp.ClientSession]
 ) -> None:
-    """The caller can allow it."""
+    """Private addresses can be allowed."""
     api, session = public
-    api.reply_with(answer({"data": [{"url": f"{host.origin}/a.png"}]}))
+    api.reply_with(response({"data": [{"url": f"{host.origin}/a.png"}]}))
     base_url = f"http://api.invalid:{api.port}/v1"
     limits = Limits(private_downloads=True)
     async with AsyncImages(KEY, base_url=base_url, session=session, limits=limits) as client:
@@ -780,15 +786,15 @@ async def test_private_address_that_is_allowed(
 
 
 async def test_read_without_a_client() -> None:
-    """An image that no client gave, such as an unpickled one, says that it cannot be fetched."""
+    """An image without a client, such as an unpickled one, says that it cannot be fetched."""
     with pytest.raises(DownloadError, match="no client to download") as caught:
         await pickle.loads(pickle.dumps(Image(url="https://host/a.png"))).read()
     assert caught.value.billing == "billed"
     assert caught.value.url == "https://host/a.png"
 
 
-async def test_read_after_the_client_was_closed(host: Canned) -> None:
-    """With its client closed, a URL is not fetched: the error says so, and no connection is opened."""
+async def test_read_after_the_client_was_closed(host: RawServer) -> None:
+    """After its client is closed, a URL is not fetched: the error says so."""
     client, image = await image_at(f"{host.origin}/a.png")
     await client.aclose()
     try:
@@ -799,10 +805,10 @@ async def test_read_after_the_client_was_closed(host: Canned) -> None:
     assert host.requests == []
 
 
-async def test_read_within_a_stream(host: Canned) -> None:
+async def test_read_within_a_stream(host: RawServer) -> None:
     """A completed event may carry a URL instead of bytes; it is read in the same way."""
     async with (
-        Canned(answer({"data": [{"url": f"{host.origin}/a.png"}]})) as api,
+        RawServer(response({"data": [{"url": f"{host.origin}/a.png"}]})) as api,
         AsyncImages(KEY, base_url=api.base_url) as client,
     ):
         async with client.generate("a boat", stream=True) as stream:

@@ -15,7 +15,7 @@ from elkimg_async import (
     Timeout,
 )
 from tests.helpers.calls import B64, failure_of_any_kind, in_both_modes
-from tests.helpers.canned import KEY, PNG, Canned, End, Piece, answer, event, head
+from tests.helpers.raw_server import KEY, PNG, End, Piece, RawServer, event, head, response
 
 CUT = json.dumps({"created": 1, "data": [{"b64_json": B64}, {"b64_json": B64}]}).encode()[:-40]
 PARTIAL = event({"type": "image_generation.partial_image", "b64_json": B64})
@@ -23,43 +23,47 @@ PARTIAL = event({"type": "image_generation.partial_image", "b64_json": B64})
 
 @in_both_modes
 @pytest.mark.parametrize("end", [End.CLOSE, End.RESET, End.HOLD])
-async def test_images_of_a_body_that_breaks_off(canned: Canned, end: End, streaming: bool) -> None:
+async def test_images_of_a_body_that_breaks_off(
+    raw_server: RawServer, end: End, streaming: bool
+) -> None:
     """What had arrived when the connection broke, or the time was up, is on the error."""
     pieces: list[Piece] = [head(Content_Length=str(len(CUT) + 40)), CUT, end]
-    canned.reply_with(pieces)
+    raw_server.reply_with(pieces)
     timeout = Timeout(total=5, idle=0.3)
-    async with AsyncImages(KEY, base_url=canned.base_url, retry=0, timeout=timeout) as client:
+    async with AsyncImages(KEY, base_url=raw_server.base_url, retry=0, timeout=timeout) as client:
         error = await failure_of_any_kind(client, streaming)
     assert isinstance(error, RequestTimeoutError if end is End.HOLD else DisconnectedError)
     assert [image.content for image in error.images] == [PNG]
     assert error.billing == "unknown"
-    assert error.idempotency_key == canned.requests[0].headers["idempotency-key"]
+    assert error.idempotency_key == raw_server.requests[0].headers["idempotency-key"]
     assert f"(idempotency key: {error.idempotency_key})" in str(error)
 
 
-async def test_partials_of_a_stream_that_breaks_off(canned: Canned) -> None:
+async def test_partials_of_a_stream_that_breaks_off(raw_server: RawServer) -> None:
     """Partial images are on the error of whatever ends the stream."""
     stream_head = head(content_type="text/event-stream", Connection="close")
     for end in (End.CLOSE, End.HOLD):
         pieces: list[Piece] = [stream_head, PARTIAL, end]
-        canned.reply_with(pieces)
+        raw_server.reply_with(pieces)
         timeout = Timeout(total=5, idle=0.3)
-        async with AsyncImages(KEY, base_url=canned.base_url, retry=0, timeout=timeout) as client:
+        async with AsyncImages(
+            KEY, base_url=raw_server.base_url, retry=0, timeout=timeout
+        ) as client:
             error = await failure_of_any_kind(client, True)
         assert isinstance(error, (StreamIncompleteError, RequestTimeoutError))
         assert [partial.image.content for partial in error.partials] == [PNG]
 
 
 @in_both_modes
-async def test_images_of_an_error_status(canned: Canned, streaming: bool) -> None:
+async def test_images_of_an_error_status(raw_server: RawServer, streaming: bool) -> None:
     """A 500 with an image in it is not retried, and the image is on the error."""
     body = {"error": {"message": "late"}, "data": [{"b64_json": B64}]}
-    canned.reply_with(answer(body, status=500))
-    async with AsyncImages(KEY, base_url=canned.base_url) as client:
+    raw_server.reply_with(response(body, status=500))
+    async with AsyncImages(KEY, base_url=raw_server.base_url) as client:
         error = await failure_of_any_kind(client, streaming)
     assert isinstance(error, ServerError)
     assert [image.content for image in error.images] == [PNG]
-    assert len(canned.requests) == 1
+    assert len(raw_server.requests) == 1
 
 
 @in_both_modes
@@ -74,14 +78,14 @@ async def test_images_of_an_error_status(canned: Canned, streaming: bool) -> Non
     ids=["default", "off", "replay", "retry_unknown"],
 )
 async def test_unknown_server_error(
-    canned: Canned, options: dict[str, object], requests: int, streaming: bool
+    raw_server: RawServer, options: dict[str, object], requests: int, streaming: bool
 ) -> None:
     """A 5xx that may have been paid for is repeated only where the user allows it."""
-    canned.reply_with(answer({"error": {"message": "broken", "code": "500"}}, status=500))
+    raw_server.reply_with(response({"error": {"message": "broken", "code": "500"}}, status=500))
     given: dict[str, object] = {"retry": RetryPolicy(initial_backoff=0.01), **options}
-    async with AsyncImages(KEY, base_url=canned.base_url, **given) as client:  # type: ignore[arg-type]
+    async with AsyncImages(KEY, base_url=raw_server.base_url, **given) as client:  # type: ignore[arg-type]
         error: ElkImagesError = await failure_of_any_kind(client, streaming)
     assert isinstance(error, ServerError)
     assert (error.message, error.billing) == ("broken", "unknown")
     assert "An image may have been created and billed" in str(error)
-    assert len(canned.requests) == requests
+    assert len(raw_server.requests) == requests

@@ -221,7 +221,7 @@ def test_grid_loads_nothing() -> None:
 
 
 def test_grid_runs_no_scripts() -> None:
-    """Neither an SVG nor text of the server becomes part of the page."""
+    """Neither an SVG nor text of the server becomes markup of the page."""
     shown = bundle(
         [
             Image(SVG),

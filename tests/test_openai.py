@@ -14,7 +14,7 @@ from elkimg_async.local import LocalServer
 from elkimg_async.sansio import values
 from elkimg_async.sansio.requests import EditRequest, GenerateRequest
 from elkimg_async.types import EditOptions, GenerateOptions
-from tests.helpers.canned import DONE, KEY, PNG, Canned, answer, event, stream
+from tests.helpers.raw_server import DONE, KEY, PNG, RawServer, event, response, stream
 
 B64 = base64.b64encode(PNG).decode()
 
@@ -284,7 +284,7 @@ async def test_error_status(
     assert caught.value.type == (other.value.type or None)
 
 
-async def test_wrong_key(server: LocalServer) -> None:
+async def test_wrong_api_key(server: LocalServer) -> None:
     """Both clients raise an authentication error for a 401."""
     async with AsyncImages(KEY, base_url=server.base_url) as ours:
         with pytest.raises(errors.AuthenticationError):
@@ -296,8 +296,8 @@ async def test_wrong_key(server: LocalServer) -> None:
 
 
 @pytest.mark.parametrize("with_done", [False, True])
-async def test_canned_stream(with_done: bool) -> None:
-    """The contract's own sample of a stream is read alike by both."""
+async def test_sample_stream(with_done: bool) -> None:
+    """The contract's sample of a stream is parsed equally by both."""
     usage = {
         "total_tokens": 3,
         "input_tokens": 1,
@@ -327,7 +327,7 @@ async def test_canned_stream(with_done: bool) -> None:
     if with_done:
         frames.append(DONE)
     async with (
-        Canned(stream(*frames)) as server,
+        RawServer(stream(*frames)) as server,
         AsyncImages(KEY, base_url=server.base_url) as ours,
         openai.AsyncOpenAI(api_key=KEY, base_url=server.base_url) as theirs,
     ):
@@ -342,8 +342,8 @@ async def test_canned_stream(with_done: bool) -> None:
     assert plain(mine[1].usage) == plain(getattr(others[1], "usage", None))
 
 
-async def test_canned_json() -> None:
-    """The service's own example, with both fields in an item, is read alike by both."""
+async def test_sample_json() -> None:
+    """The service's example, with both fields in an item, is parsed equally by both."""
     body = {
         "created": 1710000000,
         "data": [{"b64_json": B64, "url": "https://host/a.png"}],
@@ -355,7 +355,7 @@ async def test_canned_json() -> None:
         },
     }
     async with (
-        Canned(answer(body)) as server,
+        RawServer(response(body)) as server,
         AsyncImages(KEY, base_url=server.base_url) as ours,
         openai.AsyncOpenAI(api_key=KEY, base_url=server.base_url) as theirs,
     ):

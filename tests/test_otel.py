@@ -105,7 +105,7 @@ def events(span: ReadableSpan) -> list[tuple[str, dict[str, Any]]]:
     return [(each.name, dict(each.attributes or {})) for each in span.events]
 
 
-async def ask(
+async def run_observed(
     observed: Observed, *replies: Reply, streaming: bool = False, **options: Any
 ) -> RawServer:
     """Run one call against a server with these replies."""
@@ -124,7 +124,7 @@ async def ask(
 async def test_batch_call() -> None:
     """A batch call is one CLIENT span with the conventions' attributes and an event per step."""
     observed = Observed()
-    server = await ask(observed, GOOD, n=2, size="1024x1024", quality="low")
+    server = await run_observed(observed, GOOD, n=2, size="1024x1024", quality="low")
     span = observed.span()
     assert span.name == "image_generation gpt-image-1.5"
     assert span.kind is SpanKind.CLIENT
@@ -166,7 +166,7 @@ async def test_batch_call() -> None:
 async def test_metrics_of_a_batch_call() -> None:
     """Duration and tokens are measured per operation, without a time to the first chunk."""
     observed = Observed()
-    server = await ask(observed, GOOD, model="dall-e-3")
+    server = await run_observed(observed, GOOD, model="dall-e-3")
     shared = {
         "gen_ai.operation.name": "image_generation",
         "gen_ai.provider.name": "openai",
@@ -195,7 +195,7 @@ async def test_metrics_of_a_batch_call() -> None:
 async def test_unknown_usage() -> None:
     """Missing usage is not measured."""
     observed = Observed()
-    await ask(observed, response({"created": 1, "data": [{"b64_json": B64}]}))
+    await run_observed(observed, response({"created": 1, "data": [{"b64_json": B64}]}))
     assert observed.points("gen_ai.client.token.usage") == []
     assert not [name for name in attributes(observed.span()) if "usage" in name]
 
@@ -204,7 +204,7 @@ async def test_stream() -> None:
     """A stream is one span with partial images as events and the time to the first one."""
     observed = Observed()
     skipped = event({"type": "image_generation.thought"})
-    await ask(observed, stream(PARTIAL, skipped, COMPLETED, DONE), streaming=True)
+    await run_observed(observed, stream(PARTIAL, skipped, COMPLETED, DONE), streaming=True)
     span = observed.span()
     named = attributes(span)
     assert named["gen_ai.request.stream"] is True
@@ -229,7 +229,7 @@ async def test_stream() -> None:
 async def test_retries() -> None:
     """All attempts of a call share its span, which succeeds with the last one."""
     observed = Observed()
-    await ask(observed, BUSY, BUSY, GOOD)
+    await run_observed(observed, BUSY, BUSY, GOOD)
     span = observed.span()
     assert [name for name, _ in events(span)] == [
         "attempt",
@@ -258,7 +258,7 @@ async def test_error() -> None:
     """An error response is the span's error, and its class is in the metrics."""
     observed = Observed()
     with pytest.raises(RateLimitError):
-        await ask(observed, BUSY, retry=0)
+        await run_observed(observed, BUSY, retry=0)
     span = observed.span()
     assert (span.status.status_code, span.status.description) == (
         StatusCode.ERROR,
@@ -276,7 +276,7 @@ async def test_error_within_a_stream() -> None:
     """A failing stream keeps its events and ends as an error."""
     observed = Observed()
     with pytest.raises(StreamIncompleteError):
-        await ask(observed, stream(PARTIAL), streaming=True)
+        await run_observed(observed, stream(PARTIAL), streaming=True)
     span = observed.span()
     assert span.status.status_code is StatusCode.ERROR
     assert "partial_image" in [name for name, _ in events(span)]
@@ -288,7 +288,7 @@ async def test_request_not_sent() -> None:
     """A request that fails validation has no span and no metrics."""
     observed = Observed()
     with pytest.raises(InvalidRequestError):
-        await ask(observed, GOOD, n=11)
+        await run_observed(observed, GOOD, n=11)
     assert observed.spans == ()
     assert observed.points("gen_ai.client.operation.duration") == []
     assert observed.hook._running == {}
@@ -395,7 +395,7 @@ def shown(observed: Observed) -> str:
 
 ECHO = {
     "error": {
-        "message": f"{KEY} must not ask for: {SECRET_PROMPT}",
+        "message": f"{KEY} must not run_observed for: {SECRET_PROMPT}",
         "code": "moderation_blocked",
         "type": "image_generation_user_error",
     }
@@ -405,9 +405,9 @@ ECHO = {
 async def test_nothing_private_by_default() -> None:
     """Neither API key, prompt nor image is exported, even if the server quotes them in an error."""
     observed = Observed()
-    await ask(observed, GOOD)
+    await run_observed(observed, GOOD)
     with pytest.raises(ModerationError):
-        await ask(observed, response(ECHO, status=400))
+        await run_observed(observed, response(ECHO, status=400))
     text = shown(observed)
     assert "moderation_blocked" in text
     for private in (KEY, SECRET_PROMPT, str(B64), repr(PNG)):
@@ -418,7 +418,7 @@ async def test_capture_prompts() -> None:
     """`capture_prompts` exports prompts and error texts, but never the API key."""
     observed = Observed(capture_prompts=True)
     with pytest.raises(ModerationError):
-        await ask(observed, response(ECHO, status=400))
+        await run_observed(observed, response(ECHO, status=400))
     span = observed.span()
     assert json.loads(attributes(span)["gen_ai.input.messages"]) == [
         {"role": "user", "parts": [{"type": "text", "content": SECRET_PROMPT}]}
@@ -430,7 +430,9 @@ async def test_capture_prompts() -> None:
 async def test_extra_body() -> None:
     """`extra_body` overrides options in attributes; values that are not plain are left out."""
     observed = Observed()
-    await ask(observed, GOOD, size="1024x1024", extra_body={"model": "flux-9", "size": [1, 2]})
+    await run_observed(
+        observed, GOOD, size="1024x1024", extra_body={"model": "flux-9", "size": [1, 2]}
+    )
     span = observed.span()
     assert span.name == "image_generation flux-9"
     assert attributes(span)["gen_ai.request.model"] == "flux-9"
@@ -470,7 +472,7 @@ async def test_edit_and_models() -> None:
 async def test_provider() -> None:
     """The name of the provider can be set."""
     observed = Observed(provider="elkapi")
-    await ask(observed, GOOD)
+    await run_observed(observed, GOOD)
     assert attributes(observed.span())["gen_ai.provider.name"] == "elkapi"
 
 

@@ -38,7 +38,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def run(path: str, *arguments: str, cwd: Path = PROJECT, prelude: str = "pass") -> str:
-    """Run pytest in a process of its own; return its output and exit code."""
+    """Run pytest in its own process; return its output and exit code."""
     script = f"import sys; {prelude}; import pytest; sys.exit(pytest.main(sys.argv[1:]))"
     done = subprocess.run(
         [sys.executable, "-c", script, "-q", *arguments],

@@ -20,44 +20,44 @@ from elkimg_async import (
     NotFoundError,
 )
 from tests.helpers.calls import GOOD
-from tests.helpers.canned import KEY, PNG, Canned, answer
+from tests.helpers.raw_server import KEY, PNG, RawServer, response
 
-LISTED = answer({"data": [{"id": "a"}, {"id": "b"}]})
+LISTED = response({"data": [{"id": "a"}, {"id": "b"}]})
 
 
 @pytest.fixture
-async def client(canned: Canned) -> AsyncIterator[AsyncImages]:
-    async with AsyncImages(KEY, base_url=canned.base_url, retry=0) as client:
+async def client(raw_server: RawServer) -> AsyncIterator[AsyncImages]:
+    async with AsyncImages(KEY, base_url=raw_server.base_url, retry=0) as client:
         yield client
 
 
 # --- models -----------------------------------------------------------------------
 
 
-async def test_models_both_ways(client: AsyncImages, canned: Canned) -> None:
-    """The models come from `client.models()` and, as in openai, from `client.models.list()`."""
-    canned.reply_with(LISTED)
+async def test_models_both_ways(client: AsyncImages, raw_server: RawServer) -> None:
+    """`client.models()` and, as in openai, `client.models.list()` return the models."""
+    raw_server.reply_with(LISTED)
     called = await client.models(extra_headers={"X-A": "b"}, extra_query={"v": 1})
     listed = await client.models.list(extra_headers={"X-A": "b"}, extra_query={"v": 1})
     assert isinstance(listed, Models)
     assert called == listed == listed.data
     assert [model.id async for model in client.models.list(extra_query={"v": 1})] == ["a", "b"]
-    assert [request.target for request in canned.requests] == ["/v1/models?v=1"] * 3
-    assert [request.headers.get("x-a") for request in canned.requests] == ["b", "b", None]
+    assert [request.target for request in raw_server.requests] == ["/v1/models?v=1"] * 3
+    assert [request.headers.get("x-a") for request in raw_server.requests] == ["b", "b", None]
 
 
-async def test_models_of_a_view(client: AsyncImages, canned: Canned) -> None:
+async def test_models_of_a_view(client: AsyncImages, raw_server: RawServer) -> None:
     """A view lists the models with its own options."""
-    canned.reply_with(LISTED)
+    raw_server.reply_with(LISTED)
     await client.with_options(headers={"X-A": "b"}, query={"v": 2}).models()
-    assert canned.requests[0].headers["x-a"] == "b"
-    assert canned.requests[0].target == "/v1/models?v=2"
+    assert raw_server.requests[0].headers["x-a"] == "b"
+    assert raw_server.requests[0].target == "/v1/models?v=2"
 
 
 @pytest.mark.parametrize(("days", "warns"), [(-3, True), (0, True), (29, True), (40, False)])
 async def test_model_that_is_shut_down_soon(
     client: AsyncImages,
-    canned: Canned,
+    raw_server: RawServer,
     caplog: pytest.LogCaptureFixture,
     days: int,
     warns: bool,
@@ -65,7 +65,9 @@ async def test_model_that_is_shut_down_soon(
     """A call with a model that the server ends within 30 days logs one warning."""
     end = (datetime.now(UTC) + timedelta(days=days)).date().isoformat()
     listed = [{"id": "old", "shutdown_date": end}, {"id": "new", "shutdown_date": None}]
-    canned.reply_with(answer({"data": [*listed, {"id": "odd", "shutdown_date": "soon"}]}), GOOD)
+    raw_server.reply_with(
+        response({"data": [*listed, {"id": "odd", "shutdown_date": "soon"}]}), GOOD
+    )
     caplog.set_level(logging.WARNING, "elkimg_async")
     models = await client.models()
     if not hasattr(models[0], "shutdown_date"):
@@ -95,11 +97,13 @@ async def test_model_that_is_shut_down_soon(
     ],
 )
 async def test_model_that_the_server_does_not_know(
-    canned: Canned, status: int, error: dict[str, Any], kind: type[Exception]
+    raw_server: RawServer, status: int, error: dict[str, Any], kind: type[Exception]
 ) -> None:
     """The error names the model that was sent, and how to list those of the server."""
-    canned.reply_with(answer({"error": error}, status=status))
-    async with AsyncImages(KEY, base_url=canned.base_url, retry=0, model="gpt-image1") as client:
+    raw_server.reply_with(response({"error": error}, status=status))
+    async with AsyncImages(
+        KEY, base_url=raw_server.base_url, retry=0, model="gpt-image1"
+    ) as client:
         calls: list[Any] = [
             client.generate("a boat"),
             client.edit(PNG, "a hat"),
@@ -115,55 +119,57 @@ async def test_model_that_the_server_does_not_know(
         assert "gpt-image1" not in str(caught.value)
 
 
-async def test_default_model_is_sent(canned: Canned, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_default_model_is_sent(
+    raw_server: RawServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The client's model is that of every call which names none, edits and runs included."""
     monkeypatch.setenv("ELKAPI_MODEL", "from-environment")
-    async with AsyncImages(KEY, base_url=canned.base_url) as client:
+    async with AsyncImages(KEY, base_url=raw_server.base_url) as client:
         await client.generate("a boat")
         await client.with_options(model="view").generate("a boat")
         await client.with_options(model="view").generate("a boat", model="own")
         async with client.with_options(model="run").map(["a boat"]) as run:
             assert [item.ok async for item in run] == [True]
         await client.edit(PNG, "a hat")
-    sent = [request.fields["model"] for request in canned.requests[:4]]
+    sent = [request.fields["model"] for request in raw_server.requests[:4]]
     assert sent == ["from-environment", "view", "own", "run"]
-    assert b"from-environment" in canned.requests[4].body
+    assert b"from-environment" in raw_server.requests[4].body
 
 
 # --- queries ------------------------------------------------------------------------
 
 
-async def test_query_on_every_request(canned: Canned) -> None:
+async def test_query_on_every_request(raw_server: RawServer) -> None:
     """The query of the base URL, the client and the call goes with every endpoint."""
-    base = canned.base_url.replace("/v1", "/openai/deployments/gpt-image-1")
+    base = raw_server.base_url.replace("/v1", "/openai/deployments/gpt-image-1")
     async with AsyncImages(
         base_url=f"{base}?api-version=2025-04-01-preview", headers={"api-key": KEY}, query={"a": 1}
     ) as client:
-        canned.reply_with(GOOD)
+        raw_server.reply_with(GOOD)
         await client.generate("a boat")
         await client.edit(PNG, "a hat", extra_query={"b": "ü"})
         async with client.map(["a boat"], extra_query={"c": "3"}) as run:
             assert [item.ok async for item in run] == [True]
-        canned.reply_with(LISTED)
+        raw_server.reply_with(LISTED)
         await client.models(extra_query={"a": None, "api-version": "2"})
     path, version = "/openai/deployments/gpt-image-1", "api-version=2025-04-01-preview"
-    assert [request.target for request in canned.requests] == [
+    assert [request.target for request in raw_server.requests] == [
         f"{path}/images/generations?{version}&a=1",
         f"{path}/images/edits?{version}&a=1&b=%C3%BC",
         f"{path}/images/generations?{version}&a=1&c=3",
         f"{path}/models?api-version=2&a=1",
     ]
-    for request in canned.requests:
+    for request in raw_server.requests:
         assert request.headers["api-key"] == KEY
         assert "authorization" not in request.headers
 
 
-async def test_query_wrong_in_a_call(client: AsyncImages, canned: Canned) -> None:
+async def test_query_wrong_in_a_call(client: AsyncImages, raw_server: RawServer) -> None:
     """A query that cannot be written is rejected before anything is sent."""
     wrong: Any = {"a": {}}
     with pytest.raises(ConfigurationError, match="query parameter 'a'"):
         await client.generate("a boat", extra_query=wrong)
-    assert canned.accepted == 0
+    assert raw_server.accepted == 0
 
 
 # --- coroutines -----------------------------------------------------------------------
@@ -198,9 +204,9 @@ async def test_mocks_are_awaitable() -> None:
     assert asyncio.iscoroutinefunction(AsyncImages.generate)
 
 
-async def test_close_of_openai(canned: Canned) -> None:
+async def test_close_of_openai(raw_server: RawServer) -> None:
     """`close` is `aclose`."""
-    client = AsyncImages(KEY, base_url=canned.base_url)
+    client = AsyncImages(KEY, base_url=raw_server.base_url)
     assert client.images is client
     await client.close()
     with pytest.raises(ConfigurationError, match="closed"):

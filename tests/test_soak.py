@@ -1,6 +1,6 @@
 """Thousands of calls against mixed faults: memory, sockets and tasks stay flat.
 
-ELKIMG_SOAK_CALLS is the number of calls, 20,000 unless told otherwise.
+ELKIMG_SOAK_CALLS is the number of calls, 20,000 by default.
 """
 
 import asyncio
@@ -15,8 +15,18 @@ from typing import Any
 import pytest
 
 from elkimg_async import AsyncImages, ElkImagesError, RetryPolicy, Timeout
-from tests.helpers.calls import B64, COMPLETED, GOOD, PARTIAL, ask
-from tests.helpers.canned import DONE, KEY, Canned, End, Reply, answer, head, open_stream, stream
+from tests.helpers.calls import B64, COMPLETED, GOOD, PARTIAL, run_call
+from tests.helpers.raw_server import (
+    DONE,
+    KEY,
+    End,
+    RawServer,
+    Reply,
+    head,
+    open_stream,
+    response,
+    stream,
+)
 
 CALLS = int(os.environ.get("ELKIMG_SOAK_CALLS", "20000"))
 AT_ONCE = 16
@@ -28,24 +38,24 @@ REPLIES: list[Reply] = [
     stream(PARTIAL, COMPLETED, DONE),
     [End.RESET],
     [End.CLOSE],
-    answer(b"", status=408),  # not 429, for which every call would slow down
+    response(b"", status=408),  # not 429, for which every call would slow down
     [head(200, Content_Length="1000")[:40], End.RESET],
     [head(200, Content_Length="1000"), b'{"data": [{"b64', End.CLOSE],
     [*open_stream(PARTIAL), End.RESET],
     [*open_stream(PARTIAL, COMPLETED[:50]), End.CLOSE],
     [*GOOD, End.CLOSE],
-    answer(b"<html>bad gateway</html>", status=502, content_type="text/html"),
-    answer({"error": {"message": "no", "code": "invalid_request"}}, status=500),
-    answer({"data": [{"b64_json": B64[:50] + "!!!!"}]}),
-    answer(b""),
+    response(b"<html>bad gateway</html>", status=502, content_type="text/html"),
+    response({"error": {"message": "no", "code": "invalid_request"}}, status=500),
+    response({"data": [{"b64_json": B64[:50] + "!!!!"}]}),
+    response(b""),
     stream(PARTIAL, DONE),
     [head(200, Transfer_Encoding="chunked"), b"what?\r\n", End.CLOSE],
 ]
 STALLS: list[Reply] = [[End.HOLD], [*open_stream(PARTIAL), End.HOLD]]
 
 
-class Mixed(Canned):
-    """A canned server whose replies go round, with a stall now and then; it keeps no requests."""
+class Mixed(RawServer):
+    """A raw server that cycles through its replies and sometimes stalls; it keeps no requests."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +88,7 @@ async def work(client: AsyncImages, numbers: "itertools.islice[int]", ends: Any)
             ends["left"] += 1
             continue
         try:
-            await ask(client, number % 2 == 1)
+            await run_call(client, number % 2 == 1)
         except ElkImagesError as error:
             ends[type(error).__name__] += 1
         else:
@@ -87,7 +97,7 @@ async def work(client: AsyncImages, numbers: "itertools.islice[int]", ends: Any)
 
 async def leave(client: AsyncImages, number: int) -> None:
     """A call that is cancelled after some steps of the loop, wherever it is by then."""
-    task = asyncio.create_task(ask(client, number % 2 == 1))
+    task = asyncio.create_task(run_call(client, number % 2 == 1))
     for _ in range(number % 30):
         await asyncio.sleep(0)
     task.cancel()
@@ -98,7 +108,7 @@ async def leave(client: AsyncImages, number: int) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 async def test_soak() -> None:
-    """After any number of calls with faults, the process is as large as after the first thousand."""
+    """After any number of calls with faults the process is as large as after a thousand."""
     ends: collections.Counter[str] = collections.Counter()
     tasks = asyncio.all_tasks()
     async with Mixed() as server:

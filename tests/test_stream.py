@@ -20,7 +20,7 @@ from elkimg_async import (
 )
 from elkimg_async.local import LocalServer
 from elkimg_async.sansio.decoder import ImageEvent
-from tests.helpers.canned import KEY, PNG, Canned, End, answer, event, open_stream
+from tests.helpers.raw_server import KEY, PNG, End, RawServer, event, open_stream, response
 
 PARTIAL = PartialImage(
     type="image_generation.partial_image", image=Image(b"\xff\xd8\xffhalf"), partial_image_index=0
@@ -29,7 +29,7 @@ COMPLETED = CompletedImage(type="image_generation.completed", image=Image(b"\xff
 
 
 class Source:
-    """Gives what it is told to: events, then an exception or the end.
+    """A source of set events, followed by an exception or the end.
 
     With `hang` it waits for `go_on` in every step; the first `ready` events are there without
     waiting.
@@ -39,7 +39,7 @@ class Source:
         self,
         events: Sequence[ImageEvent] = (PARTIAL, COMPLETED),
         *,
-        refusal: Exception | None = None,
+        opening_error: Exception | None = None,
         failure: BaseException | None = None,
         hang: bool = False,
         ready: int = 0,
@@ -51,14 +51,14 @@ class Source:
             self.go_on.set()
         self._left = list(events)
         self._completed = [each.image for each in events if isinstance(each, CompletedImage)]
-        self._refusal, self._failure = refusal, failure
+        self._opening_error, self._failure = opening_error, failure
         self._ready = ready
 
     async def open(self) -> None:
         self.calls.append("open")
         await self._wait()
-        if self._refusal is not None:
-            raise self._refusal
+        if self._opening_error is not None:
+            raise self._opening_error
 
     def ready_event(self) -> ImageEvent | None:
         if self._ready == 0:
@@ -108,14 +108,14 @@ async def test_async_with() -> None:
 
 
 async def test_async_for() -> None:
-    """A bare loop opens nothing by itself; the source opens with the first event."""
+    """A bare loop opens the stream with the first event."""
     source = Source()
     assert [seen async for seen in ImageStream(source)] == [PARTIAL, COMPLETED]
     assert source.calls[:3] == ["next", "next", "next"]
 
 
 async def test_await() -> None:
-    """Awaiting opens the stream and gives it; awaiting and entering it again opens nothing twice."""
+    """Awaiting opens and returns the stream; doing it again opens nothing twice."""
     source = Source()
     stream = ImageStream(source)
     assert await stream is stream
@@ -127,13 +127,13 @@ async def test_await() -> None:
 
 
 async def test_result_before_iterating() -> None:
-    """`result` reads everything and gives what the batch call would."""
+    """`result` reads everything and equals the batch call's result."""
     stream = ImageStream(Source())
     assert (await stream.result()).data == [COMPLETED.image]
 
 
 async def test_result_midway() -> None:
-    """`result` reads what a loop has left, and includes what the loop was given."""
+    """`result` reads the remaining events, and includes those already delivered."""
     stream = ImageStream(Source([COMPLETED, PARTIAL, COMPLETED]))
     async for _ in stream:
         break
@@ -141,7 +141,7 @@ async def test_result_midway() -> None:
 
 
 async def test_result_after_iterating() -> None:
-    """`result` after the end asks the source once, however often it is asked itself."""
+    """`result` after the end reads the source once, however often it is called."""
     source = Source()
     async with ImageStream(source) as stream:
         assert [seen async for seen in stream] == [PARTIAL, COMPLETED]
@@ -151,14 +151,14 @@ async def test_result_after_iterating() -> None:
 
 
 async def test_iterating_after_result() -> None:
-    """After `result` there is nothing left to iterate over."""
+    """After `result` no events remain to iterate over."""
     stream = ImageStream(Source())
     await stream.result()
     assert [seen async for seen in stream] == []
 
 
 async def test_events_that_are_ready() -> None:
-    """An event that is here already is given without asking the source to wait."""
+    """An available event is delivered without waiting for the source."""
     source = Source(ready=1)
     async with ImageStream(source) as stream:
         assert await anext(stream) == PARTIAL
@@ -167,7 +167,7 @@ async def test_events_that_are_ready() -> None:
 
 
 async def test_events_that_are_ready_after_close() -> None:
-    """A closed stream does not give what is still there."""
+    """A closed stream does not deliver available events."""
     stream = ImageStream(Source(ready=2))
     async with stream:
         assert await anext(stream) == PARTIAL
@@ -176,7 +176,7 @@ async def test_events_that_are_ready_after_close() -> None:
 
 
 async def test_anext_by_hand() -> None:
-    """`anext` gives the events one by one, and ends again and again at the end."""
+    """`anext` returns the events one by one, and keeps raising at the end."""
     stream = ImageStream(Source())
     assert await anext(stream) == PARTIAL
     assert await anext(stream) == COMPLETED
@@ -200,7 +200,7 @@ async def test_second_iteration(read: int) -> None:
 
 
 async def test_two_tasks_at_once() -> None:
-    """A second task is refused in words, and the first one is not disturbed."""
+    """A second reader is rejected with an explanation, and the first is not disturbed."""
     source = Source(hang=True)
     stream = ImageStream(source)
     first = asyncio.ensure_future(anext(stream))
@@ -244,7 +244,7 @@ async def test_two_tasks_open_at_once() -> None:
 
 
 async def test_after_close() -> None:
-    """A closed stream gives nothing more and says so."""
+    """A closed stream returns no events and says so."""
     stream = ImageStream(Source())
     async with stream:
         assert await anext(stream) == PARTIAL
@@ -254,7 +254,7 @@ async def test_after_close() -> None:
 
 
 async def test_close_twice() -> None:
-    """Closing is idempotent, before opening and after the end as well."""
+    """Closing is idempotent, also before opening and after the end."""
     for reads in range(4):
         stream = ImageStream(Source())
         for _ in range(reads):
@@ -264,7 +264,7 @@ async def test_close_twice() -> None:
 
 
 async def test_closed_while_another_task_reads() -> None:
-    """A stream that is closed during a read stays closed, whatever the read still gives."""
+    """A stream that is closed during a read stays closed, whatever the read returns."""
     source = Source(hang=True)
     stream = ImageStream(source)
     reading = asyncio.ensure_future(anext(stream))
@@ -288,19 +288,17 @@ async def fail_within(stream: ImageStream) -> None:
 
 
 async def test_failure_while_opening() -> None:
-    """What the source refuses is raised by `await`, and the source is let go of."""
-    refusal = ServerError("no", status=500)
-    source = Source(refusal=refusal)
+    """An error of the source is raised by `await`, and the source is closed."""
+    opening_error = ServerError("no", status=500)
+    source = Source(opening_error=opening_error)
     with pytest.raises(ServerError) as caught:
         await ImageStream(source)
-    assert caught.value is refusal
+    assert caught.value is opening_error
     assert source.calls == ["open", "abort"]
 
 
 async def test_failure_while_iterating() -> None:
-    """A failure comes after the events before it, once; after it the stream says that it has
-    failed.
-    """
+    """A failure is raised once, after the events before it; then the stream says that it failed."""
     source = Source([PARTIAL], failure=ServerError("the upstream broke", status=500))
     stream = ImageStream(source)
     assert await anext(stream) == PARTIAL
@@ -313,7 +311,7 @@ async def test_failure_while_iterating() -> None:
 
 
 async def test_exception_in_the_block() -> None:
-    """An exception of the caller's closes the stream and goes on."""
+    """An exception in the block closes the stream and is propagated."""
     source = Source()
     with pytest.raises(ZeroDivisionError):
         await fail_within(ImageStream(source))
@@ -338,7 +336,7 @@ async def test_cancellation(read: int) -> None:
 
 
 async def test_cancellation_while_opening() -> None:
-    """Cancelling the opening aborts the source; the stream can then only be asked for anew."""
+    """Cancelling the opening aborts the source; the stream must be created again."""
     source = Source(hang=True)
     stream = ImageStream(source)
     with anyio.move_on_after(0):
@@ -364,7 +362,7 @@ async def test_dropping_aborts() -> None:
 
 
 async def test_dropping_without_opening() -> None:
-    """A stream that was never read warns with the line that created it, and sends nothing."""
+    """A stream that is never read warns with the line that created it, and sends nothing."""
     source = Source()
     with pytest.warns(ResourceWarning, match=r"test_stream\.py:\d+ was never read"):
         ImageStream(source)
@@ -372,7 +370,7 @@ async def test_dropping_without_opening() -> None:
 
 
 async def test_repr() -> None:
-    """The state is told: new, open, finished, closed, failed."""
+    """The repr has the state: new, open, finished, closed, failed."""
     stream = ImageStream(Source())
     assert repr(stream) == "<ImageStream new>"
     await stream
@@ -384,7 +382,7 @@ async def test_repr() -> None:
     closed = ImageStream(Source())
     await closed.aclose()
     assert repr(closed) == "<ImageStream closed>"
-    failed = ImageStream(Source(refusal=ServerError("no")))
+    failed = ImageStream(Source(opening_error=ServerError("no")))
     with pytest.raises(ServerError):
         await failed
     assert repr(failed) == "<ImageStream failed>"
@@ -394,15 +392,15 @@ async def test_repr() -> None:
 
 
 @pytest.fixture
-async def stalling() -> AsyncIterator[Canned]:
-    """A server that streams one partial image and then nothing."""
+async def stalling() -> AsyncIterator[RawServer]:
+    """A server that streams one partial image and then stalls."""
     partial = event({"type": PARTIAL.type, "b64_json": PARTIAL.b64_json, "partial_image_index": 0})
-    async with Canned([*open_stream(partial), End.HOLD]) as server:
+    async with RawServer([*open_stream(partial), End.HOLD]) as server:
         yield server
 
 
-class Left:
-    """Checks that nothing is left behind by what happens in its block."""
+class LeakCheck:
+    """Checks that nothing is left behind by its block."""
 
     async def __aenter__(self) -> None:
         gc.collect()
@@ -415,9 +413,9 @@ class Left:
         gc.collect()  # a ResourceWarning, were there a reason for one, would fail the test
 
 
-async def test_left_by_break(stalling: Canned) -> None:
+async def test_left_by_break(stalling: RawServer) -> None:
     """A break out of the block closes the connection, while the client stays open."""
-    async with AsyncImages(KEY, base_url=stalling.base_url) as client, Left():
+    async with AsyncImages(KEY, base_url=stalling.base_url) as client, LeakCheck():
         async with client.generate("a boat", stream=True) as stream:
             async for seen in stream:
                 assert seen == PARTIAL
@@ -425,19 +423,19 @@ async def test_left_by_break(stalling: Canned) -> None:
         await stalling.wait_disconnected()
 
 
-async def test_left_by_exception(stalling: Canned) -> None:
+async def test_left_by_exception(stalling: RawServer) -> None:
     """An exception in the block closes the connection, while the client stays open."""
-    async with AsyncImages(KEY, base_url=stalling.base_url) as client, Left():
+    async with AsyncImages(KEY, base_url=stalling.base_url) as client, LeakCheck():
         with pytest.raises(ZeroDivisionError):
             await fail_within(client.generate("a boat", stream=True))
         await stalling.wait_disconnected()
 
 
-async def test_left_by_dropping(stalling: Canned) -> None:
+async def test_left_by_dropping(stalling: RawServer) -> None:
     """A bare loop that is left closes the connection with the stream object, while the client stays
     open.
     """
-    async with AsyncImages(KEY, base_url=stalling.base_url) as client, Left():
+    async with AsyncImages(KEY, base_url=stalling.base_url) as client, LeakCheck():
 
         async def leave() -> None:
             async for _ in client.generate("a boat", stream=True):
@@ -448,7 +446,7 @@ async def test_left_by_dropping(stalling: Canned) -> None:
 
 
 @pytest.mark.parametrize("bare", [False, True])
-async def test_left_by_cancellation(stalling: Canned, bare: bool) -> None:
+async def test_left_by_cancellation(stalling: RawServer, bare: bool) -> None:
     """Cancelling a task in its read of the body closes the connection and ends the task as
     cancelled.
     """
@@ -463,7 +461,7 @@ async def test_left_by_cancellation(stalling: Canned, bare: bool) -> None:
                 async for _ in stream:
                     begun.set()
 
-    async with AsyncImages(KEY, base_url=stalling.base_url) as client, Left():
+    async with AsyncImages(KEY, base_url=stalling.base_url) as client, LeakCheck():
         task = asyncio.create_task(read(client))
         await begun.wait()
         task.cancel()
@@ -473,7 +471,7 @@ async def test_left_by_cancellation(stalling: Canned, bare: bool) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_cancelled_before_the_answer(stream: bool) -> None:
+async def test_cancelled_before_the_response(stream: bool) -> None:
     """Cancelling a call that waits for the first byte closes the connection in both modes."""
 
     async def ask(client: AsyncImages) -> None:
@@ -483,9 +481,9 @@ async def test_cancelled_before_the_answer(stream: bool) -> None:
             await client.generate("a boat")
 
     async with (
-        Canned([End.HOLD]) as server,
+        RawServer([End.HOLD]) as server,
         AsyncImages(KEY, base_url=server.base_url) as client,
-        Left(),
+        LeakCheck(),
     ):
         task = asyncio.create_task(ask(client))
         await server.wait_until(lambda: len(server.requests) == 1)
@@ -495,9 +493,9 @@ async def test_cancelled_before_the_answer(stream: bool) -> None:
         await server.wait_disconnected()
 
 
-async def test_cancelled_in_a_batch_body(stalling: Canned) -> None:
+async def test_cancelled_in_a_batch_body(stalling: RawServer) -> None:
     """Cancelling a batch call in its body closes the connection."""
-    async with AsyncImages(KEY, base_url=stalling.base_url) as client, Left():
+    async with AsyncImages(KEY, base_url=stalling.base_url) as client, LeakCheck():
         task = asyncio.create_task(client.generate("a boat"))
         await stalling.wait_until(lambda: len(stalling.requests) == 1)
         for _ in range(20):  # let the head and the first event arrive
@@ -508,9 +506,9 @@ async def test_cancelled_in_a_batch_body(stalling: Canned) -> None:
         await stalling.wait_disconnected()
 
 
-async def test_cancelled_by_an_anyio_scope(stalling: Canned) -> None:
-    """A cancel scope ends at its own border: what comes after it in the task goes on."""
-    async with AsyncImages(KEY, base_url=stalling.base_url) as client, Left():
+async def test_cancelled_by_an_anyio_scope(stalling: RawServer) -> None:
+    """A cancel scope ends at its own boundary: later code in the task runs."""
+    async with AsyncImages(KEY, base_url=stalling.base_url) as client, LeakCheck():
         with anyio.CancelScope() as scope:
             async with client.generate("a boat", stream=True) as stream:
                 async for _ in stream:
@@ -519,19 +517,19 @@ async def test_cancelled_by_an_anyio_scope(stalling: Canned) -> None:
         await stalling.wait_disconnected()
 
 
-async def test_client_works_after_a_stream_was_left(stalling: Canned) -> None:
+async def test_client_works_after_a_stream_was_left(stalling: RawServer) -> None:
     """The connection of a stream that was left is not used again; the next call takes a new one."""
     async with AsyncImages(KEY, base_url=stalling.base_url) as client:
         async with client.generate("a boat", stream=True) as stream:
             await anext(stream)
         image = Image(PNG)
-        stalling.reply_with(answer({"data": [{"b64_json": image.b64_json}]}))
+        stalling.reply_with(response({"data": [{"b64_json": image.b64_json}]}))
         assert (await client.generate("a boat")).data == [image]
         assert stalling.accepted == 2
 
 
 async def test_finished_stream_keeps_its_connection() -> None:
-    """A stream that was read to its end gives its connection to the next call."""
+    """A stream that was read to its end returns its connection to the pool."""
     async with LocalServer(light=True, delay=0) as server:
         async with AsyncImages(server.api_key, base_url=server.base_url) as client:
             for _ in range(3):
@@ -543,7 +541,7 @@ async def test_finished_stream_keeps_its_connection() -> None:
 
 
 async def test_stream_over_the_local_server() -> None:
-    """The partial images come in order, then the completed one, whose result is the batch call's."""
+    """The partial images arrive in order, then the completed one, which equals the batch call's."""
     async with (
         LocalServer(light=True, delay=0) as server,
         AsyncImages(server.api_key, base_url=server.base_url) as client,
@@ -558,11 +556,11 @@ async def test_stream_over_the_local_server() -> None:
         await server.wait_until(lambda: all(seen.outcome == "answered" for seen in server.requests))
 
 
-async def test_closed_by_another_task(stalling: Canned) -> None:
+async def test_closed_by_another_task(stalling: RawServer) -> None:
     """A read that is under way when another task closes the stream ends at once, with an error of
     ours.
     """
-    async with AsyncImages(KEY, base_url=stalling.base_url) as client, Left():
+    async with AsyncImages(KEY, base_url=stalling.base_url) as client, LeakCheck():
         stream = await client.generate("a boat", stream=True)
         await anext(stream)
         reading = asyncio.ensure_future(anext(stream))
@@ -573,7 +571,7 @@ async def test_closed_by_another_task(stalling: Canned) -> None:
         await stalling.wait_disconnected()
 
 
-async def test_client_closed_under_a_stream(stalling: Canned) -> None:
+async def test_client_closed_under_a_stream(stalling: RawServer) -> None:
     """Closing the client closes the connection of a stream that is being read."""
     client = AsyncImages(KEY, base_url=stalling.base_url)
     async with client.generate("a boat", stream=True) as stream:

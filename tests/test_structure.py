@@ -177,7 +177,7 @@ def test_structure_is_on_the_map() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_structure_direction(module: str) -> None:
-    """Imports go down the map and never up, those for type checkers and within functions included."""
+    """Imports, also those for type checkers and in functions, only go down the layers."""
     assert misplaced(module, MODULES[module]) == []
 
 
@@ -192,8 +192,8 @@ def test_structure_has_no_cycles() -> None:
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name != NAME])
-def test_structure_nobody_imports_the_surface(module: str) -> None:
-    """The surface is for users, and for the command, which is one."""
+def test_structure_surface_is_not_imported(module: str) -> None:
+    """Only the command imports the public surface."""
     assert NAME not in ours(MODULES[module]) or part_of(module) in ASKS_THE_SURFACE
 
 

@@ -183,8 +183,9 @@ class Exchange:
         if response is None:
             return
         connection = response.connection
-        if connection is not None and connection.transport is not None:
-            connection.transport.abort()
+        if connection is not None:
+            if connection.transport is not None:
+                connection.transport.abort()
             response.close()
 
     def _stop(self) -> Billing:

@@ -7,7 +7,7 @@ import pytest
 from elkimg_async import (
     AsyncImages,
 )
-from tests.helpers.canned import KEY
+from tests.helpers.raw_server import KEY
 from tests.helpers.runs import Server
 
 

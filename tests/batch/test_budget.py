@@ -99,7 +99,7 @@ def test_budget_of_tokens_after_lost_responses() -> None:
 
 
 def test_budget_resumed_images() -> None:
-    """Lost images that are requested again under their key cost what the response says."""
+    """Lost images that are requested again cost what the response says."""
     budget = Budget(max_images=5, max_total_tokens=500, images=5, lost=3, tokens=200)
     assert budget.reached(1) == "max_images"
     budget.resume(3)

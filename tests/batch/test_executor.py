@@ -19,7 +19,7 @@ from elkimg_async import (
     Usage,
 )
 from elkimg_async.batch.storage import MANIFEST
-from tests.helpers.canned import JPEG, KEY, PNG
+from tests.helpers.raw_server import JPEG, KEY, PNG
 from tests.helpers.runs import (
     Answer,
     Fields,
@@ -222,7 +222,8 @@ async def test_execute_rejected_after_a_lost_attempt(server: Server, tmp_path: P
 
 
 async def test_execute_rejected_after_an_unknown_failure(server: Server, tmp_path: Path) -> None:
-    """What an attempt may have made is not forgotten for the rejection of the next.
+    """An image that may exist is not forgotten when a later attempt is rejected; its key is used
+    again.
 
     Its key is used again.
     """

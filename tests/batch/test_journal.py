@@ -90,7 +90,7 @@ def test_index_states() -> None:
     assert (seen.end, seen.unended, seen.empty) == (len(data), False, False)
 
 
-def test_index_of_nothing() -> None:
+def test_index_of_a_missing_file() -> None:
     """A journal that does not exist yet leaves everything to do."""
     seen = replay(b"")
     assert seen.empty
@@ -99,7 +99,7 @@ def test_index_of_nothing() -> None:
 
 
 def test_index_torn_at_any_byte() -> None:
-    """A killed process leaves any beginning of the file.
+    """After a kill at any byte, complete records hold and the rest is cut.
 
     What was whole in it holds, and the rest is cut.
     """

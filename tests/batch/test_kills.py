@@ -102,7 +102,8 @@ async def killed_until_done(
 
 @pytest.mark.parametrize("mode", ["off", "replay", "edits"])
 async def test_run_killed(mode: str, tmp_path: Path) -> None:
-    """`kill -9` at random moments.
+    """After `kill -9` at random moments all images are complete, and only those in flight were made
+    twice.
 
     All images are whole, and only what was in flight was made twice.
     """

@@ -17,7 +17,7 @@ from elkimg_async import (
     Usage,
 )
 from elkimg_async.config import IdempotencyMode
-from tests.helpers.canned import KEY, PNG
+from tests.helpers.raw_server import KEY, PNG
 from tests.helpers.runs import (
     Fields,
     Server,

@@ -26,10 +26,10 @@ def measuring() -> Iterator[Callable[..., int]]:
     command = [sys.executable, "-m", "benchmarks.server"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, env=environment
-    ) as canned:
-        assert canned.stdin is not None
-        assert canned.stdout is not None
-        url = f"http://127.0.0.1:{int(canned.stdout.readline())}/url-1-0/v1"
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        url = f"http://127.0.0.1:{int(process.stdout.readline())}/url-1-0/v1"
 
         def peak(count: int, *options: str | Path) -> int:
             script = str(ROOT / "tests/helpers/map_many.py")
@@ -42,7 +42,7 @@ def measuring() -> Iterator[Callable[..., int]]:
             return int(run.stdout)
 
         yield peak
-        canned.stdin.close()
+        process.stdin.close()
 
 
 @pytest.mark.parametrize("journal", [False, True])

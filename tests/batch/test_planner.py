@@ -14,7 +14,7 @@ from elkimg_async import (
     ServerError,
 )
 from elkimg_async.batch.storage import MANIFEST
-from tests.helpers.canned import KEY, PNG
+from tests.helpers.raw_server import KEY, PNG
 from tests.helpers.runs import Fields, Server, everything, images, in_order, lines, rejection
 
 
@@ -85,7 +85,7 @@ async def test_plan_of_a_repeated_run(server: Server, client: AsyncImages, tmp_p
 
 
 async def test_plan_idempotency_key(server: Server, client: AsyncImages, tmp_path: Path) -> None:
-    """What may have been made keeps its key, so that a server that replays makes nothing twice."""
+    """A request that may have been billed keeps its idempotency key."""
 
     async def answer(fields: Fields) -> Fields | web.Response:
         if fields["prompt"] == "unknown":

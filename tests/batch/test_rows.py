@@ -38,8 +38,8 @@ def test_row_with_missing_values(missing: Any) -> None:
 @pytest.mark.parametrize(
     "two", [2, 2.0, "2", " 2 ", "2.0", numpy.int64(2), numpy.uint8(2), numpy.float64(2)], ids=repr
 )
-def test_row_with_whole_numbers(two: Any) -> None:
-    """Numbers of numpy, of a column with gaps, and of CSV are whole numbers."""
+def test_row_with_integers(two: Any) -> None:
+    """Integers of numpy, of a column with gaps, and of CSV are integers."""
     made = request({"prompt": "a", "n": two, "output_compression": two})
     assert (made.n, made.output_compression) == (2, 2)
     assert type(made.n) is int
@@ -47,7 +47,7 @@ def test_row_with_whole_numbers(two: Any) -> None:
 
 @pytest.mark.parametrize("value", ["two", "2.5", 2.5, "1e3", "", True, [2], "2,0"], ids=repr)
 def test_row_with_wrong_numbers(value: Any) -> None:
-    """What is not a whole number is not made one."""
+    """Other numbers are not converted to integers."""
     row = {"prompt": "a", "n": value}
     if value == "":
         assert request(row).n is None

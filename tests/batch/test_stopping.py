@@ -9,7 +9,7 @@ from aiohttp import web
 from elkimg_async import AsyncImages, BatchStoppedError, ConfigurationError, Limits, MapRun
 from elkimg_async.batch.journal import JournalIndex
 from elkimg_async.errors import AuthenticationError, ConnectError, QuotaExceededError
-from tests.helpers.canned import KEY, PNG
+from tests.helpers.raw_server import KEY, PNG
 from tests.helpers.runs import Fields, Server, images, in_order, rejection, until_the_end
 
 PROMPTS = [str(number) for number in range(500)]

@@ -17,7 +17,7 @@ from elkimg_async import (
 )
 from elkimg_async.batch import filesystem
 from elkimg_async.batch.storage import MANIFEST, OutputFolder, RunStore
-from tests.helpers.canned import JPEG, PNG
+from tests.helpers.raw_server import JPEG, PNG
 from tests.helpers.runs import Fields, Server, everything, images, in_order, lines
 
 
@@ -92,7 +92,7 @@ async def test_store_in_an_unusable_place(
 async def test_store_with_a_torn_journal(
     server: Server, client: AsyncImages, tmp_path: Path
 ) -> None:
-    """What a killed process left of its last line is cut off, and what follows is whole."""
+    """An incomplete last line of a killed process is cut off, and the next lines are complete."""
     journal = tmp_path / "j.jsonl"
     options: Any = {"journal": journal, "output_dir": tmp_path, "concurrency": 1}
     await everything(client.map(["0", "1"], **options))

@@ -1,4 +1,4 @@
-"""`elkimg batch`, run as people run it: a process of its own, piped and on a terminal."""
+"""`elkimg batch` in its own process, piped and on a terminal."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ from tests.helpers.command import (
     run_on_terminal,
     started,
 )
-from tests.local.test_edits import mask, picture
+from tests.local.test_edits import mask, noise_image
 
 
 async def batch(
@@ -50,7 +50,7 @@ def summary(out: str) -> dict[str, str]:
 # --- runs -------------------------------------------------------------------
 
 
-async def test_batch_does_all_and_then_what_is_left(server: LocalServer, tmp_path: Path) -> None:
+async def test_batch_resumes(server: LocalServer, tmp_path: Path) -> None:
     """Each line is a prompt; a second run sends only what failed; the exit code says so."""
     (tmp_path / "prompts.txt").write_text("a red fox\n\n  a grey heron  \na cat\n", "utf-8")
     server.inject("error=400/content_policy_violation")
@@ -233,7 +233,7 @@ async def test_batch_edits(server: LocalServer, tmp_path: Path) -> None:
     """Rows with an image are edits; paths are relative to the file, wherever the command runs."""
     inputs = tmp_path / "in"
     inputs.mkdir()
-    (inputs / "kitten.png").write_bytes(picture())
+    (inputs / "kitten.png").write_bytes(noise_image())
     (inputs / "mask.png").write_bytes(mask())
     table = "prompt,image,mask\nadd a hat,kitten.png,mask.png\na fox,,\nadd a bow,gone.png,\n"
     (inputs / "p.csv").write_text(table)
@@ -367,7 +367,9 @@ async def test_batch_progress_on_terminal(server: LocalServer, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("columns", [40, 60, 80])
-async def test_batch_keeps_folder_whole(server: LocalServer, tmp_path: Path, columns: int) -> None:
+async def test_batch_does_not_break_the_folder_name(
+    server: LocalServer, tmp_path: Path, columns: int
+) -> None:
     """No width breaks the name of the folder in the summary."""
     folder = "pictures-of-the-second-week-of-the-long-winter-by-the-sea"
     (tmp_path / "p.txt").write_text("a fox\n")
@@ -470,7 +472,7 @@ async def test_batch_dry_run_sends_nothing(server: LocalServer, tmp_path: Path) 
     assert server.generations == 1
 
 
-# --- words ------------------------------------------------------------------
+# --- texts ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -486,7 +488,7 @@ async def test_batch_dry_run_sends_nothing(server: LocalServer, tmp_path: Path) 
     ],
 )
 def test_rates_are_rounded(rate: float, words: str) -> None:
-    """A rate is a number that a person would say."""
+    """Rates are rounded to a readable number."""
     assert per_minute(rate) == words
 
 

@@ -106,7 +106,7 @@ def test_format_option_wins(tmp_path: Path) -> None:
     ids=range(16),
 )
 def test_unusable_files(tmp_path: Path, name: str, text: str, sentence: str) -> None:
-    """A file that cannot be used as a whole is rejected with its line."""
+    """A file that cannot be used is rejected with its line."""
     (tmp_path / name).write_text(text)
     with pytest.raises(ConfigurationError) as caught:
         list(BatchInput(str(tmp_path / name)).rows())
@@ -190,14 +190,14 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("cell", "value"), [("2", 2), ("1.0", 1), (" 3 ", 3), ("2,0", 2), ("-1", -1), ("", None)]
 )
-def test_whole_numbers_in_cells(tmp_path: Path, cell: str, value: int | None) -> None:
-    """A spreadsheet's 1.0 is 1, and an empty cell is not given."""
+def test_integers_in_cells(tmp_path: Path, cell: str, value: int | None) -> None:
+    """A spreadsheet's 1.0 is 1, and an empty cell is not set."""
     [(_, request)] = read(tmp_path / "p.csv", f'prompt,n\na fox,"{cell}"\n')
     assert request.get("n") == value
 
 
 def test_values_in_json(tmp_path: Path) -> None:
-    """Numbers may be whole floats or text; null, NaN and empty text are not given."""
+    """Numbers may be integral floats or text; null, NaN and empty text are not set."""
     line = (
         '{"prompt": "a", "n": 2.0, "output_compression": "80", '
         '"size": "", "user": null, "quality": NaN}'

@@ -8,7 +8,7 @@ from PIL import Image as Pillow
 
 from elkimg_async.local import LocalServer
 from tests.helpers.command import API_KEY, run
-from tests.local.test_edits import HOLE, mask, picture
+from tests.local.test_edits import HOLE, mask, noise_image
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ async def server() -> AsyncIterator[LocalServer]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with an image and a mask."""
-    (tmp_path / "kitten.png").write_bytes(picture())
+    (tmp_path / "kitten.png").write_bytes(noise_image())
     (tmp_path / "mask.png").write_bytes(mask())
     return tmp_path
 

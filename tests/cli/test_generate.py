@@ -300,7 +300,7 @@ async def test_generate_with_contradicting_options(
     assert file_names(tmp_path) == []
 
 
-async def test_generate_on_terminal_refuses_bytes(tmp_path: Path, server: LocalServer) -> None:
+async def test_generate_on_terminal_rejects_bytes(tmp_path: Path, server: LocalServer) -> None:
     """`-o -` does not write an image to a terminal."""
     code, shown = await run_on_terminal(
         "generate", "a", "-o", "-", folder=tmp_path, columns=80, server=server
@@ -355,7 +355,7 @@ async def test_generate_opens_results(tmp_path: Path, server: LocalServer) -> No
 
 
 @pytest.mark.parametrize("columns", [40, 60, 80])
-async def test_generate_keeps_file_names_whole(
+async def test_generate_does_not_break_file_names(
     tmp_path: Path, server: LocalServer, columns: int
 ) -> None:
     """No width of a terminal or a pipe breaks a file name or leaves out a figure."""

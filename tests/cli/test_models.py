@@ -9,8 +9,8 @@ import pytest
 from elkimg_async import Model
 from elkimg_async.cli.models import _print
 from elkimg_async.local import LocalServer
-from tests.helpers.canned import Canned, answer
 from tests.helpers.command import API_KEY, run, run_on_terminal
+from tests.helpers.raw_server import RawServer, response
 
 
 @pytest.fixture
@@ -35,8 +35,8 @@ async def test_models_of_every_kind(tmp_path: Path) -> None:
         {"id": "painter", "supported_endpoint_types": ["image-generation"]},
         {"id": "riddle\x1b[31m"},
     ]
-    async with Canned(answer({"data": models})) as canned:
-        url = ("--base-url", canned.base_url)
+    async with RawServer(response({"data": models})) as raw_server:
+        url = ("--base-url", raw_server.base_url)
         variables = {"ELKAPI_API_KEY": "sk-1"}
         some = await run("models", *url, folder=tmp_path, variables=variables)
         every = await run("models", "--all", *url, folder=tmp_path, variables=variables)
@@ -91,7 +91,7 @@ async def test_models_in_narrow_pipe(tmp_path: Path, server: LocalServer, column
 
 
 async def test_models_on_narrow_terminal(tmp_path: Path, server: LocalServer) -> None:
-    """On a narrow terminal each model is a block, its name whole."""
+    """On a narrow terminal each model is a block, and its name is not broken."""
     code, shown = await run_on_terminal("models", folder=tmp_path, columns=30, server=server)
     assert code == 0
     assert "gpt-image-1.5" in shown.split("\n")

@@ -1,6 +1,7 @@
-"""One call in either mode, and what every error of a call must hold."""
+"""One call in either mode, and checks that every error of a call must pass."""
 
 import base64
+import json
 import traceback
 from typing import Any, TypeVar
 
@@ -10,13 +11,13 @@ import pytest
 from elkimg_async import AsyncImages, ElkImagesError, ImagesResponse, RetryPolicy
 from elkimg_async.sansio.decoder import ImageEvent
 from elkimg_async.transport.pool import accepts
-from tests.helpers.canned import KEY, PNG, answer, event
+from tests.helpers.raw_server import KEY, PNG, End, Reply, event, response
 
 E = TypeVar("E", bound=BaseException)
 
 B64 = base64.b64encode(PNG).decode()
-GOOD = answer({"created": 1, "data": [{"b64_json": B64}]})
-BUSY = answer({"error": {"message": "busy"}}, status=429)
+GOOD = response({"created": 1, "data": [{"b64_json": B64}]})
+BUSY = response({"error": {"message": "busy"}}, status=429)
 QUICK = RetryPolicy(initial_backoff=0.002)
 PARTIAL_TYPE = "image_generation.partial_image"
 COMPLETED_TYPE = "image_generation.completed"
@@ -25,10 +26,29 @@ COMPLETED = event({"type": COMPLETED_TYPE, "b64_json": B64})
 in_both_modes = pytest.mark.parametrize("streaming", [False, True], ids=["batch", "stream"])
 
 
-async def ask(
+def images_json(*items: object, **fields: Any) -> bytes:
+    """Return the JSON body of a response with these items."""
+    return json.dumps({"created": 1, "data": list(items), **fields}).encode()
+
+
+def error_body(**fields: Any) -> dict[str, Any]:
+    """Return the JSON object of an error response."""
+    return {"error": {"message": "no such luck", **fields}}
+
+
+def error_response(status: int, code: str = "", **headers: str) -> Reply:
+    """Return an error response with this status and error code."""
+    return response(error_body(code=code), status=status, **headers)
+
+
+BODY = images_json({"b64_json": B64})
+NO_RESPONSE: Reply = [End.HOLD]
+
+
+async def run_call(
     client: AsyncImages, streaming: bool = False, prompt: Any = "a boat", **options: Any
 ) -> tuple[list[ImageEvent], ImagesResponse]:
-    """One call, to its end: the events, none for a batch call, and the result."""
+    """Run one call to its end; return its events, none in batch mode, and the result."""
     if not streaming:
         return [], await client.generate(prompt, **options)
     async with client.generate(prompt, stream=True, **options) as stream:
@@ -37,9 +57,9 @@ async def ask(
 
 
 async def failure(kind: type[E], client: AsyncImages, streaming: bool = False, **options: Any) -> E:
-    """The error of a call, of exactly this class, which shows nothing that it must not."""
+    """Return the error of a call, of exactly this class, after checking that it exposes nothing."""
     with pytest.raises(kind) as caught:
-        await ask(client, streaming, **options)
+        await run_call(client, streaming, **options)
     assert type(caught.value) is kind
     check_clean(caught.value)
     return caught.value
@@ -48,15 +68,15 @@ async def failure(kind: type[E], client: AsyncImages, streaming: bool = False, *
 async def failure_of_any_kind(
     client: AsyncImages, streaming: bool, **options: Any
 ) -> ElkImagesError:
-    """The error of a call, of any class of ours."""
+    """Return the error of a call, of any class of this package."""
     with pytest.raises(ElkImagesError) as caught:
-        await ask(client, streaming, **options)
+        await run_call(client, streaming, **options)
     check_clean(caught.value)
     return caught.value
 
 
 def check_clean(error: BaseException) -> None:
-    """Neither a foreign exception nor the key can be reached from an error of ours."""
+    """Check that neither a foreign exception nor the API key is reachable from an error."""
     links: list[BaseException | None] = [error]
     for link in links:
         if link is not None:
@@ -66,13 +86,13 @@ def check_clean(error: BaseException) -> None:
 
 
 def check_secret(error: BaseException) -> None:
-    """The key is in no text that an error can become, the locals of its traceback included."""
+    """Check that no text of an error shows the API key, its traceback's locals included."""
     shown = traceback.TracebackException.from_exception(error, capture_locals=True)
     for text in (str(error), repr(error), repr(vars(error)), "".join(shown.format())):
         assert KEY not in text
 
 
-def require_limit_of_headers() -> None:
+def require_header_limit() -> None:
     """Skip a test where aiohttp, before 3.14, does not limit the number of header lines."""
     if not accepts(aiohttp.ClientSession.__init__, "max_headers"):
         pytest.skip(f"aiohttp {aiohttp.__version__} does not limit the number of header lines")

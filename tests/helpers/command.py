@@ -1,4 +1,4 @@
-"""Run `elkimg` as people run it: a process of its own, piped or on a terminal.
+"""Run `elkimg` as users run it: in its own process, piped or on a terminal.
 
 ended = await run("generate", "A kitten", "--local", folder=tmp_path)
 async with started("batch", "prompts.txt", folder=tmp_path, server=server) as command:

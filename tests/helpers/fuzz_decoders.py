@@ -1,11 +1,11 @@
-"""What holds for the decoders and any bytes, and a coverage-guided search for exceptions.
+"""Properties of the decoders for any bytes, and a coverage-guided search for exceptions.
 
     python -m tests.helpers.fuzz_decoders [json|sse|body] -max_total_time=60
 
 needs atheris (https://github.com/google/atheris) and takes the options of libFuzzer. Without it,
 `tests/sansio/test_fuzz.py` checks the same for what hypothesis grows.
 
-The answers are held against a parser of its own, as slow and simple as can be, so that no mistake
+The results are compared with an independent parser, slow and simple, so that no mistake
 is made twice. Where a document is valid, an image must have the very bytes that it finds.
 """
 
@@ -118,7 +118,7 @@ def slow_image(text: str) -> Given:
 
 
 def slow_value(data: bytes) -> Any:
-    """A JSON document with images in their places; `InvalidJSON` itself for what is none."""
+    """Return a JSON document with images in their places; `InvalidJSON` if it is invalid."""
     try:
         value = json.loads(data.decode("utf-8-sig", "replace"), strict=False, parse_int=float)
     except (ValueError, RecursionError):
@@ -228,7 +228,7 @@ def every_image(body: bytes) -> set[Given]:
 
 
 def cut(data: bytes, sizes: Sequence[int]) -> list[bytes]:
-    """Chunks of these sizes, over and over; all of it when there are none."""
+    """Return chunks of these sizes in turn; all of it without sizes."""
     chunks: list[bytes] = []
     start = 0
     while start < len(data):
@@ -261,7 +261,7 @@ def _resolved(found: Document, value: Any, key: str = "") -> Any:
         return BROKEN if isinstance(image, BadBase64) else image
     if key == "b64_json":
         return None if isinstance(value, (int, float, type(None))) else value
-    return float(value) if type(value) is int else value  # how exact, is no matter here
+    return float(value) if type(value) is int else value  # its precision does not matter here
 
 
 def check_json(chunks: Iterable[bytes]) -> None:
@@ -278,7 +278,7 @@ def check_json(chunks: Iterable[bytes]) -> None:
 
 
 def check_sse(chunks: Iterable[bytes]) -> None:
-    """The events are those of the slow parser, each once and in order; nothing is raised."""
+    """Check that the events equal those of the slow parser, and nothing is raised."""
     decoder, fed = SSEDecoder(), b""
     events: list[Any] = []
     for chunk in chunks:
@@ -382,7 +382,7 @@ def main(arguments: list[str]) -> None:
         options = [f"-dict={words}", f"-max_len={MAX_BYTES // 16}", "-timeout=10", *arguments[1:]]
         if all(
             argument.startswith("-") for argument in arguments[1:]
-        ):  # else a finding is played again
+        ):  # otherwise a finding is reproduced
             options.append(str(corpus))
         atheris.Setup([arguments[0], *options], lambda data: check(target, data))
         atheris.Fuzz()

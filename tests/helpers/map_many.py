@@ -1,4 +1,4 @@
-"""Many small requests in a process of its own, which prints its peak memory in KiB.
+"""Run many small requests in this process and print its peak memory in KiB.
 
     python map_many.py URL COUNT [--journal FILE] [--photos FOLDER]
 

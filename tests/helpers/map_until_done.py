@@ -1,4 +1,4 @@
-"""A run of `map` as a process of its own, which may be killed.
+"""Run `map` in a process that may be killed.
 
     python map_until_done.py FOLDER COUNT MODE [PHOTOS]
 
@@ -24,7 +24,7 @@ def requests(count: int, photos: Path | None) -> Iterator[dict[str, Any]]:
 
 
 async def main(folder: Path, count: int, mode: str, photos: Path | None) -> None:
-    """Go on until every request is done; address and API key are those of the environment."""
+    """Go on until every request is done; base URL and API key come from the environment."""
     journal = folder / "journal.jsonl"
     given = requests(count, photos)
     async with (

@@ -2,7 +2,7 @@
 
 `make_body` builds one from a seed; `check_body` feeds it to the decoder and compares. The
 mutations rename keys, nest, reorder, wrap, duplicate, add siblings and re-spell base64; the
-siblings include text that contains base64 and addresses and is no image.
+siblings include text that contains base64 and addresses and is not an image.
 """
 
 import base64
@@ -93,7 +93,7 @@ class Maker:
             text = "data:image/png;base64," + text
         return text
 
-    # What stands around images
+    # The surroundings of images
 
     def item(self, made: Made) -> dict[str, Any]:
         """Return an object with one image, under a usual key or one that only its content shows."""

@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """A page of code written for openai's client, which the README's diff moves over."""
 
 import asyncio

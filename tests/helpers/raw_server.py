@@ -1,4 +1,4 @@
-"""A server that sends exactly the given bytes, in exactly the given pieces.
+"""A server that sends exactly these bytes, in exactly these chunks.
 
     busy = response({"error": "busy"}, status=429)
     async with RawServer(busy, [HEAD, b"da", b"ta", End.CLOSE]) as server:
@@ -17,8 +17,8 @@ from typing import Any, Self
 
 import msgspec
 
-KEY = "sk-canned-0123456789abcdef"
-REQUEST_ID = "canned-request"
+KEY = "sk-raw-0123456789abcdef"
+REQUEST_ID = "raw-request"
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
 JPEG = b"\xff\xd8\xff" + bytes(range(256))
 
@@ -37,9 +37,9 @@ Reply = Sequence[Piece]
 
 
 class RawRequest(msgspec.Struct, frozen=True):
-    """One request that came in; header names are in lower case.
+    """One received request; header names are in lower case.
 
-    `body` is what had come when the server replied; without `keep_bodies` it is empty.
+    `body` is what had arrived when the server replied; without `keep_bodies` it is empty.
     """
 
     method: str
@@ -237,7 +237,7 @@ def head(status: int = 200, content_type: str = "application/json", **headers: s
     """Return a status line and headers with a request id; `_` in a name stands for `-`."""
     named = {"Content-Type": content_type, "X-Oneapi-Request-Id": REQUEST_ID, **headers}
     lines = [f"{name.replace('_', '-')}: {value}" for name, value in named.items()]
-    return "\r\n".join([f"HTTP/1.1 {status} Canned", *lines, "", ""]).encode()
+    return "\r\n".join([f"HTTP/1.1 {status} Raw", *lines, "", ""]).encode()
 
 
 def response(

@@ -17,7 +17,7 @@ from elkimg_async import (
     MapItem,
     MapRun,
 )
-from tests.helpers.canned import PNG
+from tests.helpers.raw_server import PNG
 
 Fields = dict[str, Any]
 

@@ -1,15 +1,15 @@
-"""The ways to cut bytes into chunks, for decoders that must not care."""
+"""Ways to split bytes into chunks, for decoders that must not depend on them."""
 
 from collections.abc import Iterable, Iterator
 
 
 def one_by_one(data: bytes) -> list[bytes]:
-    """Each byte as a chunk of its own."""
+    """Return each byte as a chunk."""
     return [data[place : place + 1] for place in range(len(data))]
 
 
 def every_split(data: bytes) -> Iterator[list[bytes]]:
-    """Whole, byte by byte, and cut in two at every place, the ends included."""
+    """Yield the data in one chunk, byte by byte, and split in two at every place."""
     yield [data]
     yield one_by_one(data)
     for place in range(len(data) + 1):
@@ -17,7 +17,7 @@ def every_split(data: bytes) -> Iterator[list[bytes]]:
 
 
 def cut(data: bytes, places: Iterable[int]) -> list[bytes]:
-    """Cut at these places; those beyond the end give empty chunks."""
+    """Split at these places; those beyond the end make empty chunks."""
     chunks, start = [], 0
     for place in sorted(places):
         chunks.append(data[start:place])
@@ -26,6 +26,6 @@ def cut(data: bytes, places: Iterable[int]) -> list[bytes]:
 
 
 def pieces(data: bytes, size: int) -> Iterator[bytes]:
-    """Chunks of one size, made one after the other."""
+    """Yield chunks of one size, created one after the other."""
     for start in range(0, len(data), size):
         yield data[start : start + size]

@@ -13,7 +13,7 @@ import elkimg_async
 from elkimg_async import AsyncImages, CompletedImage, errors
 from elkimg_async.jobs import DirectoryStore, ImageJobs, RedisStore
 from elkimg_async.local import LocalServer
-from tests.helpers.canned import DONE, KEY, Canned, End, event, open_stream, stream
+from tests.helpers.raw_server import DONE, KEY, End, RawServer, event, open_stream, stream
 from tests.helpers.redis_server import needs_redis, redis_server
 from tests.jobs.test_registry import COMPLETED, partial
 
@@ -140,8 +140,8 @@ async def test_workers_serve_each_others_jobs(redis_url: str) -> None:
     head, *chunks = open_stream(event(partial(0)), event(COMPLETED), DONE)
     first = [head, chunks[0], finish, *chunks[1:], b"0\r\n\r\n"]
     async with (
-        Canned(first, [head, chunks[0], End.HOLD]) as canned,
-        AsyncImages(KEY, base_url=canned.base_url, retry=0) as client,
+        RawServer(first, [head, chunks[0], End.HOLD]) as raw_server,
+        AsyncImages(KEY, base_url=raw_server.base_url, retry=0) as client,
         ImageJobs(client, store=RedisStore(redis_url, prefix="two:")) as one,
         ImageJobs(client, store=RedisStore(redis_url, prefix="two:")) as other,
     ):
@@ -163,8 +163,8 @@ async def test_workers_serve_each_others_jobs(redis_url: str) -> None:
         await anext(aiter(other.events("two")))
         assert (await other.cancel("two")).state == "cancelled"
         assert (await one.get("two")).state == "cancelled"
-        await canned.wait_disconnected()
-        assert len(canned.requests) == 2
+        await raw_server.wait_disconnected()
+        assert len(raw_server.requests) == 2
 
 
 @needs_redis
@@ -191,12 +191,12 @@ async def test_redis_that_is_full_rejects_new_jobs(tmp_path: Path) -> None:
     """A full Redis is a clear error before anything is sent."""
     options = ("--maxmemory", "1mb", "--maxmemory-policy", "noeviction")
     with redis_server(tmp_path, *options) as url:
-        async with Canned(stream(event(COMPLETED), DONE)) as canned:
-            async with AsyncImages(KEY, base_url=canned.base_url) as client:
+        async with RawServer(stream(event(COMPLETED), DONE)) as raw_server:
+            async with AsyncImages(KEY, base_url=raw_server.base_url) as client:
                 with pytest.raises(errors.StoreError, match="full"):
                     async with ImageJobs(client, store=RedisStore(url)) as jobs:
                         await jobs.start("an elk")
-            assert not canned.requests
+            assert not raw_server.requests
 
 
 # --- the folder -------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 
 from elkimg_async import CompletedImage
 from elkimg_async.jobs import ImageJobs, MemoryStore
-from tests.helpers.canned import DONE, PNG, Canned, event, open_stream
+from tests.helpers.raw_server import DONE, PNG, RawServer, event, open_stream
 from tests.jobs.test_registry import COMPLETED, client_of, partial
 
 
@@ -66,8 +66,8 @@ async def test_thousand_readers_that_leave_and_rejoin() -> None:
     gate = asyncio.Event()
     reply = [head, gate, chunks[0], gate, *chunks[1:], b"0\r\n\r\n"]
     async with (
-        Canned(reply) as canned,
-        client_of(canned) as client,
+        RawServer(reply) as raw_server,
+        client_of(raw_server) as client,
         ImageJobs(client, store=MemoryStore(max_bytes=4 * 1024**3)) as jobs,
     ):
         ticking = asyncio.create_task(tick(gate))
@@ -79,7 +79,7 @@ async def test_thousand_readers_that_leave_and_rejoin() -> None:
         ticking.cancel()
         after, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        assert len(canned.requests) == len(sizes) == count
+        assert len(raw_server.requests) == len(sizes) == count
     joined.sort()
     median, late = joined[len(joined) // 2], joined[len(joined) * 99 // 100]
     print(

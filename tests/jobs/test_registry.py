@@ -13,7 +13,17 @@ from PIL import Image as Pillow
 from elkimg_async import AsyncImages, CompletedImage, Image, PartialImage, errors
 from elkimg_async.jobs import ImageJobs, Job, JobEvent, MemoryStore
 from elkimg_async.local import LocalServer
-from tests.helpers.canned import DONE, KEY, PNG, Canned, End, answer, event, open_stream, stream
+from tests.helpers.raw_server import (
+    DONE,
+    KEY,
+    PNG,
+    End,
+    RawServer,
+    event,
+    open_stream,
+    response,
+    stream,
+)
 from tests.jobs.conftest import MakeStore
 
 COMPLETED = {
@@ -33,7 +43,7 @@ def partial(index: int) -> dict[str, Any]:
     }
 
 
-def client_of(server: LocalServer | Canned, **options: Any) -> AsyncImages:
+def client_of(server: LocalServer | RawServer, **options: Any) -> AsyncImages:
     """A client of this server that does not retry."""
     api_key = server.api_key if isinstance(server, LocalServer) else KEY
     return AsyncImages(api_key, base_url=server.base_url, **{"retry": 0, **options})
@@ -41,7 +51,7 @@ def client_of(server: LocalServer | Canned, **options: Any) -> AsyncImages:
 
 @contextlib.asynccontextmanager
 async def opened(
-    server: LocalServer | Canned, make_store: MakeStore, *, client: Any = None, **options: Any
+    server: LocalServer | RawServer, make_store: MakeStore, *, client: Any = None, **options: Any
 ) -> AsyncIterator[ImageJobs]:
     """Jobs over this server and store."""
     async with (
@@ -213,8 +223,8 @@ async def test_events_are_those_of_the_stream_with_ids(make_store: MakeStore) ->
     for gate, chunk in zip(gates, chunks[1:4], strict=True):
         reply += [gate, chunk]
     async with (
-        Canned([*reply, *chunks[4:], b"0\r\n\r\n"]) as canned,
-        opened(canned, make_store) as jobs,
+        RawServer([*reply, *chunks[4:], b"0\r\n\r\n"]) as raw_server,
+        opened(raw_server, make_store) as jobs,
     ):
         job = await jobs.start("an elk", partial_images=2)
         gates[0].set()
@@ -263,8 +273,8 @@ async def test_events_of_a_slow_reader_skip_old_partial_images(make_store: MakeS
     head, *chunks = open_stream(*(event(partial(index)) for index in range(5)))
     last = open_stream(event(COMPLETED), DONE)[1:]
     async with (
-        Canned([head, *chunks, finish, *last, b"0\r\n\r\n"]) as canned,
-        opened(canned, make_store) as jobs,
+        RawServer([head, *chunks, finish, *last, b"0\r\n\r\n"]) as raw_server,
+        opened(raw_server, make_store) as jobs,
     ):
         job = await jobs.start("an elk", partial_images=3)
         slow = aiter(jobs.events(job.id))
@@ -286,8 +296,8 @@ async def test_events_left_stop_nothing(make_store: MakeStore) -> None:
     finish = asyncio.Event()
     head, *chunks = open_stream(event(partial(0)), event(COMPLETED), DONE)
     async with (
-        Canned([head, chunks[0], finish, *chunks[1:], b"0\r\n\r\n"]) as canned,
-        opened(canned, make_store) as jobs,
+        RawServer([head, chunks[0], finish, *chunks[1:], b"0\r\n\r\n"]) as raw_server,
+        opened(raw_server, make_store) as jobs,
     ):
         job = await jobs.start("an elk")
         async with jobs.events(job.id) as events:
@@ -299,7 +309,7 @@ async def test_events_left_stop_nothing(make_store: MakeStore) -> None:
             await waiting
         finish.set()
         assert (await jobs.result(job.id))[0].content == PNG
-        assert len(canned.requests) == 1
+        assert len(raw_server.requests) == 1
 
 
 @pytest.mark.parametrize("after", ["x", "1.5", True, 1.5, "9" * 30])
@@ -328,9 +338,9 @@ async def test_unknown_id(server: LocalServer, make_store: MakeStore) -> None:
 async def test_failed_job_raises_its_error_everywhere(make_store: MakeStore) -> None:
     """Result and events raise the recorded error, with billing, and after a restart as well."""
     said = {"error": {"message": "No such style.", "code": "bad_style"}}
-    async with Canned(answer(said, status=400)) as canned:
+    async with RawServer(response(said, status=400)) as raw_server:
         for _ in range(2):
-            async with opened(canned, make_store) as jobs:
+            async with opened(raw_server, make_store) as jobs:
                 await jobs.start("an elk", id="one")
                 for _ in range(2):
                     with pytest.raises(errors.BadRequestError, match="No such style") as caught:
@@ -342,12 +352,15 @@ async def test_failed_job_raises_its_error_everywhere(make_store: MakeStore) -> 
                 job = await jobs.get("one")
                 assert job.state == "failed"
                 assert isinstance(job.error, errors.BadRequestError)
-        assert len(canned.requests) == 1
+        assert len(raw_server.requests) == 1
 
 
 async def test_failed_job_keeps_what_had_arrived(make_store: MakeStore) -> None:
     """The partial image before a failure is delivered, and stands in the error."""
-    async with Canned(stream(event(partial(0)))) as canned, opened(canned, make_store) as jobs:
+    async with (
+        RawServer(stream(event(partial(0)))) as raw_server,
+        opened(raw_server, make_store) as jobs,
+    ):
         job = await jobs.start("an elk")
         with pytest.raises(errors.StreamIncompleteError) as caught:
             await jobs.result(job.id)
@@ -361,12 +374,12 @@ async def test_failed_job_keeps_what_had_arrived(make_store: MakeStore) -> None:
 
 async def test_image_that_cannot_be_downloaded(make_store: MakeStore) -> None:
     """A result that stays a URL fails as billed, and its URL is not lost."""
-    async with Canned(answer(b"", status=404)) as images:
+    async with RawServer(response(b"", status=404)) as images:
         url = f"{images.origin}/x.png"
         sent = event({"type": "image_generation.completed", "url": url})
         async with (
-            Canned(stream(sent, DONE)) as canned,
-            opened(canned, make_store, client={"timeout": 2}) as jobs,
+            RawServer(stream(sent, DONE)) as raw_server,
+            opened(raw_server, make_store, client={"timeout": 2}) as jobs,
         ):
             job = await jobs.start("an elk")
             with pytest.raises(errors.DownloadError) as caught:
@@ -381,15 +394,15 @@ async def test_image_that_cannot_be_downloaded(make_store: MakeStore) -> None:
 async def test_cancel_closes_upstream(make_store: MakeStore) -> None:
     """Cancelling ends the connection and every reader; what had arrived stays."""
     async with (
-        Canned([*open_stream(event(partial(0))), End.HOLD]) as canned,
-        opened(canned, make_store) as jobs,
+        RawServer([*open_stream(event(partial(0))), End.HOLD]) as raw_server,
+        opened(raw_server, make_store) as jobs,
     ):
         job = await jobs.start("an elk")
         events = aiter(jobs.events(job.id))
         await anext(events)
         waiting = asyncio.ensure_future(anext(events))
         cancelled = await jobs.cancel(job.id)
-        await canned.wait_disconnected()
+        await raw_server.wait_disconnected()
         assert cancelled.state == "cancelled"
         with pytest.raises(errors.JobCancelledError) as caught:
             await waiting
@@ -407,25 +420,25 @@ async def test_cancel_closes_upstream(make_store: MakeStore) -> None:
 async def test_cancel_while_queued_costs_nothing(make_store: MakeStore) -> None:
     """A job that waits for its turn is cancelled before anything is sent."""
     async with (
-        Canned([*open_stream(event(partial(0))), End.HOLD]) as canned,
-        opened(canned, make_store, concurrency=1) as jobs,
+        RawServer([*open_stream(event(partial(0))), End.HOLD]) as raw_server,
+        opened(raw_server, make_store, concurrency=1) as jobs,
     ):
         first = await jobs.start("an elk")
-        await canned.wait_until(lambda: len(canned.requests) == 1)
+        await raw_server.wait_until(lambda: len(raw_server.requests) == 1)
         second = await jobs.start("a fox")
         assert (await jobs.get(second.id)).state == "queued"
         cancelled = await jobs.cancel(second.id)
         assert cancelled.error is not None
         assert cancelled.error.billing == "not_sent"
         await jobs.cancel(first.id)
-        assert len(canned.requests) == 1
+        assert len(raw_server.requests) == 1
 
 
 async def test_delete_of_a_running_job(make_store: MakeStore) -> None:
     """A job is cancelled before it is deleted, not by deleting it."""
     async with (
-        Canned([*open_stream(event(partial(0))), End.HOLD]) as canned,
-        opened(canned, make_store) as jobs,
+        RawServer([*open_stream(event(partial(0))), End.HOLD]) as raw_server,
+        opened(raw_server, make_store) as jobs,
     ):
         job = await jobs.start("an elk")
         with pytest.raises(errors.JobConflictError, match="cancel it first"):
@@ -452,16 +465,16 @@ async def test_closing_waits_for_running_jobs(make_store: MakeStore) -> None:
     """Jobs are paid for, so closing waits for them; readers get everything."""
     finish = asyncio.Event()
     head, *chunks = open_stream(event(partial(0)), event(COMPLETED), DONE)
-    async with Canned([head, chunks[0], finish, *chunks[1:], b"0\r\n\r\n"]) as canned:
-        async with opened(canned, make_store) as jobs:
+    async with RawServer([head, chunks[0], finish, *chunks[1:], b"0\r\n\r\n"]) as raw_server:
+        async with opened(raw_server, make_store) as jobs:
             job = await jobs.start("an elk", id="one")
             events = aiter(jobs.events(job.id))
             await anext(events)
             asyncio.get_running_loop().call_later(0.1, finish.set)
         assert isinstance(await anext(events), CompletedImage)
-        async with opened(canned, make_store) as jobs:
+        async with opened(raw_server, make_store) as jobs:
             assert (await jobs.result("one"))[0].content == PNG
-        assert len(canned.requests) == 1
+        assert len(raw_server.requests) == 1
 
 
 @pytest.mark.parametrize(("mode", "state"), [("send", "lost"), ("replay", "running")])
@@ -470,26 +483,26 @@ async def test_closing_after_grace_leaves_the_store_true(
 ) -> None:
     """What did not finish in time is lost, or is left for the next process to send again."""
     hold = [*open_stream(event(partial(0))), End.HOLD]
-    async with Canned(hold, stream(event(COMPLETED), DONE)) as canned:
+    async with RawServer(hold, stream(event(COMPLETED), DONE)) as raw_server:
         client = {"idempotency": mode}
-        async with opened(canned, make_store, client=client, grace=0.05) as jobs:
+        async with opened(raw_server, make_store, client=client, grace=0.05) as jobs:
             job = await jobs.start("an elk", id="one")
-            await canned.wait_until(lambda: len(canned.requests) == 1)
+            await raw_server.wait_until(lambda: len(raw_server.requests) == 1)
             await anext(aiter(jobs.events("one")))
             waiting = asyncio.create_task(jobs.result("one"))
         with contextlib.suppress(errors.JobLostError, errors.ConfigurationError):
             await waiting
-        await canned.wait_disconnected()
+        await raw_server.wait_disconnected()
         store = make_store()
         await store.open(None)
         kept = await store.get("one")
         assert kept is not None
         assert kept.state == state
         await store.aclose()
-        async with opened(canned, make_store, client=client) as jobs:
+        async with opened(raw_server, make_store, client=client) as jobs:
             if mode == "replay":
                 assert (await jobs.result("one"))[0].content == PNG
-                first, second = canned.requests
+                first, second = raw_server.requests
                 assert first.headers["idempotency-key"] == second.headers["idempotency-key"]
                 assert first.body == second.body
             else:
@@ -497,22 +510,22 @@ async def test_closing_after_grace_leaves_the_store_true(
                     await jobs.result("one")
                 assert caught.value.billing == "unknown"
                 assert caught.value.idempotency_key == job.idempotency_key is not None
-                assert len(canned.requests) == 1
+                assert len(raw_server.requests) == 1
 
 
 async def test_closing_cancelled_a_second_time_ends_at_once(make_store: MakeStore) -> None:
     """The first cancellation waits for what is paid for, the second does not."""
     entered = asyncio.Event()
 
-    async def serve(canned: Canned) -> None:
-        async with opened(canned, make_store) as jobs:
+    async def serve(raw_server: RawServer) -> None:
+        async with opened(raw_server, make_store) as jobs:
             await jobs.start("an elk", id="one")
             await anext(aiter(jobs.events("one")))
             entered.set()
             await asyncio.Event().wait()
 
-    async with Canned([*open_stream(event(partial(0))), End.HOLD]) as canned:
-        task = asyncio.create_task(serve(canned))
+    async with RawServer([*open_stream(event(partial(0))), End.HOLD]) as raw_server:
+        task = asyncio.create_task(serve(raw_server))
         await entered.wait()
         task.cancel()
         done, _ = await asyncio.wait([task], timeout=0.2)
@@ -521,27 +534,27 @@ async def test_closing_cancelled_a_second_time_ends_at_once(make_store: MakeStor
         done, _ = await asyncio.wait([task], timeout=2)
         assert done
         assert task.cancelled()
-        async with opened(canned, make_store) as jobs:
+        async with opened(raw_server, make_store) as jobs:
             assert (await jobs.get("one")).state == "lost"
-        assert len(canned.requests) == 1
+        assert len(raw_server.requests) == 1
 
 
 async def test_closing_leaves_queued_jobs_for_the_next_process(make_store: MakeStore) -> None:
     """What was never sent is sent by the next process, whatever the idempotency."""
     finish = asyncio.Event()
     reply = stream(event(COMPLETED), DONE)
-    async with Canned([reply[0], finish, *reply[1:]], reply) as canned:
-        async with opened(canned, make_store, concurrency=1) as jobs:
+    async with RawServer([reply[0], finish, *reply[1:]], reply) as raw_server:
+        async with opened(raw_server, make_store, concurrency=1) as jobs:
             await jobs.start("an elk", id="one")
-            await canned.wait_until(lambda: len(canned.requests) == 1)
+            await raw_server.wait_until(lambda: len(raw_server.requests) == 1)
             await jobs.start("a fox", id="two")
             finish.set()
             await jobs.result("one")
-            if len(canned.requests) > 1:
+            if len(raw_server.requests) > 1:
                 pytest.skip("the second was sent already")
-        async with opened(canned, make_store) as jobs:
+        async with opened(raw_server, make_store) as jobs:
             assert len(await jobs.result("two")) == 1
-        assert len(canned.requests) == 2
+        assert len(raw_server.requests) == 2
 
 
 async def test_closed_jobs(server: LocalServer, make_store: MakeStore) -> None:
@@ -572,9 +585,9 @@ async def test_result_keeps_several_images_and_their_fields(make_store: MakeStor
     """Every image of a request is stored, and so is what the server said of it."""
     more = {"size": "1024x1024", "quality": "low", "created_at": 5, "revised_prompt": "a big elk"}
     other = {**COMPLETED, "b64_json": base64.b64encode(PNG + b"2").decode(), **more}
-    async with Canned(stream(event({**COMPLETED, **more}), event(other), DONE)) as canned:
+    async with RawServer(stream(event({**COMPLETED, **more}), event(other), DONE)) as raw_server:
         for _ in range(2):
-            async with opened(canned, make_store) as jobs:
+            async with opened(raw_server, make_store) as jobs:
                 await jobs.start("an elk", id="two", n=2)
                 result = await jobs.result("two")
                 assert [image.content for image in result] == [PNG, PNG + b"2"]

@@ -26,7 +26,7 @@ async def server() -> AsyncIterator[LocalServer]:
         yield server
 
 
-def picture(size: tuple[int, int] = (96, 64), format: str = "PNG", mode: str = "RGB") -> bytes:
+def noise_image(size: tuple[int, int] = (96, 64), format: str = "PNG", mode: str = "RGB") -> bytes:
     """An image whose neighbouring pixels all differ."""
     noise = bytes(n * 37 % 251 for n in range(size[0] * size[1] * len(mode)))
     out = io.BytesIO()
@@ -83,7 +83,7 @@ async def edited(server: LocalServer, **fields: Any) -> tuple[Pillow.Image, dict
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 async def test_edit_paints_within_the_mask(server: LocalServer, mode: str) -> None:
     """Only pixels where the mask is transparent change."""
-    content = picture(mode=mode)
+    content = noise_image(mode=mode)
     image, value = await edited(server, image=content, mask=mask())
     before = opened(content)
     assert image.size == before.size
@@ -102,23 +102,23 @@ async def test_edit_half_transparent_mask(server: LocalServer) -> None:
     """A half transparent mask mixes image and paint."""
     out = io.BytesIO()
     Pillow.new("RGBA", (96, 64), (0, 0, 0, 128)).save(out, "PNG")
-    half, _ = await edited(server, image=picture(), mask=out.getvalue())
-    full, _ = await edited(server, image=picture(), mask=mask())
+    half, _ = await edited(server, image=noise_image(), mask=out.getvalue())
+    full, _ = await edited(server, image=noise_image(), mask=mask())
     point = (30, 20)
-    pixels = [image.getpixel(point) for image in (opened(picture()), half, full)]
+    pixels = [image.getpixel(point) for image in (opened(noise_image()), half, full)]
     before, mixed, paint = (pixel[0] for pixel in pixels if isinstance(pixel, tuple))
     assert abs(mixed - (before + paint) / 2) <= 2
 
 
 async def test_edit_without_a_mask(server: LocalServer) -> None:
     """Without a mask the top of the image stays and the rest fades into paint."""
-    content = picture()
+    content = noise_image()
     image, _ = await edited(server, image=content)
     before = opened(content)
     top = (0, 0, 96, 10)
     assert image.crop(top).tobytes() == before.crop(top).tobytes()
     assert ImageChops.difference(image.convert("RGB"), before.convert("RGB")).getbbox() is not None
-    other, _ = await edited(server, image=picture(mode="RGBA"))
+    other, _ = await edited(server, image=noise_image(mode="RGBA"))
     assert image.tobytes() != other.tobytes()
 
 
@@ -126,10 +126,10 @@ async def test_edit_shows_every_image_file(server: LocalServer) -> None:
     """Every further image is visible in the result."""
     results = set()
     for images in (
-        [picture()],
-        [picture()] * 2,
-        [picture(), picture(mode="RGBA")],
-        [picture()] * 5,
+        [noise_image()],
+        [noise_image()] * 2,
+        [noise_image(), noise_image(mode="RGBA")],
+        [noise_image()] * 5,
     ):
         image, value = await edited(server, images=images)
         results.add(image.tobytes())
@@ -143,7 +143,7 @@ async def test_edit_shows_every_image_file(server: LocalServer) -> None:
 async def test_edit_options(server: LocalServer, output_format: str) -> None:
     """n, size and output format are as requested, and the images differ."""
     fields = {"n": "2", "size": "1024x1536", "output_format": output_format, "quality": "low"}
-    status, body = await post(server, form(image=picture(), **fields))
+    status, body = await post(server, form(image=noise_image(), **fields))
     value = json.loads(body)
     assert (status, len(value["data"])) == (200, 2)
     contents = [base64.b64decode(item["b64_json"]) for item in value["data"]]
@@ -155,14 +155,14 @@ async def test_edit_options(server: LocalServer, output_format: str) -> None:
 
 async def test_edit_stream(server: LocalServer) -> None:
     """A stream has edit events, and its partial images keep the masked part too."""
-    data = form(image=picture(), mask=mask(), stream="true", partial_images="2")
+    data = form(image=noise_image(), mask=mask(), stream="true", partial_images="2")
     status, body = await post(server, data)
     assert status == 200
     events = [line for line in body.split(b"\n") if line.startswith(b"event: ")]
     assert events == [b"event: image_edit.partial_image"] * 2 + [b"event: image_edit.completed"]
     values = [json.loads(line[6:]) for line in body.split(b"\n") if line.startswith(b"data: {")]
     images = [opened(base64.b64decode(value["b64_json"])) for value in values]
-    before = opened(picture())
+    before = opened(noise_image())
     left = (0, 0, HOLE[0], 64)
     assert all(image.crop(left).tobytes() == before.crop(left).tobytes() for image in images)
     assert len({image.tobytes() for image in images}) == 3
@@ -171,9 +171,9 @@ async def test_edit_stream(server: LocalServer) -> None:
 
 async def test_edit_is_recorded(server: LocalServer) -> None:
     """Recorded fields have the form's texts, and name, type and size of its files."""
-    await edited(server, images=[picture(), picture()], mask=mask(), user="u-1")
+    await edited(server, images=[noise_image(), noise_image()], mask=mask(), user="u-1")
     fields = server.requests[-1].fields
-    file = {"filename": "images.png", "type": "image/png", "size": len(picture())}
+    file = {"filename": "images.png", "type": "image/png", "size": len(noise_image())}
     assert fields["image[]"] == [file, file]
     assert fields["mask"]["size"] == len(mask())
     assert (fields["prompt"], fields["user"]) == ("a hat", "u-1")
@@ -184,7 +184,7 @@ async def test_edit_idempotency_and_faults(server: LocalServer) -> None:
     """An idempotency key replays its response, and faults apply."""
     body = b"".join(
         b'--XX\r\nContent-Disposition: form-data; name="%b\r\n\r\n%b\r\n' % part
-        for part in ((b'prompt"', b"a"), (b'image"; filename="a.png"', picture()))
+        for part in ((b'prompt"', b"a"), (b'image"; filename="a.png"', noise_image()))
     )
     headers = {"Content-Type": KIND, "Idempotency-Key": "k-1"}
     first = await post(server, body + b"--XX--\r\n", **headers)
@@ -193,7 +193,7 @@ async def test_edit_idempotency_and_faults(server: LocalServer) -> None:
     status, _ = await post(server, body + b"--XX--", **headers)
     assert status == 422
     server.inject("error=503/overloaded")
-    status, failed = await post(server, form(image=picture()))
+    status, failed = await post(server, form(image=noise_image()))
     assert (status, json.loads(failed)["error"]["code"]) == (503, "overloaded")
     assert str(server.requests[-1].fault) == "error=503/overloaded"
 
@@ -204,20 +204,20 @@ async def test_edit_idempotency_and_faults(server: LocalServer) -> None:
         ({"mask": mask()}, 500, "invalid_request", "image"),
         ({"image": "text", "mask": mask()}, 500, "invalid_request", "image"),
         ({"image": b"not an image"}, 400, "invalid_image_file", "image"),
-        ({"image": picture()[:200]}, 400, "invalid_image_file", "image"),
-        ({"image": picture(), "mask": mask()[:90]}, 400, "invalid_image_file", "mask"),
-        ({"image": picture(), "mask": mask((96, 65))}, 500, "invalid_request", "mask"),
-        ({"image": picture(), "mask": picture()}, 500, "invalid_request", "mask"),
-        ({"images": [picture()] * 17}, 500, "invalid_request", "image"),
-        ({"image": picture(), "n": "two"}, 500, "invalid_request", "n"),
-        ({"image": picture(), "n": "11"}, 500, "invalid_request", "n"),
-        ({"image": picture(), "stream": "1"}, 500, "invalid_request", "stream"),
-        ({"image": picture(), "size": "9x9"}, 500, "invalid_request", "size"),
-        ({"image": picture(), "prompt": picture()}, 500, "invalid_request", "prompt"),
-        ({"image": picture(), "model": "gpt-9"}, 503, "model_not_found", "model"),
-        ({"image": picture(), "model": "dall-e-3"}, 500, "invalid_request", "model"),
+        ({"image": noise_image()[:200]}, 400, "invalid_image_file", "image"),
+        ({"image": noise_image(), "mask": mask()[:90]}, 400, "invalid_image_file", "mask"),
+        ({"image": noise_image(), "mask": mask((96, 65))}, 500, "invalid_request", "mask"),
+        ({"image": noise_image(), "mask": noise_image()}, 500, "invalid_request", "mask"),
+        ({"images": [noise_image()] * 17}, 500, "invalid_request", "image"),
+        ({"image": noise_image(), "n": "two"}, 500, "invalid_request", "n"),
+        ({"image": noise_image(), "n": "11"}, 500, "invalid_request", "n"),
+        ({"image": noise_image(), "stream": "1"}, 500, "invalid_request", "stream"),
+        ({"image": noise_image(), "size": "9x9"}, 500, "invalid_request", "size"),
+        ({"image": noise_image(), "prompt": noise_image()}, 500, "invalid_request", "prompt"),
+        ({"image": noise_image(), "model": "gpt-9"}, 503, "model_not_found", "model"),
+        ({"image": noise_image(), "model": "dall-e-3"}, 500, "invalid_request", "model"),
         (
-            {"image": picture(), "response_format": "url"},
+            {"image": noise_image(), "response_format": "url"},
             400,
             "unknown_parameter",
             "response_format",
@@ -246,12 +246,12 @@ async def post_json(server: LocalServer, **fields: Any) -> tuple[int, dict[str, 
 
 async def test_edit_json(server: LocalServer) -> None:
     """The JSON form with data: URLs edits as the multipart form does."""
-    images = [{"image_url": data_url(picture())}]
+    images = [{"image_url": data_url(noise_image())}]
     mask_url = {"image_url": data_url(mask())}
     status, value = await post_json(server, images=images, mask=mask_url, moderation="low")
     assert status == 200
     content = opened(base64.b64decode(value["data"][0]["b64_json"]))
-    expected, _ = await edited(server, image=picture(), mask=mask())
+    expected, _ = await edited(server, image=noise_image(), mask=mask())
     assert content.tobytes() == expected.tobytes()
     assert server.requests[0].fields["images"] == images
 
@@ -294,7 +294,7 @@ async def test_edit_json_invalid(
 
 async def test_edit_wrong_api_key(server: LocalServer) -> None:
     """A wrong API key gets 401."""
-    status, _ = await post(server, form(image=picture()), Authorization="Bearer wrong")
+    status, _ = await post(server, form(image=noise_image()), Authorization="Bearer wrong")
     assert status == 401
 
 
@@ -353,7 +353,7 @@ def test_parse_form_valid() -> None:
 
 def test_parse_edit_form_nested_names() -> None:
     """Names in brackets are nested objects."""
-    body = part(b'Content-Disposition: form-data; name="image"; filename="i.png"', picture())
+    body = part(b'Content-Disposition: form-data; name="image"; filename="i.png"', noise_image())
     for name, value in (
         (b"prompt", b"a hat"),
         (b"model", b"gpt-image-2"),
@@ -371,7 +371,7 @@ def test_parse_edit_form_duplicate() -> None:
     for name, filename in (("prompt", b""), ("mask", b'; filename="m.png"')):
         head = f'Content-Disposition: form-data; name="{name}"'.encode() + filename
         image = b'Content-Disposition: form-data; name="image"; filename="i.png"'
-        body = part(image, picture()) + part(head, mask()) * 2 + b"--XX--"
+        body = part(image, noise_image()) + part(head, mask()) * 2 + b"--XX--"
         with pytest.raises(GatewayError) as caught:
             parse_edit_form(parse_form(KIND, body))
         assert caught.value.param == name

@@ -350,7 +350,7 @@ async def test_stall_stream(server: LocalServer) -> None:
 
 
 async def test_keep_alive_close(server: LocalServer) -> None:
-    """The response is whole and does not announce the end of the connection."""
+    """The response is complete and does not announce the end of the connection."""
     async with Raw(server) as raw:
         raw.post("keep-alive-close")
         head, _, body = (await raw.all()).partition(b"\r\n\r\n")
@@ -363,8 +363,8 @@ async def test_keep_alive_close(server: LocalServer) -> None:
 
 
 @pytest.mark.parametrize("fault", ["trickle", "trickle=7", "split", "split=1,20,300,999999999"])
-async def test_split_response_is_whole(server: LocalServer, fault: str) -> None:
-    """The pieces add up to the whole response."""
+async def test_split_response_is_complete(server: LocalServer, fault: str) -> None:
+    """The chunks add up to the complete response."""
     async with Raw(server) as raw:
         raw.post(fault)
         head = (await raw.until(b"\r\n\r\n")).partition(b"\r\n\r\n")[0]
@@ -374,8 +374,8 @@ async def test_split_response_is_whole(server: LocalServer, fault: str) -> None:
         assert json.loads(raw.received[len(head) + 4 :])["data"][0]["b64_json"]
 
 
-async def test_split_comes_in_pieces(server: LocalServer) -> None:
-    """A reader in the same event loop reads one piece at a time."""
+async def test_split_response_arrives_in_chunks(server: LocalServer) -> None:
+    """A reader in the same event loop reads one chunk at a time."""
     async with Raw(server) as raw:
         raw.post("split=5,9")
         pieces = [await raw.more() for _ in range(2)]

@@ -23,13 +23,13 @@ from elkimg_async.errors import (
 from elkimg_async.local import LocalServer
 from elkimg_async.local.faults import FAULTS
 from elkimg_async.ratelimit.limiter import Limiter
-from tests.helpers.canned import KEY, Canned, End, answer, event, open_stream, stream
+from tests.helpers.raw_server import KEY, End, RawServer, event, open_stream, response, stream
 
-GOOD = answer({"created": 1, "data": [{"b64_json": "iVBORw0KGgo="}]})
-UNAUTHORIZED = answer({"error": {"message": "no"}}, status=401)
-OVERLOADED = answer({"error": {"message": "busy"}}, status=503, retry_after="1")
-QUOTA = answer({"error": {"message": "no credit", "code": "insufficient_quota"}}, status=429)
-BUSY = answer({"error": {"message": "slow down"}}, status=429)
+GOOD = response({"created": 1, "data": [{"b64_json": "iVBORw0KGgo="}]})
+UNAUTHORIZED = response({"error": {"message": "no"}}, status=401)
+OVERLOADED = response({"error": {"message": "busy"}}, status=503, retry_after="1")
+QUOTA = response({"error": {"message": "no credit", "code": "insufficient_quota"}}, status=429)
+BUSY = response({"error": {"message": "slow down"}}, status=429)
 SLOW_FAULTS = {name for name in FAULTS if "stall" in name} | {
     "drip",
     "gzip-bomb",
@@ -99,39 +99,39 @@ async def test_max_concurrency_is_never_exceeded(server: LocalServer, streaming:
 
 async def test_queue_is_first_come_first_served() -> None:
     """Requests leave in the order of their calls, those of many images too."""
-    async with Canned(GOOD) as canned:
+    async with RawServer(GOOD) as raw_server:
         limits = Limits(max_concurrency=1, images_per_minute=60_000)
-        async with AsyncImages(KEY, base_url=canned.base_url, limits=limits) as client:
+        async with AsyncImages(KEY, base_url=raw_server.base_url, limits=limits) as client:
             await asyncio.gather(
                 *(client.generate(str(index), n=10 if index % 3 else 1) for index in range(12))
             )
-        assert [request.fields["prompt"] for request in canned.requests] == [
+        assert [request.fields["prompt"] for request in raw_server.requests] == [
             str(index) for index in range(12)
         ]
 
 
 async def test_retry_after_pauses_all_calls_once() -> None:
     """A Retry-After of one call holds back all that start after it, once."""
-    async with Canned(
-        answer({"error": {"message": "slow"}}, status=429, retry_after_ms="400"), GOOD
-    ) as canned:
-        async with AsyncImages(KEY, base_url=canned.base_url) as client:
+    async with RawServer(
+        response({"error": {"message": "slow"}}, status=429, retry_after_ms="400"), GOOD
+    ) as raw_server:
+        async with AsyncImages(KEY, base_url=raw_server.base_url) as client:
             first = asyncio.create_task(client.generate("first"))
             await until(lambda: limiter_of(client)._paused_until > 0)
             began = time.monotonic()
             await asyncio.gather(first, *(client.generate("later") for _ in range(3)))
             assert 0.3 < time.monotonic() - began < 5
-        assert len(canned.requests) == 5
+        assert len(raw_server.requests) == 5
 
 
 @in_both_modes
 async def test_timeout_while_waiting_leaves_no_trace(streaming: bool) -> None:
     """Waiting counts towards `total`; a call that never started was not sent."""
-    async with Canned([End.HOLD]) as canned:
+    async with RawServer([End.HOLD]) as raw_server:
         limits = Limits(max_concurrency=1)
-        async with AsyncImages(KEY, base_url=canned.base_url, limits=limits) as client:
+        async with AsyncImages(KEY, base_url=raw_server.base_url, limits=limits) as client:
             holder = asyncio.create_task(client.generate("holds the slot"))
-            await canned.wait_until(lambda: len(canned.requests) == 1)
+            await raw_server.wait_until(lambda: len(raw_server.requests) == 1)
             with pytest.raises(RequestTimeoutError) as caught:
                 await call(client.with_options(timeout=0.05), streaming)
             error = caught.value
@@ -141,18 +141,18 @@ async def test_timeout_while_waiting_leaves_no_trace(streaming: bool) -> None:
             holder.cancel()
             await asyncio.gather(holder, return_exceptions=True)
             assert_empty(limiter_of(client))
-        assert len(canned.requests) == 1
+        assert len(raw_server.requests) == 1
 
 
 @in_both_modes
 async def test_cancellation_while_waiting_keeps_no_slot(streaming: bool) -> None:
     """A call cancelled while it waits, or just as it starts, does not keep a slot."""
-    async with Canned([End.HOLD]) as canned:
+    async with RawServer([End.HOLD]) as raw_server:
         limits = Limits(max_concurrency=1)
-        async with AsyncImages(KEY, base_url=canned.base_url, limits=limits) as client:
+        async with AsyncImages(KEY, base_url=raw_server.base_url, limits=limits) as client:
             limiter = limiter_of(client)
             tasks = [asyncio.create_task(call(client, streaming)) for _ in range(4)]
-            await canned.wait_until(lambda: len(canned.requests) == 1)
+            await raw_server.wait_until(lambda: len(raw_server.requests) == 1)
             await until(lambda: limiter.waiting == 3)
             tasks[2].cancel()  # in the queue
             await until(lambda: limiter.waiting == 2)
@@ -161,7 +161,7 @@ async def test_cancellation_while_waiting_keeps_no_slot(streaming: bool) -> None
                 lambda: limiter.waiting == 1
             )  # the slot is the second's: take it back at once
             tasks[1].cancel()
-            await canned.wait_until(lambda: len(canned.requests) >= 2)
+            await raw_server.wait_until(lambda: len(raw_server.requests) >= 2)
             tasks[3].cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             assert_empty(limiter)
@@ -169,9 +169,9 @@ async def test_cancellation_while_waiting_keeps_no_slot(streaming: bool) -> None
 
 async def test_stream_holds_its_slot_until_closed() -> None:
     """An open stream is in flight even if nobody reads it; closing or dropping ends that."""
-    async with Canned([*open_stream(b"data: {}\n\n"), End.HOLD]) as canned:
+    async with RawServer([*open_stream(b"data: {}\n\n"), End.HOLD]) as raw_server:
         limits = Limits(max_concurrency=1)
-        async with AsyncImages(KEY, base_url=canned.base_url, limits=limits) as client:
+        async with AsyncImages(KEY, base_url=raw_server.base_url, limits=limits) as client:
             limiter = limiter_of(client)
             opened = await client.generate("one", stream=True)
             second = asyncio.create_task(_opened(client))
@@ -206,14 +206,14 @@ async def test_fault_keeps_no_slot(server: LocalServer, fault: str, streaming: b
 async def test_backoff_holds_no_slot() -> None:
     """While one call backs off, another uses its slot."""
     retry = RetryPolicy(1, initial_backoff=30, max_backoff=30)
-    overloaded = answer({"error": {"message": "down"}}, status=500)
-    async with Canned(overloaded, GOOD) as canned:
+    overloaded = response({"error": {"message": "down"}}, status=500)
+    async with RawServer(overloaded, GOOD) as raw_server:
         limits = Limits(max_concurrency=1)
         async with AsyncImages(
-            KEY, base_url=canned.base_url, limits=limits, retry=retry, timeout=60
+            KEY, base_url=raw_server.base_url, limits=limits, retry=retry, timeout=60
         ) as client:
             failing = asyncio.create_task(client.generate("waits"))
-            await canned.wait_until(lambda: len(canned.requests) == 1)
+            await raw_server.wait_until(lambda: len(raw_server.requests) == 1)
             await until(lambda: limiter_of(client).in_flight == 0)
             await client.generate("goes")
             failing.cancel()
@@ -229,8 +229,8 @@ async def test_rate_limit_error_limits_the_pace() -> None:
     ]  # fmt: skip
     for reply, slower in replies:
         async with (
-            Canned(reply) as canned,
-            AsyncImages(KEY, base_url=canned.base_url, retry=0) as client,
+            RawServer(reply) as raw_server,
+            AsyncImages(KEY, base_url=raw_server.base_url, retry=0) as client,
         ):
             with pytest.raises(ElkImagesError):
                 await call(client, streaming=True)
@@ -239,29 +239,29 @@ async def test_rate_limit_error_limits_the_pace() -> None:
 
 async def test_remaining_zero_waits_for_reset() -> None:
     """After `remaining: 0` nothing is sent before the reset."""
-    tight = answer(
+    tight = response(
         {"created": 1, "data": [{"b64_json": "iVBORw0KGgo="}]},
         x_ratelimit_limit_requests="10",
         x_ratelimit_remaining_requests="0",
         x_ratelimit_reset_requests="100s",
     )
-    async with Canned(tight) as canned:
-        async with AsyncImages(KEY, base_url=canned.base_url) as client:
+    async with RawServer(tight) as raw_server:
+        async with AsyncImages(KEY, base_url=raw_server.base_url) as client:
             await client.generate("one")
             with pytest.raises(RequestTimeoutError) as caught:
                 await client.generate("two", timeout=0.05)
             assert caught.value.phase == "queue"
-        assert len(canned.requests) == 1
+        assert len(raw_server.requests) == 1
 
 
 @in_both_modes
 async def test_close_fails_waiting_calls(streaming: bool) -> None:
     """Closing the client fails waiting and later calls, with the reason."""
-    async with Canned([End.HOLD]) as canned:
+    async with RawServer([End.HOLD]) as raw_server:
         limits = Limits(max_concurrency=1)
-        client = AsyncImages(KEY, base_url=canned.base_url, limits=limits)
+        client = AsyncImages(KEY, base_url=raw_server.base_url, limits=limits)
         tasks = [asyncio.create_task(call(client, streaming)) for _ in range(3)]
-        await canned.wait_until(lambda: len(canned.requests) == 1)
+        await raw_server.wait_until(lambda: len(raw_server.requests) == 1)
         await until(lambda: limiter_of(client).waiting == 2)
         await client.aclose()
         for error in await asyncio.gather(*tasks, return_exceptions=True):
@@ -444,10 +444,10 @@ def test_limits_reject_impossible_values() -> None:
 
 async def test_wait_beyond_the_deadline_fails_at_once() -> None:
     """A call held back by a Retry-After beyond its time limit fails at once."""
-    reply = answer({"error": {"message": "slow"}}, status=429, retry_after="60")
+    reply = response({"error": {"message": "slow"}}, status=429, retry_after="60")
     async with (
-        Canned(reply) as canned,
-        AsyncImages(KEY, base_url=canned.base_url, retry=0) as client,
+        RawServer(reply) as raw_server,
+        AsyncImages(KEY, base_url=raw_server.base_url, retry=0) as client,
     ):
         with pytest.raises(RateLimitError):
             await client.generate("one")
@@ -470,12 +470,12 @@ async def test_retry_after_of_a_day_pauses_nobody() -> None:
 
 async def test_outage_fails_fast() -> None:
     """While a server answers only 503, calls end within their back-off, with few retries in all."""
-    async with Canned(answer({"error": {"message": "busy"}}, status=503)) as canned:
+    async with RawServer(response({"error": {"message": "busy"}}, status=503)) as raw_server:
         began = time.monotonic()
-        async with AsyncImages(KEY, base_url=canned.base_url, retry=2) as client:
+        async with AsyncImages(KEY, base_url=raw_server.base_url, retry=2) as client:
             results = await asyncio.gather(
                 *(client.generate("A kitten") for _ in range(210)), return_exceptions=True
             )
         assert time.monotonic() - began < 5 + 1.5
         assert all(isinstance(result, ServerError) for result in results)
-        assert len(canned.requests) <= 0.7 * 3 * 210
+        assert len(raw_server.requests) <= 0.7 * 3 * 210

@@ -9,10 +9,10 @@ import pytest
 from benchmarks.bench_pacing import Combination, drive
 from elkimg_async import AsyncImages
 from elkimg_async.errors import ElkImagesError
-from tests.helpers.canned import KEY, Canned, answer
+from tests.helpers.raw_server import KEY, RawServer, response
 
-GOOD = answer({"created": 1, "data": [{"b64_json": "iVBORw0KGgo="}]})
-BUSY = answer({"error": {"message": "busy"}}, status=503)
+GOOD = response({"created": 1, "data": [{"b64_json": "iVBORw0KGgo="}]})
+BUSY = response({"error": {"message": "busy"}}, status=503)
 
 
 @pytest.mark.slow
@@ -36,8 +36,8 @@ async def measure(every: int) -> float:
     """Return the seconds of 400 calls; a 503 replaces one response in `every`, 0 means none."""
     replies = [BUSY if every and index % every == 0 else GOOD for index in range(1, 1000)]
     async with (
-        Canned(*replies) as canned,
-        AsyncImages(KEY, base_url=canned.base_url, retry=8) as client,
+        RawServer(*replies) as raw_server,
+        AsyncImages(KEY, base_url=raw_server.base_url, retry=8) as client,
     ):
         began, prompts = time.monotonic(), iter(range(400))
 

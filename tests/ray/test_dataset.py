@@ -182,7 +182,7 @@ def test_generate_dataset_with_a_killed_worker(
     assert sorted(row["id"] for row in result) == list(range(32))
     assert all(row["ok"] for row in result)
     assert server.generations == 32
-    assert asked > 32  # what the dead one had under way was asked for again
+    assert asked > 32  # what the dead one had under way was requested again
     again = made().take_all()
     assert server.generations == 32
     assert all(row["ok"] for row in again)
@@ -289,7 +289,7 @@ async def test_rate_actor_without_workers(ray: Any) -> None:
 
 
 def test_worker_with_unusable_batches(ray: Any, server: ThreadedServer) -> None:
-    """Without an API key, prompts, ids or pyarrow the whole batch fails."""
+    """Without an API key, prompts, ids or pyarrow the batch fails."""
     pyarrow = arrow()
     with pytest.raises(ConfigurationError, match="ELKAPI_API_KEY"):
         GenerateImages(run="wrong", base_url=server.base_url)

@@ -46,7 +46,7 @@ def test_request_without_a_prompt(prompt: object) -> None:
 
 
 def test_id_of_a_row() -> None:
-    """Whole numbers stay whole in a column that has gaps."""
+    """Integers stay integers in a column that has gaps."""
     assert rows.read_id({"id": 7}, "id") == rows.read_id({"id": 7.0}, "id") == "7"
     assert rows.read_id({"name": "a/b"}, "name") == "a/b"
 

@@ -1,4 +1,4 @@
-"""What goes over the wire, and what an answer other than 2xx means."""
+"""What is sent, and what a response other than 2xx means."""
 
 import json
 from typing import Any
@@ -71,12 +71,12 @@ def test_generate_stream_is_a_boolean() -> None:
 def test_generate_partial_images(
     model: str | None, stream: bool, asked: int | None, expected: int | None
 ) -> None:
-    """A stream from a GPT image model asks for one partial image, unless told otherwise."""
+    """A stream from a GPT image model requests one partial image by default."""
     assert sent(stream, model=model, partial_images=asked).get("partial_images") == expected
 
 
 def test_generate_extra_body_wins() -> None:
-    """`extra_body` adds keys, and replaces ours."""
+    """`extra_body` adds fields and overrides known ones."""
     extra = {"seed": 1, "n": "2", "stream": "false", "partial_images": None, "x": {"y": [1, None]}}
     found = sent(stream=True, n=1, size="1x1", extra_body=extra)
     assert found == {"prompt": "a", "model": "gpt-image-1.5", "size": "1x1", **extra}
@@ -87,7 +87,7 @@ def test_generate_extra_body_wins() -> None:
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("key", [None, "k-1"])
 def test_generate_headers(key: str | None, stream: bool) -> None:
-    """The head says what is sent and what is accepted, and has the idempotency key if there is one."""
+    """The headers state what is sent and accepted, and the idempotency key if there is one."""
     request = encode.generate(GenerateRequest(prompt="a"), stream=stream, idempotency_key=key)
     assert (request.method, request.path) == ("POST", "/images/generations")
     expected = {

@@ -21,7 +21,7 @@ URL, OTHER = "https://cdn.example.com/a?sig=x%2Fy", "https://cdn.example.com/b.p
 Came = list[bytes | str | None]
 
 
-def came_of(value: Any) -> Came:
+def found_in(value: Any) -> Came:
     return [image.content or image.url for image in find_images(Document(value)).images]
 
 
@@ -172,10 +172,10 @@ NO_IMAGES: list[Any] = [
 
 
 @pytest.mark.parametrize("value", NO_IMAGES, ids=range(len(NO_IMAGES)))
-def test_images_of_no_accident(value: Any) -> None:
-    """Text for people, links for programs and what repeats the request are no images."""
-    assert came_of(value) == []
-    images = came_of(
+def test_images_in_other_fields(value: Any) -> None:
+    """Text, links for programs and echoes of the request are not images."""
+    assert found_in(value) == []
+    images = found_in(
         {
             "data": [{"b64_json": TWO}],
             **{name: field for name, field in value.items() if name != "data"},
@@ -307,7 +307,7 @@ def test_images_of_failed_items() -> None:
         assert (end.message, end.code) == ("may be sensitive", blocked["code"])
 
 
-# Jobs, and what is no image
+# Jobs, and data that is not an image
 
 JOBS: list[tuple[Any, str]] = [
     ({"task_id": "t-1", "status": "submitted"}, "t-1"),
@@ -332,8 +332,8 @@ def test_images_of_an_asynchronous_job(value: Any, task: str) -> None:
 @pytest.mark.parametrize(
     "text", ["string", base64.b64encode(b"hello, this is some text " * 9).decode(), "AAAA"]
 )
-def test_images_that_are_none(text: str) -> None:
-    """Bytes that are certainly no image are an error that has them, and the address beside them."""
+def test_images_invalid(text: str) -> None:
+    """Bytes that are certainly not an image are an error that carries them and their URL."""
     _, end = decode(json.dumps({"data": [{"b64_json": text, "url": URL}]}).encode(), stream=False)
     assert isinstance(end, ResponseError)
     assert end.content == base64.b64decode(text + "=" * (-len(text) % 4))
@@ -344,8 +344,8 @@ def test_images_of_an_unknown_format() -> None:
     """Binary content without a known signature is an image where one is expected."""
     content = bytes(range(100, 256))
     text = base64.b64encode(content).decode()
-    assert came_of({"data": [{"b64_json": text}]}) == [content]
-    assert came_of({"x": text}) == []
+    assert found_in({"data": [{"b64_json": text}]}) == [content]
+    assert found_in({"x": text}) == []
 
 
 @pytest.mark.parametrize("signature", mutations.SIGNATURES[:4])
@@ -362,7 +362,7 @@ def test_images_as_the_body(signature: bytes) -> None:
 
 @pytest.mark.parametrize("first", range(0, 2_000, 250))
 def test_images_of_mutated_bodies(first: int) -> None:
-    """Whatever happens to a body of any dialect, the images that went in come out, no others."""
+    """All images of a mutated body are found, and no others."""
     counts = [mutations.check_body(seed) for seed in range(first, first + 250)]
     assert sum(went_in for went_in, _ in counts) == sum(came for _, came in counts) > 250
 

@@ -25,7 +25,7 @@ NOW = 1_700_000_000.0
 
 
 def test_check_headers() -> None:
-    """Headers of the caller's own are any mapping of strings; None means none."""
+    """Headers are any mapping of strings; None means none."""
     assert check_headers(None) == {}
     headers = {"X-Trace": "1\t2", "x_y": "", "Accept": "é", "!#$%&'*+.^`|~": "x"}
     checked = check_headers(headers)
@@ -59,8 +59,8 @@ def test_check_headers() -> None:
     ],
     ids=repr,
 )
-def test_check_headers_refuses(headers: Any) -> None:
-    """What no header can hold, and the key, is refused."""
+def test_check_headers_rejects(headers: Any) -> None:
+    """Headers that cannot be sent, and the API key's, are rejected."""
     with pytest.raises(InvalidRequestError, match="extra headers are wrong") as caught:
         check_headers(headers)
     assert caught.value.param == "extra_headers"
@@ -72,7 +72,7 @@ def test_check_headers_refuses(headers: Any) -> None:
     [("12", 12), (None, 0), ("", 0), ("-1", 0), ("1e3", 0), ("²", 0), ("9" * 30, 0)],
 )
 def test_length(said: str | None, length: int) -> None:
-    """The length that a body says it has, where that is a number that can be."""
+    """A Content-Length is used if it is a possible number."""
     assert (
         response_headers.content_length({} if said is None else {"content-length": said}) == length
     )
@@ -139,12 +139,12 @@ def test_request_id(headers: dict[str, str], expected: str | None) -> None:
     ],
 )
 def test_retry_after(headers: dict[str, str], seconds: float | None) -> None:
-    """Milliseconds go before seconds and dates; nonsense is as good as nothing."""
+    """Milliseconds take precedence over seconds and dates; invalid values are ignored."""
     assert retry_after(headers, NOW) == seconds
 
 
 def test_retry_after_date_without_a_zone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A date in C's old form is in UTC, wherever the client stands (RFC 9110, 5.6.7)."""
+    """A date in C's old form is in UTC, whatever the local time zone (RFC 9110, 5.6.7)."""
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     time.tzset()
     try:
@@ -209,7 +209,7 @@ def test_rate_limit_resets(text: str, seconds: float | None) -> None:
 
 
 def test_rate_limit() -> None:
-    """The six headers are read each for itself; without any of them there is no snapshot."""
+    """Each of the six headers is optional; without any of them there is no snapshot."""
     headers = {
         "x-ratelimit-limit-requests": "60",
         "x-ratelimit-remaining-requests": "59",

@@ -23,15 +23,15 @@ from elkimg_async.hooks import Record, RequestFinished, RequestStarted
 from elkimg_async.local import LocalServer
 from elkimg_async.sansio.model_rules import MODELS
 from elkimg_async.sansio.models import ModelsDecoder, read_models
-from tests.helpers.canned import KEY, Canned, End, Reply, answer, head
+from tests.helpers.raw_server import KEY, End, RawServer, Reply, head, response
 
 FAST = RetryPolicy(initial_backoff=0)
 ONE = {"id": "gpt-image-1.5", "owned_by": "openai", "created": 7}
-LIST = answer({"object": "list", "data": [ONE]})
+LIST = response({"object": "list", "data": [ONE]})
 
 
 async def test_models_of_the_local_server() -> None:
-    """The models come in the server's order, as image models, with `meta`."""
+    """The models are in the server's order, as image models, with `meta`."""
     async with (
         LocalServer() as server,
         AsyncImages(server.api_key, base_url=server.base_url) as client,
@@ -109,8 +109,8 @@ def test_model_fields() -> None:
         (b'"a"', "without a list of models"),
     ],
 )
-def test_read_models_of_what_is_none(body: bytes, words: str) -> None:
-    """What is no list of models is an error that says what it is."""
+def test_read_models_invalid(body: bytes, words: str) -> None:
+    """A response that is not a list of models is an error that describes it."""
     with pytest.raises(ResponseError, match=words):
         read_models(body)
 
@@ -131,70 +131,72 @@ def test_decoder_in_any_split() -> None:
 @pytest.mark.parametrize(
     "failure",
     [
-        answer({"error": "busy"}, status=500),
-        answer(b"<html>bad gateway", status=502, content_type="text/html"),
+        response({"error": "busy"}, status=500),
+        response(b"<html>bad gateway", status=502, content_type="text/html"),
         [head(200, Content_Length="100"), b'{"data": [', End.CLOSE],
         [head(200, Content_Length="100"), End.RESET],
         [End.CLOSE],
     ],
     ids=["500", "502", "cut", "reset", "no-answer"],
 )
-async def test_models_are_asked_for_again(failure: Reply) -> None:
-    """A list costs nothing, so it is asked for again also where an image would not be."""
+async def test_models_are_retried(failure: Reply) -> None:
+    """A list costs nothing, so it is retried even where an image would not be."""
     async with (
-        Canned(failure, LIST) as canned,
-        AsyncImages(KEY, base_url=canned.base_url, retry=FAST) as client,
+        RawServer(failure, LIST) as raw_server,
+        AsyncImages(KEY, base_url=raw_server.base_url, retry=FAST) as client,
     ):
         models = await client.models()
         assert [model.id for model in models] == ["gpt-image-1.5"]
-        assert [request.method for request in canned.requests] == ["GET", "GET"]
+        assert [request.method for request in raw_server.requests] == ["GET", "GET"]
 
 
 async def test_models_failures_cost_nothing() -> None:
-    """Whatever goes wrong with a list, nothing was asked that could be billed."""
-    page = answer(b"<html>", content_type="text/html")
+    """No failure of a list may have been billed."""
+    page = response(b"<html>", content_type="text/html")
     cut: Reply = [head(200, Content_Length="100"), End.CLOSE]
     async with (
-        Canned() as canned,
-        AsyncImages(KEY, base_url=canned.base_url, retry=0) as client,
+        RawServer() as raw_server,
+        AsyncImages(KEY, base_url=raw_server.base_url, retry=0) as client,
     ):
         replies: list[tuple[Reply, type[ElkImagesError], str]] = [
             (page, ResponseError, "not_sent"),
             (cut, DisconnectedError, "not_sent"),
-            (answer({"error": "x"}, status=404), NotFoundError, "refused"),
-            (answer(b"", status=502), ServerError, "not_sent"),
+            (response({"error": "x"}, status=404), NotFoundError, "refused"),
+            (response(b"", status=502), ServerError, "not_sent"),
         ]
         for reply, error, billing in replies:
-            canned.reply_with(reply)
+            raw_server.reply_with(reply)
             with pytest.raises(error) as caught:
                 await client.models()
             assert caught.value.billing == billing
 
 
 async def test_models_limits() -> None:
-    """Limits of time and size hold for a list as well."""
+    """Time and size limits apply to a list too."""
     async with (
-        Canned([head(200), b'{"data": [', End.HOLD]) as canned,
-        AsyncImages(KEY, base_url=canned.base_url, limits=Limits(max_response_bytes=5)) as client,
+        RawServer([head(200), b'{"data": [', End.HOLD]) as raw_server,
+        AsyncImages(
+            KEY, base_url=raw_server.base_url, limits=Limits(max_response_bytes=5)
+        ) as client,
     ):
         with pytest.raises(ResponseError, match="longer than 5 bytes"):
             await client.models()
-        canned.reply_with([End.HOLD])
+        raw_server.reply_with([End.HOLD])
         with pytest.raises(RequestTimeoutError) as caught:
             await client.models(timeout=0.05)
         assert caught.value.limit == "total"
-        await canned.wait_disconnected()
+        await raw_server.wait_disconnected()
 
 
 async def test_models_hooks_and_headers() -> None:
     """Hooks see the call without a request, and its headers go along."""
     seen: list[Record] = []
     async with (
-        Canned(LIST) as canned,
-        AsyncImages(KEY, base_url=canned.base_url, hooks=[seen.append]) as client,
+        RawServer(LIST) as raw_server,
+        AsyncImages(KEY, base_url=raw_server.base_url, hooks=[seen.append]) as client,
     ):
         models = await client.models(extra_headers={"X-Team": "birds"})
-        assert canned.requests[0].headers["x-team"] == "birds"
+        assert raw_server.requests[0].headers["x-team"] == "birds"
     assert isinstance(seen[0], RequestStarted)
     assert (seen[0].request, seen[0].stream) == (None, False)
     assert isinstance(seen[-1], RequestFinished)

@@ -32,7 +32,7 @@ def test_cost_of_tokens_without_details() -> None:
 
 
 @pytest.mark.parametrize("usage", [None, Usage(), Usage(input_tokens=5)])
-def test_cost_of_tokens_that_nobody_counted(usage: Usage | None) -> None:
+def test_cost_without_token_counts(usage: Usage | None) -> None:
     """Without counted tokens the cost is unknown, never zero."""
     assert TOKENS.cost(REQUEST, usage, 2) is None
 
@@ -99,8 +99,8 @@ def test_cost_by_a_function() -> None:
 
 
 @pytest.mark.parametrize("price", ["a lot", "-1", "nan", True])
-def test_price_that_is_no_number(price: Any) -> None:
-    """A price that cannot be one is rejected, naming the model."""
+def test_price_invalid(price: Any) -> None:
+    """An impossible price is rejected, naming the model."""
     with pytest.raises(ConfigurationError, match="gpt-image-1"):
         Pricing({"gpt-image-1": TokenPrices(text_input=price)})
     with pytest.raises(ConfigurationError, match="gpt-image-1"):
@@ -114,7 +114,7 @@ def test_price_of_another_type() -> None:
 
 
 def test_reported_cost_without_a_report() -> None:
-    """Without the server's word and a price list the cost is unknown."""
+    """Without a cost from the server and a price list the cost is unknown."""
     assert reported_cost(USAGE) is None
     assert cost_of(None, REQUEST, USAGE, 2) is None
     assert cost_of(Pricing({"gpt-image-1.5": TOKENS}), REQUEST, USAGE, 2) == Decimal("0.06505")

@@ -104,14 +104,14 @@ def test_decide_retries(status: int, code: str, replay: bool) -> None:
 @pytest.mark.parametrize("replay", [False, True])
 @pytest.mark.parametrize(("status", "code"), NOT_RETRIED)
 def test_decide_gives_up(status: int, code: str, replay: bool) -> None:
-    """What would fail again is not tried again, with replay or without."""
+    """Failures that would repeat are not retried, with replay or without."""
     assert wait(api_error(status, code), replay=replay) is None
 
 
 @pytest.mark.parametrize(("status", "code"), UNKNOWN)
 @pytest.mark.parametrize("should", [{}, {"x_should_retry": "true"}, {"retry_after": "1"}])
 def test_decide_unknown_outcome(status: int, code: str, should: dict[str, str]) -> None:
-    """What may have made an image is tried again only where the server replays."""
+    """A call that may have made an image is retried only with replay."""
     error = api_error(status, code, **should)
     assert error.billing == "unknown"
     assert wait(error) is None
@@ -175,14 +175,14 @@ def test_is_transient_covers_every_class() -> None:
     ],
 )
 def test_decide_x_should_retry(status: int, code: str, should: str, retried: bool) -> None:
-    """The server's own word goes before the table, but for what costs money or waits for a person."""
+    """The server's header overrides the table, except where a retry costs money or is futile."""
     error = api_error(status, code, x_should_retry=should)
     assert (wait(error) is not None) is retried
 
 
 @pytest.mark.parametrize(("max_retries", "attempts"), [(0, 0), (1, 1), (2, 2), (5, 5)])
 def test_decide_counts_retries(max_retries: int, attempts: int) -> None:
-    """There are as many retries as the policy allows, and the first try is none."""
+    """The policy's number counts retries, without the first try."""
     policy = Policy(max_retries=max_retries)
     retried = [
         attempt
@@ -209,7 +209,7 @@ def test_decide_backs_off() -> None:
 
 
 def test_decide_backs_off_without_end() -> None:
-    """A caller who retries for hours is served as well."""
+    """The delay stays bounded after hours of retries."""
     for attempt in (1_023, 1_025, 5_000):
         assert wait(ConnectError("x"), attempt, policy=Policy(max_retries=10_000)) == 8.0
 
@@ -229,7 +229,7 @@ def test_decide_backs_off_without_end() -> None:
     ],
 )
 def test_decide_retry_after(headers: dict[str, str], expected: float | None) -> None:
-    """The server's wish is kept to the second up to the limit, and beyond it ends the call."""
+    """Retry-After is kept to the second up to the limit, and beyond it ends the call."""
     for jitter in (0.0, 1.0):
         found = wait(api_error(429, **headers), jitter=jitter)
         assert found == (expected if expected != 0.5 else 0.5 * jitter)

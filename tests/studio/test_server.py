@@ -29,7 +29,7 @@ PROMPT = {"prompt": "A kitten"}
 
 
 class Running(NamedTuple):
-    """A studio, its image server, and a session that plays the browser."""
+    """A studio, its image server, and a session in the browser's place."""
 
     url: str
     server: LocalServer
@@ -508,7 +508,7 @@ async def test_command_local(tmp_path: Path) -> None:
         assert (await command.ended()).code == 130
 
 
-async def test_command_without_key(tmp_path: Path) -> None:
+async def test_command_without_api_key(tmp_path: Path) -> None:
     """Without an API key the error names the variable and --local."""
     ended = await run("studio", folder=tmp_path)
     assert (ended.code, ended.out) == (1, "")

@@ -15,8 +15,8 @@ from elkimg_async.transport.content_encoding import (
     UnknownEncodingError,
     decoder_for,
 )
-from tests.helpers.calls import B64, COMPLETED, ask, failure, in_both_modes
-from tests.helpers.canned import DONE, KEY, PNG, Canned, answer
+from tests.helpers.calls import B64, COMPLETED, failure, in_both_modes, run_call
+from tests.helpers.raw_server import DONE, KEY, PNG, RawServer, response
 
 BODY = b'{"data": ' + b" " * 700_000 + b"[]}"
 
@@ -57,7 +57,7 @@ def decoded(name: str, chunks: list[bytes]) -> bytes:
 
 @pytest.mark.parametrize("name", ENCODE)
 def test_decoder_in_any_split(name: str) -> None:
-    """A body is decoded whole, in chunks and byte by byte, in pieces of a bounded size."""
+    """A body is decoded in one chunk, in several and byte by byte, in parts of a bounded size."""
     encoded = ENCODE[name](BODY)
     assert decoded(name, [encoded]) == BODY
     assert decoded(name, [bytes((byte,)) for byte in encoded]) == BODY
@@ -74,7 +74,7 @@ def test_decoder_of_a_bomb() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "identity", " , identity"])
-def test_decoder_of_nothing(name: str) -> None:
+def test_decoder_without_an_encoding(name: str) -> None:
     """A body that is not encoded needs no decoder."""
     assert decoder_for(name) is None
 
@@ -95,12 +95,12 @@ def test_decoder_unknown(name: str) -> None:
 
 @in_both_modes
 @pytest.mark.parametrize("name", ENCODE)
-async def test_encoded_response(canned: Canned, name: str, streaming: bool) -> None:
+async def test_encoded_response(raw_server: RawServer, name: str, streaming: bool) -> None:
     """The image of an encoded response is delivered."""
     body = COMPLETED + DONE if streaming else json.dumps({"data": [{"b64_json": B64}]}).encode()
-    canned.reply_with(answer(ENCODE[name](body), Content_Encoding=name))
-    async with AsyncImages(KEY, base_url=canned.base_url) as client:
-        _, result = await ask(client, streaming)
+    raw_server.reply_with(response(ENCODE[name](body), Content_Encoding=name))
+    async with AsyncImages(KEY, base_url=raw_server.base_url) as client:
+        _, result = await run_call(client, streaming)
     assert result[0].content == PNG
 
 
@@ -116,11 +116,11 @@ def no_codecs(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("name", "package"), [("br", "Brotli"), ("zstd", "backports.zstd")])
 @pytest.mark.usefixtures("no_codecs")
 async def test_encoding_without_its_codec(
-    canned: Canned, name: str, package: str, streaming: bool
+    raw_server: RawServer, name: str, package: str, streaming: bool
 ) -> None:
     """A codec that is not installed is named with its package, and nothing is sent again."""
-    canned.reply_with(answer(b"\x0b\x02\x80{}\x03", Content_Encoding=name))
-    async with AsyncImages(KEY, base_url=canned.base_url) as client:
+    raw_server.reply_with(response(b"\x0b\x02\x80{}\x03", Content_Encoding=name))
+    async with AsyncImages(KEY, base_url=raw_server.base_url) as client:
         error = await failure(ResponseError, client, streaming)
     assert f"Content-Encoding: {name}" in str(error)
     assert package in str(error)
@@ -128,9 +128,9 @@ async def test_encoding_without_its_codec(
 
 
 @pytest.mark.usefixtures("no_codecs")
-async def test_encoded_error_without_its_codec(canned: Canned) -> None:
+async def test_encoded_error_without_its_codec(raw_server: RawServer) -> None:
     """An error status counts, although its body cannot be decoded."""
-    canned.reply_with(answer(b"\x0b\x02\x80{}\x03", status=429, Content_Encoding="br"))
-    async with AsyncImages(KEY, base_url=canned.base_url, retry=0) as client:
+    raw_server.reply_with(response(b"\x0b\x02\x80{}\x03", status=429, Content_Encoding="br"))
+    async with AsyncImages(KEY, base_url=raw_server.base_url, retry=0) as client:
         error = await failure(RateLimitError, client)
     assert error.status == 429

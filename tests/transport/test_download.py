@@ -12,13 +12,13 @@ from elkimg_async import AsyncImages, DownloadError, Image, Limits, Timeout
 from elkimg_async.local import LocalServer
 from elkimg_async.transport import download
 from elkimg_async.transport.download import is_text
-from tests.helpers.canned import KEY, PNG, Canned, End, Reply, answer
+from tests.helpers.raw_server import KEY, PNG, End, RawServer, Reply, response
 
 
-async def image_at(canned: Canned, url: str, **options: Any) -> tuple[AsyncImages, Image]:
+async def image_at(raw_server: RawServer, url: str, **options: Any) -> tuple[AsyncImages, Image]:
     """Return an open client and its image, which the API names by a URL."""
-    canned.reply_with(answer({"data": [{"url": url}]}))
-    client = AsyncImages(KEY, base_url=canned.base_url, **options)
+    raw_server.reply_with(response({"data": [{"url": url}]}))
+    client = AsyncImages(KEY, base_url=raw_server.base_url, **options)
     (image,) = await client.generate("a boat")
     return client, image
 
@@ -27,21 +27,21 @@ async def image_at(canned: Canned, url: str, **options: Any) -> tuple[AsyncImage
 
 
 @pytest.mark.parametrize("status", [403, 404, 408, 425, 429, 500, 502, 503, 504, 520])
-async def test_download_that_is_not_ready(canned: Canned, status: int) -> None:
+async def test_download_that_is_not_ready(raw_server: RawServer, status: int) -> None:
     """A status that may pass is tried again by itself."""
-    async with Canned(answer(b"not yet", status=status), answer(PNG)) as host:
-        client, image = await image_at(canned, f"{host.origin}/a.png")
+    async with RawServer(response(b"not yet", status=status), response(PNG)) as host:
+        client, image = await image_at(raw_server, f"{host.origin}/a.png")
         async with client:
             assert await image.read() == PNG
         assert len(host.requests) == 2
-    assert len(canned.requests) == 1
+    assert len(raw_server.requests) == 1
 
 
 @pytest.mark.parametrize("status", [204, 400, 401, 410, 451])
-async def test_download_that_is_final(canned: Canned, status: int) -> None:
+async def test_download_that_is_final(raw_server: RawServer, status: int) -> None:
     """Any other status ends the download at once."""
-    async with Canned(answer(b"", status=status), answer(PNG)) as host:
-        client, image = await image_at(canned, f"{host.origin}/a.png")
+    async with RawServer(response(b"", status=status), response(PNG)) as host:
+        client, image = await image_at(raw_server, f"{host.origin}/a.png")
         async with client:
             with pytest.raises(DownloadError) as caught:
                 await image.read()
@@ -49,16 +49,18 @@ async def test_download_that_is_final(canned: Canned, status: int) -> None:
         assert len(host.requests) == 1
 
 
-async def test_download_honours_retry_after(canned: Canned) -> None:
+async def test_download_honours_retry_after(raw_server: RawServer) -> None:
     """A server's Retry-After is kept; one beyond the limit ends the download at once."""
-    async with Canned(answer(b"", status=503, Retry_After="1"), answer(PNG)) as host:
-        client, image = await image_at(canned, f"{host.origin}/a.png")
+    async with RawServer(response(b"", status=503, Retry_After="1"), response(PNG)) as host:
+        client, image = await image_at(raw_server, f"{host.origin}/a.png")
         async with client:
             started = time.monotonic()
             assert await image.read() == PNG
             assert 1.0 <= time.monotonic() - started < 3
-        host.reply_with(answer(b"", status=503, Retry_After="60"))
-        client, image = await image_at(canned, f"{host.origin}/b.png", timeout=Timeout(download=5))
+        host.reply_with(response(b"", status=503, Retry_After="60"))
+        client, image = await image_at(
+            raw_server, f"{host.origin}/b.png", timeout=Timeout(download=5)
+        )
         async with client:
             started = time.monotonic()
             with pytest.raises(DownloadError, match="status 503"):
@@ -67,11 +69,13 @@ async def test_download_honours_retry_after(canned: Canned) -> None:
 
 
 async def test_download_ends_within_its_limit(
-    canned: Canned, monkeypatch: pytest.MonkeyPatch
+    raw_server: RawServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A download fails within `Timeout.download`, and that of an absent file earlier."""
-    async with Canned(answer(b"", status=404)) as host:
-        client, image = await image_at(canned, f"{host.origin}/a.png", timeout=Timeout(download=1))
+    async with RawServer(response(b"", status=404)) as host:
+        client, image = await image_at(
+            raw_server, f"{host.origin}/a.png", timeout=Timeout(download=1)
+        )
         async with client:
             started = time.monotonic()
             with pytest.raises(DownloadError, match="status 404"):
@@ -79,21 +83,21 @@ async def test_download_ends_within_its_limit(
             assert time.monotonic() - started < 2
             assert len(host.requests) == 2
         monkeypatch.setattr(download, "NOT_READY", 0.1)
-        client, image = await image_at(canned, f"{host.origin}/a.png")
+        client, image = await image_at(raw_server, f"{host.origin}/a.png")
         async with client:
             with pytest.raises(DownloadError, match="status 404"):
                 await image.read()
             assert len(host.requests) == 3
 
 
-async def test_download_follows_a_redirect_again(canned: Canned) -> None:
+async def test_download_follows_a_redirect_again(raw_server: RawServer) -> None:
     """A repeated download begins at the URL that the API named."""
     replies: list[Reply] = [
-        answer(b"", status=302, Location="/old"), answer(b"", status=404),
-        answer(b"", status=302, Location="/new"), answer(PNG),
+        response(b"", status=302, Location="/old"), response(b"", status=404),
+        response(b"", status=302, Location="/new"), response(PNG),
     ]  # fmt: skip
-    async with Canned(*replies) as host:
-        client, image = await image_at(canned, f"{host.origin}/a.png")
+    async with RawServer(*replies) as host:
+        client, image = await image_at(raw_server, f"{host.origin}/a.png")
         async with client:
             assert await image.read() == PNG
         assert [request.target for request in host.requests] == ["/a.png", "/old", "/a.png", "/new"]
@@ -102,7 +106,7 @@ async def test_download_follows_a_redirect_again(canned: Canned) -> None:
 # --- a borrowed connector ---------------------------------------------------
 
 
-async def test_download_uses_the_borrowed_certificates(canned: Canned) -> None:
+async def test_download_uses_the_borrowed_certificates(raw_server: RawServer) -> None:
     """A private authority that the borrowed session trusts is trusted for downloads."""
     authority = trustme.CA()
     theirs = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -123,16 +127,16 @@ async def test_download_uses_the_borrowed_certificates(canned: Canned) -> None:
     assert not session.connector  # closed by its owner
 
 
-async def test_download_leaves_the_borrowed_session_open(canned: Canned) -> None:
+async def test_download_leaves_the_borrowed_session_open(raw_server: RawServer) -> None:
     """The borrowed session stays open, and keeps its cookies and headers to itself."""
     async with (
-        Canned(answer(PNG)) as host,
+        RawServer(response(PNG)) as host,
         aiohttp.ClientSession(
             headers={"Authorization": "Bearer hush"}, cookie_jar=aiohttp.CookieJar(unsafe=True)
         ) as session,
     ):
         session.cookie_jar.update_cookies({"secret": "hush"})
-        client, image = await image_at(canned, f"{host.origin}/a.png", session=session)
+        client, image = await image_at(raw_server, f"{host.origin}/a.png", session=session)
         async with client:
             assert await image.read() == PNG
         assert not session.closed
@@ -140,8 +144,8 @@ async def test_download_leaves_the_borrowed_session_open(canned: Canned) -> None
         assert not session.connector.closed
         assert "hush" not in str(host.requests)
         assert KEY not in str(host.requests)
-        async with session.get(f"{host.origin}/b.png") as response:
-            assert await response.read() == PNG
+        async with session.get(f"{host.origin}/b.png") as downloaded:
+            assert await downloaded.read() == PNG
 
 
 @pytest.mark.parametrize(
@@ -149,25 +153,25 @@ async def test_download_leaves_the_borrowed_session_open(canned: Canned) -> None
 )
 @pytest.mark.parametrize("borrowed", [False, True], ids=["own", "borrowed"])
 async def test_download_from_a_private_address(
-    canned: Canned, monkeypatch: pytest.MonkeyPatch, url: str, borrowed: bool
+    raw_server: RawServer, monkeypatch: pytest.MonkeyPatch, url: str, borrowed: bool
 ) -> None:
     """A public API cannot make its clients request a private address."""
 
     async def public(_: str) -> bool:
-        return False if "127.0.0.1" in _ and str(canned.port) in _ else await is_private(_)
+        return False if "127.0.0.1" in _ and str(raw_server.port) in _ else await is_private(_)
 
     is_private = download._is_private
     monkeypatch.setattr(download, "_is_private", public)
-    async with Canned(answer(PNG)) as host, aiohttp.ClientSession() as session:
+    async with RawServer(response(PNG)) as host, aiohttp.ClientSession() as session:
         client, image = await image_at(
-            canned, url.format(host.port), session=session if borrowed else None
+            raw_server, url.format(host.port), session=session if borrowed else None
         )
         async with client:
             with pytest.raises(DownloadError, match="private"):
                 await image.read()
         assert host.accepted == 0
         client, image = await image_at(
-            canned,
+            raw_server,
             f"http://127.0.0.1:{host.port}/a.png",
             session=session if borrowed else None,
             limits=Limits(private_downloads=True),
@@ -208,21 +212,21 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("content", IMAGES.values(), ids=IMAGES.keys())
-async def test_download_of_any_image(canned: Canned, content: bytes) -> None:
+async def test_download_of_any_image(raw_server: RawServer, content: bytes) -> None:
     """Content that is not clearly text is delivered, known or not."""
     assert not is_text(content)
-    async with Canned(answer(content, content_type="text/plain")) as host:
-        client, image = await image_at(canned, f"{host.origin}/a")
+    async with RawServer(response(content, content_type="text/plain")) as host:
+        client, image = await image_at(raw_server, f"{host.origin}/a")
         async with client:
             assert await image.read() == content
 
 
 @pytest.mark.parametrize("content", TEXTS.values(), ids=TEXTS.keys())
-async def test_download_of_text(canned: Canned, content: bytes) -> None:
-    """Text and web pages are no image, whatever they are called."""
+async def test_download_of_text(raw_server: RawServer, content: bytes) -> None:
+    """Text and web pages are not images, whatever their content type."""
     assert is_text(content)
-    async with Canned([*answer(content, content_type="image/png"), End.CLOSE]) as host:
-        client, image = await image_at(canned, f"{host.origin}/a")
+    async with RawServer([*response(content, content_type="image/png"), End.CLOSE]) as host:
+        client, image = await image_at(raw_server, f"{host.origin}/a")
         async with client:
             with pytest.raises(DownloadError, match="text, not an image"):
                 await image.read()

@@ -1,4 +1,4 @@
-"""What is no failure of the network is not called one."""
+"""Errors that are not failures of the network are not reported as such."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import pytest
 from elkimg_async import AsyncImages, ConfigurationError, ConnectError
 from elkimg_async.errors import ElkImagesError
 from tests.helpers.calls import QUICK, check_secret, in_both_modes
-from tests.helpers.canned import KEY, Canned
+from tests.helpers.raw_server import KEY, RawServer
 
 
 class BrokenConnector(aiohttp.TCPConnector):
@@ -32,15 +32,15 @@ class HeaderError(TypeError):
         self.request = {"Authorization": f"Bearer {KEY}"}
 
 
-async def failure_through(error: Exception, canned: Canned) -> ElkImagesError:
+async def failure_through(error: Exception, raw_server: RawServer) -> ElkImagesError:
     """Make a call through a connector that raises `error`, and return how it fails."""
     async with (
         aiohttp.ClientSession(connector=BrokenConnector(error)) as session,
-        AsyncImages(KEY, base_url=canned.base_url, session=session, retry=QUICK) as client,
+        AsyncImages(KEY, base_url=raw_server.base_url, session=session, retry=QUICK) as client,
     ):
         with pytest.raises(ElkImagesError) as caught:
             await client.generate("a boat")
-    assert canned.accepted == 0
+    assert raw_server.accepted == 0
     assert caught.value.billing == "not_sent"
     check_secret(caught.value)
     links: list[BaseException | None] = [caught.value]
@@ -61,9 +61,9 @@ async def failure_through(error: Exception, canned: Canned) -> ElkImagesError:
         (RuntimeError(["not", "text"]), False),
     ],
 )
-async def test_python_error(canned: Canned, error: Exception, chained: bool) -> None:
+async def test_python_error(raw_server: RawServer, error: Exception, chained: bool) -> None:
     """A bug or an incompatibility is called that, with its type and text; no retry."""
-    failure = await failure_through(error, canned)
+    failure = await failure_through(error, raw_server)
     assert type(failure) is ConfigurationError
     assert type(error).__name__ in str(failure)
     assert aiohttp.__version__ in str(failure)
@@ -73,17 +73,17 @@ async def test_python_error(canned: Canned, error: Exception, chained: bool) -> 
     assert failure.__cause__ is (error if chained else None)
 
 
-async def test_settings_of_a_borrowed_session(canned: Canned) -> None:
+async def test_settings_of_a_borrowed_session(raw_server: RawServer) -> None:
     """A ValueError from a borrowed session's own settings is quoted."""
-    failure = await failure_through(ValueError("Cannot combine this and that"), canned)
+    failure = await failure_through(ValueError("Cannot combine this and that"), raw_server)
     assert type(failure) is ConfigurationError
     assert "borrowed session" in str(failure)
     assert "Cannot combine this and that" in str(failure)
 
 
-async def test_error_of_a_foreign_connector(canned: Canned) -> None:
+async def test_error_of_a_foreign_connector(raw_server: RawServer) -> None:
     """An exception class of another package is a failure to connect, and not kept."""
-    failure = await failure_through(HeaderError("tunnel rejected"), canned)
+    failure = await failure_through(HeaderError("tunnel rejected"), raw_server)
     assert type(failure) is ConnectError
     assert "tunnel rejected (HeaderError)" in str(failure)
     assert failure.attempts == 3
@@ -92,12 +92,12 @@ async def test_error_of_a_foreign_connector(canned: Canned) -> None:
 @in_both_modes
 @pytest.mark.filterwarnings("ignore:BasicAuth is deprecated")
 @pytest.mark.filterwarnings("ignore:The 'auth' parameter")
-async def test_borrowed_session_with_credentials(canned: Canned, streaming: bool) -> None:
+async def test_borrowed_session_with_credentials(raw_server: RawServer, streaming: bool) -> None:
     """Credentials of a borrowed session collide with the API key, as aiohttp says."""
     auth = aiohttp.BasicAuth("user", "password")
     async with (
         aiohttp.ClientSession(auth=auth) as session,
-        AsyncImages(KEY, base_url=canned.base_url, session=session) as client,
+        AsyncImages(KEY, base_url=raw_server.base_url, session=session) as client,
     ):
         with pytest.raises(ConfigurationError, match="Cannot combine AUTHORIZATION") as caught:
             await (
@@ -105,4 +105,4 @@ async def test_borrowed_session_with_credentials(canned: Canned, streaming: bool
             )
     check_secret(caught.value)
     assert caught.value.billing == "not_sent"
-    assert canned.requests == []
+    assert raw_server.requests == []

@@ -15,8 +15,8 @@ from aiohttp.abc import AbstractResolver
 
 from elkimg_async import AsyncImages, RequestTimeoutError, Timeout
 from elkimg_async.transport.network import PublicResolver, is_public
-from tests.helpers.calls import QUICK, ask, failure, in_both_modes
-from tests.helpers.canned import KEY, Canned, End
+from tests.helpers.calls import QUICK, failure, in_both_modes, run_call
+from tests.helpers.raw_server import KEY, End, RawServer
 
 LATE = 0.5  # seconds that a busy machine may be late
 NAME = "hangs.example"
@@ -53,7 +53,7 @@ def test_private_addresses(address: str) -> None:
 
 @pytest.mark.parametrize("address", TUNNELS)
 def test_private_addresses_in_tunnels(address: str) -> None:
-    """An IPv6 address that only carries a private IPv4 one is no better than that."""
+    """An IPv6 address that carries a private IPv4 address is private."""
     assert not is_public(address)
 
 
@@ -64,7 +64,7 @@ def test_public_addresses(address: str) -> None:
 
 
 async def test_public_resolver() -> None:
-    """The resolver refuses a name as soon as one of its addresses is private, and says why."""
+    """The resolver rejects a name as soon as one of its addresses is private, and says why."""
     resolver = PublicResolver()
     assert isinstance(resolver, AbstractResolver)
     for name, family in itertools.product(
@@ -110,9 +110,11 @@ async def test_look_up_that_hangs(look_up: threading.Event, streaming: bool) -> 
     assert took < 3 * 0.1 + LATE
 
 
-async def test_look_up_is_limited_for_each_call(look_up: threading.Event, canned: Canned) -> None:
+async def test_look_up_is_limited_for_each_call(
+    look_up: threading.Event, raw_server: RawServer
+) -> None:
     """Calls that wait for the same look-up have each its own limit, and the patient one arrives."""
-    base_url = f"http://{NAME}:{canned.port}/v1"
+    base_url = f"http://{NAME}:{raw_server.port}/v1"
     done: list[str] = []
     async with (
         AsyncImages(KEY, base_url=base_url, retry=0) as client,
@@ -125,19 +127,19 @@ async def test_look_up_is_limited_for_each_call(look_up: threading.Event, canned
             look_up.set()
 
         async def patient() -> None:
-            await ask(client, timeout=Timeout(connect=math.inf))
+            await run_call(client, timeout=Timeout(connect=math.inf))
             done.append("arrived")
 
         group.start_soon(hurried)
         group.start_soon(patient)
     assert done == ["connect", "arrived"]
-    assert len(canned.requests) == 1
+    assert len(raw_server.requests) == 1
 
 
-async def test_proxy_that_says_nothing(canned: Canned, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a proxy takes to open the way is part of connecting."""
-    canned.reply_with([End.HOLD])
-    monkeypatch.setenv("https_proxy", canned.origin)
+async def test_proxy_that_stalls(raw_server: RawServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting for a proxy to open the tunnel is part of connecting."""
+    raw_server.reply_with([End.HOLD])
+    monkeypatch.setenv("https_proxy", raw_server.origin)
     monkeypatch.delenv("no_proxy", raising=False)
     timeout = Timeout(connect=0.2)
     async with AsyncImages(
@@ -145,8 +147,8 @@ async def test_proxy_that_says_nothing(canned: Canned, monkeypatch: pytest.Monke
     ) as client:
         error = await failure(RequestTimeoutError, client)
     assert (error.limit, error.billing) == ("connect", "not_sent")
-    assert canned.requests[0].method == "CONNECT"
-    assert KEY not in str(canned.requests)
+    assert raw_server.requests[0].method == "CONNECT"
+    assert KEY not in str(raw_server.requests)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's queue of connections")
@@ -154,7 +156,7 @@ async def test_name_with_several_dead_addresses(monkeypatch: pytest.MonkeyPatch)
     """All the addresses of a name have `connect` together, not each for itself."""
     with socket.socket() as listener, socket.socket() as first, socket.socket() as second:
         listener.bind(("127.0.0.1", 0))
-        listener.listen(0)  # room for one; the kernel leaves those after it unanswered
+        listener.listen(0)  # room for one; the kernel does not complete further connections
         for filler in (first, second):
             filler.setblocking(False)
             filler.connect_ex(listener.getsockname())

@@ -10,7 +10,7 @@ from elkimg_async import AsyncImages, ConfigurationError, ConnectError
 from elkimg_async.config import ProxySettings
 from elkimg_async.transport.proxies import proxy_for
 from tests.helpers.calls import QUICK, failure, in_both_modes
-from tests.helpers.canned import KEY, PNG, Canned, answer
+from tests.helpers.raw_server import KEY, PNG, RawServer, response
 from tests.transport.test_reverse_proxies import free_port
 
 PROXY = "http://proxy.example:3128"
@@ -94,28 +94,28 @@ def test_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     "written", ["127.0.0.1:{}", "//127.0.0.1:{}", "http://127.0.0.1:{}", " 127.0.0.1:{}/ "]
 )
 async def test_proxy_without_a_scheme(
-    canned: Canned, monkeypatch: pytest.MonkeyPatch, written: str
+    raw_server: RawServer, monkeypatch: pytest.MonkeyPatch, written: str
 ) -> None:
     """A proxy is an HTTP proxy unless it says otherwise."""
-    monkeypatch.setenv("HTTP_PROXY", written.format(canned.port))
+    monkeypatch.setenv("HTTP_PROXY", written.format(raw_server.port))
     async with AsyncImages(KEY, base_url="http://gateway.example.test/v1", retry=0) as client:
         assert (await client.generate("a boat"))[0].content == PNG
-    assert canned.requests[0].target == "http://gateway.example.test/v1/images/generations"
+    assert raw_server.requests[0].target == "http://gateway.example.test/v1/images/generations"
 
 
 @pytest.mark.parametrize("scheme", ["socks", "socks4", "socks4a", "socks5", "SOCKS5h"])
 @pytest.mark.parametrize("variable", ["ALL_PROXY", "all_proxy", "http_proxy"])
 async def test_socks_proxy(
-    canned: Canned, monkeypatch: pytest.MonkeyPatch, variable: str, scheme: str
+    raw_server: RawServer, monkeypatch: pytest.MonkeyPatch, variable: str, scheme: str
 ) -> None:
     """A SOCKS proxy fails before anything is written, naming the variable and the remedy."""
-    monkeypatch.setenv(variable, f"{scheme}://user:hush@127.0.0.1:{canned.port}")
+    monkeypatch.setenv(variable, f"{scheme}://user:hush@127.0.0.1:{raw_server.port}")
     async with AsyncImages(KEY, base_url="http://gateway.example.test/v1") as client:
         error = await failure(ConfigurationError, client)
     assert variable in str(error)
     assert "aiohttp-socks" in str(error)
     assert "hush" not in str(error)
-    assert (error.billing, canned.accepted) == ("not_sent", 0)
+    assert (error.billing, raw_server.accepted) == ("not_sent", 0)
 
 
 async def test_socks_proxy_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,20 +146,20 @@ async def test_proxy_url_that_is_wrong(monkeypatch: pytest.MonkeyPatch, proxy: s
 @in_both_modes
 @pytest.mark.parametrize("status", [403, 407, 502])
 async def test_proxy_rejects_connect(
-    canned: Canned, monkeypatch: pytest.MonkeyPatch, status: int, streaming: bool
+    raw_server: RawServer, monkeypatch: pytest.MonkeyPatch, status: int, streaming: bool
 ) -> None:
     """A rejected CONNECT is reported once with its status; 407 advises on credentials."""
-    monkeypatch.setenv("HTTPS_PROXY", f"http://user:hush@127.0.0.1:{canned.port}")
-    canned.reply_with(answer(b"", status=status, Connection="close"))
+    monkeypatch.setenv("HTTPS_PROXY", f"http://user:hush@127.0.0.1:{raw_server.port}")
+    raw_server.reply_with(response(b"", status=status, Connection="close"))
     async with AsyncImages(KEY, base_url="https://api.third.test/v1", retry=QUICK) as client:
         error = await failure(ConnectError, client, streaming)
-    assert f"127.0.0.1:{canned.port} rejected the connection to api.third.test" in str(error)
+    assert f"127.0.0.1:{raw_server.port} rejected the connection to api.third.test" in str(error)
     assert f"status {status}" in str(error)
     assert ("user and password" in str(error)) is (status == 407)
     assert "hush" not in str(error)
     assert (error.phase, error.billing, error.attempts) == ("proxy", "not_sent", 1)
-    assert [request.method for request in canned.requests] == ["CONNECT"]
-    assert KEY not in str(canned.requests)
+    assert [request.method for request in raw_server.requests] == ["CONNECT"]
+    assert KEY not in str(raw_server.requests)
 
 
 async def test_proxy_that_is_down(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,50 +15,50 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from elkimg_async import AsyncImages, DisconnectedError
-from tests.helpers.calls import B64, GOOD, PARTIAL, ask
-from tests.helpers.canned import DONE, KEY, PNG, Canned, answer, event, stream
+from tests.helpers.calls import B64, GOOD, PARTIAL, run_call
+from tests.helpers.raw_server import DONE, KEY, PNG, RawServer, event, response, stream
 
-MODELS = answer({"object": "list", "data": [{"id": "gpt-image-1.5", "object": "model"}]})
+MODELS = response({"object": "list", "data": [{"id": "gpt-image-1.5", "object": "model"}]})
 COMPLETED = event({"type": "image_generation.completed", "b64_json": B64})
 
 
-async def use_everything(client: AsyncImages, canned: Canned) -> int:
+async def use_everything(client: AsyncImages, raw_server: RawServer) -> int:
     """Make a request of each kind, and return how many there are."""
-    canned.reply_with(
+    raw_server.reply_with(
         GOOD,
         GOOD,
         stream(PARTIAL, COMPLETED, DONE),
         MODELS,
-        answer({"data": [{"url": f"{canned.origin}/a.png"}]}),
-        answer(PNG, content_type="image/png"),
+        response({"data": [{"url": f"{raw_server.origin}/a.png"}]}),
+        response(PNG, content_type="image/png"),
     )
     assert (await client.generate("a boat"))[0].content == PNG
     assert (await client.edit(PNG, "a hat"))[0].content == PNG
-    _, result = await ask(client, streaming=True)
+    _, result = await run_call(client, streaming=True)
     assert result[0].content == PNG
     assert [model.id for model in await client.models()] == ["gpt-image-1.5"]
     assert await (await client.generate("a boat by URL"))[0].read() == PNG
     return 6
 
 
-async def test_vcr_cassette(canned: Canned, tmp_path: Path) -> None:
+async def test_vcr_cassette(raw_server: RawServer, tmp_path: Path) -> None:
     """A cassette records every kind of request, and replays it without the server."""
     recorder = vcr.VCR(match_on=["method", "path", "body"], filter_headers=["Authorization"])
     for _ in range(2):
         with recorder.use_cassette(str(tmp_path / "cassette.yaml")):
             async with AsyncImages(
-                KEY, base_url=canned.base_url, idempotency="off", retry=0
+                KEY, base_url=raw_server.base_url, idempotency="off", retry=0
             ) as client:
-                count = await use_deterministic(client, canned)
-    assert len(canned.requests) == count
+                count = await use_deterministic(client, raw_server)
+    assert len(raw_server.requests) == count
     assert KEY not in (tmp_path / "cassette.yaml").read_text()
 
 
-async def use_deterministic(client: AsyncImages, canned: Canned) -> int:
+async def use_deterministic(client: AsyncImages, raw_server: RawServer) -> int:
     """Make each kind of request with the same body in every run."""
     # The boundary of an edit follows its idempotency key.
     client = client.with_options(headers={"Idempotency-Key": "fixed"})
-    return await use_everything(client, canned)
+    return await use_everything(client, raw_server)
 
 
 @pytest.fixture
@@ -75,22 +75,24 @@ def spans() -> Iterator[InMemorySpanExporter]:
 
 @pytest.mark.parametrize("borrowed", [False, True])
 async def test_opentelemetry_instrumentation(
-    canned: Canned, spans: InMemorySpanExporter, borrowed: bool
+    raw_server: RawServer, spans: InMemorySpanExporter, borrowed: bool
 ) -> None:
     """Each request is one client span, and carries its traceparent."""
     async with (
         aiohttp.ClientSession() as session,
-        AsyncImages(KEY, base_url=canned.base_url, session=session if borrowed else None) as client,
+        AsyncImages(
+            KEY, base_url=raw_server.base_url, session=session if borrowed else None
+        ) as client,
     ):
-        count = await use_everything(client, canned)
+        count = await use_everything(client, raw_server)
     found = spans.get_finished_spans()
-    assert len(found) == count == len(canned.requests)
+    assert len(found) == count == len(raw_server.requests)
     assert {span.kind for span in found} == {trace.SpanKind.CLIENT}
-    sent = [request.headers["traceparent"].split("-")[2] for request in canned.requests]
+    sent = [request.headers["traceparent"].split("-")[2] for request in raw_server.requests]
     assert sorted(sent) == sorted(f"{span.context.span_id:016x}" for span in found if span.context)
 
 
-async def test_trace_config_of_a_borrowed_session(canned: Canned) -> None:
+async def test_trace_config_of_a_borrowed_session(raw_server: RawServer) -> None:
     """A TraceConfig sees the beginning and the end of every request, downloads included."""
     seen: list[str] = []
     config = aiohttp.TraceConfig()
@@ -105,14 +107,14 @@ async def test_trace_config_of_a_borrowed_session(canned: Canned) -> None:
     config.on_request_end.append(note_end)
     async with (
         aiohttp.ClientSession(trace_configs=[config]) as session,
-        AsyncImages(KEY, base_url=canned.base_url, session=session) as client,
+        AsyncImages(KEY, base_url=raw_server.base_url, session=session) as client,
     ):
-        await use_everything(client, canned)
-    sent = [f"{request.method} {request.target}" for request in canned.requests]
+        await use_everything(client, raw_server)
+    sent = [f"{request.method} {request.target}" for request in raw_server.requests]
     assert seen == [f"{what} {line}" for line in sent for what in ("start", "end")]
 
 
-async def test_middleware_of_a_borrowed_session(canned: Canned) -> None:
+async def test_middleware_of_a_borrowed_session(raw_server: RawServer) -> None:
     """A client middleware sees and changes every request to the API, and none to an image host."""
     seen: list[str] = []
 
@@ -125,10 +127,10 @@ async def test_middleware_of_a_borrowed_session(canned: Canned) -> None:
 
     async with (
         aiohttp.ClientSession(middlewares=(middleware,)) as session,
-        AsyncImages(KEY, base_url=canned.base_url, session=session) as client,
+        AsyncImages(KEY, base_url=raw_server.base_url, session=session) as client,
     ):
-        await use_everything(client, canned)
-    *api, download = canned.requests
+        await use_everything(client, raw_server)
+    *api, download = raw_server.requests
     assert seen == [f"{request.method} {request.target}" for request in api]
     assert {request.headers.get("x-team") for request in api} == {"images"}
     assert "x-team" not in download.headers

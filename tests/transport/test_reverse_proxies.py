@@ -23,17 +23,17 @@ from elkimg_async import (
 )
 from elkimg_async.local import LocalServer
 from tests.helpers.calls import (
+    BODY,
     COMPLETED,
     GOOD,
     PARTIAL,
     QUICK,
-    ask,
     failure,
     failure_of_any_kind,
     in_both_modes,
+    run_call,
 )
-from tests.helpers.canned import DONE, KEY, Canned, End, open_stream
-from tests.test_client import SPLIT
+from tests.helpers.raw_server import DONE, KEY, End, RawServer, open_stream
 
 NGINX = """
 daemon off; master_process off; worker_processes 1; pid {folder}/nginx.pid;
@@ -42,7 +42,8 @@ events {{ worker_connections 64; }}
 http {{
     access_log off;
     client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+    fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
     server {{
         listen 127.0.0.1:{port};
         location / {{
@@ -69,7 +70,12 @@ listen all
 """
 
 COMMANDS: dict[str, tuple[str, Callable[[Path], list[str]]]] = {
-    "nginx": (NGINX, lambda file: ["-c", str(file), "-p", str(file.parent), "-e", str(file.parent / "error.log")]),
+    "nginx": (
+        NGINX,
+        lambda file: [
+            "-c", str(file), "-p", str(file.parent), "-e", str(file.parent / "error.log"),
+        ],
+    ),
     "haproxy": (HAPROXY, lambda file: ["-db", "-f", str(file)]),
 }  # fmt: skip
 
@@ -112,7 +118,7 @@ class Proxy:
                 try:
                     stream = await anyio.connect_tcp("127.0.0.1", self.port)
                 except OSError:
-                    await anyio.sleep(0.01)  # it does not tell when it listens
+                    await anyio.sleep(0.01)  # it does not report when it listens
                     continue
                 await stream.aclose()
                 return
@@ -125,7 +131,7 @@ def which(name: str) -> str | None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Return a port that is not in use."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -141,13 +147,13 @@ def proxy(request: pytest.FixtureRequest, tmp_path: Path) -> Proxy:
 
 
 @in_both_modes
-async def test_whole_answer(proxy: Proxy, streaming: bool) -> None:
+async def test_complete_response(proxy: Proxy, streaming: bool) -> None:
     """Calls in turn go through as if there were no proxy, on one connection."""
     async with LocalServer(api_key=KEY, light=True, delay=0) as server:
         port = int(server.base_url.split(":")[2].removesuffix("/v1"))
         async with proxy.before(port), AsyncImages(KEY, base_url=proxy.base_url) as client:
             for _ in range(3):
-                events, result = await ask(client, streaming)
+                events, result = await run_call(client, streaming)
                 assert len(result) == 1
                 assert [type(each) for each in events] == [PartialImage, CompletedImage][
                     : 2 * streaming
@@ -158,14 +164,14 @@ async def test_whole_answer(proxy: Proxy, streaming: bool) -> None:
 
 
 async def test_partial_image_arrives_before_the_end(proxy: Proxy) -> None:
-    """A partial image is given while the server still works at the rest."""
+    """A partial image is delivered while the server still works on the rest."""
     held = asyncio.Event()
-    async with Canned() as canned:
+    async with RawServer() as raw_server:
         start = open_stream(PARTIAL)
         rest = [piece for piece in open_stream(COMPLETED, DONE)[1:] if isinstance(piece, bytes)]
-        canned.reply_with([*start, held, *rest, b"0\r\n\r\n"])
+        raw_server.reply_with([*start, held, *rest, b"0\r\n\r\n"])
         async with (
-            proxy.before(canned.port),
+            proxy.before(raw_server.port),
             AsyncImages(KEY, base_url=proxy.base_url) as client,
             client.generate("a boat", stream=True) as stream,
         ):
@@ -176,33 +182,36 @@ async def test_partial_image_arrives_before_the_end(proxy: Proxy) -> None:
 
 @in_both_modes
 async def test_upstream_dies_within_the_body(proxy: Proxy, streaming: bool) -> None:
-    """An upstream that dies halfway is an error whose outcome is unknown, and nothing is sent again."""
-    async with Canned() as canned:
-        half = open_stream(PARTIAL, COMPLETED[:40]) if streaming else open_stream(SPLIT[:200])
-        canned.reply_with([*half, End.CLOSE])
+    """An upstream lost within the body leaves the outcome unknown; the call is not retried."""
+    async with RawServer() as raw_server:
+        half = open_stream(PARTIAL, COMPLETED[:40]) if streaming else open_stream(BODY[:200])
+        raw_server.reply_with([*half, End.CLOSE])
         async with (
-            proxy.before(canned.port),
+            proxy.before(raw_server.port),
             AsyncImages(KEY, base_url=proxy.base_url, retry=QUICK, timeout=10) as client,
         ):
             error = await failure_of_any_kind(client, streaming)
-        assert (error.billing, error.attempts, len(canned.requests)) == ("unknown", 1, 1)
+        assert (error.billing, error.attempts, len(raw_server.requests)) == ("unknown", 1, 1)
 
 
 async def test_upstream_ends_a_stream_cleanly(proxy: Proxy) -> None:
-    """A stream of no stated length that ends early looks whole to the proxy, and not to the client."""
-    async with Canned() as canned:
-        canned.reply_with(
+    """A stream that ends early without a stated length is incomplete for the client."""
+    async with RawServer() as raw_server:
+        raw_server.reply_with(
             [b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n", PARTIAL, End.CLOSE]
         )
-        async with proxy.before(canned.port), AsyncImages(KEY, base_url=proxy.base_url) as client:
+        async with (
+            proxy.before(raw_server.port),
+            AsyncImages(KEY, base_url=proxy.base_url) as client,
+        ):
             error = await failure(StreamIncompleteError, client, streaming=True)
         assert len(error.partials) == 1
-        assert (error.billing, error.attempts, len(canned.requests)) == ("unknown", 1, 1)
+        assert (error.billing, error.attempts, len(raw_server.requests)) == ("unknown", 1, 1)
 
 
 @in_both_modes
 async def test_upstream_is_down(proxy: Proxy, streaming: bool) -> None:
-    """The proxy's own page, without an upstream, is a ServerError that says its status; no retry."""
+    """The proxy's own error page is a ServerError with its status, and is not retried."""
     async with (
         proxy.before(free_port()),
         AsyncImages(KEY, base_url=proxy.base_url, retry=QUICK) as client,
@@ -216,39 +225,42 @@ async def test_upstream_is_down(proxy: Proxy, streaming: bool) -> None:
 
 @in_both_modes
 async def test_upstream_stalls(proxy: Proxy, streaming: bool) -> None:
-    """A proxy that gives up on its upstream is a ServerError; the image may have been made, so no retry."""
-    async with Canned([End.HOLD]) as canned:
+    """A proxy's timeout is a ServerError; the image may exist, so the call is not retried."""
+    async with RawServer([End.HOLD]) as raw_server:
         async with (
-            proxy.before(canned.port),
+            proxy.before(raw_server.port),
             AsyncImages(KEY, base_url=proxy.base_url, retry=QUICK) as client,
         ):
             error = await failure(ServerError, client, streaming)
         assert error.status == 504
-        assert (error.billing, error.attempts, len(canned.requests)) == ("unknown", 1, 1)
+        assert (error.billing, error.attempts, len(raw_server.requests)) == ("unknown", 1, 1)
 
 
 @in_both_modes
 async def test_upstream_stalls_within_the_body(proxy: Proxy, streaming: bool) -> None:
-    """A proxy that cuts an answer which has begun leaves the outcome unknown, and nothing is sent again."""
-    async with Canned() as canned:
-        canned.reply_with([*open_stream(PARTIAL if streaming else SPLIT[:200]), End.HOLD])
+    """A response cut off by the proxy leaves the outcome unknown; the call is not retried."""
+    async with RawServer() as raw_server:
+        raw_server.reply_with([*open_stream(PARTIAL if streaming else BODY[:200]), End.HOLD])
         async with (
-            proxy.before(canned.port),
+            proxy.before(raw_server.port),
             AsyncImages(KEY, base_url=proxy.base_url, timeout=Timeout(total=10)) as client,
         ):
             error = await failure_of_any_kind(client, streaming)
         assert isinstance(error, ElkImagesError)
         assert not isinstance(error, TimeoutError)
-        assert (error.billing, error.attempts, len(canned.requests)) == ("unknown", 1, 1)
+        assert (error.billing, error.attempts, len(raw_server.requests)) == ("unknown", 1, 1)
 
 
 async def test_leaving_a_stream_reaches_the_upstream(proxy: Proxy) -> None:
-    """A client that leaves is noticed behind the proxy, which then leaves as well."""
-    async with Canned() as canned:
-        canned.reply_with([*open_stream(PARTIAL), End.HOLD])
-        async with proxy.before(canned.port), AsyncImages(KEY, base_url=proxy.base_url) as client:
+    """When a client disconnects, the proxy also disconnects from the upstream."""
+    async with RawServer() as raw_server:
+        raw_server.reply_with([*open_stream(PARTIAL), End.HOLD])
+        async with (
+            proxy.before(raw_server.port),
+            AsyncImages(KEY, base_url=proxy.base_url) as client,
+        ):
             async with client.generate("a boat", stream=True) as stream:
                 assert isinstance(await anext(stream), PartialImage)
-            await canned.wait_disconnected()
-            canned.reply_with(GOOD)
+            await raw_server.wait_disconnected()
+            raw_server.reply_with(GOOD)
             assert len(await client.generate("a boat")) == 1

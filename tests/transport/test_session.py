@@ -19,8 +19,18 @@ from elkimg_async import (
 )
 from elkimg_async.transport import pool
 from elkimg_async.transport.pool import Hosts
-from tests.helpers.calls import GOOD, PARTIAL, ask, check_clean
-from tests.helpers.canned import KEY, PNG, Canned, End, Piece, Reply, answer, head, open_stream
+from tests.helpers.calls import GOOD, PARTIAL, check_clean, run_call
+from tests.helpers.raw_server import (
+    KEY,
+    PNG,
+    End,
+    Piece,
+    RawServer,
+    Reply,
+    head,
+    open_stream,
+    response,
+)
 
 SOON = 2.0  # seconds, for what has to be at once, on a busy machine
 BODY: Reply = [head(200, Content_Length="1000"), b'{"data": [{"b64', End.HOLD]
@@ -47,12 +57,12 @@ async def failure_of(call: Awaitable[Any]) -> ElkImagesError:
 @pytest.mark.parametrize("reply", IN_FLIGHT.values(), ids=IN_FLIGHT.keys())
 async def test_aclose_fails_calls_in_flight(reply: Reply, streaming: bool, borrowed: bool) -> None:
     """A call that waits for headers or more of a body fails at once and disconnects."""
-    async with Canned(reply) as canned, aiohttp.ClientSession() as session:
+    async with RawServer(reply) as raw_server, aiohttp.ClientSession() as session:
         client = AsyncImages(
-            KEY, base_url=canned.base_url, session=session if borrowed else None, retry=0
+            KEY, base_url=raw_server.base_url, session=session if borrowed else None, retry=0
         )
-        task = asyncio.create_task(failure_of(ask(client, streaming)))
-        await canned.wait_until(lambda: len(canned.requests) == 1)
+        task = asyncio.create_task(failure_of(run_call(client, streaming)))
+        await raw_server.wait_until(lambda: len(raw_server.requests) == 1)
         await asyncio.sleep(0.02)
         started = time.monotonic()
         await client.aclose()
@@ -61,18 +71,18 @@ async def test_aclose_fails_calls_in_flight(reply: Reply, streaming: bool, borro
         assert type(error) is ConfigurationError
         assert "closed" in str(error)
         assert error.billing == "unknown"
-        await canned.wait_disconnected()
+        await raw_server.wait_disconnected()
 
 
 async def test_aclose_fails_a_stream_between_events() -> None:
     """A stream that nobody reads disconnects, and fails when it is read again."""
-    async with Canned(IN_FLIGHT["stream"]) as canned, aiohttp.ClientSession() as session:
+    async with RawServer(IN_FLIGHT["stream"]) as raw_server, aiohttp.ClientSession() as session:
         for options in ({}, {"session": session}):
-            client = AsyncImages(KEY, base_url=canned.base_url, **options)  # type: ignore[arg-type]
+            client = AsyncImages(KEY, base_url=raw_server.base_url, **options)  # type: ignore[arg-type]
             async with client.generate("a boat", stream=True) as stream:
                 await anext(stream)
                 await client.aclose()
-                await canned.wait_disconnected()
+                await raw_server.wait_disconnected()
                 error = await failure_of(anext(stream))
             assert type(error) is ConfigurationError
 
@@ -81,7 +91,7 @@ async def test_aclose_fails_a_stream_between_events() -> None:
 async def test_aclose_fails_an_upload(borrowed: bool) -> None:
     """A call whose upload the server does not read fails at once."""
     async with (
-        Canned(GOOD, reading=False) as deaf,
+        RawServer(GOOD, reading=False) as deaf,
         aiohttp.ClientSession() as session,
         AsyncImages(KEY, base_url=deaf.base_url, session=session if borrowed else None) as client,
     ):
@@ -103,19 +113,21 @@ async def test_aclose_fails_calls_waiting_for_a_connection(
     """A call that waits for a free connection fails at once, and nothing of it was sent."""
     monkeypatch.setattr(pool, "MAX_CONNECTIONS", 1)
     async with (
-        Canned([End.HOLD]) as canned,
+        RawServer([End.HOLD]) as raw_server,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session,
     ):
-        client = AsyncImages(KEY, base_url=canned.base_url, session=session if borrowed else None)
-        tasks = [asyncio.create_task(failure_of(ask(client))) for _ in range(3)]
-        await canned.wait_until(lambda: len(canned.requests) == 1)
+        client = AsyncImages(
+            KEY, base_url=raw_server.base_url, session=session if borrowed else None
+        )
+        tasks = [asyncio.create_task(failure_of(run_call(client))) for _ in range(3)]
+        await raw_server.wait_until(lambda: len(raw_server.requests) == 1)
         await asyncio.sleep(0.02)
         async with asyncio.timeout(SOON):
             await client.aclose()
             errors = await asyncio.gather(*tasks)
         assert {type(error) for error in errors} == {ConfigurationError}
         assert sorted(error.billing for error in errors) == ["not_sent", "not_sent", "unknown"]
-        assert len(canned.requests) == 1
+        assert len(raw_server.requests) == 1
 
 
 @pytest.mark.parametrize("borrowed", [False, True], ids=["own", "borrowed"])
@@ -124,17 +136,17 @@ async def test_aclose_fails_calls_waiting_for_a_connection(
     [
         [End.HOLD],
         [head(200, "image/png", Content_Length="999"), PNG[:99], End.HOLD],
-        answer(b"", status=503, Retry_After="60"),
+        response(b"", status=503, Retry_After="60"),
     ],
     ids=["headers", "body", "back-off"],
 )
 async def test_aclose_fails_a_download(reply: Reply, borrowed: bool) -> None:
     """A download fails at once, also before a repeated request; the image stays billed."""
-    async with Canned(reply) as host, aiohttp.ClientSession() as session:
-        api = answer({"data": [{"url": f"{host.origin}/a.png"}]})
-        async with Canned(api) as canned:
+    async with RawServer(reply) as host, aiohttp.ClientSession() as session:
+        api = response({"data": [{"url": f"{host.origin}/a.png"}]})
+        async with RawServer(api) as raw_server:
             client = AsyncImages(
-                KEY, base_url=canned.base_url, session=session if borrowed else None
+                KEY, base_url=raw_server.base_url, session=session if borrowed else None
             )
             (image,) = await client.generate("a boat")
             task = asyncio.create_task(failure_of(image.read()))
@@ -149,22 +161,22 @@ async def test_aclose_fails_a_download(reply: Reply, borrowed: bool) -> None:
 
 
 def test_aclose_fails_calls_in_other_threads() -> None:
-    """Calls in other event loops fail at once as well."""
+    """Calls in other event loops also fail at once."""
 
     async def call(client: AsyncImages, streaming: bool) -> ElkImagesError:
         async with asyncio.timeout(10):
-            return await failure_of(ask(client, streaming))
+            return await failure_of(run_call(client, streaming))
 
     async def main() -> list[ElkImagesError]:
-        async with Canned(IN_FLIGHT["stream"]) as canned:
-            client = AsyncImages(KEY, base_url=canned.base_url, retry=0)
+        async with RawServer(IN_FLIGHT["stream"]) as raw_server:
+            client = AsyncImages(KEY, base_url=raw_server.base_url, retry=0)
             with ThreadPoolExecutor(2) as threads:
                 loop = asyncio.get_running_loop()
                 ends = [
                     loop.run_in_executor(threads, asyncio.run, call(client, streaming))
                     for streaming in (False, True)
                 ]
-                await canned.wait_until(lambda: len(canned.requests) == 2)
+                await raw_server.wait_until(lambda: len(raw_server.requests) == 2)
                 await asyncio.sleep(0.1)
                 async with asyncio.timeout(SOON):
                     await client.aclose()
@@ -197,32 +209,32 @@ def test_hosts_keepalive(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hosts.keepalive("http://a") == 4.0
 
 
-async def pause_after(canned: Canned, seconds: float, **options: Any) -> int:
+async def pause_after(raw_server: RawServer, seconds: float, **options: Any) -> int:
     """Make two calls with a pause between them, and return how many connections that took."""
-    async with AsyncImages(KEY, base_url=canned.base_url, **options) as client:
+    async with AsyncImages(KEY, base_url=raw_server.base_url, **options) as client:
         await client.generate("a boat")
-        before = canned.accepted
+        before = raw_server.accepted
         await client.generate("a boat")
         await asyncio.sleep(seconds)
         await client.generate("a boat")
-        return canned.accepted - before
+        return raw_server.accepted - before
 
 
-async def test_idle_connection_is_reused_within_its_time(canned: Canned) -> None:
+async def test_idle_connection_is_reused_within_its_time(raw_server: RawServer) -> None:
     """A server's `Keep-Alive: timeout=N` ends reuse before the server closes."""
-    canned.reply_with([head_with(GOOD, "Keep-Alive: timeout=1"), *GOOD[1:]])
+    raw_server.reply_with([head_with(GOOD, "Keep-Alive: timeout=1"), *GOOD[1:]])
     assert (
-        await pause_after(canned, 0.0) == 1
+        await pause_after(raw_server, 0.0) == 1
     )  # of the session whose connections are kept for 0.5 s
-    assert await pause_after(canned, 0.7) == 2
-    canned.reply_with([head_with(GOOD, "Keep-Alive: timeout=60"), *GOOD[1:]])
-    assert await pause_after(canned, 0.7) == 0
+    assert await pause_after(raw_server, 0.7) == 2
+    raw_server.reply_with([head_with(GOOD, "Keep-Alive: timeout=60"), *GOOD[1:]])
+    assert await pause_after(raw_server, 0.7) == 0
 
 
-async def test_idle_connection_is_given_up_after_keepalive_timeout(canned: Canned) -> None:
+async def test_idle_connection_is_closed_after_keepalive_timeout(raw_server: RawServer) -> None:
     """`Limits(keepalive_timeout=…)` sets the time; 0 opens a connection for each request."""
-    assert await pause_after(canned, 0.4, limits=Limits(keepalive_timeout=0.2)) == 1
-    assert await pause_after(canned, 0.0, limits=Limits(keepalive_timeout=0)) == 2
+    assert await pause_after(raw_server, 0.4, limits=Limits(keepalive_timeout=0.2)) == 1
+    assert await pause_after(raw_server, 0.0, limits=Limits(keepalive_timeout=0)) == 2
     with pytest.raises(ConfigurationError, match="keepalive_timeout"):
         Limits(keepalive_timeout=-1)
 
@@ -234,7 +246,7 @@ def head_with(reply: Reply, line: str) -> bytes:
 
 
 async def serve_once(closed: Callable[[], None]) -> asyncio.Server:
-    """Start a server that closes each connection instead of answering a second request."""
+    """Start a server that closes each connection on a second request."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -253,7 +265,7 @@ async def serve_once(closed: Callable[[], None]) -> asyncio.Server:
     return await asyncio.start_server(serve, "127.0.0.1", 0)
 
 
-async def test_lost_connection_means_fresh_ones(canned: Canned) -> None:
+async def test_lost_connection_means_fresh_ones(raw_server: RawServer) -> None:
     """After one request was lost on a kept connection, the next ones each get a new connection."""
     lost: list[None] = []
     server = await serve_once(lambda: lost.append(None))
@@ -269,29 +281,29 @@ async def test_lost_connection_means_fresh_ones(canned: Canned) -> None:
     assert len(lost) == 1
 
 
-async def test_connection_closed_while_idle(canned: Canned) -> None:
+async def test_connection_closed_while_idle(raw_server: RawServer) -> None:
     """A connection that the server has closed is not used, however soon the next call is."""
     ended = asyncio.Event()
     pieces: list[Piece] = [*GOOD, ended, End.CLOSE]
-    canned.reply_with(pieces)
-    async with AsyncImages(KEY, base_url=canned.base_url, retry=0) as client:
+    raw_server.reply_with(pieces)
+    async with AsyncImages(KEY, base_url=raw_server.base_url, retry=0) as client:
         for n in range(3):
             await client.generate("a boat")
-            assert canned.accepted == n + 1
+            assert raw_server.accepted == n + 1
             ended.set()
-            await canned.wait_until(lambda: canned.connections == 0)
+            await raw_server.wait_until(lambda: raw_server.connections == 0)
             ended.clear()
 
 
 # --- versions ---------------------------------------------------------------
 
 
-async def test_aiohttp_too_old(canned: Canned, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_aiohttp_too_old(raw_server: RawServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """An aiohttp that is too old is named on the first call, before anything is sent."""
     pool.check_aiohttp.cache_clear()
     monkeypatch.setattr(aiohttp, "__version__", "3.8.6")
-    async with AsyncImages(KEY, base_url=canned.base_url) as client:
+    async with AsyncImages(KEY, base_url=raw_server.base_url) as client:
         error = await failure_of(client.generate("a boat"))
     assert type(error) is ConfigurationError
     assert "aiohttp 3.8.6 is too old" in str(error)
-    assert canned.accepted == 0
+    assert raw_server.accepted == 0

@@ -16,8 +16,8 @@ import trustme
 import elkimg_async
 from elkimg_async import AsyncImages, ConnectError
 from elkimg_async.local import LocalServer
-from tests.helpers.calls import QUICK, ask, failure, in_both_modes
-from tests.helpers.canned import KEY
+from tests.helpers.calls import QUICK, failure, in_both_modes, run_call
+from tests.helpers.raw_server import KEY
 
 HOME = os.pathsep.join([str(Path(elkimg_async.__file__).parent.parent), *sys.path])
 PAST = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
@@ -58,8 +58,8 @@ def of_another_host(authority: trustme.CA) -> trustme.LeafCert:
     return authority.issue_cert("api.example.com")
 
 
-def of_a_stranger(authority: trustme.CA) -> trustme.LeafCert:
-    """A certificate of an authority that nobody knows."""
+def untrusted(authority: trustme.CA) -> trustme.LeafCert:
+    """Return a certificate of an unknown authority."""
     return trustme.CA().issue_cert("127.0.0.1")
 
 
@@ -73,7 +73,7 @@ async def test_good_certificate(
         async with AsyncImages(
             KEY, base_url=server.base_url, session=session, timeout=10
         ) as client:
-            _, result = await ask(client, streaming)
+            _, result = await run_call(client, streaming)
             assert len(result) == 1
             assert server.connections == 1
 
@@ -84,7 +84,7 @@ async def test_good_certificate(
     [
         (expired, "certificate has expired"),
         (of_another_host, "IP address mismatch"),
-        (of_a_stranger, "unable to get local issuer certificate"),
+        (untrusted, "unable to get local issuer certificate"),
     ],
     ids=["expired", "wrong-host", "unknown-authority"],
 )
@@ -95,7 +95,7 @@ async def test_bad_certificate(
     reason: str,
     streaming: bool,
 ) -> None:
-    """A certificate that proves nothing is a ConnectError that says why; neither prompt nor key was sent."""
+    """An invalid certificate is a ConnectError that says why; nothing was sent."""
     async with server_with(make(authority)) as server:
         async with AsyncImages(
             KEY, base_url=server.base_url, session=session, retry=QUICK

@@ -13,25 +13,25 @@ from elkimg_async import AsyncImages, EditRequest, ImageReference, InvalidReques
 from elkimg_async.sansio.image_headers import MAX_SHOWN, InputImage
 from elkimg_async.transport.uploads import build_edit, open_image, open_images
 from tests.helpers.calls import GOOD
-from tests.helpers.canned import KEY, Canned
-from tests.local.test_edits import mask, picture
+from tests.helpers.raw_server import KEY, RawServer
+from tests.local.test_edits import mask, noise_image
 from tests.test_edit import parsed
 
-PNG, JPEG, WEBP = (picture(format=kind) for kind in ("PNG", "JPEG", "WEBP"))
+PNG, JPEG, WEBP = (noise_image(format=kind) for kind in ("PNG", "JPEG", "WEBP"))
 URL = "https://host/kitten.png?signature=1"
 TEXT = base64.b64encode(PNG).decode()
 DATA = f"data:image/png;base64,{TEXT}"
 
 
 @pytest.fixture
-async def client(canned: Canned) -> AsyncIterator[AsyncImages]:
-    async with AsyncImages(KEY, base_url=canned.base_url) as client:
+async def client(raw_server: RawServer) -> AsyncIterator[AsyncImages]:
+    async with AsyncImages(KEY, base_url=raw_server.base_url) as client:
         yield client
 
 
-async def files_of(canned: Canned) -> list[tuple[str, str | None, str | None, bytes]]:
+async def files_of(raw_server: RawServer) -> list[tuple[str, str | None, str | None, bytes]]:
     """The files of the last form."""
-    return [part for part in await parsed(canned.requests[-1]) if part[1] is not None]
+    return [part for part in await parsed(raw_server.requests[-1]) if part[1] is not None]
 
 
 # --- openai's file tuples -----------------------------------------------------
@@ -54,17 +54,19 @@ async def files_of(canned: Canned) -> list[tuple[str, str | None, str | None, by
     ids=lambda value: repr(value)[:30],
 )
 async def test_file_tuple(
-    client: AsyncImages, canned: Canned, given: Any, name: str, media_type: str
+    client: AsyncImages, raw_server: RawServer, given: Any, name: str, media_type: str
 ) -> None:
     """Openai's form for an image in memory is sent under its name; its bytes decide on the type."""
     await client.edit(given, "a hat")
-    ((param, filename, sent_type, content),) = await files_of(canned)
+    ((param, filename, sent_type, content),) = await files_of(raw_server)
     assert (param, sent_type) == ("image", media_type)
     assert filename == name
     assert content in (PNG, WEBP)
 
 
-async def test_file_tuple_with_a_path(client: AsyncImages, canned: Canned, tmp_path: Path) -> None:
+async def test_file_tuple_with_a_path(
+    client: AsyncImages, raw_server: RawServer, tmp_path: Path
+) -> None:
     """The content may be a path; several tuples and other forms may stand in one list."""
     path = tmp_path / "x.png"
     path.write_bytes(PNG)
@@ -73,7 +75,7 @@ async def test_file_tuple_with_a_path(client: AsyncImages, canned: Canned, tmp_p
         "a hat",
         mask=("m.png", mask(), "image/png"),
     )
-    assert [(part[0], part[1]) for part in await files_of(canned)] == [
+    assert [(part[0], part[1]) for part in await files_of(raw_server)] == [
         ("image[]", "a.png"),
         ("image[]", "x.png"),
         ("image[]", "b.webp"),
@@ -82,10 +84,10 @@ async def test_file_tuple_with_a_path(client: AsyncImages, canned: Canned, tmp_p
     ]
 
 
-async def test_file_tuple_of_an_unknown_type(client: AsyncImages, canned: Canned) -> None:
+async def test_file_tuple_of_an_unknown_type(client: AsyncImages, raw_server: RawServer) -> None:
     """The type of the tuple counts where the bytes do not show one."""
     await client.edit(("a.heic", b"unknown", "image/heic"), "a hat", model="new")
-    assert await files_of(canned) == [("image", "a.heic", "image/heic", b"unknown")]
+    assert await files_of(raw_server) == [("image", "a.heic", "image/heic", b"unknown")]
 
 
 async def test_tuple_of_several_images(tmp_path: Path) -> None:
@@ -103,11 +105,11 @@ async def test_file_tuple_with_headers() -> None:
         await open_image(("a.png", PNG, "image/png", {"X-A": "b"}), "image")
 
 
-async def test_markup(client: AsyncImages, canned: Canned) -> None:
+async def test_markup(client: AsyncImages, raw_server: RawServer) -> None:
     """A markup is sent as a file of its own."""
     options = {"model": "gpt-image-2.5-flare", "moderation": "low", "safety_identifier": "s"}
     await client.edit(PNG, "a hat", markup=mask(), **options)  # type: ignore[call-overload]
-    parts = await parsed(canned.requests[-1])
+    parts = await parsed(raw_server.requests[-1])
     assert [part[:3] for part in parts if part[1]] == [
         ("image", "image.png", "image/png"),
         ("markup", "markup.png", "image/png"),
@@ -116,12 +118,14 @@ async def test_markup(client: AsyncImages, canned: Canned) -> None:
     assert texts == {"prompt": "a hat", **options}
 
 
-async def test_svg_in_a_form(client: AsyncImages, canned: Canned) -> None:
+async def test_svg_in_a_form(client: AsyncImages, raw_server: RawServer) -> None:
     """The mapping `svg` becomes fields with brackets."""
     await client.edit(
         PNG, "a hat", output_format="svg", svg={"model": "m", "reasoning": {"effort": "low"}}
     )
-    texts = {part[0]: part[3].decode() for part in await parsed(canned.requests[-1]) if not part[1]}
+    texts = {
+        part[0]: part[3].decode() for part in await parsed(raw_server.requests[-1]) if not part[1]
+    }
     assert texts["svg[model]"] == "m"
     assert texts["svg[reasoning][effort]"] == "low"
     assert "svg" not in texts
@@ -146,11 +150,11 @@ async def test_svg_in_a_form(client: AsyncImages, canned: Canned) -> None:
     ids=lambda value: repr(value)[:30],
 )
 async def test_reference(
-    client: AsyncImages, canned: Canned, given: Any, sent: list[dict[str, str]]
+    client: AsyncImages, raw_server: RawServer, given: Any, sent: list[dict[str, str]]
 ) -> None:
     """URLs and references go in the JSON form of the endpoint, together with the same options."""
     await client.edit(given, "a hat", moderation="low", n=2, stream=False, user="u")
-    request = canned.requests[-1]
+    request = raw_server.requests[-1]
     assert (request.method, request.target) == ("POST", "/v1/images/edits")
     assert request.headers["content-type"] == "application/json"
     assert request.headers["content-length"] == str(len(request.body))
@@ -164,7 +168,9 @@ async def test_reference(
     }
 
 
-async def test_reference_with_a_mask(client: AsyncImages, canned: Canned, tmp_path: Path) -> None:
+async def test_reference_with_a_mask(
+    client: AsyncImages, raw_server: RawServer, tmp_path: Path
+) -> None:
     """A mask beside a reference is sent in the same JSON, read from its file."""
     path = tmp_path / "m.png"
     path.write_bytes(mask())
@@ -175,31 +181,31 @@ async def test_reference_with_a_mask(client: AsyncImages, canned: Canned, tmp_pa
         (ImageReference(file_id="f"), {"file_id": "f"}),
     ):
         await client.edit(URL, "a hat", mask=given)
-        assert json.loads(canned.requests[-1].body)["mask"] == sent
+        assert json.loads(raw_server.requests[-1].body)["mask"] == sent
     await client.edit(PNG, "a hat", mask=ImageReference(file_id="f"))
-    assert json.loads(canned.requests[-1].body)["images"] == [{"image_url": DATA}]
+    assert json.loads(raw_server.requests[-1].body)["images"] == [{"image_url": DATA}]
 
 
-async def test_data_url_beside_a_file(client: AsyncImages, canned: Canned) -> None:
+async def test_data_url_beside_a_file(client: AsyncImages, raw_server: RawServer) -> None:
     """A `data:` URL beside a file is decoded, and both go in the form that every server accepts."""
     await client.edit([DATA, JPEG], "a hat")
-    assert [part[2:] for part in await files_of(canned)] == [
+    assert [part[2:] for part in await files_of(raw_server)] == [
         ("image/png", PNG),
         ("image/jpeg", JPEG),
     ]
     await client.edit(DATA, "a hat", mask=mask())
-    assert [part[0] for part in await files_of(canned)] == ["image", "mask"]
+    assert [part[0] for part in await files_of(raw_server)] == ["image", "mask"]
 
 
-async def test_data_url_is_held_to_the_rules(client: AsyncImages, canned: Canned) -> None:
+async def test_data_url_is_held_to_the_rules(client: AsyncImages, raw_server: RawServer) -> None:
     """The rules for files hold for what a `data:` URL contains."""
     small = mask((8, 8))
     with pytest.raises(InvalidRequestError, match="equal size"):
         await client.edit(DATA, "a hat", mask=small)
-    gif = base64.b64encode(picture(format="GIF", mode="L")).decode()
+    gif = base64.b64encode(noise_image(format="GIF", mode="L")).decode()
     with pytest.raises(InvalidRequestError, match="image/gif; choose"):
         await client.edit(f"data:image/png;base64,{gif}", "a hat")
-    assert not canned.requests
+    assert not raw_server.requests
 
 
 @pytest.mark.parametrize(
@@ -251,11 +257,15 @@ def test_image_reference_is_printed_shortly() -> None:
     assert len(repr(ImageReference(url=DATA * 9))) < 2 * MAX_SHOWN
 
 
-# --- what is no path --------------------------------------------------------------
+# --- invalid paths ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("content", [PNG, JPEG, WEBP, picture(format="GIF", mode="L"), bytes(300)])
-async def test_base64_passed_as_a_path(client: AsyncImages, canned: Canned, content: bytes) -> None:
+@pytest.mark.parametrize(
+    "content", [PNG, JPEG, WEBP, noise_image(format="GIF", mode="L"), bytes(300)]
+)
+async def test_base64_passed_as_a_path(
+    client: AsyncImages, raw_server: RawServer, content: bytes
+) -> None:
     """Base64 text is named as such, in one short sentence without the image."""
     text = base64.b64encode(content).decode()
     for given in (text, text * 30):
@@ -287,13 +297,13 @@ async def test_text_file_is_named(client: AsyncImages, tmp_path: Path) -> None:
         await client.edit(file, "a hat")  # type: ignore[arg-type] # pyright: ignore
 
 
-async def test_ready_request(client: AsyncImages, canned: Canned) -> None:
-    """A ready `EditRequest` or a mapping of its fields stands for the arguments."""
-    canned.reply_with(GOOD)
+async def test_ready_request(client: AsyncImages, raw_server: RawServer) -> None:
+    """A ready `EditRequest` or a mapping of its fields replaces the arguments."""
+    raw_server.reply_with(GOOD)
     for given in (
         EditRequest("a hat", image=PNG, mask=mask(), n=2),
         {"prompt": "a hat", "image": PNG, "mask": mask(), "n": 2},
     ):
         await client.edit(given, size="auto")
-        parts = await parsed(canned.requests[-1])
+        parts = await parsed(raw_server.requests[-1])
         assert {part[0] for part in parts} == {"prompt", "n", "size", "model", "image", "mask"}

@@ -304,7 +304,7 @@ async def other_prompts(client: AsyncImages, rows: Sequence[Mapping[str, object]
     assert results
 
 
-def refused_by_the_checker(client: AsyncImages) -> None:
+def rejected_by_the_checker(client: AsyncImages) -> None:
     """What the checkers must not let through; an unused ignore would be an error of mypy's."""
     client.generate("a boat", n="2")  # type: ignore[call-overload] # pyright: ignore
     client.generate("a boat", sise="auto")  # type: ignore[call-overload] # pyright: ignore

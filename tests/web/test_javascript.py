@@ -15,7 +15,7 @@ from fastapi.responses import HTMLResponse, Response
 from elkimg_async import AsyncImages, web
 from elkimg_async.jobs import ImageJobs
 from elkimg_async.local import LocalServer
-from tests.helpers.canned import DONE, KEY, Canned, End, answer, event, open_stream
+from tests.helpers.raw_server import DONE, KEY, End, RawServer, event, open_stream, response
 from tests.jobs.test_registry import COMPLETED, partial
 from tests.web.test_relay import on_uvicorn
 
@@ -97,7 +97,7 @@ async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> N
 
 @contextlib.asynccontextmanager
 async def example(
-    server: LocalServer | Canned, folder: Path, monkeypatch: pytest.MonkeyPatch
+    server: LocalServer | RawServer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[int]:
     """The backend of the README in a folder with its page; yields its port."""
     api_key = server.api_key if isinstance(server, LocalServer) else KEY
@@ -150,8 +150,8 @@ async def test_example_resumes_a_dropped_connection(
     finish = asyncio.Event()
     head, *chunks = open_stream(event(partial(0)), event(COMPLETED), DONE)
     async with (
-        Canned([head, chunks[0], finish, *chunks[1:], b"0\r\n\r\n"]) as canned,
-        example(canned, tmp_path, monkeypatch) as port,
+        RawServer([head, chunks[0], finish, *chunks[1:], b"0\r\n\r\n"]) as raw_server,
+        example(raw_server, tmp_path, monkeypatch) as port,
         Proxy(port).listening() as proxy,
     ):
         await ask(page, proxy.port)
@@ -161,7 +161,7 @@ async def test_example_resumes_a_dropped_connection(
             await asyncio.sleep(0.1)
         finish.set()
         await expect(page.get_by_role("status")).to_have_text("Ready")
-        assert len(canned.requests) == 1
+        assert len(raw_server.requests) == 1
 
 
 async def test_example_tells_errors_apart(
@@ -169,8 +169,8 @@ async def test_example_tells_errors_apart(
 ) -> None:
     """What the API reports is shown; a backend that is gone is a connection error."""
     said = {"error": {"message": "That style does not exist.", "code": "bad_style"}}
-    async with Canned(answer(said, status=400)) as canned:
-        async with example(canned, tmp_path, monkeypatch) as port:
+    async with RawServer(response(said, status=400)) as raw_server:
+        async with example(raw_server, tmp_path, monkeypatch) as port:
             await ask(page, port)
             await expect(page.get_by_role("status")).to_contain_text("That style does not exist.")
         await page.get_by_role("button", name="Generate").click()
@@ -183,8 +183,8 @@ async def test_plain_stream_is_not_resumed(page: Page) -> None:
     app.get("/")(lambda: HTMLResponse("<title>x</title>"))
     app.get("/elkimg.js")(lambda: Response(web.javascript(), media_type="text/javascript"))
     async with (
-        Canned([*open_stream(event(partial(0))), End.HOLD]) as canned,
-        AsyncImages(KEY, base_url=canned.base_url) as client,
+        RawServer([*open_stream(event(partial(0))), End.HOLD]) as raw_server,
+        AsyncImages(KEY, base_url=raw_server.base_url) as client,
     ):
 
         @app.get("/stream")
@@ -207,7 +207,7 @@ async def test_plain_stream_is_not_resumed(page: Page) -> None:
             await page.wait_for_function("globalThis.seen")
             proxy.cut()
             assert await asked == "ConnectionError"
-            assert len(canned.requests) == 1
+            assert len(raw_server.requests) == 1
 
 
 async def test_element_previews_finishes_and_cancels_by_keyboard(page: Page) -> None:
@@ -227,8 +227,8 @@ async def test_element_previews_finishes_and_cancels_by_keyboard(page: Page) -> 
         )
 
     async with (
-        Canned(first, [head, chunks[0], End.HOLD]) as canned,
-        AsyncImages(KEY, base_url=canned.base_url) as client,
+        RawServer(first, [head, chunks[0], End.HOLD]) as raw_server,
+        AsyncImages(KEY, base_url=raw_server.base_url) as client,
         ImageJobs(client) as jobs,
     ):
 
@@ -258,5 +258,5 @@ async def test_element_previews_finishes_and_cancels_by_keyboard(page: Page) -> 
             await page.keyboard.press("Enter")
             await expect(page.get_by_role("status")).to_have_text("Cancelled.")
             await expect(page.get_by_role("status")).to_be_focused()
-            await canned.wait_disconnected()
+            await raw_server.wait_disconnected()
             assert (await jobs.get("two")).state == "cancelled"

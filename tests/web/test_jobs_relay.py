@@ -24,7 +24,17 @@ from starlette.routing import Route
 from elkimg_async import AsyncImages, web
 from elkimg_async.jobs import ImageJobs
 from elkimg_async.local import LocalServer
-from tests.helpers.canned import DONE, KEY, PNG, Canned, End, answer, event, open_stream, stream
+from tests.helpers.raw_server import (
+    DONE,
+    KEY,
+    PNG,
+    End,
+    RawServer,
+    event,
+    open_stream,
+    response,
+    stream,
+)
 from tests.jobs.test_registry import COMPLETED, partial
 from tests.web.test_relay import on_aiohttp, on_uvicorn
 
@@ -82,7 +92,7 @@ Backend = Callable[[ImageJobs], Any]
 
 
 @asynccontextmanager
-async def jobs_over(server: Canned | LocalServer) -> AsyncIterator[ImageJobs]:
+async def jobs_over(server: RawServer | LocalServer) -> AsyncIterator[ImageJobs]:
     """Jobs over this server."""
     api_key = server.api_key if isinstance(server, LocalServer) else KEY
     async with (
@@ -96,7 +106,11 @@ async def jobs_over(server: Canned | LocalServer) -> AsyncIterator[ImageJobs]:
 async def test_relay_of_a_job_is_resumed_by_its_last_id(backend: Backend) -> None:
     """Each message has an id, and a reconnect gets exactly what follows it."""
     sent = [event(partial(0)), event(COMPLETED), DONE]
-    async with Canned(stream(*sent)) as canned, jobs_over(canned) as jobs, backend(jobs) as port:
+    async with (
+        RawServer(stream(*sent)) as raw_server,
+        jobs_over(raw_server) as jobs,
+        backend(jobs) as port,
+    ):
         await jobs.start("an elk", id="one")
         status, [first, second, end], retry = await fetch(port)
         assert (status, retry) == (200, "retry: 1000")
@@ -111,14 +125,14 @@ async def test_relay_of_a_job_is_resumed_by_its_last_id(backend: Backend) -> Non
         assert await fetch(port, last=second[0]) == (200, [end], retry)
         assert await fetch(port, last=end[0]) == (204, [], "")
         assert (await fetch(port, last="17"))[1] == [second, end]
-        assert len(canned.requests) == 1
+        assert len(raw_server.requests) == 1
 
 
 @in_each
 async def test_relay_of_a_failed_job(backend: Backend) -> None:
     """The error has an id as well, so that it is received once."""
-    reply = answer({"error": {"message": "No."}}, status=400)
-    async with Canned(reply) as canned, jobs_over(canned) as jobs, backend(jobs) as port:
+    reply = response({"error": {"message": "No."}}, status=400)
+    async with RawServer(reply) as raw_server, jobs_over(raw_server) as jobs, backend(jobs) as port:
         await jobs.start("an elk", id="one")
         status, [failed], _ = await fetch(port)
         assert (status, failed[1]) == (200, "error")
@@ -130,8 +144,8 @@ async def test_relay_of_a_failed_job(backend: Backend) -> None:
 async def test_relay_of_an_unknown_job(backend: Backend) -> None:
     """A job that does not exist is a 404, after which no browser reconnects."""
     async with (
-        Canned([End.HOLD]) as canned,
-        jobs_over(canned) as jobs,
+        RawServer([End.HOLD]) as raw_server,
+        jobs_over(raw_server) as jobs,
         backend(jobs) as port,
         aiohttp.ClientSession() as session,
         session.get(f"http://127.0.0.1:{port}/image?id=x") as response,
@@ -146,7 +160,7 @@ async def test_relay_left_in_the_middle_goes_on(backend: Backend) -> None:
     finish = asyncio.Event()
     head, *chunks = open_stream(event(partial(0)), event(COMPLETED), DONE)
     reply = [head, chunks[0], finish, *chunks[1:], b"0\r\n\r\n"]
-    async with Canned(reply) as canned, jobs_over(canned) as jobs, backend(jobs) as port:
+    async with RawServer(reply) as raw_server, jobs_over(raw_server) as jobs, backend(jobs) as port:
         await jobs.start("an elk", id="one")
         async with (
             aiohttp.ClientSession() as session,
@@ -155,7 +169,7 @@ async def test_relay_left_in_the_middle_goes_on(backend: Backend) -> None:
             await response.content.readuntil(b"data: ")
         finish.set()
         assert (await jobs.result("one"))[0].content == PNG
-        assert len(canned.requests) == 1
+        assert len(raw_server.requests) == 1
 
 
 # --- frameworks that write server-sent events themselves --------------------
@@ -179,7 +193,7 @@ async def check_messages(port: int) -> None:
 async def finished_job() -> AsyncIterator[ImageJobs]:
     """Jobs, one of which is `one`."""
     reply = stream(event(partial(0)), event(COMPLETED), DONE)
-    async with Canned(reply) as canned, jobs_over(canned) as jobs:
+    async with RawServer(reply) as raw_server, jobs_over(raw_server) as jobs:
         yield jobs
 
 
@@ -273,8 +287,8 @@ async def test_messages_with_django() -> None:
 async def test_messages_end_with_the_error() -> None:
     """A failure is the last message, and is not raised."""
     async with (
-        Canned(answer({"error": {"message": "No."}}, status=400)) as canned,
-        AsyncImages(KEY, base_url=canned.base_url, retry=0) as client,
+        RawServer(response({"error": {"message": "No."}}, status=400)) as raw_server,
+        AsyncImages(KEY, base_url=raw_server.base_url, retry=0) as client,
     ):
         stream = client.generate("an elk", stream=True)
         [(name, data, number)] = [each async for each in web.messages(stream)]
@@ -305,7 +319,10 @@ async def test_fifty_viewers_encode_once() -> None:
     finish = asyncio.Event()
     fields = {**COMPLETED, "b64_json": base64.b64encode(big).decode()}
     head, *chunks = open_stream(event(fields), DONE)
-    async with Canned([head, finish, *chunks, b"0\r\n\r\n"]) as canned, jobs_over(canned) as jobs:
+    async with (
+        RawServer([head, finish, *chunks, b"0\r\n\r\n"]) as raw_server,
+        jobs_over(raw_server) as jobs,
+    ):
         await jobs.start("an elk", id="one")
         relays = [web.ServerSentEvents(jobs.events("one")) for _ in range(50)]
         finish.set()

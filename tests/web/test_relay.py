@@ -1,4 +1,6 @@
-"""Relaying to browsers: real frameworks on real servers, and browsers that leave, stop reading or stay."""
+"""Relaying to browsers: real frameworks on real servers, and browsers that leave, stop reading or
+stay.
+"""
 
 import asyncio
 import base64
@@ -34,7 +36,17 @@ from elkimg_async import AsyncImages, CompletedImage, Image, PartialImage, error
 from elkimg_async.local import LocalServer
 from elkimg_async.sansio.decoder import ImageEvent
 from elkimg_async.web import frameworks
-from tests.helpers.canned import DONE, KEY, PNG, Canned, End, answer, event, open_stream, stream
+from tests.helpers.raw_server import (
+    DONE,
+    KEY,
+    PNG,
+    End,
+    RawServer,
+    event,
+    open_stream,
+    response,
+    stream,
+)
 from tests.test_cancellation import running, until
 
 BIG = PNG + bytes(1024 * 1024)
@@ -46,7 +58,8 @@ Generate = Callable[[AsyncImages, str], Any]
 
 @pytest.fixture(autouse=True)
 async def quiet(caplog: pytest.LogCaptureFixture) -> AsyncIterator[None]:
-    """Whatever a test does, it leaves no task behind, and nothing but this package logs a warning."""
+    """Whatever a test does, it leaves no task behind, and nothing but this package logs a warning.
+    """
     before = running()
     yield
     await until(lambda: running() <= before)
@@ -64,7 +77,7 @@ async def upstream() -> AsyncIterator[LocalServer]:
         yield server
 
 
-def client_of(server: LocalServer | Canned) -> AsyncImages:
+def client_of(server: LocalServer | RawServer) -> AsyncImages:
     """A client of this server that does not retry."""
     key = server.api_key if isinstance(server, LocalServer) else KEY
     return AsyncImages(key, base_url=server.base_url, retry=0)
@@ -175,7 +188,7 @@ def listen(send_buffer: int) -> socket.socket:
 
 def backend(
     name: str,
-    server: LocalServer | Canned,
+    server: LocalServer | RawServer,
     generate: Generate = generated,
     *,
     send_buffer: int = 0,
@@ -252,7 +265,7 @@ class Browser:
                 count, tail = count + len(chunk), (tail + chunk)[-5:]
         return count
 
-    async def leave(self, server: LocalServer | Canned) -> float:
+    async def leave(self, server: LocalServer | RawServer) -> float:
         """Close the connection; return the seconds until upstream sees it."""
         started = time.monotonic()
         self._writer.transport.abort()
@@ -299,7 +312,7 @@ async def collect(relay: web.ServerSentEvents) -> list[tuple[str, Any]]:
         await relay.aclose()
 
 
-async def relayed(server: LocalServer | Canned, **options: Any) -> list[tuple[str, Any]]:
+async def relayed(server: LocalServer | RawServer, **options: Any) -> list[tuple[str, Any]]:
     """What a browser gets of one stream from this server."""
     async with client_of(server) as client:
         return await collect(web.ServerSentEvents(generated(client, "cat"), **options))
@@ -310,7 +323,9 @@ async def relayed(server: LocalServer | Canned, **options: Any) -> list[tuple[st
 
 @in_each_way
 async def test_relay_forwards_the_events_of_upstream(name: str, upstream: LocalServer) -> None:
-    """A browser gets each event with upstream's fields and image, then [DONE], under the right headers."""
+    """A browser gets each event with upstream's fields and image, then [DONE], under the right
+    headers.
+    """
     seen: list[ImageEvent] = []
 
     async def recorded(client: AsyncImages, prompt: str) -> AsyncIterator[ImageEvent]:
@@ -332,8 +347,14 @@ async def test_relay_forwards_the_events_of_upstream(name: str, upstream: LocalS
         assert fields["created_at"] == original.created_at
         assert fields["size"] == original.size
     common = {
-        "type", "b64_json", "created_at", "size", "quality", "background", "output_format",
-    }  # fmt: skip
+        "type",
+        "b64_json",
+        "created_at",
+        "size",
+        "quality",
+        "background",
+        "output_format",
+    }
     assert events[0][1].keys() == common | {"partial_image_index"}
     assert events[2][1].keys() == common | {"usage"}
     assert [fields["partial_image_index"] for _, fields in events[:2]] == [0, 1]
@@ -344,8 +365,8 @@ async def test_relay_leaves_out_what_upstream_did_not_say() -> None:
     """A field that is not known is not there, not even as null, nor within the usage."""
     usage = {"total_tokens": 3, "input_tokens_details": {"text_tokens": 3}}
     sent = event({"type": COMPLETED, "b64_json": B64, "usage": usage})
-    async with Canned(stream(sent, DONE)) as canned:
-        (kind, fields), _ = await relayed(canned)
+    async with RawServer(stream(sent, DONE)) as raw_server:
+        (kind, fields), _ = await relayed(raw_server)
     assert fields == {"type": COMPLETED, "b64_json": B64, "usage": usage}
     assert kind == COMPLETED
 
@@ -384,7 +405,8 @@ async def test_relay_never_holds_the_base64_whole() -> None:
 
 
 async def test_relay_is_read_by_openai(upstream: LocalServer) -> None:
-    """Openai's AsyncOpenAI gets the same from a relay, heartbeats and all, as from upstream itself."""
+    """Openai's AsyncOpenAI gets the same from a relay, heartbeats and all, as from upstream itself.
+    """
     client = client_of(upstream)
     app = fastapi.FastAPI()
 
@@ -439,7 +461,9 @@ async def test_relay_is_read_by_this_client(upstream: LocalServer) -> None:
 
 
 async def test_relay_of_an_open_stream(upstream: LocalServer) -> None:
-    """A stream that was awaited first is relayed from its beginning; a refusal is raised by the await."""
+    """A stream that was awaited first is relayed from its beginning; a refusal is raised by the
+    await.
+    """
     async with client_of(upstream) as client:
         opened = await generated(client, "cat")
         events = await collect(web.ServerSentEvents(opened))
@@ -471,8 +495,10 @@ async def test_relay_of_an_image_that_is_a_url(pass_urls: bool, upstream: LocalS
         made = await client.generate("cat", model="dall-e-2", response_format="url")
         address = made[0].url
         assert address is not None
-        async with Canned(stream(event({"type": COMPLETED, "url": address}), DONE)) as canned:
-            (_, fields), _ = await relayed(canned, pass_urls=pass_urls)
+        async with RawServer(
+            stream(event({"type": COMPLETED, "url": address}), DONE)
+        ) as raw_server:
+            (_, fields), _ = await relayed(raw_server, pass_urls=pass_urls)
         content = await made[0].read()
     if pass_urls:
         assert fields == {"type": COMPLETED, "url": address}
@@ -498,14 +524,16 @@ async def test_relay_head_request_sends_nothing_upstream(name: str, upstream: Lo
 
 @in_each_way
 async def test_heartbeats_before_the_first_byte_and_within_events(name: str) -> None:
-    """While upstream is silent, even before its first byte, comments come; then the events are whole."""
+    """While upstream is silent, even before its first byte, comments come; then the events are
+    whole.
+    """
     sent = event({"type": COMPLETED, "b64_json": B64})
     begin, go_on, finish = asyncio.Event(), asyncio.Event(), asyncio.Event()
     first, *chunks = open_stream(sent[:60], sent[60:], DONE)
     reply = [begin, first, go_on, chunks[0], finish, *chunks[1:], b"0\r\n\r\n"]
     async with (
-        Canned(reply) as canned,
-        backend(name, canned, heartbeat=0.01) as port,
+        RawServer(reply) as raw_server,
+        backend(name, raw_server, heartbeat=0.01) as port,
         Browser.at(port) as browser,
     ):
         await browser.read_until(b"\r\n\r\n12\r\nretry: 2147483647\n\r\n")
@@ -520,11 +548,11 @@ async def test_heartbeats_none() -> None:
     """Without heartbeats nothing comes until there is something to say."""
     release = asyncio.Event()
     reply = [release, *stream(event({"type": COMPLETED, "b64_json": B64}), DONE)]
-    async with Canned(reply) as canned, client_of(canned) as client:
+    async with RawServer(reply) as raw_server, client_of(raw_server) as client:
         relay = web.ServerSentEvents(generated(client, "cat"), heartbeat=None)
         assert await anext(relay) == b"retry: 2147483647\n"
         waiting = asyncio.ensure_future(anext(relay))
-        await canned.wait_until(lambda: len(canned.requests) == 1)
+        await raw_server.wait_until(lambda: len(raw_server.requests) == 1)
         assert not waiting.done()
         release.set()
         assert (await waiting).startswith(b"event: ")
@@ -567,7 +595,9 @@ async def test_relay_of_something_else_is_rejected(upstream: LocalServer) -> Non
 async def test_error_is_an_event(
     name: str, fault: str, before: int, kind: str, billing: str, upstream: LocalServer
 ) -> None:
-    """A refusal, and a failure on the way, end the response with an error event; the response itself is whole."""
+    """A refusal, and a failure on the way, end the response with an error event; the response
+    itself is whole.
+    """
     upstream.inject(fault)
     async with backend(name, upstream) as port:
         response, text = await fetch(port)
@@ -595,29 +625,49 @@ SECRET = "http://10.1.2.3:8080/v1 with sk-0123456789abcdef"
 @pytest.mark.parametrize(
     ("reply", "kind"),
     [
-        (answer({"error": {"message": SECRET, "code": SECRET, "param": SECRET}}, status=400), "BadRequestError"),
-        (answer({"error": {"message": SECRET, "type": SECRET}}, status=403), "PermissionDeniedError"),
-        (answer({"error": {"message": KEY}}, status=401), "AuthenticationError"),
-        (answer({"error": KEY}, status=422), "BadRequestError"),
-        (answer({"error": {"message": SECRET, "code": "model_not_found"}}, status=503), "NotFoundError"),
-        (answer({"error": {"message": SECRET}}, status=500, X_Oneapi_Request_Id=SECRET), "ServerError"),
-        (answer({"error": {"message": SECRET, "code": "insufficient_user_quota"}}, status=403), "QuotaExceededError"),
-        (answer(b"<html>" + SECRET.encode(), status=502, content_type="text/html"), "ServerError"),
-        (answer(b"<html>" + SECRET.encode(), content_type="text/html"), "ResponseError"),
-        (answer(b"", status=307, Location=SECRET), "ResponseError"),
-        (answer(b'{"data": []}'), "EmptyResultError"),
+        (
+            response({"error": {"message": SECRET, "code": SECRET, "param": SECRET}}, status=400),
+            "BadRequestError",
+        ),
+        (
+            response({"error": {"message": SECRET, "type": SECRET}}, status=403),
+            "PermissionDeniedError",
+        ),
+        (response({"error": {"message": KEY}}, status=401), "AuthenticationError"),
+        (response({"error": KEY}, status=422), "BadRequestError"),
+        (
+            response({"error": {"message": SECRET, "code": "model_not_found"}}, status=503),
+            "NotFoundError",
+        ),
+        (
+            response({"error": {"message": SECRET}}, status=500, X_Oneapi_Request_Id=SECRET),
+            "ServerError",
+        ),
+        (
+            response({"error": {"message": SECRET, "code": "insufficient_user_quota"}}, status=403),
+            "QuotaExceededError",
+        ),
+        (
+            response(b"<html>" + SECRET.encode(), status=502, content_type="text/html"),
+            "ServerError",
+        ),
+        (response(b"<html>" + SECRET.encode(), content_type="text/html"), "ResponseError"),
+        (response(b"", status=307, Location=SECRET), "ResponseError"),
+        (response(b'{"data": []}'), "EmptyResultError"),
         ([End.RESET], "DisconnectedError"),
     ],
-)  # fmt: skip
+)
 async def test_error_event_reveals_nothing_secret(
     reply: Any, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither keys nor addresses nor headers reach the browser, in whatever part of an answer they came."""
-    async with Canned(reply) as canned:
-        ((name, body),) = await relayed(canned)
+    """Neither keys nor addresses nor headers reach the browser, in whatever part of an answer they
+    came.
+    """
+    async with RawServer(reply) as raw_server:
+        ((name, body),) = await relayed(raw_server)
     assert (name, body["error"]["type"]) == ("error", kind)
     text = json.dumps(body)
-    check_discreet(text, canned.base_url)
+    check_discreet(text, raw_server.base_url)
     assert "10.1.2.3" not in text
     assert "sk-" not in text
     (logged,) = [record for record in caplog.records if record.name == "elkimg_async"]
@@ -647,8 +697,8 @@ async def test_error_of_a_rejected_prompt_keeps_its_message() -> None:
         "message": "Your request was rejected by the safety system.",
         "code": "moderation_blocked",
     }
-    async with Canned(answer({"error": said}, status=400)) as canned:
-        ((_, body),) = await relayed(canned)
+    async with RawServer(response({"error": said}, status=400)) as raw_server:
+        ((_, body),) = await relayed(raw_server)
     assert body["error"]["type"] == "ModerationError"
     assert body["error"]["code"] == "moderation_blocked"
     assert said["message"] in body["error"]["message"]
@@ -697,7 +747,9 @@ async def test_error_of_an_event_that_is_none(caplog: pytest.LogCaptureFixture) 
     "kind", [getattr(errors, name) for name in errors.__all__ if name.endswith("Error")]
 )
 async def test_error_body_of_every_error(kind: type[errors.ElkImagesError]) -> None:
-    """Each error of the package has a plain sentence, its own name, and nothing of its text where it is not about the request."""
+    """Each error of the package has a plain sentence, its own name, and nothing of its text where
+    it is not about the request.
+    """
     body = web.error_body(kind(SECRET))["error"]
     assert body["type"] == kind.__name__
     assert body["message"] == (body["message"] or "").strip()
@@ -766,7 +818,9 @@ async def test_error_body_says_when_to_try_again() -> None:
 async def test_disconnect_closes_upstream(
     name: str, fault: str, seen: bytes, upstream: LocalServer
 ) -> None:
-    """A browser that leaves closes upstream within a second: before its answer, within an event, between two."""
+    """A browser that leaves closes upstream within a second: before its answer, within an event,
+    between two.
+    """
     upstream.inject(fault)
     async with backend(name, upstream) as port, Browser.at(port) as browser:
         await browser.read_until(seen)
@@ -778,24 +832,26 @@ async def test_disconnect_closes_upstream(
 
 @in_each_way
 async def test_disconnect_of_a_browser_that_does_not_read(name: str) -> None:
-    """A browser that reads nothing holds upstream back, and one that leaves then closes it within a second."""
+    """A browser that reads nothing holds upstream back, and one that leaves then closes it within a
+    second.
+    """
     frames = [event({"type": PARTIAL, "b64_json": base64.b64encode(BIG).decode()})] * 30
     async with (
-        Canned([*open_stream(*frames), End.HOLD]) as canned,
-        backend(name, canned, send_buffer=65536, heartbeat=0.05) as port,
+        RawServer([*open_stream(*frames), End.HOLD]) as raw_server,
+        backend(name, raw_server, send_buffer=65536, heartbeat=0.05) as port,
         Browser.at(port, receive_buffer=65536) as browser,
     ):
         await browser.read_until(b"b64_json")
-        await settled(lambda: waiting_bytes(canned))
-        assert waiting_bytes(canned) > 20_000_000
-        took = await browser.leave(canned)
+        await settled(lambda: waiting_bytes(raw_server))
+        assert waiting_bytes(raw_server) > 20_000_000
+        took = await browser.leave(raw_server)
     print(f"{name}, not reading: {took * 1000:.0f} ms")
     assert took < 1
 
 
-def waiting_bytes(canned: Canned) -> int:
+def waiting_bytes(raw_server: RawServer) -> int:
     """What upstream could not send yet."""
-    return sum(each.transport.get_write_buffer_size() for each in canned._open)
+    return sum(each.transport.get_write_buffer_size() for each in raw_server._open)
 
 
 async def settled(state: Callable[[], object]) -> None:
@@ -808,7 +864,9 @@ async def settled(state: Callable[[], object]) -> None:
 
 @in_each_way
 async def test_back_pressure_reads_no_further_than_the_browser(name: str) -> None:
-    """While a browser does not read, at most three events of 1 MiB are taken; when it reads, all 20 arrive."""
+    """While a browser does not read, at most three events of 1 MiB are taken; when it reads, all 20
+    arrive.
+    """
     taken = 0
 
     async def many(client: AsyncImages, prompt: str) -> AsyncIterator[ImageEvent]:
@@ -818,8 +876,8 @@ async def test_back_pressure_reads_no_further_than_the_browser(name: str) -> Non
             yield PartialImage(type=PARTIAL, image=Image(BIG), partial_image_index=index)
 
     async with (
-        Canned([End.HOLD]) as canned,
-        backend(name, canned, many, send_buffer=65536, heartbeat=0.05) as port,
+        RawServer([End.HOLD]) as raw_server,
+        backend(name, raw_server, many, send_buffer=65536, heartbeat=0.05) as port,
         Browser.at(port, receive_buffer=65536) as browser,
     ):
         await browser.read_until(b"b64_json")
@@ -830,7 +888,9 @@ async def test_back_pressure_reads_no_further_than_the_browser(name: str) -> Non
 
 
 async def test_disconnect_through_middleware(upstream: LocalServer) -> None:
-    """Behind Starlette's middlewares, gzip among them, events come at once, and leaving closes upstream."""
+    """Behind Starlette's middlewares, gzip among them, events come at once, and leaving closes
+    upstream.
+    """
 
     async def add_header(
         request: starlette.requests.Request,
@@ -850,7 +910,9 @@ async def test_disconnect_through_middleware(upstream: LocalServer) -> None:
 
 
 async def test_disconnect_on_a_server_of_a_later_asgi(upstream: LocalServer) -> None:
-    """A server that claims ASGI 2.4, where Starlette no longer listens, still notices that the browser left."""
+    """A server that claims ASGI 2.4, where Starlette no longer listens, still notices that the
+    browser left.
+    """
     app = with_starlette(lambda: client_of(upstream), generated)
 
     async def later(scope: Scope, receive: Receive, send: Send) -> None:
@@ -886,7 +948,8 @@ async def test_disconnect_noticed_by_send(upstream: LocalServer) -> None:
 
 
 async def test_disconnect_closes_a_generator(upstream: LocalServer) -> None:
-    """A generator between the stream and the relay is closed as well, and its `finally` may wait."""
+    """A generator between the stream and the relay is closed as well, and its `finally` may wait.
+    """
     closed = asyncio.Event()
 
     async def kept(client: AsyncImages, prompt: str) -> AsyncIterator[ImageEvent]:
@@ -964,8 +1027,8 @@ async def test_shutdown_of_uvicorn_waits_for_the_end() -> None:
     """Uvicorn without a limit lets a relay end before it goes."""
     finish = asyncio.Event()
     head, *rest = stream(event({"type": COMPLETED, "b64_json": B64}), DONE)
-    async with Canned([head, finish, *rest]) as canned, contextlib.AsyncExitStack() as stack:
-        async with backend("fastapi", canned) as port:
+    async with RawServer([head, finish, *rest]) as raw_server, contextlib.AsyncExitStack() as stack:
+        async with backend("fastapi", raw_server) as port:
             browser = await stack.enter_async_context(Browser.at(port))
             await browser.read_until(b"retry")
             asyncio.get_running_loop().call_later(0.2, finish.set)
@@ -973,7 +1036,9 @@ async def test_shutdown_of_uvicorn_waits_for_the_end() -> None:
 
 
 async def test_shutdown_of_uvicorn_with_a_limit(upstream: LocalServer) -> None:
-    """After its `timeout_graceful_shutdown` uvicorn cancels a relay: upstream is closed, no task is left."""
+    """After its `timeout_graceful_shutdown` uvicorn cancels a relay: upstream is closed, no task is
+    left.
+    """
     upstream.inject("stall-stream=1")
     app = with_fastapi(lambda: client_of(upstream), generated)
     logging.getLogger("uvicorn.error").disabled = True  # it tells each request that it cancels
@@ -991,7 +1056,9 @@ async def test_shutdown_of_uvicorn_with_a_limit(upstream: LocalServer) -> None:
 
 
 async def test_import_needs_no_framework() -> None:
-    """Importing the module imports neither Starlette nor FastAPI, nor aiohttp; the package does not import it."""
+    """Importing the module imports neither Starlette nor FastAPI, nor aiohttp; the package does not
+    import it.
+    """
     script = (
         "import sys, elkimg_async; assert 'elkimg_async.web' not in sys.modules\n"
         "from elkimg_async import web\n"

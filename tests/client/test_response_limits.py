@@ -1,4 +1,4 @@
-"""What a server can do to the client, and where that ends.
+"""Limits of what a server can do to the client.
 
 A private address in place of an image is in `test_image`.
 """
@@ -28,22 +28,22 @@ from tests.helpers.calls import (
     COMPLETED_TYPE,
     GOOD,
     PARTIAL,
-    ask,
     check_clean,
     failure,
     in_both_modes,
-    require_limit_of_headers,
+    require_header_limit,
+    run_call,
 )
-from tests.helpers.canned import (
+from tests.helpers.raw_server import (
     DONE,
     KEY,
     PNG,
-    Canned,
     End,
-    answer,
+    RawServer,
     event,
     head,
     open_stream,
+    response,
     stream,
 )
 
@@ -51,10 +51,10 @@ MIB = 1024 * 1024
 
 
 @pytest.fixture
-async def client(canned: Canned) -> AsyncIterator[AsyncImages]:
+async def client(raw_server: RawServer) -> AsyncIterator[AsyncImages]:
     """Limited to a MiB and ten seconds."""
     limits = Limits(max_response_bytes=MIB)
-    async with AsyncImages(KEY, base_url=canned.base_url, timeout=10, limits=limits) as client:
+    async with AsyncImages(KEY, base_url=raw_server.base_url, timeout=10, limits=limits) as client:
         yield client
 
 
@@ -62,15 +62,15 @@ async def client(canned: Canned) -> AsyncIterator[AsyncImages]:
 
 
 @in_both_modes
-async def test_answer_at_the_limit(canned: Canned, streaming: bool) -> None:
-    """An answer of exactly the limit is whole; one byte less is too little."""
+async def test_response_at_the_limit(raw_server: RawServer, streaming: bool) -> None:
+    """A response of exactly the limit is read; one byte more is an error."""
     body = COMPLETED + DONE if streaming else json.dumps({"data": [{"b64_json": B64}]}).encode()
     for limit, fits in ((len(body), True), (len(body) - 1, False)):
-        canned.reply_with(stream(body) if streaming else answer(body))
+        raw_server.reply_with(stream(body) if streaming else response(body))
         limits = Limits(max_response_bytes=limit)
-        async with AsyncImages(KEY, base_url=canned.base_url, limits=limits) as client:
+        async with AsyncImages(KEY, base_url=raw_server.base_url, limits=limits) as client:
             if fits:
-                _, result = await ask(client, streaming)
+                _, result = await run_call(client, streaming)
                 assert result[0].content == PNG
             else:
                 error = await failure(ResponseError, client, streaming)
@@ -78,15 +78,15 @@ async def test_answer_at_the_limit(canned: Canned, streaming: bool) -> None:
 
 
 @in_both_modes
-async def test_endless_answer_keeps_no_more_than_the_limit(
-    client: AsyncImages, canned: Canned, streaming: bool
+async def test_endless_response_memory(
+    client: AsyncImages, raw_server: RawServer, streaming: bool
 ) -> None:
-    """An image without end is given up at the limit, and hardly more than that was held."""
+    """An endless image ends at the limit, and hardly more than that was held."""
     start = b'{"data": [{"b64_json": "' if not streaming else b'data: {"b64_json": "'
     piece = b"A" * 64 * 1024
-    canned.reply_with([*open_stream(start, *[piece] * 64), End.HOLD])
-    await ask_good(client, canned)
-    canned.reply_with([*open_stream(start, *[piece] * 64), End.HOLD])
+    raw_server.reply_with([*open_stream(start, *[piece] * 64), End.HOLD])
+    await run_good_call(client, raw_server)
+    raw_server.reply_with([*open_stream(start, *[piece] * 64), End.HOLD])
     tracemalloc.start()
     try:
         error = await failure(ResponseError, client, streaming)
@@ -95,29 +95,29 @@ async def test_endless_answer_keeps_no_more_than_the_limit(
         tracemalloc.stop()
     assert "max_response_bytes" in str(error)
     assert peak < 6 * MIB
-    await canned.wait_disconnected()
+    await raw_server.wait_disconnected()
 
 
-async def ask_good(client: AsyncImages, canned: Canned) -> None:
-    """One call that goes well, so that what only the first one costs is paid."""
-    canned.reply_with(GOOD)
+async def run_good_call(client: AsyncImages, raw_server: RawServer) -> None:
+    """Make a successful call, so that one-time costs are paid."""
+    raw_server.reply_with(GOOD)
     assert len(await client.generate("a boat")) == 1
 
 
 @in_both_modes
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "identity, gzip", "gzip, gzip", "br"])
-async def test_coded_answer(
-    client: AsyncImages, canned: Canned, encoding: str, streaming: bool
+async def test_encoded_response(
+    client: AsyncImages, raw_server: RawServer, encoding: str, streaming: bool
 ) -> None:
-    """An answer in a coding that nobody asked for is an image or an error of ours, never wrong bytes."""
+    """A response in an unrequested encoding is the image or an error, never wrong bytes."""
     body = COMPLETED + DONE if streaming else json.dumps({"data": [{"b64_json": B64}]}).encode()
-    canned.reply_with(answer(gzip.compress(body), Content_Encoding=encoding))
+    raw_server.reply_with(response(gzip.compress(body), Content_Encoding=encoding))
     await image_or_failure(client, streaming)
 
 
 @in_both_modes
 async def test_gzip_bomb(streaming: bool) -> None:
-    """An answer that swells from half a MiB to 512 is given up at the limit, with little memory."""
+    """A response that grows from half a MiB to 512 ends at the limit, with little memory."""
     limits = Limits(max_response_bytes=4 * MIB)
     async with (
         LocalServer(api_key=KEY, light=True, delay=0) as server,
@@ -132,18 +132,20 @@ async def test_gzip_bomb(streaming: bool) -> None:
 
 
 @in_both_modes
-async def test_gzip_that_is_cut(client: AsyncImages, canned: Canned, streaming: bool) -> None:
-    """A gzipped answer that ends too early is not taken for whole."""
+async def test_gzip_that_is_cut(
+    client: AsyncImages, raw_server: RawServer, streaming: bool
+) -> None:
+    """A gzipped response that ends too early is not taken for complete."""
     whole = gzip.compress(json.dumps({"data": [{"b64_json": B64}]}).encode(), mtime=0)
-    canned.reply_with(answer(whole[: len(whole) // 2], Content_Encoding="gzip"))
+    raw_server.reply_with(response(whole[: len(whole) // 2], Content_Encoding="gzip"))
     error = await failure_of_any_kind(client, streaming)
     assert error.billing == "unknown"
 
 
 async def image_or_failure(client: AsyncImages, streaming: bool) -> None:
-    """The right image, or an error of ours after a single attempt; nothing else."""
+    """Return the right image, or an error after a single attempt."""
     try:
-        _, result = await ask(client, streaming)
+        _, result = await run_call(client, streaming)
     except ElkImagesError as error:
         failed: ElkImagesError | None = error
     else:
@@ -157,7 +159,7 @@ async def image_or_failure(client: AsyncImages, streaming: bool) -> None:
 async def failure_of_any_kind(client: AsyncImages, streaming: bool) -> ElkImagesError:
     """The error of a call, of any class of ours."""
     with pytest.raises(ElkImagesError) as caught:
-        await ask(client, streaming)
+        await run_call(client, streaming)
     check_clean(caught.value)
     return caught.value
 
@@ -178,42 +180,44 @@ async def failure_of_any_kind(client: AsyncImages, streaming: bool) -> ElkImages
     ],
     ids=["many", "long", "reason", "no-colon", "no-http", "binary"],
 )
-async def test_head_without_end_or_sense(
-    client: AsyncImages, canned: Canned, start: list[bytes], streaming: bool
+async def test_head_endless_or_invalid(
+    client: AsyncImages, raw_server: RawServer, start: list[bytes], streaming: bool
 ) -> None:
-    """Headers without end, and what is no HTTP at all, end as an error of ours, at once and untried again."""
+    """Endless headers and invalid HTTP fail at once and are not retried."""
     if len(start) > 2000:
-        require_limit_of_headers()
-    canned.reply_with([*start, End.HOLD])
+        require_header_limit()
+    raw_server.reply_with([*start, End.HOLD])
     error = await failure_of_any_kind(client, streaming)
     assert isinstance(error, ResponseError)
     assert (error.billing, error.attempts) == ("unknown", 1)
-    await canned.wait_disconnected()
-    await ask_good(client, canned)
+    await raw_server.wait_disconnected()
+    await run_good_call(client, raw_server)
 
 
 @in_both_modes
-async def test_cookies_are_not_kept(client: AsyncImages, canned: Canned, streaming: bool) -> None:
-    """A cookie that a server sets is not sent back."""
-    canned.reply_with([head(200, Set_Cookie="a=b; Path=/", Content_Length="2"), b"{}"])
+async def test_cookies_are_not_kept(
+    client: AsyncImages, raw_server: RawServer, streaming: bool
+) -> None:
+    """Cookies set by a server are not sent back."""
+    raw_server.reply_with([head(200, Set_Cookie="a=b; Path=/", Content_Length="2"), b"{}"])
     await failure(EmptyResultError, client, streaming)
-    await ask_good(client, canned)
-    assert canned.accepted == 1
-    assert all("cookie" not in request.headers for request in canned.requests)
+    await run_good_call(client, raw_server)
+    assert raw_server.accepted == 1
+    assert all("cookie" not in request.headers for request in raw_server.requests)
 
 
 @in_both_modes
 @pytest.mark.parametrize("status", [300, 301, 302, 303, 304, 307, 308])
-async def test_redirect_is_refused(
-    client: AsyncImages, canned: Canned, status: int, streaming: bool
+async def test_redirect_is_not_followed(
+    client: AsyncImages, raw_server: RawServer, status: int, streaming: bool
 ) -> None:
-    """A redirect of the POST is an error that names where it leads; nothing is sent there, and nothing again."""
-    async with Canned(GOOD) as elsewhere:
+    """A redirect of the POST is an error that names its target; nothing is sent there."""
+    async with RawServer(GOOD) as elsewhere:
         location = f"{elsewhere.base_url}/images/generations?token=secret"
-        canned.reply_with([head(status, Location=location, Content_Length="0")])
+        raw_server.reply_with([head(status, Location=location, Content_Length="0")])
         error = await failure_of_any_kind(client, streaming)
         assert elsewhere.accepted == 0
-    assert error.attempts == len(canned.requests) == 1
+    assert error.attempts == len(raw_server.requests) == 1
     assert isinstance(error, ResponseError)
     if status != 304:
         assert elsewhere.origin in str(error)
@@ -233,21 +237,21 @@ async def test_redirect_is_refused(
     ],
     ids=["comment", "empty", "keepalive", "blank"],
 )
-async def test_pings_do_not_feed_the_idle_limit(
-    canned: Canned, ping: bytes, pause: bool, streaming: bool
+async def test_pings_do_not_extend_the_idle_limit(
+    raw_server: RawServer, ping: bytes, pause: bool, streaming: bool
 ) -> None:
-    """Pings of each kind let the idle limit pass; the answer after them is lost with the connection."""
-    canned.reply_with([*open_stream(*[ping] * 50), End.HOLD])
+    """Pings of any kind do not extend the idle limit; a later response is lost."""
+    raw_server.reply_with([*open_stream(*[ping] * 50), End.HOLD])
     timeout = Timeout(total=20, idle=0.2)
-    async with AsyncImages(KEY, base_url=canned.base_url, timeout=timeout) as client:
+    async with AsyncImages(KEY, base_url=raw_server.base_url, timeout=timeout) as client:
         error = await failure(RequestTimeoutError, client, streaming)
     assert (error.limit, error.phase, error.billing) == ("idle", "body", "unknown")
-    await canned.wait_disconnected()
+    await raw_server.wait_disconnected()
 
 
 @in_both_modes
 async def test_endless_pings_that_count(streaming: bool) -> None:
-    """Pings that count hold a call beyond its idle limit, but neither the total nor the bytes."""
+    """With `pings_count`, pings extend the idle limit but neither the total nor the size limit."""
     async with LocalServer(api_key=KEY, light=True, delay=0) as server:
         timeout = Timeout(total=20, idle=0.2, pings_count=True)
         limits = Limits(max_response_bytes=1000)
@@ -263,13 +267,13 @@ async def test_endless_pings_that_count(streaming: bool) -> None:
 @in_both_modes
 @pytest.mark.parametrize("name", [b"event: ", b"id: ", b"retry: ", b"foo: ", b": "])
 async def test_endless_field_line(
-    client: AsyncImages, canned: Canned, name: bytes, streaming: bool
+    client: AsyncImages, raw_server: RawServer, name: bytes, streaming: bool
 ) -> None:
-    """A line without end, other than data, is passed over; at the byte limit the call ends."""
-    canned.reply_with(stream(name + b"x" * 300_000 + b"\n\n", COMPLETED, DONE))
-    _, result = await ask(client, streaming)
+    """An endless line other than data is skipped; at the size limit the call ends."""
+    raw_server.reply_with(stream(name + b"x" * 300_000 + b"\n\n", COMPLETED, DONE))
+    _, result = await run_call(client, streaming)
     assert result[0].content == PNG
-    canned.reply_with([*open_stream(name, *[b"x" * 60_000] * 20), End.HOLD])
+    raw_server.reply_with([*open_stream(name, *[b"x" * 60_000] * 20), End.HOLD])
     error = await failure(ResponseError, client, streaming)
     assert "max_response_bytes" in str(error)
 
@@ -277,11 +281,11 @@ async def test_endless_field_line(
 @in_both_modes
 @pytest.mark.parametrize("frame", [b"data: {}\n\n", b'data: {"type": "x"}\n\n', b"data: x\n\n"])
 async def test_events_without_an_image(
-    client: AsyncImages, canned: Canned, frame: bytes, streaming: bool
+    client: AsyncImages, raw_server: RawServer, frame: bytes, streaming: bool
 ) -> None:
-    """Thousands of events that say nothing cost nothing but their time, and the image after them is taken."""
-    canned.reply_with(stream(frame * 20_000, COMPLETED, DONE))
-    events, result = await ask(client, streaming)
+    """Thousands of events without an image do not prevent the delivery of one after them."""
+    raw_server.reply_with(stream(frame * 20_000, COMPLETED, DONE))
+    events, result = await run_call(client, streaming)
     assert result[0].content == PNG
     assert [type(each) for each in events] == [CompletedImage] * streaming
 
@@ -290,40 +294,40 @@ async def test_events_without_an_image(
 @pytest.mark.parametrize("opening", [b"[", b'{"a":', b'{"data":[', b'[{"b64_json":'])
 @pytest.mark.parametrize("closed", [False, True])
 async def test_deep_json(
-    client: AsyncImages, canned: Canned, opening: bytes, closed: bool, streaming: bool
+    client: AsyncImages, raw_server: RawServer, opening: bytes, closed: bool, streaming: bool
 ) -> None:
-    """JSON that is nested without measure is an error of ours, in a body and in an event."""
+    """Very deeply nested JSON is an error, in a body and in an event."""
     closing = {b"[": b"]", b'{"a":': b"}", b'{"data":[': b"]}", b'[{"b64_json":': b"}]"}[opening]
     deep = opening * 20_000 + (b"1" + closing * 20_000 if closed else b"")
-    bodies = [answer(deep), stream(b"data: " + deep + b"\n\n"), answer(deep, status=400)]
+    bodies = [response(deep), stream(b"data: " + deep + b"\n\n"), response(deep, status=400)]
     for body in bodies:
-        canned.reply_with(body)
+        raw_server.reply_with(body)
         error = await failure_of_any_kind(client, streaming)
         assert error.attempts == 1
 
 
 @in_both_modes
 async def test_deep_json_beside_an_image(
-    client: AsyncImages, canned: Canned, streaming: bool
+    client: AsyncImages, raw_server: RawServer, streaming: bool
 ) -> None:
-    """A completed image is not lost to a field beside it that is nested too deep, or it is said that it is."""
+    """A deeply nested field beside a completed image does not lose it silently."""
     deep = b"[" * 5_000 + b"]" * 5_000
     fields = json.dumps({"type": COMPLETED_TYPE, "b64_json": B64, "deep": 0}).encode()
-    canned.reply_with(stream(event(fields.replace(b'"deep": 0', b'"deep": ' + deep)), DONE))
+    raw_server.reply_with(stream(event(fields.replace(b'"deep": 0', b'"deep": ' + deep)), DONE))
     await image_or_failure(client, streaming)
 
 
-# --- what a session and a stream say -----------------------------------------
+# --- sessions and streams ---------------------------------------------------
 
 
-async def test_headers_of_a_borrowed_session_stay_with_the_api(canned: Canned) -> None:
-    """The image host is not sent what the caller's session adds to every request, such as its credentials."""
-    async with Canned(answer(PNG)) as host:
-        canned.reply_with(answer({"data": [{"url": f"{host.origin}/a.png"}]}))
+async def test_headers_of_a_borrowed_session_stay_with_the_api(raw_server: RawServer) -> None:
+    """Headers that a borrowed session adds, such as credentials, are not sent to the image host."""
+    async with RawServer(response(PNG)) as host:
+        raw_server.reply_with(response({"data": [{"url": f"{host.origin}/a.png"}]}))
         secrets = {"X-Api-Key": "hush", "Authorization": "Bearer hush"}
         async with (
             aiohttp.ClientSession(headers=secrets) as session,
-            AsyncImages(KEY, base_url=canned.base_url, session=session) as client,
+            AsyncImages(KEY, base_url=raw_server.base_url, session=session) as client,
         ):
             (image,) = await client.generate("a boat")
             assert await image.read() == PNG
@@ -332,9 +336,9 @@ async def test_headers_of_a_borrowed_session_stay_with_the_api(canned: Canned) -
 
 @pytest.mark.parametrize("streaming", [True])
 async def test_error_after_a_partial_image(
-    client: AsyncImages, canned: Canned, streaming: bool
+    client: AsyncImages, raw_server: RawServer, streaming: bool
 ) -> None:
-    """The server's own word that it failed is a refusal, after a partial image as well."""
-    canned.reply_with(stream(PARTIAL, event({"error": {"message": "it broke"}}, "error")))
+    """An error event after a partial image is not billed."""
+    raw_server.reply_with(stream(PARTIAL, event({"error": {"message": "it broke"}}, "error")))
     error = await failure_of_any_kind(client, streaming)
     assert error.billing == "refused"

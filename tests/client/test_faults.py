@@ -1,6 +1,6 @@
-"""Every fault of the local server against the client: how the call ends, and what it costs.
+"""How calls end against each fault of the local server, and what they cost.
 
-`python -m tests.test_faults` plays them all and prints what happened as a Markdown table.
+`python -m tests.client.test_faults` runs all cases and prints the results as a Markdown table.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import pytest
 
 from elkimg_async import AsyncImages, ElkImagesError, Limits, RetryPolicy, Timeout
 from elkimg_async.local import FAULTS, LocalServer
-from tests.helpers.calls import ask, check_clean, require_limit_of_headers
+from tests.helpers.calls import check_clean, require_header_limit, run_call
 from tests.helpers.raw_server import KEY
 
 Idempotency = Literal["send", "replay"]
@@ -22,7 +22,7 @@ Case = tuple[bool, Idempotency]
 CASES: tuple[Case, ...] = ((False, "send"), (False, "replay"), (True, "send"), (True, "replay"))
 """Batch and stream, each with both kinds of idempotency: the columns of the table."""
 
-STALL = 0.4  # seconds that a server may be silent, where silence is what is played
+STALL = 0.4  # seconds that a server may be silent, in the faults that stall
 LATE = 0.5  # seconds that a busy machine may be late
 
 
@@ -39,7 +39,7 @@ class Ending(NamedTuple):
 def error(
     name: str, billing: str, attempts: int = 1, *, posts: int | None = None, made: int = 1
 ) -> Ending:
-    """A failure; as many POSTs as attempts arrived, unless told otherwise."""
+    """Return a failure; by default as many POSTs as attempts arrived."""
     return Ending(name, billing, attempts, attempts if posts is None else posts, made)
 
 
@@ -122,15 +122,15 @@ TIMEOUTS = {
 """Of the faults that end by a time-out; the others are never waited for."""
 
 
-async def play(fault: str, case: Case) -> tuple[Ending, float]:
-    """One call against one fault: its ending, and how many seconds it took."""
+async def run_case(fault: str, case: Case) -> tuple[Ending, float]:
+    """Make one call against one fault; return its ending and duration in seconds."""
     streaming, idempotency = case
     before = asyncio.all_tasks()
     failure: BaseException | None = None
     images = attempts = 0
     async with LocalServer(api_key=KEY, light=True, delay=0) as server:
         async with AsyncImages(KEY, base_url=server.base_url, timeout=30) as other:
-            await other.generate("a boat")  # what only the first call costs is no part of this one
+            await other.generate("a boat")  # the cost of the first call is not measured
         await quiet(server)
         server.inject(fault)
         async with AsyncImages(
@@ -143,7 +143,7 @@ async def play(fault: str, case: Case) -> tuple[Ending, float]:
         ) as client:
             started = time.monotonic()
             try:
-                _, result = await ask(client, streaming)
+                _, result = await run_call(client, streaming)
             except Exception as error:  # noqa: BLE001
                 failure, attempts = error, getattr(error, "attempts", 0)
             else:
@@ -182,10 +182,10 @@ def test_table_is_complete() -> None:
 )
 @pytest.mark.parametrize("fault", EXPECTED)
 async def test_fault(fault: str, case: Case) -> None:
-    """A call against a fault ends as the table says: in time, at the cost of one image, and leaves nothing."""
+    """A call ends as the table says, in time, at the cost of one image, and leaves nothing open."""
     if fault == "endless-headers":
-        require_limit_of_headers()
-    ending, took = await play(fault, case)
+        require_header_limit()
+    ending, took = await run_case(fault, case)
     assert ending == EXPECTED[fault][CASES.index(case)]
     assert ending.generations <= 1
     if ending.billing == "unknown" and case[1] == "send":
@@ -198,7 +198,7 @@ async def test_fault(fault: str, case: Case) -> None:
 
 
 def describe(cases: list[Case]) -> str:
-    """Which of all cases these are, in as few words as possible."""
+    """Describe this set of cases in as few words as possible."""
     if len(cases) == len(CASES):
         return "all"
     for streaming, word in ((False, "batch"), (True, "stream")):
@@ -220,7 +220,7 @@ def row(fault: str, cases: list[Case], ending: Ending) -> str:
 
 
 async def print_table() -> None:
-    """Play every fault in each case and print a Markdown table, equal cases of a fault in one line."""
+    """Run every fault in each case and print a Markdown table, equal cases in one line."""
     longest = 0.0
     print(
         "| fault | case | what the caller got | `error.billing` | attempts | POSTs | generations |"
@@ -229,7 +229,7 @@ async def print_table() -> None:
     for fault in EXPECTED:
         endings = []
         for case in CASES:
-            ending, took = await play(fault, case)
+            ending, took = await run_case(fault, case)
             endings.append((ending, case))
             if ending.outcome.startswith("RequestTimeoutError"):
                 longest = max(longest, took - STALL)
@@ -239,8 +239,8 @@ async def print_table() -> None:
     print(f"\nNo call ended later than {1000 * longest:.0f} ms after its limit.")
 
 
-def test_describe() -> None:
-    """Each set of cases has words of its own."""
+def test_describe_is_unique() -> None:
+    """Each set of cases has its own description."""
     sets = [list(some) for size in (1, 2, 3, 4) for some in itertools.combinations(CASES, size)]
     assert len({describe(some) for some in sets}) == len(sets)
 

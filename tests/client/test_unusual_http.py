@@ -22,26 +22,25 @@ from tests.helpers.calls import (
     B64,
     GOOD,
     QUICK,
-    ask,
     failure,
     failure_of_any_kind,
     in_both_modes,
-    require_limit_of_headers,
+    require_header_limit,
+    run_call,
 )
-from tests.helpers.canned import KEY, PNG, Canned, End, Reply, answer, head
-from tests.helpers.raw_server import RawServer
+from tests.helpers.raw_server import KEY, PNG, End, RawServer, Reply, head, response
 
 BODY = json.dumps({"data": [{"b64_json": B64}]}).encode()
 
 
 @pytest.fixture
-async def client(canned: Canned) -> AsyncIterator[AsyncImages]:
-    async with AsyncImages(KEY, base_url=canned.base_url, retry=QUICK, timeout=10) as client:
+async def client(raw_server: RawServer) -> AsyncIterator[AsyncImages]:
+    async with AsyncImages(KEY, base_url=raw_server.base_url, retry=QUICK, timeout=10) as client:
         yield client
 
 
 def raw(status: str, *lines: str, body: bytes = b"") -> Reply:
-    """An answer word for word."""
+    """Return a reply verbatim."""
     return ["\r\n".join([f"HTTP/1.1 {status}", *lines, "", ""]).encode() + body]
 
 
@@ -55,25 +54,32 @@ GOOD_IN_ANY_FORM = {
     "no reason": raw("200", LENGTH, body=BODY),
     "status 201": raw("201 Created", LENGTH, body=BODY),
     "a header twice": raw("200 OK", LENGTH, "X-A: 1", "X-A: 2", body=BODY),
-    "a header in Latin-1": [b"HTTP/1.1 200 OK\r\nX-A: caf\xe9\r\n" + LENGTH.encode() + b"\r\n\r\n" + BODY],
+    "a header in Latin-1": [
+        b"HTTP/1.1 200 OK\r\nX-A: caf\xe9\r\n" + LENGTH.encode() + b"\r\n\r\n" + BODY
+    ],
     "until the end": [*raw("200 OK", "Connection: close", body=BODY), End.CLOSE],
     "reset after the whole of it": [*raw("200 OK", "Connection: close", body=BODY), End.RESET],
-    "shorter than its length": [*raw("200 OK", f"Content-Length: {len(BODY) + 9}", body=BODY), End.CLOSE],
+    "shorter than its length": [
+        *raw("200 OK", f"Content-Length: {len(BODY) + 9}", body=BODY), End.CLOSE,
+    ],
     "HTTP/1.0": [b"HTTP/1.0 200 OK\r\n\r\n" + BODY, End.CLOSE],
-    "chunks with extensions": raw("200 OK", "Transfer-Encoding: chunked", body=b"%x;a=b\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)),
+    "chunks with extensions": raw(
+        "200 OK", "Transfer-Encoding: chunked",
+        body=b"%x;a=b\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY),
+    ),
 }  # fmt: skip
 
 
 @in_both_modes
 @pytest.mark.parametrize("reply", GOOD_IN_ANY_FORM.values(), ids=GOOD_IN_ANY_FORM.keys())
-async def test_good_answer(
-    client: AsyncImages, canned: Canned, reply: Reply, streaming: bool
+async def test_unusual_valid_response(
+    client: AsyncImages, raw_server: RawServer, reply: Reply, streaming: bool
 ) -> None:
-    """A whole image is taken, however HTTP's freedoms are used."""
-    canned.reply_with(reply)
-    _, result = await ask(client, streaming)
+    """Any valid use of HTTP returns the image."""
+    raw_server.reply_with(reply)
+    _, result = await run_call(client, streaming)
     assert [image.content for image in result] == [PNG]
-    assert len(canned.requests) == 1
+    assert len(raw_server.requests) == 1
 
 
 BAD = {
@@ -94,23 +100,25 @@ BAD = {
 
 @in_both_modes
 @pytest.mark.parametrize("reply", BAD.values(), ids=BAD.keys())
-async def test_bad_answer(
-    client: AsyncImages, canned: Canned, reply: Reply, streaming: bool
+async def test_invalid_response(
+    client: AsyncImages, raw_server: RawServer, reply: Reply, streaming: bool
 ) -> None:
-    """What no rule allows is an error of ours at once, unknown, and never asked for again."""
+    """Invalid HTTP fails at once with an unknown outcome, and is not retried."""
     if reply in (BAD["NUL in a header"], BAD["a thousand headers"]):
-        require_limit_of_headers()
-    canned.reply_with(reply)
+        require_header_limit()
+    raw_server.reply_with(reply)
     error = await failure_of_any_kind(client, streaming)
     assert error.billing == "unknown"
     assert not isinstance(error, RequestTimeoutError)
-    assert len(canned.requests) == 1
+    assert len(raw_server.requests) == 1
 
 
 @in_both_modes
-async def test_switched_protocol(client: AsyncImages, canned: Canned, streaming: bool) -> None:
-    """A server that switches to a protocol nobody asked for is no answer, and does not hold the call."""
-    canned.reply_with(
+async def test_switched_protocol(
+    client: AsyncImages, raw_server: RawServer, streaming: bool
+) -> None:
+    """A server that switches protocols does not hold the call."""
+    raw_server.reply_with(
         [*raw("101 Switching Protocols", "Upgrade: x", "Connection: upgrade"), End.HOLD]
     )
     started = time.monotonic()
@@ -121,13 +129,13 @@ async def test_switched_protocol(client: AsyncImages, canned: Canned, streaming:
 
 
 @in_both_modes
-async def test_headers_that_trickle(canned: Canned, streaming: bool) -> None:
-    """Headers that come byte by byte do not move the limit for them."""
+async def test_headers_that_trickle(raw_server: RawServer, streaming: bool) -> None:
+    """Headers that arrive byte by byte do not extend the limit for them."""
     pieces: list[Any] = []
     gates = [asyncio.Event() for _ in range(40)]
     for byte, gate in zip(head()[:40], gates, strict=True):
         pieces += [bytes((byte,)), gate]
-    canned.reply_with([*pieces, End.HOLD])
+    raw_server.reply_with([*pieces, End.HOLD])
 
     async def trickle() -> None:
         for gate in gates:
@@ -136,25 +144,25 @@ async def test_headers_that_trickle(canned: Canned, streaming: bool) -> None:
 
     task = asyncio.create_task(trickle())
     timeout = Timeout(first_byte=0.2)
-    async with AsyncImages(KEY, base_url=canned.base_url, timeout=timeout, retry=0) as client:
+    async with AsyncImages(KEY, base_url=raw_server.base_url, timeout=timeout, retry=0) as client:
         error = await failure(RequestTimeoutError, client, streaming)
     assert (error.limit, error.billing) == ("first_byte", "unknown")
     task.cancel()
 
 
 @in_both_modes
-async def test_refusal_during_the_upload(streaming: bool) -> None:
-    """A server that refuses before it has read the whole request is heard, and asked again."""
+async def test_error_response_during_the_upload(streaming: bool) -> None:
+    """An error response before the request was read is seen, and the call retried."""
     busy = raw("429 Busy", "Content-Length: 0", "Retry-After: 0")
     async with RawServer(busy, raw("200 OK", LENGTH, body=BODY), reply_after=0) as server:
 
-        async def read_next_request_whole() -> None:
+        async def read_next_request() -> None:
             await server.wait_until(lambda: bool(server.requests))
             server.reply_after = None
 
-        task = asyncio.create_task(read_next_request_whole())
+        task = asyncio.create_task(read_next_request())
         async with AsyncImages(KEY, base_url=server.base_url, retry=QUICK, timeout=20) as client:
-            _, result = await ask(client, streaming, extra_body={"x": "y" * 20_000_000})
+            _, result = await run_call(client, streaming, extra_body={"x": "y" * 20_000_000})
             assert result[0].content == PNG
             assert result.meta.attempts == 2
         await task
@@ -162,50 +170,62 @@ async def test_refusal_during_the_upload(streaming: bool) -> None:
 
 
 @in_both_modes
-async def test_answer_that_nobody_asked_for(
-    client: AsyncImages, canned: Canned, streaming: bool
+async def test_unsolicited_response(
+    client: AsyncImages, raw_server: RawServer, streaming: bool
 ) -> None:
-    """A second answer on a connection that waits in the pool is not taken for that of the next call."""
+    """A second response on a pooled connection is not used for the next call."""
     wait = asyncio.Event()
-    other = answer({"data": [{"b64_json": "R0lGODlhb3RoZXI="}]})
-    canned.reply_with([*GOOD, wait, *other], GOOD)
-    _, first = await ask(client, streaming)
+    other = response({"data": [{"b64_json": "R0lGODlhb3RoZXI="}]})
+    raw_server.reply_with([*GOOD, wait, *other], GOOD)
+    _, first = await run_call(client, streaming)
     wait.set()
     for _ in range(20):
         await asyncio.sleep(0)
-    _, second = await ask(client, streaming)
+    _, second = await run_call(client, streaming)
     assert first[0].content == second[0].content == PNG
 
 
 @in_both_modes
-async def test_answer_with_another_behind_it(
-    client: AsyncImages, canned: Canned, streaming: bool
+async def test_response_followed_by_another(
+    client: AsyncImages, raw_server: RawServer, streaming: bool
 ) -> None:
-    """The same where the second answer comes in one piece with the first."""
-    other = answer({"data": [{"b64_json": "R0lGODlhb3RoZXI="}]})
-    canned.reply_with([b"".join(p for p in [*GOOD, *other] if isinstance(p, bytes))], GOOD)
+    """Nor is a second response that arrives together with the first."""
+    other = response({"data": [{"b64_json": "R0lGODlhb3RoZXI="}]})
+    raw_server.reply_with([b"".join(p for p in [*GOOD, *other] if isinstance(p, bytes))], GOOD)
     for _ in range(3):
-        _, result = await ask(client, streaming)
+        _, result = await run_call(client, streaming)
         assert result[0].content == PNG
 
 
-@pytest.mark.parametrize("url", ["http://{}/v1\r\nX-Evil: 1", "http://{}/v1\nX: 1", "http://{}/v 1", "http://{}/v1\t", "http://{}\r\n.evil/v1"])  # fmt: skip
-async def test_base_url_with_a_line_break(canned: Canned, url: str) -> None:
-    """An address cannot smuggle a header in; it is refused, or used without the break."""
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://{}/v1\r\nX-Evil: 1",
+        "http://{}/v1\nX: 1",
+        "http://{}/v 1",
+        "http://{}/v1\t",
+        "http://{}\r\n.evil/v1",
+    ],
+)
+async def test_base_url_with_a_line_break(raw_server: RawServer, url: str) -> None:
+    """A base URL cannot inject a header; it is rejected, or used without the break."""
     with contextlib.suppress(ElkImagesError):
-        async with AsyncImages(KEY, base_url=url.format(canned.origin[7:]), retry=0) as client:
+        async with AsyncImages(KEY, base_url=url.format(raw_server.origin[7:]), retry=0) as client:
             await client.generate("a boat")
-    for request in canned.requests:
+    for request in raw_server.requests:
         assert "x-evil" not in request.headers
         assert "x" not in request.headers
 
 
-@pytest.mark.parametrize("path", ["a\r\nX-Evil: 1", "a\nX-Evil: 1", "a b HTTP/1.1\r\nX-Evil: 1\r\n\r\n", "a\x00b", "a\rb"])  # fmt: skip
-async def test_image_url_with_a_line_break(canned: Canned, path: str) -> None:
-    """The address of an image cannot smuggle a header into the request for it."""
-    async with Canned(answer(PNG)) as host:
-        canned.reply_with(answer({"data": [{"url": f"{host.origin}/{path}"}]}))
-        async with AsyncImages(KEY, base_url=canned.base_url, timeout=5) as client:
+@pytest.mark.parametrize(
+    "path",
+    ["a\r\nX-Evil: 1", "a\nX-Evil: 1", "a b HTTP/1.1\r\nX-Evil: 1\r\n\r\n", "a\x00b", "a\rb"],
+)
+async def test_image_url_with_a_line_break(raw_server: RawServer, path: str) -> None:
+    """An image URL cannot inject a header into its request."""
+    async with RawServer(response(PNG)) as host:
+        raw_server.reply_with(response({"data": [{"url": f"{host.origin}/{path}"}]}))
+        async with AsyncImages(KEY, base_url=raw_server.base_url, timeout=5) as client:
             (image,) = await client.generate("a boat")
             with contextlib.suppress(DownloadError):
                 await image.read()
@@ -213,27 +233,27 @@ async def test_image_url_with_a_line_break(canned: Canned, path: str) -> None:
         assert len(host.requests) <= 1
 
 
-# --- the key ----------------------------------------------------------------
+# --- the API key ----------------------------------------------------------------
 
 
 @in_both_modes
-async def test_key_function_is_within_first_byte(canned: Canned, streaming: bool) -> None:
-    """A key that does not come is limited in a stream too, which has no total."""
+async def test_api_key_function_timeout(raw_server: RawServer, streaming: bool) -> None:
+    """Waiting for the API key is limited in a stream too, which has no total."""
 
     async def key() -> str:
         await asyncio.get_running_loop().create_future()
         return KEY
 
     timeout = Timeout(total=float("inf"), first_byte=0.2)
-    async with AsyncImages(key, base_url=canned.base_url, timeout=timeout, retry=0) as client:
+    async with AsyncImages(key, base_url=raw_server.base_url, timeout=timeout, retry=0) as client:
         error = await failure(RequestTimeoutError, client, streaming)
     assert (error.limit, error.billing) == ("first_byte", "not_sent")
-    assert canned.requests == []
+    assert raw_server.requests == []
 
 
 @in_both_modes
-async def test_key_function_that_is_cancelled_within(canned: Canned, streaming: bool) -> None:
-    """A key function whose own work was cancelled does not make the call look cancelled."""
+async def test_api_key_function_that_is_cancelled(raw_server: RawServer, streaming: bool) -> None:
+    """A function whose own work was cancelled does not make the call look cancelled."""
 
     async def key() -> str:
         work = asyncio.create_task(asyncio.sleep(10))
@@ -241,20 +261,20 @@ async def test_key_function_that_is_cancelled_within(canned: Canned, streaming: 
         await work
         return KEY
 
-    async with AsyncImages(key, base_url=canned.base_url) as client:
+    async with AsyncImages(key, base_url=raw_server.base_url) as client:
         error = await failure(ConfigurationError, client, streaming)
     assert error.billing == "not_sent"
-    assert canned.requests == []
+    assert raw_server.requests == []
 
 
 @in_both_modes
-async def test_key_with_a_line_break(canned: Canned, streaming: bool) -> None:
-    """A key function cannot smuggle a header in."""
+async def test_api_key_with_a_line_break(raw_server: RawServer, streaming: bool) -> None:
+    """A function for the API key cannot inject a header."""
 
     async def key() -> str:
         return f"{KEY}\r\nX-Evil: 1"
 
-    async with AsyncImages(key, base_url=canned.base_url) as client:
+    async with AsyncImages(key, base_url=raw_server.base_url) as client:
         error = await failure(ConfigurationError, client, streaming)
     assert KEY not in str(error)
-    assert canned.requests == []
+    assert raw_server.requests == []
