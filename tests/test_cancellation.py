@@ -301,7 +301,7 @@ async def test_waiting_for_the_retry(raw_server: RawServer, streaming: bool) -> 
             scheduled.set()
 
     # Not 429, whose Retry-After would delay the other call too.
-    raw_server.reply_with([*response({"error": "busy"}, status=500, Retry_After="60")])
+    raw_server.reply_with([*response({"error": "busy"}, status=503, Retry_After="60")])
     policy = RetryPolicy(max_retries=5)
     async with AsyncImages(KEY, base_url=raw_server.base_url, hooks=[hook], retry=policy) as client:
         task = asyncio.create_task(run_call(client, streaming))

@@ -143,7 +143,7 @@ async def test_skipped_events() -> None:
         "image_generation.partial_image",
         None,
     ]
-    assert "not known" in skipped[0].reason
+    assert "unknown" in skipped[0].reason
     assert "broken" in skipped[1].reason
     assert "not JSON" in skipped[2].reason
     assert told.types.count(EventReceived) == 1

@@ -31,6 +31,7 @@ from elkimg_async.sansio.base64_text import BadBase64
 from elkimg_async.sansio.decoder import ImagesDecoder, SkippedEvent
 from elkimg_async.sansio.json_images import Document, InvalidJSON, JSONDecoder
 from elkimg_async.sansio.responses import CompletedImage, PartialImage
+from elkimg_async.sansio.signatures import cannot_be_image
 from elkimg_async.sansio.sse import SSEDecoder
 
 # The only errors that each decoder may raise, and from where: `JSONDecoder.finish`, the same for
@@ -201,7 +202,7 @@ def _all_good(items: list[Any]) -> list[tuple[bytes, bool]] | None:
     found = []
     for item in items:
         image = item.get("b64_json") if isinstance(item, dict) and "url" not in item else None
-        if not isinstance(image, bytes):
+        if not isinstance(image, bytes) or cannot_be_image(image):
             return None
         found.append((image, item.get("type") != PARTIAL.decode()))
     return found

@@ -61,7 +61,7 @@ def test_check_headers() -> None:
 )
 def test_check_headers_rejects(headers: Any) -> None:
     """Headers that cannot be sent, and the API key's, are rejected."""
-    with pytest.raises(InvalidRequestError, match="extra headers are wrong") as caught:
+    with pytest.raises(InvalidRequestError, match="extra headers are not valid") as caught:
         check_headers(headers)
     assert caught.value.param == "extra_headers"
     assert "Bearer" not in str(caught.value)

@@ -58,8 +58,7 @@ Generate = Callable[[AsyncImages, str], Any]
 
 @pytest.fixture(autouse=True)
 async def quiet(caplog: pytest.LogCaptureFixture) -> AsyncIterator[None]:
-    """Whatever a test does, it leaves no task behind, and nothing but this package logs a warning.
-    """
+    """Whatever a test does, it leaves no task behind, and nothing but this package logs a."""
     before = running()
     yield
     await until(lambda: running() <= before)
@@ -405,8 +404,7 @@ async def test_relay_never_holds_the_base64_whole() -> None:
 
 
 async def test_relay_is_read_by_openai(upstream: LocalServer) -> None:
-    """Openai's AsyncOpenAI gets the same from a relay, heartbeats and all, as from upstream itself.
-    """
+    """Openai's AsyncOpenAI gets the same from a relay, heartbeats and all, as from upstream."""
     client = client_of(upstream)
     app = fastapi.FastAPI()
 
@@ -948,8 +946,7 @@ async def test_disconnect_noticed_by_send(upstream: LocalServer) -> None:
 
 
 async def test_disconnect_closes_a_generator(upstream: LocalServer) -> None:
-    """A generator between the stream and the relay is closed as well, and its `finally` may wait.
-    """
+    """A generator between the stream and the relay is closed as well, and its `finally` may."""
     closed = asyncio.Event()
 
     async def kept(client: AsyncImages, prompt: str) -> AsyncIterator[ImageEvent]:
