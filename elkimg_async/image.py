@@ -96,10 +96,6 @@ class Image(msgspec.Struct, eq=False, omit_defaults=True, dict=True):
     def _download(self) -> Download | None:
         return self.__dict__.get("download")
 
-    @property
-    def _lock(self) -> Any:
-        return self.__dict__.get("lock")
-
     def to_dict(self, *, images: bool = True) -> dict[str, Any]:
         """Return plain data as the API sends it, without fields that are None.
 
@@ -123,11 +119,11 @@ class Image(msgspec.Struct, eq=False, omit_defaults=True, dict=True):
 
     def describe_with(self, prompt: str) -> None:
         """Set the prompt of the request, which notebooks show as alternative text."""
-        self.__dict__["prompt"] = prompt
+        vars(self)["prompt"] = prompt
 
     def download_with(self, download: Download) -> None:
         """Let `read` fetch the URL with `download`; the client does this for its images."""
-        self.__dict__["download"] = download
+        vars(self)["download"] = download
 
     @property
     def media_type(self) -> str | None:
@@ -148,9 +144,8 @@ class Image(msgspec.Struct, eq=False, omit_defaults=True, dict=True):
         """
         if self.content is not None:
             return self.content
-        if self._lock is None:
-            self.__dict__["lock"] = anyio.Lock()
-        async with self._lock:
+        lock: anyio.Lock = vars(self).setdefault("lock", anyio.Lock())
+        async with lock:
             if self.content is None:
                 if self.url is None or self._download is None:
                     raise DownloadError(

@@ -1,4 +1,6 @@
 # mypy: ignore-errors
+# pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false
+# pyright: reportArgumentType=false
 """A page of code written for openai's client, which the README's diff moves over."""
 
 import asyncio

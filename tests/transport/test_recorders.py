@@ -44,6 +44,7 @@ async def use_everything(client: AsyncImages, raw_server: RawServer) -> int:
 async def test_vcr_cassette(raw_server: RawServer, tmp_path: Path) -> None:
     """A cassette records every kind of request, and replays it without the server."""
     recorder = vcr.VCR(match_on=["method", "path", "body"], filter_headers=["Authorization"])
+    count = 0
     for _ in range(2):
         with recorder.use_cassette(str(tmp_path / "cassette.yaml")):
             async with AsyncImages(

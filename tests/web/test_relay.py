@@ -58,7 +58,7 @@ Generate = Callable[[AsyncImages, str], Any]
 
 @pytest.fixture(autouse=True)
 async def quiet(caplog: pytest.LogCaptureFixture) -> AsyncIterator[None]:
-    """Whatever a test does, it leaves no task behind, and nothing but this package logs a."""
+    """Whatever a test does, it leaves no task behind, and no other logger warns."""
     before = running()
     yield
     await until(lambda: running() <= before)
@@ -404,7 +404,7 @@ async def test_relay_never_holds_the_base64_whole() -> None:
 
 
 async def test_relay_is_read_by_openai(upstream: LocalServer) -> None:
-    """Openai's AsyncOpenAI gets the same from a relay, heartbeats and all, as from upstream."""
+    """Openai's AsyncOpenAI gets the same from a relay, as from upstream itself."""
     client = client_of(upstream)
     app = fastapi.FastAPI()
 
@@ -946,7 +946,7 @@ async def test_disconnect_noticed_by_send(upstream: LocalServer) -> None:
 
 
 async def test_disconnect_closes_a_generator(upstream: LocalServer) -> None:
-    """A generator between the stream and the relay is closed as well, and its `finally` may."""
+    """A generator between the stream and the relay is closed, and its `finally` may wait."""
     closed = asyncio.Event()
 
     async def kept(client: AsyncImages, prompt: str) -> AsyncIterator[ImageEvent]:
