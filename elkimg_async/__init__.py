@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from elkimg_async.image import Image, ImageInput
     from elkimg_async.sansio.image_headers import ImageReference
     from elkimg_async.sansio.models import Model, Models
+    from elkimg_async.sansio.pricing import ImagePrices, Pricing, TokenPrices
     from elkimg_async.sansio.requests import EditRequest, GenerateRequest
     from elkimg_async.sansio.responses import (
         CompletedImage,
@@ -38,6 +39,7 @@ __all__ = [
     "GenerateRequest",
     "Image",
     "ImageInput",
+    "ImagePrices",
     "ImageReference",
     "ImageStream",
     "ImagesResponse",
@@ -48,10 +50,12 @@ __all__ = [
     "Model",
     "Models",
     "PartialImage",
+    "Pricing",
     "RateLimit",
     "RetryPolicy",
     "Timeout",
     "TokenDetails",
+    "TokenPrices",
     "Totals",
     "Usage",
     "__version__",
@@ -65,6 +69,7 @@ _NAMES = {
     "image": ("Image", "ImageInput"),
     "sansio.image_headers": ("ImageReference",),
     "sansio.models": ("Model", "Models"),
+    "sansio.pricing": ("ImagePrices", "Pricing", "TokenPrices"),
     "sansio.requests": ("EditRequest", "GenerateRequest"),
     "sansio.responses": (
         *("CompletedImage", "ImagesResponse", "Meta", "PartialImage"),

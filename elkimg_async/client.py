@@ -44,6 +44,7 @@ from elkimg_async.resources import ModelsAttribute, returns_awaitable
 from elkimg_async.sansio.endpoints import EDIT, GENERATE, MODELS, Endpoint
 from elkimg_async.sansio.headers import check_headers, merge
 from elkimg_async.sansio.models import Models
+from elkimg_async.sansio.pricing import Pricing, make_pricing
 from elkimg_async.sansio.requests import DEFAULT_MODEL, ImageRequest, make_request
 from elkimg_async.sansio.responses import ImagesResponse
 from elkimg_async.sansio.retry import RetryBudget
@@ -93,6 +94,7 @@ class AsyncImages(ImageCalls):
         query: Mapping[str, Any] | None = None,
         session: "aiohttp.ClientSession | None" = None,
         hooks: Iterable[Hook] = (),
+        pricing: Pricing | None = None,
         max_retries: int | None = None,
         default_headers: Mapping[str, str] | None = None,
         default_query: Mapping[str, Any] | None = None,
@@ -118,6 +120,9 @@ class AsyncImages(ImageCalls):
             session: A session of yours to send through, never closed here. None: one of our own.
             hooks: Functions that receive a record of everything that happens; see
                 `elkimg_async.hooks`.
+            pricing: The prices behind `meta.cost` of each result, where the server does not report
+                its own, and behind `max_cost` of `map`. None: costs that the server does not report
+                are unknown.
             max_retries: openai's name for a number passed as `retry`.
             default_headers: openai's name for `headers`.
             default_query: openai's name for `query`.
@@ -153,6 +158,7 @@ class AsyncImages(ImageCalls):
                 images_per_minute=limits.images_per_minute,
             ),
             shutdowns={},
+            pricing=make_pricing(pricing),
         )
         self._transport = Transport(
             session, created_at=str(logs.WarningSite()), keepalive=limits.keepalive_timeout
