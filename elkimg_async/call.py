@@ -275,8 +275,7 @@ class Call(Generic[ResultT]):
             return None
         try:
             return cost_of(self._settings.pricing, self._request, result.usage, len(result))
-        except Exception:
-            # The user's own price list; the images are here and paid for.
+        except Exception:  # noqa: BLE001 - the user's own; the images are here and paid for
             hooks.logger.warning("the price list failed", exc_info=True)
             return None
 

@@ -12,6 +12,7 @@ from collections.abc import (
     Mapping,
 )
 from copy import copy
+from decimal import Decimal
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, get_args
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, get_args
 import msgspec
 
 from elkimg_async import logs
+from elkimg_async.batch.budget import make_max_cost
 from elkimg_async.batch.executor import Sender, SendGate
 from elkimg_async.batch.run import MapRun
 from elkimg_async.batch.runner import Runner, RunOptions
@@ -315,6 +317,7 @@ class AsyncImages(ImageCalls):
         max_errors: int | None = None,
         max_images: int | None = None,
         max_total_tokens: int | None = None,
+        max_cost: Decimal | int | str | None = None,
         skip_failed: bool = False,
         require_lock: bool = True,
         stream: bool = False,
@@ -363,6 +366,12 @@ class AsyncImages(ImageCalls):
             max_total_tokens: The same for tokens, as far as the server reports them: the next
                 request, and what may have been made without a response, is assumed to cost what an
                 image has cost so far; until that is known, requests go one by one. None: no limit.
+            max_cost: How much money may be spent, what the journal records included, in the
+                currency of the client's `pricing`, which it needs; a float is rejected because it
+                is not exact. Each request reserves the most that it can cost before it is sent, and
+                settles what it has cost afterwards; one whose outcome is unknown counts with the
+                most. The limit is kept as far as nothing costs more than its price list says.
+                None: no limit.
             skip_failed: Leave what has failed in an earlier run as it is; its items carry the error
                 recorded then.
             require_lock: Whether to fail where the file system has no locks, which keep a second
@@ -375,8 +384,9 @@ class AsyncImages(ImageCalls):
                 set a total time, a call waits for its turn as long as it takes.
 
         Raises:
-            ConfigurationError: If an option cannot work, or, on entering, the folder cannot be
-                used.
+            ConfigurationError: If an option cannot work; on entering, if the folder cannot be used;
+                on iterating, if `max_cost` is set and the most that a request can cost, or what the
+                journal records, is not known.
             InvalidRequestError: If `requests` is not an iterable of requests.
             JournalError: On entering or iterating, if the journal is in use, unreadable, or of
                 other requests.
@@ -418,6 +428,7 @@ class AsyncImages(ImageCalls):
             max_errors=max_errors,
             max_images=max_images,
             max_total_tokens=max_total_tokens,
+            max_cost=make_max_cost(max_cost),
             skip_failed=skip_failed,
             require_lock=require_lock,
             stream=stream,
@@ -430,6 +441,8 @@ class AsyncImages(ImageCalls):
                 sender=sender,
                 idempotency=settings.idempotency,
                 rate=lambda: settings.limiter.rate,
+                pricing=settings.pricing,
+                payable=_payable_attempts(settings),
             )
         )
 
@@ -457,6 +470,12 @@ class AsyncImages(ImageCalls):
         if not hasattr(self, "_transport"):  # its options were rejected
             return "<AsyncImages, not set up>"
         return f"<AsyncImages for {self.base_url}{', closed' if self._transport.closed else ''}>"
+
+
+def _payable_attempts(settings: Settings) -> int:
+    """Return how many attempts of one call may be paid for."""
+    repeats = settings.retry.retry_unknown and settings.idempotency != "replay"
+    return 1 + settings.retry.max_retries if repeats else 1
 
 
 def _given(**options: Any) -> dict[str, Any]:

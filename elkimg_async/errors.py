@@ -384,7 +384,7 @@ class BatchStoppedError(BatchError):
     """A run stopped before its input ended: a limit was reached, or every further request would fail."""
 
     reason: str | None = None
-    """The limit (`max_errors`, `max_images` or `max_total_tokens`), or why further requests would fail:
+    """The limit (`max_errors`, `max_images`, `max_total_tokens` or `max_cost`), or why further requests would fail:
     `configuration`, `authentication`, `quota`, `dns`, `tls` or `proxy`."""
     totals: Any = None
     """What was done until then."""
