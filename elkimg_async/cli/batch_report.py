@@ -21,7 +21,9 @@ from elkimg_async.cli.batch_plan import Size, locate, number_of_images, paid_ima
 from elkimg_async.cli.console import (
     ERR,
     OUT,
+    amount,
     count,
+    json_amount,
     open_in_viewer,
     option_name,
     plain,
@@ -34,7 +36,7 @@ from elkimg_async.cli.options import ImageDisplay
 
 _EVERY = 5.0  # seconds between two lines of progress, where there is no terminal
 _FAR = 10  # a limit that is so many times the pace does not matter
-_LIMITS = ("max_errors", "max_images")
+_LIMITS = ("max_errors", "max_images", "max_cost")
 
 
 class BatchReport:
@@ -163,6 +165,8 @@ class BatchReport:
         if reason == "max_images":
             needed = paid_images(journal) + self._size.images - self._done_images
             self.say(f"To do the rest:\n{command_line({option: str(needed)})}")
+        elif reason == "max_cost":
+            self.say(f"To go on, raise {option}:\n{command_line()}")
         else:
             self.say(f"To go on:\n{command_line()}")
 
@@ -194,8 +198,10 @@ class BatchReport:
         rows |= {"images": f"{totals.images:,}", "bytes": f"{totals.bytes:,}"}
         if totals.usage and totals.usage.total_tokens is not None:
             rows["tokens"] = f"{totals.usage.total_tokens:,}"
-        if (cost := getattr(totals, "cost", None)) is not None:
-            rows["cost"] = f"{cost:,.2f}" if cost >= 1 else f"{cost:.4f}"
+        if totals.cost is not None:
+            rows["cost"] = amount(totals.cost)
+            if totals.unpriced:
+                rows["cost"] += f", and {count(totals.unpriced, 'request')} of unknown cost"
         rows |= {"time": clock(totals.elapsed), "folder": plain(str(output))}
         width = max(map(len, rows))
         console = ERR if self._display.json else OUT  # standard output is all JSON
@@ -214,15 +220,9 @@ def _as_object(item: MapItem, row: Row, path: Path) -> dict[str, Any]:
         "bytes": path.stat().st_size if path.exists() else None,
         "total_tokens": item.usage.total_tokens if item.usage else None,
         "request_id": item.meta.request_id if item.meta else None,
-        "cost": _cost(item.meta),
+        "cost": json_amount(item.meta.cost if item.meta else None),
         "resumed": item.resumed,
     }
-
-
-def _cost(meta: Any) -> str | None:
-    """Return what a request has cost, None if that is unknown."""
-    cost = getattr(meta, "cost", None)
-    return None if cost is None else str(cost)
 
 
 def _text(error: BaseException) -> str:
