@@ -1,17 +1,17 @@
 """The file of `--price-file`: TOML with one table for each model.
 
-    ["gpt-image-1.5"]            # per million tokens
-    text_input = 5.00
-    image_input = 8.00
-    image_output = 32.00
-    max_tokens_per_image = 6500  # these two for --max-cost
-    max_input_tokens = 20000
+["gpt-image-1.5"]            # per million tokens
+text_input = 5.00
+image_input = 8.00
+image_output = 32.00
+max_tokens_per_image = 6500  # these two for --max-cost
+max_input_tokens = 20000
 
-    [dall-e-3]                   # per image; without size or quality, for any
-    images = [
-        {price = 0.04},
-        {size = "1024x1024", quality = "hd", price = 0.08},
-    ]
+[dall-e-3]                   # per image; without size or quality, for any
+images = [
+    {price = 0.04},
+    {size = "1024x1024", quality = "hd", price = 0.08},
+]
 """
 
 from __future__ import annotations
