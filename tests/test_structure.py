@@ -21,7 +21,7 @@ LAYERS = [
     {"credentials"},
     {"config"},
     {"transport", "types"},
-    {"attempt"},
+    {"attempt", "settings"},
     {"call", "stream"},
     {"batch", "resources"},
     {"image_calls"},

@@ -6,6 +6,7 @@ omits it or sends something else. Fields without an attribute here are in `extra
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import msgspec
@@ -89,6 +90,10 @@ class Meta(ResponseData, frozen=True, kw_only=True):
     `elapsed` is in seconds for the whole call, `first_byte` in seconds from the start of the last
     attempt to its headers. `rate_limit` is None where the server sent no such headers,
     `idempotency_key` where none was sent.
+
+    `cost` is what the server says the response has cost, in dollars, or else what the client's
+    `pricing` says, in its currency; None means that it is unknown, never that it was free. Earlier
+    attempts that may have been paid for are not included.
     """
 
     request_id: str | None
@@ -98,6 +103,7 @@ class Meta(ResponseData, frozen=True, kw_only=True):
     first_byte: float
     rate_limit: RateLimit | None
     idempotency_key: str | None
+    cost: Decimal | None = None
 
 
 class Event(ResponseData, frozen=True, kw_only=True):
@@ -252,6 +258,11 @@ def add_usage(one: Usage | None, other: Usage | None) -> Usage | None:
     )
 
 
+def add_cost(one: Decimal | None, other: Decimal | None) -> Decimal | None:
+    """Return both together; None counts as nothing."""
+    return other if one is None else one if other is None else one + other
+
+
 def _add(one: Number | None, other: Number | None) -> Number | None:
     return other if one is None else one if other is None else one + other
 
@@ -268,5 +279,7 @@ def _add_details(one: TokenDetails | None, other: TokenDetails | None) -> TokenD
 def _plain(value: Any, *, images: bool) -> Any:
     if isinstance(value, list):
         return [_plain(item, images=images) for item in value]
+    if isinstance(value, Decimal):
+        return str(value)
     to_dict = getattr(value, "to_dict", None)
     return value if to_dict is None else to_dict(images=images)
