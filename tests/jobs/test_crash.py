@@ -63,7 +63,7 @@ class Backend:
     def collect(self, ids: Iterable[str]) -> None:
         """Let it start these jobs and collect their images."""
         assert self._process.stdin is not None
-        self._process.stdin.write("".join(f"{id}\n" for id in ids).encode())
+        self._process.stdin.write("".join(f"{each}\n" for each in ids).encode())
 
     async def kill(self) -> None:
         """Kill it with SIGKILL."""
