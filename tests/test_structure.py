@@ -11,6 +11,7 @@ import elkimg_async
 PACKAGE = Path(elkimg_async.__file__).parent
 NAME = PACKAGE.name
 LAYERS = [
+    {"plain"},
     {"errors"},
     {"hooks"},
     {"files", "hints", "logs", "preview"},
@@ -35,12 +36,13 @@ LAYERS = [
 ]
 """From the bottom to the top: a part imports from the layers below its own only."""
 ONLY = {
-    "errors": set(),
+    "plain": set(),
+    "errors": {"plain"},
     "hooks": set(),
     "files": set(),
     "hints": set(),
     "preview": set(),
-    "image": {"errors", "files", "hints", "logs", "preview"},
+    "image": {"errors", "files", "hints", "logs", "plain", "preview"},
     "notebook": {"errors", "image"},
     "stream": {"errors", "hints", "image", "logs", "notebook", "sansio"},
     "local": {"errors", "config", "credentials", "image", "sansio"},
