@@ -1,6 +1,7 @@
 """The map of the package: who may import whom, and what the pure part may not do."""
 
 import ast
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,6 +68,10 @@ IMPURE |= {
     "uuid",
 }
 ASYNC = (ast.AsyncFunctionDef, ast.AsyncFor, ast.AsyncWith, ast.Await)
+MAX_MODULE = 450
+"""Lines of a module."""
+MAX_BODY = 50
+"""Lines of a function, without its signature and its docstring."""
 CALLS = {"open", "input", "print", "__import__", "exec", "eval", "breakpoint"}
 
 
@@ -224,6 +229,34 @@ def test_structure_config_alone_read_the_environment(module: str) -> None:
         and node.attr in ("environ", "getenv", "getproxies", "getproxies_environment")
     }
     assert not reads or part_of(module) in ("config", "credentials", "cli")
+
+
+def bodies(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Yield each function of a module and the lines of its body, without the docstring."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+            yield node.name, (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_structure_module_is_short(module: str) -> None:
+    """A module has at most 450 lines, and a function fewer than 50."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    assert len(Path(spec.origin).read_text(encoding="utf-8").splitlines()) <= MAX_MODULE
+    assert [name for name, lines in bodies(MODULES[module]) if lines >= MAX_BODY] == []
+
+
+def test_structure_class_names_are_unique() -> None:
+    """A public class name means one thing across the package."""
+    places: dict[str, list[str]] = {}
+    for module, tree in MODULES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name.lstrip("_"), []).append(module)
+    assert {name: modules for name, modules in places.items() if len(modules) > 1} == {}
 
 
 # The checks themselves
