@@ -203,9 +203,9 @@ def test_options_of_openai() -> None:
         ("https://api.elkapi.com/v1#top", "a fragment"),
         ("https://api.elkapi.com/v1?a=b#top", "a fragment"),
         ("https://api.elkapi.com/v1?a=b c", "white space"),
-        ("https://api.elkapi.com:port/v1", "cannot be read"),
-        ("https://api.elkapi.com:99999/v1", "cannot be read"),
-        ("https://[::1/v1", "cannot be read"),
+        ("https://api.elkapi.com:port/v1", "cannot be parsed"),
+        ("https://api.elkapi.com:99999/v1", "cannot be parsed"),
+        ("https://[::1/v1", "cannot be parsed"),
     ],
 )
 def test_base_url_wrong(url: str, problem: str) -> None:

@@ -481,7 +481,7 @@ async def test_edit_against_the_rules_of_its_model(
         (b"text", "image", "application/octet-stream", {}),
         (huge, "image", "huge.png has 52,428,800 bytes", {}),
         ([huge, huge, huge], "image", "huge.png", {}),
-        (PNG, "mask", "64x96 and image.png is 96x64; they must be of equal size", {"mask": tall}),
+        (PNG, "mask", "64x96 and image.png is 96x64; they must have the same size", {"mask": tall}),
         (PNG, "mask", "no transparency", {"mask": opaque}),
         (PNG, "mask", "mask.jpg is image/jpeg; choose png", {"mask": JPEG}),
         (PNG, "model", "cannot edit", {"model": "dall-e-3"}),

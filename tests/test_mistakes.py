@@ -139,9 +139,9 @@ USES = [
     ("await client.edit('hat', 'q.png')", "The image comes first, then the prompt."),
     (
         "await client.edit('q.png', 'a hat', mask='small.png')",
-        "small.png is 10x10 and q.png is 1024x1024; they must be of equal size.",
+        "small.png is 10x10 and q.png is 1024x1024; they must have the same size.",
     ),
-    ("await client.with_options().generate('k', n=11)", "n is 11, it must be 1 to 10."),
+    ("await client.with_options().generate('k', n=11)", "n is 11; it must be 1 to 10."),
     (
         "await AsyncImages(lambda: 'k').generate('k')",
         "this function is not async. Define it with async def.",

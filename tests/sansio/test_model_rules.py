@@ -264,8 +264,8 @@ def test_validate_default_model() -> None:
 
 def test_validate_says_what_to_choose() -> None:
     """The sentence has the value that is wrong, and what is right instead."""
-    assert rejection("dall-e-3", n=2) == ("n", "dall-e-3: n is 2, it must be 1.")
-    assert rejection("dall-e-2", n=11) == ("n", "dall-e-2: n is 11, it must be 1 to 10.")
+    assert rejection("dall-e-3", n=2) == ("n", "dall-e-3: n is 2; it must be 1.")
+    assert rejection("dall-e-2", n=11) == ("n", "dall-e-2: n is 11; it must be 1 to 10.")
     assert rejection("gpt-image-1", size="1x1") == (
         "size",
         "gpt-image-1: size '1x1' is not offered; choose 1024x1024, 1536x1024, 1024x1536, auto.",

@@ -200,7 +200,7 @@ async def test_data_url_beside_a_file(client: AsyncImages, raw_server: RawServer
 async def test_data_url_is_held_to_the_rules(client: AsyncImages, raw_server: RawServer) -> None:
     """The rules for files hold for what a `data:` URL contains."""
     small = mask((8, 8))
-    with pytest.raises(InvalidRequestError, match="equal size"):
+    with pytest.raises(InvalidRequestError, match="the same size"):
         await client.edit(DATA, "a hat", mask=small)
     gif = base64.b64encode(noise_image(format="GIF", mode="L")).decode()
     with pytest.raises(InvalidRequestError, match="image/gif; choose"):
