@@ -17,7 +17,7 @@ from elkimg_async.config import (
     make_timeout,
 )
 
-KEY = "sk-options-0123456789abcdef"
+API_KEY = "sk-options-0123456789abcdef"
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 
@@ -168,7 +168,9 @@ def test_timeout_of_other_libraries() -> None:
 
 def test_options_of_openai() -> None:
     """`max_retries`, `default_headers` and `default_query` are taken under openai's names."""
-    client = AsyncImages(KEY, max_retries=5, default_headers={"X-A": "b"}, default_query={"q": "1"})
+    client = AsyncImages(
+        API_KEY, max_retries=5, default_headers={"X-A": "b"}, default_query={"q": "1"}
+    )
     assert client._settings.retry == RetryPolicy(max_retries=5)
     assert client._settings.headers == {"X-A": "b"}
     assert client.with_options(max_retries=0)._settings.retry.max_retries == 0
@@ -179,7 +181,7 @@ def test_options_of_openai() -> None:
         {"query": {}, "default_query": {}},
     ):
         with pytest.raises(ConfigurationError, match="not both"):
-            AsyncImages(KEY, **options)
+            AsyncImages(API_KEY, **options)
     with pytest.raises(ConfigurationError, match="not both"):
         client.with_options(retry=1, max_retries=2)
 
@@ -211,7 +213,7 @@ def test_options_of_openai() -> None:
 def test_base_url_wrong(url: str, problem: str) -> None:
     """A base URL that cannot work is rejected, with an example of a correct one."""
     with pytest.raises(ConfigurationError, match=problem) as caught:
-        AsyncImages(KEY, base_url=url)
+        AsyncImages(API_KEY, base_url=url)
     assert DEFAULT_BASE_URL in str(caught.value)
     assert "user:word" not in str(caught.value)
 
@@ -229,7 +231,7 @@ def test_base_url_wrong(url: str, problem: str) -> None:
 def test_base_url_valid(url: str | None, used: str) -> None:
     """White space around a valid base URL and a slash at its end are removed."""
     assert make_base_url(url) == used
-    assert AsyncImages(KEY, base_url=url).base_url == used
+    assert AsyncImages(API_KEY, base_url=url).base_url == used
 
 
 @pytest.mark.parametrize(
@@ -242,7 +244,7 @@ def test_base_url_valid(url: str | None, used: str) -> None:
 )  # fmt: skip
 def test_base_url_with_a_query(url: str, address: str, query: str) -> None:
     """A query in the base URL is sent with every request, behind the path of the endpoint."""
-    client = AsyncImages(KEY, base_url=url)
+    client = AsyncImages(API_KEY, base_url=url)
     assert client.base_url == address
     assert client._settings.url("/models") == f"{address}/models{'?' if query else ''}{query}"
     assert make_base_url(url) == f"{address}{'?' if query else ''}{query}"
@@ -251,49 +253,51 @@ def test_base_url_with_a_query(url: str, address: str, query: str) -> None:
 def test_query_merges() -> None:
     """The client's query adds to that of the base URL, a view's to both; None is left out."""
     client = AsyncImages(
-        KEY, base_url="https://host/v1?a=1&b=2", query={"b": 3, "c": None, "d": True}
+        API_KEY, base_url="https://host/v1?a=1&b=2", query={"b": 3, "c": None, "d": True}
     )
     assert client._settings.url("/x") == "https://host/v1/x?a=1&b=3&d=true"
     view = client.with_options(query={"a": ["x", "y"], "e": "ü&="})
     assert view._settings.url("/x") == "https://host/v1/x?a=x&a=y&b=3&d=true&e=%C3%BC%26%3D"
-    assert AsyncImages(KEY, base_url="https://host", default_query={"q": 1})._settings.url("/") == (
-        "https://host/?q=1"
-    )
+    assert AsyncImages(API_KEY, base_url="https://host", default_query={"q": 1})._settings.url(
+        "/"
+    ) == ("https://host/?q=1")
 
 
 @pytest.mark.parametrize("query", ["a=1", [("a", 1)], {1: "a"}, {"a": {}}, {"a": [b"x"]}], ids=repr)
 def test_query_wrong(query: Any) -> None:
     """A query that cannot be written is rejected when the client is created."""
     with pytest.raises(ConfigurationError, match="query"):
-        AsyncImages(KEY, query=query)
+        AsyncImages(API_KEY, query=query)
 
 
 def test_model_default(monkeypatch: pytest.MonkeyPatch) -> None:
     """The default model is the client's, else the environment's, else gpt-image-1.5."""
     monkeypatch.delenv("ELKAPI_MODEL", raising=False)
-    assert AsyncImages(KEY).model == "gpt-image-1.5"
+    assert AsyncImages(API_KEY).model == "gpt-image-1.5"
     monkeypatch.setenv("ELKAPI_MODEL", " gpt-image-2\n")
-    assert AsyncImages(KEY).model == "gpt-image-2"
-    client = AsyncImages(KEY, model="flux")
+    assert AsyncImages(API_KEY).model == "gpt-image-2"
+    client = AsyncImages(API_KEY, model="flux")
     view = client.with_options(model="sd")
     assert (client.model, view.model) == ("flux", "sd")
     assert view.with_options(timeout=3).model == "sd"
     wrong: Any
     for wrong in ("", " ", 5):
         with pytest.raises(ConfigurationError, match="model must be the name"):
-            AsyncImages(KEY, model=wrong)
+            AsyncImages(API_KEY, model=wrong)
 
 
 def test_base_url_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """ELKAPI_BASE_URL is the default, an argument overrides it, and both are checked."""
     monkeypatch.setenv("ELKAPI_BASE_URL", "http://localhost:1/v1/")
-    assert AsyncImages(KEY).base_url == "http://localhost:1/v1"
-    assert AsyncImages(KEY, base_url="http://localhost:2/v1").base_url == "http://localhost:2/v1"
+    assert AsyncImages(API_KEY).base_url == "http://localhost:1/v1"
+    assert (
+        AsyncImages(API_KEY, base_url="http://localhost:2/v1").base_url == "http://localhost:2/v1"
+    )
     monkeypatch.setenv("ELKAPI_BASE_URL", "")
-    assert AsyncImages(KEY).base_url == DEFAULT_BASE_URL
+    assert AsyncImages(API_KEY).base_url == DEFAULT_BASE_URL
     monkeypatch.setenv("ELKAPI_BASE_URL", "localhost")
     with pytest.raises(ConfigurationError, match="begin with https://"):
-        AsyncImages(KEY)
+        AsyncImages(API_KEY)
 
 
 # --- modes and headers ------------------------------------------------------
@@ -304,15 +308,21 @@ def test_choice_wrong(option: str) -> None:
     """An unknown mode is rejected with the list of the known ones."""
     options: dict[str, Any] = {option: "sometimes"}
     with pytest.raises(ConfigurationError, match=rf"{option} must be one of .*off.*'sometimes'"):
-        AsyncImages(KEY, **options)
+        AsyncImages(API_KEY, **options)
 
 
 @pytest.mark.parametrize(
     "headers",
-    [{"Authorization": f"Bearer {KEY}"}, {"X-A": "b\r\nX-C: d"}, {"X A": "b"}, {"X-A": 1}, "X-A"],
+    [
+        {"Authorization": f"Bearer {API_KEY}"},
+        {"X-A": "b\r\nX-C: d"},
+        {"X A": "b"},
+        {"X-A": 1},
+        "X-A",
+    ],
 )
 def test_headers_invalid(headers: Any) -> None:
     """Headers that cannot be sent, and the API key's, are rejected at once."""
     with pytest.raises(ConfigurationError, match="headers") as caught:
-        AsyncImages(KEY, headers=headers)
-    assert KEY not in str(caught.value)
+        AsyncImages(API_KEY, headers=headers)
+    assert API_KEY not in str(caught.value)

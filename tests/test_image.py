@@ -29,8 +29,8 @@ from elkimg_async import (
 from elkimg_async.image import media_type_of
 from elkimg_async.local import LocalServer
 from tests.helpers.raw_server import (
+    API_KEY,
     JPEG,
-    KEY,
     PNG,
     End,
     RawServer,
@@ -200,8 +200,12 @@ def test_to_pil() -> None:
     """`to_pil` opens the bytes."""
     file = io.BytesIO()
     PIL.Image.new("RGBA", (3, 2), (1, 2, 3, 4)).save(file, "PNG")
-    picture = Image(file.getvalue()).to_pil()
-    assert (picture.size, picture.format, picture.getpixel((2, 1))) == ((3, 2), "PNG", (1, 2, 3, 4))
+    pil_image = Image(file.getvalue()).to_pil()
+    assert (pil_image.size, pil_image.format, pil_image.getpixel((2, 1))) == (
+        (3, 2),
+        "PNG",
+        (1, 2, 3, 4),
+    )
 
 
 def test_to_pil_of_a_url() -> None:
@@ -213,20 +217,20 @@ def test_to_pil_of_a_url() -> None:
 
 def pattern(mode: str) -> PIL.Image.Image:
     """Return a small image of some colours, with transparency if the mode has it."""
-    picture = PIL.Image.new("RGBA", (16, 16))
-    picture.putdata([(x * 16, y * 16, 128, x * 17) for y in range(16) for x in range(16)])
-    return picture.convert(mode)
+    pil_image = PIL.Image.new("RGBA", (16, 16))
+    pil_image.putdata([(x * 16, y * 16, 128, x * 17) for y in range(16) for x in range(16)])
+    return pil_image.convert(mode)
 
 
 @pytest.mark.parametrize("format", ["png", "webp"])
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
 def test_from_pil_round_trip(mode: str, format: Any) -> None:
     """A grey or RGB image, transparent or not, is unchanged pixel for pixel."""
-    picture = pattern(mode)
-    image = Image.from_pil(picture, format=format)
+    pil_image = pattern(mode)
+    image = Image.from_pil(pil_image, format=format)
     assert image.media_type == f"image/{format}"
     again = image.to_pil()
-    assert again.convert("RGBA").tobytes() == picture.convert("RGBA").tobytes()
+    assert again.convert("RGBA").tobytes() == pil_image.convert("RGBA").tobytes()
     if format == "png":
         assert again.mode == mode
 
@@ -235,10 +239,10 @@ def test_from_pil_round_trip(mode: str, format: Any) -> None:
 @pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
 def test_from_pil_converts(mode: str, format: Any) -> None:
     """Other modes are converted to RGB of the same appearance."""
-    picture = pattern("RGB").convert(mode)
-    again = Image.from_pil(picture, format=format).to_pil()
+    pil_image = pattern("RGB").convert(mode)
+    again = Image.from_pil(pil_image, format=format).to_pil()
     assert again.mode == "RGB"
-    wanted = picture.convert("RGB")
+    wanted = pil_image.convert("RGB")
     if format != "jpeg":
         assert again.tobytes() == wanted.tobytes()
     assert again.size == wanted.size
@@ -246,11 +250,11 @@ def test_from_pil_converts(mode: str, format: Any) -> None:
 
 def test_from_pil_keeps_the_transparency_of_a_palette() -> None:
     """A palette with a transparent colour becomes RGBA."""
-    picture = PIL.Image.new("P", (2, 1), 1)
-    picture.putpalette([0, 0, 0, 10, 20, 30])
-    picture.putpixel((1, 0), 0)
-    picture.info["transparency"] = 0
-    for image in (Image.from_pil(picture), Image.from_pil(picture, format="webp")):
+    pil_image = PIL.Image.new("P", (2, 1), 1)
+    pil_image.putpalette([0, 0, 0, 10, 20, 30])
+    pil_image.putpixel((1, 0), 0)
+    pil_image.info["transparency"] = 0
+    for image in (Image.from_pil(pil_image), Image.from_pil(pil_image, format="webp")):
         again = image.to_pil()
         assert again.mode == "RGBA"
         assert again.getpixel((0, 0)) == (10, 20, 30, 255)
@@ -262,13 +266,13 @@ def test_from_pil_keeps_the_transparency_of_a_palette() -> None:
 def test_from_pil_drops_a_profile_that_no_longer_fits() -> None:
     """The colour profile of a CMYK image is dropped in RGB; that of an RGB image is kept."""
     for mode, kept in (("CMYK", None), ("RGB", b"profile")):
-        picture = pattern("RGB").convert(mode)
-        picture.info["icc_profile"] = b"profile"
-        assert Image.from_pil(picture).to_pil().info.get("icc_profile") == kept
+        pil_image = pattern("RGB").convert(mode)
+        pil_image.info["icc_profile"] = b"profile"
+        assert Image.from_pil(pil_image).to_pil().info.get("icc_profile") == kept
 
 
 @pytest.mark.parametrize(
-    ("picture", "format", "told"),
+    ("pil_image", "format", "message"),
     [
         (PIL.Image.new("RGBA", (1, 1)), "jpeg", "transparency"),
         (PIL.Image.new("I;16", (1, 1)), "png", "more than 8 bits"),
@@ -278,18 +282,18 @@ def test_from_pil_drops_a_profile_that_no_longer_fits() -> None:
         (b"bytes", "png", "not bytes"),
     ],
 )
-def test_from_pil_rejects(picture: Any, format: Any, told: str) -> None:
+def test_from_pil_rejects(pil_image: Any, format: Any, message: str) -> None:
     """Modes that would lose data or cannot be saved are an error that says what to do."""
-    with pytest.raises(ConfigurationError, match=told):
-        Image.from_pil(picture, format=format)
+    with pytest.raises(ConfigurationError, match=message):
+        Image.from_pil(pil_image, format=format)
 
 
 def test_from_pil_without_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without Pillow, `from_pil` names the extra to install."""
-    picture = PIL.Image.new("L", (1, 1))
+    pil_image = PIL.Image.new("L", (1, 1))
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(ConfigurationError, match=r"elkimg-async\[pil\]"):
-        Image.from_pil(picture)
+        Image.from_pil(pil_image)
 
 
 def test_to_pil_without_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,7 +429,7 @@ async def host() -> AsyncIterator[RawServer]:
 async def image_at(url: str, **options: Any) -> tuple[AsyncImages, Image]:
     """An open client and its image, which the API gave as `url`."""
     async with RawServer(response({"data": [{"url": url}]})) as api:
-        client = AsyncImages(KEY, base_url=api.base_url, **options)
+        client = AsyncImages(API_KEY, base_url=api.base_url, **options)
         try:
             (image,) = await client.generate("a boat")
         except BaseException:
@@ -467,7 +471,7 @@ async def test_read_a_url(host: RawServer) -> None:
     assert request.method == "GET"
     assert "authorization" not in request.headers
     assert "idempotency-key" not in request.headers
-    assert KEY not in repr(request)
+    assert API_KEY not in repr(request)
 
 
 async def test_read_a_signed_url(host: RawServer) -> None:
@@ -617,11 +621,11 @@ async def test_download_of_an_empty_file(host: RawServer) -> None:
     assert "empty" in str(await failure_of(host, response(b"")))
 
 
-@pytest.mark.parametrize("told", [True, False])
-async def test_download_too_large(host: RawServer, told: bool) -> None:
+@pytest.mark.parametrize("announced", [True, False])
+async def test_download_too_large(host: RawServer, announced: bool) -> None:
     """An image over the limit is not read on, whether its length is announced or not."""
     content = PNG + bytes(100_000)
-    reply = response(content) if told else [*open_stream(content), End.HOLD]
+    reply = response(content) if announced else [*open_stream(content), End.HOLD]
     limits = Limits(max_response_bytes=100_000)
     error = await failure_of(host, reply, limits=limits)
     assert "larger than 100,000 bytes" in str(error)
@@ -656,7 +660,7 @@ async def test_download_broken_off(host: RawServer, reply: Reply) -> None:
 @pytest.mark.parametrize(
     "reply",
     [[End.HOLD], [head(200, Content_Length="5000"), PNG, End.HOLD]],
-    ids=["no-answer", "no-more"],
+    ids=["no-response", "no-more"],
 )
 async def test_download_takes_too_long(host: RawServer, reply: Reply) -> None:
     """Downloads have their own limit, and the error says how to raise it."""
@@ -764,7 +768,7 @@ async def test_private_address(
     api, session = public
     api.reply_with(response({"data": [{"url": f"http://{name}:{host.port}/a.png"}]}))
     base_url = f"http://api.invalid:{api.port}/v1"
-    async with AsyncImages(KEY, base_url=base_url, session=session) as client:
+    async with AsyncImages(API_KEY, base_url=base_url, session=session) as client:
         (image,) = await client.generate("a boat")
         with pytest.raises(DownloadError, match=r"private|cannot be used") as caught:
             await image.read()
@@ -780,7 +784,7 @@ async def test_private_address_that_is_allowed(
     api.reply_with(response({"data": [{"url": f"{host.origin}/a.png"}]}))
     base_url = f"http://api.invalid:{api.port}/v1"
     limits = Limits(private_downloads=True)
-    async with AsyncImages(KEY, base_url=base_url, session=session, limits=limits) as client:
+    async with AsyncImages(API_KEY, base_url=base_url, session=session, limits=limits) as client:
         (image,) = await client.generate("a boat")
         assert await image.read() == PNG
 
@@ -809,7 +813,7 @@ async def test_read_within_a_stream(host: RawServer) -> None:
     """A completed event may carry a URL instead of bytes; it is read in the same way."""
     async with (
         RawServer(response({"data": [{"url": f"{host.origin}/a.png"}]})) as api,
-        AsyncImages(KEY, base_url=api.base_url) as client,
+        AsyncImages(API_KEY, base_url=api.base_url) as client,
     ):
         async with client.generate("a boat", stream=True) as stream:
             async for event in stream:

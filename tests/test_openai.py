@@ -14,7 +14,7 @@ from elkimg_async.local import LocalServer
 from elkimg_async.sansio import values
 from elkimg_async.sansio.requests import EditRequest, GenerateRequest
 from elkimg_async.types import EditOptions, GenerateOptions
-from tests.helpers.raw_server import DONE, KEY, PNG, RawServer, event, response, stream
+from tests.helpers.raw_server import API_KEY, DONE, PNG, RawServer, event, response, stream
 
 B64 = base64.b64encode(PNG).decode()
 
@@ -65,7 +65,7 @@ def test_parameters_are_those_of_openai(call: str) -> None:
     assert unknown(theirs, signature) == []
     assert unknown(theirs, {*request.__struct_fields__, "stream"}) == []
     assert unknown(theirs, {*options.__annotations__, "prompt", "image", "stream"}) == []
-    method = inspect.signature(getattr(openai.AsyncOpenAI(api_key=KEY).images, call)).parameters
+    method = inspect.signature(getattr(openai.AsyncOpenAI(api_key=API_KEY).images, call)).parameters
     assert unknown(method, signature) == []
     assert not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in signature.values())
     known = {name for name in signature if name not in ("self", "prompt", "image", "stream")}
@@ -256,7 +256,7 @@ async def test_page_of_openai_code(server: LocalServer) -> None:
 
 
 ERRORS = [
-    ({"model": "nobody"}, errors.NotFoundError, 503),
+    ({"model": "unknown-model"}, errors.NotFoundError, 503),
     ({"n": 11}, errors.BadRequestError, 500),
     ({"model": "gpt-image-1", "response_format": "url"}, errors.BadRequestError, 400),
 ]
@@ -286,10 +286,10 @@ async def test_error_status(
 
 async def test_wrong_api_key(server: LocalServer) -> None:
     """Both clients raise an authentication error for a 401."""
-    async with AsyncImages(KEY, base_url=server.base_url) as ours:
+    async with AsyncImages(API_KEY, base_url=server.base_url) as ours:
         with pytest.raises(errors.AuthenticationError):
             await ours.generate("a boat")
-    async with openai.AsyncOpenAI(api_key=KEY, base_url=server.base_url) as theirs:
+    async with openai.AsyncOpenAI(api_key=API_KEY, base_url=server.base_url) as theirs:
         with pytest.raises(openai.AuthenticationError):
             await theirs.images.generate(prompt="a boat")
     assert len(server.requests) == 2
@@ -328,8 +328,8 @@ async def test_sample_stream(with_done: bool) -> None:
         frames.append(DONE)
     async with (
         RawServer(stream(*frames)) as server,
-        AsyncImages(KEY, base_url=server.base_url) as ours,
-        openai.AsyncOpenAI(api_key=KEY, base_url=server.base_url) as theirs,
+        AsyncImages(API_KEY, base_url=server.base_url) as ours,
+        openai.AsyncOpenAI(api_key=API_KEY, base_url=server.base_url) as theirs,
     ):
         mine = [each async for each in ours.generate("a boat", stream=True)]
         opened = await theirs.images.generate(prompt="a boat", stream=True)
@@ -356,8 +356,8 @@ async def test_sample_json() -> None:
     }
     async with (
         RawServer(response(body)) as server,
-        AsyncImages(KEY, base_url=server.base_url) as ours,
-        openai.AsyncOpenAI(api_key=KEY, base_url=server.base_url) as theirs,
+        AsyncImages(API_KEY, base_url=server.base_url) as ours,
+        openai.AsyncOpenAI(api_key=API_KEY, base_url=server.base_url) as theirs,
     ):
         mine = await ours.generate("a boat")
         other = await theirs.images.generate(prompt="a boat")

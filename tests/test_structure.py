@@ -52,7 +52,7 @@ ONLY = {
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 RANK |= {"local": RANK["client"]}
 
-ASKS_THE_SURFACE = {"cli", "docs", "__main__", "pytest_plugin"}
+USES_THE_SURFACE = {"cli", "docs", "__main__", "pytest_plugin"}
 """Parts that may use the package as its users do."""
 
 IMPURE = {"aiohttp", "anyio", "asyncio", "io", "os", "pathlib", "random", "secrets", "select"}
@@ -128,7 +128,7 @@ def misplaced(module: str, tree: ast.AST) -> list[str]:
     """What a module imports against the direction of the map."""
     part = part_of(module)
     wrong = []
-    for other in map(part_of, ours(tree) - ({NAME} if part in ASKS_THE_SURFACE else set())):
+    for other in map(part_of, ours(tree) - ({NAME} if part in USES_THE_SURFACE else set())):
         below = RANK[other] < RANK[part] if part not in ONLY else other in ONLY[part]
         if other != part and not below:
             wrong.append(other)
@@ -201,7 +201,7 @@ def test_structure_has_no_cycles() -> None:
 @pytest.mark.parametrize("module", [name for name in MODULES if name != NAME])
 def test_structure_surface_is_not_imported(module: str) -> None:
     """Only the command imports the public surface."""
-    assert NAME not in ours(MODULES[module]) or part_of(module) in ASKS_THE_SURFACE
+    assert NAME not in ours(MODULES[module]) or part_of(module) in USES_THE_SURFACE
 
 
 @pytest.mark.parametrize("module", SANSIO)

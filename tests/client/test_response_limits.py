@@ -35,8 +35,8 @@ from tests.helpers.calls import (
     run_call,
 )
 from tests.helpers.raw_server import (
+    API_KEY,
     DONE,
-    KEY,
     PNG,
     End,
     RawServer,
@@ -54,7 +54,9 @@ MIB = 1024 * 1024
 async def client(raw_server: RawServer) -> AsyncIterator[AsyncImages]:
     """Limited to a MiB and ten seconds."""
     limits = Limits(max_response_bytes=MIB)
-    async with AsyncImages(KEY, base_url=raw_server.base_url, timeout=10, limits=limits) as client:
+    async with AsyncImages(
+        API_KEY, base_url=raw_server.base_url, timeout=10, limits=limits
+    ) as client:
         yield client
 
 
@@ -68,7 +70,7 @@ async def test_response_at_the_limit(raw_server: RawServer, streaming: bool) -> 
     for limit, fits in ((len(body), True), (len(body) - 1, False)):
         raw_server.reply_with(stream(body) if streaming else response(body))
         limits = Limits(max_response_bytes=limit)
-        async with AsyncImages(KEY, base_url=raw_server.base_url, limits=limits) as client:
+        async with AsyncImages(API_KEY, base_url=raw_server.base_url, limits=limits) as client:
             if fits:
                 _, result = await run_call(client, streaming)
                 assert result[0].content == PNG
@@ -120,8 +122,8 @@ async def test_gzip_bomb(streaming: bool) -> None:
     """A response that grows from half a MiB to 512 ends at the limit, with little memory."""
     limits = Limits(max_response_bytes=4 * MIB)
     async with (
-        LocalServer(api_key=KEY, light=True, delay=0) as server,
-        AsyncImages(KEY, base_url=server.base_url, limits=limits, timeout=20) as client,
+        LocalServer(api_key=API_KEY, light=True, delay=0) as server,
+        AsyncImages(API_KEY, base_url=server.base_url, limits=limits, timeout=20) as client,
     ):
         await client.generate("a boat")
         server.inject("gzip-bomb")
@@ -243,7 +245,7 @@ async def test_pings_do_not_extend_the_idle_limit(
     """Pings of any kind do not extend the idle limit; a later response is lost."""
     raw_server.reply_with([*open_stream(*[ping] * 50), End.HOLD])
     timeout = Timeout(total=20, idle=0.2)
-    async with AsyncImages(KEY, base_url=raw_server.base_url, timeout=timeout) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url, timeout=timeout) as client:
         error = await failure(RequestTimeoutError, client, streaming)
     assert (error.limit, error.phase, error.billing) == ("idle", "body", "unknown")
     await raw_server.wait_disconnected()
@@ -252,11 +254,11 @@ async def test_pings_do_not_extend_the_idle_limit(
 @in_both_modes
 async def test_endless_pings_that_count(streaming: bool) -> None:
     """With `pings_count`, pings extend the idle limit but neither the total nor the size limit."""
-    async with LocalServer(api_key=KEY, light=True, delay=0) as server:
+    async with LocalServer(api_key=API_KEY, light=True, delay=0) as server:
         timeout = Timeout(total=20, idle=0.2, pings_count=True)
         limits = Limits(max_response_bytes=1000)
         async with AsyncImages(
-            KEY, base_url=server.base_url, timeout=timeout, limits=limits
+            API_KEY, base_url=server.base_url, timeout=timeout, limits=limits
         ) as client:
             server.inject("endless-pings=0.005")
             error = await failure(ResponseError, client, streaming)
@@ -327,7 +329,7 @@ async def test_headers_of_a_borrowed_session_stay_with_the_api(raw_server: RawSe
         secrets = {"X-Api-Key": "hush", "Authorization": "Bearer hush"}
         async with (
             aiohttp.ClientSession(headers=secrets) as session,
-            AsyncImages(KEY, base_url=raw_server.base_url, session=session) as client,
+            AsyncImages(API_KEY, base_url=raw_server.base_url, session=session) as client,
         ):
             (image,) = await client.generate("a boat")
             assert await image.read() == PNG

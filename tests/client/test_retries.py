@@ -29,7 +29,7 @@ from tests.helpers.calls import (
     run_call,
 )
 from tests.helpers.raw_server import (
-    KEY,
+    API_KEY,
     End,
     RawServer,
     Reply,
@@ -57,7 +57,7 @@ async def test_idempotency_key(
 @in_both_modes
 async def test_idempotency_off(raw_server: RawServer, streaming: bool) -> None:
     """With `off` no idempotency key is sent."""
-    async with AsyncImages(KEY, base_url=raw_server.base_url, idempotency="off") as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url, idempotency="off") as client:
         await run_call(client, streaming)
     assert "idempotency-key" not in raw_server.requests[0].headers
 
@@ -203,7 +203,7 @@ async def test_retries_are_counted(raw_server: RawServer, retries: int, streamin
     """The number of retries holds for the client or a call; then the last error is raised."""
     raw_server.reply_with(BUSY)
     policy = RetryPolicy(retries, initial_backoff=0)
-    async with AsyncImages(KEY, base_url=raw_server.base_url, retry=policy) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url, retry=policy) as client:
         error = await failure(RateLimitError, client, streaming)
         assert error.attempts == len(raw_server.requests) == retries + 1
         await failure(RateLimitError, client, streaming, retry=0)
@@ -229,7 +229,9 @@ async def test_retry_after(
     seen = Delays()
     raw_server.reply_with(error_response(429, **headers), GOOD)
     retry = RetryPolicy(initial_backoff=100, max_backoff=100)
-    async with AsyncImages(KEY, base_url=raw_server.base_url, hooks=[seen], retry=retry) as client:
+    async with AsyncImages(
+        API_KEY, base_url=raw_server.base_url, hooks=[seen], retry=retry
+    ) as client:
         _, result = await run_call(client, streaming)
     assert seen.delays == [delay]
     assert result.meta.elapsed >= delay
@@ -239,7 +241,7 @@ async def test_retry_after(
 async def test_retry_after_that_is_too_long(raw_server: RawServer, streaming: bool) -> None:
     """A Retry-After beyond the policy or the deadline is not waited for but reported."""
     raw_server.reply_with(error_response(429, Retry_After="121"))
-    async with AsyncImages(KEY, base_url=raw_server.base_url) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url) as client:
         error = await failure(RateLimitError, client, streaming)
         assert error.retry_after == 121.0
         raw_server.reply_with(error_response(429, Retry_After="30"))
@@ -253,7 +255,9 @@ async def test_backoff_grows(raw_server: RawServer) -> None:
     seen = Delays()
     raw_server.reply_with(BUSY)
     policy = RetryPolicy(6, initial_backoff=0.001, max_backoff=0.004)
-    async with AsyncImages(KEY, base_url=raw_server.base_url, hooks=[seen], retry=policy) as client:
+    async with AsyncImages(
+        API_KEY, base_url=raw_server.base_url, hooks=[seen], retry=policy
+    ) as client:
         await failure(RateLimitError, client)
     assert len(seen.delays) == 6
     for delay, most in zip(seen.delays, (0.001, 0.002, 0.004, 0.004, 0.004, 0.004), strict=True):
@@ -265,7 +269,7 @@ async def test_retry_budget(raw_server: RawServer) -> None:
     """All calls of a client and its views share a number of retries; a success returns one."""
     raw_server.reply_with(BUSY)
     policy = RetryPolicy(2, initial_backoff=0, budget=3)
-    async with AsyncImages(KEY, base_url=raw_server.base_url, retry=policy) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url, retry=policy) as client:
         view = client.with_options(headers={"X-A": "b"})
         tries = [(await failure(RateLimitError, each)).attempts for each in (client, view, client)]
         assert tries == [3, 2, 1]
@@ -281,7 +285,7 @@ async def test_unreachable_server_is_retried(raw_server: RawServer, streaming: b
     seen = Delays()
     async with RawServer() as gone:
         base_url = gone.base_url
-    async with AsyncImages(KEY, base_url=base_url, hooks=[seen], retry=QUICK) as client:
+    async with AsyncImages(API_KEY, base_url=base_url, hooks=[seen], retry=QUICK) as client:
         error = await failure(ConnectError, client, streaming)
     assert error.attempts == seen.attempts == 3
     assert (error.phase, error.billing) == ("connect", "not_sent")
@@ -290,9 +294,9 @@ async def test_unreachable_server_is_retried(raw_server: RawServer, streaming: b
 
 async def test_host_that_does_not_exist() -> None:
     """A host name that does not resolve is a ConnectError that says so."""
-    async with AsyncImages(KEY, base_url="http://nobody.invalid/v1", retry=0) as client:
+    async with AsyncImages(API_KEY, base_url="http://unknown.invalid/v1", retry=0) as client:
         error = await failure(ConnectError, client)
-    assert "nobody.invalid" in str(error)
+    assert "unknown.invalid" in str(error)
     assert error.billing == "not_sent"
 
 
@@ -300,7 +304,7 @@ async def test_server_without_tls(raw_server: RawServer) -> None:
     """TLS that fails is a ConnectError."""
     raw_server.reply_with([b"HTTP/1.1 400 no TLS\r\n\r\n", End.CLOSE])
     base_url = raw_server.base_url.replace("http:", "https:")
-    async with AsyncImages(KEY, base_url=base_url, retry=0) as client:
+    async with AsyncImages(API_KEY, base_url=base_url, retry=0) as client:
         server_ends = asyncio.ensure_future(_close_connections(raw_server))
         error = await failure(ConnectError, client)
         await server_ends
@@ -327,7 +331,7 @@ async def test_no_retry_after_a_delivered_event(raw_server: RawServer, read: int
     """A stream that breaks after an event is not retried, even with replay."""
     raw_server.reply_with([*open_stream(PARTIAL, PARTIAL), End.RESET])
     async with AsyncImages(
-        KEY, base_url=raw_server.base_url, idempotency="replay", retry=QUICK
+        API_KEY, base_url=raw_server.base_url, idempotency="replay", retry=QUICK
     ) as client:
         async with client.generate("a boat", stream=True) as stream:
             for _ in range(read):

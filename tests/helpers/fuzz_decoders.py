@@ -38,7 +38,7 @@ from elkimg_async.sansio.sse import SSEDecoder
 # the data of an event of `SSEDecoder`, which itself raises none, and `ImagesDecoder.next_event`.
 JSON_ERRORS = (InvalidJSON,)
 EVENT_DATA_ERRORS = (InvalidJSON,)
-ANSWER_ERRORS = (APIError, EmptyResultError, ResponseError, StreamIncompleteError)
+BODY_ERRORS = (APIError, EmptyResultError, ResponseError, StreamIncompleteError)
 
 MAX_BYTES = 1 << 16
 BROKEN = "broken"
@@ -313,7 +313,7 @@ def check_body(chunks: Iterable[bytes], *, stream: bool) -> None:
             _take(decoder, given)
         decoder.finish()
         _take(decoder, given)
-    except ANSWER_ERRORS as error:
+    except BODY_ERRORS as error:
         failure = error
     if failure is not None:
         assert failure is decoder.failure

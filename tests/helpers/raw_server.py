@@ -2,7 +2,7 @@
 
     busy = response({"error": "busy"}, status=429)
     async with RawServer(busy, [HEAD, b"da", b"ta", End.CLOSE]) as server:
-        client = AsyncImages(KEY, base_url=server.base_url)
+        client = AsyncImages(API_KEY, base_url=server.base_url)
 
 Each request gets the next reply; the last reply is for all that follow.
 """
@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import msgspec
 
-KEY = "sk-raw-0123456789abcdef"
+API_KEY = KEY = "sk-raw-0123456789abcdef"
 REQUEST_ID = "raw-request"
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
 JPEG = b"\xff\xd8\xff" + bytes(range(256))

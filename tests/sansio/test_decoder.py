@@ -1,4 +1,4 @@
-"""The body of an answer in every shape, whole and in pieces."""
+"""The body of an json_body in every shape, whole and in pieces."""
 
 import base64
 import json
@@ -113,7 +113,7 @@ def b64(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-def answer(*items: Any, **more: Any) -> str:
+def json_body(*items: Any, **more: Any) -> str:
     return json.dumps({"created": 1710000000, "data": list(items), **more})
 
 
@@ -150,7 +150,7 @@ READ_USAGE = Usage(
 @pytest.mark.parametrize("indent", [None, 1])
 def test_body_json(before: str, indent: int | None, stream: bool) -> None:
     """The images of a JSON body are completed events, stream requested or not, blanks or not."""
-    body = json.loads(answer(item(ONE), item(TWO, revised_prompt="p"), usage=USAGE, size="1x1"))
+    body = json.loads(json_body(item(ONE), item(TWO, revised_prompt="p"), usage=USAGE, size="1x1"))
     found = outcome(before + json.dumps(body, indent=indent) + before, stream=stream)
     assert found.images == found.given == [ONE, TWO]
     assert found.response is not None
@@ -170,7 +170,7 @@ def test_body_json(before: str, indent: int | None, stream: bool) -> None:
 
 def test_body_json_after_a_byte_order_mark() -> None:
     """A byte order mark before JSON or a page changes nothing, however it is cut."""
-    body = json.dumps(json.loads(answer(item(ONE))), indent=1).encode()
+    body = json.dumps(json.loads(json_body(item(ONE))), indent=1).encode()
     for before in (BOM, b" \n" + BOM, BOM + b"\n "):
         found = outcome(before + body)
         assert found.images == [ONE]
@@ -198,7 +198,7 @@ def test_body_json_after_a_byte_order_mark() -> None:
 )
 def test_body_json_item(value: dict[str, Any], images: list[Any]) -> None:
     """An item is its base64 where it has some, else its URL, and a `data:` URL is bytes."""
-    assert outcome(answer(value)).images == images
+    assert outcome(json_body(value)).images == images
     assert outcome(json.dumps(value)).images == images
     assert outcome(json.dumps({"data": value})).images == images
     assert outcome(json.dumps([value])).images == images
@@ -229,8 +229,8 @@ EMPTY: list[Any] = [
         '{"data":""}',
         '{"data":{}}',
         '{"error":null,"data":[]}',
-        *(answer(value) for value in EMPTY),
-        answer(*EMPTY),
+        *(json_body(value) for value in EMPTY),
+        json_body(*EMPTY),
     ],
 )
 def test_body_json_without_an_image(body: str, stream: bool) -> None:
@@ -244,7 +244,7 @@ def test_body_json_without_an_image(body: str, stream: bool) -> None:
 def test_body_json_with_an_empty_slot(empty: Any, caplog: pytest.LogCaptureFixture) -> None:
     """Empty slots among images are left out, with a line in the log."""
     with caplog.at_level(logging.WARNING, "elkimg_async"):
-        found = Outcome([answer(empty, item(ONE), empty, item(TWO)).encode()], stream=False)
+        found = Outcome([json_body(empty, item(ONE), empty, item(TWO)).encode()], stream=False)
     assert found.images == found.given == [ONE, TWO]
     assert len(caplog.records) == 1
     assert "2" in caplog.text
@@ -252,7 +252,7 @@ def test_body_json_with_an_empty_slot(empty: Any, caplog: pytest.LogCaptureFixtu
 
 def test_body_json_with_one_image_corrupt() -> None:
     """One corrupt image of several is an error that carries the good ones and names the bad one."""
-    body = answer(item(ONE), {"b64_json": "AAAA!AAA"}, item(THREE))
+    body = json_body(item(ONE), {"b64_json": "AAAA!AAA"}, item(THREE))
     for stream in (False, True):
         found = failure(body, stream=stream)
         assert type(found) is ResponseError
@@ -262,8 +262,8 @@ def test_body_json_with_one_image_corrupt() -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_body_json_truncated(stream: bool) -> None:
-    """A JSON answer that ends anywhere but at its end is an error, with its beginning as text."""
-    body = answer(item(ONE), usage=USAGE).encode()
+    """A JSON json_body that ends anywhere but at its end is an error, with its beginning as text."""
+    body = json_body(item(ONE), usage=USAGE).encode()
     for end in range(1, len(body)):
         for chunks in ([body[:end]], one_by_one(body[:end])):
             found = Outcome(chunks, stream=stream)
@@ -352,7 +352,7 @@ def test_body_json_side_data_never_costs_an_image(spoilt: str) -> None:
 )
 def test_body_usage(usage: Any, expected: Usage | None) -> None:
     """Usage is read in its own and in chat spelling, and what is missing or nonsense is None."""
-    for body in (answer(item(ONE), usage=usage), frame(COMPLETED, ONE, usage=usage)):
+    for body in (json_body(item(ONE), usage=usage), frame(COMPLETED, ONE, usage=usage)):
         found = outcome(body, exhaustive=False)
         assert found.response is not None
         assert repr(found.response.usage) == repr(expected)  # 2 and 2.0 are not the same here
@@ -397,7 +397,7 @@ def test_body_blank(body: bytes) -> None:
 @pytest.mark.parametrize("body", ["upstream timeout", "OK", "null", '"oops"', "12", "error: x\n"])
 @pytest.mark.parametrize("before", ["", "\n ", "\ufeff", "\n\ufeff\n "])
 def test_body_text(before: str, body: str) -> None:
-    """Text that is no answer at all is an error that shows it, where no stream was asked for."""
+    """Text that is no json_body at all is an error that shows it, where no stream was asked for."""
     found = failure(before + body, stream=False)
     assert type(found) is ResponseError
     assert found.body is not None
@@ -407,7 +407,7 @@ def test_body_text(before: str, body: str) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     "body",
-    [answer(item(ONE)), frame(COMPLETED, ONE), "<html>" + "x" * 99, " " * 99, ": ping\n" * 9],
+    [json_body(item(ONE)), frame(COMPLETED, ONE), "<html>" + "x" * 99, " " * 99, ": ping\n" * 9],
 )
 def test_body_over_the_limit(body: str, stream: bool) -> None:
     """A body over the limit is an error that names the limit and the option."""
@@ -531,8 +531,8 @@ def test_body_stream_usage_only_frame() -> None:
 
 
 def test_body_stream_of_a_json_answer() -> None:
-    """A whole JSON answer in one event is taken as such."""
-    found = outcome(f"data: {answer(item(ONE), item(TWO), usage=USAGE)}\n\ndata: [DONE]\n\n")
+    """A whole JSON json_body in one event is taken as such."""
+    found = outcome(f"data: {json_body(item(ONE), item(TWO), usage=USAGE)}\n\ndata: [DONE]\n\n")
     assert found.images == found.given == [ONE, TWO]
     assert found.response is not None
     assert (found.response.usage, found.response.created) == (READ_USAGE, 1710000000)
@@ -540,7 +540,7 @@ def test_body_stream_of_a_json_answer() -> None:
 
 def test_body_stream_of_several_json_answers() -> None:
     """JSON answers in several events, or beside typed ones, all count in the response."""
-    body = f"data: {answer(item(ONE), usage=USAGE)}\n\ndata: {answer(item(TWO))}\n\n"
+    body = f"data: {json_body(item(ONE), usage=USAGE)}\n\ndata: {json_body(item(TWO))}\n\n"
     found = outcome(body)
     assert found.given == [ONE, TWO]
     assert found.images == [ONE, TWO]
@@ -677,7 +677,7 @@ def test_body_stream_with_crlf(stream: bool) -> None:
         assert outcome(body.encode().replace(b"\n", end), stream=stream).given == [ONE, TWO]
 
 
-# Errors inside a good answer
+# Errors inside a good json_body
 
 ERRORS: list[tuple[Any, type[APIError], str | None]] = [
     (
@@ -708,7 +708,7 @@ ERRORS: list[tuple[Any, type[APIError], str | None]] = [
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("value", "cls", "code"), ERRORS)
 def test_body_error_inside(value: Any, cls: type[APIError], code: str | None, stream: bool) -> None:
-    """An error inside an answer is one as JSON, as an event and as a bare line after a ping."""
+    """An error inside an json_body is one as JSON, as an event and as a bare line after a ping."""
     text = json.dumps(value)
     for body in (
         text,
@@ -849,13 +849,13 @@ def test_body_events_as_they_come() -> None:
 # Fuzz
 
 SEEDS = [
-    answer(item(ONE), item(TWO), usage=USAGE),
-    answer({"url": "data:image/png;base64," + b64(ONE)}, {"url": "https://x/1"}),
+    json_body(item(ONE), item(TWO), usage=USAGE),
+    json_body({"url": "data:image/png;base64," + b64(ONE)}, {"url": "https://x/1"}),
     json.dumps({"error": {"message": "no", "code": "x", "type": "y", "param": None}}),
     PINGS + frame(PARTIAL, ONE, partial_image_index=0) + frame(COMPLETED, TWO, usage=USAGE),
     frame(None, ONE, name=COMPLETED) + "data: [DONE]\n\n",
     ': PING\n\n{"error":{"message":"no"}}\n',
-    f"data: {answer(item(ONE))}\r\n\r\nevent: error\r\ndata: no\r\n\r\n",
+    f"data: {json_body(item(ONE))}\r\n\r\nevent: error\r\ndata: no\r\n\r\n",
 ]
 TOKENS = [b'"', b"\\", b"{", b"}", b"[", b"]", b":", b",", b"\n", b"\r", b"\n\n", b"=", b"1", b"-"]
 TOKENS += [
@@ -907,7 +907,7 @@ def sound(body: bytes, chunks: list[bytes], *, stream: bool) -> None:
     stream=st.booleans(),
 )
 def test_body_mutated(seed: str, edits: list[Any], where: list[int], stream: bool) -> None:
-    """A damaged answer ends as images or as one of our errors, the same on any split."""
+    """A damaged json_body ends as images or as one of our errors, the same on any split."""
     body = bytearray(seed.encode())
     for place, token, length in edits:
         body[place : place + length] = token
@@ -967,7 +967,7 @@ json_values = st.recursive(
     name=st.sampled_from(["", "error", COMPLETED, PARTIAL, "x"]),
 )
 def test_body_of_any_values(values: list[Any], name: str) -> None:
-    """Any JSON values, as an answer or as events, end as images or as one of our errors."""
+    """Any JSON values, as an json_body or as events, end as images or as one of our errors."""
     text = json.dumps(values[0]).encode()
     sound(text, one_by_one(text), stream=False)
     event = f"event: {name}\n" if name else ""

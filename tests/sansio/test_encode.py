@@ -54,7 +54,7 @@ def test_generate_stream_is_a_boolean() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "stream", "asked", "expected"),
+    ("model", "stream", "requested", "expected"),
     [
         (None, True, None, 1),
         ("gpt-image-1", True, None, 1),
@@ -69,10 +69,10 @@ def test_generate_stream_is_a_boolean() -> None:
     ],
 )
 def test_generate_partial_images(
-    model: str | None, stream: bool, asked: int | None, expected: int | None
+    model: str | None, stream: bool, requested: int | None, expected: int | None
 ) -> None:
     """A stream from a GPT image model requests one partial image by default."""
-    assert sent(stream, model=model, partial_images=asked).get("partial_images") == expected
+    assert sent(stream, model=model, partial_images=requested).get("partial_images") == expected
 
 
 def test_generate_extra_body_wins() -> None:

@@ -116,17 +116,17 @@ class Decoders(RuleBasedStateMachine):
                 body.finish()
 
     @rule()
-    def ask_for_events(self) -> None:
+    def read_events(self) -> None:
         decoders: list[SSEDecoder | ImagesDecoder] = [self.sse, *self.bodies]
         for decoder in decoders:
-            with contextlib.suppress(*fuzz.ANSWER_ERRORS):
+            with contextlib.suppress(*fuzz.BODY_ERRORS):
                 while (event := decoder.next_event()) is not None:
                     self.seen.append(event)
 
     # What holds
 
     @invariant()
-    def gives_each_event_once(self) -> None:
+    def returns_each_event_once(self) -> None:
         assert len({id(event) for event in self.seen}) == len(self.seen)
 
     @invariant()
@@ -137,7 +137,7 @@ class Decoders(RuleBasedStateMachine):
     def failure_is_final(self) -> None:
         for body in self.bodies:
             if body.failure is not None and not body.events:
-                with pytest.raises(fuzz.ANSWER_ERRORS) as caught:
+                with pytest.raises(fuzz.BODY_ERRORS) as caught:
                     body.next_event()
                 assert caught.value is body.failure
 

@@ -260,16 +260,22 @@ def spellings(draw: st.DrawFn) -> bytes:
     if random.random() < 0.3:
         text = text.rstrip("=")
     rate = random.choice([0, 0, 0.02, 0.3])
-    return "".join(respelled(letter, rate, random) for letter in text).encode()
+    return "".join(respelled(character, rate, random) for character in text).encode()
 
 
-def respelled(letter: str, rate: float, random: Random) -> str:
+def respelled(character: str, rate: float, random: Random) -> str:
     if random.random() >= rate:
-        return letter
-    code = f"{ord(letter):04x}"
-    ways = [rf"\u{code}", rf"\u{code.upper()}", " " + letter, "\n" + letter, r"\n" + letter]
+        return character
+    code = f"{ord(character):04x}"
+    ways = [
+        rf"\u{code}",
+        rf"\u{code.upper()}",
+        " " + character,
+        "\n" + character,
+        r"\n" + character,
+    ]
     more = {"/": [r"\/", "_"], "+": ["-"]}
-    return random.choice(ways + 5 * more.get(letter, []))
+    return random.choice(ways + 5 * more.get(character, []))
 
 
 prefixes = st.sampled_from([b"", b"", b"", *PREFIXES.values()])

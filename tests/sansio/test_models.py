@@ -23,7 +23,7 @@ from elkimg_async.hooks import Record, RequestFinished, RequestStarted
 from elkimg_async.local import LocalServer
 from elkimg_async.sansio.model_rules import MODELS
 from elkimg_async.sansio.models import ModelsDecoder, read_models
-from tests.helpers.raw_server import KEY, End, RawServer, Reply, head, response
+from tests.helpers.raw_server import API_KEY, End, RawServer, Reply, head, response
 
 FAST = RetryPolicy(initial_backoff=0)
 ONE = {"id": "gpt-image-1.5", "owned_by": "openai", "created": 7}
@@ -137,13 +137,13 @@ def test_decoder_in_any_split() -> None:
         [head(200, Content_Length="100"), End.RESET],
         [End.CLOSE],
     ],
-    ids=["500", "502", "cut", "reset", "no-answer"],
+    ids=["500", "502", "cut", "reset", "no-response"],
 )
 async def test_models_are_retried(failure: Reply) -> None:
     """A list costs nothing, so it is retried even where an image would not be."""
     async with (
         RawServer(failure, LIST) as raw_server,
-        AsyncImages(KEY, base_url=raw_server.base_url, retry=FAST) as client,
+        AsyncImages(API_KEY, base_url=raw_server.base_url, retry=FAST) as client,
     ):
         models = await client.models()
         assert [model.id for model in models] == ["gpt-image-1.5"]
@@ -156,7 +156,7 @@ async def test_models_failures_cost_nothing() -> None:
     cut: Reply = [head(200, Content_Length="100"), End.CLOSE]
     async with (
         RawServer() as raw_server,
-        AsyncImages(KEY, base_url=raw_server.base_url, retry=0) as client,
+        AsyncImages(API_KEY, base_url=raw_server.base_url, retry=0) as client,
     ):
         replies: list[tuple[Reply, type[ElkImagesError], str]] = [
             (page, ResponseError, "not_sent"),
@@ -176,7 +176,7 @@ async def test_models_limits() -> None:
     async with (
         RawServer([head(200), b'{"data": [', End.HOLD]) as raw_server,
         AsyncImages(
-            KEY, base_url=raw_server.base_url, limits=Limits(max_response_bytes=5)
+            API_KEY, base_url=raw_server.base_url, limits=Limits(max_response_bytes=5)
         ) as client,
     ):
         with pytest.raises(ResponseError, match="longer than 5 bytes"):
@@ -193,7 +193,7 @@ async def test_models_hooks_and_headers() -> None:
     seen: list[Record] = []
     async with (
         RawServer(LIST) as raw_server,
-        AsyncImages(KEY, base_url=raw_server.base_url, hooks=[seen.append]) as client,
+        AsyncImages(API_KEY, base_url=raw_server.base_url, hooks=[seen.append]) as client,
     ):
         models = await client.models(extra_headers={"X-Team": "birds"})
         assert raw_server.requests[0].headers["x-team"] == "birds"

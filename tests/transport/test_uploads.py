@@ -13,7 +13,7 @@ from elkimg_async import AsyncImages, EditRequest, ImageReference, InvalidReques
 from elkimg_async.sansio.image_headers import MAX_SHOWN, InputImage
 from elkimg_async.transport.uploads import build_edit, open_image, open_images
 from tests.helpers.calls import GOOD
-from tests.helpers.raw_server import KEY, RawServer
+from tests.helpers.raw_server import API_KEY, RawServer
 from tests.local.test_edits import mask, noise_image
 from tests.test_edit import parsed
 
@@ -25,7 +25,7 @@ DATA = f"data:image/png;base64,{TEXT}"
 
 @pytest.fixture
 async def client(raw_server: RawServer) -> AsyncIterator[AsyncImages]:
-    async with AsyncImages(KEY, base_url=raw_server.base_url) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url) as client:
         yield client
 
 
