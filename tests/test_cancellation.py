@@ -38,7 +38,7 @@ HALF = [head(200, Content_Length="1000"), b'{"data": [{"b64_json": "iVBOR', End.
 
 @pytest.fixture(autouse=True)
 async def no_task_is_left() -> AsyncIterator[None]:
-    """No test leaves a task behind."""
+    """Check that a test leaves no task behind."""
     before = running()
     yield
     await until(lambda: running() <= before)
@@ -51,19 +51,19 @@ async def client(raw_server: RawServer) -> AsyncIterator[AsyncImages]:
 
 
 def running() -> "set[asyncio.Task[Any]]":
-    """The tasks of this loop, without those of the test runner."""
+    """Return the tasks of this loop, without those of the test runner."""
     return {task for task in asyncio.all_tasks() if "TestRunner" not in repr(task.get_coro())}
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Let the loop run until `condition` holds."""
+    """Run the loop until `condition` holds."""
     async with asyncio.timeout(5):
         while not condition():
             await asyncio.sleep(0)
 
 
 async def cancel(task: "asyncio.Task[Any]") -> None:
-    """Cancel, and see it end by that, at once and without a look at the key."""
+    """Cancel a task; check that it ends at once, without another use of the API key."""
     task.cancel()
     async with asyncio.timeout(5):
         with pytest.raises(asyncio.CancelledError) as caught:
@@ -72,7 +72,7 @@ async def cancel(task: "asyncio.Task[Any]") -> None:
 
 
 async def check_works(client: AsyncImages, raw_server: RawServer) -> None:
-    """The same client makes the next calls, on a single new connection."""
+    """Check that the client makes further calls, on a single new connection."""
     raw_server.reply_with(GOOD)
     accepted = raw_server.accepted
     for streaming in (False, True):
@@ -170,7 +170,7 @@ async def test_call_cancelled_while_connecting(streaming: bool) -> None:
 
 
 def open_sockets() -> set[str]:
-    """The sockets of this process."""
+    """Return the sockets of this process."""
     links = set()
     for link in Path("/proc/self/fd").iterdir():
         try:
@@ -237,7 +237,7 @@ async def test_call_cancelled_while_waiting_for_the_response(
 def begin(
     client: AsyncImages, streaming: bool, **options: Any
 ) -> "tuple[asyncio.Task[ImagesResponse], Any]":
-    """A call as a task, and the object in which it goes on."""
+    """Return a running call, and the object that holds its phase."""
     if streaming:
         stream = client.generate("a boat", stream=True, **options)
         return asyncio.create_task(stream.result()), stream._source
@@ -293,7 +293,7 @@ async def test_left_between_events(client: AsyncImages, raw_server: RawServer) -
 
 @in_both_modes
 async def test_waiting_for_the_retry(raw_server: RawServer, streaming: bool) -> None:
-    """A call that waits before its next attempt makes none."""
+    """A call cancelled before its next attempt does not start it."""
     scheduled = asyncio.Event()
 
     def hook(record: Record) -> None:

@@ -46,7 +46,7 @@ def test_timeout_defaults() -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_timeout_set(stream: bool) -> None:
-    """A limit that is set holds in both modes, infinity included."""
+    """A limit that is set applies in both modes, infinity included."""
     limits = Timeout(total=1, connect=2, first_byte=3, idle=math.inf, download=5).limits(
         stream=stream
     )
@@ -64,7 +64,7 @@ def test_timeout_wrong(name: str, value: Any) -> None:
 
 
 def test_timeout_from_a_number() -> None:
-    """A number is the total, which no other default cuts short; None is the default."""
+    """A number is the total, and no default is shorter; None is the default."""
     for seconds in (5, 900, math.inf):
         for stream in (False, True):
             limits = make_timeout(seconds).limits(stream=stream)
@@ -97,7 +97,7 @@ def test_retry_defaults() -> None:
 
 
 def test_retry_from_a_number() -> None:
-    """A number is how many retries, None the default, and a policy itself."""
+    """A number is that of retries, and None is the default."""
     assert make_retry(0) == RetryPolicy(max_retries=0)
     assert make_retry(None) == RetryPolicy()
     given = RetryPolicy(7)
@@ -154,7 +154,7 @@ def test_limits_default() -> None:
 
 
 def test_timeout_of_other_libraries() -> None:
-    """A timedelta, and a Timeout of httpx or openai, mean what they mean there."""
+    """A timedelta, and a Timeout of httpx or openai, keep their meaning."""
     assert make_timeout(timedelta(minutes=2)) == make_timeout(120)
     for timeout in (httpx.Timeout(60, connect=5.0), openai.Timeout(60, connect=5.0)):
         limits = make_timeout(timeout).limits(stream=False)
@@ -211,7 +211,7 @@ def test_options_of_openai() -> None:
     ],
 )
 def test_base_url_wrong(url: str, problem: str) -> None:
-    """A base URL that cannot work is rejected, with an example of a correct one."""
+    """An invalid base URL is rejected, with a valid example."""
     with pytest.raises(ConfigurationError, match=problem) as caught:
         AsyncImages(API_KEY, base_url=url)
     assert DEFAULT_BASE_URL in str(caught.value)
@@ -251,7 +251,7 @@ def test_base_url_with_a_query(url: str, address: str, query: str) -> None:
 
 
 def test_query_merges() -> None:
-    """The client's query adds to that of the base URL, a view's to both; None is left out."""
+    """The client's query is added to that of the base URL, and a view's to both; None is omitted."""
     client = AsyncImages(
         API_KEY, base_url="https://host/v1?a=1&b=2", query={"b": 3, "c": None, "d": True}
     )
@@ -265,7 +265,7 @@ def test_query_merges() -> None:
 
 @pytest.mark.parametrize("query", ["a=1", [("a", 1)], {1: "a"}, {"a": {}}, {"a": [b"x"]}], ids=repr)
 def test_query_wrong(query: Any) -> None:
-    """A query that cannot be written is rejected when the client is created."""
+    """A query that cannot be encoded is rejected when the client is created."""
     with pytest.raises(ConfigurationError, match="query"):
         AsyncImages(API_KEY, query=query)
 

@@ -1,4 +1,4 @@
-"""The API key: where it comes from, what is accepted, and that no text shows it."""
+"""The API key: its sources, its checks, and that no text shows it."""
 
 import asyncio
 import copy
@@ -37,7 +37,7 @@ def test_default_api_key_missing(monkeypatch: pytest.MonkeyPatch, value: str | N
 
 @pytest.mark.parametrize("api_key", ["sk\n-x", "sk x", "sk-ключ", "sk-\x00", "sk-\u200b"])
 def test_api_key_with_impossible_characters(api_key: str) -> None:
-    """An API key that no header can hold is rejected at once, and not shown."""
+    """An API key that does not fit into a header is rejected, and not shown."""
     with pytest.raises(ConfigurationError, match="characters that no API key has") as caught:
         AsyncImages(api_key)
     assert api_key not in str(caught.value)
@@ -135,7 +135,7 @@ async def test_resolve_api_key_failures() -> None:
 
 
 def test_secret_does_not_print() -> None:
-    """No usual way to make text of a secret shows it."""
+    """No usual conversion of a secret to text shows it."""
     secret = make_api_key(API_KEY)
     assert secret.reveal() == API_KEY
     for text in (repr(secret), str(secret), f"{secret}", f"{secret!r:>40}", "%s" % secret):  # noqa: UP031
@@ -147,7 +147,7 @@ def test_secret_does_not_print() -> None:
 
 
 def test_secret_does_not_pickle() -> None:
-    """A secret does not leave the process by pickle or copy."""
+    """A secret cannot be pickled or copied."""
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         with pytest.raises(TypeError, match="cannot be pickled"):
             pickle.dumps(make_api_key(API_KEY), protocol)
@@ -166,7 +166,7 @@ def test_secret_does_not_pickle() -> None:
     ],
 )
 def test_secret_redacts(value: Any) -> None:
-    """A value of the same shape comes back without the secret anywhere in it."""
+    """A value keeps its shape, with the secret removed everywhere."""
     redacted = Secret(API_KEY).redact(value)
     assert type(redacted) is type(value)
     assert API_KEY not in repr(redacted)
@@ -175,5 +175,5 @@ def test_secret_redacts(value: Any) -> None:
 
 @pytest.mark.parametrize("value", [None, 3, 1.5, True, "other text", {"a": ["b", 1]}, []])
 def test_secret_leaves_the_rest(value: Any) -> None:
-    """A value that does not hold the secret stays as it is."""
+    """A value without the secret is unchanged."""
     assert Secret(API_KEY).redact(value) == value

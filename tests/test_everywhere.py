@@ -1,4 +1,4 @@
-"""One client in several loops, threads and forks, closed in every way or not at all."""
+"""One client in several loops, threads and forks, closed in different ways or never."""
 
 import asyncio
 import gc
@@ -70,7 +70,7 @@ def run_script(tmp_path: Path, script: str, *arguments: str) -> "subprocess.Comp
 
 
 def test_threads_at_once(threaded_server: LocalServer) -> None:
-    """Threads, each with successive loops, share one client; each loop closes what it opened."""
+    """Threads with successive loops share one client; each loop closes its own connections."""
     client = AsyncImages(API_KEY, base_url=threaded_server.base_url)
     threads, loops = 6, 3
     barrier = threading.Barrier(threads)
@@ -94,7 +94,7 @@ def test_threads_at_once(threaded_server: LocalServer) -> None:
 
 
 def test_closing_while_threads_generate(threaded_server: LocalServer) -> None:
-    """Closing in one thread ends the calls of others cleanly, and their loops go on."""
+    """Closing in one thread ends the calls of others, and their loops continue."""
     client = AsyncImages(API_KEY, base_url=threaded_server.base_url, retry=0)
     threaded_server.inject(*["stall-headers"] * 3)
     barrier = threading.Barrier(4)
@@ -219,7 +219,7 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("way", ["within", "after", "kept"])
 def test_never_closed(threaded_server: LocalServer, tmp_path: Path, way: str) -> None:
-    """A client that is never closed is one ResourceWarning that names the line which created it."""
+    """A client that is never closed is one ResourceWarning with the line that created it."""
     done = run_script(tmp_path, FORGOTTEN, API_KEY, threaded_server.base_url, way)
     assert done.returncode == 0
     assert done.stderr.count("Warning:") == done.stderr.count("ResourceWarning:") <= 2

@@ -63,7 +63,7 @@ class Collector:
         return [type(record) for record in self.records]
 
     def one(self, kind: type) -> Any:
-        """The only record of its kind."""
+        """The only record of this type."""
         (record,) = (record for record in self.records if type(record) is kind)
         return record
 
@@ -71,7 +71,7 @@ class Collector:
 async def make_call(
     collector: Collector, *replies: Reply, streaming: bool = False, **options: Any
 ) -> None:
-    """One call to a server with these replies, read to its end."""
+    """Make one call to a server with these replies, and read it to its end."""
     async with (
         RawServer(*replies) as server,
         AsyncImages(API_KEY, base_url=server.base_url, hooks=[collector], **options) as client,

@@ -1,4 +1,4 @@
-"""`Image`: what it knows of its bytes, and reading, saving and downloading them."""
+"""`Image`: properties of its bytes, and reading, saving and downloading them."""
 
 import asyncio
 import base64
@@ -79,7 +79,7 @@ def test_media_type(media_type: str, content: bytes) -> None:
     ],
 )
 def test_media_type_of_other_bytes(content: bytes, media_type: str) -> None:
-    """Other spellings are known, and other data is not taken for an image."""
+    """Other brands of formats are recognized, and other data is not an image."""
     assert media_type_of(content) == media_type
 
 
@@ -100,7 +100,7 @@ def test_b64_json_round_trip(content: bytes) -> None:
 
 
 def test_image_that_is_only_a_url() -> None:
-    """What is only a URL has no bytes, no base64 and no type yet."""
+    """An image that is only a URL has no bytes, base64 or type yet."""
     image = Image(url="https://host/a.png", revised_prompt="a boat, in oil")
     assert image.content is None
     assert image.b64_json is None
@@ -174,7 +174,7 @@ def test_notebook_preview() -> None:
 
 
 def test_notebook_preview_of_a_truncated_image() -> None:
-    """What cannot be reduced is embedded as it is."""
+    """An image that cannot be reduced is embedded unchanged."""
     content = PNG + bytes(100_000)
     encoded = base64.b64encode(content).decode()
     assert f'src="data:image/png;base64,{encoded}"' in str(
@@ -336,7 +336,7 @@ async def test_save(tmp_path: Path, as_path: bool) -> None:
     ],
 )
 async def test_save_fills_in_the_extension(tmp_path: Path, media_type: str, extension: str) -> None:
-    """A path without an extension gets that of the bytes, so that two formats do not collide."""
+    """A path without an extension gets that of the image's type."""
     written = await Image(CONTENTS[media_type]).save(tmp_path / "boat")
     assert written == tmp_path / f"boat{extension}"
     assert written.read_bytes() == CONTENTS[media_type]
@@ -344,7 +344,7 @@ async def test_save_fills_in_the_extension(tmp_path: Path, media_type: str, exte
 
 @pytest.mark.parametrize("name", ["boat.xyz", "boat.JPG", "boat.jpeg"])
 async def test_save_with_a_suffix(tmp_path: Path, name: str) -> None:
-    """A suffix in the path stays as it is."""
+    """A suffix in the path is kept."""
     assert (await Image(JPEG).save(tmp_path / name)).name == name
 
 
@@ -359,7 +359,7 @@ async def test_save_with_the_suffix_of_another_type(tmp_path: Path) -> None:
 
 
 async def test_save_into_a_missing_folder(tmp_path: Path) -> None:
-    """The error names the folder that is missing, not a temporary file."""
+    """The error names the missing folder, not a temporary file."""
     with pytest.raises(FileNotFoundError, match="folder does not exist") as caught:
         await Image(PNG).save(tmp_path / "missing" / "boat.png")
     assert caught.value.filename == str(tmp_path / "missing")
@@ -388,7 +388,7 @@ async def test_save_overwrites(tmp_path: Path) -> None:
 
 
 async def test_save_onto_a_folder(tmp_path: Path) -> None:
-    """A folder of that name is an OSError, and no half-written file is left beside it."""
+    """A folder with that name is an OSError, and no incomplete file remains."""
     (tmp_path / "boat.png").mkdir()
     with pytest.raises(OSError, match="boat"):
         await Image(PNG).save(tmp_path / "boat.png")
@@ -405,13 +405,13 @@ async def test_save_concurrently(tmp_path: Path) -> None:
 
 
 async def test_save_a_long_name(tmp_path: Path) -> None:
-    """A name as long as the file system takes can be saved to."""
+    """A name of the maximum length of the file system can be saved to."""
     name = "b" * 251 + ".png"
     assert (await Image(PNG).save(tmp_path / name)).read_bytes() == PNG
 
 
 async def test_save_a_long_name_of_wide_characters(tmp_path: Path) -> None:
-    """A name whose characters take several bytes each, such as from a prompt, is written too."""
+    """A long name of characters that take several bytes can be saved to."""
     name = "猫" * 80 + ".png"
     assert (await Image(PNG).save(tmp_path / name)).read_bytes() == PNG
 
@@ -427,7 +427,7 @@ async def host() -> AsyncIterator[RawServer]:
 
 
 async def image_at(url: str, **options: Any) -> tuple[AsyncImages, Image]:
-    """An open client and its image, which the API gave as `url`."""
+    """Yield an open client, and an image of its API with this URL."""
     async with RawServer(response({"data": [{"url": url}]})) as api:
         client = AsyncImages(API_KEY, base_url=api.base_url, **options)
         try:
@@ -501,7 +501,7 @@ async def test_read_concurrently(host: RawServer) -> None:
 
 
 async def test_save_a_url(host: RawServer, tmp_path: Path) -> None:
-    """`save` fetches what is only a URL."""
+    """`save` downloads an image that is only a URL."""
     client, image = await image_at(f"{host.origin}/a.png")
     async with client:
         assert (await image.save(tmp_path / "boat")).read_bytes() == PNG
@@ -518,7 +518,7 @@ async def test_read_again_after_a_failure(host: RawServer) -> None:
 
 
 async def test_cancelled_read_can_be_repeated(host: RawServer) -> None:
-    """A read that was cancelled leaves the image as it was, and no connection."""
+    """A cancelled read leaves the image unchanged and no connection open."""
     host.reply_with([End.HOLD], response(PNG))
     client, image = await image_at(f"{host.origin}/a.png")
     async with client:
@@ -561,7 +561,7 @@ async def test_redirect(host: RawServer, location: str) -> None:
 
 
 async def test_redirects_without_end(host: RawServer) -> None:
-    """After five redirects it is enough."""
+    """The sixth redirect is an error."""
     host.reply_with([head(302, Location="/a.png", Content_Length="0")])
     client, image = await image_at(f"{host.origin}/a.png")
     async with client:
@@ -594,7 +594,7 @@ async def test_redirect_to_a_file(host: RawServer, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("status", [204, 400, 403, 404, 410, 500, 503])
 async def test_download_with_an_error_status(host: RawServer, status: int) -> None:
-    """Any other status is named in the error."""
+    """The error names any other status."""
     body = b"" if status == 204 else b"gone"
     error = await failure_of(host, response(body, status=status), timeout=Timeout(download=1))
     assert error.status == status
@@ -623,7 +623,7 @@ async def test_download_of_an_empty_file(host: RawServer) -> None:
 
 @pytest.mark.parametrize("announced", [True, False])
 async def test_download_too_large(host: RawServer, announced: bool) -> None:
-    """An image over the limit is not read on, whether its length is announced or not."""
+    """An image over the limit is not read further, whether its length is announced or not."""
     content = PNG + bytes(100_000)
     reply = response(content) if announced else [*open_stream(content), End.HOLD]
     limits = Limits(max_response_bytes=100_000)
@@ -633,7 +633,7 @@ async def test_download_too_large(host: RawServer, announced: bool) -> None:
 
 
 async def test_download_as_large_as_allowed(host: RawServer) -> None:
-    """An image of exactly the limit is taken."""
+    """An image of exactly the limit is downloaded."""
     host.reply_with(response(PNG + bytes(1_000 - len(PNG))))
     client, image = await image_at(f"{host.origin}/a.png", limits=Limits(max_response_bytes=1_000))
     async with client:
@@ -670,7 +670,7 @@ async def test_download_takes_too_long(host: RawServer, reply: Reply) -> None:
 
 
 async def test_download_takes_too_long_for_the_call(host: RawServer) -> None:
-    """The limits of the call, which is over, do not hold for the download."""
+    """The limits of the finished call do not apply to the download."""
     gate = asyncio.Event()
     host.reply_with([gate, *response(PNG)])
     client, image = await image_at(f"{host.origin}/a.png", timeout=Timeout(total=0.5, idle=0.05))
@@ -707,7 +707,7 @@ async def test_download_of_another_kind_of_address(url: str) -> None:
     "url", ["http://", "http://[::1", "http://host:port/a.png", "http://host\x00/"]
 )
 async def test_download_of_a_broken_address(url: str) -> None:
-    """An address that cannot be read is a DownloadError, for the image was made."""
+    """An invalid URL is a DownloadError, since the image was created."""
     client, image = await image_at(url)
     async with client:
         with pytest.raises(DownloadError) as caught:
@@ -716,7 +716,7 @@ async def test_download_of_a_broken_address(url: str) -> None:
 
 
 class Anywhere(aiohttp.abc.AbstractResolver):
-    """Finds every name on this machine."""
+    """Resolver that finds every name on this machine."""
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
@@ -733,12 +733,12 @@ class Anywhere(aiohttp.abc.AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing."""
 
 
 @pytest.fixture
 async def public() -> AsyncIterator[tuple[RawServer, aiohttp.ClientSession]]:
-    """An API that seems to be on the internet, and the session that finds it."""
+    """Yield an API with a public address, and the session that resolves it."""
     connector = aiohttp.TCPConnector(resolver=Anywhere())
     async with RawServer() as api, aiohttp.ClientSession(connector=connector) as session:
         yield api, session

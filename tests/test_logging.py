@@ -1,4 +1,4 @@
-"""The lines of the logger: what they contain, and what they never do."""
+"""The lines of the logger: what they contain, and what they never contain."""
 
 import base64
 import logging
@@ -145,7 +145,7 @@ async def test_failure(
 async def test_failure_that_quotes(
     raw_server: RawServer, log: pytest.LogCaptureFixture, reply: Reply, streaming: bool
 ) -> None:
-    """Nothing that a response contains is logged."""
+    """No text of a response is logged."""
     assert await run_with_secrets(raw_server, reply, streaming=streaming) is not None
     assert lines(log)[-1][1].endswith(f"after S s {NAMED}")
 
@@ -161,7 +161,7 @@ async def test_connection_errors(raw_server: RawServer, log: pytest.LogCaptureFi
 
 
 async def test_stream_that_is_left(raw_server: RawServer, log: pytest.LogCaptureFixture) -> None:
-    """Leaving a stream is not a failure."""
+    """Leaving a stream early is not logged as a failure."""
     raw_server.reply_with([*stream(PARTIAL)[:-1], End.HOLD])
     async with (
         AsyncImages(API_KEY, base_url=raw_server.base_url) as client,

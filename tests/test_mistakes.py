@@ -1,4 +1,4 @@
-"""What people type wrong, and the message that leads to the fix."""
+"""Frequent mistakes, and the messages that explain them."""
 
 import asyncio
 import copy
@@ -178,7 +178,7 @@ async def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterat
 
 @pytest.mark.parametrize(("code", "message"), USES, ids=[code for code, _ in USES])
 async def test_mistake_in_use(server: LocalServer, code: str, message: str) -> None:
-    """A use that cannot work says how to write it; nothing is generated."""
+    """A wrong use is an error that shows the correct one; nothing is generated."""
     names: dict[str, Any] = {"AsyncImages": AsyncImages}
     exec(f"async def use(client, stream):\n    {code}", names)
     async with AsyncImages() as client, client.generate("k", stream=True) as stream:
@@ -189,7 +189,7 @@ async def test_mistake_in_use(server: LocalServer, code: str, message: str) -> N
 
 @pytest.mark.parametrize("name", ["AsyncClient", "AsyncElkAPI", "AsyncOpenAI", "OpenAI", "Client"])
 def test_mistake_in_the_name_of_the_client(name: str) -> None:
-    """Importing the client under another name leads to its own."""
+    """Importing the client under another name is an error that names it."""
     with pytest.raises(ImportError, match=f"cannot import name '{name}'.*is called AsyncImages"):
         exec(f"from elkimg_async import {name}")
 

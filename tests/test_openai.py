@@ -1,4 +1,4 @@
-"""The `openai` client as a second opinion: its parameters, and the same calls with both clients."""
+"""Comparison with the `openai` client: its parameters, and the same calls with both."""
 
 import base64
 import inspect
@@ -52,13 +52,13 @@ OURS: dict[str, tuple[Any, Any]] = {
 
 
 def unknown(theirs: Any, ours: Any) -> list[str]:
-    """Return the names that openai has and we do not."""
+    """Return the names that openai has and this package lacks."""
     return sorted(set(theirs) - set(ours))
 
 
 @pytest.mark.parametrize("call", PARAMS)
 def test_parameters_are_those_of_openai(call: str) -> None:
-    """Every parameter of the installed openai is one of ours: of the call and of its request."""
+    """Every parameter of the installed openai is accepted, by the call and its request."""
     theirs = PARAMS[call].__annotations__
     signature = inspect.signature(getattr(AsyncImages, call)).parameters
     request, options = OURS[call]
@@ -73,14 +73,14 @@ def test_parameters_are_those_of_openai(call: str) -> None:
 
 
 def test_parameters_that_are_missing_are_named() -> None:
-    """The comparison names what we would lack."""
+    """The comparison names missing parameters."""
     theirs = PARAMS["generate"].__annotations__
     for name in theirs:
         assert unknown(theirs, theirs.keys() - {name}) == [name]
 
 
 def literals(annotation: Any) -> set[str]:
-    """Return the texts in an annotation, wherever they stand in it."""
+    """Return the strings in an annotation, at any depth."""
     if isinstance(annotation, str):
         return {annotation}
     found: set[str] = set()
@@ -108,7 +108,7 @@ def test_values_are_those_of_openai(call: str) -> None:
 
 
 def plain(value: Any) -> Any:
-    """What two libraries' objects have in common: the names and values of `usage`."""
+    """Return the names and values of `usage` that both libraries have."""
     if value is None or isinstance(value, (int, float, str)):
         return value
     names = ("total_tokens", "input_tokens", "output_tokens", "text_tokens", "image_tokens")

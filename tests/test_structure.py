@@ -1,4 +1,4 @@
-"""The map of the package: who may import whom, and what the pure part may not do."""
+"""The layers of the package, the purity of `sansio`, and limits on size and names."""
 
 import ast
 import importlib.util
@@ -89,7 +89,7 @@ MODULES = modules()
 
 
 class AtRunTime(ast.NodeTransformer):
-    """Leaves out what only a type checker sees."""
+    """Transformer that removes code for type checkers only."""
 
     def visit_If(self, node: ast.If) -> ast.If:
         if "TYPE_CHECKING" in ast.dump(node.test):
@@ -98,7 +98,7 @@ class AtRunTime(ast.NodeTransformer):
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
-    """The dotted name of all that a module imports, those within functions included."""
+    """Yield the dotted names that a module imports, those within functions included."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -109,7 +109,7 @@ def imports(tree: ast.AST) -> Iterator[str]:
 
 
 def ours(tree: ast.AST) -> set[str]:
-    """The modules of the package that a module imports."""
+    """Return the modules of the package that a module imports."""
     found = set()
     for name in imports(tree):
         if name.partition(".")[0] == NAME:
@@ -120,12 +120,12 @@ def ours(tree: ast.AST) -> set[str]:
 
 
 def part_of(module: str) -> str:
-    """The part of the map that a module belongs to."""
+    """Return the layer member that a module belongs to."""
     return module.split(".")[1] if "." in module else "__init__"
 
 
 def misplaced(module: str, tree: ast.AST) -> list[str]:
-    """What a module imports against the direction of the map."""
+    """Return the imports of a module that are not from the layers below it."""
     part = part_of(module)
     wrong = []
     for other in map(part_of, ours(tree) - ({NAME} if part in USES_THE_SURFACE else set())):
@@ -136,7 +136,7 @@ def misplaced(module: str, tree: ast.AST) -> list[str]:
 
 
 def impurities(tree: ast.AST) -> list[str]:
-    """What waits, or reads a clock, chance, the environment or a file."""
+    """Return what waits, or reads a clock, randomness, the environment or a file."""
     wrong = [
         name
         for name in imports(tree)
@@ -158,7 +158,7 @@ SANSIO = [name for name in MODULES if part_of(name) == "sansio"]
 
 
 def test_structure_is_on_the_map() -> None:
-    """Each module belongs to a part that the map knows, and the basic parts are there."""
+    """Each module belongs to a known part, and the basic parts exist."""
     parts = {part_of(module) for module in MODULES}
     assert parts <= RANK.keys()
     assert parts >= {
@@ -184,7 +184,7 @@ def test_structure_is_on_the_map() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_structure_direction(module: str) -> None:
-    """Imports, also those for type checkers and in functions, only go down the layers."""
+    """Imports, also in functions and for type checkers, are from lower layers only."""
     assert misplaced(module, MODULES[module]) == []
 
 
@@ -200,19 +200,19 @@ def test_structure_has_no_cycles() -> None:
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name != NAME])
 def test_structure_surface_is_not_imported(module: str) -> None:
-    """Only the command imports the public surface."""
+    """Only parts that use the package like its users import its public names."""
     assert NAME not in ours(MODULES[module]) or part_of(module) in USES_THE_SURFACE
 
 
 @pytest.mark.parametrize("module", SANSIO)
 def test_structure_sansio_is_pure(module: str) -> None:
-    """What can be decided without waiting neither waits nor looks at the world."""
+    """`sansio` neither waits nor reads a clock, randomness, files or the environment."""
     assert impurities(MODULES[module]) == []
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_structure_transport_alone_touches_the_http_client(module: str) -> None:
-    """Aiohttp is imported by the transport, and by what is a server itself."""
+    """Only the transport and the servers import aiohttp."""
     allowed = {"transport", "local", "web", "studio", "pytest_plugin"}
     tree = AtRunTime().visit(ast.parse(ast.unparse(MODULES[module])))
     used = {name.partition(".")[0] for name in imports(tree)}
@@ -221,7 +221,7 @@ def test_structure_transport_alone_touches_the_http_client(module: str) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_structure_config_alone_read_the_environment(module: str) -> None:
-    """The environment is read in one place."""
+    """Only config, credentials and the command read the environment."""
     reads = {
         node.attr
         for node in ast.walk(MODULES[module])
@@ -292,7 +292,7 @@ def test_structure_class_names_are_unique() -> None:
     ],
 )
 def test_structure_check_of_direction(module: str, source: str, wrong: list[str]) -> None:
-    """The check sees an import against the direction, however it is written."""
+    """The check detects an import against the direction in any form."""
     assert misplaced(f"{NAME}.{module}", ast.parse(source)) == wrong
 
 
@@ -311,5 +311,5 @@ def test_structure_check_of_direction(module: str, source: str, wrong: list[str]
     ],
 )
 def test_structure_check_of_purity(source: str, wrong: list[str]) -> None:
-    """The check sees what is not pure."""
+    """The check detects what is not pure."""
     assert impurities(ast.parse(source)) == wrong

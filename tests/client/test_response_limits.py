@@ -1,7 +1,4 @@
-"""Limits of what a server can do to the client.
-
-A private address in place of an image is in `test_image`.
-"""
+"""Limits on what a server can make the client do."""
 
 import gzip
 import json
@@ -52,7 +49,7 @@ MIB = 1024 * 1024
 
 @pytest.fixture
 async def client(raw_server: RawServer) -> AsyncIterator[AsyncImages]:
-    """Limited to a MiB and ten seconds."""
+    """A client limited to one MiB and ten seconds."""
     limits = Limits(max_response_bytes=MIB)
     async with AsyncImages(
         API_KEY, base_url=raw_server.base_url, timeout=10, limits=limits
@@ -83,7 +80,7 @@ async def test_response_at_the_limit(raw_server: RawServer, streaming: bool) -> 
 async def test_endless_response_memory(
     client: AsyncImages, raw_server: RawServer, streaming: bool
 ) -> None:
-    """An endless image ends at the limit, and hardly more than that was held."""
+    """An endless image ends at the limit, and little more than that is held."""
     start = b'{"data": [{"b64_json": "' if not streaming else b'data: {"b64_json": "'
     piece = b"A" * 64 * 1024
     raw_server.reply_with([*open_stream(start, *[piece] * 64), End.HOLD])
@@ -137,7 +134,7 @@ async def test_gzip_bomb(streaming: bool) -> None:
 async def test_gzip_that_is_cut(
     client: AsyncImages, raw_server: RawServer, streaming: bool
 ) -> None:
-    """A gzipped response that ends too early is not taken for complete."""
+    """A gzipped response that ends too early is an error."""
     whole = gzip.compress(json.dumps({"data": [{"b64_json": B64}]}).encode(), mtime=0)
     raw_server.reply_with(response(whole[: len(whole) // 2], Content_Encoding="gzip"))
     error = await failure_of_any_kind(client, streaming)
@@ -145,7 +142,7 @@ async def test_gzip_that_is_cut(
 
 
 async def image_or_failure(client: AsyncImages, streaming: bool) -> None:
-    """Return the right image, or an error after a single attempt."""
+    """Return the expected image, or an error after a single attempt."""
     try:
         _, result = await run_call(client, streaming)
     except ElkImagesError as error:
@@ -159,7 +156,7 @@ async def image_or_failure(client: AsyncImages, streaming: bool) -> None:
 
 
 async def failure_of_any_kind(client: AsyncImages, streaming: bool) -> ElkImagesError:
-    """The error of a call, of any class of ours."""
+    """Return the error of a call, of any class of this package."""
     with pytest.raises(ElkImagesError) as caught:
         await run_call(client, streaming)
     check_clean(caught.value)
@@ -213,7 +210,7 @@ async def test_cookies_are_not_kept(
 async def test_redirect_is_not_followed(
     client: AsyncImages, raw_server: RawServer, status: int, streaming: bool
 ) -> None:
-    """A redirect of the POST is an error that names its target; nothing is sent there."""
+    """A redirect of the POST is an error that names its target, which receives nothing."""
     async with RawServer(GOOD) as elsewhere:
         location = f"{elsewhere.base_url}/images/generations?token=secret"
         raw_server.reply_with([head(status, Location=location, Content_Length="0")])

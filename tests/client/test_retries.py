@@ -80,7 +80,7 @@ async def test_idempotency_replay(server: LocalServer, fault: str, streaming: bo
 
 @in_both_modes
 async def test_unknown_outcome_is_not_retried(server: LocalServer, streaming: bool) -> None:
-    """Without `replay` a call that broke off after sending is not repeated: it may be billed."""
+    """Without `replay`, a call that failed after sending is not retried: it may be billed."""
     server.inject("reset-before-headers")
     async with AsyncImages(server.api_key, base_url=server.base_url, retry=QUICK) as client:
         error = await failure(DisconnectedError, client, streaming)
@@ -89,7 +89,7 @@ async def test_unknown_outcome_is_not_retried(server: LocalServer, streaming: bo
 
 
 class Delays:
-    """A hook that collects the delays before retries and counts attempts."""
+    """Hook that collects the delays before retries and counts attempts."""
 
     def __init__(self) -> None:
         self.delays: list[float] = []
@@ -130,7 +130,7 @@ class Delays:
 async def test_retried(
     raw_client: AsyncImages, raw_server: RawServer, reply: Reply, streaming: bool
 ) -> None:
-    """What may succeed later, and was certainly not made, is tried again."""
+    """A transient failure that cannot have created an image is retried."""
     raw_server.reply_with(reply, reply, GOOD)
     _, result = await run_call(raw_client, streaming)
     assert result.meta.attempts == len(raw_server.requests) == 3
@@ -176,7 +176,7 @@ async def test_retried(
 async def test_not_retried(
     raw_client: AsyncImages, raw_server: RawServer, reply: Reply, streaming: bool
 ) -> None:
-    """What will fail again, or may have been made, is not."""
+    """A failure that would repeat, or may have created an image, is not retried."""
     raw_server.reply_with(reply)
     error = await failure_of_any_kind(raw_client, streaming)
     assert error.attempts == len(raw_server.requests) == 1
@@ -200,7 +200,7 @@ async def test_retried_at_the_local_server(
 @in_both_modes
 @pytest.mark.parametrize("retries", [0, 1, 4])
 async def test_retries_are_counted(raw_server: RawServer, retries: int, streaming: bool) -> None:
-    """The number of retries holds for the client or a call; then the last error is raised."""
+    """The number of retries applies to the client or a call; then the last error is raised."""
     raw_server.reply_with(BUSY)
     policy = RetryPolicy(retries, initial_backoff=0)
     async with AsyncImages(API_KEY, base_url=raw_server.base_url, retry=policy) as client:
@@ -225,7 +225,7 @@ async def test_retries_are_counted(raw_server: RawServer, retries: int, streamin
 async def test_retry_after(
     raw_server: RawServer, headers: dict[str, str], delay: float, streaming: bool
 ) -> None:
-    """The server's wish is followed to the letter, without jitter."""
+    """Retry-After is followed exactly, without jitter."""
     seen = Delays()
     raw_server.reply_with(error_response(429, **headers), GOOD)
     retry = RetryPolicy(initial_backoff=100, max_backoff=100)
@@ -239,7 +239,7 @@ async def test_retry_after(
 
 @in_both_modes
 async def test_retry_after_that_is_too_long(raw_server: RawServer, streaming: bool) -> None:
-    """A Retry-After beyond the policy or the deadline is not waited for but reported."""
+    """A Retry-After beyond the policy or the deadline ends the call."""
     raw_server.reply_with(error_response(429, Retry_After="121"))
     async with AsyncImages(API_KEY, base_url=raw_server.base_url) as client:
         error = await failure(RateLimitError, client, streaming)
@@ -251,7 +251,7 @@ async def test_retry_after_that_is_too_long(raw_server: RawServer, streaming: bo
 
 
 async def test_backoff_grows(raw_server: RawServer) -> None:
-    """Without a wish the delays are random, and bounded by a growing limit with a cap."""
+    """Without Retry-After, delays are random, below a growing and bounded limit."""
     seen = Delays()
     raw_server.reply_with(BUSY)
     policy = RetryPolicy(6, initial_backoff=0.001, max_backoff=0.004)
@@ -281,7 +281,7 @@ async def test_retry_budget(raw_server: RawServer) -> None:
 
 @in_both_modes
 async def test_unreachable_server_is_retried(raw_server: RawServer, streaming: bool) -> None:
-    """An unreachable server cannot have made an image, so the call is retried, then fails."""
+    """An unreachable server cannot have created an image, so the call is retried."""
     seen = Delays()
     async with RawServer() as gone:
         base_url = gone.base_url
@@ -318,7 +318,7 @@ async def _close_connections(raw_server: RawServer) -> None:
 
 
 async def test_pooled_connection_that_was_closed(client: AsyncImages, server: LocalServer) -> None:
-    """A pooled connection that the server has closed does no harm to the next call."""
+    """A pooled connection that the server has closed does not fail the next call."""
     for _ in range(3):
         server.inject("keep-alive-close")
         await client.generate("a boat")

@@ -1,4 +1,4 @@
-"""Servers at the edge of HTTP, and beyond: what they cost, and what they cannot do."""
+"""Servers with unusual or invalid HTTP."""
 
 import asyncio
 import contextlib
@@ -119,7 +119,7 @@ async def test_invalid_response(
 async def test_switched_protocol(
     client: AsyncImages, raw_server: RawServer, streaming: bool
 ) -> None:
-    """A server that switches protocols does not hold the call."""
+    """A server that switches protocols cannot stall the call."""
     raw_server.reply_with(
         [*raw("101 Switching Protocols", "Upgrade: x", "Connection: upgrade"), End.HOLD]
     )
@@ -132,7 +132,7 @@ async def test_switched_protocol(
 
 @in_both_modes
 async def test_headers_that_trickle(raw_server: RawServer, streaming: bool) -> None:
-    """Headers that arrive byte by byte do not extend the limit for them."""
+    """Headers that arrive byte by byte do not extend their limit."""
     pieces: list[Any] = []
     gates = [asyncio.Event() for _ in range(40)]
     for byte, gate in zip(head()[:40], gates, strict=True):
@@ -261,7 +261,7 @@ async def test_api_key_function_timeout(raw_server: RawServer, streaming: bool) 
 
 @in_both_modes
 async def test_api_key_function_that_is_cancelled(raw_server: RawServer, streaming: bool) -> None:
-    """A function whose own work was cancelled does not make the call look cancelled."""
+    """Cancellation within an API key function does not cancel the call."""
 
     async def key() -> str:
         work = asyncio.create_task(asyncio.sleep(10))

@@ -92,7 +92,7 @@ class RawServer:
         self.port = 0
 
     def read_on(self) -> None:
-        """Start to read, and so notice who has left."""
+        """Start to read, which also shows which clients have disconnected."""
         self.reading = True
         for connection in self._open:
             connection.transport.resume_reading()
@@ -134,7 +134,7 @@ class RawServer:
                 await self._changed.wait()
 
     async def wait_disconnected(self) -> None:
-        """Wait until a client has connected, and all have left."""
+        """Wait until a client has connected, and all have disconnected."""
         await self.wait_until(lambda: self.accepted > 0 and self.connections == 0)
 
     def _notify(self) -> None:

@@ -62,7 +62,7 @@ async def one_file(name: str) -> web.Response:
 
 
 class Server:
-    """A server that responds as `respond` decides, and counts; by default with one image."""
+    """A server that counts requests and sends what `respond` returns; by default one image."""
 
     def __init__(self) -> None:
         self.requests: list[Fields] = []
@@ -138,13 +138,13 @@ class Server:
 
 
 async def everything(run: MapRun) -> list[MapItem]:
-    """Return all items of a run, in the order in which they came."""
+    """Return all items of a run, in the order of their arrival."""
     async with run:
         return [item async for item in run]
 
 
 async def until_the_end(run: MapRun) -> tuple[list[MapItem], Exception | None]:
-    """Return all items of a run, and what it raised after them."""
+    """Return all items of a run, and the error raised after them."""
     items = []
     async with run:
         try:

@@ -1,4 +1,4 @@
-"""Workers on Ray, with two real ones on this machine against the local server."""
+"""Datasets on Ray, with two real workers on this machine and the local server."""
 
 import asyncio
 import importlib
@@ -104,14 +104,14 @@ def workers() -> list[int]:
 
 
 def in_loop(server: ThreadedServer, condition: Callable[[], bool]) -> None:
-    """Wait until something holds at the server."""
+    """Wait until a condition holds at the server."""
     asyncio.run(server.wait_until(condition, within=60.0))
 
 
 def test_generate_dataset_columns(
     ray: Any, server: ThreadedServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Rows have their own options, failed ones say why, and the API key appears nowhere."""
+    """Rows have their own options and errors, and the API key appears nowhere."""
     rows: list[dict[str, Any]] = [{"prompt": "a cat", "n": 1, "note": "x"} for _ in range(5)]
     rows += [{"prompt": "two", "n": 2, "note": "y"}, {"prompt": "many", "n": 99, "note": "z"}]
     rows += [{"prompt": None, "n": 1, "note": "w"}]
@@ -247,7 +247,7 @@ def test_workers_share_one_rate(ray: Any, server: ThreadedServer) -> None:
 
 
 async def test_rate_after_the_loss_of_its_actor(ray: Any) -> None:
-    """When the actor dies, waiting workers turn to a new one of the same name."""
+    """When the actor dies, waiting workers create a new one with the same name."""
     rate = SharedRate("lost", {"max_concurrency": 1})
     first, second = rate.reserve(1), rate.reserve(1)
     await rate.wait(first)
@@ -289,7 +289,7 @@ async def test_rate_actor_without_workers(ray: Any) -> None:
 
 
 def test_worker_with_unusable_batches(ray: Any, server: ThreadedServer) -> None:
-    """Without an API key, prompts, ids or pyarrow the batch fails."""
+    """A batch without an API key, prompts, ids or pyarrow fails."""
     pyarrow = arrow()
     with pytest.raises(ConfigurationError, match="ELKAPI_API_KEY"):
         GenerateImages(run="wrong", base_url=server.base_url)
@@ -399,7 +399,7 @@ def test_worker_after_a_failed_download(ray: Any, server: ThreadedServer, tmp_pa
 
 
 def test_worker_with_a_full_disk(ray: Any, server: ThreadedServer, tmp_path: Path) -> None:
-    """A folder that goes away fails the batch, and no further row is sent."""
+    """A folder that disappears fails the batch, and no further row is sent."""
     pyarrow = arrow()
     folder = tmp_path / "images"
     worker = GenerateImages(
