@@ -251,7 +251,7 @@ def test_base_url_with_a_query(url: str, address: str, query: str) -> None:
 
 
 def test_query_merges() -> None:
-    """The client's query is added to that of the base URL, and a view's to both; None is omitted."""
+    """The client's query is added to that of the base URL, and a view's to both; None is unset."""
     client = AsyncImages(
         API_KEY, base_url="https://host/v1?a=1&b=2", query={"b": 3, "c": None, "d": True}
     )

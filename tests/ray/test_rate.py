@@ -91,11 +91,12 @@ async def test_rate_retry_after() -> None:
 
 
 async def test_rate_headers() -> None:
-    """Rate-limit headers that one worker received apply to all workers."""
+    """After headers without remaining requests, all workers wait for the reset, and then continue."""
     rate = RateActor({})
     assert await rate.take("a", 1, 1)
-    limit = RateLimit(limit_requests=60, remaining_requests=0, reset_requests=60.0)
+    limit = RateLimit(limit_requests=60, remaining_requests=0, reset_requests=0.5)
     await rate.succeeded("a", 1, limit)
     await rate.release("a", 1)
-    await waiting(rate, ("b", 1))
+    (turn,) = await waiting(rate, ("b", 1))
+    assert await turn
     await rate.forget("b")
