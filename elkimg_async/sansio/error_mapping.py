@@ -121,8 +121,8 @@ def _read_body(body: bytes) -> tuple[Any, tuple[Image, ...]]:
     try:
         document = decoder.finish()
     except InvalidJSON:
-        return decoder.text(MAX_BODY_TEXT), images_of(decoder.salvage())
-    return document.restore(document.value), find_images(document).images
+        return decoder.text(MAX_BODY_TEXT), images_of(decoder.salvage(), of_error=True)
+    return document.restore(document.value), find_images(document, of_error=True).images
 
 
 def api_error(status: int, value: Any) -> APIError:
