@@ -254,8 +254,9 @@ class ImagesDecoder:
         self._handle_server_sent_events(decoder)
 
     def _finish(self) -> None:
-        if self._page is not None and is_image(bytes(self._page)):
-            self._page, self._image = None, [bytes(self._page)]
+        page = b"" if self._page is None else bytes(self._page)
+        if is_image(page):
+            self._page, self._image = None, [page]
         if not _BOM.startswith(self._start):
             self._begin_text(self._start)
         if self._page is not None:
@@ -351,7 +352,7 @@ class ImagesDecoder:
     def _handle_server_sent_event(self, event: ServerSentEvent) -> None:
         data = event.data
         try:
-            documents = data.finish_all()
+            documents = [unpacked_json(document) for document in data.finish_all()]
         except InvalidJSON:
             self._handle_text(event, data.text(data.size).removeprefix("data:").strip())
             return

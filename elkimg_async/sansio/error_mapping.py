@@ -17,7 +17,8 @@ MAX_BODY_TEXT = 65_536
 
 _MODERATION = re.compile(
     r"moderation|content_?policy|content_?filter|sensitive_?content|sensitive_?words|data_?inspection_?failed"
-    r"|prompt_blocked|safety_violation|safety_system|unsafe_content|content_blocked|risk_control|nsfw",
+    r"|prompt_blocked|safety_violation|safety_system|unsafe_content|content_blocked|risk_control|nsfw"
+    r"|image_safety|^safety$|prohibited_content",
     re.IGNORECASE,
 )
 _QUOTA_CODES = {

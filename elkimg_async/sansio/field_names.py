@@ -31,7 +31,7 @@ _VARIANT = re.compile(
 )
 _OTHER = re.compile(
     r"status|poll|cancel|callback|webhook|doc|help|support|terms|privacy|avatar|icon|logo|profile|homepage"
-    r"|queue|^next|^prev|mask|reference|(?<!re)source|input|referer|retry|response(?:ur|$)|licen[cs]e|share|page"
+    r"|queue|^next|^prev|^links$|mask|reference|(?<!re)source|input|referer|retry|response(?:ur|$)|licen[cs]e|share|page"
     r"|^web(?!p)|^html|author|user|owner|account|video|audio|^model|^init|^control|^api|endpoint|^get$"
     r"|^self$|^delete|schema|^type|instance|invoice|billing|dashboard|console|upgrade|contact|site"
 )
