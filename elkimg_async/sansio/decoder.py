@@ -20,21 +20,14 @@ import msgspec
 
 from elkimg_async.errors import (
     ElkImagesError,
-    EmptyResultError,
     ResponseError,
-    StreamIncompleteError,
 )
 from elkimg_async.image import Image
 from elkimg_async.sansio.error_mapping import MAX_BODY_TEXT, api_error
 from elkimg_async.sansio.error_words import is_item_failure, pending_task, strength
-from elkimg_async.sansio.events import (
-    COMPLETED_FIELDS,
-    event_of,
-    says_unfinished,
-    type_around,
-    type_of,
-)
+from elkimg_async.sansio.events import COMPLETED_FIELDS, event_of, type_of
 from elkimg_async.sansio.find_images import Findings, find_images, images_of
+from elkimg_async.sansio.found_events import error_without_image, events_of, repeats, text_documents
 from elkimg_async.sansio.image_strings import plain_images
 from elkimg_async.sansio.json_images import Document, InvalidJSON, JSONDecoder, unpacked_json
 from elkimg_async.sansio.reading import read_usage
@@ -208,8 +201,7 @@ class ImagesDecoder:
             self._begin_text(body)
 
     def _begin_text(self, body: bytes) -> None:
-        self._sse = SSEDecoder()
-        self._text = JSONDecoder(self._length)
+        self._sse, self._text = SSEDecoder(), JSONDecoder(self._length)
         self._feed_sse(self._sse, body)
 
     def _feed_page(self, page: bytearray, chunk: bytes) -> None:
@@ -280,20 +272,13 @@ class ImagesDecoder:
     def _finish_image(self, content: bytes) -> None:
         if cannot_be_image(content):
             raise ResponseError("The response is not an image.", content=content)
-        self._complete(CompletedImage(type=type_of({}, ""), image=Image(content)))
+        self._emit(CompletedImage(type=type_of({}, ""), image=Image(content)))
 
     def _finish_text(self, decoder: JSONDecoder) -> None:
         """Handle a body that is a JSON string, plain base64, addresses, or none of these."""
-        try:
-            documents = decoder.finish_all()
-        except InvalidJSON:
-            documents = [Document(value) for value in plain_images(decoder.text(decoder.size))]
-        unpacked = [unpacked_json(document) for document in documents]
-        if any(isinstance(document.value, (dict, list)) for document in unpacked) or any(
-            find_images(document).found for document in unpacked
-        ):
+        if documents := text_documents(decoder):
             self._body = decoder.text(MAX_BODY_TEXT)
-            for document in unpacked:
+            for document in documents:
                 self._handle(document, "")
             return
         raise ResponseError(
@@ -320,28 +305,13 @@ class ImagesDecoder:
 
     def _fail_without_image(self) -> None:
         """Raise the error for a body without a completed image."""
-        if self._failed_items:
-            raise api_error(200, self._failed_items[0])
-        if self._task is not None:
-            task, status = self._task
-            raise EmptyResultError(
-                f"The server started an asynchronous job instead of returning an image: task {task}"
-                + (f" ({status})." if status else ".")
-                + " Fetch its result from the server, or use a model that returns images at once.",
-                body=self._body,
-                task_id=task,
-            )
-        if self._suspect is not None:
-            raise api_error(200, self._suspect)
-        if (self._body is not None or self._empty) and not self._partials:
-            raise EmptyResultError(
-                "The server reported success but returned no image.", body=self._body
-            )
-        if self._sse is None and not self._stream:
-            raise EmptyResultError("The server reported success with an empty body.")
-        raise StreamIncompleteError(
-            "The stream ended without a completed image"
-            + (f", after {len(self._partials)} partial images." if self._partials else ".")
+        raise error_without_image(
+            failed_item=self._failed_items[0] if self._failed_items else self._suspect,
+            task=None if self._failed_items else self._task,
+            body=self._body,
+            is_empty=self._body is not None or self._empty,
+            streamed=self._sse is not None or self._stream,
+            partials=len(self._partials),
         )
 
     def _handle_server_sent_events(self, decoder: SSEDecoder) -> None:
@@ -405,22 +375,8 @@ class ImagesDecoder:
         if self._has_broken_partial(found, stated or name):
             return
         fields = value if isinstance(value, dict) else {}
-        events = []
-        for entry in found.found:
-            chain = entry.chain or (fields,)
-            unfinished = self._sse is not None and says_unfinished(chain)
-            type_ = type_around(chain, name, unfinished=unfinished)
-            events.append(
-                event_of(
-                    type_,
-                    entry.image,
-                    entry.chain,
-                    key=entry.key,
-                    rest=found.extra,
-                    unfinished=unfinished,
-                )
-            )
-        if self._repeats(events):
+        events = events_of(found, fields, name, streamed=self._sse is not None)
+        if repeats(events, self._completed):
             self._usage = read_usage(fields.get("usage")) or self._usage
             self._skip(stated or name or None, "it repeats images that were delivered before")
             return
@@ -461,18 +417,6 @@ class ImagesDecoder:
         reason = "it has no image" if is_final or untyped else "its type is unknown"
         self._skip(stated or (None if untyped else name), reason)
 
-    def _repeats(self, events: list[ImageEvent]) -> bool:
-        """Return whether an event only repeats all images, as a summary at the end does."""
-        before = {
-            event.image.content or event.image.url
-            for event in self._completed
-            if events and event.type != events[0].type
-        }
-        return bool(before) and all(
-            isinstance(event, CompletedImage) and (event.image.content or event.image.url) in before
-            for event in events
-        )
-
     def _has_broken_partial(self, found: Findings, type_: str | None) -> bool:
         """Return whether there is only a broken partial image; raise for other broken ones."""
         if not found.broken:
@@ -497,13 +441,9 @@ class ImagesDecoder:
 
     def _emit(self, event: ImageEvent) -> None:
         if isinstance(event, CompletedImage):
-            self._complete(event)
+            self._completed.append(event)
         else:
             self._partials.append(event)
-            self.events.append(event)
-
-    def _complete(self, event: CompletedImage) -> None:
-        self._completed.append(event)
         self.events.append(event)
 
     def _skip(self, type_: str | None, reason: str) -> None:

@@ -518,7 +518,7 @@ def test_images_of_mutated_bodies(first: int) -> None:
 
 def test_mutations_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """A decoder that loses an image does not pass."""
-    monkeypatch.setattr(ImagesDecoder, "_complete", lambda self, event: None)
+    monkeypatch.setattr(ImagesDecoder, "_emit", lambda self, event: None)
     seed = next(seed for seed in range(99) if mutations.make_body(seed).dialect == "batch")
     with pytest.raises((AssertionError, IndexError)):
         mutations.check_body(seed)
