@@ -17,7 +17,8 @@ MAX_BODY_TEXT = 65_536
 
 _MODERATION = re.compile(
     r"moderation|content_?policy|content_?filter|sensitive_?content|sensitive_?words|data_?inspection_?failed"
-    r"|prompt_blocked|safety_violation|safety_system|unsafe_content|content_blocked|risk_control|nsfw",
+    r"|prompt_blocked|safety_violation|safety_system|unsafe_content|content_blocked|risk_control|nsfw"
+    r"|image_safety|^safety$|prohibited_content",
     re.IGNORECASE,
 )
 _QUOTA_CODES = {
@@ -121,8 +122,8 @@ def _read_body(body: bytes) -> tuple[Any, tuple[Image, ...]]:
     try:
         document = decoder.finish()
     except InvalidJSON:
-        return decoder.text(MAX_BODY_TEXT), images_of(decoder.salvage())
-    return document.restore(document.value), find_images(document).images
+        return decoder.text(MAX_BODY_TEXT), images_of(decoder.salvage(), of_error=True)
+    return document.restore(document.value), find_images(document, of_error=True).images
 
 
 def api_error(status: int, value: Any) -> APIError:

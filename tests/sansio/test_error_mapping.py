@@ -22,6 +22,7 @@ from elkimg_async.errors import (
     ServerError,
 )
 from elkimg_async.sansio import error_mapping
+from elkimg_async.sansio.decoder import ImagesDecoder
 
 NOW = 1_700_000_000.0
 
@@ -436,7 +437,93 @@ SHAPES: dict[str, tuple[Any, str | None, str | None]] = {
     "DashScope": ({"output": {"task_status": "FAILED", "code": "c", "message": WORDS}}, "c", None),
     "null beside": ({"error": None, "message": WORDS}, None, None),
     "empty beside": ({"error": {}, "message": WORDS}, None, None),
+    "GraphQL": ({"errors": [{"message": WORDS, "extensions": {"code": "c"}}]}, "c", None),
+    "Volcano Engine": ({"ResponseMetadata": {"Error": {"Code": "c", "Message": WORDS}}}, "c", None),
+    "Tencent": ({"Response": {"Error": {"Code": "c", "Message": WORDS}}}, "c", None),
+    "MiniMax": ({"base_resp": {"status_code": 1004, "status_msg": WORDS}}, "1004", None),
+    "iFlytek": ({"header": {"code": 10013, "message": WORDS}, "payload": None}, "10013", None),
+    "meta": ({"meta": {"code": 400, "message": WORDS}}, "400", None),
+    "fault": ({"fault": {"faultstring": WORDS}}, None, None),
+    "exception": ({"exception": WORDS}, None, None),
+    "err": ({"err": WORDS, "code": "c"}, "c", None),
+    "status as an object": ({"status": {"code": 400, "message": WORDS}}, "400", None),
+    "retcode": ({"retcode": "c", "retmsg": WORDS}, "c", None),
+    "resultCode": ({"resultCode": "c", "resultMsg": WORDS}, "c", None),
+    "failCode": (
+        {
+            "code": 200,
+            "msg": "success",
+            "data": {"state": "fail", "failMsg": WORDS, "failCode": "c"},
+        },
+        "c",
+        None,
+    ),
+    "last_error": ({"status": "failed", "last_error": {"message": WORDS, "code": "c"}}, "c", None),
+    "error_info": ({"error_info": {"message": WORDS, "code": "c"}}, "c", None),
+    "capitals": ({"ERROR": {"MESSAGE": WORDS, "CODE": "c"}}, "c", None),
+    "JSON in a string": ({"error": json.dumps({"message": WORDS, "code": "c"})}, "c", None),
+    "JSON in a message": (
+        {"error": {"message": json.dumps({"error": {"message": WORDS, "code": "c"}})}},
+        "c",
+        None,
+    ),
+    "problem without a code": ({"title": "Bad", "detail": WORDS, "status": 400}, None, None),
+    "XML": (f"<Error><Code>c</Code><Message>{WORDS}</Message></Error>", "c", None),
 }
+
+
+def read_to_end(body: str) -> None:
+    decoder = ImagesDecoder(stream=True, max_bytes=1 << 20)
+    decoder.feed(body.encode())
+    decoder.finish()
+    while decoder.next_event() is not None:
+        pass
+
+
+@pytest.mark.parametrize("name", [name for name in SHAPES if name != "XML"])
+def test_error_shapes_inside_a_success(name: str) -> None:
+    """Each shape is an error with status 200 too, as the body and as an event."""
+    value, code, _ = SHAPES[name]
+    text = json.dumps(value)
+    for body in (text, f"data: {text}\n\n"):
+        with pytest.raises(APIError) as caught:
+            read_to_end(body)
+        assert (caught.value.message, caught.value.code) == (WORDS, code)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"base_resp": {"status_code": 0, "status_msg": "success"}},
+        {"header": {"code": 0, "message": "Success"}},
+        {"meta": {"code": 200, "message": "OK"}},
+        {"ResponseMetadata": {"RequestId": "r"}},
+        {"status": {"code": 10000, "message": "Ok"}},
+        {"err": None, "exception": None, "fault": {}},
+    ],
+)
+def test_fields_of_a_success(value: Any) -> None:
+    """The same fields that report a success do not fail the call."""
+    decoder = ImagesDecoder(stream=False, max_bytes=1 << 20)
+    decoder.feed(json.dumps({**value, "data": [{"url": "https://cdn.example.com/a.png"}]}).encode())
+    decoder.finish()
+    assert decoder.next_event() is not None
+    assert len(decoder.response()) == 1
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"predictions": [{"raiFilteredReason": WORDS}]},
+        {"promptFeedback": {"blockReason": "SAFETY", "blockReasonMessage": WORDS}},
+        {"candidates": [{"finishReason": "IMAGE_SAFETY", "finishMessage": WORDS}]},
+    ],
+)
+def test_moderation_inside_a_success(value: Any) -> None:
+    """Moderation that is only reported by its reason is a ModerationError."""
+    with pytest.raises(errors.ModerationError) as caught:
+        read_to_end(json.dumps(value))
+    assert caught.value.message == WORDS
 
 
 @pytest.mark.parametrize("status", [400, 500, 200])

@@ -185,7 +185,7 @@ def test_seeds_are_good() -> None:
     [
         ("json", "Base64Decoder.finish", lambda self: b"other bytes"),
         ("sse", "SSEDecoder._dispatch", lambda self, terminated: None),
-        ("body", "ImagesDecoder._complete", lambda self, event: None),
+        ("body", "ImagesDecoder._emit", lambda self, event: None),
     ],
 )
 def test_checks_see_what_is_wrong(
