@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from elkimg_async.config import RetryPolicy, Timeout
+from elkimg_async.config import RetryPolicy, Timeout, make_timeout
 
 _SECRET = re.compile(r"auth|key|token|secret|cookie|password|credential|signature", re.IGNORECASE)
 """Headers and query parameters with such names are not stored."""
@@ -17,7 +17,9 @@ _KINDS: tuple[type[msgspec.Struct], ...] = (RetryPolicy, Timeout)
 def write_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options as plain data, without secrets."""
     plain = dict[str, Any]()
-    for name, value in options.items():
+    for name, given in options.items():
+        # a timedelta, or a Timeout of httpx, is stored as ours
+        value = make_timeout(given) if name == "timeout" else given
         if isinstance(value, _KINDS):
             fields = msgspec.structs.asdict(value)
             plain[name] = {field: _finite(each) for field, each in fields.items()}

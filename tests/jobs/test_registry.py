@@ -7,15 +7,24 @@ import inspect
 import io
 import math
 from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
 from typing import Any
 
 import msgspec
 import pytest
 from PIL import Image as Pillow
 
-from elkimg_async import AsyncImages, CompletedImage, Image, PartialImage, Timeout, errors
+from elkimg_async import (
+    AsyncImages,
+    CompletedImage,
+    Image,
+    PartialImage,
+    RetryPolicy,
+    Timeout,
+    errors,
+)
 from elkimg_async.jobs import ImageJobs, Job, JobEvent, MemoryStore
-from elkimg_async.jobs.options import read_options
+from elkimg_async.jobs.options import read_options, write_options
 from elkimg_async.local import LocalServer
 from tests.helpers.raw_server import (
     DONE,
@@ -203,7 +212,7 @@ async def test_options_of_the_call_survive_a_restart(
         server.inject("stall-headers")
         await jobs.start("an elk", id="first")
         await server.wait_until(lambda: len(server.requests) == 1)
-        limits: Any = {"timeout": Timeout(total=math.inf, idle=7.0), "retry": 1}
+        limits: Any = {"timeout": timedelta(seconds=77), "retry": 1}
         more: Any = {"extra_headers": {"X-Team": "a"}, "extra_query": {"tag": "b"}}
         await jobs.start("a fox", id="second", **more, **limits)
         await jobs.start("a bear", id="third", extra_headers={"Authorization": "Bearer secret-1"})
@@ -211,7 +220,11 @@ async def test_options_of_the_call_survive_a_restart(
     async with opened(server, make_store) as jobs:
         await jobs.result("second")
         job = await jobs.get("second")
-        assert read_options(job.options) == {**more, **limits}
+        stored = read_options(job.options)
+        assert stored.pop("timeout").total == 77
+        assert stored == {**more, "retry": 1}
+        whole = {"timeout": Timeout(total=math.inf, idle=7.0), "retry": RetryPolicy(budget=3)}
+        assert read_options(write_options(whole)) == whole
         with pytest.raises(errors.JobLostError, match="secret headers") as lost:
             await jobs.result("third")
         assert lost.value.billing == "not_sent"
