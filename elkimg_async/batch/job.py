@@ -12,7 +12,7 @@ from elkimg_async.sansio.requests import EditRequest, GenerateRequest
 from elkimg_async.sansio.responses import ImagesResponse
 
 
-class Job(msgspec.Struct, frozen=True, kw_only=True):
+class BatchJob(msgspec.Struct, frozen=True, kw_only=True):
     """One request to be sent.
 
     `stem` is the name of its files without extension, `hash` its fingerprint. `record` is the last
@@ -89,7 +89,7 @@ class JobResult(msgspec.Struct, frozen=True, kw_only=True):
     turn.
     """
 
-    job: Job
+    job: BatchJob
     record: ResponseRecord
     response: ImagesResponse | None = None
     urls: tuple[str, ...] = ()

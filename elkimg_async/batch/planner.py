@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from elkimg_async.batch.inputs import full_fingerprint
-from elkimg_async.batch.job import Job
+from elkimg_async.batch.job import BatchJob
 from elkimg_async.batch.journal import (
     AnyRecord,
     DoneRecord,
@@ -74,7 +74,7 @@ class Planner:
         """Return whether `plan` reads files for this item, and so belongs in a worker thread."""
         return self._known is not None and has_inputs(item)
 
-    def plan(self, index: int, item: Any) -> Job | Delivery:
+    def plan(self, index: int, item: Any) -> BatchJob | Delivery:
         """Return the job that an item needs, or the item itself if nothing has to be done.
 
         Raises:
@@ -99,7 +99,7 @@ class Planner:
             ):
                 return self._resumed(record, row, request)
         lost = isinstance(record, SentRecord) and record.idempotency_key is not None
-        return Job(
+        return BatchJob(
             index=index,
             request=request,
             stem=job_stem(index, request),

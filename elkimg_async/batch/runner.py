@@ -22,7 +22,7 @@ import msgspec
 
 from elkimg_async.batch.budget import Budget, CostBudget, Limit, fatal_reason
 from elkimg_async.batch.executor import Executor, Sender
-from elkimg_async.batch.job import Job, JobResult
+from elkimg_async.batch.job import BatchJob, JobResult
 from elkimg_async.batch.journal import DoneRecord, SentRecord
 from elkimg_async.batch.planner import Delivery, Planner
 from elkimg_async.batch.run import MapItem, Totals, add_item
@@ -292,7 +292,7 @@ class Runner:
             except Exception as error:  # noqa: BLE001 - from the input; raised by `next_item`
                 self._stop(error)
                 return
-            if isinstance(planned, Job):
+            if isinstance(planned, BatchJob):
                 if planned.resumes is not None:
                     self._budget.resume(planned.resumes.images)
                     self._costs.resume(planned.resumes.cost)
@@ -311,7 +311,7 @@ class Runner:
                 self._deliver(planned)
             index += 1
 
-    async def _plan(self, planner: Planner, index: int, item: Any) -> Job | Delivery:
+    async def _plan(self, planner: Planner, index: int, item: Any) -> BatchJob | Delivery:
         if planner.reads_files(item):
             return await anyio.to_thread.run_sync(planner.plan, index, item)
         return planner.plan(index, item)
@@ -324,7 +324,7 @@ class Runner:
             await self._wait()
         return False
 
-    async def _may_start(self, job: Job) -> bool:
+    async def _may_start(self, job: BatchJob) -> bool:
         """Return whether the budget allows a job, if need be after those in flight."""
         while self._failure is None:
             limit = self._budget.reached(job.n) or self._costs.reached(job.worst)
@@ -363,7 +363,7 @@ class Runner:
         self._room.clear()
         await self._room.wait()
 
-    async def _work(self, executor: Executor, job: Job) -> None:
+    async def _work(self, executor: Executor, job: BatchJob) -> None:
         cost: Decimal | None = Decimal(0)
         try:
             if self._hopeless:  # set after this task was created

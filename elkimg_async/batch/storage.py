@@ -19,7 +19,7 @@ import anyio.to_thread
 import msgspec
 
 from elkimg_async.batch.filesystem import open_locked, sync_file, sync_folder, write_all
-from elkimg_async.batch.job import Job
+from elkimg_async.batch.job import BatchJob
 from elkimg_async.batch.journal import (
     AnyRecord,
     DoneRecord,
@@ -252,12 +252,12 @@ class RunStore:
         """Whether images are saved as files."""
         return self._folder is not None
 
-    async def begin(self, job: Job) -> None:
+    async def begin(self, job: BatchJob) -> None:
         """Record that a request is about to be sent."""
         if job.resumes is None:
             await self.commit(SentRecord(**job.record_fields(), images=job.n, cost=job.worst))
 
-    async def save(self, job: Job, slots: Slots, *, many: bool) -> tuple[SavedFile, ...]:
+    async def save(self, job: BatchJob, slots: Slots, *, many: bool) -> tuple[SavedFile, ...]:
         """Save images in the folder."""
         folder = self._folder
         assert folder is not None
@@ -265,12 +265,12 @@ class RunStore:
             lambda: folder.write(job.stem, slots, many=many, separator="-")
         )
 
-    async def note_pending(self, job: Job, record: MadeRecord, elapsed: float) -> None:
+    async def note_pending(self, job: BatchJob, record: MadeRecord, elapsed: float) -> None:
         """Record the URLs of images that have not been downloaded yet."""
         await self.commit(record)
 
     async def finish(
-        self, job: Job, record: MadeRecord, error: ElkImagesError | None, elapsed: float
+        self, job: BatchJob, record: MadeRecord, error: ElkImagesError | None, elapsed: float
     ) -> None:
         """Record the end of a job, successful or not."""
         if error is not None:

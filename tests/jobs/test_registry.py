@@ -3,15 +3,28 @@
 import asyncio
 import base64
 import contextlib
+import inspect
 import io
+import math
 from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from PIL import Image as Pillow
 
-from elkimg_async import AsyncImages, CompletedImage, Image, PartialImage, Timeout, errors
+from elkimg_async import (
+    AsyncImages,
+    CompletedImage,
+    Image,
+    PartialImage,
+    RetryPolicy,
+    Timeout,
+    errors,
+)
 from elkimg_async.jobs import ImageJobs, Job, JobEvent, MemoryStore
+from elkimg_async.jobs.options import read_options, write_options
 from elkimg_async.local import LocalServer
 from tests.helpers.raw_server import (
     DONE,
@@ -158,7 +171,7 @@ async def test_start_with_other_parameters_is_a_conflict(
     [
         ({"n": 11}, errors.InvalidRequestError),
         ({"n": "2"}, errors.InvalidRequestError),
-        ({"sise": "x"}, errors.InvalidRequestError),
+        ({"sise": "x"}, TypeError),
         ({"prompt": None}, errors.InvalidRequestError),
         ({"id": ""}, errors.InvalidRequestError),
         ({"id": "x" * 201}, errors.InvalidRequestError),
@@ -180,6 +193,45 @@ async def test_start_with_bad_input(
             await jobs.start(**given)
         assert await jobs.list() == []
     assert not server.requests
+
+
+def test_start_has_the_parameters_of_generate_and_edit() -> None:
+    """Every option of both calls can be passed by name, with the same type and default."""
+    known = inspect.signature(ImageJobs.start).parameters
+    for call in (AsyncImages.generate, AsyncImages.edit):
+        for name, parameter in inspect.signature(call).parameters.items():
+            if name not in ("self", "prompt", "image", "stream"):
+                assert known[name] == parameter, name
+
+
+async def test_options_of_the_call_survive_a_restart(
+    server: LocalServer, make_store: MakeStore
+) -> None:
+    """A job that is sent by a later process has the headers, query and limits it started with."""
+    async with opened(server, make_store, concurrency=1, grace=0) as jobs:
+        server.inject("stall-headers")
+        await jobs.start("an elk", id="first")
+        await server.wait_until(lambda: len(server.requests) == 1)
+        limits: Any = {"timeout": timedelta(seconds=77), "retry": 1}
+        more: Any = {"extra_headers": {"X-Team": "a"}, "extra_query": {"tag": "b"}}
+        await jobs.start("a fox", id="second", **more, **limits)
+        await jobs.start("a bear", id="third", extra_headers={"Authorization": "Bearer secret-1"})
+        assert b"secret-1" not in msgspec.json.encode(await jobs.list())
+    async with opened(server, make_store) as jobs:
+        await jobs.result("second")
+        job = await jobs.get("second")
+        stored = read_options(job.options)
+        assert stored.pop("timeout").total == 77
+        assert stored == {**more, "retry": 1}
+        whole = {"timeout": Timeout(total=math.inf, idle=7.0), "retry": RetryPolicy(budget=3)}
+        assert read_options(write_options(whole)) == whole
+        with pytest.raises(errors.JobLostError, match="secret headers") as lost:
+            await jobs.result("third")
+        assert lost.value.billing == "not_sent"
+    [sent] = [each for each in server.requests if each.fields["prompt"] == "a fox"]
+    assert sent.headers["x-team"] == "a"
+    assert sent.query["tag"] == "b"
+    assert not any(each.fields["prompt"] == "a bear" for each in server.requests)
 
 
 async def test_start_of_an_edit(server: LocalServer, make_store: MakeStore) -> None:
