@@ -24,6 +24,7 @@ from tests.helpers.calls import (
     QUICK,
     failure,
     in_both_modes,
+    require_header_limit,
     run_call,
 )
 
