@@ -11,6 +11,7 @@ from elkimg_async import (
     PartialImage,
     RateLimitError,
     RetryPolicy,
+    ServerError,
 )
 from elkimg_async.hooks import AttemptStarted, Record, RetryScheduled
 from elkimg_async.local import LocalServer
