@@ -14,6 +14,12 @@ os.environ.pop("PYTEST_ADDOPTS", None)  # not for the pytest runs that tests sta
 collect_ignore = ["plugin_project"]  # a separate project, run by test_pytest_plugin
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Use two workers for each processor, since the tests mostly wait."""
+    return 2 * (os.cpu_count() or 1)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pycollect_makeitem(
     collector: pytest.Module | pytest.Class, name: str, obj: object
