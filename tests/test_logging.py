@@ -173,7 +173,7 @@ async def test_stream_that_is_left(raw_server: RawServer, log: pytest.LogCapture
 
 async def test_download(raw_server: RawServer, log: pytest.LogCaptureFixture) -> None:
     """A download is logged with host, size and time; never path and query, which may be secret."""
-    async with RawServer(response(PNG), response(b"", status=404)) as host:
+    async with RawServer(response(PNG), response(b"", status=410)) as host:
         url = f"http://user:{BODY}@127.0.0.1:{host.port}/{BODY}.png?signature={BODY}"
         raw_server.reply_with(response({"data": [{"url": url}, {"url": url}]}))
         async with AsyncImages(API_KEY, base_url=raw_server.base_url) as client:
@@ -185,7 +185,7 @@ async def test_download(raw_server: RawServer, log: pytest.LogCaptureFixture) ->
         ("DEBUG", f"download from 127.0.0.1:{host.port}: {len(PNG)} bytes after S s"),
         (
             "DEBUG",
-            f"download from 127.0.0.1:{host.port}: failed: DownloadError 404 (billed) after S s",
+            f"download from 127.0.0.1:{host.port}: failed: DownloadError 410 (billed) after S s",
         ),
     ]
 

@@ -11,6 +11,7 @@ from elkimg_async import (
     PartialImage,
     RateLimitError,
     RetryPolicy,
+    ServerError,
 )
 from elkimg_async.hooks import AttemptStarted, Record, RetryScheduled
 from elkimg_async.local import LocalServer
@@ -86,6 +87,10 @@ async def test_unknown_outcome_is_not_retried(server: LocalServer, streaming: bo
         error = await failure(DisconnectedError, client, streaming)
     assert (error.billing, error.phase) == ("unknown", "first_byte")
     assert len(server.requests) == server.generations == 1
+
+
+# Unlike a 429, it slows only its own call.
+OVERLOADED = error_response(503, "system_cpu_overloaded")
 
 
 class Delays:
@@ -201,12 +206,12 @@ async def test_retried_at_the_local_server(
 @pytest.mark.parametrize("retries", [0, 1, 4])
 async def test_retries_are_counted(raw_server: RawServer, retries: int, streaming: bool) -> None:
     """The number of retries applies to the client or a call; then the last error is raised."""
-    raw_server.reply_with(BUSY)
+    raw_server.reply_with(OVERLOADED)
     policy = RetryPolicy(retries, initial_backoff=0)
     async with AsyncImages(API_KEY, base_url=raw_server.base_url, retry=policy) as client:
-        error = await failure(RateLimitError, client, streaming)
+        error = await failure(ServerError, client, streaming)
         assert error.attempts == len(raw_server.requests) == retries + 1
-        await failure(RateLimitError, client, streaming, retry=0)
+        await failure(ServerError, client, streaming, retry=0)
     assert len(raw_server.requests) == retries + 2
 
 
@@ -253,12 +258,12 @@ async def test_retry_after_that_is_too_long(raw_server: RawServer, streaming: bo
 async def test_backoff_grows(raw_server: RawServer) -> None:
     """Without Retry-After, delays are random, below a growing and bounded limit."""
     seen = Delays()
-    raw_server.reply_with(BUSY)
+    raw_server.reply_with(OVERLOADED)
     policy = RetryPolicy(6, initial_backoff=0.001, max_backoff=0.004)
     async with AsyncImages(
         API_KEY, base_url=raw_server.base_url, hooks=[seen], retry=policy
     ) as client:
-        await failure(RateLimitError, client)
+        await failure(ServerError, client)
     assert len(seen.delays) == 6
     for delay, most in zip(seen.delays, (0.001, 0.002, 0.004, 0.004, 0.004, 0.004), strict=True):
         assert 0 <= delay <= most
@@ -267,16 +272,16 @@ async def test_backoff_grows(raw_server: RawServer) -> None:
 
 async def test_retry_budget(raw_server: RawServer) -> None:
     """All calls of a client and its views share a number of retries; a success returns one."""
-    raw_server.reply_with(BUSY)
+    raw_server.reply_with(OVERLOADED)
     policy = RetryPolicy(2, initial_backoff=0, budget=3)
     async with AsyncImages(API_KEY, base_url=raw_server.base_url, retry=policy) as client:
         view = client.with_options(headers={"X-A": "b"})
-        tries = [(await failure(RateLimitError, each)).attempts for each in (client, view, client)]
+        tries = [(await failure(ServerError, each)).attempts for each in (client, view, client)]
         assert tries == [3, 2, 1]
         raw_server.reply_with(GOOD)
         await client.generate("a boat")
-        raw_server.reply_with(BUSY)
-        assert (await failure(RateLimitError, client)).attempts == 2
+        raw_server.reply_with(OVERLOADED)
+        assert (await failure(ServerError, client)).attempts == 2
 
 
 @in_both_modes

@@ -426,7 +426,7 @@ async def test_failed_job_keeps_what_had_arrived(make_store: MakeStore) -> None:
 
 async def test_image_that_cannot_be_downloaded(make_store: MakeStore) -> None:
     """A result that stays a URL fails as billed, and its URL is not lost."""
-    async with RawServer(response(b"", status=404)) as images:
+    async with RawServer(response(b"", status=410)) as images:
         url = f"{images.origin}/x.png"
         sent = event({"type": "image_generation.completed", "url": url})
         async with (
