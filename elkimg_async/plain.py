@@ -1,6 +1,7 @@
 """Plain data, as JSON has it, for the `to_dict` of results and errors."""
 
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 
@@ -10,6 +11,8 @@ def to_plain(value: Any, *, images: bool) -> Any:
         return [to_plain(item, images=images) for item in value]
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")
+    if isinstance(value, Decimal):
+        return str(value)
     to_dict = getattr(value, "to_dict", None)
     if to_dict is not None:
         return to_dict(images=images)

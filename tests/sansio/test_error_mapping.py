@@ -29,7 +29,7 @@ NOW = 1_700_000_000.0
 def error_of(status: int, body: bytes | str = b"", **headers: str) -> APIError:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     raw = body.encode() if isinstance(body, str) else body
-    found = error_mapping.read_error(status, named, raw, now=NOW)
+    found = error_mapping.response_error(status, named, raw, now=NOW)
     assert isinstance(found, APIError)
     assert found.status == status
     return found
@@ -327,7 +327,7 @@ ROWS: list[tuple[str, int, str, type[APIError], str | None, str]] = [
     [row[1:] for row in ROWS],
     ids=[row[0] for row in ROWS],
 )
-def test_read_error(
+def test_response_error(
     status: int, body: str, cls: type[APIError], code: str | None, billing: str
 ) -> None:
     """Each situation of the contract has its class, code and billing."""
@@ -343,7 +343,7 @@ def test_read_error(
         assert cls.advice in text
 
 
-def test_read_error_with_all_fields() -> None:
+def test_response_error_with_all_fields() -> None:
     """Everything in the response is kept on the error."""
     body = api_body("c", "It failed", type="t", param="size")
     found = error_of(
@@ -359,9 +359,9 @@ def test_read_error_with_all_fields() -> None:
     )
 
 
-def test_read_error_headers_in_any_case() -> None:
+def test_response_error_headers_in_any_case() -> None:
     """The headers of an error have names in lower case."""
-    found = error_mapping.read_error(400, {"X-Y": "z"}, b"", now=NOW)
+    found = error_mapping.response_error(400, {"X-Y": "z"}, b"", now=NOW)
     assert isinstance(found, APIError)
     assert found.headers == {"x-y": "z"}
 
@@ -464,7 +464,7 @@ def test_api_error_message(body: Any, code: str | None, type_: str | None, statu
         ('{"errors":["a","b","a"]}', "a; b"),
     ],
 )
-def test_read_error_message(body: str, message: str) -> None:
+def test_response_error_message(body: str, message: str) -> None:
     """The message is the server's alone; the text of the error makes it a sentence."""
     found = error_of(400, body)
     assert found.message == message
@@ -493,7 +493,7 @@ def test_read_error_message(body: str, message: str) -> None:
         " <!DOCTYPE html>",
     ],
 )
-def test_read_error_without_a_message(body: str) -> None:
+def test_response_error_without_a_message(body: str) -> None:
     """A body without a message, or a web page, leaves the message empty."""
     found = error_of(400, body)
     assert found.message in ("", body)
@@ -502,7 +502,7 @@ def test_read_error_without_a_message(body: str) -> None:
 
 
 @pytest.mark.parametrize("status", [401, 403, 500, 502, 503, 520, 530])
-def test_read_error_page(status: int) -> None:
+def test_response_error_page(status: int) -> None:
     """The text for a web page blames something in between, not the API key."""
     body = (
         "<!DOCTYPE html><html><head><title>Attention Required! | Cloudflare</title></head></html>"
@@ -514,7 +514,7 @@ def test_read_error_page(status: int) -> None:
     assert found.body == body
 
 
-def test_read_error_with_an_image() -> None:
+def test_response_error_with_an_image() -> None:
     """An image beside an error is on it, and may have been billed."""
     png = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 40
     value = {"error": {"message": "late"}, "data": [{"b64_json": base64.b64encode(png).decode()}]}
@@ -524,7 +524,7 @@ def test_read_error_with_an_image() -> None:
     assert found.billing == "unknown"
 
 
-def test_read_error_of_moderation() -> None:
+def test_response_error_of_moderation() -> None:
     """The moderation details are on the error as they were sent."""
     details = {"categories": ["violence"], "moderation_stage": "output"}
     found = error_of(400, json.dumps({"error": {"message": "no", "moderation_details": details}}))
@@ -532,7 +532,7 @@ def test_read_error_of_moderation() -> None:
     assert found.moderation == details
 
 
-def test_read_error_with_the_details_of_fastapi() -> None:
+def test_response_error_with_the_details_of_fastapi() -> None:
     """The problems in FastAPI's list are in the text of the error."""
     detail = [
         {"loc": ["body", "n"], "msg": "not a valid integer", "type": "int_parsing"},
@@ -550,7 +550,7 @@ def test_read_error_with_the_details_of_fastapi() -> None:
         *[(1.5, None), ("余额", "余额"), ("9" * 5_000, "9" * 5_000), ("٤٢٩", "٤٢٩")],
     ],
 )
-def test_read_error_code(code: Any, expected: str | None) -> None:
+def test_response_error_code(code: Any, expected: str | None) -> None:
     """A code is text or a whole number, and may be in `type` and `param` too."""
     found = error_of(400, json.dumps({"error": {"code": code, "type": code, "param": code}}))
     assert (found.code, found.type, found.param) == (expected,) * 3
@@ -558,7 +558,7 @@ def test_read_error_code(code: Any, expected: str | None) -> None:
 
 
 @pytest.mark.parametrize("code", [True, False])
-def test_read_error_code_that_is_a_boolean(code: bool) -> None:
+def test_response_error_code_that_is_a_boolean(code: bool) -> None:
     """A boolean is not a code."""
     assert error_of(400, json.dumps({"error": {"code": code}})).code is None
 
@@ -573,7 +573,7 @@ def test_read_error_code_that_is_a_boolean(code: bool) -> None:
         b'{"error":{"message":"no","code":"invalid_request"}}<!-- x -->',
     ],
 )
-def test_read_error_of_almost_json(body: bytes) -> None:
+def test_response_error_of_almost_json(body: bytes) -> None:
     """Invalid JSON in an error is read leniently, since its code decides about retries."""
     found = error_of(500, body)
     assert (type(found), found.code, found.billing) == (
@@ -583,7 +583,7 @@ def test_read_error_of_almost_json(body: bytes) -> None:
     )
 
 
-def test_read_error_of_much_text() -> None:
+def test_response_error_of_much_text() -> None:
     """A long body is shortened in the message."""
     for body in ("x" * 100_000, "<" + "x" * 100_000):
         found = error_of(500, body)
@@ -595,16 +595,16 @@ def test_read_error_of_much_text() -> None:
 
 
 @pytest.mark.parametrize("status", [300, 301, 302, 303, 304, 307, 308])
-def test_read_error_redirect(status: int) -> None:
+def test_response_error_redirect(status: int) -> None:
     """A redirect is a `ResponseError` that points to the base URL."""
     headers = {"location": "https://elsewhere/path?token=secret", "x-request-id": "u"}
-    found = error_mapping.read_error(status, headers, b"<html>", now=NOW)
+    found = error_mapping.response_error(status, headers, b"<html>", now=NOW)
     assert type(found) is ResponseError
     assert (found.status, found.request_id, found.billing) == (status, "u", "unknown")
     assert "https://elsewhere/path" in str(found)
     assert "secret" not in str(found)
     assert "base URL" in str(found)
-    assert "base URL" in str(error_mapping.read_error(status, {}, b"", now=NOW))
+    assert "base URL" in str(error_mapping.response_error(status, {}, b"", now=NOW))
 
 
 @settings(max_examples=300, deadline=None)
@@ -622,9 +622,9 @@ def test_read_error_redirect(status: int) -> None:
         max_leaves=9,
     ).map(lambda value: json.dumps(value).encode()),
 )
-def test_read_error_of_any_body(status: int, body: bytes) -> None:
+def test_response_error_of_any_body(status: int, body: bytes) -> None:
     """Any body with any status becomes an error of this package with a text."""
-    found = error_mapping.read_error(status, {}, body, now=NOW)
+    found = error_mapping.response_error(status, {}, body, now=NOW)
     assert type(found).__name__ in errors.__all__
     assert str(status) in str(found)
 
