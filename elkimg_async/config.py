@@ -16,6 +16,7 @@ from elkimg_async.credentials import ApiKeySource
 from elkimg_async.errors import ConfigurationError
 from elkimg_async.hooks import Hook
 from elkimg_async.ratelimit.limiter import Permit
+from elkimg_async.sansio.pricing import Pricing
 from elkimg_async.sansio.requests import DEFAULT_MODEL
 from elkimg_async.sansio.responses import RateLimit
 from elkimg_async.sansio.retry import RetryBudget
@@ -207,6 +208,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     budget: RetryBudget
     limiter: "Pacing"
     shutdowns: dict[str, str]
+    pricing: Pricing | None = None
 
     def url(self, path: str) -> str:
         """Return the URL of an endpoint, with the query that every request has."""

@@ -365,8 +365,8 @@ class BatchStoppedError(BatchError):
     """A run stopped early: a limit was reached, or every further request would fail."""
 
     reason: str | None = None
-    """The limit (`max_errors`, `max_images` or `max_total_tokens`), or why further requests would
-    fail: `configuration`, `authentication`, `quota`, `dns`, `tls` or `proxy`."""
+    """The limit (`max_errors`, `max_images`, `max_total_tokens` or `max_cost`), or why further
+    requests would fail: `configuration`, `authentication`, `quota`, `dns`, `tls` or `proxy`."""
     totals: Any = None
     """The totals of the run until then (`Totals`)."""
 

@@ -37,6 +37,7 @@ class Telemetry:
     covers all attempts and the whole stream; leaving a stream early ends it and sets
     `elkimg.stream.left`. Attempts, responses, retries, images and skipped events are its events. A
     call that fails before anything is sent has no span. Spans never contain the API key or images.
+    `elkimg.cost` is `meta.cost` of the result, and missing where that is unknown.
 
     Metrics: `gen_ai.client.operation.duration`, `gen_ai.client.token.usage`, and for streams
     `gen_ai.client.operation.time_to_first_chunk`, the time to the first image.
@@ -168,6 +169,8 @@ class Telemetry:
         if isinstance(record.result, ImagesResponse):
             running.usage = record.result.usage or running.usage
             running.images = len(record.result)
+            if record.result.meta.cost is not None:
+                span.set_attribute("elkimg.cost", float(record.result.meta.cost))
         if "gen_ai.request.model" in shared:
             span.set_attribute("elkimg.images", running.images)
         if running.usage is not None:

@@ -501,7 +501,7 @@ async def test_edit_against_the_rules_of_its_model(
         (PNG, "input_fidelity", "choose low", {"model": mini, "input_fidelity": "high"}),
         (PNG, "n", "1 to 10", {"n": 11}),
         (PNG, "output_compression", "png has no lossy", {"output_compression": 5}),
-        (PNG, "partial_images", "stream only", {"partial_images": 1}),
+        (PNG, "partial_images", "streams only", {"partial_images": 1}),
     ):  # fmt: skip
         await rejected(client, image, param, words, **options)
     assert raw_server.accepted == 0

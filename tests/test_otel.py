@@ -21,8 +21,10 @@ import elkimg_async
 from elkimg_async import (
     AsyncImages,
     GenerateRequest,
+    ImagePrices,
     InvalidRequestError,
     ModerationError,
+    Pricing,
     RateLimitError,
     StreamIncompleteError,
 )
@@ -119,6 +121,22 @@ async def run_observed(
         else:
             await client.generate(SECRET_PROMPT, **options)
     return server
+
+
+async def test_cost() -> None:
+    """The cost of a call is an attribute where it is known."""
+    known, unknown = Observed(), Observed()
+    await run_observed(unknown, GOOD)
+    assert "elkimg.cost" not in attributes(unknown.span())
+    pricing = Pricing({"gpt-image-1.5": ImagePrices({(None, None): "0.04"})})
+    async with (
+        RawServer(GOOD) as server,
+        AsyncImages(
+            API_KEY, base_url=server.base_url, hooks=[known.hook], pricing=pricing
+        ) as client,
+    ):
+        await client.generate("A boat")
+    assert attributes(known.span())["elkimg.cost"] == 0.04
 
 
 async def test_batch_call() -> None:

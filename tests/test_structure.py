@@ -23,7 +23,7 @@ LAYERS = [
     {"credentials"},
     {"config"},
     {"transport", "types"},
-    {"attempt"},
+    {"attempt", "settings"},
     {"call", "stream"},
     {"batch", "resources"},
     {"image_calls"},

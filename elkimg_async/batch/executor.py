@@ -7,6 +7,7 @@ workers on Ray, `NoStore` if images are returned and nothing is recorded.
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from decimal import Decimal
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -27,7 +28,7 @@ from elkimg_async.errors import (
 from elkimg_async.hooks import AttemptStarted
 from elkimg_async.image import Image
 from elkimg_async.sansio.requests import EditRequest
-from elkimg_async.sansio.responses import ImagesResponse
+from elkimg_async.sansio.responses import ImagesResponse, Meta
 from elkimg_async.sansio.retry import is_in_flight
 
 IN_FLIGHT_PAUSE = 0.5
@@ -217,11 +218,13 @@ class Executor:
             return await self._fail(job, error, began)
         tokens = response.usage.total_tokens if response.usage else None
         self._budget.spend(len(response), tokens)
+        meta: Meta | None = response.meta
         made = MadeRecord(
             **job.record_fields(),
             images=len(response),
+            cost=job.cost(meta.cost, meta.attempts) if meta else job.worst,
             usage=response.usage,
-            meta=response.meta,
+            meta=meta,
         )
         if self._store.keeps_files:
             return await self._keep(job, made, list(enumerate(response)), response, began)
@@ -234,7 +237,8 @@ class Executor:
             error.billing = "unknown"
         spent = job.n if error.billing in ("unknown", "billed") else 0
         self._budget.spend(spent, None, responded=False)
-        made = MadeRecord(**job.record_fields(), images=spent)
+        cost = job.cost(None, error.attempts) if spent else Decimal(0)
+        made = MadeRecord(**job.record_fields(), images=spent, cost=cost)
         if self._store.keeps_files:
             images = [image for image in getattr(error, "images", ()) if image.content]
             try:

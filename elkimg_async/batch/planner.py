@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -24,7 +25,7 @@ from elkimg_async.batch.run import MapItem
 from elkimg_async.batch.storage import OutputFolder
 from elkimg_async.config import IdempotencyMode
 from elkimg_async.errors import ElkImagesError, InvalidRequestError
-from elkimg_async.sansio.requests import EditRequest, GenerateRequest
+from elkimg_async.sansio.requests import EditRequest, GenerateRequest, ImageRequest
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +50,8 @@ class Planner:
         skip_failed: Whether to skip requests that failed in an earlier run.
         known: Returns the journal's last record of an index. None: there is no journal.
         folder: The folder with the files of finished requests. None: there is none.
+        price: Returns the most that one attempt of a request can cost; None if unknown.
+        payable: How many attempts of a request may be paid for.
     """
 
     def __init__(
@@ -60,9 +63,12 @@ class Planner:
         skip_failed: bool,
         known: Callable[[int], AnyRecord | None] | None,
         folder: OutputFolder | None,
+        price: Callable[[ImageRequest], Decimal | None] = lambda request: None,
+        payable: int = 1,
     ) -> None:
         self._defaults, self._stream, self._idempotency = defaults, stream, idempotency
         self._skip_failed, self._known, self._folder = skip_failed, known, folder
+        self._price, self._payable = price, payable
 
     def reads_files(self, item: Any) -> bool:
         """Return whether `plan` reads files for this item, and so belongs in a worker thread."""
@@ -104,6 +110,8 @@ class Planner:
             record=record,
             resumes=record if lost and self._idempotency == "replay" else None,  # type: ignore[arg-type]
             repeated=record is not None,
+            price=self._price(request),
+            payable=self._payable,
         )
 
     def _invalid(

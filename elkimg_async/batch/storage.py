@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -49,7 +50,7 @@ class ManifestLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """One finished request, for users and their programs; the last line of an index counts.
 
     `files` have the name, length and SHA-256 of each image. `id` and `metadata` are those of the
-    row.
+    row. `cost` is missing where it is unknown.
     """
 
     index: int
@@ -61,6 +62,7 @@ class ManifestLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     idempotency_key: str | None = msgspec.field(name="key")
     id: str | int | None = None
     metadata: dict[str, Any] | None = None
+    cost: Decimal | None = None
 
 
 class OutputFolder:
@@ -253,7 +255,7 @@ class RunStore:
     async def begin(self, job: Job) -> None:
         """Record that a request is about to be sent."""
         if job.resumes is None:
-            await self.commit(SentRecord(**job.record_fields(), images=job.n))
+            await self.commit(SentRecord(**job.record_fields(), images=job.n, cost=job.worst))
 
     async def save(self, job: Job, slots: Slots, *, many: bool) -> tuple[SavedFile, ...]:
         """Save images in the folder."""
@@ -286,6 +288,7 @@ class RunStore:
             idempotency_key=job.idempotency_key,
             id=job.id,
             metadata=job.metadata,
+            cost=record.meta.cost if record.meta else None,
         )
         await self.commit(DoneRecord(**response_fields(record)), line)
 

@@ -6,6 +6,7 @@ omits it or sends something else. Fields without an attribute here are in `extra
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import msgspec
@@ -90,6 +91,10 @@ class Meta(ResponseData, frozen=True, kw_only=True):
     `elapsed` is in seconds for the whole call, `first_byte` in seconds from the start of the last
     attempt to its headers. `rate_limit` is None where the server sent no such headers,
     `idempotency_key` where none was sent.
+
+    `cost` is what the server says the response has cost, in dollars, or else what the client's
+    `pricing` says, in its currency; None means that it is unknown, never that it was free. Earlier
+    attempts that may have been paid for are not included.
     """
 
     request_id: str | None
@@ -99,6 +104,7 @@ class Meta(ResponseData, frozen=True, kw_only=True):
     first_byte: float
     rate_limit: RateLimit | None
     idempotency_key: str | None
+    cost: Decimal | None = None
 
 
 class Event(ResponseData, frozen=True, kw_only=True):
@@ -251,6 +257,11 @@ def add_usage(one: Usage | None, other: Usage | None) -> Usage | None:
         input_tokens_details=_add_details(one.input_tokens_details, other.input_tokens_details),
         output_tokens_details=_add_details(one.output_tokens_details, other.output_tokens_details),
     )
+
+
+def add_cost(one: Decimal | None, other: Decimal | None) -> Decimal | None:
+    """Return both together; None counts as nothing."""
+    return other if one is None else one if other is None else one + other
 
 
 def _add(one: Number | None, other: Number | None) -> Number | None:

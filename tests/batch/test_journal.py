@@ -1,5 +1,7 @@
 """The records of a journal, their index, and damaged files."""
 
+from decimal import Decimal
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -175,6 +177,40 @@ def test_index_paid_images() -> None:
     seen = replay(journal(made, unfetched, made, done, lost, again))
     assert (seen.images, seen.tokens) == (4, 200)
     assert [seen.state(0), seen.state(1)] == ["done", "done"]
+
+
+def test_index_costs() -> None:
+    """What was reserved counts until the response is known, and unknown costs are counted apart."""
+    index = JournalIndex()
+    index.feed(encode(JournalHeader()))
+    steps: list[tuple[AnyRecord, str, int]] = [
+        (SentRecord(index=0, images=2, cost=Decimal("0.20")), "0.20", 0),
+        (SentRecord(index=1, cost=Decimal("0.10")), "0.30", 0),
+        (DoneRecord(index=0, images=2, cost=Decimal("0.05")), "0.15", 0),
+        (FailedRecord(index=1, cost=Decimal(0)), "0.05", 0),
+        (SentRecord(index=1, cost=Decimal("0.10")), "0.15", 0),
+        (SentRecord(index=1, cost=Decimal("0.10")), "0.25", 0),  # the process was killed
+        (MadeRecord(index=1, images=1, cost=Decimal("0.07")), "0.22", 0),
+        (DoneRecord(index=1, images=1, cost=Decimal("0.07")), "0.22", 0),
+        (SentRecord(index=2, images=3), "0.22", 3),
+        (DoneRecord(index=2, images=2), "0.22", 2),
+    ]
+    for record, cost, unpriced in steps:
+        index.feed(encode(record))
+        assert (index.cost, index.unpriced) == (Decimal(cost), unpriced)
+
+
+def test_meta_with_a_cost() -> None:
+    """A cost is text in the journal, so that it stays exact; early journals have none."""
+    meta = msgspec.structs.replace(META, cost=Decimal("0.10"))
+    line = encode(DoneRecord(index=0, images=1, meta=meta))
+    assert b'"cost":"0.10"' in line
+    read = decode_record(line)
+    assert isinstance(read, DoneRecord)
+    assert read.meta == meta
+    early = decode_record(line.replace(b',"cost":"0.10"', b""))
+    assert isinstance(early, DoneRecord)
+    assert early.meta == META
 
 
 def test_index_sent_requests() -> None:

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from PIL import Image as Pillow
 
-from elkimg_async import AsyncImages, CompletedImage, Image, PartialImage, errors
+from elkimg_async import AsyncImages, CompletedImage, Image, PartialImage, Timeout, errors
 from elkimg_async.jobs import ImageJobs, Job, JobEvent, MemoryStore
 from elkimg_async.local import LocalServer
 from tests.helpers.raw_server import (
+    API_KEY,
     DONE,
-    KEY,
     PNG,
     End,
     RawServer,
@@ -45,7 +45,7 @@ def partial(index: int) -> dict[str, Any]:
 
 def client_of(server: LocalServer | RawServer, **options: Any) -> AsyncImages:
     """A client of this server that does not retry."""
-    api_key = server.api_key if isinstance(server, LocalServer) else KEY
+    api_key = server.api_key if isinstance(server, LocalServer) else API_KEY
     return AsyncImages(api_key, base_url=server.base_url, **{"retry": 0, **options})
 
 
@@ -379,7 +379,7 @@ async def test_image_that_cannot_be_downloaded(make_store: MakeStore) -> None:
         sent = event({"type": "image_generation.completed", "url": url})
         async with (
             RawServer(stream(sent, DONE)) as raw_server,
-            opened(raw_server, make_store, client={"timeout": 2}) as jobs,
+            opened(raw_server, make_store, client={"timeout": Timeout(download=0.5)}) as jobs,
         ):
             job = await jobs.start("an elk")
             with pytest.raises(errors.DownloadError) as caught:
