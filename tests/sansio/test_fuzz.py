@@ -23,7 +23,7 @@ from elkimg_async.sansio.decoder import ImagesDecoder
 from elkimg_async.sansio.json_images import InvalidJSON, JSONDecoder
 from elkimg_async.sansio.sse import SSEDecoder
 from tests.helpers import fuzz_decoders as fuzz
-from tests.sansio.test_json_images import work
+from tests.sansio.test_json_cost import work
 
 HOME = os.pathsep.join([str(Path(elkimg_async.__file__).parent.parent), *sys.path])
 places = st.integers(0, 1 << 30)
