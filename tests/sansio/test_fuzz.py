@@ -33,8 +33,8 @@ tokens = st.sampled_from(fuzz.TOKENS)
 class Decoders(RuleBasedStateMachine):
     """All decoders, fed with the same bytes at the same time.
 
-    Rules change what is still to come (`rest`), or feed some of it. Each decoder is asked for
-    events on the way, and at the end its answers are those of the slow parser.
+    Rules change what is still to come (`rest`), or feed some of it. Events are read from
+    each decoder on the way, and at the end they equal those of the slow parser.
     """
 
     def __init__(self) -> None:
