@@ -23,7 +23,7 @@ from elkimg_async.ratelimit.limiter import Permit
 from elkimg_async.sansio.decoder import ImageEvent, SkippedEvent
 from elkimg_async.sansio.encode import HTTPRequest
 from elkimg_async.sansio.endpoints import Decoder, Endpoint, ResultT
-from elkimg_async.sansio.error_mapping import read_error
+from elkimg_async.sansio.error_mapping import response_error
 from elkimg_async.sansio.headers import content_length, rate_limit, request_id
 from elkimg_async.sansio.responses import RateLimit
 from elkimg_async.transport.deadline import Deadline
@@ -263,4 +263,4 @@ class Attempt(Generic[ResultT]):
     def _error_status(self, exchange: Exchange) -> ElkImagesError:
         """Return the error for a status other than 2xx, from as much of its body as arrived."""
         body = bytes(self._error_body[:_MAX_ERROR_BODY])
-        return read_error(exchange.status, exchange.headers, body, now=time.time())
+        return response_error(exchange.status, exchange.headers, body, now=time.time())

@@ -18,7 +18,7 @@ from elkimg_async import (
     Usage,
 )
 from elkimg_async.sansio.requests import ImageRequest
-from tests.helpers.raw_server import DONE, KEY, PNG, RawServer, event, response, stream
+from tests.helpers.raw_server import API_KEY, DONE, PNG, RawServer, event, response, stream
 from tests.helpers.runs import Server, images
 
 PRICING = Pricing({"gpt-image-1.5": TokenPrices(text_input="5", image_output="32")})
@@ -58,7 +58,7 @@ async def test_cost(
 ) -> None:
     """The server's word wins, then the price list; else the cost is None, which means unknown."""
     respond(server, usage)
-    async with AsyncImages(KEY, base_url=server.base_url, pricing=pricing) as client:
+    async with AsyncImages(API_KEY, base_url=server.base_url, pricing=pricing) as client:
         result = await client.generate("A boat")
         assert result.meta.cost == cost
         again = await client.with_options(timeout=9).generate("A boat")
@@ -75,7 +75,7 @@ async def test_cost_of_a_stream(raw_server: RawServer) -> None:
     fields = {"type": "image_generation.completed", "b64_json": Image(PNG).b64_json, "usage": USAGE}
     raw_server.reply_with(stream(event(fields), event(fields), DONE))
     async with (
-        AsyncImages(KEY, base_url=raw_server.base_url, pricing=PRICING) as client,
+        AsyncImages(API_KEY, base_url=raw_server.base_url, pricing=PRICING) as client,
         client.generate("A boat", n=2, stream=True) as opened,
     ):
         result = await opened.result()
@@ -91,7 +91,7 @@ async def test_cost_by_a_function_that_fails(
     def price(request: ImageRequest, usage: Usage | None) -> Decimal | None:
         raise KeyError(request.model)
 
-    async with AsyncImages(KEY, base_url=server.base_url, pricing=Pricing(price)) as client:
+    async with AsyncImages(API_KEY, base_url=server.base_url, pricing=Pricing(price)) as client:
         result = await client.generate("A boat")
     assert len(result) == 1
     assert result.meta.cost is None
@@ -101,7 +101,7 @@ async def test_cost_by_a_function_that_fails(
 async def test_cost_of_the_list_of_models(raw_server: RawServer) -> None:
     """The list of models has no cost."""
     raw_server.reply_with(response({"object": "list", "data": [{"id": "a"}]}))
-    async with AsyncImages(KEY, base_url=raw_server.base_url, pricing=PRICING) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url, pricing=PRICING) as client:
         assert (await client.models()).meta.cost is None
 
 
@@ -109,4 +109,4 @@ async def test_cost_of_the_list_of_models(raw_server: RawServer) -> None:
 def test_pricing_of_another_type(pricing: Any) -> None:
     """What is not a price list is rejected."""
     with pytest.raises(ConfigurationError, match=r"Pricing\("):
-        AsyncImages(KEY, pricing=pricing)
+        AsyncImages(API_KEY, pricing=pricing)

@@ -211,7 +211,7 @@ def test_error_text(cls: type[ElkImagesError]) -> None:
 
 @classes
 def test_error_advice(cls: type[ElkImagesError]) -> None:
-    """The advice is a whole sentence; who gives none has messages that say what to do.
+    """The advice is a whole sentence; a class without one has it in its messages.
 
     Where an image may have been made, that is the advice.
     """

@@ -131,7 +131,9 @@ async def test_cost() -> None:
     pricing = Pricing({"gpt-image-1.5": ImagePrices({(None, None): "0.04"})})
     async with (
         RawServer(GOOD) as server,
-        AsyncImages(API_KEY, base_url=server.base_url, hooks=[known.hook], pricing=pricing) as client,
+        AsyncImages(
+            API_KEY, base_url=server.base_url, hooks=[known.hook], pricing=pricing
+        ) as client,
     ):
         await client.generate("A boat")
     assert attributes(known.span())["elkimg.cost"] == 0.04

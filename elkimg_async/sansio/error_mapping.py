@@ -87,7 +87,7 @@ _STATUS_OF_TYPE = {
 }
 
 
-def read_error(
+def response_error(
     status: int, headers: Mapping[str, str], body: bytes, *, now: float
 ) -> APIError | ResponseError:
     """Return the error for a response other than 2xx; `now` is in seconds since 1970.

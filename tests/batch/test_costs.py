@@ -31,7 +31,7 @@ from elkimg_async.batch.journal import JournalIndex
 from elkimg_async.batch.storage import MANIFEST
 from tests.helpers import costs
 from tests.helpers.costs import MODEL, PRICING, WORST, CostServer
-from tests.helpers.raw_server import KEY, PNG
+from tests.helpers.raw_server import API_KEY, PNG
 from tests.helpers.runs import (
     Fields,
     Server,
@@ -50,7 +50,7 @@ PER_IMAGE = Pricing({MODEL: ImagePrices({(None, None): "0.10", (None, "high"): "
 @pytest.fixture
 async def priced(server: Server) -> AsyncIterator[AsyncImages]:
     """A client for which each image costs ten cents."""
-    async with AsyncImages(KEY, base_url=server.base_url, retry=0, pricing=PER_IMAGE) as client:
+    async with AsyncImages(API_KEY, base_url=server.base_url, retry=0, pricing=PER_IMAGE) as client:
         yield client
 
 
@@ -71,12 +71,12 @@ def reason(error: Exception | None) -> str | None:
 async def test_totals_of_costs(server: Server, priced: AsyncImages, tmp_path: Path) -> None:
     """Items, totals, the manifest and the journal have the costs, also in a resumed run."""
 
-    async def answer(fields: Fields) -> Fields | web.Response:
+    async def respond(fields: Fields) -> Fields | web.Response:
         if fields["prompt"] in ("2", "3"):
             return rejection(502 if fields["prompt"] == "2" else 400)
         return images(*[PNG] * fields.get("n", 1))
 
-    server.respond = answer
+    server.respond = respond
     journal = tmp_path / "j.jsonl"
 
     def run(**options: Any) -> MapRun:
@@ -135,10 +135,10 @@ async def test_max_cost_of_requests_in_flight(server: Server, priced: AsyncImage
     async with run:
         await server.wait_until(lambda: server.in_flight == 5)
 
-        async def answer(fields: Fields) -> Fields | web.Response:
+        async def respond(fields: Fields) -> Fields | web.Response:
             return images(PNG)
 
-        server.respond = answer
+        server.respond = respond
         released.set()
         with pytest.raises(BatchStoppedError, match="max_cost"):  # noqa: PT012
             async for item in run:
@@ -175,7 +175,7 @@ async def test_max_cost_of_repeated_attempts(server: Server, idempotency: Any, s
     server.respond = lose
     retry = RetryPolicy(2, initial_backoff=0, retry_unknown=True)
     async with AsyncImages(
-        KEY, base_url=server.base_url, retry=retry, idempotency=idempotency, pricing=PER_IMAGE
+        API_KEY, base_url=server.base_url, retry=retry, idempotency=idempotency, pricing=PER_IMAGE
     ) as client:
         limit = "0.6" if idempotency == "off" else "0.2"
         items, error = await until_the_end(client.map(map(str, range(9)), max_cost=limit))
@@ -205,7 +205,7 @@ async def test_max_cost_with_a_replaying_server(server: Server, tmp_path: Path) 
     """A lost request that the server replays is paid for once."""
     journal = tmp_path / "j.jsonl"
     async with AsyncImages(
-        KEY, base_url=server.base_url, idempotency="replay", pricing=PER_IMAGE
+        API_KEY, base_url=server.base_url, idempotency="replay", pricing=PER_IMAGE
     ) as client:
         released = hold(server)
         async with client.map(map(str, range(3)), journal=journal):
@@ -258,7 +258,7 @@ async def test_max_cost_of_unknown_prices(
     server: Server, pricing: Pricing | None, problem: str
 ) -> None:
     """A limit that cannot be kept is an error that says what to add; nothing is sent."""
-    async with AsyncImages(KEY, base_url=server.base_url, pricing=pricing) as client:
+    async with AsyncImages(API_KEY, base_url=server.base_url, pricing=pricing) as client:
         with pytest.raises(ConfigurationError, match=problem):
             await everything(client.map(["a", "b"], max_cost=20))
     assert not server.requests
@@ -285,7 +285,7 @@ async def test_max_cost_as_a_float(client: AsyncImages) -> None:
 async def test_costs_by_a_function_that_needs_usage(server: Server, tmp_path: Path) -> None:
     """Without `max_cost`, a price function that cannot price a request in advance is no error."""
     pricing = Pricing(lambda request, usage: Decimal(usage.total_tokens))  # type: ignore
-    async with AsyncImages(KEY, base_url=server.base_url, pricing=pricing) as client:
+    async with AsyncImages(API_KEY, base_url=server.base_url, pricing=pricing) as client:
         run = client.map(["a"], journal=tmp_path / "j.jsonl")
         await everything(run)
     assert run.totals.cost == 10
@@ -297,7 +297,7 @@ async def test_max_cost_under_concurrency(seed: int, tmp_path: Path) -> None:
     limit, journal = Decimal("15.00"), tmp_path / "journal.jsonl"
     async with (
         CostServer(f"{seed}").running() as server,
-        AsyncImages(KEY, base_url=server.base_url, retry=0, pricing=PRICING) as client,
+        AsyncImages(API_KEY, base_url=server.base_url, retry=0, pricing=PRICING) as client,
     ):
         assert isinstance(server, CostServer)
         items, error = await until_the_end(
@@ -315,7 +315,7 @@ async def test_max_cost_to_the_cent(tmp_path: Path) -> None:
     journal = tmp_path / "journal.jsonl"
     async with (
         CostServer("exact", failures=0).running() as server,
-        AsyncImages(KEY, base_url=server.base_url, pricing=PRICING) as client,
+        AsyncImages(API_KEY, base_url=server.base_url, pricing=PRICING) as client,
     ):
         assert isinstance(server, CostServer)
         run = client.map(costs.requests(300), concurrency=256, max_cost=100, journal=journal)
@@ -337,7 +337,7 @@ async def run_killed_until_done(
         variables = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join([package, *sys.path]),
-            "ELKAPI_API_KEY": KEY,
+            "ELKAPI_API_KEY": API_KEY,
             "ELKAPI_BASE_URL": server.base_url,
         }
         stdout, spent = b"", Decimal(0)
@@ -374,7 +374,7 @@ async def run_killed_until_done(
 
 async def _check_second_run(server: Server, journal: Path, first: asyncio.Task[Any]) -> None:
     """Check that a second process cannot use the journal while the first one does."""
-    async with AsyncImages(KEY, base_url=server.base_url, pricing=PRICING) as client:
+    async with AsyncImages(API_KEY, base_url=server.base_url, pricing=PRICING) as client:
         try:
             await everything(client.map([], journal=journal, max_cost=1))
         except JournalError:

@@ -290,7 +290,7 @@ async def test_execute_while_an_earlier_attempt_runs(
     assert len(set(server.keys)) == 1
     responses = iter([rejection(409, "idempotency_key_in_flight")])
     (item,) = await everything(client.map(["b"], journal=tmp_path / "k"))
-    assert isinstance(item.error, APIError)  # nobody else can have downloads for this one
+    assert isinstance(item.error, APIError)  # no other run can have sent this one
 
 
 async def test_execute_with_a_key_of_the_user(server: Server, client: AsyncImages) -> None:

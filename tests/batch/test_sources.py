@@ -63,7 +63,7 @@ async def test_source_that_blocks(server: Server, client: AsyncImages) -> None:
         yield "a boat"
         blocked.set()
         wake.wait()
-        yield "never asked for"
+        yield "never requested"
 
     async with client.map(prompts()) as run:
         assert (await anext(run)).ok

@@ -14,7 +14,7 @@ import elkimg_async
 from elkimg_async import AsyncImages, CompletedImage, errors
 from elkimg_async.jobs import DirectoryStore, ImageJobs, RedisStore, Store
 from elkimg_async.local import LocalServer
-from tests.helpers.raw_server import DONE, KEY, End, RawServer, event, open_stream, stream
+from tests.helpers.raw_server import API_KEY, DONE, End, RawServer, event, open_stream, stream
 from tests.helpers.redis_server import needs_redis, redis_server
 from tests.jobs.test_registry import COMPLETED, client_of, partial
 
@@ -175,7 +175,7 @@ async def test_workers_serve_each_others_jobs(redis_url: str) -> None:
     first = [head, chunks[0], finish, *chunks[1:], b"0\r\n\r\n"]
     async with (
         RawServer(first, [head, chunks[0], End.HOLD]) as raw_server,
-        AsyncImages(KEY, base_url=raw_server.base_url, retry=0) as client,
+        AsyncImages(API_KEY, base_url=raw_server.base_url, retry=0) as client,
         ImageJobs(client, store=RedisStore(redis_url, prefix="two:")) as one,
         ImageJobs(client, store=RedisStore(redis_url, prefix="two:")) as other,
     ):
@@ -226,7 +226,7 @@ async def test_redis_that_is_full_rejects_new_jobs(tmp_path: Path) -> None:
     options = ("--maxmemory", "1mb", "--maxmemory-policy", "noeviction")
     with redis_server(tmp_path, *options) as url:
         async with RawServer(stream(event(COMPLETED), DONE)) as raw_server:
-            async with AsyncImages(KEY, base_url=raw_server.base_url) as client:
+            async with AsyncImages(API_KEY, base_url=raw_server.base_url) as client:
                 with pytest.raises(errors.StoreError, match="full"):
                     async with ImageJobs(client, store=RedisStore(url)) as jobs:
                         await jobs.start("an elk")

@@ -27,8 +27,8 @@ from elkimg_async.jobs import ImageJobs, Job, JobEvent, MemoryStore
 from elkimg_async.jobs.options import read_options, write_options
 from elkimg_async.local import LocalServer
 from tests.helpers.raw_server import (
+    API_KEY,
     DONE,
-    KEY,
     PNG,
     End,
     RawServer,
@@ -58,7 +58,7 @@ def partial(index: int) -> dict[str, Any]:
 
 def client_of(server: LocalServer | RawServer, **options: Any) -> AsyncImages:
     """A client of this server that does not retry."""
-    api_key = server.api_key if isinstance(server, LocalServer) else KEY
+    api_key = server.api_key if isinstance(server, LocalServer) else API_KEY
     return AsyncImages(api_key, base_url=server.base_url, **{"retry": 0, **options})
 
 

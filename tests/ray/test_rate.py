@@ -91,7 +91,7 @@ async def test_rate_retry_after() -> None:
 
 
 async def test_rate_headers() -> None:
-    """After headers without remaining requests, all workers wait for the reset, and then continue."""
+    """When headers leave no requests, all workers wait for the reset, then continue."""
     rate = RateActor({})
     assert await rate.take("a", 1, 1)
     limit = RateLimit(limit_requests=60, remaining_requests=0, reset_requests=0.5)

@@ -23,7 +23,7 @@ from elkimg_async.sansio.decoder import ImagesDecoder
 from elkimg_async.sansio.json_images import InvalidJSON, JSONDecoder
 from elkimg_async.sansio.sse import SSEDecoder
 from tests.helpers import fuzz_decoders as fuzz
-from tests.sansio.test_json_images import work
+from tests.sansio.test_json_cost import work
 
 HOME = os.pathsep.join([str(Path(elkimg_async.__file__).parent.parent), *sys.path])
 places = st.integers(0, 1 << 30)
@@ -33,8 +33,8 @@ tokens = st.sampled_from(fuzz.TOKENS)
 class Decoders(RuleBasedStateMachine):
     """All decoders, fed with the same bytes at the same time.
 
-    Rules change what is still to come (`rest`), or feed some of it. Each decoder is asked for
-    events on the way, and at the end its answers are those of the slow parser.
+    Rules change what is still to come (`rest`), or feed some of it. Events are read from
+    each decoder on the way, and at the end they equal those of the slow parser.
     """
 
     def __init__(self) -> None:

@@ -25,7 +25,7 @@ from elkimg_async.errors import (
     ServerError,
     StreamIncompleteError,
 )
-from elkimg_async.sansio.error_mapping import read_error
+from elkimg_async.sansio.error_mapping import response_error
 from elkimg_async.sansio.retry import RetryBudget, decide, is_transient
 
 
@@ -48,7 +48,7 @@ def wait(error: ElkImagesError, attempt: int = 1, **changes: Any) -> float | Non
 def api_error(status: int, code: Any = "", **headers: str) -> ElkImagesError:
     body = json.dumps({"error": {"message": "no", "code": code}}).encode() if code != "" else b""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return read_error(status, named, body, now=0.0)
+    return response_error(status, named, body, now=0.0)
 
 
 RETRIED = [

@@ -130,7 +130,7 @@ async def test_socks_proxy_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
         ) as client,
     ):
         error = await failure(ConnectError, client)
-    assert f"127.0.0.1:{port}" in str(error)  # nobody listens there
+    assert f"127.0.0.1:{port}" in str(error)  # nothing listens there
     assert (error.billing, error.attempts) == ("not_sent", 3)
 
 

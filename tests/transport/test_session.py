@@ -75,7 +75,7 @@ async def test_aclose_fails_calls_in_flight(reply: Reply, streaming: bool, borro
 
 
 async def test_aclose_fails_a_stream_between_events() -> None:
-    """A stream that nobody reads disconnects, and fails when it is read again."""
+    """A stream that is not read disconnects, and fails when it is read again."""
     async with RawServer(IN_FLIGHT["stream"]) as raw_server, aiohttp.ClientSession() as session:
         for options in ({}, {"session": session}):
             client = AsyncImages(API_KEY, base_url=raw_server.base_url, **options)  # type: ignore[arg-type]

@@ -13,9 +13,9 @@ from elkimg_async import AsyncImages, EditRequest, ImageReference, InvalidReques
 from elkimg_async.sansio.image_headers import MAX_SHOWN, InputImage
 from elkimg_async.transport.uploads import build_edit, open_image, open_images
 from tests.helpers.calls import GOOD
+from tests.helpers.edits import parsed
 from tests.helpers.raw_server import API_KEY, RawServer
 from tests.local.test_edits import mask, noise_image
-from tests.test_edit import parsed
 
 PNG, JPEG, WEBP = (noise_image(format=kind) for kind in ("PNG", "JPEG", "WEBP"))
 URL = "https://host/kitten.png?signature=1"

@@ -229,7 +229,7 @@ async def streaming(client: AsyncImages) -> None:
 
 
 async def either(client: AsyncImages, stream: bool) -> ImagesResponse:
-    """A bool known only at run time gives the union, and both can be awaited."""
+    """A bool known only at run time results in the union; both can be awaited."""
     made = client.generate("a boat", stream=stream)
     assert_type(made, Coroutine[Any, Any, ImagesResponse] | ImageStream)
     if isinstance(made, ImageStream):

@@ -24,8 +24,8 @@ from elkimg_async import AsyncImages, web
 from elkimg_async.jobs import ImageJobs
 from elkimg_async.local import LocalServer
 from tests.helpers.raw_server import (
+    API_KEY,
     DONE,
-    KEY,
     PNG,
     End,
     RawServer,
@@ -93,7 +93,7 @@ Backend = Callable[[ImageJobs], Any]
 @asynccontextmanager
 async def jobs_over(server: RawServer | LocalServer) -> AsyncIterator[ImageJobs]:
     """Jobs over this server."""
-    api_key = server.api_key if isinstance(server, LocalServer) else KEY
+    api_key = server.api_key if isinstance(server, LocalServer) else API_KEY
     async with (
         AsyncImages(api_key, base_url=server.base_url, retry=0) as client,
         ImageJobs(client) as jobs,
@@ -287,7 +287,7 @@ async def test_messages_end_with_the_error() -> None:
     """A failure is the last message, and is not raised."""
     async with (
         RawServer(response({"error": {"message": "No."}}, status=400)) as raw_server,
-        AsyncImages(KEY, base_url=raw_server.base_url, retry=0) as client,
+        AsyncImages(API_KEY, base_url=raw_server.base_url, retry=0) as client,
     ):
         stream = client.generate("an elk", stream=True)
         [(name, data, number)] = [each async for each in web.messages(stream)]
