@@ -14,8 +14,8 @@ from elkimg_async.image import Image
 from elkimg_async.sansio.requests import EditRequest, GenerateRequest
 from elkimg_async.sansio.responses import ImagesResponse, Meta, Usage, add_cost, add_usage
 
-_PAID = ("unknown", "billed")
-"""The billing of failures that may have been paid for."""
+_PAYABLE = ("unknown", "billed")
+"""The `billing` of errors that may have been paid for."""
 
 
 class MapItem(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -76,11 +76,11 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def add_item(totals: Totals, item: MapItem, *, images: int, size: int) -> Totals:
-    """Return the totals with one more item, its images and their bytes."""
+    """Return the totals with one more item, which has so many images and bytes."""
     if item.meta is not None:
         unpriced = item.meta.cost is None
     else:
-        unpriced = item.ok or (item.error is not None and item.error.billing in _PAID)
+        unpriced = item.ok or (item.error is not None and item.error.billing in _PAYABLE)
     return msgspec.structs.replace(
         totals,
         done=totals.done + item.ok,

@@ -41,7 +41,7 @@ class SavedImage(NamedTuple):
     seconds: float
     request_id: str | None
     cost: Decimal | None = None
-    """What the whole call has cost; None while that is unknown."""
+    """The cost of the whole call; None if unknown."""
 
 
 class Report:
@@ -111,7 +111,7 @@ class Report:
         )
 
     def add_cost(self, cost: Decimal | None) -> None:
-        """Record what a call has cost; None if that is unknown."""
+        """Add the cost of a call; None if unknown."""
         self._cost = add_cost(self._cost, cost)
 
     def finish(self) -> None:

@@ -272,7 +272,7 @@ async def test_max_cost_with_a_journal_without_costs(
     await everything(client.map(["a"], journal=journal))
     items = await everything(priced.map(["a"], journal=journal))
     assert items[0].resumed
-    with pytest.raises(ConfigurationError, match="1 images whose cost is not known"):
+    with pytest.raises(ConfigurationError, match="1 images of unknown cost"):
         await everything(priced.map(["a"], journal=journal, max_cost=1))
 
 

@@ -68,7 +68,7 @@ def test_read_prices(prices: Path) -> None:
         ("[a]\nimage_outputs = 5", "image_outputs"),
         ("[a]\ntext_input = 5", "image_output"),
         ("[a]\nimages = []", "images"),
-        ("[a]\nimage_output = 5\nimages = [{price = 1}]", "either"),
+        ("[a]\nimage_output = 5\nimages = [{price = 1}]", "requires"),
         ("[a]\nimage_output = -5", "0 or more"),
         ('[a]\nimage_output = "much"', "decimal"),
     ],
