@@ -57,6 +57,7 @@ class Report:
         self._rows: list[tuple[str, ...]] = []
         self._finals: list[Path] = []
         self._cost: Decimal | None = None
+        self.stopped = False
 
     @property
     def animated(self) -> bool:
@@ -84,6 +85,12 @@ class Report:
         """Print what went wrong with a prompt."""
         self.failed = True
         say(f"{short(prompt)}: {problem}", "red")
+
+    def stop(self, problem: str, prompt: str) -> None:
+        """Print once why every prompt fails, and start no further one."""
+        if not self.stopped:
+            self.fail(problem, prompt)
+        self.stopped = True
 
     def add(self, saved: SavedImage, *, counts_usage: bool) -> None:
         """Record a saved image; `counts_usage` is False if the usage was counted before."""
