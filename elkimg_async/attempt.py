@@ -69,9 +69,9 @@ class Attempt(Generic[ResultT]):
         self.first_byte = 0.0
         """Seconds from the start of the attempt to the headers of the response."""
         self.rate_limit: RateLimit | None = None
-        """The rate-limit headers of the response; None without any."""
+        """The rate-limit headers of the response; None if it has none."""
         self.delivered = False
-        """Whether an event of this attempt has reached the user, so that no other may follow."""
+        """Whether an event has reached the user, after which the call is not retried."""
 
     @property
     def count(self) -> int:

@@ -1,4 +1,4 @@
-"""The options of a client, checked; with `credentials`, the only reader of the environment."""
+"""The options of a client and their checks; reads the environment, as does `credentials`."""
 
 import math
 import os
@@ -301,7 +301,7 @@ def make_model(model: object) -> str:
 
 
 def make_query(query: object) -> dict[str, Any]:
-    """Return query parameters as text, lists for repeated ones; None means none.
+    """Return query parameters as text, with a list for a repeated one. None: no parameters.
 
     Parameters that are None are left out.
 
@@ -360,7 +360,7 @@ def split_base_url(url: str | None) -> tuple[str, dict[str, Any]]:
         parts = urlsplit(address)
         host, _ = parts.hostname, parts.port
     except ValueError:
-        problem = "it cannot be read"
+        problem = "it cannot be parsed"
     else:
         if parts.scheme not in ("http", "https"):
             problem = "it must begin with https:// or http://"

@@ -251,7 +251,7 @@ class ImageCalls:
                 client's.
 
         Raises:
-            InvalidRequestError: If the request cannot be right, or a file cannot be read.
+            InvalidRequestError: If the request is invalid, or a file cannot be read.
             ElkImagesError: In the cases listed for `generate`.
         """
         fields = {

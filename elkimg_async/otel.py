@@ -27,7 +27,7 @@ _SECONDS = [0.01 * 2**power for power in range(16)]
 """The boundaries of the conventions, and 163.84 and 327.68 s, since images take that long."""
 _TOKENS = [4**power for power in range(14)]
 _MAX_RUNNING = 65_536
-"""Calls tracked at once. Every call ends by itself; the limit keeps a bug from leaking memory."""
+"""Calls tracked at once. Every call ends in time; the limit keeps a bug from leaking memory."""
 
 
 class Telemetry:

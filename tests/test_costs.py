@@ -40,7 +40,7 @@ def respond(server: Server, usage: dict[str, Any] | None) -> None:
     async def one(fields: dict[str, Any]) -> dict[str, Any]:
         return {**images(PNG, tokens=None), "usage": usage}
 
-    server.answer = one
+    server.respond = one
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,16 @@ from elkimg_async import (
 from elkimg_async.hooks import Record, RequestStarted, RetryScheduled
 from elkimg_async.local import LocalServer
 from tests.helpers.calls import B64, GOOD
-from tests.helpers.raw_server import DONE, KEY, End, RawRequest, RawServer, event, response, stream
+from tests.helpers.raw_server import (
+    API_KEY,
+    DONE,
+    End,
+    RawRequest,
+    RawServer,
+    event,
+    response,
+    stream,
+)
 from tests.local.test_edits import mask, noise_image
 
 PNG, JPEG, WEBP = (noise_image(format=kind) for kind in ("PNG", "JPEG", "WEBP"))
@@ -44,7 +53,7 @@ QUICK = RetryPolicy(initial_backoff=0)
 
 @pytest.fixture
 async def client(raw_server: RawServer) -> AsyncIterator[AsyncImages]:
-    async with AsyncImages(KEY, base_url=raw_server.base_url, retry=QUICK) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url, retry=QUICK) as client:
         yield client
 
 
@@ -248,7 +257,7 @@ async def test_edit_stream_fields(
 async def test_edit_hooks_see_no_bytes(raw_server: RawServer) -> None:
     """Hooks receive the request, whose images print shortly."""
     seen: list[Record] = []
-    async with AsyncImages(KEY, base_url=raw_server.base_url, hooks=[seen.append]) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url, hooks=[seen.append]) as client:
         await client.edit(PNG, "a hat", n=1)
     assert isinstance(seen[0], RequestStarted)
     request = seen[0].request
@@ -322,7 +331,7 @@ async def test_file_changed_between_attempts(raw_server: RawServer, tmp_path: Pa
 
     raw_server.reply_with(BROKEN, GOOD)
     async with AsyncImages(
-        KEY, base_url=raw_server.base_url, retry=QUICK, hooks=[change]
+        API_KEY, base_url=raw_server.base_url, retry=QUICK, hooks=[change]
     ) as client:
         with pytest.raises(InvalidRequestError, match=r"kitten.png' was changed") as caught:
             await client.edit(path, "a hat")
@@ -435,7 +444,7 @@ async def test_edit_with_an_unusable_input(
 ) -> None:
     """An input that cannot be sent is rejected for every model; the error names the reason."""
     empty = on_disk(tmp_path, b"", "empty.png")
-    async with AsyncImages(KEY, base_url=raw_server.base_url, validate=validate) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url, validate=validate) as client:
         for image, words in (
             (tmp_path / "nope.png", "nope.png' cannot be read: No such file"),
             ("nul\0.png", "cannot be read"),
@@ -481,7 +490,7 @@ async def test_edit_against_the_rules_of_its_model(
         (b"text", "image", "application/octet-stream", {}),
         (huge, "image", "huge.png has 52,428,800 bytes", {}),
         ([huge, huge, huge], "image", "huge.png", {}),
-        (PNG, "mask", "64x96 and image.png is 96x64; they must be of equal size", {"mask": tall}),
+        (PNG, "mask", "64x96 and image.png is 96x64; they must have the same size", {"mask": tall}),
         (PNG, "mask", "no transparency", {"mask": opaque}),
         (PNG, "mask", "mask.jpg is image/jpeg; choose png", {"mask": JPEG}),
         (PNG, "model", "cannot edit", {"model": "dall-e-3"}),
@@ -509,9 +518,9 @@ async def test_edit_with_an_unknown_model(client: AsyncImages, raw_server: RawSe
     assert (await parsed(raw_server.requests[-1]))[-1][1:] == (
         "image", "application/octet-stream", b"text",
     )  # fmt: skip
-    async with AsyncImages(KEY, base_url=raw_server.base_url, validate="off") as lax:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url, validate="off") as lax:
         await lax.edit(b"text", "a", model="dall-e-3")
-    async with AsyncImages(KEY, base_url=raw_server.base_url, validate="warn") as warning:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url, validate="warn") as warning:
         with pytest.warns(UserWarning, match="cannot edit"):
             await warning.edit(PNG, "a", model="dall-e-3")
     assert len(raw_server.requests) == 4
@@ -633,7 +642,7 @@ async def test_cancel_while_uploading(tmp_path: Path, streaming: bool) -> None:
     path = large(tmp_path, 20 << 20)
     async with (
         RawServer(GOOD, reading=False) as silent,
-        AsyncImages(KEY, base_url=silent.base_url) as client,
+        AsyncImages(API_KEY, base_url=silent.base_url) as client,
     ):
         call: Any
         if streaming:
@@ -672,7 +681,7 @@ async def test_server_leaves_while_uploading(tmp_path: Path) -> None:
     path = large(tmp_path, 20 << 20)
     async with (
         RawServer([End.RESET], reply_after=1 << 20) as server,
-        AsyncImages(KEY, base_url=server.base_url, retry=QUICK) as client,
+        AsyncImages(API_KEY, base_url=server.base_url, retry=QUICK) as client,
     ):
         with pytest.raises(DisconnectedError) as caught:
             await client.edit(path, "a hat")
@@ -685,7 +694,7 @@ async def test_upload_that_stalls(tmp_path: Path) -> None:
     path = large(tmp_path, 20 << 20)
     async with (
         RawServer(GOOD, reading=False) as silent,
-        AsyncImages(KEY, base_url=silent.base_url, timeout=Timeout(idle=0.2)) as client,
+        AsyncImages(API_KEY, base_url=silent.base_url, timeout=Timeout(idle=0.2)) as client,
     ):
         with pytest.raises(RequestTimeoutError) as caught:
             await client.edit(path, "a hat")
@@ -698,7 +707,7 @@ async def test_error_before_the_upload_ends(tmp_path: Path) -> None:
     error = {"message": "too large", "code": "read_request_body_failed"}
     async with (
         RawServer(response({"error": error}, status=413), reply_after=0) as server,
-        AsyncImages(KEY, base_url=server.base_url, retry=QUICK) as client,
+        AsyncImages(API_KEY, base_url=server.base_url, retry=QUICK) as client,
     ):
         with pytest.raises(elkimg_async.BadRequestError, match="too large") as caught:
             await client.edit(path, "a hat")

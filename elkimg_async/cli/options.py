@@ -92,7 +92,7 @@ class ImageOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateOptions(ImageOptions):
+class GenerateImageOptions(ImageOptions):
     """Options of `AsyncImages.generate`."""
 
     style: Annotated[str | None, _words("vivid", "natural")] = None
@@ -100,7 +100,7 @@ class GenerateOptions(ImageOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EditOptions(ImageOptions):
+class EditImageOptions(ImageOptions):
     """Options of `AsyncImages.edit`."""
 
     mask: Annotated[str | None, Parameter(alias="-m", metavar="FILE")] = None
@@ -112,7 +112,7 @@ class EditOptions(ImageOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchOptions(GenerateOptions):
+class BatchOptions(GenerateImageOptions):
     """Options for rows of a batch that do not override them."""
 
     input_fidelity: Annotated[str | None, _words("high", "low")] = None
@@ -209,8 +209,8 @@ class Connection:
 
 
 NO_IMAGE_OPTIONS, NO_EDIT_OPTIONS, NO_BATCH_OPTIONS = (
-    GenerateOptions(),
-    EditOptions(),
+    GenerateImageOptions(),
+    EditImageOptions(),
     BatchOptions(),
 )
 SHOW, SHOW_IMAGES = Display(), ImageDisplay()

@@ -181,7 +181,7 @@ def _implied_status(words: Words) -> int | None:
 
 
 def _billing(status: int, kind: type[APIError], words: Words) -> Billing:
-    """Return whether an image may have been paid for.
+    """Return the billing of an error response.
 
     Gateways return 5xx with any code after their upstream has created the image; only the codes
     that mean "not begun", and the statuses 501, 503 and 529, exclude that.

@@ -175,7 +175,7 @@ def is_item_failure(name: str | None) -> bool:
 def strength(value: Any, name: str | None = None) -> int:
     """Return how certainly a document that was received as a success is an error.
 
-    0: it is none; 1: it is one unless images arrive; 2: it is one in any case. `name` is the type
+    0: no error; 1: an error unless images arrive; 2: always an error. `name` is the type
     of the event that contains it.
     """
     if isinstance(value, list):

@@ -13,6 +13,7 @@ import msgspec
 
 from elkimg_async.hints import missing_attribute
 from elkimg_async.image import Image
+from elkimg_async.plain import to_plain
 
 Number: TypeAlias = int | float
 
@@ -29,7 +30,7 @@ class ResponseData(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         `images=False` omits the base64 content.
         """
         fields = {name: getattr(self, name) for name in self.__struct_fields__ if name != "extra"}
-        plain = {name: _plain(value, images=images) for name, value in fields.items()}
+        plain = {name: to_plain(value, images=images) for name, value in fields.items()}
         known = {name: value for name, value in plain.items() if value is not None}
         return {**getattr(self, "extra", {}), **known}
 
@@ -233,7 +234,7 @@ class ImagesResponse(Sequence[Image]):
         fields = {
             name: value for name, value in vars(self).items() if name not in ("extra", "meta")
         }
-        plain = {name: _plain(value, images=images) for name, value in fields.items()}
+        plain = {name: to_plain(value, images=images) for name, value in fields.items()}
         known = {name: value for name, value in plain.items() if value is not None}
         return {**self.extra, **known}
 
@@ -274,12 +275,3 @@ def _add_details(one: TokenDetails | None, other: TokenDetails | None) -> TokenD
         text_tokens=_add(one.text_tokens, other.text_tokens),
         image_tokens=_add(one.image_tokens, other.image_tokens),
     )
-
-
-def _plain(value: Any, *, images: bool) -> Any:
-    if isinstance(value, list):
-        return [_plain(item, images=images) for item in value]
-    if isinstance(value, Decimal):
-        return str(value)
-    to_dict = getattr(value, "to_dict", None)
-    return value if to_dict is None else to_dict(images=images)

@@ -29,7 +29,7 @@ def test_budget_without_limits() -> None:
 
 
 def test_budget_of_images() -> None:
-    """The limit may be reached and not exceeded; a request that made nothing frees its share."""
+    """The limit may be reached but not exceeded; a request without images returns its share."""
     budget = Budget(max_images=10, images=3)
     budget.reserve(4)
     assert budget.reached(3) is None
@@ -43,7 +43,7 @@ def test_budget_of_images() -> None:
 
 
 def test_budget_of_tokens() -> None:
-    """Until a price is known requests go one by one; then those in flight count at that price."""
+    """Requests are sent one by one until a price is known; then those in flight count at it."""
     budget = Budget(max_total_tokens=1000)
     assert budget.reached(2) is None
     budget.reserve(2)
@@ -58,7 +58,7 @@ def test_budget_of_tokens() -> None:
 
 
 def test_budget_of_errors() -> None:
-    """That many failures end the run."""
+    """The run ends after this number of failures."""
     budget = Budget(max_errors=2)
     budget.fail()
     assert budget.reached(1) is None
@@ -67,9 +67,9 @@ def test_budget_of_errors() -> None:
 
 
 def test_budget_of_tokens_never_reported() -> None:
-    """A server that reports no tokens is not limited by them.
+    """A server that reports no tokens does not reach their limit.
 
-    One failure does not make images cheap.
+    A failure does not lower the price of an image.
     """
     budget = Budget(max_total_tokens=1000)
     budget.reserve(1)
@@ -84,7 +84,7 @@ def test_budget_of_tokens_never_reported() -> None:
 
 
 def test_budget_for_paid_images() -> None:
-    """Downloading images that were made before costs nothing."""
+    """Downloading images that an earlier run created costs nothing."""
     assert Budget(max_images=3, images=3).reached(0) is None
     assert Budget(max_images=3, images=3).reached(1) == "max_images"
 
@@ -113,9 +113,9 @@ def test_budget_resumed_images() -> None:
 
 
 def test_budget_of_tokens_after_a_failure() -> None:
-    """After a failure that may have made an image no price is known yet.
+    """After a failure that may have created an image, no price is known yet.
 
-    After a response without usage none will be.
+    After a response without usage, none will be known.
     """
     budget = Budget(max_total_tokens=1000)
     budget.spend(1, None, responded=False)
@@ -159,7 +159,7 @@ AMOUNTS = st.decimals(0, 10, places=4, allow_nan=False, allow_infinity=False)
 def test_cost_budget_is_never_exceeded(
     limit: Decimal, spent: Decimal, requests: list[tuple[Decimal, int | None, bool]]
 ) -> None:
-    """Whatever the requests cost of what they reserved, and however many are in flight."""
+    """The limit holds whatever part of its reservation a request costs, and however many run."""
     budget = CostBudget(limit, spent=spent)
     in_flight: list[tuple[Decimal, Decimal | None]] = []
     real = spent

@@ -76,7 +76,7 @@ async def test_totals_of_costs(server: Server, priced: AsyncImages, tmp_path: Pa
             return rejection(502 if fields["prompt"] == "2" else 400)
         return images(*[PNG] * fields.get("n", 1))
 
-    server.answer = answer
+    server.respond = answer
     journal = tmp_path / "j.jsonl"
 
     def run(**options: Any) -> MapRun:
@@ -138,7 +138,7 @@ async def test_max_cost_of_requests_in_flight(server: Server, priced: AsyncImage
         async def answer(fields: Fields) -> Fields | web.Response:
             return images(PNG)
 
-        server.answer = answer
+        server.respond = answer
         released.set()
         with pytest.raises(BatchStoppedError, match="max_cost"):  # noqa: PT012
             async for item in run:
@@ -155,11 +155,11 @@ async def test_max_cost_of_refused_requests(server: Server, priced: AsyncImages)
     async def lose(fields: Fields) -> Fields | web.Response:
         return rejection(502)
 
-    server.answer = refuse
+    server.respond = refuse
     items, error = await until_the_end(priced.map(map(str, range(9)), max_cost="0.2"))
     assert error is None
     assert len(items) == 9
-    server.answer = lose
+    server.respond = lose
     items, error = await until_the_end(priced.map(map(str, range(9)), max_cost="0.2"))
     assert reason(error) == "max_cost"
     assert len(items) == 2
@@ -172,7 +172,7 @@ async def test_max_cost_of_repeated_attempts(server: Server, idempotency: Any, s
     async def lose(fields: Fields) -> Fields | web.Response:
         return rejection(502)
 
-    server.answer = lose
+    server.respond = lose
     retry = RetryPolicy(2, initial_backoff=0, retry_unknown=True)
     async with AsyncImages(
         KEY, base_url=server.base_url, retry=retry, idempotency=idempotency, pricing=PER_IMAGE
@@ -227,7 +227,7 @@ async def test_max_cost_of_downloads(server: Server, priced: AsyncImages, tmp_pa
     async def missing(name: str) -> web.Response:
         return web.Response(status=410)
 
-    server.answer, served = link, server.file
+    server.respond, served = link, server.file
     server.file = missing
 
     def run() -> MapRun:
@@ -415,7 +415,7 @@ async def test_item_to_dict(server: Server, priced: AsyncImages) -> None:
     async def answer(fields: Fields) -> Fields | web.Response:
         return rejection(400) if fields["prompt"] == "1" else images(PNG)
 
-    server.answer = answer
+    server.respond = answer
     run = priced.map([{"prompt": str(n), "id": n, "size": "1024x1024"} for n in range(2)])
     good, bad = (item.to_dict() for item in in_order(await everything(run)))
     assert json.loads(json.dumps([good, bad])) == [good, bad]

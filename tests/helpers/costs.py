@@ -50,7 +50,7 @@ class CostServer(Server):
         self.charged = Decimal(0)
         self.delay = delay
         self._failures, self._chance = failures, random.Random(seed)
-        self.answer = self._charge
+        self.respond = self._charge
 
     async def _charge(self, fields: dict[str, Any]) -> dict[str, Any] | web.Response:
         chance, n = self._chance, fields.get("n", 1)

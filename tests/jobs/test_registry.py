@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image as Pillow
 
-from elkimg_async import AsyncImages, CompletedImage, Image, PartialImage, errors
+from elkimg_async import AsyncImages, CompletedImage, Image, PartialImage, Timeout, errors
 from elkimg_async.jobs import ImageJobs, Job, JobEvent, MemoryStore
 from elkimg_async.local import LocalServer
 from tests.helpers.raw_server import (
@@ -379,7 +379,7 @@ async def test_image_that_cannot_be_downloaded(make_store: MakeStore) -> None:
         sent = event({"type": "image_generation.completed", "url": url})
         async with (
             RawServer(stream(sent, DONE)) as raw_server,
-            opened(raw_server, make_store, client={"timeout": 2}) as jobs,
+            opened(raw_server, make_store, client={"timeout": Timeout(download=0.5)}) as jobs,
         ):
             job = await jobs.start("an elk")
             with pytest.raises(errors.DownloadError) as caught:

@@ -1,4 +1,4 @@
-"""The body of an answer in every shape, whole and in pieces."""
+"""Decoding of response bodies of every shape, whole and in chunks."""
 
 import base64
 import json
@@ -42,7 +42,7 @@ MAX_BYTES = 1 << 20
 
 
 class Outcome:
-    """What a body led to, in a form that compares."""
+    """What a body decodes to, in a form that can be compared."""
 
     def __init__(
         self, chunks: Iterable[bytes], *, stream: bool, max_bytes: int = MAX_BYTES
@@ -93,7 +93,7 @@ class Outcome:
 
 
 def outcome(body: bytes | str, *, stream: bool = True, exhaustive: bool = True) -> Outcome:
-    """What the body leads to; it must be the same on every split."""
+    """Return what the body decodes to, which must be the same on every split."""
     body = body.encode() if isinstance(body, str) else body
     whole = Outcome([body], stream=stream)
     for chunks in every_split(body) if exhaustive else [one_by_one(body)]:
@@ -113,7 +113,7 @@ def b64(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-def answer(*items: Any, **more: Any) -> str:
+def json_body(*items: Any, **more: Any) -> str:
     return json.dumps({"created": 1710000000, "data": list(items), **more})
 
 
@@ -150,7 +150,7 @@ READ_USAGE = Usage(
 @pytest.mark.parametrize("indent", [None, 1])
 def test_body_json(before: str, indent: int | None, stream: bool) -> None:
     """The images of a JSON body are completed events, stream requested or not, blanks or not."""
-    body = json.loads(answer(item(ONE), item(TWO, revised_prompt="p"), usage=USAGE, size="1x1"))
+    body = json.loads(json_body(item(ONE), item(TWO, revised_prompt="p"), usage=USAGE, size="1x1"))
     found = outcome(before + json.dumps(body, indent=indent) + before, stream=stream)
     assert found.images == found.given == [ONE, TWO]
     assert found.response is not None
@@ -169,8 +169,8 @@ def test_body_json(before: str, indent: int | None, stream: bool) -> None:
 
 
 def test_body_json_after_a_byte_order_mark() -> None:
-    """A byte order mark before JSON or a page changes nothing, however it is cut."""
-    body = json.dumps(json.loads(answer(item(ONE))), indent=1).encode()
+    """A byte order mark before JSON or a page is ignored on any split."""
+    body = json.dumps(json.loads(json_body(item(ONE))), indent=1).encode()
     for before in (BOM, b" \n" + BOM, BOM + b"\n "):
         found = outcome(before + body)
         assert found.images == [ONE]
@@ -197,8 +197,8 @@ def test_body_json_after_a_byte_order_mark() -> None:
     ],
 )
 def test_body_json_item(value: dict[str, Any], images: list[Any]) -> None:
-    """An item is its base64 where it has some, else its URL, and a `data:` URL is bytes."""
-    assert outcome(answer(value)).images == images
+    """An item is its base64 if it has any, else its URL; a `data:` URL is bytes."""
+    assert outcome(json_body(value)).images == images
     assert outcome(json.dumps(value)).images == images
     assert outcome(json.dumps({"data": value})).images == images
     assert outcome(json.dumps([value])).images == images
@@ -229,12 +229,12 @@ EMPTY: list[Any] = [
         '{"data":""}',
         '{"data":{}}',
         '{"error":null,"data":[]}',
-        *(answer(value) for value in EMPTY),
-        answer(*EMPTY),
+        *(json_body(value) for value in EMPTY),
+        json_body(*EMPTY),
     ],
 )
 def test_body_json_without_an_image(body: str, stream: bool) -> None:
-    """Success without an image is an error, in a stream too."""
+    """A success without an image is an error, in a stream too."""
     found = failure(body, stream=stream)
     assert type(found) is EmptyResultError
     assert found.billing == "unknown"
@@ -242,17 +242,17 @@ def test_body_json_without_an_image(body: str, stream: bool) -> None:
 
 @pytest.mark.parametrize("empty", EMPTY, ids=repr)
 def test_body_json_with_an_empty_slot(empty: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """Empty slots among images are left out, with a line in the log."""
+    """Empty items among images are skipped, with a line in the log."""
     with caplog.at_level(logging.WARNING, "elkimg_async"):
-        found = Outcome([answer(empty, item(ONE), empty, item(TWO)).encode()], stream=False)
+        found = Outcome([json_body(empty, item(ONE), empty, item(TWO)).encode()], stream=False)
     assert found.images == found.given == [ONE, TWO]
     assert len(caplog.records) == 1
     assert "2" in caplog.text
 
 
 def test_body_json_with_one_image_corrupt() -> None:
-    """One corrupt image of several is an error that carries the good ones and names the bad one."""
-    body = answer(item(ONE), {"b64_json": "AAAA!AAA"}, item(THREE))
+    """One corrupt image of several is an error that names it and carries the good ones."""
+    body = json_body(item(ONE), {"b64_json": "AAAA!AAA"}, item(THREE))
     for stream in (False, True):
         found = failure(body, stream=stream)
         assert type(found) is ResponseError
@@ -262,8 +262,8 @@ def test_body_json_with_one_image_corrupt() -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_body_json_truncated(stream: bool) -> None:
-    """A JSON answer that ends anywhere but at its end is an error, with its beginning as text."""
-    body = answer(item(ONE), usage=USAGE).encode()
+    """A JSON body that is cut off anywhere is an error that shows its beginning."""
+    body = json_body(item(ONE), usage=USAGE).encode()
     for end in range(1, len(body)):
         for chunks in ([body[:end]], one_by_one(body[:end])):
             found = Outcome(chunks, stream=stream)
@@ -282,13 +282,13 @@ def test_body_json_broken(body: str) -> None:
 
 
 def test_body_json_nested_too_deeply() -> None:
-    """Nesting without end is a `ResponseError`."""
+    """Endless nesting is a `ResponseError`."""
     found = Outcome([b'{"a":' + b"[" * 200_000], stream=False)
     assert type(found.failure) is ResponseError
 
 
 @pytest.mark.parametrize(
-    "spoilt",
+    "invalid",
     [
         '"created":"x"',
         '"created":1.5',
@@ -304,11 +304,11 @@ def test_body_json_nested_too_deeply() -> None:
         '"output_format":null',
     ],
 )
-def test_body_json_side_data_never_costs_an_image(spoilt: str) -> None:
-    """Whatever is wrong beside the images, they are given."""
-    body = f'{{"data":[{{"b64_json":"{b64(ONE)}"}}],{spoilt}}}'
+def test_body_json_side_data_never_costs_an_image(invalid: str) -> None:
+    """Images are delivered whatever is wrong beside them."""
+    body = f'{{"data":[{{"b64_json":"{b64(ONE)}"}}],{invalid}}}'
     assert outcome(body, exhaustive=False).images == [ONE]
-    completed = f'data: {{"type":"{COMPLETED}","b64_json":"{b64(ONE)}",{spoilt}}}\n\n'
+    completed = f'data: {{"type":"{COMPLETED}","b64_json":"{b64(ONE)}",{invalid}}}\n\n'
     assert outcome(completed, exhaustive=False).images == [ONE]
 
 
@@ -351,8 +351,8 @@ def test_body_json_side_data_never_costs_an_image(spoilt: str) -> None:
     ],
 )
 def test_body_usage(usage: Any, expected: Usage | None) -> None:
-    """Usage is read in its own and in chat spelling, and what is missing or nonsense is None."""
-    for body in (answer(item(ONE), usage=usage), frame(COMPLETED, ONE, usage=usage)):
+    """Usage is read in its own and in chat spelling; missing or invalid counts are None."""
+    for body in (json_body(item(ONE), usage=usage), frame(COMPLETED, ONE, usage=usage)):
         found = outcome(body, exhaustive=False)
         assert found.response is not None
         assert repr(found.response.usage) == repr(expected)  # 2 and 2.0 are not the same here
@@ -378,7 +378,7 @@ def test_body_page(page: str, stream: bool) -> None:
 
 
 def test_body_page_is_not_held() -> None:
-    """Of a long page only the beginning is kept."""
+    """Only the beginning of a long page is kept."""
     for chunks in ([b"<" + b"x" * 100_000], [b"<", *[b"x" * 1_000] * 200]):
         found = Outcome(chunks, stream=False).failure
         assert isinstance(found, ResponseError)
@@ -387,7 +387,7 @@ def test_body_page_is_not_held() -> None:
 
 @pytest.mark.parametrize("body", [b"", b" ", b"\r\n\r\n", b"\t" * 100, BOM])
 def test_body_blank(body: bytes) -> None:
-    """An empty body is an empty result, and an incomplete stream where a stream was asked for."""
+    """An empty body is an empty result, or an incomplete stream if one was requested."""
     assert type(failure(body, stream=False)) is EmptyResultError
     found = failure(body, stream=True)
     assert type(found) is StreamIncompleteError
@@ -397,7 +397,7 @@ def test_body_blank(body: bytes) -> None:
 @pytest.mark.parametrize("body", ["upstream timeout", "OK", "null", '"oops"', "12", "error: x\n"])
 @pytest.mark.parametrize("before", ["", "\n ", "\ufeff", "\n\ufeff\n "])
 def test_body_text(before: str, body: str) -> None:
-    """Text that is no answer at all is an error that shows it, where no stream was asked for."""
+    """Text that is not a response is an error that shows it, unless a stream was requested."""
     found = failure(before + body, stream=False)
     assert type(found) is ResponseError
     assert found.body is not None
@@ -407,7 +407,7 @@ def test_body_text(before: str, body: str) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     "body",
-    [answer(item(ONE)), frame(COMPLETED, ONE), "<html>" + "x" * 99, " " * 99, ": ping\n" * 9],
+    [json_body(item(ONE)), frame(COMPLETED, ONE), "<html>" + "x" * 99, " " * 99, ": ping\n" * 9],
 )
 def test_body_over_the_limit(body: str, stream: bool) -> None:
     """A body over the limit is an error that names the limit and the option."""
@@ -422,7 +422,7 @@ def test_body_over_the_limit(body: str, stream: bool) -> None:
 
 
 def test_body_over_the_limit_keeps_the_good_images() -> None:
-    """What came before the limit is given, and is in the error."""
+    """Images before the limit are delivered, and are on the error."""
     body = frame(COMPLETED, ONE).encode()
     found = Outcome([body, body * 100], stream=True, max_bytes=2 * len(body))
     assert found.given == [ONE]
@@ -438,7 +438,7 @@ def test_body_over_the_limit_keeps_the_good_images() -> None:
 @pytest.mark.parametrize("where", ["event", "JSON", "both"])
 @pytest.mark.parametrize("done", [False, True])
 def test_body_stream(done: bool, where: str, kind: str, stream: bool) -> None:
-    """The type may be in the event line, in the JSON or in both; `[DONE]` may come or not."""
+    """The type may be in the event line, in the JSON or in both; `[DONE]` is optional."""
     body = ": PING\n\n"
     side = {"size": "1x1", "quality": "low", "background": "auto", "output_format": "png"}
     for part, content, more in (
@@ -478,14 +478,14 @@ def test_body_stream(done: bool, where: str, kind: str, stream: bool) -> None:
 
 
 def test_body_stream_types_that_disagree() -> None:
-    """A known type in the JSON wins over the event line, a known event line over an unknown."""
+    """A known type in the JSON wins; otherwise a known event line does."""
     assert outcome(frame(COMPLETED, ONE, name="ping")).images == [ONE]
     assert outcome(frame("new", ONE, name=COMPLETED)).images == [ONE]
     assert outcome(frame(COMPLETED, ONE, name=PARTIAL)).images == [ONE]
     assert outcome(frame(None, ONE, name="message")).images == [ONE]
 
 
-def test_body_stream_edit_answered_with_generation() -> None:
+def test_body_stream_of_an_edit_with_generation_types() -> None:
     """Types of generations and edits may mix."""
     body = frame("image_edit.partial_image", ONE) + frame(COMPLETED, TWO)
     assert outcome(body).given == [ONE, TWO]
@@ -502,7 +502,7 @@ def test_body_stream_edit_answered_with_generation() -> None:
     ],
 )
 def test_body_stream_image_in_other_forms(value: dict[str, Any], image: Any) -> None:
-    """A completed event may carry a URL, or base64 as no specification has it."""
+    """A completed event may carry a URL, or base64 in an unusual form."""
     for more in ({"type": COMPLETED}, {}):
         assert outcome(f"data: {json.dumps({**more, **value})}\n\n").images == [image]
 
@@ -517,7 +517,7 @@ def test_body_stream_several_completed() -> None:
 
 
 def test_body_stream_usage_only_frame() -> None:
-    """A frame with nothing but usage counts where the completed events tell none."""
+    """An event with only the usage counts if the completed events have none."""
     usage_only = f"data: {json.dumps({'usage': USAGE})}\n\n"
     for body in (frame(COMPLETED, ONE) + usage_only, usage_only + frame(COMPLETED, ONE)):
         found = outcome(body)
@@ -530,17 +530,17 @@ def test_body_stream_usage_only_frame() -> None:
     assert type(failure(usage_only)) is StreamIncompleteError
 
 
-def test_body_stream_of_a_json_answer() -> None:
-    """A whole JSON answer in one event is taken as such."""
-    found = outcome(f"data: {answer(item(ONE), item(TWO), usage=USAGE)}\n\ndata: [DONE]\n\n")
+def test_body_stream_of_a_json_body() -> None:
+    """A whole JSON body in one event is decoded as such."""
+    found = outcome(f"data: {json_body(item(ONE), item(TWO), usage=USAGE)}\n\ndata: [DONE]\n\n")
     assert found.images == found.given == [ONE, TWO]
     assert found.response is not None
     assert (found.response.usage, found.response.created) == (READ_USAGE, 1710000000)
 
 
-def test_body_stream_of_several_json_answers() -> None:
-    """JSON answers in several events, or beside typed ones, all count in the response."""
-    body = f"data: {answer(item(ONE), usage=USAGE)}\n\ndata: {answer(item(TWO))}\n\n"
+def test_body_stream_of_several_json_bodies() -> None:
+    """JSON bodies in several events, or beside typed ones, all count."""
+    body = f"data: {json_body(item(ONE), usage=USAGE)}\n\ndata: {json_body(item(TWO))}\n\n"
     found = outcome(body)
     assert found.given == [ONE, TWO]
     assert found.images == [ONE, TWO]
@@ -548,8 +548,8 @@ def test_body_stream_of_several_json_answers() -> None:
     assert outcome(body + frame(COMPLETED, THREE)).images == [ONE, TWO, THREE]
 
 
-def test_body_stream_with_an_empty_json_answer() -> None:
-    """A frame with usage and an empty `data`, as chat streams end, costs no image."""
+def test_body_stream_with_an_empty_json_body() -> None:
+    """An event with usage and an empty `data` does not cost an image."""
     usage_only = f"data: {json.dumps({'data': [], 'usage': USAGE})}\n\n"
     found = outcome(frame(COMPLETED, ONE) + usage_only)
     assert found.failure is None
@@ -564,7 +564,7 @@ PINGS = (
 
 
 def test_body_stream_pings() -> None:
-    """Comments, empty data and keep-alive events are passed over without a word."""
+    """Comments, empty data and keep-alive events are skipped silently."""
     found = outcome(PINGS + frame(COMPLETED, ONE) + PINGS)
     assert found.images == found.given == [ONE]
     assert found.skipped == []
@@ -590,7 +590,7 @@ def test_body_stream_pings() -> None:
     ],
 )
 def test_body_stream_unknown_events(text: str, type: str | None) -> None:
-    """What is not known is passed over, and visible as a skipped event."""
+    """Unknown events are recorded as skipped."""
     found = outcome(
         text + frame(COMPLETED, TWO) if text[0] != "{" else ":\n" + text + frame(COMPLETED, TWO)
     )
@@ -611,7 +611,7 @@ def test_body_stream_ends_without_completed() -> None:
 
 
 def test_body_stream_cut_short() -> None:
-    """A stream cut within its last event is incomplete; one cut behind it is complete."""
+    """A stream cut within its last event is incomplete; one cut after it is complete."""
     first, last = frame(PARTIAL, ONE).encode(), frame(COMPLETED, TWO, usage=USAGE).encode()
     for end in range(len(first) + len(last)):
         body = (first + last)[:end]
@@ -629,7 +629,7 @@ def test_body_stream_cut_short() -> None:
 @pytest.mark.parametrize("type", [PARTIAL, "image_edit.partial_image"])
 @pytest.mark.parametrize("broken", ["AAAA!", "A", "", None, 5, "data:image/png,x"])
 def test_body_stream_corrupt_partial_is_skipped(type: str, broken: Any) -> None:
-    """A partial image that is corrupt or missing is passed over, visibly."""
+    """A corrupt or missing partial image is recorded as skipped."""
     body = f"data: {json.dumps({'type': type, 'b64_json': broken})}\n\n" + frame(COMPLETED, ONE)
     found = outcome(body)
     assert found.images == found.given == [ONE]
@@ -638,7 +638,7 @@ def test_body_stream_corrupt_partial_is_skipped(type: str, broken: Any) -> None:
 
 @pytest.mark.parametrize("broken", ["AAAA!", "A", "data:image/png,x", "AA==AAAA"])
 def test_body_stream_corrupt_final_raises(broken: str) -> None:
-    """A corrupt final image raises after the events before it, which the error carries."""
+    """A corrupt final image raises after the earlier events, which the error carries."""
     body = (
         frame(PARTIAL, ONE)
         + frame(COMPLETED, TWO)
@@ -653,14 +653,14 @@ def test_body_stream_corrupt_final_raises(broken: str) -> None:
 
 @pytest.mark.parametrize("empty", ["{}", '{"b64_json":""}', '{"b64_json":null,"url":""}'])
 def test_body_stream_empty_final(empty: str) -> None:
-    """A completed event without an image is no image: an error when there is no other one."""
+    """A completed event without an image is an error if there is no other one."""
     body = f"event: {COMPLETED}\ndata: {empty}\n\n"
     assert type(failure(body)) is EmptyResultError
     assert outcome(body + frame(COMPLETED, ONE)).images == [ONE]
 
 
 def test_body_stream_after_done() -> None:
-    """What follows `[DONE]` is ignored, an error too."""
+    """Everything after `[DONE]` is ignored, even an error."""
     error = 'data: {"error":"late"}\n\n{"error":"bare"}\n'
     found = outcome(frame(COMPLETED, ONE) + "data: [DONE]\n\n" + frame(COMPLETED, TWO) + error)
     assert found.images == found.given == [ONE]
@@ -671,13 +671,13 @@ def test_body_stream_after_done() -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_body_stream_with_crlf(stream: bool) -> None:
-    """Line ends of another kind, and a byte order mark, make no difference."""
+    """Other line ends and a byte order mark make no difference."""
     body = ": PING\n\n" + frame(PARTIAL, ONE, name=PARTIAL) + frame(COMPLETED, TWO)
     for end in (b"\r\n", b"\r"):
         assert outcome(body.encode().replace(b"\n", end), stream=stream).given == [ONE, TWO]
 
 
-# Errors inside a good answer
+# Errors inside a successful response
 
 ERRORS: list[tuple[Any, type[APIError], str | None]] = [
     (
@@ -708,7 +708,7 @@ ERRORS: list[tuple[Any, type[APIError], str | None]] = [
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("value", "cls", "code"), ERRORS)
 def test_body_error_inside(value: Any, cls: type[APIError], code: str | None, stream: bool) -> None:
-    """An error inside an answer is one as JSON, as an event and as a bare line after a ping."""
+    """An error is raised from JSON, from an event, and from a bare line after a ping."""
     text = json.dumps(value)
     for body in (
         text,
@@ -729,7 +729,7 @@ def test_body_error_inside(value: Any, cls: type[APIError], code: str | None, st
 
 
 def test_body_error_after_images() -> None:
-    """The images that came before an error are given first, and are in the error."""
+    """Images before an error are delivered first, and are on the error."""
     body = frame(PARTIAL, ONE) + frame(COMPLETED, TWO) + 'data: {"error":{"message":"no"}}\n\n'
     found = outcome(body + frame(COMPLETED, THREE))
     assert found.given == [ONE, TWO]
@@ -739,7 +739,7 @@ def test_body_error_after_images() -> None:
 
 
 def test_body_error_after_half_an_image() -> None:
-    """An error that follows an image cut in the middle is told, on any split."""
+    """An error after an incomplete image is raised on any split."""
     half = frame(COMPLETED, ONE * 3)[:-20]
     for error in (
         '\n\ndata: {"error":"no"}\n\n',
@@ -784,7 +784,7 @@ def test_body_error_event_with_a_string() -> None:
 
 @pytest.mark.parametrize("code", ["0429" + "1" * 5_000, "9" * 5_000, "٤٢٩", "²", "-1", "1e3"])
 def test_body_error_with_a_strange_code(code: str) -> None:
-    """A code of any kind leads to an `APIError`."""
+    """An error code of any type becomes an `APIError`."""
     found = Outcome([json.dumps({"error": {"code": code}}).encode()], stream=False).failure
     assert isinstance(found, APIError)
     assert found.code == code
@@ -792,7 +792,7 @@ def test_body_error_with_a_strange_code(code: str) -> None:
 
 @pytest.mark.parametrize("depth", [100, 400, 900, 2_000, 50_000])
 def test_body_nested(depth: int) -> None:
-    """Nesting of any depth, in an error, beside an image or in an event, raises only our errors."""
+    """Any depth of nesting raises only errors of this package."""
     nest = "[" * depth + "]" * depth
     for body in (f'{{"error":{{"x":{nest}}}}}', f'{{"error":{nest}}}', f'{{"data":{nest}}}', nest):
         for frame in (body, f"data: {body}\n\n"):
@@ -803,7 +803,7 @@ def test_body_nested(depth: int) -> None:
 
 
 def test_body_failure_stays() -> None:
-    """Once failed, a decoder raises the same error again, and takes nothing more."""
+    """A failed decoder raises the same error again, and ignores further data."""
     decoder = ImagesDecoder(stream=True, max_bytes=MAX_BYTES)
     decoder.feed(b'data: {"error":"no"}\n\n')
     decoder.feed(frame(COMPLETED, ONE).encode())
@@ -814,8 +814,8 @@ def test_body_failure_stays() -> None:
         assert caught.value is decoder.failure
 
 
-def test_body_feed_tells_pings() -> None:
-    """`feed` says whether anything came that is more than blanks and pings."""
+def test_body_feed_recognizes_pings() -> None:
+    """`feed` returns whether the data is more than blanks and pings."""
     big = b'data: {"type":"x","y":"' + b"z" * 2_000
     for pings in ([b" \n", BOM, b": PING\n\n"], [b"data:\n\n", b'data: {"type":"keepalive"}\n\n']):
         for last in (big, frame(PARTIAL, ONE).encode(), b"data: [DONE]\n\n", b'{"error":1}\n'):
@@ -833,7 +833,7 @@ def test_body_feed_tells_pings() -> None:
 
 
 def test_body_events_as_they_come() -> None:
-    """Each event is ready as soon as its blank line is there."""
+    """Each event is returned as soon as its blank line has arrived."""
     decoder = ImagesDecoder(stream=True, max_bytes=MAX_BYTES)
     for content in (ONE, TWO):
         body = frame(PARTIAL, content).encode()
@@ -849,13 +849,13 @@ def test_body_events_as_they_come() -> None:
 # Fuzz
 
 SEEDS = [
-    answer(item(ONE), item(TWO), usage=USAGE),
-    answer({"url": "data:image/png;base64," + b64(ONE)}, {"url": "https://x/1"}),
+    json_body(item(ONE), item(TWO), usage=USAGE),
+    json_body({"url": "data:image/png;base64," + b64(ONE)}, {"url": "https://x/1"}),
     json.dumps({"error": {"message": "no", "code": "x", "type": "y", "param": None}}),
     PINGS + frame(PARTIAL, ONE, partial_image_index=0) + frame(COMPLETED, TWO, usage=USAGE),
     frame(None, ONE, name=COMPLETED) + "data: [DONE]\n\n",
     ': PING\n\n{"error":{"message":"no"}}\n',
-    f"data: {answer(item(ONE))}\r\n\r\nevent: error\r\ndata: no\r\n\r\n",
+    f"data: {json_body(item(ONE))}\r\n\r\nevent: error\r\ndata: no\r\n\r\n",
 ]
 TOKENS = [b'"', b"\\", b"{", b"}", b"[", b"]", b":", b",", b"\n", b"\r", b"\n\n", b"=", b"1", b"-"]
 TOKENS += [
@@ -883,7 +883,7 @@ TOKENS += [
 
 
 def sound(body: bytes, chunks: list[bytes], *, stream: bool) -> None:
-    """Nothing escapes, and the split changes nothing."""
+    """Check that only expected errors are raised, the same on any split."""
     whole = Outcome([body], stream=stream)
     assert repr(Outcome(chunks, stream=stream)) == repr(whole)
     if whole.failure is None:
@@ -907,7 +907,7 @@ def sound(body: bytes, chunks: list[bytes], *, stream: bool) -> None:
     stream=st.booleans(),
 )
 def test_body_mutated(seed: str, edits: list[Any], where: list[int], stream: bool) -> None:
-    """A damaged answer ends as images or as one of our errors, the same on any split."""
+    """A damaged body becomes images or an error of this package, the same on any split."""
     body = bytearray(seed.encode())
     for place, token, length in edits:
         body[place : place + length] = token
@@ -922,7 +922,7 @@ def test_body_mutated(seed: str, edits: list[Any], where: list[int], stream: boo
     stream=st.booleans(),
 )
 def test_body_of_any_bytes(body: bytes, where: list[int], stream: bool) -> None:
-    """Arbitrary bytes end as one of our errors, the same on any split."""
+    """Arbitrary bytes become an error of this package, the same on any split."""
     sound(body, cut(body, where), stream=stream)
 
 
@@ -967,7 +967,7 @@ json_values = st.recursive(
     name=st.sampled_from(["", "error", COMPLETED, PARTIAL, "x"]),
 )
 def test_body_of_any_values(values: list[Any], name: str) -> None:
-    """Any JSON values, as an answer or as events, end as images or as one of our errors."""
+    """Any JSON values become images or an error of this package."""
     text = json.dumps(values[0]).encode()
     sound(text, one_by_one(text), stream=False)
     event = f"event: {name}\n" if name else ""
@@ -1024,8 +1024,8 @@ ODD_SIDES = [
 
 @pytest.mark.parametrize("side", ODD_SIDES, ids=range(len(ODD_SIDES)))
 @pytest.mark.parametrize("name", [PARTIAL, COMPLETED, "error", None])
-def test_body_the_short_way_differs_in_nothing(side: str, name: str | None) -> None:
-    """An event with something odd beside its image is read alike whole and byte by byte."""
+def test_body_with_unusual_fields_beside_an_image(side: str, name: str | None) -> None:
+    """Unusual fields beside an image are read alike, whole and byte by byte."""
     for image in ('"b64_json":"/9j/QUJD"', '"b64_json": "/9j/QUJD"'):
         for fields in (f"{side},{image}", f"{image},{side}"):
             odd = ("" if name is None else f"event: {name}\n") + "data: {" + fields + "}\n\n"

@@ -1,4 +1,4 @@
-"""What an error response means, and where its body has the server's words."""
+"""Mapping of error responses to exceptions, and the server's message in their bodies."""
 
 import base64
 import json
@@ -330,7 +330,7 @@ ROWS: list[tuple[str, int, str, type[APIError], str | None, str]] = [
 def test_read_error(
     status: int, body: str, cls: type[APIError], code: str | None, billing: str
 ) -> None:
-    """Each situation of the contract has its class, its code, and its word on billing."""
+    """Each situation of the contract has its class, code and billing."""
     found = error_of(status, body)
     assert type(found) is cls
     assert (found.code, found.billing) == (code, billing)
@@ -344,7 +344,7 @@ def test_read_error(
 
 
 def test_read_error_with_all_fields() -> None:
-    """Everything that the answer says is kept."""
+    """Everything in the response is kept on the error."""
     body = api_body("c", "It failed", type="t", param="size")
     found = error_of(
         400, body, x_oneapi_request_id="g-1", x_request_id="u", retry_after="7", x_y="z"
@@ -360,7 +360,7 @@ def test_read_error_with_all_fields() -> None:
 
 
 def test_read_error_headers_in_any_case() -> None:
-    """The headers that an error keeps have names in lower case."""
+    """The headers of an error have names in lower case."""
     found = error_mapping.read_error(400, {"X-Y": "z"}, b"", now=NOW)
     assert isinstance(found, APIError)
     assert found.headers == {"x-y": "z"}
@@ -441,10 +441,8 @@ SHAPES: dict[str, tuple[Any, str | None, str | None]] = {
 
 @pytest.mark.parametrize("status", [400, 500, 200])
 @pytest.mark.parametrize(("body", "code", "type_"), SHAPES.values(), ids=SHAPES.keys())
-def test_api_error_finds_the_words(
-    body: Any, code: str | None, type_: str | None, status: int
-) -> None:
-    """Message, code and type are those of the server, word for word, in every shape and status."""
+def test_api_error_message(body: Any, code: str | None, type_: str | None, status: int) -> None:
+    """Message, code and type are the server's, word for word, in every form and status."""
     found = error_mapping.api_error(status, body)
     assert (found.message, found.code) == (WORDS, code)
     assert type_ is None or found.type == type_
@@ -467,7 +465,7 @@ def test_api_error_finds_the_words(
     ],
 )
 def test_read_error_message(body: str, message: str) -> None:
-    """The message is the server's and nothing else; the text makes it a sentence."""
+    """The message is the server's alone; the text of the error makes it a sentence."""
     found = error_of(400, body)
     assert found.message == message
     assert f": {message.rstrip('.。')}" in str(found)
@@ -496,7 +494,7 @@ def test_read_error_message(body: str, message: str) -> None:
     ],
 )
 def test_read_error_without_a_message(body: str) -> None:
-    """A body that says nothing, and a page, put no message on the error."""
+    """A body without a message, or a web page, leaves the message empty."""
     found = error_of(400, body)
     assert found.message in ("", body)
     assert "<" not in str(found)
@@ -505,7 +503,7 @@ def test_read_error_without_a_message(body: str) -> None:
 
 @pytest.mark.parametrize("status", [401, 403, 500, 502, 503, 520, 530])
 def test_read_error_page(status: int) -> None:
-    """A web page comes from something in between: the text says so, and leaves the API key out."""
+    """The text for a web page blames something in between, not the API key."""
     body = (
         "<!DOCTYPE html><html><head><title>Attention Required! | Cloudflare</title></head></html>"
     )
@@ -517,7 +515,7 @@ def test_read_error_page(status: int) -> None:
 
 
 def test_read_error_with_an_image() -> None:
-    """An image beside an error is on it, its body is whole, and it may have been paid for."""
+    """An image beside an error is on it, and may have been billed."""
     png = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 40
     value = {"error": {"message": "late"}, "data": [{"b64_json": base64.b64encode(png).decode()}]}
     found = error_of(500, json.dumps(value))
@@ -527,7 +525,7 @@ def test_read_error_with_an_image() -> None:
 
 
 def test_read_error_of_moderation() -> None:
-    """The details of a moderation are on the error, as they were sent."""
+    """The moderation details are on the error as they were sent."""
     details = {"categories": ["violence"], "moderation_stage": "output"}
     found = error_of(400, json.dumps({"error": {"message": "no", "moderation_details": details}}))
     assert isinstance(found, ModerationError)
@@ -535,7 +533,7 @@ def test_read_error_of_moderation() -> None:
 
 
 def test_read_error_with_the_details_of_fastapi() -> None:
-    """FastAPI's list of what is wrong is in the text, not only in the body."""
+    """The problems in FastAPI's list are in the text of the error."""
     detail = [
         {"loc": ["body", "n"], "msg": "not a valid integer", "type": "int_parsing"},
         {"loc": ["body", "prompt"], "msg": "Field required", "type": "missing"},
@@ -553,7 +551,7 @@ def test_read_error_with_the_details_of_fastapi() -> None:
     ],
 )
 def test_read_error_code(code: Any, expected: str | None) -> None:
-    """A code is text or a whole number; it may stand in `type` and `param` too."""
+    """A code is text or a whole number, and may be in `type` and `param` too."""
     found = error_of(400, json.dumps({"error": {"code": code, "type": code, "param": code}}))
     assert (found.code, found.type, found.param) == (expected,) * 3
     assert type(found) is BadRequestError
@@ -561,7 +559,7 @@ def test_read_error_code(code: Any, expected: str | None) -> None:
 
 @pytest.mark.parametrize("code", [True, False])
 def test_read_error_code_that_is_a_boolean(code: bool) -> None:
-    """A boolean is no code."""
+    """A boolean is not a code."""
     assert error_of(400, json.dumps({"error": {"code": code}})).code is None
 
 
@@ -576,7 +574,7 @@ def test_read_error_code_that_is_a_boolean(code: bool) -> None:
     ],
 )
 def test_read_error_of_almost_json(body: bytes) -> None:
-    """An error's JSON is read as tolerantly as an answer's: its code decides about retries."""
+    """Invalid JSON in an error is read leniently, since its code decides about retries."""
     found = error_of(500, body)
     assert (type(found), found.code, found.billing) == (
         BadRequestError,
@@ -586,7 +584,7 @@ def test_read_error_of_almost_json(body: bytes) -> None:
 
 
 def test_read_error_of_much_text() -> None:
-    """A long answer is cut to what a message can bear."""
+    """A long body is shortened in the message."""
     for body in ("x" * 100_000, "<" + "x" * 100_000):
         found = error_of(500, body)
         assert found.body == body[: error_mapping.MAX_BODY_TEXT]
@@ -598,7 +596,7 @@ def test_read_error_of_much_text() -> None:
 
 @pytest.mark.parametrize("status", [300, 301, 302, 303, 304, 307, 308])
 def test_read_error_redirect(status: int) -> None:
-    """A redirect is never followed: it is a `ResponseError` that points at the base URL."""
+    """A redirect is a `ResponseError` that points to the base URL."""
     headers = {"location": "https://elsewhere/path?token=secret", "x-request-id": "u"}
     found = error_mapping.read_error(status, headers, b"<html>", now=NOW)
     assert type(found) is ResponseError
@@ -625,7 +623,7 @@ def test_read_error_redirect(status: int) -> None:
     ).map(lambda value: json.dumps(value).encode()),
 )
 def test_read_error_of_any_body(status: int, body: bytes) -> None:
-    """Any body of any status is one of our errors, with a text."""
+    """Any body with any status becomes an error of this package with a text."""
     found = error_mapping.read_error(status, {}, body, now=NOW)
     assert type(found).__name__ in errors.__all__
     assert str(status) in str(found)
@@ -653,8 +651,8 @@ def test_read_error_of_any_body(status: int, body: bytes) -> None:
         (None, APIError),
     ],
 )
-def test_api_error_inside_a_good_answer(value: Any, cls: type[APIError]) -> None:
-    """Inside a 200, the code or the type stands for the status."""
+def test_api_error_inside_a_success(value: Any, cls: type[APIError]) -> None:
+    """In a response with status 200, the code or the type replaces the status."""
     found = error_mapping.api_error(200, value)
     assert type(found) is cls
     assert found.status == 200

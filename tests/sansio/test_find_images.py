@@ -1,4 +1,4 @@
-"""Images found wherever a server puts them, and nothing else found."""
+"""Search for images wherever a server puts them."""
 
 import base64
 import json
@@ -26,7 +26,7 @@ def found_in(value: Any) -> Came:
 
 
 def decode(body: bytes, *, stream: bool) -> tuple[list[Any], ImagesResponse | ElkImagesError]:
-    """The events of a body and how it ends, the same whole and byte by byte."""
+    """Return the events of a body and its error, the same whole and byte by byte."""
     results = []
     for chunks in ([body], one_by_one(body)):
         decoder = ImagesDecoder(stream=stream, max_bytes=1 << 20)
@@ -140,7 +140,7 @@ DIALECTS: dict[str, tuple[Any, Came]] = {
 @pytest.mark.parametrize("way", ["batch", "event", "doubled prefix", "line"])
 @pytest.mark.parametrize(("value", "expected"), DIALECTS.values(), ids=DIALECTS.keys())
 def test_images_of_a_dialect(value: Any, expected: Came, way: str) -> None:
-    """Each dialect gives its images, as the body itself, as an event and as a line of JSON."""
+    """The images of each dialect are found, as a body, as an event and as a line of JSON."""
     body = {
         "batch": json.dumps(value).encode(),
         "event": sse(value),
@@ -173,7 +173,7 @@ NO_IMAGES: list[Any] = [
 
 @pytest.mark.parametrize("value", NO_IMAGES, ids=range(len(NO_IMAGES)))
 def test_images_in_other_fields(value: Any) -> None:
-    """Text, links for programs and echoes of the request are not images."""
+    """Text, links and repeated request fields are not images."""
     assert found_in(value) == []
     images = found_in(
         {

@@ -1,4 +1,4 @@
-"""The decoder for JSON with base64 inside, fed in every way."""
+"""The decoder for JSON that contains base64, fed in any split."""
 
 import base64
 import binascii
@@ -54,7 +54,7 @@ def decoded(chunks: Iterable[bytes]) -> Decoded:
 
 
 def resolved(found: Document) -> Any:
-    """The document with each image in its place, and one value for all that is broken."""
+    """Return the document with its images in place, and one value for all broken ones."""
 
     def resolve(value: Any, key: str = "") -> Any:
         if isinstance(value, dict):
@@ -70,7 +70,7 @@ def resolved(found: Document) -> Any:
 
 
 def is_image(found: Document, value: str, key: str) -> bool:
-    """Whether a string stands for an image, or is a `data:` URL."""
+    """Return whether a string is a placeholder of an image, or a `data:` URL."""
     return value in found.images or (key == "url" and value[:5].lower() == "data:")
 
 
@@ -82,7 +82,7 @@ def outcome(chunks: Iterable[bytes]) -> Any:
 
 
 def reference_image(text: str) -> bytes | None:
-    """What a string should decode to, by the simplest means; None where it is broken."""
+    """Return what a string should decode to, by the simplest means; None if it is broken."""
     text = re.sub(r"[ \t\r\n]", "", text)
     if text[:5].lower() == "data:":
         head, comma, text = text.partition(",")
@@ -96,7 +96,7 @@ def reference_image(text: str) -> bytes | None:
 
 
 def reference_string(inside: bytes) -> bytes | None:
-    """The same for the inside of a JSON string."""
+    """Do the same for the inside of a JSON string."""
     try:
         text = json.loads(b'"' + inside + b'"', strict=False)
     except ValueError:
@@ -187,7 +187,7 @@ NO_ESCAPE = {
 @pytest.mark.parametrize("inside", SPELLINGS.values(), ids=SPELLINGS.keys())
 @pytest.mark.parametrize("prefix", [b"", *PREFIXES.values()], ids=["bare", *PREFIXES])
 def test_base64_in_any_spelling(prefix: bytes, inside: bytes) -> None:
-    """Escapes, white space, padding, alphabet and prefix make no difference to the bytes."""
+    """Escapes, white space, padding, alphabet and prefix do not change the bytes."""
     assert reference_string(prefix + inside) == IMAGE
     for chunks in every_split(prefix + inside):
         assert decoded(chunks) == IMAGE
@@ -195,7 +195,7 @@ def test_base64_in_any_spelling(prefix: bytes, inside: bytes) -> None:
 
 @pytest.mark.parametrize("inside", SPELLINGS.values(), ids=SPELLINGS.keys())
 def test_json_with_base64_in_any_spelling(inside: bytes) -> None:
-    """A `b64_json` is decoded wherever the document is cut, and whatever follows it."""
+    """A `b64_json` is decoded on any split, whatever follows it."""
     text = b'{"data":[{"b64_json":"' + inside + b'","n":1}]}'
     for trailing in (b"", b"\r\n", b'\n{"b64_json":"AAAA"}', b"garbage"):
         for chunks in every_split(text + trailing):
@@ -204,7 +204,7 @@ def test_json_with_base64_in_any_spelling(inside: bytes) -> None:
 
 @pytest.mark.parametrize("prefix", PREFIXES.values(), ids=PREFIXES.keys())
 def test_json_with_data_url(prefix: bytes) -> None:
-    """A `url` that is a `data:` URL is an image, whether its prefix is escaped or not."""
+    """A `url` that is a `data:` URL is an image, even with an escaped prefix."""
     keys = [b"b64_json"] if prefix.startswith(b" ") else [b"b64_json", b"url"]
     for key in keys:
         for chunks in every_split(b'{"' + key + b'" : "' + prefix + TEXT + b'", "a": ""}'):
@@ -213,7 +213,7 @@ def test_json_with_data_url(prefix: bytes) -> None:
 
 @pytest.mark.parametrize("inside", BROKEN.values(), ids=BROKEN.keys())
 def test_base64_broken(inside: bytes) -> None:
-    """What strict base64 refuses is bad on every split, and the rest of the document stands."""
+    """Base64 that is not strictly valid is bad on every split, without effect on other fields."""
     assert reference_string(inside) is None or inside.startswith(b"data:AAAA")
     for chunks in every_split(inside):
         assert isinstance(decoded(chunks), BadBase64)
@@ -223,7 +223,7 @@ def test_base64_broken(inside: bytes) -> None:
 
 @pytest.mark.parametrize("inside", NO_ESCAPE.values(), ids=NO_ESCAPE.keys())
 def test_base64_with_an_escape_that_json_lacks(inside: bytes) -> None:
-    """An escape that JSON does not know spoils the image, never its bytes."""
+    """An invalid escape makes an image bad, and never changes its bytes."""
     for chunks in every_split(inside):
         assert isinstance(decoded(chunks), BadBase64)
     for chunks in every_split(b'{"b64_json":"' + inside + b'"}'):
@@ -232,7 +232,7 @@ def test_base64_with_an_escape_that_json_lacks(inside: bytes) -> None:
 
 @pytest.mark.parametrize("length", range(14))
 def test_base64_short(length: int) -> None:
-    """Images too short for the fast path are as exact as long ones."""
+    """Images too short for the fast path are decoded exactly."""
     content = IMAGE[-length:] if length else b""
     text = base64.b64encode(content)
     for inside in (text, text.rstrip(b"="), escaped(text), b"data:;base64," + text):
@@ -241,7 +241,7 @@ def test_base64_short(length: int) -> None:
 
 
 def test_base64_bad_says_why() -> None:
-    """The reason is a clause that a sentence can end with."""
+    """The reason is a clause that can end a sentence."""
     reasons = {decoded([inside]) for inside in (*BROKEN.values(), *NO_ESCAPE.values())}
     assert reasons == {
         BadBase64("it is not base64, or was cut off"),
@@ -254,22 +254,28 @@ def test_base64_bad_says_why() -> None:
 
 @st.composite
 def spellings(draw: st.DrawFn) -> bytes:
-    """The base64 of random bytes in a random spelling, as it stands within the quotes."""
+    """Generate base64 of random bytes in a random spelling, as it is between the quotes."""
     content, random = draw(st.binary(max_size=90)), draw(st.randoms(use_true_random=False))
     text = base64.b64encode(content).decode()
     if random.random() < 0.3:
         text = text.rstrip("=")
     rate = random.choice([0, 0, 0.02, 0.3])
-    return "".join(respelled(letter, rate, random) for letter in text).encode()
+    return "".join(respelled(character, rate, random) for character in text).encode()
 
 
-def respelled(letter: str, rate: float, random: Random) -> str:
+def respelled(character: str, rate: float, random: Random) -> str:
     if random.random() >= rate:
-        return letter
-    code = f"{ord(letter):04x}"
-    ways = [rf"\u{code}", rf"\u{code.upper()}", " " + letter, "\n" + letter, r"\n" + letter]
+        return character
+    code = f"{ord(character):04x}"
+    ways = [
+        rf"\u{code}",
+        rf"\u{code.upper()}",
+        " " + character,
+        "\n" + character,
+        r"\n" + character,
+    ]
     more = {"/": [r"\/", "_"], "+": ["-"]}
-    return random.choice(ways + 5 * more.get(letter, []))
+    return random.choice(ways + 5 * more.get(character, []))
 
 
 prefixes = st.sampled_from([b"", b"", b"", *PREFIXES.values()])
@@ -277,7 +283,7 @@ prefixes = st.sampled_from([b"", b"", b"", *PREFIXES.values()])
 
 @st.composite
 def mutations(draw: st.DrawFn) -> bytes:
-    """A spelling with a few bytes changed, put in or left out."""
+    """Generate a spelling with a few bytes changed, inserted or removed."""
     inside = bytearray(draw(spellings()))
     strange = st.sampled_from([*b'=A\\/un "%-:,\n\xe9\0', 0x5C])
     for place, kind, byte in draw(
@@ -293,7 +299,7 @@ def mutations(draw: st.DrawFn) -> bytes:
 @settings(max_examples=150, deadline=None)
 @given(prefix=prefixes, body=spellings(), where=places)
 def test_base64_round_trip(prefix: bytes, body: bytes, where: list[int]) -> None:
-    """Any bytes in any spelling and any split come back."""
+    """Any bytes in any spelling and split are decoded unchanged."""
     inside = prefix + body
     expected = reference_string(inside)
     assert expected is not None
@@ -306,7 +312,7 @@ def test_base64_round_trip(prefix: bytes, body: bytes, where: list[int]) -> None
 @settings(max_examples=250, deadline=None)
 @given(inside=mutations(), where=places)
 def test_base64_mutated(inside: bytes, where: list[int]) -> None:
-    """Damaged base64 gives the bytes that the reference gives, or is bad: never other bytes."""
+    """Damaged base64 decodes like the reference, or is bad, and never to other bytes."""
     expected = None if b'"' in inside else reference_string(inside)
     for chunks in ([inside], cut(inside, where), one_by_one(inside)):
         found = decoded(chunks)
@@ -316,7 +322,7 @@ def test_base64_mutated(inside: bytes, where: list[int]) -> None:
 @settings(max_examples=150, deadline=None)
 @given(inside=mutations(), where=places)
 def test_json_mutated(inside: bytes, where: list[int]) -> None:
-    """A damaged document is what `json` finds in it, or invalid, or has a bad image."""
+    """A damaged document equals what `json` decodes, is invalid, or has a bad image."""
     text = b'{"a":[{"b64_json":"' + inside + b'"},{"url":"x"}],"b64_json":"QUJD"}'
     found = outcome([text])
     assert outcome(cut(text, where)) == found
@@ -367,7 +373,7 @@ json_values = st.recursive(
     indent=st.sampled_from([None, 1, "\t", 20]),
 )
 def test_json_round_trip(value: Any, where: list[int], ascii_only: bool, indent: Any) -> None:
-    """Any document comes back with its images decoded, whatever its layout and split."""
+    """Any document is decoded with its images, whatever its layout and split."""
     text = json.dumps(value, ensure_ascii=ascii_only, indent=indent).encode()
     expected = reference_document(json.loads(text))
     assert resolved(document(cut(text, where))) == expected
@@ -463,7 +469,7 @@ PLACES = {
 
 @pytest.mark.parametrize(("text", "expected"), PLACES.values(), ids=PLACES.keys())
 def test_json_images_in_their_places(text: bytes, expected: Any) -> None:
-    """A `b64_json` is found where it is a key and nowhere else, and all other values are kept."""
+    """A `b64_json` is decoded only as a key, and all other values are kept."""
     for trailing in (b"", b" \n"):
         for chunks in every_split(text + trailing):
             assert resolved(document(chunks)) == expected
@@ -473,7 +479,7 @@ def test_json_images_in_their_places(text: bytes, expected: Any) -> None:
     "key", [b'"b64_json"%b:%b"data:', b'"url"%b:%b"data:', b'"url"%b:%b"DATA:']
 )
 def test_json_image_is_decoded_as_it_arrives(key: bytes) -> None:
-    """A key with up to 16 blanks on each side of its colon is seen at once, wherever it is cut."""
+    """A key is found at once with up to 16 blanks around its colon, on any split."""
     for blanks in (b"", b" ", b" \t\r\n" * 4):
         text = b"{" + key % (blanks, blanks) + b";base64," + b"QUJD" * 200 + b'","a":1}'
         for place in range(len(text) - 780):
@@ -482,7 +488,7 @@ def test_json_image_is_decoded_as_it_arrives(key: bytes) -> None:
 
 
 def test_json_string_like_a_placeholder() -> None:
-    """A string of the server's that looks like the decoder's own placeholder is never an image."""
+    """A string that looks like the decoder's placeholder is not an image."""
     found = document([rb'{"b64_json":"QUJD","a":{"b64\u005fjson":"#image 0"},"url":"#image 0"}'])
     assert found.decoded(found.value["b64_json"]) == b"ABC"
     assert found.decoded(found.value["a"]["b64_json"]) != b"ABC"
@@ -492,7 +498,7 @@ def test_json_string_like_a_placeholder() -> None:
 
 @pytest.mark.parametrize("size", [100, 65_536, 8 * MEGABYTE])
 def test_json_image_after_megabytes(size: int) -> None:
-    """An image is found behind megabytes of other fields and white space, in any chunks."""
+    """An image after megabytes of fields and white space is found in any chunks."""
     text = b'{"a":"%b","b":[%b1],%b"b64_json":"%b"}' % (
         rb"\"b64_json\":\"" * (MEGABYTE // 10),
         b'"url","b64_json",{"url":"x"},' * (MEGABYTE // 20),
@@ -506,7 +512,7 @@ def test_json_image_after_megabytes(size: int) -> None:
 
 
 def test_json_feed_takes_a_part() -> None:
-    """`feed` takes only the part of the buffer that it is told."""
+    """`feed` decodes only the given part of a buffer."""
     text = b'{"b64_json":"QUJD","a":1}'
     for place in range(len(text)):
         decoder = JSONDecoder()
@@ -519,7 +525,7 @@ def test_json_feed_takes_a_part() -> None:
 
 
 def test_feed_base64_takes_clean_base64() -> None:
-    """Clean base64 is taken up to the quote or the end, and nothing outside of an image."""
+    """`feed_base64` decodes clean base64 up to the quote or the end."""
     decoder = JSONDecoder()
     assert decoder.feed_base64(b"AAAAAAAA", 3) == 3
     decoder.feed(b'{"b64_json":"')
@@ -535,7 +541,7 @@ def test_feed_base64_takes_clean_base64() -> None:
 @pytest.mark.parametrize("tail", [b"\n", b"\r", b"\r\n", b"\n\n", b"\n:", b"A\n", b"AA\n"])
 @pytest.mark.parametrize("length", [0, 4, 8, 11, 64])
 def test_feed_base64_never_takes_a_line_end(length: int, tail: bytes) -> None:
-    """What is taken is base64 for certain; a line end in it is left to the caller."""
+    """`feed_base64` leaves a line end to its caller."""
     for before in (b"", b"AAA", b"AAAAAAAA"):
         for after in (b"", b'"}', b"AAAA", b'AAAAA"'):
             decoder = JSONDecoder()
@@ -571,7 +577,7 @@ TOLERATED = {
 
 @pytest.mark.parametrize("frame", TOLERATED.values(), ids=TOLERATED.keys())
 def test_json_tolerates(frame: bytes) -> None:
-    """An image is not lost for what is wrong with the rest of the document."""
+    """Defects elsewhere in a document do not lose an image."""
     text = frame.replace(b"%b", b'{"b64_json":"QUJD"}')
     for chunks in [[text], one_by_one(text)] if len(text) > 500 else every_split(text):
         value = resolved(document(chunks))
@@ -579,7 +585,7 @@ def test_json_tolerates(frame: bytes) -> None:
 
 
 def test_json_numbers() -> None:
-    """Numbers of usual size are exact, and those beyond it are numbers still."""
+    """Numbers of usual size are exact; larger ones are still numbers."""
     for more in (b"", b"NaN"):
         value = document([b"[1, -7, 1.5, 9223372036854775807, 1e3," + (more or b"0") + b"]"]).value
         assert value[:5] == [1, -7, 1.5, 9223372036854775807, 1000.0]
@@ -605,14 +611,14 @@ INVALID = {
 
 @pytest.mark.parametrize("text", INVALID.values(), ids=INVALID.keys())
 def test_json_invalid(text: bytes) -> None:
-    """What is no JSON is `InvalidJSON`, with a reason."""
+    """A document that is not JSON raises `InvalidJSON` with a reason."""
     for chunks in every_split(text):
         with pytest.raises(InvalidJSON, match=r"\w"):
             document(chunks)
 
 
 def test_json_truncated() -> None:
-    """A document cut at any place is invalid, with or without an image open."""
+    """A document cut off anywhere is invalid, even within an image."""
     text = rb'{"a":"\"b64_json\":\"x","b":[{"b64_json":"QU\u004aDREVG","url":"data:;base64,QUI="}]}'
     assert outcome([text]) != InvalidJSON
     for end in range(len(text)):
@@ -627,7 +633,7 @@ def test_json_truncated() -> None:
 @pytest.mark.parametrize("depth", [200_000, 1_000_000])
 @pytest.mark.parametrize("frame", [(b"[", b"]"), (b'{"a":', b"}"), (b'[{"b64_json":', b"}]")])
 def test_json_nested_too_deeply(frame: tuple[bytes, bytes], depth: int) -> None:
-    """Nesting that no parser survives is invalid JSON, not a `RecursionError`."""
+    """Very deep nesting is invalid JSON, not a `RecursionError`."""
     with pytest.raises(InvalidJSON):
         document([frame[0] * depth + b"1" + frame[1] * depth])
 
@@ -653,7 +659,7 @@ def test_json_nested_too_deeply(frame: tuple[bytes, bytes], depth: int) -> None:
     where=places,
 )
 def test_json_of_any_parts(parts: list[bytes], where: list[int]) -> None:
-    """Whatever comes is a document or `InvalidJSON`, the same on any split."""
+    """Any input is a document or `InvalidJSON`, the same on any split."""
     text = b"".join(parts)
     expected = repr(outcome([text]))
     assert repr(outcome(cut(text, where))) == expected
@@ -663,14 +669,14 @@ def test_json_of_any_parts(parts: list[bytes], where: list[int]) -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=200), places)
 def test_json_of_any_bytes(data: bytes, where: list[int]) -> None:
-    """Arbitrary bytes raise nothing but `InvalidJSON`."""
+    """Arbitrary bytes raise only `InvalidJSON`."""
     for frame in (b"%b", b'{"b64_json":"%b"}', b'{"url":"data:%b","a":[]}'):
         text = frame.replace(b"%b", data)
         assert repr(outcome(cut(text, where))) == repr(outcome([text]))
 
 
 def test_text_leaves_images_out() -> None:
-    """The beginning of a document is text of at most the given length, without images."""
+    """The beginning of a document is text of limited length, without images."""
     decoder = JSONDecoder()
     decoder.feed(b'  {"error":"' + "é".encode() + b'","b64_json":"' + TEXT * 9_000 + b'","a":"xyz')
     assert decoder.text(11) == '{"error":"é'
@@ -679,7 +685,7 @@ def test_text_leaves_images_out() -> None:
 
 
 def test_document_image_of_other_values() -> None:
-    """`decoded` returns None for an empty string, and decodes what was left as text."""
+    """`decoded` returns None for an empty string, and decodes base64 left as text."""
     found = document([b"{}"])
     assert found.decoded("") is None
     assert found.decoded("QUJD") == b"ABC"
@@ -692,7 +698,7 @@ def test_document_image_of_other_values() -> None:
 
 
 class Meter:
-    """Counts the bytes that the decoder searches, matches, decodes, slices or moves."""
+    """Counter of the bytes that the decoder searches, matches, decodes, slices or moves."""
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -745,7 +751,7 @@ class MeteredPybase64:
 
 
 class MeteredBytearray(bytearray):
-    """The skeleton: what is put in, taken out or searched counts."""
+    """Skeleton that counts the bytes added, removed or searched."""
 
     def __init__(self, meter: Meter, *content: Any) -> None:
         super().__init__(*content)
@@ -765,7 +771,7 @@ class MeteredBytearray(bytearray):
 
 
 class MeteredBytes(bytes):
-    """A chunk: how far a search had to go counts, and what a slice copies."""
+    """Chunk that counts the bytes searched or copied."""
 
     meter: Meter
 
@@ -778,7 +784,7 @@ class MeteredBytes(bytes):
 
 
 def work(chunks: Iterable[bytes]) -> int:
-    """The bytes that feeding these chunks touches."""
+    """Return the number of bytes touched while feeding these chunks."""
     meter = Meter()
     with pytest.MonkeyPatch.context() as patch:
         meter.attach(patch)
@@ -817,7 +823,7 @@ SHAPES = {
 @pytest.mark.parametrize("size", [100, 20_000, MEGABYTE])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_cost_doubles_with_the_input(shape: tuple[bytes, bytes, bytes], size: int) -> None:
-    """Twice the input is at most twice the work, whatever it looks like and however it comes."""
+    """Twice the input takes at most twice the work, in any form and split."""
     head, unit, tail = shape
     count = 100_000 // len(unit)
     once, twice = (work(pieces(head + unit * times + tail, size)) for times in (count, 2 * count))
@@ -827,7 +833,7 @@ def test_cost_doubles_with_the_input(shape: tuple[bytes, bytes, bytes], size: in
 
 @pytest.mark.parametrize("name", ["one image", "one image with an escape first", "a data URL"])
 def test_cost_of_64_megabytes(name: str) -> None:
-    """A byte of a 64 MB string costs what a byte of a 1 MB string costs."""
+    """A byte of a 64 MB string costs as much as a byte of a 1 MB string."""
     head, unit, tail = SHAPES[name]
     per_byte = []
     for size in (MEGABYTE, 64 * MEGABYTE):
@@ -838,20 +844,20 @@ def test_cost_of_64_megabytes(name: str) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_cost_of_a_byte(shape: tuple[bytes, bytes, bytes]) -> None:
-    """Each byte is looked at a fixed number of times, which is small."""
+    """Each byte is examined a small, fixed number of times."""
     head, unit, tail = shape
     text = head + unit * (200_000 // len(unit)) + tail
     assert work(pieces(text, 65_536)) <= 12 * len(text)
 
 
 def test_cost_of_clean_base64() -> None:
-    """A byte of clean base64 is looked at twice: by the search for the quote and by the decoder."""
+    """A byte of clean base64 is examined twice: by the search for a quote and by decoding."""
     text = b'{"b64_json":"' + b"QUJD" * MEGABYTE + b'"}'
     assert work(pieces(text, 65_536)) <= 2.02 * len(text)
 
 
 def test_meter_counts_a_rescan(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The meter sees a decoder that searches its whole skeleton at every chunk."""
+    """The meter detects a decoder that searches its whole skeleton for each chunk."""
     monkeypatch.setattr(json_images, "_MAX_KEY", MEGABYTE)
     once, twice = (work(pieces(b'"' + b"x" * size + b'"', 100)) for size in (50_000, 100_000))
     assert twice > 3 * once
@@ -859,7 +865,7 @@ def test_meter_counts_a_rescan(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("beginning", [b"QUJD", b"\\u0051UJD", b"data:image/png;base64,QUJD"])
 def test_memory_of_one_image(beginning: bytes) -> None:
-    """An image is held once, with some room to grow, from its first chunk on; its text never."""
+    """An image is held once, with some room to grow, and its base64 never."""
     unit, count = b"QUJDREVGR0hJSktM" * 4096, 256
     size = 3 + len(unit) * count * 3 // 4
     decoder = JSONDecoder()
@@ -881,7 +887,7 @@ def test_memory_of_one_image(beginning: bytes) -> None:
 
 @pytest.mark.parametrize("length", [0, 1, 50, 10_000, 10**15])
 def test_length_that_a_document_is_said_to_have(length: int) -> None:
-    """What is said of the length prepares for images, and changes none, were it a lie."""
+    """A wrong expected length does not change the images."""
     images = [bytes(range(250)) * times for times in (1, 40, 3)]
     text = b'{"data":[%b]}' % b",".join(
         b'{"b64_json":"%b"}' % pybase64.b64encode(image) for image in images
@@ -895,7 +901,7 @@ def test_length_that_a_document_is_said_to_have(length: int) -> None:
 
 
 def test_memory_of_several_images() -> None:
-    """With several images, each is held once."""
+    """Each of several images is held once."""
     unit, count = b"QUJDREVGR0hJSktM" * 4096, 32
     size = len(unit) * count * 3 // 4
     decoder = JSONDecoder()

@@ -1,4 +1,4 @@
-"""The decoder of server-sent events, by the rules of the WHATWG and a few more."""
+"""The decoder of server-sent events, by the WHATWG specification and its additions here."""
 
 import re
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ places = st.lists(st.integers(0, 200), max_size=6)
 
 
 class Event(NamedTuple):
-    """An event as the tests write it: `data` is the text of its data."""
+    """An event with the text of its data."""
 
     data: str
     name: str = ""
@@ -44,7 +44,7 @@ def ready(decoder: SSEDecoder) -> list[Event]:
 
 
 def images(chunks: Iterable[bytes]) -> list[Any]:
-    """Each event's name with its decoded document, images in their places."""
+    """Return each event's name with its decoded document, images in place."""
     decoder = SSEDecoder()
     for chunk in chunks:
         decoder.feed(chunk)
@@ -88,20 +88,20 @@ def test_sse_of_a_byte_order_mark_only(stream: bytes) -> None:
 
 @pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
 def test_sse_line_ends(end: bytes) -> None:
-    """Lines end with LF, CR or CRLF, wherever the stream is cut."""
+    """Lines end with LF, CR or CRLF, on any split."""
     lines = [b"event: x", b"data: a", b"data: b", b"", b"id: 7", b"", b"data:c", b"", b""]
     check(end.join(lines), Event("a\nb", "x"), Event("c", id="7"))
 
 
 def test_sse_line_ends_mixed() -> None:
-    """Each line may end in its own way, and CR LF is one end, LF CR two."""
+    """Each line may end differently; CR LF is one line end, LF CR two."""
     check(b"data: a\rdata: b\ndata: c\r\n\r\ndata: d\n\r", Event("a\nb\nc"), Event("d"))
     check(b"data: a\r\r\ndata: b\r\n\n", Event("a"), Event("b"))
     check(b"data: a\n\rdata: b\n\n", Event("a"), Event("b"))
 
 
 def test_sse_crlf_split_between_chunks() -> None:
-    """An LF that follows a CR in the next chunk ends nothing more."""
+    """An LF after a CR in the previous chunk is part of the same line end."""
     for stream in (
         [b"data: a\r", b"\ndata: b\r", b"\n\r", b"\n"],
         [b"data: a\r", b"", b"\ndata: b\r\r"],
@@ -111,7 +111,7 @@ def test_sse_crlf_split_between_chunks() -> None:
 
 
 def test_sse_event_is_ready_at_its_blank_line() -> None:
-    """An event is given at once when its blank line is there, even where a CR may get an LF."""
+    """An event is returned at its blank line, even if an LF may follow the CR."""
     for stream in (b"data: a\n\n", b"data: a\r\r", b"data: a\r\n\r"):
         decoder = SSEDecoder()
         decoder.feed(stream[:-1])
@@ -134,7 +134,7 @@ def test_sse_field_without_colon() -> None:
 
 
 def test_sse_one_leading_space_is_removed() -> None:
-    """Only one space after the colon is dropped, and only a space."""
+    """Only one space after the colon is removed, and no other white space."""
     check(b'data:"a"\n\ndata: "b"\n\ndata:  "c"\n\n', Event('"a"'), Event('"b"'), Event('"c"'))
     check(b"event:  x\ndata: a\n\nevent:\ty\ndata: b\n\n", Event("a", " x"), Event("b", "\ty"))
     check(b"id:  7 \ndata: a\n\n", Event("a", id=" 7 "))
@@ -142,7 +142,7 @@ def test_sse_one_leading_space_is_removed() -> None:
 
 
 def test_sse_space_before_the_colon() -> None:
-    """Spaces before the colon belong to the field's name, which is unknown then."""
+    """Spaces before the colon belong to the field's name, which is then unknown."""
     check(b"data : a\n data: b\nevent : x\ndata: c\n\n", Event("c"))
 
 
@@ -152,7 +152,7 @@ def test_sse_colons_in_the_value() -> None:
 
 
 def test_sse_multi_line_data() -> None:
-    """The data lines of an event are joined with LF, and JSON may be written over several."""
+    """The data lines of an event are joined with LF; JSON may span several."""
     assert raw(b"data: a\ndata:\ndata: b\ndata\n\n") == [b"a\n\nb\n"]
     stream = b'data: {"a":\ndata: [1,\r\ndata:\rdata: 2]}\n\n'
     for chunks in every_split(stream):
@@ -160,7 +160,7 @@ def test_sse_multi_line_data() -> None:
 
 
 def test_sse_empty_data() -> None:
-    """Empty data is an event, no data at all is none."""
+    """Empty data is an event; no data at all is not."""
     check(b"data:\n\n", Event(""))
     check(b"data: \n\n", Event(""))
     check(b"data:\ndata:\n\n", Event(""))
@@ -168,7 +168,7 @@ def test_sse_empty_data() -> None:
 
 
 def test_sse_event_name_is_reset() -> None:
-    """A name holds for one event, even one without data; the last of several wins."""
+    """A name applies to one event, even one without data; the last of several wins."""
     check(b"event: x\ndata: a\n\ndata: b\n\n", Event("a", "x"), Event("b"))
     check(b"event: x\n\ndata: a\n\n", Event("a"))
     check(b"event: x\nevent: y\ndata: a\n\n", Event("a", "y"))
@@ -176,7 +176,7 @@ def test_sse_event_name_is_reset() -> None:
 
 
 def test_sse_id_is_kept() -> None:
-    """An id holds until another one comes; an empty one takes it away."""
+    """An id applies until the next one; an empty one resets it."""
     check(
         b"id: 7\ndata: a\n\ndata: b\n\nid: 8\n\ndata: c\n\nid:\ndata: d\n\n",
         Event("a", id="7"),
@@ -187,7 +187,7 @@ def test_sse_id_is_kept() -> None:
 
 
 def test_sse_id_with_nul_is_ignored() -> None:
-    """An id that holds a NUL is as good as none."""
+    """An id that contains a NUL is ignored."""
     check(b"id: 7\nid: 8\x009\ndata: a\n\n", Event("a", id="7"))
     check(b"event: x\0y\ndata: a\n\n", Event("a", "x\0y"))
 
@@ -222,14 +222,14 @@ def test_sse_retry_takes_digits_only(value: bytes, retry: int | None) -> None:
 
 
 def test_sse_retry_of_many_digits() -> None:
-    """A number of any length is no error."""
+    """A number of any length is accepted."""
     decoder = SSEDecoder()
     decoder.feed(b"retry: " + b"9" * 10_000 + b"\n")
     assert isinstance(decoder.retry, int)
 
 
 def test_sse_unknown_fields_are_ignored() -> None:
-    """Fields that nobody knows, and known ones in another case, are ignored."""
+    """Unknown fields, and known ones in another case, are ignored."""
     check(b"foo: x\nData: x\nEVENT: x\ndatax: x\ndat: x\nd\n\xff: x\ndata: a\n\n", Event("a"))
 
 
@@ -241,7 +241,7 @@ def test_sse_text_that_is_not_utf8() -> None:
 
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r", b"\r\n"])
 def test_sse_unterminated_event(end: bytes) -> None:
-    """An event without its blank line is given at the end of the stream, as unterminated."""
+    """An event without its blank line is returned at the end, as unterminated."""
     check(b"data: a\n\nevent: x\nid: 7\ndata: b" + end, Event("a"), Event("b", "x", "7", False))
     check(b"data: b\nevent: x" + end, Event("b", "x", terminated=False))
     check(b"data: b\n: ping" + end, Event("b", terminated=False))
@@ -251,12 +251,12 @@ def test_sse_unterminated_event(end: bytes) -> None:
 
 @pytest.mark.parametrize("stream", [b"event: x", b"id: 7\n", b":", b"dat", b"d", b"\n", b"\r"])
 def test_sse_unterminated_without_data(stream: bytes) -> None:
-    """The end of the stream gives no event without data."""
+    """The end of the stream returns no event without data."""
     check(stream)
 
 
 def test_sse_ends_within_an_image() -> None:
-    """An event that is cut within base64 is given as unterminated, and its document is invalid."""
+    """An event cut within base64 is unterminated, and its document invalid."""
     for chunks in every_split(b'data: {"a":1}\n\ndata: {"b64_json":"QUJDREVGR0hJ'):
         assert images(chunks) == [("", True, {"a": 1}), ("", False, "invalid")]
 
@@ -272,7 +272,7 @@ def test_sse_bare_line() -> None:
 
 
 def test_sse_bare_line_ends_the_event_before_it() -> None:
-    """An event that is open when a bare line begins is given first, and its name is used up."""
+    """A bare line ends the open event, which is returned first."""
     check(b"event: x\ndata: a\n{}\ndata: b\n\n", Event("a", "x"), Event("{}"), Event("b"))
     check(b"event: x\n{}\ndata: b\n\n", Event("{}"), Event("b"))
 
@@ -295,7 +295,7 @@ def test_sse_bare_line_ends_the_event_before_it() -> None:
     ],
 )
 def test_sse_recognized(stream: bytes, recognized: bool) -> None:
-    """Text without a single known line is no stream of events."""
+    """Text without a known line is not an event stream."""
     for chunks in every_split(stream):
         decoder = SSEDecoder()
         for chunk in chunks:
@@ -305,7 +305,7 @@ def test_sse_recognized(stream: bytes, recognized: bool) -> None:
 
 
 def test_sse_open_bytes() -> None:
-    """The bytes of the open event are counted, those of its images included."""
+    """`open_bytes` counts the bytes of the open event, images included."""
     stream = b'event: x\ndata: {"b64_json":"QUJDREVGR0hJ"}\ndata: {}\n\n'
     for size in (1, 7, 30):
         decoder = SSEDecoder()
@@ -318,7 +318,7 @@ def test_sse_open_bytes() -> None:
 
 
 def test_sse_bare_line_unterminated() -> None:
-    """A bare line that the end of the stream cuts short is unterminated."""
+    """A bare line cut off by the end of the stream is unterminated."""
     check(b': PING\n\n{"a":1}', Event('{"a":1}', terminated=False))
     check(b"{", Event("{", terminated=False))
 
@@ -331,7 +331,7 @@ def test_sse_bare_line_with_an_image() -> None:
 
 @pytest.mark.parametrize("size", [1_000, 65_536, 10 * MEGABYTE])
 def test_sse_long_field_line_is_ignored(size: int) -> None:
-    """A line over the limit that is no data is dropped whole, and not held; one below it counts."""
+    """A line over the limit that is not data is skipped and not held."""
     fits, over = (b"x" * (MAX_FIELD_LINE - len("event: ") + more) for more in (0, 1))
     for field in (b"event: ", b"id: ", b"retry: ", b"foo: ", b""):
         stream = b"event: y\nid: 7\n" + field + over * 4 + b"\ndata: a\n\n"
@@ -341,7 +341,7 @@ def test_sse_long_field_line_is_ignored(size: int) -> None:
 
 
 def test_sse_long_comment_is_not_held() -> None:
-    """A comment of megabytes leaves nothing behind."""
+    """A comment of several megabytes is not held."""
     decoder = SSEDecoder()
     decoder.feed(b":")
     for _ in range(100):
@@ -352,7 +352,7 @@ def test_sse_long_comment_is_not_held() -> None:
 
 
 def test_sse_huge_data_line() -> None:
-    """Data has no limit: an event of 8 MB comes in one line, its image decoded."""
+    """Data has no limit: an event of 8 MB in one line is decoded."""
     text = b'event: x\ndata: {"a":"%b","b64_json":"%b"}\n\n' % (
         b"y" * 4 * MEGABYTE,
         b"QUJD" * MEGABYTE,
@@ -389,7 +389,7 @@ LAYOUTS = {
 )
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 def test_sse_images(layout: bytes, text: bytes) -> None:
-    """An image is decoded in any layout, spelling and split, and the events around it stay."""
+    """An image is decoded in any layout, spelling and split, without effect on other events."""
     stream = b"data: {}\n\n" + layout.replace(b"%b", text) + b"data: {}\n\n"
     value = {"a": 1, "b64_json": b"ABCDEFGHIJKLMN", "c": "d"}
     for chunks in every_split(stream):
@@ -398,7 +398,7 @@ def test_sse_images(layout: bytes, text: bytes) -> None:
 
 @pytest.mark.parametrize("text", [b"QUJ%DREV", b"QUJDA", b"QQ==QUJD", b"QUJD\\q", b"\\u00e9AAA"])
 def test_sse_broken_images(text: bytes) -> None:
-    """A broken image spoils its own event only."""
+    """A broken image affects only its own event."""
     stream = b'data: {"b64_json":"' + text + b'"}\n\ndata: {"a":1}\n\n'
     outcomes = [images(chunks) for chunks in every_split(stream)]
     assert all(outcome[1:] == [("", True, {"a": 1})] for outcome in outcomes)
@@ -409,7 +409,7 @@ def test_sse_broken_images(text: bytes) -> None:
 @pytest.mark.parametrize("end", [b"\n\n", b"\r\r", b"\r\n\r\n"])
 @pytest.mark.parametrize("length", [0, 1, 3, 4, 7, 8, 13, 64])
 def test_sse_line_end_within_an_image(length: int, end: bytes) -> None:
-    """A server that breaks off within an image and goes on with an error is understood."""
+    """An error after an image that the server broke off is decoded."""
     stream = b'data: {"b64_json":"' + b"A" * length + end + b'data: {"error":"x"}' + end
     for chunks in every_split(stream):
         assert images(chunks) == [("", True, "invalid"), ("", True, {"error": "x"})]
@@ -424,7 +424,7 @@ def test_sse_bare_error_after_half_an_image(length: int) -> None:
 
 
 def test_sse_base64_over_several_lines() -> None:
-    """Base64 that is wrapped over several data lines is one image: a line end is white space."""
+    """Base64 over several data lines is one image, as a line end is white space."""
     stream = b'data: {"b64_json":"QUJD\ndata: REVGR0hJ\r\ndata:SktM"}\n\n'
     for chunks in every_split(stream):
         assert images(chunks) == [("", True, {"b64_json": b"ABCDEFGHIJKL"})]
@@ -434,7 +434,7 @@ def test_sse_base64_over_several_lines() -> None:
 
 
 class Recorder:
-    """Stands for the JSON decoder and keeps the bytes that it is given."""
+    """Replacement for the JSON decoder that keeps the bytes it receives."""
 
     def __init__(self) -> None:
         self.data = b""
@@ -447,7 +447,7 @@ class Recorder:
 
 
 def raw(*chunks: bytes) -> list[bytes]:
-    """The data of each event to the byte."""
+    """Return the data of each event, byte for byte."""
     return [data for _, data, _, _ in recorded(chunks)]
 
 
@@ -468,7 +468,7 @@ def recorded(chunks: Iterable[bytes]) -> list[tuple[str, bytes, str, bool]]:
 
 
 def reference(stream: bytes) -> list[tuple[str, bytes, str, bool]]:
-    """The events of a whole stream, line by line."""
+    """Return the events of a whole stream, read line by line."""
     events: list[tuple[str, bytes, str, bool]] = []
     name, identity = b"", b""
     data: list[bytes] = []
@@ -525,7 +525,7 @@ streams = st.lists(st.sampled_from(PARTS), max_size=25).map(b"".join)
 @settings(max_examples=250, deadline=None)
 @given(stream=streams, where=places)
 def test_sse_against_reference(stream: bytes, where: list[int]) -> None:
-    """Any stream on any split has the events, to the byte, that reading it line by line finds."""
+    """Any stream on any split has the events that reading it line by line finds."""
     expected = reference(stream)
     for chunks in ([stream], cut(stream, where), one_by_one(stream)):
         assert recorded(chunks) == expected
@@ -534,7 +534,7 @@ def test_sse_against_reference(stream: bytes, where: list[int]) -> None:
 @settings(max_examples=100, deadline=None)
 @given(stream=st.binary(max_size=120), where=places)
 def test_sse_of_any_bytes(stream: bytes, where: list[int]) -> None:
-    """Arbitrary bytes raise nothing, and cuts change nothing."""
+    """Arbitrary bytes raise nothing, and splits change nothing."""
     whole = decode([stream])
     assert decode(cut(stream, where)) == whole
     assert decode(one_by_one(stream)) == whole
@@ -565,7 +565,7 @@ JSON_PARTS = [
 @settings(max_examples=250, deadline=None)
 @given(stream=st.lists(st.sampled_from(JSON_PARTS), max_size=10).map(b"".join), where=places)
 def test_sse_with_images_against_reference(stream: bytes, where: list[int]) -> None:
-    """Images come out of a stream as they do out of each event's data, cut as it may be."""
+    """Images in a stream equal those in the data of each event, on any split."""
     expected = []
     for name, data, _, _ in reference(stream):
         decoder = JSONDecoder()
@@ -597,7 +597,7 @@ def finished(decoder: Any) -> str:
 
 
 class Counted(bytes):
-    """A chunk that counts how far its searches go."""
+    """Chunk that counts the bytes searched."""
 
     touched = 0
 
@@ -624,7 +624,7 @@ class CountedPattern:
 
 
 def touched(stream: bytes, size: int, patch: pytest.MonkeyPatch) -> int:
-    """The bytes that the search for line ends and quotes looks at."""
+    """Return the number of bytes searched for line ends and quotes."""
     with patch.context() as inner:
         for name, value in vars(sse).items():
             if isinstance(value, re.Pattern):
@@ -662,7 +662,7 @@ SHAPES = {
 def test_sse_cost_doubles_with_the_input(
     shape: tuple[bytes, bytes, bytes], size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Twice the stream is at most twice the search, and each byte is looked at a few times."""
+    """Twice the stream takes at most twice the search; each byte is examined a few times."""
     head, unit, tail = shape
     count = 100_000 // len(unit)
     once, twice = (
@@ -676,7 +676,7 @@ def test_sse_cost_doubles_with_the_input(
 def test_sse_cost_of_64_megabytes(
     shape: tuple[bytes, bytes, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A byte of a 64 MB event costs what a byte of a 1 MB event costs."""
+    """A byte of a 64 MB event costs as much as a byte of a 1 MB event."""
     head, unit, tail = shape
     per_byte = []
     for size in (MEGABYTE, 64 * MEGABYTE):
