@@ -24,7 +24,7 @@ from elkimg_async.sansio.decoder import ImageEvent, SkippedEvent
 from elkimg_async.sansio.encode import HTTPRequest
 from elkimg_async.sansio.endpoints import Decoder, Endpoint, ResultT
 from elkimg_async.sansio.error_mapping import response_error
-from elkimg_async.sansio.headers import content_length, rate_limit, request_id
+from elkimg_async.sansio.headers import content_length, cost_header, rate_limit, request_id
 from elkimg_async.sansio.responses import RateLimit
 from elkimg_async.transport.deadline import Deadline
 from elkimg_async.transport.download import enable_download
@@ -88,6 +88,11 @@ class Attempt(Generic[ResultT]):
         """The server's id of the request; None if the response has none."""
         named = request_id(self._exchange.headers) if self._exchange else None
         return named if self._api_key is None else self._api_key.redact(named)
+
+    @property
+    def cost_header(self) -> str | None:
+        """The header in which the server reports the cost; None if the response has none."""
+        return cost_header(self._exchange.headers) if self._exchange else None
 
     # --- sending --------------------------------------------------------------
 

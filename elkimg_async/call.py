@@ -287,16 +287,20 @@ class Call(Generic[ResultT]):
             first_byte=attempt.first_byte,
             rate_limit=attempt.rate_limit,
             idempotency_key=self._plan.idempotency_key,
-            cost=self._cost(attempt.result()),
+            cost=self._cost(attempt.result(), attempt.cost_header),
         )
 
-    def _cost(self, result: Any) -> Decimal | None:
+    def _cost(self, result: Any, cost_header: str | None) -> Decimal | None:
         if self._request is None:
             return None
         try:
-            return cost_of(self._settings.pricing, self._request, result.usage, len(result))
-        except Exception:  # noqa: BLE001 - the user's own; the images are here and paid for
-            hooks.logger.warning("the price list failed", exc_info=True)
+            return cost_of(
+                *(self._settings.pricing, self._request, result.usage, len(result)),
+                extra=result.extra,
+                header=cost_header,
+            )
+        except Exception:  # noqa: BLE001 - from the user's function; the images are paid for
+            hooks.logger.warning("the price function failed", exc_info=True)
             return None
 
     def _succeed(self, attempt: Attempt[ResultT], meta: Meta) -> None:

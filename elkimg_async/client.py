@@ -111,9 +111,8 @@ class AsyncImages(ImageCalls, AsyncOnly):
                 None: the client creates its own.
             hooks: Functions that receive a record of everything that happens; see
                 `elkimg_async.hooks`.
-            pricing: The prices behind `meta.cost` of each result, where the server does not report
-                its own, and behind `max_cost` of `map`. None: costs that the server does not report
-                are unknown.
+            pricing: The prices for `meta.cost` of results whose cost the server does not report,
+                and for `max_cost` of `map`. None: such costs are unknown.
             max_retries: openai's name for a number passed as `retry`.
             default_headers: openai's name for `headers`.
             default_query: openai's name for `query`.

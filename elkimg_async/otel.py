@@ -37,7 +37,7 @@ class Telemetry:
     covers all attempts and the whole stream; leaving a stream early ends it and sets
     `elkimg.stream.left`. Attempts, responses, retries, images and skipped events are its events. A
     call that fails before anything is sent has no span. Spans never contain the API key or images.
-    `elkimg.cost` is `meta.cost` of the result, and missing where that is unknown.
+    `elkimg.cost` is the result's `meta.cost`; it is absent if unknown.
 
     Metrics: `gen_ai.client.operation.duration`, `gen_ai.client.token.usage`, and for streams
     `gen_ai.client.operation.time_to_first_chunk`, the time to the first image.

@@ -21,7 +21,9 @@ from elkimg_async.sansio.requests import ImageRequest
 from tests.helpers.raw_server import API_KEY, DONE, PNG, RawServer, event, response, stream
 from tests.helpers.runs import Server, images
 
-PRICING = Pricing({"gpt-image-1.5": TokenPrices(text_input="5", image_output="32")})
+PRICING = Pricing(
+    {"gpt-image-1.5": TokenPrices(text_input="5", image_input="5", image_output="32")}
+)
 USAGE = {"total_tokens": 2010, "input_tokens": 10, "output_tokens": 2000}
 COST = Decimal("0.06405")
 
@@ -70,6 +72,59 @@ async def test_cost(
     assert plain.get("cost") == (None if cost is None else str(cost))
 
 
+@pytest.mark.parametrize(
+    ("usage", "fields", "header", "cost"),
+    [
+        ({"cost": "0.5"}, {}, None, "0.5"),
+        ({"cost": 0.04, "is_byok": False, "cost_details": {}}, {}, None, "0.04"),
+        (
+            {"cost": 0.002, "is_byok": True, "cost_details": {"upstream_inference_cost": 0.04}},
+            *({}, None, "0.042"),
+        ),
+        ({"cost": {"input_tokens_cost": 0.01, "total_cost": 0.03}}, {}, None, "0.03"),
+        ({"estimated_cost": 0.03}, {}, None, "0.03"),
+        ({"total_cost": 0.03}, {}, None, "0.03"),
+        (None, {"cost": 0.03, "latency": 5}, None, "0.03"),
+        (None, {"cost": 4, "currency": "credits"}, None, None),
+        (None, {"cost": 4, "paymentSource": "XNO"}, None, None),
+        ({"cost": 0.03, "currency": "usd"}, {}, None, "0.03"),
+        (None, {}, "0.0421", "0.0421"),
+        ({"cost": 0.03}, {"cost": 5}, "6", "0.03"),
+        ({"cost": 0}, {}, None, "0"),
+        ({"cost": None}, {"cost": -1}, "None", None),
+        ({"cost": "free"}, {"cost": True}, "nan", None),
+    ],
+)
+@pytest.mark.parametrize("streaming", [False, True])
+async def test_cost_reported_by_other_servers(
+    raw_server: RawServer,
+    usage: dict[str, Any] | None,
+    fields: dict[str, Any],
+    header: str | None,
+    cost: str | None,
+    streaming: bool,
+) -> None:
+    """Costs are found in the usage, the response and the header, unless in another unit."""
+    headers: dict[str, Any] = {} if header is None else {"x_litellm_response_cost": header}
+    body = {"created": 1, "data": [{"b64_json": Image(PNG).b64_json}], "usage": usage, **fields}
+    event_fields = {
+        "type": "image_generation.completed",
+        "b64_json": Image(PNG).b64_json,
+        "usage": usage,
+        **fields,
+    }
+    raw_server.reply_with(
+        stream(event(event_fields), DONE, **headers) if streaming else response(body, **headers)
+    )
+    async with AsyncImages(KEY, base_url=raw_server.base_url) as client:
+        if streaming:
+            async with client.generate("A boat", stream=True) as opened:
+                result = await opened.result()
+        else:
+            result = await client.generate("A boat")
+    assert result.meta.cost == (None if cost is None else Decimal(cost))
+
+
 async def test_cost_of_a_stream(raw_server: RawServer) -> None:
     """A stream's result has the cost of the whole call, though each image repeats the usage."""
     fields = {"type": "image_generation.completed", "b64_json": Image(PNG).b64_json, "usage": USAGE}
@@ -95,7 +150,7 @@ async def test_cost_by_a_function_that_fails(
         result = await client.generate("A boat")
     assert len(result) == 1
     assert result.meta.cost is None
-    assert "price list" in caplog.text
+    assert "price function" in caplog.text
 
 
 async def test_cost_of_the_list_of_models(raw_server: RawServer) -> None:

@@ -104,13 +104,13 @@ class Budget:
 class CostBudget:
     """The money that a run has spent, and that its requests in flight may spend.
 
-    Each request reserves its worst case before it is sent, and settles its cost afterwards; so the
-    limit is never exceeded, however many are in flight. A request of unknown cost costs what it has
-    reserved.
+    Each request reserves its maximum cost before it is sent, and settles its cost afterwards, so
+    that the limit is never exceeded, however many are in flight. A request of unknown cost counts
+    as its maximum.
 
     Args:
         max_cost: The limit. None: no limit.
-        spent: What may have been spent before.
+        spent: The amount that earlier runs may have spent.
     """
 
     def __init__(self, max_cost: Decimal | None, *, spent: Decimal = _ZERO) -> None:
@@ -120,7 +120,7 @@ class CostBudget:
 
     @property
     def remaining(self) -> Decimal | None:
-        """What a further request may reserve, 0 if nothing; None without a limit."""
+        """The amount that a further request may reserve; None without a limit."""
         if self._max_cost is None:
             return None
         return max(_ZERO, self._max_cost - self.spent - self.reserved)
@@ -128,31 +128,31 @@ class CostBudget:
     def reached(self, worst: Decimal | None) -> Limit | None:
         """Return the limit if a further request may exceed it; None if it cannot.
 
-        What costs nothing never does: it is made and paid for.
+        A request that costs nothing, since its images are paid for, never exceeds it.
         """
         if not worst or self.remaining is None or _amount(worst) <= self.remaining:
             return None
         return "max_cost"
 
     def reserve(self, worst: Decimal) -> None:
-        """Note that a request starts, which costs so much at most."""
+        """Record that a request starts that costs at most `worst`."""
         self.reserved += _amount(worst)
 
     def resume(self, cost: Decimal | None) -> None:
-        """Note that a lost request is sent again, and billed once for its idempotency key."""
+        """Record that a lost request is sent again, billed once for its idempotency key."""
         self.spent -= _ZERO if cost is None else _amount(cost)
 
     def settle(self, worst: Decimal, cost: Decimal | None) -> None:
-        """Replace the reservation of a request by its cost; None if that is unknown."""
+        """Replace the reservation of a request with its cost; None if that is unknown."""
         self.reserved -= _amount(worst)
         self.spent += _amount(worst if cost is None else cost)
 
 
 def make_max_cost(value: object) -> Decimal | None:
-    """Return the limit of `max_cost` exactly; None means none.
+    """Return the `max_cost` argument of `map` as a Decimal; None means no limit.
 
     Raises:
-        ConfigurationError: If it is not a Decimal, a whole number or text, or not more than 0.
+        ConfigurationError: If it is not a Decimal, int or string of more than 0.
     """
     if value is None:
         return None

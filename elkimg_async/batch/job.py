@@ -19,8 +19,7 @@ class BatchJob(msgspec.Struct, frozen=True, kw_only=True):
     record of it; None if there is none. `resumes` is an attempt of an earlier run that had no
     response, if the server is known to replay its idempotency key, so that sending it again costs
     nothing more; else None. `repeated` is whether an earlier attempt may still be running. `price`
-    is the most that one attempt can cost, None if that is unknown; up to `payable` attempts of it
-    may be paid for.
+    is the maximum cost of one attempt, None if unknown; up to `payable` attempts may be paid for.
     """
 
     index: int
@@ -46,18 +45,18 @@ class BatchJob(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def worst(self) -> Decimal | None:
-        """The most that it can cost; None if that is unknown."""
+        """The maximum cost of all its attempts; None if unknown."""
         if self.n == 0:
             return Decimal(0)
         return None if self.price is None else self.price * self.payable
 
     def cost(self, paid: Decimal | None, attempts: int) -> Decimal | None:
-        """Return the most that it may have cost after so many attempts.
+        """Return the most that it may have cost; None if unknown.
 
         Args:
             paid: The cost of the last attempt. None: unknown.
-            attempts: How many there were; those before the last may have been paid for, as far as
-                `payable` says.
+            attempts: The number of attempts. Those before the last may have been paid for, up to
+                `payable` in all.
         """
         earlier = max(0, min(attempts, self.payable) - 1)
         last = self.price if paid is None else paid

@@ -74,7 +74,7 @@ class SentRecord(JournalRecord, frozen=True, kw_only=True, tag="sent"):
     """A request that is about to be sent.
 
     `images` is how many may be paid for if no further record follows; early versions did not write
-    it, and sent one. `cost` is the most that they may cost then; None if unknown.
+    it, and sent one. `cost` is their maximum cost; None if unknown.
     """
 
     images: int = 1
@@ -84,8 +84,7 @@ class SentRecord(JournalRecord, frozen=True, kw_only=True, tag="sent"):
 class ResponseRecord(JournalRecord, frozen=True, kw_only=True):
     """A response.
 
-    `images` is how many may have been paid for, and `cost` the most that they may have cost; None
-    if unknown.
+    `images` is how many may have been paid for, and `cost` their maximum cost; None if unknown.
     """
 
     images: int = 0
@@ -145,8 +144,8 @@ class JournalIndex:
         images: How many images the run may have paid for.
         lost: How many of them have no reported tokens.
         tokens: How many tokens the server has reported.
-        cost: The most that the run may have cost, as far as that is known.
-        unpriced: How many images may have cost something that is not known.
+        cost: The most that the run may have cost, without the images of unknown cost.
+        unpriced: How many images of unknown cost may have been paid for.
     """
 
     def __init__(self) -> None:

@@ -50,7 +50,7 @@ class Planner:
         skip_failed: Whether to skip requests that failed in an earlier run.
         known: Returns the journal's last record of an index. None: there is no journal.
         folder: The folder with the files of finished requests. None: there is none.
-        price: Returns the most that one attempt of a request can cost; None if unknown.
+        price: Returns the maximum cost of one attempt of a request; None if unknown.
         payable: How many attempts of a request may be paid for.
     """
 

@@ -12,13 +12,20 @@ from elkimg_async.errors import BatchError, ElkImagesError
 from elkimg_async.hints import AsyncIterableOnly, missing_attribute
 from elkimg_async.image import Image
 from elkimg_async.sansio.requests import EditRequest, GenerateRequest
-from elkimg_async.sansio.responses import ImagesResponse, Meta, Usage, add_cost, add_usage
+from elkimg_async.sansio.responses import (
+    ImagesResponse,
+    Meta,
+    ResponseData,
+    Usage,
+    add_cost,
+    add_usage,
+)
 
-_PAID = ("unknown", "billed")
-"""The billing of failures that may have been paid for."""
+_PAYABLE = ("unknown", "billed")
+"""The `billing` of errors that may have been paid for."""
 
 
-class MapItem(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+class MapItem(ResponseData, frozen=True, kw_only=True, eq=False):
     """The result of one request of a run.
 
     `index` counts the requests from 0; `id` and `metadata` are those of its mapping, None if it had
@@ -45,6 +52,23 @@ class MapItem(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         """Whether the request succeeded."""
         return self.error is None
 
+    def to_dict(self, *, images: bool = True) -> dict[str, Any]:
+        """Return plain data as in JSON, without fields that are None.
+
+        The request consists of its options and prompt, without input images. `images=False` omits
+        the base64 content of the result.
+        """
+        fields = super().to_dict(images=images)
+        fields.pop("request", None)
+        if self.request is not None:
+            request = {**self.request.fields(), **(self.request.extra_body or {})}
+            fields["request"] = msgspec.to_builtins(request, enc_hook=str)
+        fields["ok"] = self.ok
+        fields["paths"] = [str(path) for path in self.paths]
+        return fields
+
+    model_dump = to_dict
+
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
@@ -54,7 +78,7 @@ class MapItem(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             raise missing_attribute(self, name, advice)
 
 
-class Totals(msgspec.Struct, frozen=True, kw_only=True):
+class Totals(ResponseData, frozen=True, kw_only=True):
     """The totals of a run so far.
 
     `done` and `failed` count items, including the `resumed` ones from the journal. `images`,
@@ -76,11 +100,11 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def add_item(totals: Totals, item: MapItem, *, images: int, size: int) -> Totals:
-    """Return the totals with one more item, its images and their bytes."""
+    """Return the totals with one more item, which has so many images and bytes."""
     if item.meta is not None:
         unpriced = item.meta.cost is None
     else:
-        unpriced = item.ok or (item.error is not None and item.error.billing in _PAID)
+        unpriced = item.ok or (item.error is not None and item.error.billing in _PAYABLE)
     return msgspec.structs.replace(
         totals,
         done=totals.done + item.ok,

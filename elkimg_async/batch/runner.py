@@ -101,7 +101,7 @@ class Runner:
         options.check()
         if options.max_cost is not None and pricing is None:
             raise ConfigurationError(
-                "max_cost needs to know what requests cost: pass pricing=Pricing(…) to the client."
+                "max_cost requires prices; pass pricing=Pricing(…) to AsyncImages."
             )
         check_iterable(requests)
         self._requests, self._options, self._defaults = requests, options, defaults
@@ -259,8 +259,8 @@ class Runner:
         )
         if options.max_cost is not None and store.replay.unpriced:
             raise ConfigurationError(
-                f"max_cost cannot be kept: the journal has {store.replay.unpriced} images whose "
-                "cost is not known. Go on without max_cost, or use another journal."
+                f"max_cost cannot be kept, because the journal has {store.replay.unpriced} images "
+                "of unknown cost. Continue without max_cost, or use another journal."
             )
         self._costs = CostBudget(options.max_cost, spent=store.replay.cost)
         planner = Planner(
@@ -337,25 +337,24 @@ class Runner:
         return False
 
     def _price(self, request: ImageRequest) -> Decimal | None:
-        """Return the most that one attempt can cost; None if that is unknown, and not needed.
+        """Return the maximum cost of one attempt; None if unknown.
 
         Raises:
-            ConfigurationError: If it is unknown, and needed for `max_cost`.
+            ConfigurationError: If it is unknown, and required for `max_cost`.
         """
         if self._pricing is None:
             return None
         if self._options.max_cost is None:
-            with contextlib.suppress(Exception):  # only noted in the journal, for later runs
+            with contextlib.suppress(Exception):  # only for the journal and later runs
                 return self._pricing.worst_case(request)
             return None
         price = self._pricing.worst_case(request)
         if price is None:
             raise ConfigurationError(
-                "max_cost cannot be kept: the most that a request for "
-                f"{request.model or DEFAULT_MODEL} can cost is not known. Give the model "
-                "TokenPrices with max_tokens_per_image and max_input_tokens, or ImagePrices with a "
-                "price for its size and quality, or use a price function that returns the most "
-                "when the usage is None."
+                "max_cost cannot be kept, because the maximum cost of a request for "
+                f"{request.model or DEFAULT_MODEL} is unknown. Pass TokenPrices with "
+                "max_tokens_per_image and max_input_tokens, ImagePrices with a price for its size "
+                "and quality, or a price function that returns the maximum if usage is None."
             )
         return price
 
@@ -371,7 +370,7 @@ class Runner:
                 return
             cost = None
             result = await executor.execute(job)
-            cost = result.record.cost if job.n else Decimal(0)  # or paid for before
+            cost = result.record.cost if job.n else Decimal(0)  # only downloaded
             self._deliver(self._delivery(result))
             if result.stop is not None:
                 self._stop(result.stop)

@@ -50,7 +50,7 @@ class ManifestLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """One finished request, for users and their programs; the last line of an index counts.
 
     `files` have the name, length and SHA-256 of each image. `id` and `metadata` are those of the
-    row. `cost` is missing where it is unknown.
+    row. `cost` is absent if unknown.
     """
 
     index: int

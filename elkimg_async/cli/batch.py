@@ -158,7 +158,7 @@ class _RunSettings(NamedTuple):
         except errors.ConfigurationError:
             raise UsageError("--max-cost must be an amount of more than 0, such as 20.") from None
         if self.max_cost is not None and connection.price_file is None:
-            raise UsageError("--max-cost needs to know what requests cost: add --price-file FILE.")
+            raise UsageError("--max-cost requires prices; add --price-file FILE.")
         _reject_other_kind(self.output, self.journal, ray=self.ray is not False)
 
     def open(

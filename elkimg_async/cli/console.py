@@ -173,14 +173,14 @@ def count(number: int, one: str, many: str | None = None) -> str:
 
 
 def amount(cost: Decimal) -> str:
-    """Return an amount of money, which never looks like nothing if it is not."""
+    """Return an amount of money, rounded, but never to zero."""
     if cost >= 1 or cost == 0:
         return f"{cost:,.2f}"
     return f"{cost:.4f}" if cost >= Decimal("0.001") else f"{float(cost):.2g}"
 
 
 def json_amount(cost: Decimal | None) -> str | None:
-    """Return an amount of money exactly, as text; None if it is unknown."""
+    """Return an exact amount of money as text; None if unknown."""
     return None if cost is None else f"{cost:f}"
 
 

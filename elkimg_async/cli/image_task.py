@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 
 from elkimg_async import AsyncImages, Image, Meta, PartialImage, Usage, errors
+from elkimg_async.batch.budget import fatal_reason
 from elkimg_async.cli.console import sentence
 from elkimg_async.cli.options import Connection
 from elkimg_async.cli.output import OutputFiles, write_stdout
@@ -70,12 +71,17 @@ class ImageTask:
     async def run(self, client: AsyncImages, limiter: anyio.CapacityLimiter) -> None:
         """Send the request and save images as they arrive; a failure is printed, not raised."""
         async with limiter:
+            if self._report.stopped:
+                return
             self._began = time.monotonic()
             bar = self._report.begin(self._prompt)
             try:
                 await (self._run_stream(client) if self._stream else self._run_batch(client))
             except errors.ElkImagesError as error:
-                self._report.fail(sentence(error), self._prompt)
+                if fatal_reason(error) is None:
+                    self._report.fail(sentence(error), self._prompt)
+                else:
+                    self._report.stop(sentence(error), self._prompt)
             self._report.bars.remove_task(bar)
 
     async def _run_batch(self, client: AsyncImages) -> None:

@@ -167,7 +167,7 @@ class Connection:
             ) from None
 
     def prices(self) -> Pricing | None:
-        """Return what requests cost; None if that is unknown."""
+        """Return the prices of the --price-file; None without one."""
         return None if self.price_file is None else read_prices(self.price_file)
 
     def api_key(self) -> str:

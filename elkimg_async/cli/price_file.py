@@ -1,13 +1,13 @@
-"""The file of `--price-file`: TOML with one table for each model.
+"""The TOML file of `--price-file`, with one table per model.
 
 ["gpt-image-1.5"]            # per million tokens
 text_input = 5.00
 image_input = 8.00
 image_output = 32.00
-max_tokens_per_image = 6500  # these two for --max-cost
+max_tokens_per_image = 6500  # both for --max-cost
 max_input_tokens = 20000
 
-[dall-e-3]                   # per image; without size or quality, for any
+[dall-e-3]                   # per image; a missing size or quality means any
 images = [
     {price = 0.04},
     {size = "1024x1024", quality = "hd", price = 0.08},
@@ -40,11 +40,12 @@ class _ModelPrices(msgspec.Struct, forbid_unknown_fields=True):
     text_input: Decimal | None = None
     image_input: Decimal | None = None
     image_output: Decimal | None = None
+    text_output: Decimal | None = None
     max_tokens_per_image: int | None = None
     max_input_tokens: int | None = None
 
     def prices(self) -> TokenPrices | ImagePrices:
-        """Return what the table says."""
+        """Return the prices of the model."""
         fields: dict[str, Any] = msgspec.structs.asdict(self)
         images = fields.pop("images")
         tokens = {name: value for name, value in fields.items() if value is not None}
@@ -52,14 +53,14 @@ class _ModelPrices(msgspec.Struct, forbid_unknown_fields=True):
             return TokenPrices(**tokens)
         if images and not tokens:
             return ImagePrices({(one.size, one.quality): one.price for one in images})
-        raise UsageError("a model needs either image_output, a price per million tokens, or images")
+        raise UsageError("a model requires image_output (per million tokens) or images")
 
 
 def read_prices(path: Path) -> Pricing:
     """Read a file of prices.
 
     Raises:
-        UsageError: If it cannot be read, or is not a file of prices.
+        UsageError: If the file cannot be read or is invalid.
     """
     try:
         models = tomllib.loads(path.read_text("utf-8"), parse_float=Decimal)

@@ -41,7 +41,7 @@ class SavedImage(NamedTuple):
     seconds: float
     request_id: str | None
     cost: Decimal | None = None
-    """What the whole call has cost; None while that is unknown."""
+    """The cost of the whole call; None if unknown."""
 
 
 class Report:
@@ -57,6 +57,7 @@ class Report:
         self._rows: list[tuple[str, ...]] = []
         self._finals: list[Path] = []
         self._cost: Decimal | None = None
+        self.stopped = False
 
     @property
     def animated(self) -> bool:
@@ -85,6 +86,12 @@ class Report:
         self.failed = True
         say(f"{short(prompt)}: {problem}", "red")
 
+    def stop(self, problem: str, prompt: str) -> None:
+        """Print once why every prompt fails, and start no further one."""
+        if not self.stopped:
+            self.fail(problem, prompt)
+        self.stopped = True
+
     def add(self, saved: SavedImage, *, counts_usage: bool) -> None:
         """Record a saved image; `counts_usage` is False if the usage was counted before."""
         pixels = _pixels(saved)
@@ -111,7 +118,7 @@ class Report:
         )
 
     def add_cost(self, cost: Decimal | None) -> None:
-        """Record what a call has cost; None if that is unknown."""
+        """Add the cost of a call; None if unknown."""
         self._cost = add_cost(self._cost, cost)
 
     def finish(self) -> None:

@@ -1,7 +1,7 @@
-"""What a request costs, by the user's own price list or by the server's word.
+"""The cost of a request, as reported by the server or according to the user's prices.
 
-No price is part of this package: prices change, and a wrong one is worse than none. Where neither
-the server nor a price list says what a request costs, its cost is None, which means unknown and
+The package contains no prices, since they change, and a wrong one is worse than none. If the server
+reports no cost and there is no price for the request, its cost is None, which means unknown and
 never zero.
 """
 
@@ -13,12 +13,17 @@ import msgspec
 from msgspec.structs import replace
 
 from elkimg_async.errors import ConfigurationError
-from elkimg_async.sansio.requests import DEFAULT_MODEL, ImageRequest
+from elkimg_async.sansio.requests import DEFAULT_MODEL, EditRequest, ImageRequest
 from elkimg_async.sansio.responses import Usage
 
 _MILLION = Decimal(1_000_000)
 _TICKS_PER_DOLLAR = Decimal(10) ** 10
 """Of `cost_in_usd_ticks`, as https://docs.x.ai/developers/cost-tracking defines it."""
+
+_COSTS = ("cost", "total_cost", "cost_usd", "total_cost_usd", "estimated_cost")
+"""The names under which servers report a cost in US dollars."""
+_UNITS, _DOLLARS = ("currency", "cost_currency", "paymentSource"), ("USD", "US$", "$")
+"""The names under which a unit is reported, and its values for US dollars."""
 
 Price: TypeAlias = Decimal | str | int
 CostFunction: TypeAlias = Callable[[Any, Usage | None], Decimal | None]
@@ -27,14 +32,16 @@ CostFunction: TypeAlias = Callable[[Any, Usage | None], Decimal | None]
 class TokenPrices(msgspec.Struct, frozen=True, kw_only=True):
     """Prices per million tokens of one model.
 
-    `max_tokens_per_image` is the most output tokens that one image can take, partial images
-    included, and `max_input_tokens` the most input tokens of one request. `AsyncImages.map` needs
-    them for `max_cost`, the second only where input has a price; None where that is not used.
+    `text_output` is the price of output tokens that the server reports as text; None means that of
+    `image_output`. `max_tokens_per_image` is the maximum number of output tokens of one image,
+    including its partial images, and `max_input_tokens` the maximum number of input tokens of one
+    request. `AsyncImages.map` requires both for `max_cost`, the latter only if input has a price.
     """
 
     text_input: Price = Decimal(0)
     image_input: Price = Decimal(0)
     image_output: Price = Decimal(0)
+    text_output: Price | None = None
     max_tokens_per_image: int | None = None
     max_input_tokens: int | None = None
 
@@ -43,36 +50,57 @@ class TokenPrices(msgspec.Struct, frozen=True, kw_only=True):
         return max(_decimal(self.text_input), _decimal(self.image_input))
 
     def cost(self, request: ImageRequest, usage: Usage | None, images: int) -> Decimal | None:
-        """Return the cost of the tokens that the server counted; None when it did not count.
+        """Return the cost of the reported tokens; None if they do not determine it.
 
-        The tokens of writing an SVG are counted apart, so its cost is None as well.
+        The tokens for writing an SVG are counted separately, so its cost is None as well.
         """
-        if usage is None or not usage.output_tokens or request.svg is not None:
+        if usage is None or not usage.output_tokens or _is_svg(request):
             return None  # no image takes 0 output tokens: some servers report 0 for all of them
-        details = usage.input_tokens_details
-        text = details.text_tokens if details and details.text_tokens is not None else None
-        image = details.image_tokens if details and details.image_tokens is not None else 0
-        if text is None:
-            if usage.input_tokens is None and self._highest_input:
-                return None
-            text = max(0, (usage.input_tokens or 0) - image)
-        return self._price(text, image, usage.output_tokens)
+        cost = self._input_cost(request, usage)
+        if cost is None:
+            return None
+        details = usage.output_tokens_details
+        text = (details.text_tokens if details else None) or 0
+        return cost + self._output_cost(max(0, usage.output_tokens - text), text)
 
     def worst_case(self, request: ImageRequest) -> Decimal | None:
-        """Return the most that a request can cost; None when a maximum is missing."""
-        if self.max_tokens_per_image is None or request.svg is not None:
+        """Return the maximum cost of a request; None if a maximum is missing."""
+        if self.max_tokens_per_image is None or _is_svg(request):
             return None
         if self.max_input_tokens is None and self._highest_input:
             return None
-        output = self._price(0, 0, (request.n or 1) * self.max_tokens_per_image)
+        tokens = (request.n or 1) * self.max_tokens_per_image
+        output = max(self._output_cost(tokens, 0), self._output_cost(0, tokens))
         return output + self._highest_input * (self.max_input_tokens or 0) / _MILLION
 
-    def _price(self, text: float, image: float, output: float) -> Decimal:
-        return (
-            _decimal(self.text_input) * _decimal(text)
-            + _decimal(self.image_input) * _decimal(image)
-            + _decimal(self.image_output) * _decimal(output)
-        ) / _MILLION
+    def _input_cost(self, request: ImageRequest, usage: Usage) -> Decimal | None:
+        text_price, image_price = _decimal(self.text_input), _decimal(self.image_input)
+        if not self._highest_input:
+            return Decimal(0)
+        details, total = usage.input_tokens_details, usage.input_tokens
+        text = details.text_tokens if details else None
+        image = details.image_tokens if details else None
+        if text is None and image is None:
+            if total is None:
+                return None
+            if not isinstance(request, EditRequest):
+                image = 0
+            elif text_price == image_price:
+                text, image = total, 0
+            else:
+                return None  # the input of an edit is text and images, in an unknown ratio
+        if text is None:
+            text = None if total is None else max(0, total - (image or 0))
+        if image is None:
+            image = None if total is None else max(0, total - (text or 0))
+        if (text is None and text_price) or (image is None and image_price):
+            return None
+        return (text_price * _decimal(text or 0) + image_price * _decimal(image or 0)) / _MILLION
+
+    def _output_cost(self, image: float, text: float) -> Decimal:
+        price = self.image_output if self.text_output is None else self.text_output
+        cost = _decimal(self.image_output) * _decimal(image) + _decimal(price) * _decimal(text)
+        return cost / _MILLION
 
 
 class ImagePrices(msgspec.Struct, frozen=True):
@@ -84,12 +112,12 @@ class ImagePrices(msgspec.Struct, frozen=True):
     prices: Mapping[tuple[str | None, str | None], Price]
 
     def cost(self, request: ImageRequest, usage: Usage | None, images: int) -> Decimal | None:
-        """Return the cost of so many images; None when the list has no price for the request."""
+        """Return the cost of so many images; None if there is no price for the request."""
         price = self._price(request)
         return None if price is None else price * images
 
     def worst_case(self, request: ImageRequest) -> Decimal | None:
-        """Return the cost of all images that are requested."""
+        """Return the cost of all requested images; None if there is no price for the request."""
         return self.cost(request, None, request.n or 1)
 
     def _price(self, request: ImageRequest) -> Decimal | None:
@@ -101,15 +129,14 @@ class ImagePrices(msgspec.Struct, frozen=True):
 
 
 class Pricing:
-    """A price list: what requests cost, in one currency of the user's choice.
+    """The prices of requests, in one currency of the user's choice.
 
         Pricing({"gpt-image-1.5": TokenPrices(text_input="5", image_output="32")})
 
     Args:
         prices: The prices of each model, or a function of a request and its usage that returns the
-            cost, or None when it is unknown. The usage is None before the response, when the
-            function must return the most that the request can cost if `max_cost` is used, and where
-            the response has none.
+            cost, or None if it is unknown. The usage is None if the response has none, and before
+            the response: for `max_cost`, the function then has to return the maximum cost.
 
     Raises:
         ConfigurationError: If `prices` is neither, or a price is not a number of at least 0.
@@ -130,7 +157,7 @@ class Pricing:
             _check(model, price)
 
     def cost(self, request: ImageRequest, usage: Usage | None, images: int) -> Decimal | None:
-        """Return what a request for so many images has cost; None when that is unknown.
+        """Return the cost of a request that returned so many images; None if unknown.
 
         Raises:
             ConfigurationError: If the function returns anything but a price.
@@ -142,7 +169,7 @@ class Pricing:
         return None if prices is None or sent is None else prices.cost(sent, usage, images)
 
     def worst_case(self, request: ImageRequest) -> Decimal | None:
-        """Return the most that a request can cost; None when that is unknown.
+        """Return the maximum cost of a request; None if unknown.
 
         Raises:
             ConfigurationError: If the function returns anything but a price.
@@ -158,30 +185,66 @@ class Pricing:
 
 
 def make_pricing(pricing: object) -> Pricing | None:
-    """Return a price list as it is; None means none.
+    """Return the `pricing` argument of a client after checking it.
 
     Raises:
-        ConfigurationError: If it is anything else.
+        ConfigurationError: If it is neither a `Pricing` nor None.
     """
     if pricing is None or isinstance(pricing, Pricing):
         return pricing
     raise ConfigurationError(f"pricing must be Pricing(…), not {type(pricing).__name__}.")
 
 
-def reported_cost(usage: Usage | None) -> Decimal | None:
-    """Return the cost in dollars that the server reports; None when it reports none."""
-    extra: Mapping[str, Any] = getattr(usage, "extra", None) or {}
-    if (cost := _price_or_none(extra.get("cost"))) is not None:
-        return cost
-    ticks = _price_or_none(extra.get("cost_in_usd_ticks"))
+def reported_cost(
+    usage: Usage | None, extra: Mapping[str, Any] | None = None, header: str | None = None
+) -> Decimal | None:
+    """Return the cost in US dollars that the server reports; None if it reports none.
+
+    Args:
+        usage: The usage of the response, which most servers add the cost to.
+        extra: The other fields of the response, which may have the cost as well.
+        header: The header with the cost, as sent by LiteLLM. None: there was none.
+    """
+    fields: Mapping[str, Any] = getattr(usage, "extra", None) or {}
+    for reported in (_cost_in_usage(fields), _cost_in(extra or {}), _price_or_none(header)):
+        if reported is not None:
+            return reported
+    return None
+
+
+def _cost_in_usage(fields: Mapping[str, Any]) -> Decimal | None:
+    cost = _cost_in(fields)
+    details = fields.get("cost_details")
+    if cost is not None and fields.get("is_byok") is True and isinstance(details, Mapping):
+        # With the user's own API key for the upstream, OpenRouter's `cost` is only its fee.
+        return cost + (_price_or_none(details.get("upstream_inference_cost")) or 0)
+    return cost
+
+
+def _cost_in(fields: Mapping[str, Any]) -> Decimal | None:
+    if any(str(fields.get(name) or "USD").upper() not in _DOLLARS for name in _UNITS):
+        return None
+    for name in _COSTS:
+        cost = fields.get(name)
+        if isinstance(cost, Mapping):  # a breakdown, as of Perplexity
+            cost = cost.get("total_cost", cost.get("total"))
+        if (amount := _price_or_none(cost)) is not None:
+            return amount
+    ticks = _price_or_none(fields.get("cost_in_usd_ticks"))
     return None if ticks is None else ticks / _TICKS_PER_DOLLAR
 
 
 def cost_of(
-    pricing: Pricing | None, request: ImageRequest, usage: Usage | None, images: int
+    pricing: Pricing | None,
+    request: ImageRequest,
+    usage: Usage | None,
+    images: int,
+    *,
+    extra: Mapping[str, Any] | None = None,
+    header: str | None = None,
 ) -> Decimal | None:
-    """Return what the server reports, else the cost by the price list, else None."""
-    reported = reported_cost(usage)
+    """Return the cost that the server reports, else the one according to the prices, else None."""
+    reported = reported_cost(usage, extra, header)
     if reported is not None or pricing is None:
         return reported
     return pricing.cost(request, usage, images)
@@ -189,7 +252,7 @@ def cost_of(
 
 def _check(model: str, price: TokenPrices | ImagePrices) -> None:
     values = (
-        [price.text_input, price.image_input, price.image_output]
+        [price.text_input, price.image_input, price.image_output, price.text_output or 0]
         if isinstance(price, TokenPrices)
         else list(price.prices.values())
     )
@@ -205,19 +268,28 @@ def _check(model: str, price: TokenPrices | ImagePrices) -> None:
                 )
 
 
+_PRICED = ("model", "n", "size", "quality", "output_format", "svg")
+"""The fields of a request that its cost depends on."""
+
+
+def _is_svg(request: ImageRequest) -> bool:
+    return request.svg is not None or request.output_format == "svg"
+
+
 def _as_sent(request: ImageRequest) -> ImageRequest | None:
-    """Return a request with what its `extra_body` replaces; None if that has no known price."""
+    """Return a request with the fields of its `extra_body`; None if it cannot be priced."""
     body = request.extra_body or {}
-    own = {name: body[name] for name in ("model", "n", "size", "quality", "svg") if name in body}
+    own = {name: body[name] for name in _PRICED if name in body}
     if type(own.get("n", 1)) is not int or own.get("n", 1) < 1:
         return None
-    if not all(isinstance(own.get(name, ""), str) for name in ("model", "size", "quality")):
+    texts = ("model", "size", "quality", "output_format")
+    if not all(isinstance(own.get(name, ""), str) for name in texts):
         return None
     return replace(request, **own) if own else request
 
 
 def _checked(cost: object) -> Decimal | None:
-    """Return what a price function has returned."""
+    """Check the value that a price function returned."""
     if cost is not None and _price_or_none(cost) is None:
         raise ConfigurationError(
             f"The price function returned {cost!r}; it must return a Decimal of 0 or more, or None."

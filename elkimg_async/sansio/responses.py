@@ -92,9 +92,9 @@ class Meta(ResponseData, frozen=True, kw_only=True):
     attempt to its headers. `rate_limit` is None where the server sent no such headers,
     `idempotency_key` where none was sent.
 
-    `cost` is what the server says the response has cost, in dollars, or else what the client's
-    `pricing` says, in its currency; None means that it is unknown, never that it was free. Earlier
-    attempts that may have been paid for are not included.
+    `cost` is the cost of the response as reported by the server, in US dollars, else according to
+    the client's `pricing`, in its currency. None means unknown, never free. Earlier attempts, which
+    may have been paid for, are not included.
     """
 
     request_id: str | None
@@ -260,7 +260,7 @@ def add_usage(one: Usage | None, other: Usage | None) -> Usage | None:
 
 
 def add_cost(one: Decimal | None, other: Decimal | None) -> Decimal | None:
-    """Return both together; None counts as nothing."""
+    """Return the sum of two costs; None counts as zero."""
     return other if one is None else one if other is None else one + other
 
 

@@ -272,7 +272,7 @@ async def test_max_cost_with_a_journal_without_costs(
     await everything(client.map(["a"], journal=journal))
     items = await everything(priced.map(["a"], journal=journal))
     assert items[0].resumed
-    with pytest.raises(ConfigurationError, match="1 images whose cost is not known"):
+    with pytest.raises(ConfigurationError, match="1 images of unknown cost"):
         await everything(priced.map(["a"], journal=journal, max_cost=1))
 
 
@@ -407,3 +407,26 @@ async def test_max_cost_of_two_runs_of_one_journal(
         await server.wait_until(lambda: server.in_flight == 1)
         with pytest.raises(JournalError):
             await everything(priced.map(["a"], journal=journal, max_cost=1))
+
+
+async def test_item_to_dict(server: Server, priced: AsyncImages) -> None:
+    """Items and totals are plain data that JSON can encode, also those that failed."""
+
+    async def answer(fields: Fields) -> Fields | web.Response:
+        return rejection(400) if fields["prompt"] == "1" else images(PNG)
+
+    server.respond = answer
+    run = priced.map([{"prompt": str(n), "id": n, "size": "1024x1024"} for n in range(2)])
+    good, bad = (item.to_dict() for item in in_order(await everything(run)))
+    assert json.loads(json.dumps([good, bad])) == [good, bad]
+    assert good["request"] == {"prompt": "0", "size": "1024x1024", "model": MODEL}
+    assert good["result"]["data"][0]["b64_json"]
+    assert (good["ok"], good["id"], good["meta"]["cost"]) == (True, 0, "0.10")
+    assert (bad["ok"], bad["error"]["status"]) == (False, 400)
+    assert run.totals.model_dump()["cost"] == "0.10"
+
+
+async def test_item_to_dict_without_images(priced: AsyncImages) -> None:
+    """The images may be omitted."""
+    (item,) = await everything(priced.map(["a"]))
+    assert item.model_dump(images=False)["result"]["data"] == [{}]

@@ -68,7 +68,7 @@ def test_read_prices(prices: Path) -> None:
         ("[a]\nimage_outputs = 5", "image_outputs"),
         ("[a]\ntext_input = 5", "image_output"),
         ("[a]\nimages = []", "images"),
-        ("[a]\nimage_output = 5\nimages = [{price = 1}]", "either"),
+        ("[a]\nimage_output = 5\nimages = [{price = 1}]", "requires"),
         ("[a]\nimage_output = -5", "0 or more"),
         ('[a]\nimage_output = "much"', "decimal"),
     ],
@@ -163,3 +163,16 @@ async def test_batch_with_a_wrong_limit(
     assert ended.code == 2
     assert problem in " ".join(ended.err.split())
     assert not server.generations
+
+
+async def test_generate_with_a_wrong_api_key(server: LocalServer, tmp_path: Path) -> None:
+    """A failure that all prompts share is printed once, and ends the command."""
+    prompts = [f"cat {number}" for number in range(20)]
+    ended = await run(
+        *("generate", *prompts),
+        folder=tmp_path,
+        server=server,
+        variables={"ELKAPI_API_KEY": "sk-wrong"},
+    )
+    assert ended.code == 1
+    assert ended.err.count("401") == 1

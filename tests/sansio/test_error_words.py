@@ -11,7 +11,10 @@ from elkimg_async.errors import (
     ModerationError,
     ResponseError,
 )
+from elkimg_async import errors
+from elkimg_async.errors import APIError
 from elkimg_async.sansio import error_mapping
+from elkimg_async.sansio.decoder import ImagesDecoder
 from tests.helpers.error_bodies import NOW, api_body, error_of
 
 WORDS = "the size is not offered"
@@ -198,7 +201,7 @@ def test_api_error_message(body: Any, code: str | None, type_: str | None, statu
         ('{"errors":["a","b","a"]}', "a; b"),
     ],
 )
-def test_read_error_message(body: str, message: str) -> None:
+def test_response_error_message(body: str, message: str) -> None:
     """The message is the server's alone; the text of the error makes it a sentence."""
     found = error_of(400, body)
     assert found.message == message
@@ -227,7 +230,7 @@ def test_read_error_message(body: str, message: str) -> None:
         " <!DOCTYPE html>",
     ],
 )
-def test_read_error_without_a_message(body: str) -> None:
+def test_response_error_without_a_message(body: str) -> None:
     """A body without a message, or a web page, leaves the message empty."""
     found = error_of(400, body)
     assert found.message in ("", body)
@@ -236,7 +239,7 @@ def test_read_error_without_a_message(body: str) -> None:
 
 
 @pytest.mark.parametrize("status", [401, 403, 500, 502, 503, 520, 530])
-def test_read_error_page(status: int) -> None:
+def test_response_error_page(status: int) -> None:
     """The text for a web page blames something in between, not the API key."""
     body = (
         "<!DOCTYPE html><html><head><title>Attention Required! | Cloudflare</title></head></html>"
@@ -248,7 +251,7 @@ def test_read_error_page(status: int) -> None:
     assert found.body == body
 
 
-def test_read_error_with_an_image() -> None:
+def test_response_error_with_an_image() -> None:
     """An image beside an error is on it, and may have been billed."""
     png = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 40
     value = {"error": {"message": "late"}, "data": [{"b64_json": base64.b64encode(png).decode()}]}
@@ -258,7 +261,7 @@ def test_read_error_with_an_image() -> None:
     assert found.billing == "unknown"
 
 
-def test_read_error_of_moderation() -> None:
+def test_response_error_of_moderation() -> None:
     """The moderation details are on the error as they were sent."""
     details = {"categories": ["violence"], "moderation_stage": "output"}
     found = error_of(400, json.dumps({"error": {"message": "no", "moderation_details": details}}))
@@ -266,7 +269,7 @@ def test_read_error_of_moderation() -> None:
     assert found.moderation == details
 
 
-def test_read_error_with_the_details_of_fastapi() -> None:
+def test_response_error_with_the_details_of_fastapi() -> None:
     """The problems in FastAPI's list are in the text of the error."""
     detail = [
         {"loc": ["body", "n"], "msg": "not a valid integer", "type": "int_parsing"},
@@ -284,7 +287,7 @@ def test_read_error_with_the_details_of_fastapi() -> None:
         *[(1.5, None), ("余额", "余额"), ("9" * 5_000, "9" * 5_000), ("٤٢٩", "٤٢٩")],
     ],
 )
-def test_read_error_code(code: Any, expected: str | None) -> None:
+def test_response_error_code(code: Any, expected: str | None) -> None:
     """A code is text or a whole number, and may be in `type` and `param` too."""
     found = error_of(400, json.dumps({"error": {"code": code, "type": code, "param": code}}))
     assert (found.code, found.type, found.param) == (expected,) * 3
@@ -292,7 +295,7 @@ def test_read_error_code(code: Any, expected: str | None) -> None:
 
 
 @pytest.mark.parametrize("code", [True, False])
-def test_read_error_code_that_is_a_boolean(code: bool) -> None:
+def test_response_error_code_that_is_a_boolean(code: bool) -> None:
     """A boolean is not a code."""
     assert error_of(400, json.dumps({"error": {"code": code}})).code is None
 
@@ -307,7 +310,7 @@ def test_read_error_code_that_is_a_boolean(code: bool) -> None:
         b'{"error":{"message":"no","code":"invalid_request"}}<!-- x -->',
     ],
 )
-def test_read_error_of_almost_json(body: bytes) -> None:
+def test_response_error_of_almost_json(body: bytes) -> None:
     """Invalid JSON in an error is read leniently, since its code decides about retries."""
     found = error_of(500, body)
     assert (type(found), found.code, found.billing) == (
@@ -317,7 +320,7 @@ def test_read_error_of_almost_json(body: bytes) -> None:
     )
 
 
-def test_read_error_of_much_text() -> None:
+def test_response_error_of_much_text() -> None:
     """A long body is shortened in the message."""
     for body in ("x" * 100_000, "<" + "x" * 100_000):
         found = error_of(500, body)
@@ -329,7 +332,7 @@ def test_read_error_of_much_text() -> None:
 
 
 @pytest.mark.parametrize("status", [300, 301, 302, 303, 304, 307, 308])
-def test_read_error_redirect(status: int) -> None:
+def test_response_error_redirect(status: int) -> None:
     """A redirect is a `ResponseError` that points to the base URL."""
     headers = {"location": "https://elsewhere/path?token=secret", "x-request-id": "u"}
     found = error_mapping.response_error(status, headers, b"<html>", now=NOW)

@@ -1,4 +1,4 @@
-"""`elkimg_async.sansio.pricing`: costs by a price list and by the server's word."""
+"""`elkimg_async.sansio.pricing`: costs according to prices and as reported."""
 
 from decimal import Decimal
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 
 from elkimg_async.errors import ConfigurationError
 from elkimg_async.sansio.pricing import ImagePrices, Pricing, TokenPrices, cost_of, reported_cost
-from elkimg_async.sansio.requests import GenerateRequest
+from elkimg_async.sansio.requests import EditRequest, GenerateRequest
 from elkimg_async.sansio.responses import TokenDetails, Usage
 
 REQUEST = GenerateRequest(prompt="a boat", model="gpt-image-1.5", n=2)
@@ -189,10 +189,44 @@ def test_reported_cost_without_a_report() -> None:
         ({"cost_in_usd_ticks": 700_000_000}, "0.07"),
         ({"cost": 0}, "0"),
         ({"cost": -1}, "0.06505"),
-        ({"cost": {"total": 1}}, "0.06505"),
+        ({"cost": {"total": 1}}, "1"),
     ],
 )
 def test_reported_cost_wins(extra: dict[str, Any], cost: str) -> None:
     """What the server reports counts more than the price list, unless it is no amount."""
     usage = msgspec.structs.replace(USAGE, extra=extra)
     assert cost_of(Pricing({"gpt-image-1.5": TOKENS}), REQUEST, usage, 2) == Decimal(cost)
+
+
+@pytest.mark.parametrize(
+    ("input_details", "cost"),
+    [
+        (TokenDetails(text_tokens=10, image_tokens=90), "0.00077"),
+        (TokenDetails(image_tokens=90), "0.00077"),
+        (TokenDetails(text_tokens=10), "0.00077"),
+        (TokenDetails(), None),
+        (None, None),
+    ],
+)
+def test_cost_of_an_edit(input_details: TokenDetails | None, cost: str | None) -> None:
+    """The cost of an edit is unknown without the ratio of its text and image input."""
+    prices = TokenPrices(text_input=5, image_input=8)
+    usage = Usage(input_tokens=100, output_tokens=1, input_tokens_details=input_details)
+    found = prices.cost(EditRequest(image=b"", prompt="a"), usage, 1)
+    assert found == (None if cost is None else Decimal(cost))
+
+
+def test_cost_of_text_output() -> None:
+    """Output tokens that are reported as text have their own price, or that of images."""
+    details = TokenDetails(text_tokens=200, image_tokens=800)
+    usage = Usage(output_tokens=1000, output_tokens_details=details)
+    assert TokenPrices(image_output=32).cost(REQUEST, usage, 1) == Decimal("0.032")
+    prices = TokenPrices(image_output=32, text_output=10, max_tokens_per_image=1000)
+    assert prices.cost(REQUEST, usage, 1) == Decimal("0.0276")
+    request = GenerateRequest(prompt="a")
+    assert prices.worst_case(request) == Decimal("0.032")
+    for request in (
+        GenerateRequest(prompt="a", output_format="svg"),
+        GenerateRequest(prompt="a", extra_body={"output_format": "svg"}),
+    ):
+        assert Pricing({"gpt-image-1.5": prices}).cost(request, usage, 1) is None
