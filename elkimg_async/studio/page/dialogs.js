@@ -39,9 +39,9 @@ export function openMenu(from, items) {
   const below = box.bottom + menu.offsetHeight + 8 < innerHeight;
   const top = below ? box.bottom + 4 : Math.max(8, box.top - menu.offsetHeight - 4);
   const left = Math.max(8, Math.min(box.right - menu.offsetWidth, innerWidth - menu.offsetWidth - 8));
-  menu.style.top = `${top}px`;
-  menu.style.left = `${left}px`;
-  menu.firstElementChild?.focus();
+  menu.style.top = `${top + scrollY}px`;
+  menu.style.left = `${left + scrollX}px`;
+  menu.firstElementChild?.focus({ preventScroll: true });
 }
 
 menu.addEventListener("toggle", ({ newState }) => {
@@ -58,7 +58,6 @@ menu.addEventListener("keydown", (event) => {
   event.preventDefault();
   items.at(next % items.length).focus();
 });
-addEventListener("scroll", () => menu.hidePopover(), { passive: true });
 
 /** Run an action that may not run twice at once, such as by a double click, and for a moment after it. */
 export function once(action) {
