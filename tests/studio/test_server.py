@@ -400,12 +400,12 @@ async def test_start_returns_at_once(running: Running) -> None:
 
 async def test_start_twice_is_one_job(running: Running) -> None:
     """A double click, or a request sent again, is one generation; other fields are an error."""
-    id = str(uuid.uuid4())
-    replies = await asyncio.gather(*(running.post(PROMPT, id) for _ in range(20)))
+    name = str(uuid.uuid4())
+    replies = await asyncio.gather(*(running.post(PROMPT, name) for _ in range(20)))
     assert {status for status, _ in replies} == {202}
-    await running.finished(id)
+    await running.finished(name)
     assert running.server.generations == 1
-    status, text = await running.post({"prompt": "Another"}, id)
+    status, text = await running.post({"prompt": "Another"}, name)
     assert (status, problem(text)["type"]) == (409, "JobConflictError")
 
 
@@ -417,18 +417,18 @@ async def test_many_streams(running: Running) -> None:
         job = await running.generate(PROMPT)
         assert job["state"] == "done"
     states = {job["id"]: job["state"] for job in await running.jobs()}
-    assert {states[id] for id in ids} <= {"queued", "running"}
+    assert {states[name] for name in ids} <= {"queued", "running"}
 
 
 async def test_events_in_order(running: Running) -> None:
     """A page sees queued, running, partial images and the final one, then the deletion."""
     async with events(running) as messages:
         assert (await anext(messages))[0] == "jobs"
-        id = await running.start({**PROMPT, "partial_images": 2, "output_format": "webp"})
+        name = await running.start({**PROMPT, "partial_images": 2, "output_format": "webp"})
         seen: list[tuple[str, Any, int]] = []
         while not seen or seen[-1][0] != "done":
             event, job = await anext(messages)
-            assert (event, job["id"]) == ("job", id)
+            assert (event, job["id"]) == ("job", name)
             seen.append((job["state"], job["partial"], len(job["images"])))
         assert seen[0] == ("queued", None, 0)
         assert ("running", 2, 0) in seen
@@ -437,10 +437,10 @@ async def test_events_in_order(running: Running) -> None:
         assert job["images"][0]["name"] == "a-kitten.webp"
         assert job["usage"]["total_tokens"] > 0
         async with running.http.delete(
-            f"{running.url}/api/jobs/{id}", headers=running.own
+            f"{running.url}/api/jobs/{name}", headers=running.own
         ) as reply:
             assert reply.status == 204
-        assert await anext(messages) == ("deleted", {"id": id})
+        assert await anext(messages) == ("deleted", {"id": name})
     assert await running.jobs() == []
 
 
