@@ -34,6 +34,7 @@ from elkimg_async.errors import (
     InvalidRequestError,
     JobConflictError,
     JobNotFoundError,
+    StoreError,
 )
 from elkimg_async.jobs import DirectoryStore, ImageJobs, Job
 from elkimg_async.sansio.model_rules import MODELS, FreeSizes, ModelRules, rules_for
@@ -259,7 +260,7 @@ class Studio:
         await response.write(b"retry: 1000\n\n")
         asked = request.headers.get("Last-Event-ID") or request.query.get("after")
         position = self.board.position(asked)
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(ConnectionError, StoreError):  # the page or the studio has ended
             while not self.board.closed:
                 for change in await self.board.changes(position):
                     await response.write(
