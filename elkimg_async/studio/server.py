@@ -199,6 +199,8 @@ class Studio:
         self.timer.request_started(request.protocol)
         try:
             return self._reject(request) or await handler(request)
+        except web.HTTPRedirection:
+            raise
         except web.HTTPException as error:
             rejection = _rejection(error.status, error.text or error.reason)
             if error.status == web.HTTPRequestTimeout.status_code:
@@ -244,7 +246,10 @@ class Studio:
         """Return the server's image models with the options of those that are known."""
         now = time.monotonic()
         if self._offers is None or now > self._offers[0] + _MODELS_SECONDS:
-            found = await self._client.models()
+            try:
+                found = await self._client.models()
+            except ElkImagesError:  # the page then offers the models that are known here
+                return _json({"models": {}})
             names = [model.id for model in found if model.is_image is not False]
             self._offers = now, {name: _offer(name) for name in names}
         return _json({"models": self._offers[1]})
@@ -288,8 +293,13 @@ class Studio:
         number = int(request.match_info["number"])
         job = await self._store.get(request.match_info["id"])
         for entry, file in self._store.entries(job) if job else ():
-            if job and file and entry.id - job.first_id == number:
+            if job is None or file is None or entry.id - job.first_id < number:
+                continue
+            if entry.id - job.first_id == number:
                 return job, number, file
+            # A partial image that has been replaced: the page wants the newest one.
+            name = str(entry.id - job.first_id)
+            raise web.HTTPFound(name, headers={"Cache-Control": "no-store"})
         raise web.HTTPNotFound(text="The studio no longer has this image.")
 
     async def _input(self, request: web.Request) -> web.StreamResponse:

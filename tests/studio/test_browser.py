@@ -18,7 +18,7 @@ from PIL import Image as Pillow
 from elkimg_async import AsyncImages
 from elkimg_async.local import LocalServer
 from elkimg_async.studio.server import serve
-from tests.helpers.raw_server import DONE, End, Piece, RawServer, event, head
+from tests.helpers.raw_server import DONE, Piece, RawServer, event, head
 
 playwright = pytest.importorskip("playwright.async_api", reason="pip install playwright")
 
