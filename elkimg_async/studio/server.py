@@ -36,7 +36,9 @@ from elkimg_async.errors import (
     JobNotFoundError,
     StoreError,
 )
+from elkimg_async.image import media_type_of
 from elkimg_async.jobs import DirectoryStore, ImageJobs, Job
+from elkimg_async.jobs.model import Entry
 from elkimg_async.sansio.model_rules import MODELS, FreeSizes, ModelRules, rules_for
 from elkimg_async.studio.board import Board, current_job
 from elkimg_async.studio.library import Library, file_name, type_of
@@ -282,21 +284,30 @@ class Studio:
         return response
 
     async def _image(self, request: web.Request) -> web.StreamResponse:
-        _, _, file = await self._find(request)
-        return _image_response(file)
+        while True:
+            _, entry, file = await self._find(request)
+            if entry.completed:
+                return _image_response(file)
+            # The file of a partial image may be replaced at any time, so it is read at once.
+            with contextlib.suppress(FileNotFoundError):
+                content = await asyncio.to_thread(file.read_bytes)
+                return web.Response(
+                    body=content, content_type=media_type_of(content), headers=_IMAGE_HEADERS
+                )
 
     async def _thumbnail(self, request: web.Request) -> web.StreamResponse:
-        job, number, file = await self._find(request)
+        job, entry, file = await self._find(request)
+        number = entry.id - job.first_id
         return _image_response(await self._library.thumbnail(job, number, file))
 
-    async def _find(self, request: web.Request) -> tuple[Job, int, Path]:
+    async def _find(self, request: web.Request) -> tuple[Job, Entry, Path]:
         number = int(request.match_info["number"])
         job = await self._store.get(request.match_info["id"])
         for entry, file in self._store.entries(job) if job else ():
             if job is None or file is None or entry.id - job.first_id < number:
                 continue
             if entry.id - job.first_id == number:
-                return job, number, file
+                return job, entry, file
             # A partial image that has been replaced: the page wants the newest one.
             name = str(entry.id - job.first_id)
             raise web.HTTPFound(name, headers={"Cache-Control": "no-store"})

@@ -353,7 +353,7 @@ async def test_again_on_several_asks(seen: Seen) -> None:
     await expect(page.get_by_role("dialog")).to_contain_text("Generate 4 images again?")
     await page.get_by_role("button", name="Cancel").click()
     await page.wait_for_timeout(700)
-    assert len(seen.server.requests) == 1
+    assert seen.server.generations == 1
     await card.get_by_role("button", name="Edit", exact=True).first.click()
     await expect(page.locator("#edit-n")).to_have_value("1")
     await page.get_by_label("What should change?").fill("Blue")
@@ -382,9 +382,9 @@ async def test_retry_is_shown(browser: Browser) -> None:
 # --- what belongs together ------------------------------------------------------
 
 
-async def test_two_tabs_agree(seen: Seen) -> None:
+async def test_two_tabs_agree(browser: Browser, seen: Seen) -> None:
     """What one tab starts, cancels and deletes, the other shows."""
-    other = await seen.page.context.new_page()
+    other = await browser.new_page()
     await other.goto(f"{seen.url}/")
     seen.server.inject("stall-stream=1")
     card = await seen.start()
@@ -397,14 +397,17 @@ async def test_two_tabs_agree(seen: Seen) -> None:
     await other.close()
 
 
-async def test_reload_while_running(seen: Seen) -> None:
+async def test_reload_while_running(browser: Browser) -> None:
     """A reload in mid-stream loses nothing."""
-    seen.server.inject("pace=0.5")
-    await seen.start()
-    await seen.page.reload()
-    card = seen.page.get_by_role("article").first
-    await expect(card.get_by_role("link", name="Download")).to_be_visible(timeout=15_000)
-    assert seen.server.generations == 1
+    async with (
+        LocalServer(light=True, delay=0.5) as server,
+        opened(browser, server, server.api_key) as seen,
+    ):
+        await seen.start()
+        await seen.page.reload()
+        card = seen.page.get_by_role("article").first
+        await expect(card.get_by_role("link", name="Download")).to_be_visible(timeout=15_000)
+        assert server.generations == 1
 
 
 async def test_reuse_and_remember(seen: Seen) -> None:
@@ -594,7 +597,7 @@ async def test_edit_selection_cleared(seen: Seen) -> None:
     await expect(page.get_by_role("button", name="Undo")).to_be_disabled()
     await page.keyboard.press("Escape")
     await expect(page.locator("#editor")).to_be_hidden()
-    assert len(seen.server.requests) == 1
+    assert seen.server.generations == 1
 
 
 async def test_edit_own_image(seen: Seen) -> None:
@@ -619,9 +622,9 @@ async def test_edit_not_an_image(seen: Seen) -> None:
     file: Any = {"name": "mine.png", "mimeType": "image/png", "buffer": b"not an image"}
     await seen.page.get_by_label("Your own image").set_input_files(file)
     await expect(seen.page.get_by_role("dialog")).to_contain_text("not an image")
-    await seen.page.get_by_role("button", name="OK").click()
+    await seen.page.get_by_role("button", name="OK", exact=True).click()
     await expect(seen.page.locator("#editor")).to_be_hidden()
-    assert not seen.server.requests
+    assert not seen.server.generations
 
 
 async def test_editor_keeps_draft(seen: Seen) -> None:

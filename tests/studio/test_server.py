@@ -10,7 +10,7 @@ import signal
 import uuid
 import webbrowser
 import zipfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -112,7 +112,7 @@ async def events(
     """Follow the studio as a page does."""
     headers = {"Last-Event-ID": after} if after else {}
 
-    async def read(reply: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, Any]]:
+    async def read(reply: aiohttp.ClientResponse) -> AsyncGenerator[tuple[str, Any], None]:
         fields: dict[str, str] = {}
         async for line in reply.content:
             name, _, value = line.decode().rstrip("\n").partition(": ")

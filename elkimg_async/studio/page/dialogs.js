@@ -59,16 +59,25 @@ menu.addEventListener("keydown", (event) => {
   items.at(next % items.length).focus();
 });
 
-/** Run an action that may not run twice at once, such as by a double click, and for a moment after it. */
+const PAUSE = 500; // between two clicks that are meant as two
+
+/**
+ * Run an action once for a double click: not while it runs, and not again with the same arguments
+ * for a moment after it.
+ */
 export function once(action) {
-  let busy = false;
+  let running = false;
+  let latest = null;
   return async (...args) => {
-    if (busy) return undefined;
-    busy = true;
+    const text = JSON.stringify(args);
+    if (running || latest === text) return;
+    running = true;
+    latest = text;
     try {
-      return await action(...args);
+      await action(...args);
     } finally {
-      setTimeout(() => (busy = false), 600);
+      running = false;
+      setTimeout(() => (latest = latest === text ? null : latest), PAUSE);
     }
   };
 }
