@@ -52,8 +52,12 @@ function paint(context, shapes, { width, height }) {
     }
     context.lineWidth = thick * Math.min(width, height);
     context.beginPath();
-    for (const [x, y] of [points[0], ...points]) context.lineTo(x * width, y * height);
+    for (const [x, y] of points) context.lineTo(x * width, y * height);
     context.stroke();
+    const [[x, y]] = points; // a line without length would not be drawn
+    context.beginPath();
+    context.arc(x * width, y * height, context.lineWidth / 2, 0, 2 * Math.PI);
+    context.fill();
   }
   context.globalCompositeOperation = "source-over";
 }
