@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from elkimg_async import hooks
-from elkimg_async.errors import ElkImagesError
+from elkimg_async.errors import ElkImagesError, StoreError
 from elkimg_async.jobs import DirectoryStore, ImageJobs, Job
 from elkimg_async.sansio.pricing import reported_cost
 from elkimg_async.studio.library import file_name, type_of
@@ -194,8 +194,9 @@ class Board:
         except ElkImagesError:  # the job's own error, which its record has
             pass
         self._retries.pop(id, None)
-        if await self._store.get(id) is not None:
-            self._mark(id)
+        with contextlib.suppress(StoreError):  # closed, together with the jobs
+            if await self._store.get(id) is not None:
+                self._mark(id)
 
     def _mark(self, id: str) -> None:
         self._number += 1

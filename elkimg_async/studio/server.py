@@ -34,8 +34,11 @@ from elkimg_async.errors import (
     InvalidRequestError,
     JobConflictError,
     JobNotFoundError,
+    StoreError,
 )
+from elkimg_async.image import media_type_of
 from elkimg_async.jobs import DirectoryStore, ImageJobs, Job
+from elkimg_async.jobs.model import Entry
 from elkimg_async.sansio.model_rules import MODELS, FreeSizes, ModelRules, rules_for
 from elkimg_async.studio.board import Board, current_job
 from elkimg_async.studio.library import Library, file_name, type_of
@@ -198,6 +201,8 @@ class Studio:
         self.timer.request_started(request.protocol)
         try:
             return self._reject(request) or await handler(request)
+        except web.HTTPRedirection:
+            raise
         except web.HTTPException as error:
             rejection = _rejection(error.status, error.text or error.reason)
             if error.status == web.HTTPRequestTimeout.status_code:
@@ -243,7 +248,10 @@ class Studio:
         """Return the server's image models with the options of those that are known."""
         now = time.monotonic()
         if self._offers is None or now > self._offers[0] + _MODELS_SECONDS:
-            found = await self._client.models()
+            try:
+                found = await self._client.models()
+            except ElkImagesError:  # the page then offers the models that are known here
+                return _json({"models": {}})
             names = [model.id for model in found if model.is_image is not False]
             self._offers = now, {name: _offer(name) for name in names}
         return _json({"models": self._offers[1]})
@@ -259,7 +267,7 @@ class Studio:
         await response.write(b"retry: 1000\n\n")
         asked = request.headers.get("Last-Event-ID") or request.query.get("after")
         position = self.board.position(asked)
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(ConnectionError, StoreError):  # the page or the studio has ended
             while not self.board.closed:
                 for change in await self.board.changes(position):
                     await response.write(
@@ -276,19 +284,33 @@ class Studio:
         return response
 
     async def _image(self, request: web.Request) -> web.StreamResponse:
-        _, _, file = await self._find(request)
-        return _image_response(file)
+        while True:
+            _, entry, file = await self._find(request)
+            if entry.completed:
+                return _image_response(file)
+            # The file of a partial image may be replaced at any time, so it is read at once.
+            with contextlib.suppress(FileNotFoundError):
+                content = await asyncio.to_thread(file.read_bytes)
+                return web.Response(
+                    body=content, content_type=media_type_of(content), headers=_IMAGE_HEADERS
+                )
 
     async def _thumbnail(self, request: web.Request) -> web.StreamResponse:
-        job, number, file = await self._find(request)
+        job, entry, file = await self._find(request)
+        number = entry.id - job.first_id
         return _image_response(await self._library.thumbnail(job, number, file))
 
-    async def _find(self, request: web.Request) -> tuple[Job, int, Path]:
+    async def _find(self, request: web.Request) -> tuple[Job, Entry, Path]:
         number = int(request.match_info["number"])
         job = await self._store.get(request.match_info["id"])
         for entry, file in self._store.entries(job) if job else ():
-            if job and file and entry.id - job.first_id == number:
-                return job, number, file
+            if job is None or file is None or entry.id - job.first_id < number:
+                continue
+            if entry.id - job.first_id == number:
+                return job, entry, file
+            # A partial image that has been replaced: the page wants the newest one.
+            name = str(entry.id - job.first_id)
+            raise web.HTTPFound(name, headers={"Cache-Control": "no-store"})
         raise web.HTTPNotFound(text="The studio no longer has this image.")
 
     async def _input(self, request: web.Request) -> web.StreamResponse:

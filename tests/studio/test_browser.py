@@ -4,18 +4,21 @@ import asyncio
 import base64
 import contextlib
 import io
+import re
 import shutil
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import anyio
+import httpx
 import pytest
 from PIL import Image as Pillow
 
 from elkimg_async import AsyncImages
 from elkimg_async.local import LocalServer
-from elkimg_async.studio.server import Gallery, serve
-from tests.helpers.raw_server import DONE, End, Piece, RawServer, event, head
+from elkimg_async.studio.server import serve
+from tests.helpers.raw_server import DONE, Piece, RawServer, event, head
 
 playwright = pytest.importorskip("playwright.async_api", reason="pip install playwright")
 
@@ -35,7 +38,6 @@ class Seen(NamedTuple):
     page: Page
     url: str
     server: LocalServer
-    gallery: Gallery
     errors: list[str]
 
     async def start(self, prompt: str = "An elk at dawn", *, shape: str = "Square") -> Locator:
@@ -51,13 +53,28 @@ class Seen(NamedTuple):
         await expect(card.get_by_role("link", name="Download")).to_be_visible(timeout=15_000)
         return card
 
-    def latest(self) -> Pillow.Image:
-        """The latest image, as stored by the studio."""
-        [image] = [*self.gallery.calls.values()][-1].images
-        return Pillow.open(io.BytesIO(image)).convert("RGB")
+    async def jobs(self) -> list[dict[str, Any]]:
+        """Return the studio's jobs, oldest first."""
+        jobs = (await self.get("api/jobs")).json()["jobs"]
+        assert isinstance(jobs, list)
+        return jobs
+
+    async def latest(self) -> Pillow.Image:
+        """Return the latest image, as stored by the studio."""
+        return Pillow.open(io.BytesIO(await self.content())).convert("RGB")
+
+    async def content(self) -> bytes:
+        """Return the bytes of the latest image."""
+        job = (await self.jobs())[-1]
+        return (await self.get(f"api/jobs/{job['id']}/images/{job['images'][0]['number']}")).content
+
+    async def get(self, path: str) -> httpx.Response:
+        """Read from the studio."""
+        async with httpx.AsyncClient() as http:
+            return await http.get(f"{self.url}/{path}")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 async def browser() -> AsyncIterator[Browser]:
     async with async_playwright() as driver:
         options: dict[str, Any] = {"executable_path": CHROMIUM, "args": ["--no-sandbox"]}
@@ -74,18 +91,18 @@ async def opened(
     **options: Any,
 ) -> AsyncIterator[Seen]:
     """Open the studio in a new window; `options` are those of the window."""
-    gallery, errors = Gallery(), list[str]()
-    client = AsyncImages(key, base_url=server.base_url, retry=0)
-    async with client, serve(client, gallery=gallery) as url:
+    errors = list[str]()
+    client = AsyncImages(key, base_url=server.base_url, retry=options.pop("retry", 0))
+    async with client, serve(client, port=0, grace=0) as url:
         page = await browser.new_page(**{"viewport": {"width": 1280, "height": 900}, **options})
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda line: errors.append(line.text))
+        page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
         page.set_default_timeout(10_000)
         try:
             await page.goto(url)
             await expect(page.get_by_label("Square")).to_be_visible()
             local = server if isinstance(server, LocalServer) else LocalServer()
-            yield Seen(page, url.rstrip("/"), local, gallery, errors)
+            yield Seen(page, url.rstrip("/"), local, errors)
             assert errors == []
         finally:
             await page.close()
@@ -185,7 +202,7 @@ async def test_generate_several(seen: Seen) -> None:
     card = await seen.start()
     place = await card.locator(".facts").bounding_box()
     await expect(card.get_by_role("link", name="Download")).to_have_count(3)
-    await expect(card.get_by_role("button", name="Edit")).to_have_count(3)
+    await expect(card.get_by_role("button", name="Edit", exact=True)).to_have_count(3)
     assert await card.locator(".facts").bounding_box() == place
     names = [
         await link.get_attribute("download")
@@ -227,7 +244,7 @@ async def test_generate_with_every_option(seen: Seen) -> None:
 
 
 async def test_cancel_and_retry(seen: Seen) -> None:
-    """Cancel ends the call within a second; Try again repeats it in its card."""
+    """Cancel ends the call within a second, and the partial image stays."""
     seen.server.inject("stall-stream=1")
     card = await seen.start()
     await expect(card.locator(BUSY)).to_be_visible()
@@ -237,11 +254,15 @@ async def test_cancel_and_retry(seen: Seen) -> None:
         await seen.server.wait_disconnected()
     await expect(card).to_contain_text("Cancelled")
     await expect(card).to_contain_text("You may still be charged.")
+    await expect(card.locator(".progress")).to_have_text("Unfinished")
+    await expect(card.locator("img")).to_be_visible()
     again = card.get_by_role("button", name="Try again")
     await expect(again).to_be_focused()
     await again.click()
-    await expect(card.get_by_role("link", name="Download")).to_be_visible()
-    await expect(seen.page.get_by_role("article")).to_have_count(1)
+    cards = seen.page.get_by_role("article")
+    await expect(cards.first.get_by_role("link", name="Download")).to_be_visible()
+    await expect(cards).to_have_count(2)
+    await expect(cards.last.locator("img")).to_be_visible()
     assert seen.server.generations == 2
 
 
@@ -270,19 +291,209 @@ async def test_error(seen: Seen, fault: str, title: str, advice: str, billing: s
     await expect(seen.page.get_by_text("No images yet")).to_be_visible()
 
 
-async def test_studio_stopped(browser: Browser) -> None:
-    """When the studio has stopped, the page says so."""
-    async with RawServer([head(content_type="text/event-stream"), End.HOLD]) as server:
-        client = AsyncImages("key", base_url=server.base_url)
+async def test_studio_stopped(browser: Browser, tmp_path: Path) -> None:
+    """When the studio has stopped, the page says so; when it is back, the page continues."""
+    async with LocalServer(light=True) as server:
+        client = AsyncImages(server.api_key, base_url=server.base_url)
         page = await browser.new_page()
         async with client:
-            async with serve(client) as url:
+            async with serve(client, folder=tmp_path, port=0) as url:
+                port = int(url.split(":")[2].partition("/")[0])
                 await page.goto(url)
-                await page.get_by_label("Describe the image").fill("x")
-                await page.keyboard.press("Control+Enter")
-                await server.wait_until(lambda: bool(server.requests))
-            await expect(page.get_by_role("article")).to_contain_text("not running")
+                await expect(page.get_by_label("Square")).to_be_visible()
+            await expect(page.locator("#offline")).to_contain_text("not running")
+            await page.get_by_label("Describe the image").fill("x")
+            await page.keyboard.press("Control+Enter")
+            await expect(page.locator("#composer-problem")).to_contain_text("not running")
+            async with serve(client, folder=tmp_path, port=port):
+                await expect(page.locator("#offline")).to_be_hidden(timeout=15_000)
+                await page.get_by_role("button", name="Generate", exact=True).click()
+                await expect(page.get_by_role("link", name="Download").last).to_be_visible()
         await page.close()
+
+
+# --- spending -----------------------------------------------------------------
+
+
+async def test_one_job_per_intent(seen: Seen) -> None:
+    """A double click, a held key and a held button start one job each."""
+    page = seen.page
+    await page.get_by_label("Describe the image").fill("Once")
+    button = page.get_by_role("button", name="Generate", exact=True)
+    await button.dblclick()
+    await expect(page.get_by_role("article")).to_have_count(1)
+    await page.get_by_label("Describe the image").focus()
+    await page.wait_for_timeout(700)
+    await page.keyboard.down("Control")
+    for _ in range(20):
+        await page.keyboard.down("Enter")
+    await page.keyboard.up("Enter")
+    await page.keyboard.up("Control")
+    await expect(page.get_by_role("article")).to_have_count(2)
+    await button.focus()
+    await page.wait_for_timeout(700)
+    for _ in range(40):
+        await page.keyboard.down("Enter")
+        await page.wait_for_timeout(20)
+    await page.keyboard.up("Enter")
+    await expect(page.get_by_role("article")).to_have_count(3)
+    await expect(page.locator(BUSY)).to_have_count(0)
+    assert seen.server.generations == 3
+
+
+async def test_again_on_several_asks(seen: Seen) -> None:
+    """Again on several images asks first; an edit has a count of its own."""
+    page = seen.page
+    await page.get_by_label("Count").first.fill("4")
+    card = await seen.start()
+    await expect(card.get_by_role("link", name="Download", exact=True)).to_have_count(4)
+    boxes = [await frame.bounding_box() for frame in await card.locator(".frame").all()]
+    assert len({box["x"] for box in boxes if box}) == len({box["y"] for box in boxes if box}) == 2
+    await card.get_by_role("button", name="Again").click()
+    await expect(page.get_by_role("dialog")).to_contain_text("Generate 4 images again?")
+    await page.get_by_role("button", name="Cancel").click()
+    await page.wait_for_timeout(700)
+    assert seen.server.generations == 1
+    await card.get_by_role("button", name="Edit", exact=True).first.click()
+    await expect(page.locator("#edit-n")).to_have_value("1")
+    await page.get_by_label("What should change?").fill("Blue")
+    await page.get_by_role("button", name="Apply edit").click()
+    await expect(page.get_by_role("article")).to_have_count(2)
+    await expect(page.locator(BUSY)).to_have_count(0)
+    assert int(seen.server.requests[-1].fields["n"]) == 1
+
+
+async def test_retry_is_shown(browser: Browser) -> None:
+    """A retry is shown with its time and number, and the server's words under Details."""
+    faults = ["error=429/rate_limit"] * 3
+    async with (
+        LocalServer(light=True) as server,
+        opened(browser, server, server.api_key, retry=2) as seen,
+    ):
+        server.inject(*faults)
+        card = await seen.start()
+        await expect(card.locator(".progress")).to_contain_text(re.compile(r"Retrying in \d+ s"))
+        await expect(card).to_contain_text("(3 of 3)")
+        await expect(card).to_contain_text("Too many requests.")
+        await card.get_by_text("Details").click()
+        await expect(card.locator(".message")).to_contain_text("Status: 429")
+
+
+# --- what belongs together ------------------------------------------------------
+
+
+async def test_two_tabs_agree(browser: Browser, seen: Seen) -> None:
+    """What one tab starts, cancels and deletes, the other shows."""
+    other = await browser.new_page()
+    await other.goto(f"{seen.url}/")
+    seen.server.inject("stall-stream=1")
+    card = await seen.start()
+    twin = other.get_by_role("article").first
+    await expect(twin.locator(".progress")).to_contain_text("Preview 1")
+    await twin.get_by_role("button", name="Cancel").click()
+    await expect(card).to_contain_text("Cancelled")
+    await card.get_by_role("button", name="Remove").click()
+    await expect(twin).to_have_count(0)
+    await other.close()
+
+
+async def test_reload_while_running(browser: Browser) -> None:
+    """A reload in mid-stream loses nothing."""
+    async with (
+        LocalServer(light=True, delay=0.5) as server,
+        opened(browser, server, server.api_key) as seen,
+    ):
+        await seen.start()
+        await seen.page.reload()
+        card = seen.page.get_by_role("article").first
+        await expect(card.get_by_role("link", name="Download")).to_be_visible(timeout=15_000)
+        assert server.generations == 1
+
+
+async def test_reuse_and_remember(seen: Seen) -> None:
+    """Settings survive a reload; Reuse brings back a prompt with its settings."""
+    page = seen.page
+    await page.get_by_label("Low", exact=True).check()
+    card = await seen.generate("A first one", shape="Tall")
+    await page.get_by_label("High", exact=True).check()
+    await page.get_by_label("Wide").check()
+    await page.get_by_label("Describe the image").fill("A draft")
+    await page.reload()
+    await expect(page.get_by_label("High", exact=True)).to_be_checked()
+    await expect(page.get_by_label("Describe the image")).to_have_value("A draft")
+    await card.get_by_role("button", name="Reuse").click()
+    await expect(page.get_by_label("Describe the image")).to_have_value("A first one")
+    await expect(page.get_by_label("Tall")).to_be_checked()
+    await expect(page.get_by_label("Low", exact=True)).to_be_checked()
+
+
+async def test_variation_and_menu(seen: Seen) -> None:
+    """A variation starts from the image and its prompt; Delete asks first."""
+    page = seen.page
+    card = await seen.generate("A small elk")
+    await card.get_by_role("button", name="More", exact=True).click()
+    await page.get_by_role("menuitem", name="Create a variation").click()
+    await expect(page.get_by_label("What should change?")).to_have_value("A small elk")
+    await page.get_by_role("button", name="Generate variation").click()
+    await expect(page.get_by_role("link", name="Download", exact=True)).to_have_count(2)
+    assert seen.server.requests[-1].path == "/v1/images/edits"
+    await page.get_by_role("article").first.get_by_role("button", name="Delete").click()
+    await page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    await expect(page.get_by_role("article")).to_have_count(1)
+
+
+async def test_viewer(seen: Seen) -> None:
+    """The viewer turns with the arrow keys, shows the full size, and compares before and after."""
+    page = seen.page
+    await seen.generate("One")
+    await seen.generate("Two", shape="Wide")
+    card = page.get_by_role("article").first
+    await card.get_by_role("button", name="Edit", exact=True).click()
+    await page.get_by_label("What should change?").fill("Three")
+    await page.get_by_role("button", name="Apply edit").click()
+    await expect(page.get_by_role("article")).to_have_count(3)
+    await expect(page.locator(BUSY)).to_have_count(0)
+    await card.get_by_role("button", name="View full size").click()
+    viewer = page.locator("#viewer")
+    for text in ("1 of 3", "2 of 3", "3 of 3"):
+        await expect(viewer).to_contain_text(text)
+        await page.keyboard.press("ArrowRight")
+    await expect(viewer).to_contain_text("One")
+    await viewer.get_by_role("button", name="Full size").click()
+    box = await page.locator("#viewer-image").bounding_box()
+    assert box is not None
+    assert box["width"] == 1024
+    await page.keyboard.press("ArrowLeft")
+    await page.keyboard.press("ArrowLeft")
+    await viewer.get_by_role("button", name="Compare").click()
+    await expect(page.get_by_label("Before and after")).to_be_visible()
+    after, before = [
+        await page.locator(name).bounding_box() for name in ("#viewer-image", "#viewer-before")
+    ]
+    assert before == after
+    await page.keyboard.press("Escape")
+    await expect(card.get_by_role("button", name="View full size")).to_be_focused()
+
+
+async def test_forty_images(browser: Browser) -> None:
+    """Forty large images load as thumbnails: a page with all of them needs few megabytes."""
+    async with LocalServer(delay=0) as server, opened(browser, server, server.api_key) as seen:
+        page = seen.page
+        await page.get_by_label("Previews").evaluate("field => (field.value = 0)")
+        await page.get_by_label("Count").first.fill("10")
+        for number in range(4):
+            await seen.start(f"Ten elks {number}")
+            await page.wait_for_timeout(700)
+        await expect(page.locator(".frame.finished")).to_have_count(40, timeout=50_000)
+        await page.set_viewport_size({"width": 2560, "height": 1440})
+        await page.reload()
+        await expect(page.locator(".frame.finished")).to_have_count(40)
+        for frame in await page.locator(".frame.finished").all():
+            await frame.scroll_into_view_if_needed()
+        sizes = """() => performance.getEntriesByType('resource')
+            .filter(e => e.name.includes('/thumbnails/')).map(e => e.decodedBodySize)"""
+        found = await page.evaluate(sizes)
+        assert sum(found) < 6_000_000
 
 
 # --- storing ----------------------------------------------------------------
@@ -303,7 +514,7 @@ async def test_reload(seen: Seen) -> None:
         assert (
             await image.evaluate("image => image.decode().then(() => image.naturalWidth)") == 1024
         )
-    await cards.last.get_by_role("button", name="Generate again").click()
+    await cards.last.get_by_role("button", name="Again").click()
     await expect(cards).to_have_count(3)
     await expect(seen.page.locator(BUSY)).to_have_count(0)
     assert seen.server.requests[-1].fields["prompt"] == "A first one"
@@ -322,9 +533,8 @@ async def test_download(seen: Seen, again: bool, kind: str, ending: str) -> None
         await card.get_by_role("link", name="Download").click()
     download = await waiting.value
     assert download.suggested_filename == f"zwei-elche-am-morgen.{ending}"
-    [entry] = seen.gallery.calls.values()
     content = await anyio.Path(await download.path()).read_bytes()
-    assert content == entry.images[0]
+    assert content == await seen.content()
     assert Pillow.open(io.BytesIO(content)).format == kind.upper()
 
 
@@ -346,8 +556,8 @@ async def test_edit_with_drawn_mask(seen: Seen) -> None:
     """The selected area changes, and every other pixel stays."""
     page = seen.page
     card = await seen.generate()
-    before = seen.latest()
-    await card.get_by_role("button", name="Edit").click()
+    before = await seen.latest()
+    await card.get_by_role("button", name="Edit", exact=True).click()
     selection = page.locator("#selected")
     await expect(selection).to_contain_text("Nothing is selected")
     await draw(page)
@@ -360,22 +570,23 @@ async def test_edit_with_drawn_mask(seen: Seen) -> None:
     edited = page.get_by_role("article").first
     await expect(edited).to_contain_text("A red scarf")
     await expect(edited.get_by_role("link", name="Download")).to_be_visible(timeout=15_000)
-    after = seen.latest()
+    after = await seen.latest()
     assert after.size == before.size
     assert after.getpixel((512, 256)) != before.getpixel((512, 256))
     lower = (0, 400, 1024, 1024)
     assert after.crop(lower).tobytes() == before.crop(lower).tobytes()
     assert seen.server.requests[-1].path == "/v1/images/edits"
-    await edited.get_by_role("button", name="Generate again").click()
+    await edited.get_by_role("button", name="Again").click()
+    await expect(page.get_by_role("article")).to_have_count(3)
     await expect(page.locator(BUSY)).to_have_count(0)
-    assert len(seen.gallery.calls) == 3
+    assert len(await seen.jobs()) == 3
 
 
 async def test_edit_selection_cleared(seen: Seen) -> None:
     """Undo removes the last stroke, Clear all of them, and closing sends nothing."""
     page = seen.page
     card = await seen.generate()
-    await card.get_by_role("button", name="Edit").click()
+    await card.get_by_role("button", name="Edit", exact=True).click()
     selection = page.locator("#selected")
     await page.get_by_role("button", name="Select all").click()
     await expect(selection).to_contain_text("100%")
@@ -387,7 +598,7 @@ async def test_edit_selection_cleared(seen: Seen) -> None:
     await expect(page.get_by_role("button", name="Undo")).to_be_disabled()
     await page.keyboard.press("Escape")
     await expect(page.locator("#editor")).to_be_hidden()
-    assert len(seen.server.requests) == 1
+    assert seen.server.generations == 1
 
 
 async def test_edit_own_image(seen: Seen) -> None:
@@ -401,21 +612,97 @@ async def test_edit_own_image(seen: Seen) -> None:
     await page.keyboard.press("Control+Enter")
     frame = page.get_by_role("article").locator(".frame")
     await expect(frame).to_be_visible()
-    box = await frame.bounding_box()
-    assert box is not None
-    assert box["width"] / box["height"] == pytest.approx(1.5, 0.02)
+    await expect(frame).to_have_css("aspect-ratio", "300 / 200")
     await expect(page.get_by_role("link", name="Download")).to_be_visible()
 
 
 async def test_edit_not_an_image(seen: Seen) -> None:
     """A file that is not an image is an error, and nothing is sent."""
     file: Any = {"name": "mine.png", "mimeType": "image/png", "buffer": b"not an image"}
-    async with seen.page.expect_event("dialog") as waiting:
-        seen.page.once("dialog", lambda dialog: asyncio.ensure_future(dialog.accept()))
-        await seen.page.get_by_label("Your own image").set_input_files(file)
-    assert "not an image" in (await waiting.value).message
+    await seen.page.get_by_label("Your own image").set_input_files(file)
+    await expect(seen.page.get_by_role("dialog")).to_contain_text("not an image")
+    await seen.page.get_by_role("button", name="OK", exact=True).click()
     await expect(seen.page.locator("#editor")).to_be_hidden()
-    assert not seen.server.requests
+    assert not seen.server.generations
+
+
+async def test_editor_keeps_draft(seen: Seen) -> None:
+    """Prompt, mask and references are still there after the editor was closed."""
+    page = seen.page
+    card = await seen.generate()
+    edit = card.get_by_role("button", name="Edit", exact=True)
+    await edit.click()
+    await draw(page)
+    await page.get_by_label("What should change?").fill("A red scarf")
+    extra: Any = {
+        "name": "b.png",
+        "mimeType": "image/png",
+        "buffer": base64.b64decode(plain("red", (64, 64))),
+    }
+    await page.locator("#reference-files").set_input_files(extra)
+    await expect(page.get_by_role("img", name="b.png")).to_be_visible()
+    selected = await page.locator("#selected").inner_text()
+    await page.keyboard.press("Escape")
+    await edit.click()
+    await expect(page.get_by_label("What should change?")).to_have_value("A red scarf")
+    await expect(page.locator("#selected")).to_have_text(selected)
+    await page.get_by_label("Fidelity").select_option("high")
+    await page.get_by_role("button", name="Apply edit").click()
+    await expect(page.get_by_role("article")).to_have_count(2)
+    await expect(page.locator(BUSY)).to_have_count(0)
+    [_, job] = await seen.jobs()
+    assert [each["param"] for each in job["inputs"]] == ["image", "image", "mask"]
+    assert job["parameters"]["input_fidelity"] == "high"
+
+
+async def test_editor_erases_and_zooms(seen: Seen) -> None:
+    """The eraser removes what the brush selected, also while a very wide image is enlarged."""
+    page = seen.page
+    file: Any = {
+        "name": "wide.png",
+        "mimeType": "image/png",
+        "buffer": base64.b64decode(plain("red", (4000, 200))),
+    }
+    await page.get_by_label("Your own image").set_input_files(file)
+    selection = page.locator("#selected")
+    await draw(page)
+    await expect(selection).to_contain_text("is selected")
+    await page.get_by_label("Eraser").check()
+    await page.get_by_label("Brush size").fill("100")
+    await draw(page)
+    await expect(selection).to_contain_text("Nothing is selected")
+    await page.get_by_label("Brush", exact=True).check()
+    await page.get_by_label("Brush size").fill("20")
+    for _ in range(6):
+        await page.get_by_role("button", name="Zoom in").click()
+    box = await page.locator("#viewport").bounding_box()
+    assert box is not None
+    await page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    await expect(selection).to_contain_text("1% of the image")
+    cursor = await page.locator("#brush-cursor").bounding_box()
+    image = await page.locator("#mask").bounding_box()
+    assert cursor is not None
+    assert image is not None
+    assert cursor["width"] == pytest.approx(0.2 * image["height"], abs=4)
+
+
+async def test_paste_and_drop(seen: Seen) -> None:
+    """An image that is pasted or dropped opens in the editor."""
+    page = seen.page
+    script = """([kind, base64]) => {
+        const bytes = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+        const data = new DataTransfer();
+        data.items.add(new File([bytes], "mine.png", { type: "image/png" }));
+        const options = { bubbles: true, cancelable: true };
+        const event = kind === "paste"
+            ? new ClipboardEvent("paste", { ...options, clipboardData: data })
+            : new DragEvent("drop", { ...options, dataTransfer: data });
+        document.body.dispatchEvent(event);
+    }"""
+    for kind in ("paste", "drop"):
+        await page.evaluate(script, [kind, plain("red", (64, 48))])
+        await expect(page.locator("#editor")).to_be_visible()
+        await page.keyboard.press("Escape")
 
 
 # --- accessibility ----------------------------------------------------------
@@ -443,7 +730,7 @@ async def test_keyboard(seen: Seen) -> None:
     await press("Enter")
     card = page.get_by_role("article").first
     await expect(card.get_by_role("link", name="Download")).to_be_visible()
-    before = seen.latest()
+    before = await seen.latest()
 
     larger = card.get_by_role("button", name="View full size")
     await tab_to(larger)
@@ -452,7 +739,7 @@ async def test_keyboard(seen: Seen) -> None:
     await press("Escape")
     await expect(larger).to_be_focused()
 
-    await tab_to(card.get_by_role("button", name="Edit"))
+    await tab_to(card.get_by_role("button", name="Edit", exact=True))
     await press("Enter")
     await expect(page.get_by_label("What should change?")).to_be_focused()
     await page.keyboard.type("A moon")
@@ -467,7 +754,7 @@ async def test_keyboard(seen: Seen) -> None:
     await tab_to(page.get_by_role("button", name="Apply edit"))
     await press("Enter")
     await expect(page.get_by_role("link", name="Download")).to_have_count(2, timeout=15_000)
-    after = seen.latest()
+    after = await seen.latest()
     right = (after.width // 2 + 8, 0, after.width, after.height)
     assert after.crop(right).tobytes() == before.crop(right).tobytes()
     assert after.tobytes() != before.tobytes()
@@ -499,7 +786,7 @@ async def test_phone(browser: Browser) -> None:
         card = await seen.generate("A" * 300)
         await expect(card).to_be_in_viewport()
         await check_width()
-        await card.get_by_role("button", name="Edit").tap()
+        await card.get_by_role("button", name="Edit", exact=True).tap()
         await page.get_by_text("Select a rectangle").tap()
         await check_width()
         small = """[...document.querySelectorAll('dialog[open] button, dialog[open] input')]
@@ -549,7 +836,7 @@ async def test_accessibility_rules(seen: Seen, scheme: Any) -> None:
     await card.get_by_role("button", name="View full size").click()
     await check("viewer")
     await seen.page.keyboard.press("Escape")
-    await card.get_by_role("button", name="Edit").click()
+    await card.get_by_role("button", name="Edit", exact=True).click()
     await seen.page.get_by_text("Select a rectangle").click()
     await seen.page.get_by_role("button", name="Select all").click()
     await check("editor")
@@ -568,7 +855,7 @@ async def test_page_other_site(browser: Browser, seen: Seen) -> None:
         const body = JSON.stringify({ id: crypto.randomUUID(), request: { prompt: "other" } });
         try {
             const options = { method: "POST", mode, headers, body };
-            const reply = await fetch(`${url}/api/generate`, options);
+            const reply = await fetch(`${url}/api/jobs`, options);
             return reply.type === "opaque" ? "opaque" : await reply.text();
         } catch { return "blocked"; }
     }"""
@@ -576,13 +863,18 @@ async def test_page_other_site(browser: Browser, seen: Seen) -> None:
     assert await other.evaluate(attempt, [seen.url, "cors", own]) == "blocked"
     assert await other.evaluate(attempt, [seen.url, "cors", {}]) == "blocked"
     assert await other.evaluate(attempt, [seen.url, "no-cors", {}]) in ("blocked", "opaque")
-    [entry] = seen.gallery.calls
+    [job] = await seen.jobs()
     load = """url => new Promise(done => {
         const image = new Image();
         image.onload = () => done("shown");
         image.onerror = () => done("blocked");
         image.src = url;
     })"""
-    assert await other.evaluate(load, f"{seen.url}/api/images/{entry}/0") == "blocked"
+    assert (
+        await other.evaluate(
+            load, f"{seen.url}/api/jobs/{job['id']}/images/{job['images'][0]['number']}"
+        )
+        == "blocked"
+    )
     assert seen.server.generations == generations
     await other.close()

@@ -52,8 +52,12 @@ function paint(context, shapes, { width, height }) {
     }
     context.lineWidth = thick * Math.min(width, height);
     context.beginPath();
-    for (const [x, y] of [points[0], ...points]) context.lineTo(x * width, y * height);
+    for (const [x, y] of points) context.lineTo(x * width, y * height);
     context.stroke();
+    const [[x, y]] = points; // a line without length would not be drawn
+    context.beginPath();
+    context.arc(x * width, y * height, context.lineWidth / 2, 0, 2 * Math.PI);
+    context.fill();
   }
   context.globalCompositeOperation = "source-over";
 }
@@ -66,11 +70,11 @@ function layer(width, height) {
 
 /** Return how much of the image is selected, in percent. */
 export function selectedShare() {
-  const shrink = 200 / Math.max(selection.width, selection.height);
+  const shrink = Math.min(1, Math.sqrt(250_000 / (selection.width * selection.height)));
   const small = layer(Math.max(1, Math.round(selection.width * shrink)), Math.max(1, Math.round(selection.height * shrink)));
   const { data } = small.getContext("2d").getImageData(0, 0, small.width, small.height);
   const pixels = data.filter((value, index) => index % 4 === 3 && value > 127).length;
-  return Math.min(100, Math.ceil((100 * pixels) / (small.width * small.height)));
+  return pixels && Math.max(1, Math.round((100 * pixels) / (small.width * small.height)));
 }
 
 /** Return the mask as PNG, whose transparent area may change; null if nothing is selected. */

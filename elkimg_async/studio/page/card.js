@@ -1,6 +1,6 @@
 // A card shows one job: its images as they arrive, its state, and what can be done with it.
 
-import { cancelJob, deleteJob, imageUrl, inputsOf, startJob, thumbnailUrl, zipUrl } from "./api.js";
+import { cancelJob, deleteJob, imageUrl, inputUrl, inputsOf, startJob, thumbnailUrl, zipUrl } from "./api.js";
 import { fill } from "./composer.js";
 import { confirmed, once, openMenu } from "./dialogs.js";
 import { editResult } from "./editor.js";
@@ -41,6 +41,7 @@ export class Card {
     this.find(".prompt").textContent = job.prompt;
     this.find(".facts").textContent = this.facts();
     this.find(".facts").title = this.usage();
+    this.article.classList.toggle("resting", this.finished);
     this.find(".figures").ariaBusy = this.finished ? null : "true";
     if (before !== job.state) {
       this.showProblem();
@@ -132,7 +133,7 @@ export class Card {
     const { state, images: done } = this.job;
     if (!this.finished) return this.setActions(button("Cancel", once(() => this.act(() => cancelJob(this.job)))));
     const reuse = button("Reuse", () => fill(this.job), { title: "Use this prompt and its settings again" });
-    const all = element("a", { className: "button", href: zipUrl(this.job), textContent: "Download all", download: "elkimg-images.zip" });
+    const all = element("a", { className: "button", href: zipUrl(this.job), textContent: "Save all as ZIP", download: "elkimg-images.zip" });
     return this.setActions(
       button(state === "done" ? "Again" : "Try again", once(() => this.again())),
       reuse,
@@ -191,6 +192,10 @@ export class Figure {
     const { parameters } = card.job;
     const size = card.job.images[0]?.size ?? parameters.size ?? "";
     this.setRatio(/^\d+x\d+$/.test(size) ? size.replace("x", " / ") : "1");
+    if (!size && this.before && !card.finished) { // an edit keeps the shape of its image
+      const original = element("img", { src: inputUrl(this.before) });
+      original.onload = () => this.frame.querySelector("img") || this.fit(original);
+    }
   }
 
   setRatio(ratio) {

@@ -196,13 +196,12 @@ export function note(id, error) {
   $(id).textContent = error ? sentence(error) : "";
 }
 
-const generate = once(async () => {
-  const request = options();
+const generate = once(async (request) => {
+  announce(`Generating “${short(request.prompt)}”.`);
   $("generate").ariaDisabled = "true";
   try {
     await startJob(request);
     note("composer-problem", null);
-    announce(`Generating “${short(request.prompt)}”.`);
     if (matchMedia("(max-width: 52rem)").matches) $("images").scrollIntoView({ behavior: "smooth" });
   } catch (error) {
     if (!error.error) throw error;
@@ -214,7 +213,7 @@ const generate = once(async () => {
 
 composer.addEventListener("submit", (event) => {
   event.preventDefault();
-  generate();
+  generate(options());
 });
 composer.addEventListener("input", ({ target }) => {
   if (target === $("prompt")) saveDraft();

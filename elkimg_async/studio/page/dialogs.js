@@ -39,9 +39,9 @@ export function openMenu(from, items) {
   const below = box.bottom + menu.offsetHeight + 8 < innerHeight;
   const top = below ? box.bottom + 4 : Math.max(8, box.top - menu.offsetHeight - 4);
   const left = Math.max(8, Math.min(box.right - menu.offsetWidth, innerWidth - menu.offsetWidth - 8));
-  menu.style.top = `${top}px`;
-  menu.style.left = `${left}px`;
-  menu.firstElementChild?.focus();
+  menu.style.top = `${top + scrollY}px`;
+  menu.style.left = `${left + scrollX}px`;
+  menu.firstElementChild?.focus({ preventScroll: true });
 }
 
 menu.addEventListener("toggle", ({ newState }) => {
@@ -58,18 +58,26 @@ menu.addEventListener("keydown", (event) => {
   event.preventDefault();
   items.at(next % items.length).focus();
 });
-addEventListener("scroll", () => menu.hidePopover(), { passive: true });
 
-/** Run an action that may not run twice at once, such as by a double click, and for a moment after it. */
+const PAUSE = 500; // between two clicks that are meant as two
+
+/**
+ * Run an action once for a double click: not while it runs, and not again with the same arguments
+ * for a moment after it.
+ */
 export function once(action) {
-  let busy = false;
+  let running = false;
+  let latest = null;
   return async (...args) => {
-    if (busy) return undefined;
-    busy = true;
+    const text = JSON.stringify(args);
+    if (running || latest === text) return;
+    running = true;
+    latest = text;
     try {
-      return await action(...args);
+      await action(...args);
     } finally {
-      setTimeout(() => (busy = false), 600);
+      running = false;
+      setTimeout(() => (latest = latest === text ? null : latest), PAUSE);
     }
   };
 }

@@ -153,8 +153,8 @@ function request() {
   return fields;
 }
 
-const apply = once(async () => {
-  const fields = request();
+const apply = once(async (fields) => {
+  announce(`Editing: “${short(fields.prompt)}”.`);
   $("edit").ariaDisabled = "true";
   try {
     const images = await Promise.all([current.blob, ...current.draft.references].map(editable));
@@ -162,7 +162,6 @@ const apply = once(async () => {
     await startJob(fields, [...images.map((image) => ["image", image]), ...(mask ? [["mask", mask]] : [])]);
     note("editor-problem", null);
     editor.close();
-    announce(`Editing: “${short(fields.prompt)}”.`);
   } catch (error) {
     if (!error.error) throw error;
     note("editor-problem", error.error);
@@ -177,7 +176,7 @@ const whenClicked = (id, action) => $(id).addEventListener("click", action);
 
 editor.querySelector("form").addEventListener("submit", (event) => {
   event.preventDefault();
-  apply();
+  apply(request());
 });
 submitByKey($("change"));
 $("change").addEventListener("input", () => (current.draft.prompt = $("change").value));
