@@ -131,21 +131,19 @@ class Limiter:
         rate_limit: RateLimit | None = None,
     ) -> None:
         """Record a 429 about the rate: slow all calls, and pause them for `retry_after` seconds."""
-        pause = retry_after or 0.0
-        pause = pause if 0.0 < pause <= MAX_PAUSE else 0.0  # longer: a quota, not a rate
-        self._record(permit, rate_limit or RateLimit(), pause)
+        self._record(permit, rate_limit or RateLimit(), min(retry_after or 0.0, MAX_PAUSE))
 
     def _record(self, permit: Permit, headers: RateLimit, pause: float | None) -> None:
         with self._lock:
             if permit in self._running:
+                now, started = time.monotonic(), permit.started or 0.0
                 if pause is None:
-                    self._controller.succeeded()
+                    self._controller.succeeded(now, now - started)
                 else:
-                    self._paused_until = max(self._paused_until, time.monotonic() + pause)
-                    self._controller.rate_limited(permit.number, pause)
-                self._headers.record(
-                    permit.number, permit.started or 0.0, headers, rejected=pause is not None
-                )
+                    self._paused_until = max(self._paused_until, now + pause)
+                    self._controller.rate_limited(permit.number, now, pause)
+                rejected = pause is not None
+                self._headers.record(permit.number, started, headers, rejected=rejected)
             self._advance()
         self._settle()
 
@@ -185,7 +183,7 @@ class Limiter:
             if when <= now:
                 del self._queue[head]
                 self._running.add(head)
-                head.number, head.started = self._controller.started(now), now
+                head.number, head.started = self._controller.started(now, self._held_until()), now
                 self._requests.acquire(1)
                 self._images.acquire(head.weight)
                 if head.turn is not None:
@@ -198,9 +196,13 @@ class Limiter:
             return math.inf
         return max(
             self._earliest(permit, now),
-            self._headers.ready_at(now, self._controller.starts),
-            self._controller.ready_at(now, len(self._running)),
+            self._held_until(),
+            self._controller.ready_at(len(self._running)),
         )
+
+    def _held_until(self) -> float:
+        """Return when a Retry-After or the rate-limit headers let the next request start."""
+        return max(self._paused_until, self._headers.ready_at(self._controller.starts))
 
     def _earliest(self, permit: Permit, now: float) -> float:
         requests = self._requests.ready_at(1, now)
