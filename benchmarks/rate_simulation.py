@@ -90,6 +90,8 @@ class Setting(msgspec.Struct, frozen=True):
     retry_after: str = "none"
     """`none`, `exact`, or `whole` seconds."""
     seconds: float = 120.0
+    lateness: float = 0.001
+    """The seconds by which timers are late at most."""
     seed: int = 1
 
 
@@ -102,7 +104,7 @@ class Result(msgspec.Struct, frozen=True):
 
 
 class Simulation:
-    """A client with a full queue, and one server; timers are late by up to a millisecond."""
+    """A client with a full queue, and one server; timers are late."""
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
@@ -135,7 +137,7 @@ class Simulation:
                 now = max(now, when)
                 getattr(self, "_" + kind)(now, number, value)
             else:
-                now = now if ready <= now else ready + self._random.random() * 0.001
+                now = now if ready <= now else ready + self._random.random() * setting.lateness
                 number = controller.started(now, held)
                 self._started[number] = now
                 delay = min(setting.latency, setting.refusal) / 2 + self._random.random() * 0.0002

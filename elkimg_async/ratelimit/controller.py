@@ -1,9 +1,9 @@
 """Pace of requests to a server whose rate limit is unknown: CUBIC on the delivered rate.
 
 The growth function is that of CUBIC (RFC 9438, section 4.2), applied to requests as botocore's
-adaptive retry mode does. Until the first 429 there is slow start: a few requests may always be in
+adaptive retry mode does. Slow start lasts until the first 429: a few requests may always be in
 flight, and the pace of further ones doubles with each round trip. A 429 sets the plateau and cuts
-the pace, which returns to the plateau along the cubic and then probes beyond, ever faster.
+the pace, which returns along the cubic and then probes beyond, ever faster.
 
 A token bucket that admits bursts is empty at each 429, so the rate delivered between two of them is
 its rate. A bucket of one is never empty before: its rate is the pace at the 429. The plateau lies
@@ -19,9 +19,10 @@ MAX_PAUSE = 120.0  # seconds: no header pauses all calls for longer
 INITIAL_WINDOW = 4  # requests in flight that slow start never delays, as in RFC 3390
 START_RATE = 25.0  # starts per second of further requests at the beginning
 MIN_RATE = 0.1
-BETA, DEEP_BETA = 0.9, 0.5  # factor of a cut, and of one while the rate is hardly known
+BETA, DEEP_BETA = 0.93, 0.5  # factor of a cut, and of one while the rate is hardly known
 STRICT = 0.7  # weight of the pace against the delivered rate
 MIN_SAMPLE = 15  # requests between two 429s that make a delivered rate reliable
+FIRST_RETURN = 10  # requests in which the pace returns after a cut, at least
 # Seconds, times the root of the plateau, of the return to it and of doubling beyond it: faster
 # servers are probed sooner, but less often per request.
 RETURN, DOUBLE = 40.0, 26.0
@@ -48,8 +49,8 @@ class Controller:
 
     def ready_at(self, in_flight: int) -> float:
         """Return the time from which the next request may start."""
-        slow_start = self._plateau == math.inf
-        return -math.inf if slow_start and in_flight < INITIAL_WINDOW else self._due
+        free = self._plateau == math.inf and in_flight < INITIAL_WINDOW
+        return -math.inf if free else self._due
 
     def started(self, now: float, ready: float) -> int:
         """Record a start; return its number. `ready` is the time from which it was allowed."""
@@ -83,6 +84,7 @@ class Controller:
         measured = min(pace, delivered / self._interval)
         if delivered < 0.5:  # an outage, or a used-up window: nothing is known of the rate
             self._plateau = pace if slow_start else self._plateau
+            seconds = min(2.0 * self._return, 2.0 * MAX_SECONDS)
         elif slow_start:
             self._plateau = measured
         elif delivered >= MIN_SAMPLE:
@@ -98,17 +100,16 @@ class Controller:
             self._delivered = delivered
         self._low = max(beta * min(self._plateau, pace), MIN_RATE)
         self._double = _seconds(DOUBLE, self._plateau)
-        self._return = max(seconds, min(MIN_SAMPLE / self._low, MAX_SECONDS))
+        self._return = max(seconds, min(FIRST_RETURN / self._low, MAX_SECONDS))
         self._elapsed, self._cut_at = 0.0, self.starts
         self._due, self._last = self._last + 1.0 / self._pace(), max(self._last, now + pause)
 
     def _pace(self) -> float:
-        beyond = self._elapsed - self._return  # the seconds since the plateau was reached
         if self._plateau == math.inf:
             return self._low
-        if beyond < 0.0:
-            return self._plateau + (self._plateau - self._low) * (beyond / self._return) ** 3
-        return self._plateau + self._plateau * (beyond / self._double) ** 3
+        if (time := self._elapsed - self._return) < 0.0:
+            return self._plateau + (self._plateau - self._low) * (time / self._return) ** 3
+        return self._plateau + self._plateau * (time / self._double) ** 3
 
 
 def _seconds(scale: float, plateau: float) -> float:

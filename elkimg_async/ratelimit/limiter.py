@@ -108,9 +108,9 @@ class Limiter:
                 with self._lock:
                     wait = self._earliest(permit, now := time.monotonic()) - now
                 if wait > remaining:
-                    message = f"The rate limit holds for {wait:.1f} s, beyond the total limit."
+                    text = f"The rate limit holds for {wait:.1f} s, beyond the total limit."
                     raise RequestTimeoutError(
-                        message, limit="total", phase="queue", billing="not_sent"
+                        text, limit="total", phase="queue", billing="not_sent"
                     )
                 await permit.turn.wait()
             if self._closed:
@@ -142,8 +142,8 @@ class Limiter:
                 else:
                     self._paused_until = max(self._paused_until, now + pause)
                     self._controller.rate_limited(permit.number, now, pause)
-                rejected = pause is not None
-                self._headers.record(permit.number, started, headers, rejected=rejected)
+                limited = pause is not None
+                self._headers.record(permit.number, started, headers, rejected=limited)
             self._advance()
         self._settle()
 
@@ -194,11 +194,8 @@ class Limiter:
     def _ready_at(self, permit: Permit, now: float) -> float:
         if len(self._running) >= self._max_in_flight:
             return math.inf
-        return max(
-            self._earliest(permit, now),
-            self._held_until(),
-            self._controller.ready_at(len(self._running)),
-        )
+        paced = self._controller.ready_at(len(self._running))
+        return max(self._earliest(permit, now), self._held_until(), paced)
 
     def _held_until(self) -> float:
         """Return when a Retry-After or the rate-limit headers let the next request start."""
