@@ -77,9 +77,8 @@ class Controller:
         """Cut the pace after a 429, once for all starts so far; `pause` is its Retry-After."""
         if number <= self._cut_at:
             return
-        pace, beta, seconds = self._pace(), DEEP_BETA, 0.0
-        slow_start = self._plateau == math.inf
-        delivered = self._delivered - 1.0
+        pace, beta, seconds, slow_start = self._pace(), DEEP_BETA, 0.0, self._plateau == math.inf
+        delivered = max(0.0, self._delivered - 1.0)  # without the rejected request
         self._interval = max(self._interval + pause, 0.001)
         measured = min(pace, delivered / self._interval)
         if delivered < 0.5:  # an outage, or a used-up window: nothing is known of the rate
@@ -91,13 +90,12 @@ class Controller:
             self._plateau, beta = measured + STRICT * (pace - measured), BETA
             seconds = min(_seconds(RETURN, self._plateau), 5.0 * self._elapsed)
         else:
-            upper = min(pace, self._plateau, (delivered + 1.0) / self._interval)
-            self._plateau = max(upper, pace / 2.0)
+            highest = min(pace, self._plateau, (delivered + 1.0) / self._interval)
+            self._plateau = max(highest, pace / 2.0)
             beta = DEEP_BETA if number - self._cut_at <= 3 else BETA
-        if delivered >= (0.5 if slow_start else MIN_SAMPLE):
-            self._delivered = self._interval = 0.0  # the next sample starts with an empty bucket
-        else:
-            self._delivered = delivered
+        if slow_start or delivered >= MIN_SAMPLE:  # the next sample starts with an empty bucket
+            delivered = self._interval = 0.0
+        self._delivered, self._plateau = delivered, max(self._plateau, MIN_RATE)
         self._low = max(beta * min(self._plateau, pace), MIN_RATE)
         self._double = _seconds(DOUBLE, self._plateau)
         self._return = max(seconds, min(FIRST_RETURN / self._low, MAX_SECONDS))
@@ -133,7 +131,7 @@ class HeaderLimits:
         held = self._trusted and starts - self._number >= self._remaining
         return self._until if held else -math.inf
 
-    def record(self, number: int, started: float, headers: RateLimit, *, rejected: bool) -> None:
+    def record(self, number: int, started: float, headers: RateLimit, rejected: bool) -> None:
         """Record the headers of the response to a request."""
         later = number - self._remaining > self._number and started > self._started + 0.1
         contradicted = headers.remaining_requests if rejected else later and started < self._until

@@ -58,15 +58,13 @@ class Limiter:
     def _reset(self) -> None:
         """Set the initial state, also in the child of a fork, where slots and lock are stale."""
         self._requests, self._images = map(TokenBucket, self._per_minute)
-        self._controller = Controller()
-        self._headers = HeaderLimits()
+        self._controller, self._headers = Controller(), HeaderLimits()
         self._paused_until = -math.inf
         self._queue: OrderedDict[Permit, None] = OrderedDict()
         self._running: set[Permit] = set()
         self._released: deque[Permit] = deque()
         self._timer: tuple[asyncio.AbstractEventLoop, float] | None = None
-        self._lock = threading.Lock()
-        self._closed = False
+        self._lock, self._closed = threading.Lock(), False
 
     @property
     def rate(self) -> float:
@@ -142,8 +140,7 @@ class Limiter:
                 else:
                     self._paused_until = max(self._paused_until, now + pause)
                     self._controller.rate_limited(permit.number, now, pause)
-                limited = pause is not None
-                self._headers.record(permit.number, started, headers, rejected=limited)
+                self._headers.record(permit.number, started, headers, pause is not None)
             self._advance()
         self._settle()
 
@@ -198,7 +195,6 @@ class Limiter:
         return max(self._earliest(permit, now), self._held_until(), paced)
 
     def _held_until(self) -> float:
-        """Return when a Retry-After or the rate-limit headers let the next request start."""
         return max(self._paused_until, self._headers.ready_at(self._controller.starts))
 
     def _earliest(self, permit: Permit, now: float) -> float:
