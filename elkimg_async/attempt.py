@@ -23,7 +23,7 @@ from elkimg_async.ratelimit.limiter import Permit
 from elkimg_async.sansio.decoder import ImageEvent, SkippedEvent
 from elkimg_async.sansio.encode import HTTPRequest
 from elkimg_async.sansio.endpoints import Decoder, Endpoint, ResultT
-from elkimg_async.sansio.error_mapping import read_error
+from elkimg_async.sansio.error_mapping import response_error
 from elkimg_async.sansio.headers import content_length, rate_limit, request_id
 from elkimg_async.sansio.responses import RateLimit
 from elkimg_async.transport.deadline import Deadline
@@ -69,9 +69,9 @@ class Attempt(Generic[ResultT]):
         self.first_byte = 0.0
         """Seconds from the start of the attempt to the headers of the response."""
         self.rate_limit: RateLimit | None = None
-        """The rate-limit headers of the response; None without any."""
+        """The rate-limit headers of the response; None if it has none."""
         self.delivered = False
-        """Whether an event of this attempt has reached the user, so that no other may follow."""
+        """Whether an event has reached the user, after which the call is not retried."""
 
     @property
     def count(self) -> int:
@@ -263,4 +263,4 @@ class Attempt(Generic[ResultT]):
     def _error_status(self, exchange: Exchange) -> ElkImagesError:
         """Return the error for a status other than 2xx, from as much of its body as arrived."""
         body = bytes(self._error_body[:_MAX_ERROR_BODY])
-        return read_error(exchange.status, exchange.headers, body, now=time.time())
+        return response_error(exchange.status, exchange.headers, body, now=time.time())

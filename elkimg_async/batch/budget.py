@@ -12,7 +12,7 @@ from elkimg_async.errors import (
     QuotaExceededError,
 )
 
-Limit = Literal["max_errors", "max_images", "max_total_tokens"]
+Limit = Literal["max_errors", "max_images", "max_total_tokens", "max_cost"]
 FatalReason = Literal["configuration", "authentication", "quota", "dns", "tls", "proxy"]
 
 _ZERO = Decimal(0)
@@ -114,8 +114,6 @@ class CostBudget:
     """
 
     def __init__(self, max_cost: Decimal | None, *, spent: Decimal = _ZERO) -> None:
-        if max_cost is not None and not (max_cost.is_finite() and max_cost > 0):
-            raise ConfigurationError("max_cost must be more than 0.")
         self._max_cost = max_cost
         self.spent = _amount(spent)
         self.reserved = _ZERO
@@ -127,22 +125,50 @@ class CostBudget:
             return None
         return max(_ZERO, self._max_cost - self.spent - self.reserved)
 
-    def may_fit(self, worst: Decimal) -> bool:
-        """Return whether a request would fit if those in flight cost nothing."""
-        return self._max_cost is None or self.spent + _amount(worst) <= self._max_cost
+    def reached(self, worst: Decimal | None) -> Limit | None:
+        """Return the limit if a further request may exceed it; None if it cannot.
 
-    def reserve(self, worst: Decimal) -> bool:
-        """Reserve the worst case of a request; return False if it is too much."""
-        worst = _amount(worst)
-        if self.remaining is not None and worst > self.remaining:
-            return False
-        self.reserved += worst
-        return True
+        What costs nothing never does: it is made and paid for.
+        """
+        if not worst or self.remaining is None or _amount(worst) <= self.remaining:
+            return None
+        return "max_cost"
+
+    def reserve(self, worst: Decimal) -> None:
+        """Note that a request starts, which costs so much at most."""
+        self.reserved += _amount(worst)
+
+    def resume(self, cost: Decimal | None) -> None:
+        """Note that a lost request is sent again, and billed once for its idempotency key."""
+        self.spent -= _ZERO if cost is None else _amount(cost)
 
     def settle(self, worst: Decimal, cost: Decimal | None) -> None:
         """Replace the reservation of a request by its cost; None if that is unknown."""
         self.reserved -= _amount(worst)
         self.spent += _amount(worst if cost is None else cost)
+
+
+def make_max_cost(value: object) -> Decimal | None:
+    """Return the limit of `max_cost` exactly; None means none.
+
+    Raises:
+        ConfigurationError: If it is not a Decimal, a whole number or text, or not more than 0.
+    """
+    if value is None:
+        return None
+    if isinstance(value, float):
+        raise ConfigurationError(
+            f'max_cost must be exact: pass Decimal("{value}") instead of the float.'
+        )
+    if isinstance(value, bool) or not isinstance(value, (Decimal, int, str)):
+        raise ConfigurationError(f"max_cost must be a Decimal, not {type(value).__name__}.")
+    try:
+        limit = Decimal(value)
+    except ArithmeticError:
+        raise ConfigurationError(f"max_cost must be a number, not {value!r}.") from None
+    if not (limit.is_finite() and limit > 0):
+        raise ConfigurationError("max_cost must be more than 0.")
+    return limit
 
 
 def _amount(value: Decimal) -> Decimal:

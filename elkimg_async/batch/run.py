@@ -1,6 +1,7 @@
 """`MapRun`, the context manager and iterator that `map` returns, and the items it yields."""
 
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self
@@ -11,7 +12,10 @@ from elkimg_async.errors import BatchError, ElkImagesError
 from elkimg_async.hints import AsyncIterableOnly, missing_attribute
 from elkimg_async.image import Image
 from elkimg_async.sansio.requests import EditRequest, GenerateRequest
-from elkimg_async.sansio.responses import ImagesResponse, Meta, Usage
+from elkimg_async.sansio.responses import ImagesResponse, Meta, Usage, add_cost, add_usage
+
+_PAID = ("unknown", "billed")
+"""The billing of failures that may have been paid for."""
 
 
 class MapItem(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -55,7 +59,9 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
 
     `done` and `failed` count items, including the `resumed` ones from the journal. `images`,
     `usage` and `bytes` (of images, decoded) are sums over the items that are done; `usage` is None
-    if the server reported none. `elapsed` is in seconds since this run began.
+    if the server reported none. `cost` is the sum of the known costs (`meta.cost`), None if there
+    are none; `unpriced` counts the items that were, or may have been, paid for at an unknown cost.
+    `elapsed` is in seconds since this run began.
     """
 
     done: int = 0
@@ -64,7 +70,28 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     images: int = 0
     usage: Usage | None = None
     bytes: int = 0
+    cost: Decimal | None = None
+    unpriced: int = 0
     elapsed: float = 0.0
+
+
+def add_item(totals: Totals, item: MapItem, *, images: int, size: int) -> Totals:
+    """Return the totals with one more item, its images and their bytes."""
+    if item.meta is not None:
+        unpriced = item.meta.cost is None
+    else:
+        unpriced = item.ok or (item.error is not None and item.error.billing in _PAID)
+    return msgspec.structs.replace(
+        totals,
+        done=totals.done + item.ok,
+        failed=totals.failed + (not item.ok),
+        resumed=totals.resumed + item.resumed,
+        images=totals.images + images,
+        usage=add_usage(totals.usage, item.usage),
+        bytes=totals.bytes + size,
+        cost=add_cost(totals.cost, item.meta.cost if item.meta else None),
+        unpriced=totals.unpriced + unpriced,
+    )
 
 
 class RunBackend(Protocol):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import anyio
 import anyio.to_thread
 from cyclopts import Parameter
 
-from elkimg_async.cli.console import OUT, say
+from elkimg_async.cli.console import OUT, count, say
 from elkimg_async.cli.options import CONNECTION, WHOLE, Connection
 from elkimg_async.transport import event_loop
 
@@ -20,34 +23,66 @@ elkimg studio --local --port 8080"""
 
 def studio(
     *,
-    port: Annotated[int, WHOLE] = 0,
+    port: Annotated[int | None, WHOLE] = None,
+    folder: Annotated[Path | None, Parameter(metavar="FOLDER")] = None,
     open: bool = False,
     connection: Annotated[Connection, Parameter(name="*", group="Server")] = CONNECTION,
 ) -> int:
     """Generate and edit images on a page in your browser, until Ctrl-C.
 
     The API key stays in this program. Only this machine can reach the page, and other users of it
-    only with the random token in the address.
+    only with the random token in the address. Images are kept in a folder, and a page that is
+    closed or reloaded loses nothing.
 
     Args:
-        port: Port of the page. Default: a free one.
+        port: Port of the page; 0 for a free one. Default: 8700, or the next one that is free.
+        folder: Folder for the history of images. Default: one in your data folder.
         open: Open the page in the browser.
         connection: Where requests go.
     """
     connection.check()
     from elkimg_async.studio.browser import opened
+    from elkimg_async.studio.listener import DEFAULT_PORT
     from elkimg_async.studio.server import serve
+
+    history = folder or default_folder(local=connection.local)
+
+    def wait_for(running: int) -> None:
+        say(
+            f"Waiting for {count(running, 'job')} in progress, which you pay for. "
+            "Press Ctrl-C again to stop at once."
+        )
 
     async def run() -> None:
         async with (
             connection.client(say=say) as client,
-            serve(client, port=port, local=connection.local) as url,
+            serve(
+                client, folder=history, port=port, local=connection.local, on_close=wait_for
+            ) as url,
         ):
+            if port is None and f":{DEFAULT_PORT}/" not in url:
+                say(f"Port {DEFAULT_PORT} is taken, so the studio uses another one.")
             OUT.print(f"The studio is at {url}\nPress Ctrl-C to stop.", soft_wrap=True)
+            say(f"Images are kept in {history}")
             with contextlib.ExitStack() as stack:
                 if open:
-                    await anyio.to_thread.run_sync(stack.enter_context, opened(url))
+                    found = await anyio.to_thread.run_sync(stack.enter_context, opened(url))
+                    if not found:
+                        say("No browser was found; open the address above.")
                 await anyio.sleep_forever()
 
     event_loop.run(run)
     return 0
+
+
+def default_folder(*, local: bool) -> Path:
+    """Return the studio's folder in the user's data directory; the local server has its own."""
+    home = Path.home()
+    if sys.platform == "win32":
+        data = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        data = home / "Library" / "Application Support"
+    else:
+        named = os.environ.get("XDG_DATA_HOME", "")
+        data = Path(named) if Path(named).is_absolute() else home / ".local" / "share"
+    return data / "elkimg" / ("studio-local" if local else "studio")

@@ -128,6 +128,12 @@ class DirectoryStore:
         """Remove a job with its folder."""
         await self._do(self._delete, job)
 
+    def entries(self, job: Job) -> list[tuple[Entry, Path | None]]:
+        """Return the events of a job with the files of their images, without reading those."""
+        kept = self._kept.get(job.id)
+        events = () if kept is None else tuple(kept.events.values())
+        return [(entry, kept.folder / file if kept and file else None) for entry, file in events]
+
     # --- in a worker thread -------------------------------------------------
 
     async def _do(self, step: Callable[..., T], *arguments: Any) -> T:

@@ -1,4 +1,7 @@
-"""The studio's backend: aiohttp.web over `AsyncImages` and `elkimg_async.web`.
+"""The studio's backend: aiohttp.web over `elkimg_async.jobs`.
+
+Jobs belong to this program: a page starts them, and every open page follows all of them through one
+stream of events, so a page that is closed or reloaded loses nothing.
 
 The browser never sees the API key: it sends requests to this program, which calls the image server.
 Access to this program is access to the owner's money, so it
@@ -12,47 +15,43 @@ Access to this program is access to the owner's money, so it
 
 import asyncio
 import contextlib
-import functools
 import re
 import secrets
-import socket
+import tempfile
 import time
-from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 from aiohttp import web
-from aiohttp.http_exceptions import BadHttpMessage
 
 from elkimg_async.client import AsyncImages
-from elkimg_async.errors import ConfigurationError
-from elkimg_async.image import media_type_of
-from elkimg_async.sansio.decoder import ImageEvent
-from elkimg_async.sansio.model_rules import MODELS, FreeSizes, ModelRules
-from elkimg_async.sansio.requests import DEFAULT_MODEL, GenerateRequest
-from elkimg_async.sansio.responses import CompletedImage, Usage
-from elkimg_async.web import aiohttp_response
+from elkimg_async.errors import (
+    ConfigurationError,
+    ElkImagesError,
+    InvalidRequestError,
+    JobConflictError,
+    JobNotFoundError,
+)
+from elkimg_async.jobs import DirectoryStore, ImageJobs, Job
+from elkimg_async.sansio.model_rules import MODELS, FreeSizes, ModelRules, rules_for
+from elkimg_async.studio.board import Board, current_job
+from elkimg_async.studio.library import Library, file_name, type_of
+from elkimg_async.studio.listener import HOST, HeaderTimer, listen
+from elkimg_async.studio.page_request import MAX_BODY, read_job
+from elkimg_async.studio.zip_stream import ZipStream
+from elkimg_async.web import HEADERS as EVENT_HEADERS
 
-T = TypeVar("T")
-
-HOST = "127.0.0.1"
 OWN_HEADER = "X-Elkimg-Studio"
 """A header that other sites cannot send without permission, which they never get."""
 
 _PAGE = Path(__file__).parent / "page"
-_FILES = {  # with their types, since systems disagree about that of .js
-    "": ("index.html", "text/html"),
-    "studio.css": ("studio.css", "text/css"),
-    "studio.js": ("studio.js", "text/javascript"),
-}
+_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 _NAMES = {HOST, "localhost", "[::1]"}
-_BODY_LIMIT = 128 * 1024 * 1024  # bytes of an image to edit and its mask
-_UPLOAD_SECONDS = 60.0
-_KEPT_BYTES = 512 * 1024 * 1024
-_KEPT_CALLS = 100
+_HEARTBEAT = 15.0  # seconds between two signs of life on a stream of events
+_MODELS_SECONDS = 600.0  # how long the server's list of models is reused
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
@@ -62,115 +61,130 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
 }
+_IMAGE_HEADERS = {
+    # An SVG opened by itself is a page of the studio's origin, and could run scripts.
+    "Content-Security-Policy": "sandbox; default-src 'none'",
+    # The number of an image is never used again.
+    "Cache-Control": "private, max-age=31536000, immutable",
+}
 _SIZES = ("1024x1024", "1536x1024", "1024x1536", "2048x2048", "3840x2160", "2160x3840", "auto")
 """The sizes offered for models that accept any."""
-
-
-class PageRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A request of the page, with an `id` that the page chooses."""
-
-    id: Annotated[str, msgspec.Meta(pattern="^[0-9a-f-]{36}$")]
-    request: GenerateRequest
-
-
-class GalleryEntry(msgspec.Struct, kw_only=True):
-    """The images of one call; `elapsed` is in seconds."""
-
-    page_request: PageRequest
-    edited: bool
-    images: list[bytes]
-    elapsed: float = 0.0
-    size: str | None = None
-    usage: Usage | None = None
-
-    def describe(self) -> dict[str, Any]:
-        """Return the data that the page shows after a reload."""
-        return {
-            "id": self.page_request.id,
-            "request": self.page_request.request.fields(),
-            "edited": self.edited,
-            "types": [media_type_of(image) for image in self.images],
-            "elapsed": self.elapsed,
-            "size": self.size,
-            "usage": self.usage,
-        }
-
-
-class Gallery:
-    """The images of the session, in memory; the oldest are dropped first."""
-
-    def __init__(self, *, max_bytes: int = _KEPT_BYTES, max_calls: int = _KEPT_CALLS) -> None:
-        self.calls: OrderedDict[str, GalleryEntry] = OrderedDict()
-        self._max_bytes, self._max_calls = max_bytes, max_calls
-
-    def add(
-        self, page_request: PageRequest, event: CompletedImage, *, edited: bool, elapsed: float
-    ) -> None:
-        """Add one finished image to those of its call."""
-        new = GalleryEntry(page_request=page_request, edited=edited, images=[])
-        entry = self.calls.setdefault(page_request.id, new)
-        entry.images.append(event.image.content or b"")
-        entry.elapsed, entry.size, entry.usage = elapsed, event.size, event.usage
-        while len(self.calls) > 1 and self._is_full():
-            self.calls.popitem(last=False)
-
-    def _is_full(self) -> bool:
-        size = sum(len(image) for entry in self.calls.values() for image in entry.images)
-        return size > self._max_bytes or len(self.calls) > self._max_calls
+_STATUS: dict[type[ElkImagesError], int] = {
+    InvalidRequestError: 400,
+    JobNotFoundError: 404,
+    JobConflictError: 409,
+    ConfigurationError: 503,
+    ElkImagesError: 503,
+}
 
 
 @contextlib.asynccontextmanager
 async def serve(
-    client: AsyncImages, *, port: int = 0, local: bool = False, gallery: Gallery | None = None
+    client: AsyncImages,
+    *,
+    folder: Path | None = None,
+    port: int | None = None,
+    local: bool = False,
+    grace: float | None = None,
+    on_close: Callable[[int], None] | None = None,
 ) -> AsyncIterator[str]:
     """Serve the studio within the block, and yield its address with a random token.
 
+    The end of the block waits for running jobs, because they are paid for; a second cancellation
+    ends it at once.
+
     Args:
         client: The client that generates images; it is not closed here.
-        port: The port on the loopback address; 0 for a free one.
+        folder: The folder with the history of images. None: a temporary one.
+        port: The port on the loopback address; 0 for a free one. None: the default port, or the
+            next one that is free.
         local: Whether `client` uses a local server, which the page then shows.
-        gallery: The gallery of images; None for a new one.
+        grace: Seconds to wait for running jobs. None: the client's total time limit.
+        on_close: Called before waiting for running jobs, with their number.
 
     Raises:
         ConfigurationError: If the port is taken.
+        StoreError: If the folder cannot be used, or another studio uses it.
     """
-    try:
-        listener = socket.create_server((HOST, port))
-    except (OSError, OverflowError) as error:
-        raise ConfigurationError(
-            f"Port {port} is not available ({error}); choose another one."
-        ) from None
-    port = listener.getsockname()[1]
-    token = secrets.token_urlsafe(24)
-    studio = Studio(client, token=token, local=local, gallery=gallery or Gallery())
-    runner = web.AppRunner(studio.app(), access_log=None, shutdown_timeout=1.0)
-    try:
+    async with contextlib.AsyncExitStack() as stack:
+        if folder is None:
+            temporary = tempfile.TemporaryDirectory(prefix="elkimg-studio-")
+            folder = Path(stack.enter_context(temporary))
+        listener = stack.enter_context(listen(port))
+        library = Library(folder)
+        library.create()
+        studio = Studio(client, library, local=local, grace=grace)
+        runner = web.AppRunner(
+            studio.app(), access_log=None, shutdown_timeout=1.0, lingering_time=2.0
+        )
         await runner.setup()
-        await web.SockSite(runner, listener).start()
-        yield f"http://{HOST}:{port}/{token}/"
-    finally:
-        await runner.cleanup()
-        listener.close()
+        stack.push_async_callback(runner.cleanup)
+        assert runner.server is not None
+        studio.timer = HeaderTimer(runner.server)
+        stack.callback(studio.timer.close)
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(studio.timer.connect, sock=listener, start_serving=False)
+        stack.callback(server.close)
+        stack.push_async_callback(studio.board.aclose)
+        await stack.enter_async_context(studio.jobs)
+        await studio.open()
+        await server.start_serving()
+        try:
+            yield f"http://{HOST}:{listener.getsockname()[1]}{studio.root}"
+        finally:
+            if on_close is not None and studio.board.running:
+                on_close(studio.board.running)
 
 
 class Studio:
     """The request handlers and their state."""
 
-    def __init__(self, client: AsyncImages, *, token: str, local: bool, gallery: Gallery) -> None:
-        self._client, self._local, self._gallery = client, local, gallery
-        self._root = f"/{token}/"
+    def __init__(
+        self, client: AsyncImages, library: Library, *, local: bool, grace: float | None
+    ) -> None:
+        settings = client._settings  # noqa: SLF001
+        hooks = (*settings.hooks, self._observe)
+        observed = msgspec.structs.replace(settings, hooks=hooks)
+        self._client = client._view(observed)  # noqa: SLF001
+        self._model = settings.model
+        self._library, self._local = library, local
+        self._store = DirectoryStore(library.folder)
+        self.jobs = ImageJobs(self._client, store=self._store, keep=None, grace=grace)
+        self.board = Board(self.jobs, self._store, max_attempts=settings.retry.max_retries + 1)
+        self.root = f"/{library.token()}/"
+        self.timer: HeaderTimer | None = None
+        self._started = time.time()
+        self._offers: tuple[float, dict[str, Any]] | None = None
+
+    def _observe(self, record: Any) -> None:
+        self.board.observe(record)
+
+    async def open(self) -> None:
+        """Continue with the jobs of an earlier process."""
+        await self.board.open()
+        self._library.remove_unused(await self.jobs.list())
 
     def app(self) -> web.Application:
         """Return the application: the page and its API."""
-        app = web.Application(middlewares=[self._guard], client_max_size=_BODY_LIMIT)
+        app = web.Application(middlewares=[self._guard], client_max_size=MAX_BODY)
         app.on_response_prepare.append(_add_headers)
+        jobs = f"{self.root}api/jobs"
+        job = jobs + "/{id}"
         app.add_routes(
             [
-                *(web.get(self._root + name, _file) for name in _FILES),
-                web.get(f"{self._root}api/session", self._session),
-                web.get(self._root + "api/images/{id}/{index:[0-9]{1,3}}", self._image),
-                web.post(f"{self._root}api/generate", self._generate),
-                web.post(f"{self._root}api/edit", self._edit),
+                web.get(self.root, _file),
+                *(web.get(self.root + name, _file) for name in _page_files()),
+                web.get(f"{self.root}api/session", self._session),
+                web.get(f"{self.root}api/models", self._models),
+                web.get(f"{self.root}api/events", self._events),
+                web.get(f"{self.root}api/zip", self._zip),
+                web.get(self.root + "api/inputs/{digest}", self._input),
+                web.get(jobs, self._list),
+                web.post(jobs, self._start),
+                web.delete(job, self._delete),
+                web.post(f"{job}/cancel", self._cancel),
+                web.get(job + "/images/{number:[0-9]{1,9}}", self._image),
+                web.get(job + "/thumbnails/{number:[0-9]{1,9}}", self._thumbnail),
             ]
         )
         return app
@@ -179,14 +193,29 @@ class Studio:
     async def _guard(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        """Reject requests that another site may have sent."""
+        """Reject requests that another site may have sent, and report errors as JSON."""
+        assert self.timer is not None
+        self.timer.request_started(request.protocol)
+        try:
+            return self._reject(request) or await handler(request)
+        except web.HTTPException as error:
+            rejection = _rejection(error.status, error.text or error.reason)
+            if error.status == web.HTTPRequestTimeout.status_code:
+                rejection.force_close()
+            return rejection
+        except ElkImagesError as error:
+            status = next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
+            return _rejection(status, error.message, type(error).__name__)
+        finally:
+            self.timer.request_ended(request.protocol)
+
+    def _reject(self, request: web.Request) -> web.Response | None:
+        """Return the response to a request that is not from the studio's own page, else None."""
         headers = request.headers
-        name = re.sub(r":\d{1,5}$", "", request.host)
-        if name not in _NAMES:
+        if re.sub(r":\d{1,5}$", "", request.host) not in _NAMES:
             return _rejection(403, "The studio is not available under this name.")
-        if not secrets.compare_digest(
-            request.raw_path[: len(self._root)].encode(), self._root.encode()
-        ):
+        path = request.raw_path[: len(self.root)].encode()
+        if not secrets.compare_digest(path, self.root.encode()):
             return _rejection(404, "Open the address that the studio printed in its terminal.")
         if request.method not in ("GET", "HEAD") and not (
             headers.get("Origin") in (f"http://{request.host}", f"https://{request.host}")
@@ -194,10 +223,9 @@ class Studio:
             and OWN_HEADER in headers
         ):
             return _rejection(403, "Only the studio's own page may send this request.")
-        try:
-            return await handler(request)
-        except web.HTTPException as error:
-            return _rejection(error.status, error.text or error.reason)
+        return None
+
+    # --- what the page shows ------------------------------------------------
 
     async def _session(self, request: web.Request) -> web.Response:
         """Return everything that the page needs at its start."""
@@ -205,70 +233,119 @@ class Studio:
             {
                 "local": self._local,
                 "server": urlsplit(self._client.base_url).netloc,
-                "default_model": DEFAULT_MODEL,
-                "models": {name: _offer(MODELS[name]) for name in reversed(MODELS)},
-                "images": [entry.describe() for entry in self._gallery.calls.values()],
+                "started": self._started,
+                "default_model": self._model,
+                "models": {name: _offer(name) for name in reversed(MODELS)},
             }
         )
 
-    async def _image(self, request: web.Request) -> web.Response:
-        entry = self._gallery.calls.get(request.match_info["id"])
-        index = int(request.match_info["index"])
-        if entry is None or index >= len(entry.images):
+    async def _models(self, request: web.Request) -> web.Response:
+        """Return the server's image models with the options of those that are known."""
+        now = time.monotonic()
+        if self._offers is None or now > self._offers[0] + _MODELS_SECONDS:
+            found = await self._client.models()
+            names = [model.id for model in found if model.is_image is not False]
+            self._offers = now, {name: _offer(name) for name in names}
+        return _json({"models": self._offers[1]})
+
+    async def _list(self, request: web.Request) -> web.Response:
+        [change] = await self.board.changes(None)
+        return _json(change.data)
+
+    async def _events(self, request: web.Request) -> web.StreamResponse:
+        """Send all jobs, then each change, for as long as the page is open."""
+        response = web.StreamResponse(headers=EVENT_HEADERS)
+        await response.prepare(request)
+        await response.write(b"retry: 1000\n\n")
+        asked = request.headers.get("Last-Event-ID") or request.query.get("after")
+        position = self.board.position(asked)
+        with contextlib.suppress(ConnectionError):
+            while not self.board.closed:
+                for change in await self.board.changes(position):
+                    await response.write(
+                        b"id: %b\nevent: %b\ndata: %b\n\n"
+                        % (
+                            self.board.id_of(change).encode(),
+                            change.event.encode(),
+                            msgspec.json.encode(change.data),
+                        )
+                    )
+                    position = change.number
+                if not await self.board.wait(position or 0, _HEARTBEAT):
+                    await response.write(b": ping\n\n")
+        return response
+
+    async def _image(self, request: web.Request) -> web.StreamResponse:
+        _, _, file = await self._find(request)
+        return _image_response(file)
+
+    async def _thumbnail(self, request: web.Request) -> web.StreamResponse:
+        job, number, file = await self._find(request)
+        return _image_response(await self._library.thumbnail(job, number, file))
+
+    async def _find(self, request: web.Request) -> tuple[Job, int, Path]:
+        number = int(request.match_info["number"])
+        job = await self._store.get(request.match_info["id"])
+        for entry, file in self._store.entries(job) if job else ():
+            if job and file and entry.id - job.first_id == number:
+                return job, number, file
+        raise web.HTTPNotFound(text="The studio no longer has this image.")
+
+    async def _input(self, request: web.Request) -> web.StreamResponse:
+        file = self._library.input_file(request.match_info["digest"])
+        if file is None:
             raise web.HTTPNotFound(text="The studio no longer has this image.")
-        image = entry.images[index]
-        # An SVG opened by itself is a page of the studio's origin, and could run scripts.
-        headers = {"Content-Security-Policy": "sandbox; default-src 'none'"}
-        return web.Response(body=image, content_type=media_type_of(image), headers=headers)
+        return _image_response(file)
 
-    async def _generate(self, request: web.Request) -> web.StreamResponse:
-        page_request = _parse_request(await _read(request, request.text()))
-        call = functools.partial(self._client.generate, **page_request.request.fields())
-        return await aiohttp_response(request, self._stored(call, page_request))
+    async def _zip(self, request: web.Request) -> web.StreamResponse:
+        """Send the images of the jobs named in the query, or of all, as one archive."""
+        wanted = request.query.getall("job", [])
+        jobs = [job for job in await self._store.jobs() if not wanted or job.id in wanted]
+        files = list[tuple[str, Path]]()
+        for job in jobs:
+            found = [file for entry, file in self._store.entries(job) if entry.completed and file]
+            files += [(file_name(job, index, file), file) for index, file in enumerate(found)]
+        if not files:
+            raise web.HTTPNotFound(text="There are no images to download.")
+        headers = {"Content-Disposition": 'attachment; filename="elkimg-images.zip"'}
+        response = web.StreamResponse(headers=headers)
+        response.content_type = "application/zip"
+        await response.prepare(request)
+        async for chunk in ZipStream(files):
+            await response.write(chunk)
+        return response
 
-    async def _edit(self, request: web.Request) -> web.StreamResponse:
-        form = await _read(request, request.post())
-        page_request = _parse_request(form.get("request"))
-        image, mask = _read_file(form.get("image")), _read_file(form.get("mask"))
-        if image is None:
-            raise web.HTTPBadRequest(text="There is no image to edit.")
-        call = functools.partial(
-            self._client.edit, image, mask=mask, **page_request.request.fields()
-        )
-        return await aiohttp_response(request, self._stored(call, page_request, edited=True))
+    # --- what the page does -------------------------------------------------
 
-    async def _stored(
-        self, call: Callable[..., Any], page_request: PageRequest, *, edited: bool = False
-    ) -> AsyncIterator[ImageEvent]:
-        """Yield the events of a call, with finished images stored before they are yielded."""
-        started = time.monotonic()
-        async with contextlib.aclosing(_events(call, page_request)) as events:
-            async for event in events:
-                if isinstance(event, CompletedImage):
-                    await event.image.read()
-                    elapsed = time.monotonic() - started
-                    self._gallery.add(page_request, event, edited=edited, elapsed=elapsed)
-                yield event
+    async def _start(self, request: web.Request) -> web.Response:
+        """Start a job and return it at once; the same id again is the same job."""
+        new = await read_job(request)
+        contents = [*new.images, *([] if new.mask is None else [new.mask])]
+        token = current_job.set(new.id)
+        try:
+            async with self._library.keep(contents):
+                job = await self.jobs.start(
+                    new.prompt,
+                    id=new.id,
+                    image=new.images or None,
+                    mask=new.mask,
+                    **new.options,
+                )
+        finally:
+            current_job.reset(token)
+        self.board.watch(job.id)
+        headers = {"Location": f"{self.root}api/jobs/{job.id}"}
+        return _json({"job": self.board.describe(job)}, 202, headers)
 
+    async def _cancel(self, request: web.Request) -> web.Response:
+        job = await self.jobs.cancel(request.match_info["id"])
+        return _json({"job": self.board.describe(job)})
 
-async def _events(
-    call: Callable[..., Any], page_request: PageRequest
-) -> AsyncGenerator[ImageEvent, None]:
-    """Yield the events of a call; of a batch call if the model cannot stream."""
-    rules = MODELS.get(page_request.request.model or DEFAULT_MODEL)
-    if rules is None or rules.streams:
-        async with call(stream=True) as stream:
-            async for event in stream:
-                yield event
-        return
-    response = await call()
-    for image in response:
-        yield CompletedImage(
-            type="image_generation.completed",
-            image=image,
-            size=response.size,
-            usage=response.usage,
-        )
+    async def _delete(self, request: web.Request) -> web.Response:
+        await self.jobs.delete(request.match_info["id"])
+        self.board.remove(request.match_info["id"])
+        self._library.remove_unused(await self.jobs.list())
+        return web.Response(status=204)
 
 
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
@@ -276,51 +353,40 @@ async def _add_headers(request: web.Request, response: web.StreamResponse) -> No
         response.headers.setdefault(name, value)
 
 
+def _page_files() -> list[str]:
+    return sorted(path.name for path in _PAGE.iterdir() if path.suffix in _TYPES)
+
+
 async def _file(request: web.Request) -> web.FileResponse:
-    name, media_type = _FILES[request.path.rpartition("/")[2]]
-    return web.FileResponse(_PAGE / name, headers={"Content-Type": f"{media_type}; charset=utf-8"})
+    path = _PAGE / (request.path.rpartition("/")[2] or "index.html")
+    headers = {"Content-Type": f"{_TYPES[path.suffix]}; charset=utf-8"}
+    return web.FileResponse(path, headers=headers)
 
 
-def _json(value: object, status: int = 200) -> web.Response:
-    body = msgspec.json.encode(value)
-    return web.Response(body=body, content_type="application/json", status=status)
+def _image_response(file: Path) -> web.FileResponse:
+    return web.FileResponse(file, headers={**_IMAGE_HEADERS, "Content-Type": type_of(file)})
 
 
-def _rejection(status: int, message: str) -> web.Response:
-    error = {"message": message, "type": "Rejected", "billing": "not_sent"}
+def _json(value: object, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(
+        body=msgspec.json.encode(value),
+        content_type="application/json",
+        status=status,
+        headers=headers,
+    )
+
+
+def _rejection(status: int, message: str, kind: str = "Rejected") -> web.Response:
+    error = {"message": message, "type": kind, "billing": "not_sent"}
     return _json({"error": error}, status)
 
 
-async def _read(request: web.Request, body: Awaitable[T]) -> T:
-    """Read a body.
-
-    Raises:
-        HTTPBadRequest: If the body, or its Content-Type, is malformed.
-        HTTPRequestTimeout: If the body does not arrive in time.
-    """
-    try:
-        async with asyncio.timeout(_UPLOAD_SECONDS):
-            return await body
-    except TimeoutError:
-        raise web.HTTPRequestTimeout(text="The upload took too long.") from None
-    # aiohttp's multipart reader raises a bare AssertionError or RuntimeError for some forms.
-    except (ValueError, LookupError, AssertionError, RuntimeError, BadHttpMessage) as error:
-        problem = type(error).__name__
-    raise web.HTTPBadRequest(text=f"The request cannot be read: {problem}")
-
-
-def _parse_request(text: object) -> PageRequest:
-    try:
-        return msgspec.json.decode(str(text), type=PageRequest)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        raise web.HTTPBadRequest(text=f"The request cannot be read: {error}") from None
-
-
-def _read_file(field: object) -> bytes | None:
-    return field.file.read() if isinstance(field, web.FileField) else None
-
-
-def _offer(rules: ModelRules) -> dict[str, Any]:
-    """Return what the page offers for a model."""
+def _offer(name: str) -> dict[str, Any] | None:
+    """Return what the page offers for a model; None for an unknown one."""
+    rules: ModelRules | None = rules_for(name)
+    if rules is None:
+        return None
     sizes = _SIZES if isinstance(rules.sizes, FreeSizes) else rules.sizes
-    return {"size": sizes, "n": rules.n, "streams": rules.streams, **rules.values}
+    values = {param: known for param, known in rules.values.items() if param not in rules.absent}
+    edits = 0 if rules.edits is None else rules.edits.count
+    return {"size": sizes, "n": rules.n, "streams": rules.streams, "edits": edits, **values}

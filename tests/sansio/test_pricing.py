@@ -3,6 +3,7 @@
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 import pytest
 
 from elkimg_async.errors import ConfigurationError
@@ -31,7 +32,7 @@ def test_cost_of_tokens_without_details() -> None:
     assert TOKENS.cost(REQUEST, usage, 2) == Decimal("0.06475")
 
 
-@pytest.mark.parametrize("usage", [None, Usage(), Usage(input_tokens=5)])
+@pytest.mark.parametrize("usage", [None, Usage(), Usage(input_tokens=5), Usage(output_tokens=0)])
 def test_cost_without_token_counts(usage: Usage | None) -> None:
     """Without counted tokens the cost is unknown, never zero."""
     assert TOKENS.cost(REQUEST, usage, 2) is None
@@ -87,6 +88,48 @@ def test_worst_case_of_tokens() -> None:
     assert TOKENS.worst_case(REQUEST) is None
 
 
+@pytest.mark.parametrize(("text_input", "worst"), [("5", None), (0, Decimal("0.064"))])
+def test_worst_case_of_tokens_without_a_maximum_of_input(
+    text_input: str | int, worst: Decimal | None
+) -> None:
+    """The most input tokens must be known, unless input costs nothing."""
+    prices = TokenPrices(text_input=text_input, image_output="32", max_tokens_per_image=1000)
+    assert prices.worst_case(REQUEST) == worst
+    assert prices.cost(REQUEST, Usage(output_tokens=2000), 2) == worst
+
+
+def test_cost_of_an_svg_in_tokens() -> None:
+    """The tokens of writing an SVG are counted apart, so its cost is unknown."""
+    prices = TokenPrices(image_output="32", max_tokens_per_image=1000)
+    request = GenerateRequest(prompt="a boat", svg={"model": "gpt-5"})
+    assert prices.cost(request, USAGE, 1) is None
+    assert prices.worst_case(request) is None
+
+
+@pytest.mark.parametrize(
+    ("body", "worst"),
+    [
+        ({"n": 3}, "3"),
+        ({"quality": "hd"}, "4"),
+        ({"model": "dall-e-2"}, "0.2"),
+        ({"n": "3"}, None),
+        ({"n": 0}, None),
+        ({"size": ["1024x1024"]}, None),
+        ({"seed": 7}, "2"),
+    ],
+)
+def test_worst_case_with_an_extra_body(body: dict[str, Any], worst: str | None) -> None:
+    """What the extra body replaces counts, and the cost is unknown where it cannot be read."""
+    pricing = Pricing(
+        {
+            "dall-e-3": ImagePrices({(None, None): 1, (None, "hd"): 2}),
+            "dall-e-2": ImagePrices({(None, None): "0.1"}),
+        }
+    )
+    request = GenerateRequest(prompt="a boat", model="dall-e-3", n=2, extra_body=body)
+    assert pricing.worst_case(request) == (None if worst is None else Decimal(worst))
+
+
 def test_cost_by_a_function() -> None:
     """A function prices what a table cannot."""
 
@@ -96,6 +139,24 @@ def test_cost_by_a_function() -> None:
     pricing = Pricing(price)
     assert pricing.worst_case(REQUEST) == 1
     assert pricing.cost(REQUEST, USAGE, 2) == Decimal("0.25")
+
+
+@pytest.mark.parametrize("price", [-1, Decimal("nan"), "a lot", object(), True])
+def test_cost_by_a_function_that_returns_no_price(price: Any) -> None:
+    """What a function returns must be a price."""
+    pricing = Pricing(lambda request, usage: price)
+    with pytest.raises(ConfigurationError, match="price function"):
+        pricing.worst_case(REQUEST)
+    with pytest.raises(ConfigurationError, match="price function"):
+        pricing.cost(REQUEST, USAGE, 1)
+
+
+@pytest.mark.parametrize("maximum", [-1, 1.5, True, "1000"])
+@pytest.mark.parametrize("name", ["max_tokens_per_image", "max_input_tokens"])
+def test_maximum_that_is_no_number(name: str, maximum: Any) -> None:
+    """A maximum must be a whole number."""
+    with pytest.raises(ConfigurationError, match=name):
+        Pricing({"gpt-image-1": TokenPrices(**{name: maximum})})
 
 
 @pytest.mark.parametrize("price", ["a lot", "-1", "nan", True])
@@ -118,3 +179,20 @@ def test_reported_cost_without_a_report() -> None:
     assert reported_cost(USAGE) is None
     assert cost_of(None, REQUEST, USAGE, 2) is None
     assert cost_of(Pricing({"gpt-image-1.5": TOKENS}), REQUEST, USAGE, 2) == Decimal("0.06505")
+
+
+@pytest.mark.parametrize(
+    ("extra", "cost"),
+    [
+        ({"cost": 0.04}, "0.04"),
+        ({"cost": "0.04", "cost_in_usd_ticks": 1}, "0.04"),
+        ({"cost_in_usd_ticks": 700_000_000}, "0.07"),
+        ({"cost": 0}, "0"),
+        ({"cost": -1}, "0.06505"),
+        ({"cost": {"total": 1}}, "0.06505"),
+    ],
+)
+def test_reported_cost_wins(extra: dict[str, Any], cost: str) -> None:
+    """What the server reports counts more than the price list, unless it is no amount."""
+    usage = msgspec.structs.replace(USAGE, extra=extra)
+    assert cost_of(Pricing({"gpt-image-1.5": TOKENS}), REQUEST, usage, 2) == Decimal(cost)

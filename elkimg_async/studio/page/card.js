@@ -1,0 +1,314 @@
+// A card shows one job: its images as they arrive, its state, and what can be done with it.
+
+import { cancelJob, deleteJob, imageUrl, inputsOf, startJob, thumbnailUrl, zipUrl } from "./api.js";
+import { fill } from "./composer.js";
+import { confirmed, once, openMenu } from "./dialogs.js";
+import { editResult } from "./editor.js";
+import { view } from "./viewer.js";
+import { $, announce, button, copyOf, describe, element, images, money, seconds, sentence, short, whole } from "./words.js";
+
+export const FINISHED = new Set(["done", "failed", "cancelled", "lost"]);
+export const clock = { offset: 0 }; // seconds by which the studio's clock is ahead
+
+const now = () => Date.now() / 1000 + clock.offset;
+
+export class Card {
+  constructor(job) {
+    this.node = copyOf("card");
+    this.node.card = this;
+    this.figures = [];
+    this.state = null;
+    this.update(job);
+  }
+
+  get article() {
+    return this.node.firstElementChild;
+  }
+
+  find(selector) {
+    return this.node.querySelector(selector);
+  }
+
+  get finished() {
+    return FINISHED.has(this.job.state);
+  }
+
+  update(job) {
+    const { state: before, job: known } = this;
+    this.job = job;
+    this.state = job.state;
+    this.showFigures(before !== null);
+    this.find(".prompt").textContent = job.prompt;
+    this.find(".facts").textContent = this.facts();
+    this.find(".facts").title = this.usage();
+    this.find(".figures").ariaBusy = this.finished ? null : "true";
+    if (before !== job.state) {
+      this.showProblem();
+      this.showActions();
+    }
+    this.tick();
+    if (before !== null) this.announce(before, known);
+  }
+
+  // --- images ---------------------------------------------------------------------------------------
+
+  showFigures(live) {
+    const { images: done, partial, count } = this.job;
+    const shown = this.finished ? done.length + (partial ? 1 : 0) : Math.max(count, done.length);
+    while (this.figures.length < shown) {
+      this.figures.push(new Figure(this));
+      this.find(".figures").append(this.figures.at(-1).node);
+    }
+    this.figures.splice(shown).forEach((figure) => figure.node.remove());
+    this.find(".figures").dataset.count = shown;
+    this.find(".figures").classList.toggle("odd", shown > 1 && shown % 2 === 1);
+    this.figures.forEach((figure, index) => {
+      if (index < done.length) figure.finish(done[index], live);
+      else if (index === done.length && partial) figure.preview(partial, this.finished);
+      else figure.wait();
+    });
+  }
+
+  tick() {
+    const { state, created_at: created, sent_at: sent, retry, previews, parameters, images: done } = this.job;
+    this.figures.forEach((figure) => figure.say(""));
+    const waiting = this.figures[done.length];
+    if (this.finished) return waiting?.say("Unfinished");
+    const time = `${Math.max(0, Math.floor(now() - (sent ?? created)))} s`;
+    if (retry) return waiting?.say(`Retrying in ${Math.max(0, Math.ceil(retry.at - now()))} s (${retry.attempt} of ${retry.of})`);
+    const step = previews ? `Preview ${previews} of ${parameters.partial_images ?? 1}` : state === "queued" ? "Queued" : "Waiting";
+    return waiting?.say(`${step} · ${time}`);
+  }
+
+  // --- words ----------------------------------------------------------------------------------------
+
+  get elapsed() {
+    const { finished_at: end, sent_at: start, created_at: created } = this.job;
+    return end ? end - (start ?? created) : null;
+  }
+
+  facts() {
+    const { images: done, parameters, usage, cost, edit } = this.job;
+    const size = (done.at(-1)?.size ?? parameters.size)?.replace("x", " × ") ?? "Automatic size";
+    const time = this.elapsed !== null && this.job.state === "done" ? seconds(this.elapsed) : null;
+    const tokens = usage?.total_tokens == null ? null : `${whole(usage.total_tokens)} tokens`;
+    return [edit && "Edit", size, parameters.quality, time, tokens, cost && `cost ${money(cost)}`].filter(Boolean).join(" · ");
+  }
+
+  usage() {
+    const { parameters, usage, created_at: created } = this.job;
+    const tokens = usage?.input_tokens && `${usage.input_tokens} input tokens, ${usage.output_tokens} output tokens`;
+    return [parameters.model, tokens, new Date(created * 1000).toLocaleString("en")].filter(Boolean).join(" · ");
+  }
+
+  announce(before, known) {
+    const { state, previews, parameters, prompt, error, retry } = this.job;
+    if (retry && !known.retry) announce(`The image server is busy. Retrying, attempt ${retry.attempt} of ${retry.of}.`);
+    if (previews > known.previews) announce(`Preview ${previews} of ${parameters.partial_images ?? 1} has arrived.`);
+    if (before === state) return;
+    if (state === "done") announce(`Finished after ${seconds(this.elapsed)}: “${short(prompt)}”.`);
+    if (error) {
+      const { title, advice, billing } = describe(error);
+      announce([title, advice, billing].filter(Boolean).join(" "));
+    }
+  }
+
+  showProblem() {
+    const { error } = this.job;
+    this.article.classList.toggle("incomplete", !this.figures.length);
+    this.find(".problem").hidden = !error;
+    if (!error) return;
+    const { title, advice, billing, details } = describe(error);
+    this.find(".problem h4").textContent = title;
+    this.find(".advice").textContent = advice;
+    this.find(".billing").textContent = billing;
+    this.find(".message").textContent = details;
+    this.find(".problem details").hidden = !details;
+  }
+
+  // --- actions --------------------------------------------------------------------------------------
+
+  showActions() {
+    const { state, images: done } = this.job;
+    if (!this.finished) return this.setActions(button("Cancel", once(() => this.act(() => cancelJob(this.job)))));
+    const reuse = button("Reuse", () => fill(this.job), { title: "Use this prompt and its settings again" });
+    const all = element("a", { className: "button", href: zipUrl(this.job), textContent: "Download all", download: "elkimg-images.zip" });
+    return this.setActions(
+      button(state === "done" ? "Again" : "Try again", once(() => this.again())),
+      reuse,
+      ...(done.length > 1 ? [all] : []),
+      button(done.length ? "Delete" : "Remove", once(() => this.remove())),
+    );
+  }
+
+  // New buttons take over the focus of those they replace.
+  setActions(...buttons) {
+    const bar = this.find(".details > .actions");
+    const focused = bar.contains(document.activeElement);
+    bar.replaceChildren(...buttons);
+    if (focused) buttons[0].focus();
+  }
+
+  async act(action) {
+    try {
+      return await action();
+    } catch (error) {
+      if (!error.error) throw error;
+      await confirmed(sentence(error.error));
+      return undefined;
+    }
+  }
+
+  async again() {
+    const { job } = this;
+    const question = `Generate ${images(job.count)} again? You will be charged for each.`;
+    if (job.count > 1 && !(await confirmed(question, "Generate"))) return;
+    await this.act(async () => {
+      const files = await inputsOf(job);
+      const started = await startJob({ prompt: job.prompt, ...job.parameters }, files);
+      if (started && !job.images.length && !job.partial) await deleteJob(job);
+    });
+  }
+
+  async remove() {
+    const { job } = this;
+    const question = `Delete ${job.images.length > 1 ? `these ${images(job.images.length)}` : "this image"}? This cannot be undone.`;
+    if (job.images.length && !(await confirmed(question, "Delete"))) return;
+    await this.act(() => deleteJob(job));
+  }
+}
+
+// --- a figure: one image in its frame -----------------------------------------------------------------
+
+export class Figure {
+  constructor(card) {
+    this.card = card;
+    this.node = copyOf("figure");
+    this.node.figure = this;
+    this.frame = this.node.querySelector(".frame");
+    this.frame.onclick = () => view(this);
+    this.number = null;
+    const { parameters } = card.job;
+    const size = card.job.images[0]?.size ?? parameters.size ?? "";
+    this.setRatio(/^\d+x\d+$/.test(size) ? size.replace("x", " / ") : "1");
+  }
+
+  setRatio(ratio) {
+    this.frame.style.aspectRatio = ratio;
+  }
+
+  wait() {
+    this.node.classList.add("waiting");
+  }
+
+  say(text) {
+    this.node.querySelector(".progress").textContent = text;
+  }
+
+  preview(number, unfinished) {
+    this.node.classList.toggle("waiting", !unfinished);
+    if (this.number === number) return;
+    this.number = number;
+    this.show(imageUrl(this.card.job, number), unfinished ? "Unfinished image" : "Preview", true);
+  }
+
+  finish(image, live) {
+    this.image = image;
+    this.node.classList.remove("waiting");
+    if (this.frame.classList.contains("finished")) return;
+    const { job } = this.card;
+    this.number = image.number;
+    this.show(thumbnailUrl(job, image.number), job.prompt, live);
+    this.frame.classList.add("finished");
+    this.frame.disabled = false;
+    this.frame.setAttribute("aria-label", `View full size: ${short(job.prompt)}`);
+    this.node.querySelector("figcaption").replaceChildren(...this.tools());
+  }
+
+  // While a page is open, a new image fades in over the old one, and an outdated one is dropped.
+  async show(src, alt, fading) {
+    const image = element("img", { alt, decoding: "async" });
+    if (!fading) image.loading = "lazy";
+    image.src = src;
+    this.newest = image;
+    image.addEventListener("load", () => this.fit(image), { once: true });
+    if (fading) {
+      await image.decode().catch(() => {});
+      if (this.newest !== image) return;
+      if (!image.naturalWidth && this.frame.querySelector("img")) return; // deleted in the meantime
+      image.classList.add("appearing");
+    }
+    const before = [...this.frame.querySelectorAll("img")];
+    this.frame.querySelector(".pulse").before(image);
+    await Promise.all(image.getAnimations().map((animation) => animation.finished.catch(() => {})));
+    before.forEach((old) => old.remove());
+  }
+
+  // A frame has the shape of its image, so that no empty bands are left.
+  fit({ naturalWidth: width, naturalHeight: height }) {
+    if (!width || !height) return;
+    const [wide, high = 1] = this.frame.style.aspectRatio.split("/").map(Number);
+    if (Math.abs(width / height / (wide / high) - 1) > 0.01) this.setRatio(`${width} / ${height}`);
+  }
+
+  get url() {
+    return imageUrl(this.card.job, this.image.number);
+  }
+
+  /** The image that was edited, or undefined. */
+  get before() {
+    return this.card.job.inputs.find((input) => input.param === "image");
+  }
+
+  tools() {
+    const more = tool("button", "more", "More");
+    more.setAttribute("aria-haspopup", "menu");
+    more.onclick = () => openMenu(more, this.items());
+    const save = tool("a", "download", "Download", { href: this.url, download: this.image.name });
+    return [save, tool("button", "edit", "Edit", { onclick: () => editResult(this) }), more];
+  }
+
+  items() {
+    const { job } = this.card;
+    return [
+      ["Create a variation", () => editResult(this, job.prompt)],
+      ["Copy image", () => copyImage(this.url)],
+      ["Copy prompt", () => navigator.clipboard.writeText(job.prompt).then(() => announce("The prompt was copied."))],
+      ...(this.before ? [["Compare with the original", () => view(this, true)]] : []),
+    ];
+  }
+}
+
+function tool(name, icon, text, properties = {}) {
+  const made = element(name, name === "a" ? { className: "button", ...properties } : { type: "button", ...properties });
+  const drawing = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
+  use.setAttribute("href", `#icon-${icon}`);
+  drawing.append(use);
+  drawing.setAttribute("aria-hidden", "true");
+  drawing.setAttribute("class", "icon");
+  made.append(drawing, element("span", { textContent: text }));
+  made.title = text;
+  return made;
+}
+
+// Browsers copy PNG only.
+async function copyImage(url) {
+  const png = fetch(url)
+    .then((response) => response.blob())
+    .then(async (blob) => {
+      if (blob.type === "image/png") return blob;
+      const bitmap = await createImageBitmap(blob);
+      const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
+      canvas.getContext("2d").drawImage(bitmap, 0, 0);
+      return canvas.convertToBlob({ type: "image/png" });
+    });
+  try {
+    await navigator.clipboard.write([new ClipboardItem({ "image/png": png })]);
+    announce("The image was copied.");
+  } catch {
+    await confirmed("Your browser does not let this page copy the image. Download it instead.");
+  }
+}
+
+export const cardsShown = () => [...$("cards").children].map((node) => node.card);

@@ -1,0 +1,75 @@
+// What all dialogs share; a question before something is spent or lost; and menus.
+
+import { $, button } from "./words.js";
+
+for (const dialog of document.querySelectorAll("dialog")) {
+  dialog.querySelector(".close")?.addEventListener("click", () => dialog.close());
+}
+
+/** Ask, and return whether the answer is yes. With one label only, it is a message. */
+export function confirmed(text, yes = "OK", no = "Cancel") {
+  $("confirm-text").textContent = text;
+  $("confirm-yes").textContent = yes;
+  $("confirm-no").textContent = no;
+  $("confirm-no").hidden = yes === "OK";
+  $("confirm").returnValue = "no";
+  $("confirm").showModal();
+  (yes === "OK" ? $("confirm-yes") : $("confirm-no")).focus();
+  return new Promise((resolve) => {
+    $("confirm").addEventListener("close", () => resolve($("confirm").returnValue === "yes"), { once: true });
+  });
+}
+
+const menu = $("menu");
+let opener = null;
+
+/** Show a menu of `[text, action]` beside the button that opens it. */
+export function openMenu(from, items) {
+  opener = from;
+  menu.replaceChildren(...items.map(([text, action]) => {
+    const item = button(text, () => {
+      menu.hidePopover();
+      action();
+    });
+    item.setAttribute("role", "menuitem");
+    return item;
+  }));
+  menu.showPopover();
+  const box = from.getBoundingClientRect();
+  const below = box.bottom + menu.offsetHeight + 8 < innerHeight;
+  const top = below ? box.bottom + 4 : Math.max(8, box.top - menu.offsetHeight - 4);
+  const left = Math.max(8, Math.min(box.right - menu.offsetWidth, innerWidth - menu.offsetWidth - 8));
+  menu.style.top = `${top}px`;
+  menu.style.left = `${left}px`;
+  menu.firstElementChild?.focus();
+}
+
+menu.addEventListener("toggle", ({ newState }) => {
+  opener?.setAttribute("aria-expanded", String(newState === "open"));
+  if (newState === "closed" && (menu.contains(document.activeElement) || document.activeElement === document.body)) opener?.focus();
+});
+
+menu.addEventListener("keydown", (event) => {
+  const items = [...menu.children];
+  const index = items.indexOf(document.activeElement);
+  const next = { ArrowDown: index + 1, ArrowUp: index - 1, Home: 0, End: items.length - 1 }[event.key];
+  if (event.key === "Tab") menu.hidePopover();
+  if (next === undefined) return;
+  event.preventDefault();
+  items.at(next % items.length).focus();
+});
+addEventListener("scroll", () => menu.hidePopover(), { passive: true });
+
+/** Run an action that may not run twice at once, such as by a double click, and for a moment after it. */
+export function once(action) {
+  let busy = false;
+  return async (...args) => {
+    if (busy) return undefined;
+    busy = true;
+    try {
+      return await action(...args);
+    } finally {
+      setTimeout(() => (busy = false), 600);
+    }
+  };
+}
