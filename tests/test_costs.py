@@ -116,7 +116,7 @@ async def test_cost_reported_by_other_servers(
     raw_server.reply_with(
         stream(event(event_fields), DONE, **headers) if streaming else response(body, **headers)
     )
-    async with AsyncImages(KEY, base_url=raw_server.base_url) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url) as client:
         if streaming:
             async with client.generate("A boat", stream=True) as opened:
                 result = await opened.result()

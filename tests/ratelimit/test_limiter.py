@@ -23,7 +23,7 @@ from elkimg_async.errors import (
 from elkimg_async.local import LocalServer
 from elkimg_async.local.faults import FAULTS
 from elkimg_async.ratelimit.limiter import Limiter
-from tests.helpers.raw_server import KEY, End, RawServer, event, open_stream, response, stream
+from tests.helpers.raw_server import API_KEY, End, RawServer, event, open_stream, response, stream
 
 GOOD = response({"created": 1, "data": [{"b64_json": "iVBORw0KGgo="}]})
 UNAUTHORIZED = response({"error": {"message": "no"}}, status=401)
@@ -101,7 +101,7 @@ async def test_queue_is_first_come_first_served() -> None:
     """Requests leave in the order of their calls, those of many images too."""
     async with RawServer(GOOD) as raw_server:
         limits = Limits(max_concurrency=1, images_per_minute=60_000)
-        async with AsyncImages(KEY, base_url=raw_server.base_url, limits=limits) as client:
+        async with AsyncImages(API_KEY, base_url=raw_server.base_url, limits=limits) as client:
             await asyncio.gather(
                 *(client.generate(str(index), n=10 if index % 3 else 1) for index in range(12))
             )
@@ -115,7 +115,7 @@ async def test_retry_after_pauses_all_calls_once() -> None:
     async with RawServer(
         response({"error": {"message": "slow"}}, status=429, retry_after_ms="400"), GOOD
     ) as raw_server:
-        async with AsyncImages(KEY, base_url=raw_server.base_url) as client:
+        async with AsyncImages(API_KEY, base_url=raw_server.base_url) as client:
             first = asyncio.create_task(client.generate("first"))
             await until(lambda: limiter_of(client)._paused_until > 0)
             began = time.monotonic()
@@ -129,7 +129,7 @@ async def test_timeout_while_waiting_leaves_no_trace(streaming: bool) -> None:
     """Waiting counts towards `total`; a call that never started was not sent."""
     async with RawServer([End.HOLD]) as raw_server:
         limits = Limits(max_concurrency=1)
-        async with AsyncImages(KEY, base_url=raw_server.base_url, limits=limits) as client:
+        async with AsyncImages(API_KEY, base_url=raw_server.base_url, limits=limits) as client:
             holder = asyncio.create_task(client.generate("holds the slot"))
             await raw_server.wait_until(lambda: len(raw_server.requests) == 1)
             with pytest.raises(RequestTimeoutError) as caught:
@@ -149,7 +149,7 @@ async def test_cancellation_while_waiting_keeps_no_slot(streaming: bool) -> None
     """A call cancelled while it waits, or just as it starts, does not keep a slot."""
     async with RawServer([End.HOLD]) as raw_server:
         limits = Limits(max_concurrency=1)
-        async with AsyncImages(KEY, base_url=raw_server.base_url, limits=limits) as client:
+        async with AsyncImages(API_KEY, base_url=raw_server.base_url, limits=limits) as client:
             limiter = limiter_of(client)
             tasks = [asyncio.create_task(call(client, streaming)) for _ in range(4)]
             await raw_server.wait_until(lambda: len(raw_server.requests) == 1)
@@ -171,7 +171,7 @@ async def test_stream_holds_its_slot_until_closed() -> None:
     """An open stream is in flight even if nobody reads it; closing or dropping ends that."""
     async with RawServer([*open_stream(b"data: {}\n\n"), End.HOLD]) as raw_server:
         limits = Limits(max_concurrency=1)
-        async with AsyncImages(KEY, base_url=raw_server.base_url, limits=limits) as client:
+        async with AsyncImages(API_KEY, base_url=raw_server.base_url, limits=limits) as client:
             limiter = limiter_of(client)
             opened = await client.generate("one", stream=True)
             second = asyncio.create_task(_opened(client))
@@ -210,7 +210,7 @@ async def test_backoff_holds_no_slot() -> None:
     async with RawServer(overloaded, GOOD) as raw_server:
         limits = Limits(max_concurrency=1)
         async with AsyncImages(
-            KEY, base_url=raw_server.base_url, limits=limits, retry=retry, timeout=60
+            API_KEY, base_url=raw_server.base_url, limits=limits, retry=retry, timeout=60
         ) as client:
             failing = asyncio.create_task(client.generate("waits"))
             await raw_server.wait_until(lambda: len(raw_server.requests) == 1)
@@ -230,7 +230,7 @@ async def test_rate_limit_error_limits_the_pace() -> None:
     for reply, slower in replies:
         async with (
             RawServer(reply) as raw_server,
-            AsyncImages(KEY, base_url=raw_server.base_url, retry=0) as client,
+            AsyncImages(API_KEY, base_url=raw_server.base_url, retry=0) as client,
         ):
             with pytest.raises(ElkImagesError):
                 await call(client, streaming=True)
@@ -246,7 +246,7 @@ async def test_remaining_zero_waits_for_reset() -> None:
         x_ratelimit_reset_requests="100s",
     )
     async with RawServer(tight) as raw_server:
-        async with AsyncImages(KEY, base_url=raw_server.base_url) as client:
+        async with AsyncImages(API_KEY, base_url=raw_server.base_url) as client:
             await client.generate("one")
             with pytest.raises(RequestTimeoutError) as caught:
                 await client.generate("two", timeout=0.05)
@@ -259,7 +259,7 @@ async def test_close_fails_waiting_calls(streaming: bool) -> None:
     """Closing the client fails waiting and later calls, with the reason."""
     async with RawServer([End.HOLD]) as raw_server:
         limits = Limits(max_concurrency=1)
-        client = AsyncImages(KEY, base_url=raw_server.base_url, limits=limits)
+        client = AsyncImages(API_KEY, base_url=raw_server.base_url, limits=limits)
         tasks = [asyncio.create_task(call(client, streaming)) for _ in range(3)]
         await raw_server.wait_until(lambda: len(raw_server.requests) == 1)
         await until(lambda: limiter_of(client).waiting == 2)
@@ -447,7 +447,7 @@ async def test_wait_beyond_the_deadline_fails_at_once() -> None:
     reply = response({"error": {"message": "slow"}}, status=429, retry_after="60")
     async with (
         RawServer(reply) as raw_server,
-        AsyncImages(KEY, base_url=raw_server.base_url, retry=0) as client,
+        AsyncImages(API_KEY, base_url=raw_server.base_url, retry=0) as client,
     ):
         with pytest.raises(RateLimitError):
             await client.generate("one")
@@ -473,7 +473,7 @@ async def test_fast_responses_are_not_paced() -> None:
     """Without a 429 a few calls at a time are never delayed, and many soon reach full speed."""
     async with (
         RawServer(GOOD) as raw_server,
-        AsyncImages(KEY, base_url=raw_server.base_url) as client,
+        AsyncImages(API_KEY, base_url=raw_server.base_url) as client,
     ):
         began = time.monotonic()
         await asyncio.gather(*(client.generate("A kitten") for _ in range(300)))
@@ -484,7 +484,7 @@ async def test_outage_fails_fast() -> None:
     """While a server answers only 503, calls end within their back-off, with few retries in all."""
     async with RawServer(response({"error": {"message": "busy"}}, status=503)) as raw_server:
         began = time.monotonic()
-        async with AsyncImages(KEY, base_url=raw_server.base_url, retry=2) as client:
+        async with AsyncImages(API_KEY, base_url=raw_server.base_url, retry=2) as client:
             results = await asyncio.gather(
                 *(client.generate("A kitten") for _ in range(210)), return_exceptions=True
             )

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.bench_pacing import Combination, drive
 from elkimg_async import AsyncImages
 from elkimg_async.errors import ElkImagesError
-from tests.helpers.raw_server import KEY, RawServer, response
+from tests.helpers.raw_server import API_KEY, RawServer, response
 
 GOOD = response({"created": 1, "data": [{"b64_json": "iVBORw0KGgo="}]})
 BUSY = response({"error": {"message": "busy"}}, status=503)
@@ -37,7 +37,7 @@ async def measure(every: int) -> float:
     replies = [BUSY if every and index % every == 0 else GOOD for index in range(1, 1000)]
     async with (
         RawServer(*replies) as raw_server,
-        AsyncImages(KEY, base_url=raw_server.base_url, retry=8) as client,
+        AsyncImages(API_KEY, base_url=raw_server.base_url, retry=8) as client,
     ):
         began, prompts = time.monotonic(), iter(range(400))
 

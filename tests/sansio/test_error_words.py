@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
+from elkimg_async import errors
 from elkimg_async.errors import (
+    APIError,
     BadRequestError,
     ModerationError,
     ResponseError,
 )
-from elkimg_async import errors
-from elkimg_async.errors import APIError
 from elkimg_async.sansio import error_mapping
 from elkimg_async.sansio.decoder import ImagesDecoder
 from tests.helpers.error_bodies import NOW, api_body, error_of

@@ -495,7 +495,7 @@ def test_images_of_a_text(body: str, expected: Came) -> None:
         for start in range(0, len(data), 1_000):
             decoder.feed(data[start : start + 1_000])
         decoder.finish()
-        images = [event.image for event in iter(decoder.next_event, None)]  # type: ignore[union-attr]
+        images = [event.image for event in iter(decoder.next_event, None)]  # type: ignore[attr-defined]
         assert [image.content or image.url for image in images] == expected
 
 
