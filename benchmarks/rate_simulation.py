@@ -90,6 +90,8 @@ class Setting(msgspec.Struct, frozen=True):
     retry_after: str = "none"
     """`none`, `exact`, or `whole` seconds."""
     seconds: float = 120.0
+    lateness: float = 0.001
+    """The seconds by which timers are late at most."""
     seed: int = 1
 
 
@@ -102,7 +104,7 @@ class Result(msgspec.Struct, frozen=True):
 
 
 class Simulation:
-    """A client with a full queue, and one server; timers are late by up to a millisecond."""
+    """A client with a full queue, and one server; timers are late."""
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
@@ -127,17 +129,16 @@ class Simulation:
         while now < setting.seconds:
             controller = self._controller
             ready = max(
-                controller.ready_at(now, len(self._started)),
-                self._headers.ready_at(now, controller.starts),
-                self._paused_until,
+                held := max(self._headers.ready_at(controller.starts), self._paused_until),
+                controller.ready_at(len(self._started)),
             )
             if self._events and self._events[0][0] < max(ready, now):
                 when, _, kind, number, value = heapq.heappop(self._events)
                 now = max(now, when)
                 getattr(self, "_" + kind)(now, number, value)
             else:
-                now = now if ready <= now else ready + self._random.random() * 0.001
-                number = controller.started(now)
+                now = now if ready <= now else ready + self._random.random() * setting.lateness
+                number = controller.started(now, held)
                 self._started[number] = now
                 delay = min(setting.latency, setting.refusal) / 2 + self._random.random() * 0.0002
                 self._add(now + delay, "arrive", number, None)
@@ -166,13 +167,13 @@ class Simulation:
             )
             self._headers.record(number, started, rate_limit, rejected=not admitted)
         if admitted:
-            self._controller.succeeded()
+            self._controller.succeeded(now, now - started)
             return
         pause = {"none": 0.0, "exact": wait, "whole": float(math.ceil(wait))}[setting.retry_after]
         pause = min(pause, MAX_PAUSE)
         if pause:
             self._paused_until = max(self._paused_until, now + pause)
-        self._controller.rate_limited(number, pause)
+        self._controller.rate_limited(number, now, pause)
 
     def _result(self, part: float) -> Result:
         setting, shares, allowed, reached = self._setting, [], 0.0, 0

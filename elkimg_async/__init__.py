@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from elkimg_async.image import Image, ImageInput
     from elkimg_async.sansio.image_headers import ImageReference
     from elkimg_async.sansio.models import Model, Models
+    from elkimg_async.sansio.pricing import ImagePrices, Pricing, TokenPrices
     from elkimg_async.sansio.requests import EditRequest, GenerateRequest
     from elkimg_async.sansio.responses import (
         CompletedImage,
@@ -39,6 +40,7 @@ __all__ = [
     "GenerateRequest",
     "Image",
     "ImageInput",
+    "ImagePrices",
     "ImageReference",
     "ImageStream",
     "ImagesResponse",
@@ -49,10 +51,12 @@ __all__ = [
     "Model",
     "Models",
     "PartialImage",
+    "Pricing",
     "RateLimit",
     "RetryPolicy",
     "Timeout",
     "TokenDetails",
+    "TokenPrices",
     "Totals",
     "Usage",
     "__version__",
@@ -66,6 +70,7 @@ _NAMES = {
     "image": ("Image", "ImageInput"),
     "sansio.image_headers": ("ImageReference",),
     "sansio.models": ("Model", "Models"),
+    "sansio.pricing": ("ImagePrices", "Pricing", "TokenPrices"),
     "sansio.requests": ("EditRequest", "GenerateRequest"),
     "sansio.responses": (
         *("CompletedImage", "ImagesResponse", "Meta", "PartialImage"),

@@ -23,8 +23,8 @@ from elkimg_async.ratelimit.limiter import Permit
 from elkimg_async.sansio.decoder import ImageEvent, SkippedEvent
 from elkimg_async.sansio.encode import HTTPRequest
 from elkimg_async.sansio.endpoints import Decoder, Endpoint, ResultT
-from elkimg_async.sansio.error_mapping import read_error
-from elkimg_async.sansio.headers import content_length, rate_limit, request_id
+from elkimg_async.sansio.error_mapping import response_error
+from elkimg_async.sansio.headers import content_length, cost_header, rate_limit, request_id
 from elkimg_async.sansio.responses import RateLimit
 from elkimg_async.transport.deadline import Deadline
 from elkimg_async.transport.download import enable_download
@@ -69,9 +69,9 @@ class Attempt(Generic[ResultT]):
         self.first_byte = 0.0
         """Seconds from the start of the attempt to the headers of the response."""
         self.rate_limit: RateLimit | None = None
-        """The rate-limit headers of the response; None without any."""
+        """The rate-limit headers of the response; None if it has none."""
         self.delivered = False
-        """Whether an event of this attempt has reached the user, so that no other may follow."""
+        """Whether an event has reached the user, after which the call is not retried."""
 
     @property
     def count(self) -> int:
@@ -88,6 +88,11 @@ class Attempt(Generic[ResultT]):
         """The server's id of the request; None if the response has none."""
         named = request_id(self._exchange.headers) if self._exchange else None
         return named if self._api_key is None else self._api_key.redact(named)
+
+    @property
+    def cost_header(self) -> str | None:
+        """The header in which the server reports the cost; None if the response has none."""
+        return cost_header(self._exchange.headers) if self._exchange else None
 
     # --- sending --------------------------------------------------------------
 
@@ -263,4 +268,4 @@ class Attempt(Generic[ResultT]):
     def _error_status(self, exchange: Exchange) -> ElkImagesError:
         """Return the error for a status other than 2xx, from as much of its body as arrived."""
         body = bytes(self._error_body[:_MAX_ERROR_BODY])
-        return read_error(exchange.status, exchange.headers, body, now=time.time())
+        return response_error(exchange.status, exchange.headers, body, now=time.time())

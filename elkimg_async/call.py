@@ -8,6 +8,7 @@ import os
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from decimal import Decimal
 from typing import Any, Generic, TypeVar
 
 from elkimg_async import hooks, logs
@@ -18,6 +19,7 @@ from elkimg_async.sansio.decoder import ImageEvent
 from elkimg_async.sansio.endpoints import Endpoint, ResultT
 from elkimg_async.sansio.headers import check_headers, merge, take_idempotency_key, with_headers
 from elkimg_async.sansio.model_rules import validate
+from elkimg_async.sansio.pricing import cost_of
 from elkimg_async.sansio.requests import DEFAULT_MODEL, ImageRequest
 from elkimg_async.sansio.responses import Meta
 from elkimg_async.sansio.retry import decide
@@ -62,7 +64,7 @@ class Call(Generic[ResultT]):
         self._plan: Plan[ResultT] | None = None
         self._attempt: Attempt[ResultT] | None = None
         self._attempts = 0
-        self._model: str | None = None
+        self._request: ImageRequest | None = None
         self._outcome_unknown = False
         self._meta: Meta | None = None
         self._finished = False
@@ -191,7 +193,8 @@ class Call(Generic[ResultT]):
         failure.attempts = self._attempts
         failure.idempotency_key = self._plan.idempotency_key if self._plan else None
         if isinstance(failure, APIError):
-            failure.model = self._model
+            request = self._request
+            failure.model = None if request is None else request.model or DEFAULT_MODEL
         failure.__context__ = failure.__traceback__ = None  # their frames hold request headers
 
     def _retry_delay(self, failure: ElkImagesError, deadline: Deadline) -> float | None:
@@ -226,7 +229,7 @@ class Call(Generic[ResultT]):
         headers = merge(settings.headers, check_headers(self._extra_headers))
         request = await self._build()
         if request is not None:
-            self._model = request.model or DEFAULT_MODEL
+            self._request = request
             self._validate(request)
         idempotency_key = None
         if endpoint.creates_images:
@@ -284,13 +287,28 @@ class Call(Generic[ResultT]):
             first_byte=attempt.first_byte,
             rate_limit=attempt.rate_limit,
             idempotency_key=self._plan.idempotency_key,
+            cost=self._cost(attempt.result(), attempt.cost_header),
         )
+
+    def _cost(self, result: Any, cost_header: str | None) -> Decimal | None:
+        if self._request is None:
+            return None
+        try:
+            return cost_of(
+                *(self._settings.pricing, self._request, result.usage, len(result)),
+                extra=result.extra,
+                header=cost_header,
+            )
+        except Exception:  # noqa: BLE001 - from the user's function; the images are paid for
+            hooks.logger.warning("the price function failed", exc_info=True)
+            return None
 
     def _succeed(self, attempt: Attempt[ResultT], meta: Meta) -> None:
         assert self._plan is not None
         images = self._plan.images
         if self._observers or images > 1:
             result: Any = attempt.result()
+            result.meta = meta
             if len(result) < images:
                 logs.warn_of_missing_images(self._number, images, len(result), meta.request_id)
             self._finish(result=result)

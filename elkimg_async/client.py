@@ -3,12 +3,14 @@
 import os
 from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Mapping
 from copy import copy
+from decimal import Decimal
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, Unpack, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, Unpack
 
 import msgspec
 
 from elkimg_async import logs
+from elkimg_async.batch.budget import make_max_cost
 from elkimg_async.batch.create import create_run
 from elkimg_async.batch.run import MapRun
 from elkimg_async.batch.runner import RunOptions
@@ -18,15 +20,11 @@ from elkimg_async.config import (
     Limits,
     Settings,
     ValidateMode,
-    check_choice,
     make_model,
-    make_query,
     make_retry,
-    make_timeout,
-    split_base_url,
 )
-from elkimg_async.credentials import make_source, source_in
-from elkimg_async.errors import ConfigurationError, InvalidRequestError
+from elkimg_async.credentials import make_source
+from elkimg_async.errors import InvalidRequestError
 from elkimg_async.hints import (
     OTHER_FIELDS,
     OTHER_METHODS,
@@ -39,14 +37,13 @@ from elkimg_async.hints import (
 )
 from elkimg_async.hooks import Hook
 from elkimg_async.image_calls import ImageCalls
-from elkimg_async.ratelimit.limiter import Limiter
 from elkimg_async.resources import ModelsAttribute, returns_awaitable
 from elkimg_async.sansio.endpoints import EDIT, GENERATE, MODELS, Endpoint
-from elkimg_async.sansio.headers import check_headers, merge
 from elkimg_async.sansio.models import Models
+from elkimg_async.sansio.pricing import Pricing
 from elkimg_async.sansio.requests import DEFAULT_MODEL, ImageRequest, make_request
 from elkimg_async.sansio.responses import ImagesResponse
-from elkimg_async.sansio.retry import RetryBudget
+from elkimg_async.settings import change_settings, create_settings, either
 from elkimg_async.stream import ImageStream
 from elkimg_async.transport.session import Transport
 from elkimg_async.transport.uploads import build_edit
@@ -87,6 +84,7 @@ class AsyncImages(ImageCalls, AsyncOnly):
         query: Mapping[str, Any] | None = None,
         session: "aiohttp.ClientSession | None" = None,
         hooks: Iterable[Hook] = (),
+        pricing: Pricing | None = None,
         max_retries: int | None = None,
         default_headers: Mapping[str, str] | None = None,
         default_query: Mapping[str, Any] | None = None,
@@ -113,6 +111,8 @@ class AsyncImages(ImageCalls, AsyncOnly):
                 None: the client creates its own.
             hooks: Functions that receive a record of everything that happens; see
                 `elkimg_async.hooks`.
+            pricing: The prices for `meta.cost` of results whose cost the server does not report,
+                and for `max_cost` of `map`. None: such costs are unknown.
             max_retries: openai's name for a number passed as `retry`.
             default_headers: openai's name for `headers`.
             default_query: openai's name for `query`.
@@ -120,40 +120,26 @@ class AsyncImages(ImageCalls, AsyncOnly):
         Raises:
             ConfigurationError: If an option is invalid.
         """
-        check_choice("idempotency", idempotency, get_args(IdempotencyMode))
-        check_choice("validate", validate, get_args(ValidateMode))
         source = make_source(api_key)
-        api_key = None  # keeps it out of the traceback if a check below fails
-        policy, limits = make_retry(retry, max_retries), limits or Limits()
-        if not isinstance(limits, Limits):
-            raise ConfigurationError(
-                "limits must be elkimg_async.Limits(…), such as Limits(requests_per_minute=60), "
-                f"not {type(limits).__name__}."
-            )
-        sent = _client_headers(_either("headers", headers, "default_headers", default_headers))
-        address, parameters = split_base_url(base_url)
-        self._settings = Settings(
-            api_key=source_in(sent) if source is None else source,
-            base_url=address,
-            query=parameters | make_query(_either("query", query, "default_query", default_query)),
-            model=make_model(model),
-            timeout=make_timeout(timeout),
-            retry=policy,
-            budget=RetryBudget(policy.budget),
+        api_key = None  # keeps it out of the traceback if a check fails
+        self._settings = create_settings(
+            source,
+            base_url=base_url,
+            model=model,
+            timeout=timeout,
+            retry=make_retry(retry, max_retries),
             idempotency=idempotency,
             validate=validate,
             limits=limits,
-            headers=sent,
-            hooks=_hooks(hooks),
-            limiter=Limiter(
-                max_concurrency=limits.max_concurrency,
-                requests_per_minute=limits.requests_per_minute,
-                images_per_minute=limits.images_per_minute,
-            ),
-            shutdowns={},
+            headers=either("headers", headers, "default_headers", default_headers),
+            query=either("query", query, "default_query", default_query),
+            hooks=hooks,
+            pricing=pricing,
         )
         self._transport = Transport(
-            session, created_at=str(logs.WarningSite()), keepalive=limits.keepalive_timeout
+            session,
+            created_at=str(logs.WarningSite()),
+            keepalive=self._settings.limits.keepalive_timeout,
         )
 
     @property
@@ -208,16 +194,7 @@ class AsyncImages(ImageCalls, AsyncOnly):
         headers: Mapping[str, str] | None,
         query: Mapping[str, Any] | None = None,
     ) -> Settings:
-        settings = self._settings
-        if timeout is None and retry is None and headers is None and query is None:
-            return settings
-        return msgspec.structs.replace(
-            settings,
-            timeout=settings.timeout if timeout is None else make_timeout(timeout),
-            retry=settings.retry if retry is None else make_retry(retry),
-            headers=merge(settings.headers, _client_headers(headers)),
-            query=settings.query | make_query(query),
-        )
+        return change_settings(self._settings, timeout, retry, headers, query)
 
     def _generate(
         self,
@@ -296,6 +273,7 @@ class AsyncImages(ImageCalls, AsyncOnly):
         max_errors: int | None = None,
         max_images: int | None = None,
         max_total_tokens: int | None = None,
+        max_cost: Decimal | int | str | None = None,
         skip_failed: bool = False,
         require_lock: bool = True,
         stream: bool = False,
@@ -346,6 +324,11 @@ class AsyncImages(ImageCalls, AsyncOnly):
                 request, and images that may have been created without a response, are assumed to
                 cost as much as an image has cost so far; until that is known, requests are sent
                 one by one. None: no limit.
+            max_cost: How much money may be spent, including what the journal records, in the
+                currency of the client's `pricing`, which is required. It is exact, so a float is
+                not accepted. Before it is sent, each request reserves the most that it can cost; a
+                request whose outcome is unknown counts in full. Requests that cost more than the
+                prices say can exceed the limit. None: no limit.
             skip_failed: Whether to skip requests that failed in an earlier run; their items carry
                 the error recorded then.
             require_lock: Whether to fail if the file system has no locks, which keep a second run
@@ -358,7 +341,9 @@ class AsyncImages(ImageCalls, AsyncOnly):
                 total time, a call waits for its turn indefinitely.
 
         Raises:
-            ConfigurationError: If an option is invalid or, on entering, the folder cannot be used.
+            ConfigurationError: If an option is invalid; on entering, if the folder cannot be used;
+                on iterating, if `max_cost` is set and the maximum cost of a request, or a cost in
+                the journal, is unknown.
             InvalidRequestError: If `requests` is not an iterable of requests.
             JournalError: On entering or iterating, if the journal is in use, unreadable, or belongs
                 to other requests.
@@ -381,6 +366,7 @@ class AsyncImages(ImageCalls, AsyncOnly):
             max_errors=max_errors,
             max_images=max_images,
             max_total_tokens=max_total_tokens,
+            max_cost=make_max_cost(max_cost),
             skip_failed=skip_failed,
             require_lock=require_lock,
             stream=stream,
@@ -438,24 +424,3 @@ class AsyncImages(ImageCalls, AsyncOnly):
 
 async def _build_nothing() -> None:
     """Return None, since listing models needs no request body."""
-
-
-def _either(name: str, value: T | None, other_name: str, other: T | None) -> T | None:
-    """Return the value passed under either of two names."""
-    if value is not None and other is not None:
-        raise ConfigurationError(f"Pass either {name} or {other_name}, not both.")
-    return other if value is None else value
-
-
-def _hooks(hooks: Iterable[Hook]) -> tuple[Hook, ...]:
-    if callable(hooks):
-        raise ConfigurationError("hooks must be a list of functions, as in hooks=[function].")
-    return tuple(hooks)
-
-
-def _client_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
-    try:
-        return check_headers(headers)
-    except InvalidRequestError as error:
-        problem = error.message
-    raise ConfigurationError(problem)

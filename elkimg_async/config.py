@@ -1,4 +1,4 @@
-"""The options of a client, checked; with `credentials`, the only reader of the environment."""
+"""The options of a client and their checks; reads the environment, as does `credentials`."""
 
 import math
 import os
@@ -16,6 +16,7 @@ from elkimg_async.credentials import ApiKeySource
 from elkimg_async.errors import ConfigurationError
 from elkimg_async.hooks import Hook
 from elkimg_async.ratelimit.limiter import Permit
+from elkimg_async.sansio.pricing import Pricing
 from elkimg_async.sansio.requests import DEFAULT_MODEL
 from elkimg_async.sansio.responses import RateLimit
 from elkimg_async.sansio.retry import RetryBudget
@@ -207,6 +208,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     budget: RetryBudget
     limiter: "Pacing"
     shutdowns: dict[str, str]
+    pricing: Pricing | None = None
 
     def url(self, path: str) -> str:
         """Return the URL of an endpoint, with the query that every request has."""
@@ -299,7 +301,7 @@ def make_model(model: object) -> str:
 
 
 def make_query(query: object) -> dict[str, Any]:
-    """Return query parameters as text, lists for repeated ones; None means none.
+    """Return query parameters as text, with a list for a repeated one. None: no parameters.
 
     Parameters that are None are left out.
 
@@ -358,7 +360,7 @@ def split_base_url(url: str | None) -> tuple[str, dict[str, Any]]:
         parts = urlsplit(address)
         host, _ = parts.hostname, parts.port
     except ValueError:
-        problem = "it cannot be read"
+        problem = "it cannot be parsed"
     else:
         if parts.scheme not in ("http", "https"):
             problem = "it must begin with https:// or http://"

@@ -12,7 +12,7 @@ from elkimg_async.sansio.json_images import map_strings
 
 API_KEY_VARIABLE = "ELKAPI_API_KEY"
 MIN_REDACTED = 8
-"""Characters; a shorter API key is a test value, and may be part of ordinary words."""
+"""Characters of an API key to redact; a shorter one is a test value, and may be part of a word."""
 
 _QUOTES = "\"'`“”‘’«»"  # noqa: RUF001
 
@@ -71,7 +71,7 @@ def make_api_key(api_key: object) -> Secret:
         raise ConfigurationError("The API key is wrapped in quotes; remove them.")
     if not text.isascii() or not text.isprintable() or " " in text:
         raise ConfigurationError(
-            "The API key contains characters that no API key has; copy it once more."
+            "The API key contains characters that no API key has; copy it again."
         )
     return Secret(text)
 

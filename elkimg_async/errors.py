@@ -24,22 +24,26 @@ ElkImagesError
 ├── DownloadError                    the URL of an image could not be fetched
 ├── BatchError
 │   ├── BatchStoppedError            a limit of the run was reached, or all requests would fail
-│   └── JournalError                 unreadable, in use, or of other requests
+│   └── JournalError                 unreadable, in use, or for other requests
 └── JobError
     ├── JobNotFoundError             no job has this id
     ├── JobConflictError             the id belongs to a job with other parameters
     ├── JobCancelledError            the job was cancelled
     ├── JobLostError                 the process that ran the job ended
-    └── StoreError                   the store is full, unreachable or of another version
+    └── StoreError                   the store is full, unreachable or incompatible
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
+from elkimg_async.plain import to_plain
+
 Billing = Literal["not_sent", "refused", "unknown", "billed"]
 
 _MAX_SHOWN = 2_000  # characters of the server's message in the text of an error
+_IN_BETWEEN = "It comes from something in between, such as a proxy or CDN, not from the API."
+_CHECK_PATH = "Check the base URL and the network, or try again later."
 _TITLE = re.compile(r"<title[^>]*>\s*([^<]{1,200}?)\s*</title>", re.IGNORECASE)
 
 
@@ -88,11 +92,11 @@ class ElkImagesError(Exception):
         return {name for names in annotated for name in names} - {"advice"}
 
     def _describe(self) -> str:
-        """Return what happened, as a sentence."""
+        """Return a sentence that says what happened."""
         return self.message
 
     def _advise(self) -> str:
-        """Return what to do."""
+        """Return advice on what to do about it."""
         return self.advice
 
     def _warn_of_billing(self) -> str:
@@ -104,9 +108,6 @@ class ElkImagesError(Exception):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self)!r})"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (type(self), self.args, self.__dict__)
 
     def locate(self, request_id: str | None) -> Self:
         """Set the request id if it is not known yet, and return the error itself."""
@@ -121,32 +122,12 @@ class ElkImagesError(Exception):
         """
         fields: dict[str, Any] = {"error": type(self).__name__, "text": str(self)}
         for name in sorted(self._fields()):
-            value = _plain(getattr(self, name), images=images)
+            value = to_plain(getattr(self, name), images=images)
             if value not in (None, "", [], {}):
                 fields[name] = value
         return fields
 
     model_dump = to_dict
-
-
-def _plain(value: Any, *, images: bool) -> Any:
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, images=images) for item in value]
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "backslashreplace")
-    to_dict = getattr(value, "to_dict", None)
-    if to_dict is not None:
-        return to_dict(images=images)
-    return dict(value) if isinstance(value, Mapping) else value
-
-
-def _restore(
-    cls: type[ElkImagesError], args: tuple[Any, ...], fields: dict[str, Any]
-) -> ElkImagesError:
-    error = cls.__new__(cls, *args)
-    error.args = args
-    error.__dict__.update(fields)
-    return error
 
 
 def _sentence(text: str) -> str:
@@ -220,12 +201,6 @@ class APIError(ElkImagesError):
     def _title(self) -> str:
         match = _TITLE.search(self.body)
         return f" titled “{match[1]}”" if match else ""
-
-
-_IN_BETWEEN = (
-    "It comes from something in between, such as a proxy, firewall or CDN, not from the API."
-)
-_CHECK_PATH = "Check the base URL and the network, or try again later."
 
 
 class BadRequestError(APIError):
@@ -390,8 +365,8 @@ class BatchStoppedError(BatchError):
     """A run stopped early: a limit was reached, or every further request would fail."""
 
     reason: str | None = None
-    """The limit (`max_errors`, `max_images` or `max_total_tokens`), or why further requests would
-    fail: `configuration`, `authentication`, `quota`, `dns`, `tls` or `proxy`."""
+    """The limit (`max_errors`, `max_images`, `max_total_tokens` or `max_cost`), or why further
+    requests would fail: `configuration`, `authentication`, `quota`, `dns`, `tls` or `proxy`."""
     totals: Any = None
     """The totals of the run until then (`Totals`)."""
 

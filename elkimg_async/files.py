@@ -59,8 +59,8 @@ def write_atomically(
 ) -> None:
     """Write a file atomically, replacing a file of the same name.
 
-    A new file is written beside the target and renamed. Where that is not possible (the target is
-    mounted by itself, or its folder is not writable), and for FIFOs and devices, the content is
+    A new file is written beside the target and renamed. Where that is not possible (the target is a
+    mount point, or its folder is not writable), and for FIFOs and devices, the content is
     written into the target itself.
 
     Args:

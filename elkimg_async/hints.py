@@ -1,6 +1,7 @@
-"""Advice in place of Python's plain errors, for the mistakes that new users make most often.
+"""Errors with advice, for the mistakes that new users make most often.
 
-What is defined here for wrong uses is hidden from type checkers, which report them by themselves.
+Methods that exist only to raise such an error are hidden from type checkers, which report the
+mistake themselves.
 """
 
 import difflib
@@ -25,21 +26,21 @@ OTHER_OPTIONS = {
     **dict.fromkeys(("proxy", "proxies"), "set HTTPS_PROXY, or pass a session with a proxy."),
     **dict.fromkeys(("organization", "project"), "pass it in headers."),
 }
-"""What people pass instead of the options of a client."""
+"""Advice for arguments that the client does not have."""
 OTHER_METHODS = {
     **dict.fromkeys(("create", "create_image", "generations"), "use client.generate(…)."),
     "stream": "use client.generate(…, stream=True).",
     **dict.fromkeys(("batch", "generate_many"), "use client.map(…)."),
     **dict.fromkeys(("variations", "create_variation"), "servers have retired it; use edit."),
 }
-"""What people look for on a client."""
+"""Advice for attributes that the client does not have."""
 OTHER_FIELDS = {
     "negative_prompt": "say in the prompt what the image should not show.",
     **dict.fromkeys(("width", "height", "aspect_ratio"), "pass a size such as size='1024x1024'."),
     **dict.fromkeys(("count", "num_images", "number"), "the number of images is n."),
     "format": "the name is output_format.",
 }
-"""What people pass instead of the options of a call."""
+"""Advice for arguments that a call does not have."""
 OTHERWISE = "fields that the server knows and this client does not go into extra_body."
 IMAGE_ADVICE = {
     **dict.fromkeys(
@@ -54,11 +55,11 @@ IMAGE_ADVICE = {
     **dict.fromkeys(("b64", "base64"), "use image.b64_json."),
     **dict.fromkeys(("write", "download"), "use await image.save(path)."),
 }
-"""What people look for on an image."""
+"""Advice for attributes that an image does not have."""
 
 
 def missing_attribute(holder: object, name: str, advice: str | None) -> AttributeError:
-    """Return the error for an attribute that does not exist; without advice it is Python's own."""
+    """Return the error for a missing attribute; without advice it has the same text as Python's."""
     text = f"{type(holder).__name__!r} object has no attribute {name!r}"
     if advice is None:
         return AttributeError(text, name=name, obj=holder)
@@ -74,14 +75,14 @@ def unknown_keyword(
     *,
     otherwise: str = "",
 ) -> TypeError:
-    """Return Python's error for an argument that does not exist, with advice.
+    """Return the TypeError for an unknown argument, with advice.
 
     Args:
         call: The function, as Python names it.
-        name: The argument.
-        known: The arguments that exist, of which a similar one is proposed.
-        advice: What to do about certain names.
-        otherwise: What to do about all others.
+        name: The unknown argument.
+        known: The known arguments; a similar one is suggested.
+        advice: Advice for some unknown names.
+        otherwise: Advice for all others.
     """
     hint = advice.get(name)
     if hint is None:
@@ -94,7 +95,7 @@ def unknown_keyword(
 def advise_keywords(
     advice: Mapping[str, str], otherwise: str = ""
 ) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Decorate a function so that arguments that do not exist are answered with advice."""
+    """Decorate a function so that an unknown argument raises an error with advice."""
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         known = inspect.signature(function).parameters.keys()
@@ -113,7 +114,7 @@ def advise_keywords(
 
 
 class AsyncOnly:
-    """Base of what works with `async with` and `async for` only; `_usage` is how to write it."""
+    """Base of async context managers, which cannot be used with `with`; `_usage` is an example."""
 
     _usage = ""
 
@@ -123,11 +124,11 @@ class AsyncOnly:
             raise TypeError(f"Write `async with` instead of `with`: {self._usage}")
 
         def __exit__(self, *_: object) -> None:
-            """Exist, since Python looks for it before `__enter__` is called."""
+            """Do nothing; Python looks this method up before it calls `__enter__`."""
 
 
 class AsyncIterableOnly(AsyncOnly):
-    """Base of what works with `async with` and `async for` only."""
+    """Base of async iterators, which cannot be used with `for` either."""
 
     if not TYPE_CHECKING:
 

@@ -122,26 +122,7 @@ class ImageCalls:
             ResponseError: If the response has no usable image.
             StreamError: If a stream ends without a completed image.
         """
-        fields = {
-            "model": model,
-            "n": n,
-            "size": size,
-            "quality": quality,
-            "background": background,
-            "moderation": moderation,
-            "style": style,
-            "user": user,
-            "safety_identifier": safety_identifier,
-            "output_format": output_format,
-            "output_compression": output_compression,
-            "partial_images": partial_images,
-            "response_format": response_format,
-            "complexity": complexity,
-            "frame_count": frame_count,
-            "frame_duration_ms": frame_duration_ms,
-            "svg": svg,
-            "extra_body": extra_body,
-        }
+        fields = _fields(locals(), "prompt")
         result = self._generate(prompt, fields, stream, extra_headers, extra_query, timeout, retry)
         return named(result, "generate")
 
@@ -251,33 +232,10 @@ class ImageCalls:
                 client's.
 
         Raises:
-            InvalidRequestError: If the request cannot be right, or a file cannot be read.
+            InvalidRequestError: If the request is invalid, or a file cannot be read.
             ElkImagesError: In the cases listed for `generate`.
         """
-        fields = {
-            "prompt": prompt,
-            "mask": mask,
-            "markup": markup,
-            "input_fidelity": input_fidelity,
-            "model": model,
-            "n": n,
-            "size": size,
-            "quality": quality,
-            "background": background,
-            "moderation": moderation,
-            "style": style,
-            "user": user,
-            "safety_identifier": safety_identifier,
-            "output_format": output_format,
-            "output_compression": output_compression,
-            "partial_images": partial_images,
-            "response_format": response_format,
-            "complexity": complexity,
-            "frame_count": frame_count,
-            "frame_duration_ms": frame_duration_ms,
-            "svg": svg,
-            "extra_body": extra_body,
-        }
+        fields = _fields(locals(), "image")
         result = self._edit(image, fields, stream, extra_headers, extra_query, timeout, retry)
         return named(result, "edit")
 
@@ -290,3 +248,9 @@ class ImageCalls:
         self, image: Any, fields: Mapping[str, Any], stream: bool, *options: Any
     ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream:
         raise NotImplementedError
+
+
+def _fields(arguments: Mapping[str, Any], subject: str) -> dict[str, Any]:
+    """Return the arguments of a call that are fields of its request, except its `subject`."""
+    names = EditRequest.__struct_fields__
+    return {name: arguments[name] for name in names if name in arguments and name != subject}

@@ -1,6 +1,6 @@
 """The logger `elkimg_async`, and warnings that point at the user's own code.
 
-Attempts and how they end are logged at DEBUG, retries at INFO, and losses at WARNING. No line
+Attempts and how they end are logged at DEBUG, retries at INFO, and lost images at WARNING. No line
 contains text written by the user or the server except the URL and the request id: no prompt, API
 key, body or error message. Use a hook to see those.
 """

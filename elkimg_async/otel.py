@@ -27,7 +27,7 @@ _SECONDS = [0.01 * 2**power for power in range(16)]
 """The boundaries of the conventions, and 163.84 and 327.68 s, since images take that long."""
 _TOKENS = [4**power for power in range(14)]
 _MAX_RUNNING = 65_536
-"""Calls tracked at once. Every call ends by itself; the limit keeps a bug from leaking memory."""
+"""Calls tracked at once. Every call ends in time; the limit keeps a bug from leaking memory."""
 
 
 class Telemetry:
@@ -37,6 +37,7 @@ class Telemetry:
     covers all attempts and the whole stream; leaving a stream early ends it and sets
     `elkimg.stream.left`. Attempts, responses, retries, images and skipped events are its events. A
     call that fails before anything is sent has no span. Spans never contain the API key or images.
+    `elkimg.cost` is the result's `meta.cost`; it is absent if unknown.
 
     Metrics: `gen_ai.client.operation.duration`, `gen_ai.client.token.usage`, and for streams
     `gen_ai.client.operation.time_to_first_chunk`, the time to the first image.
@@ -168,6 +169,8 @@ class Telemetry:
         if isinstance(record.result, ImagesResponse):
             running.usage = record.result.usage or running.usage
             running.images = len(record.result)
+            if record.result.meta.cost is not None:
+                span.set_attribute("elkimg.cost", float(record.result.meta.cost))
         if "gen_ai.request.model" in shared:
             span.set_attribute("elkimg.images", running.images)
         if running.usage is not None:

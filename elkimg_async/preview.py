@@ -21,7 +21,7 @@ FOLDER = "elkimg-originals"
 """Folder beside a notebook that holds the originals of its previews."""
 
 MAX_EMBEDDED = 64 * 1024
-"""Images of at most so many bytes are embedded without a preview."""
+"""Images of at most this many bytes are embedded without a preview."""
 
 RASTER_TYPES = {"image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"}
 """The types that notebooks show without HTML."""

@@ -1,4 +1,4 @@
-"""Pytest fixtures for code that uses `elkimg_async`; pytest finds them by itself.
+"""Pytest fixtures for code that uses `elkimg_async`; pytest loads them automatically.
 
     @pytest.mark.elkimg_faults("rate-limit=1*2")
     async def test_thumbnail(elkimg_client, elkimg_server):

@@ -1,5 +1,6 @@
 """What every test shares."""
 
+import inspect
 import os
 from collections.abc import AsyncIterator
 
@@ -11,6 +12,23 @@ from tests.helpers.raw_server import PNG, RawServer, response
 os.environ.pop("PYTEST_ADDOPTS", None)  # not for the pytest runs that tests start
 
 collect_ignore = ["plugin_project"]  # a separate project, run by test_pytest_plugin
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Use two workers for each processor, since the tests mostly wait."""
+    return 2 * (os.cpu_count() or 1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makeitem(
+    collector: pytest.Module | pytest.Class, name: str, obj: object
+) -> None:
+    """Let anyio run every async test; its own option for this needs a newer anyio than we do."""
+    if collector.istestfunction(obj, name):
+        function = obj.hypothesis.inner_test if hasattr(obj, "hypothesis") else obj
+        if inspect.iscoroutinefunction(function):
+            pytest.mark.usefixtures("anyio_backend")(obj)
 
 
 @pytest.fixture(scope="session")

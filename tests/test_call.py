@@ -7,7 +7,7 @@ import pytest
 from elkimg_async import AsyncImages, ConfigurationError, RetryPolicy
 from elkimg_async.hooks import RetryScheduled
 from tests.helpers.calls import check_clean, in_both_modes
-from tests.helpers.raw_server import KEY, RawServer, response
+from tests.helpers.raw_server import API_KEY, RawServer, response
 
 
 async def generate(client: AsyncImages, streaming: bool) -> None:
@@ -26,7 +26,7 @@ async def test_closing_during_the_api_key_function(streaming: bool) -> None:
     async def api_key() -> str:
         waiting.set()
         await asyncio.sleep(60)
-        return KEY
+        return API_KEY
 
     async with RawServer(response({})) as server:
         client = AsyncImages(api_key, base_url=server.base_url)
@@ -51,7 +51,7 @@ async def test_closing_during_the_back_off(streaming: bool) -> None:
     busy = response({"error": {"message": "busy"}}, status=429, Retry_After="50")
     async with RawServer(busy) as server:
         client = AsyncImages(
-            KEY, base_url=server.base_url, hooks=[hook], retry=RetryPolicy(max_retries=1)
+            API_KEY, base_url=server.base_url, hooks=[hook], retry=RetryPolicy(max_retries=1)
         )
         call = asyncio.create_task(generate(client, streaming))
         await waiting.wait()

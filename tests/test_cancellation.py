@@ -22,7 +22,7 @@ from elkimg_async.hooks import Record, RetryScheduled
 from elkimg_async.transport import pool
 from tests.helpers.calls import GOOD, PARTIAL, check_secret, in_both_modes, run_call
 from tests.helpers.raw_server import (
-    KEY,
+    API_KEY,
     PNG,
     End,
     RawServer,
@@ -38,7 +38,7 @@ HALF = [head(200, Content_Length="1000"), b'{"data": [{"b64_json": "iVBOR', End.
 
 @pytest.fixture(autouse=True)
 async def no_task_is_left() -> AsyncIterator[None]:
-    """No test leaves a task behind."""
+    """Check that a test leaves no task behind."""
     before = running()
     yield
     await until(lambda: running() <= before)
@@ -46,24 +46,24 @@ async def no_task_is_left() -> AsyncIterator[None]:
 
 @pytest.fixture
 async def client(raw_server: RawServer) -> AsyncIterator[AsyncImages]:
-    async with AsyncImages(KEY, base_url=raw_server.base_url, timeout=10) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url, timeout=10) as client:
         yield client
 
 
 def running() -> "set[asyncio.Task[Any]]":
-    """The tasks of this loop, without those of the test runner."""
+    """Return the tasks of this loop, without those of the test runner."""
     return {task for task in asyncio.all_tasks() if "TestRunner" not in repr(task.get_coro())}
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Let the loop run until `condition` holds."""
+    """Run the loop until `condition` holds."""
     async with asyncio.timeout(5):
         while not condition():
             await asyncio.sleep(0)
 
 
 async def cancel(task: "asyncio.Task[Any]") -> None:
-    """Cancel, and see it end by that, at once and without a look at the key."""
+    """Cancel a task; check that it ends at once, without another use of the API key."""
     task.cancel()
     async with asyncio.timeout(5):
         with pytest.raises(asyncio.CancelledError) as caught:
@@ -72,7 +72,7 @@ async def cancel(task: "asyncio.Task[Any]") -> None:
 
 
 async def check_works(client: AsyncImages, raw_server: RawServer) -> None:
-    """The same client makes the next calls, on a single new connection."""
+    """Check that the client makes further calls, on a single new connection."""
     raw_server.reply_with(GOOD)
     accepted = raw_server.accepted
     for streaming in (False, True):
@@ -98,18 +98,18 @@ async def test_call_cancelled_while_waiting_for_the_api_key(
     raw_server: RawServer, streaming: bool
 ) -> None:
     """A call that waits for its API key opens nothing."""
-    asked = asyncio.Event()
+    requested = asyncio.Event()
 
     async def key() -> str:
-        asked.set()
+        requested.set()
         if raw_server.accepted == 0 and not ready:
             await asyncio.get_running_loop().create_future()
-        return KEY
+        return API_KEY
 
     ready: list[bool] = []
     async with AsyncImages(key, base_url=raw_server.base_url) as client:
         task = asyncio.create_task(run_call(client, streaming))
-        await asked.wait()
+        await requested.wait()
         await cancel(task)
         assert raw_server.accepted == 0
         ready.append(True)
@@ -151,7 +151,7 @@ async def test_call_cancelled_while_connecting(streaming: bool) -> None:
             filler.setblocking(False)
             filler.connect_ex(listener.getsockname())
         base_url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-        async with AsyncImages(KEY, base_url=base_url) as client:
+        async with AsyncImages(API_KEY, base_url=base_url) as client:
             before = open_sockets()
             task = asyncio.create_task(run_call(client, streaming))
             await until(lambda: len(open_sockets()) > len(before))
@@ -170,7 +170,7 @@ async def test_call_cancelled_while_connecting(streaming: bool) -> None:
 
 
 def open_sockets() -> set[str]:
-    """The sockets of this process."""
+    """Return the sockets of this process."""
     links = set()
     for link in Path("/proc/self/fd").iterdir():
         try:
@@ -185,7 +185,7 @@ async def test_uploading(streaming: bool) -> None:
     """A call whose server does not read resets its connection instead of waiting for it."""
     async with (
         RawServer(GOOD, reading=False) as deaf,
-        AsyncImages(KEY, base_url=deaf.base_url) as client,
+        AsyncImages(API_KEY, base_url=deaf.base_url) as client,
     ):
         task, call = begin(client, streaming, extra_body={"padding": "x" * 30_000_000})
         await until(lambda: phase_of(call) == "upload")
@@ -203,7 +203,7 @@ async def test_call_cancelled_while_uploading_through_a_borrowed_session(streami
     async with (
         RawServer(GOOD, reading=False) as deaf,
         aiohttp.ClientSession() as session,
-        AsyncImages(KEY, base_url=deaf.base_url, session=session) as client,
+        AsyncImages(API_KEY, base_url=deaf.base_url, session=session) as client,
     ):
         before = open_sockets()
         task, call = begin(client, streaming, extra_body={"padding": "x" * 30_000_000})
@@ -237,7 +237,7 @@ async def test_call_cancelled_while_waiting_for_the_response(
 def begin(
     client: AsyncImages, streaming: bool, **options: Any
 ) -> "tuple[asyncio.Task[ImagesResponse], Any]":
-    """A call as a task, and the object in which it goes on."""
+    """Return a running call, and the object that holds its phase."""
     if streaming:
         stream = client.generate("a boat", stream=True, **options)
         return asyncio.create_task(stream.result()), stream._source
@@ -293,7 +293,7 @@ async def test_left_between_events(client: AsyncImages, raw_server: RawServer) -
 
 @in_both_modes
 async def test_waiting_for_the_retry(raw_server: RawServer, streaming: bool) -> None:
-    """A call that waits before its next attempt makes none."""
+    """A call cancelled before its next attempt does not start it."""
     scheduled = asyncio.Event()
 
     def hook(record: Record) -> None:
@@ -303,7 +303,9 @@ async def test_waiting_for_the_retry(raw_server: RawServer, streaming: bool) -> 
     # Not 429, whose Retry-After would delay the other call too.
     raw_server.reply_with([*response({"error": "busy"}, status=503, Retry_After="60")])
     policy = RetryPolicy(max_retries=5)
-    async with AsyncImages(KEY, base_url=raw_server.base_url, hooks=[hook], retry=policy) as client:
+    async with AsyncImages(
+        API_KEY, base_url=raw_server.base_url, hooks=[hook], retry=policy
+    ) as client:
         task = asyncio.create_task(run_call(client, streaming))
         await scheduled.wait()
         await until(lambda: raw_server.connections == 1)

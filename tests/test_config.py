@@ -17,7 +17,7 @@ from elkimg_async.config import (
     make_timeout,
 )
 
-KEY = "sk-options-0123456789abcdef"
+API_KEY = "sk-options-0123456789abcdef"
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 
@@ -46,7 +46,7 @@ def test_timeout_defaults() -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_timeout_set(stream: bool) -> None:
-    """A limit that is set holds in both modes, infinity included."""
+    """A limit that is set applies in both modes, infinity included."""
     limits = Timeout(total=1, connect=2, first_byte=3, idle=math.inf, download=5).limits(
         stream=stream
     )
@@ -64,7 +64,7 @@ def test_timeout_wrong(name: str, value: Any) -> None:
 
 
 def test_timeout_from_a_number() -> None:
-    """A number is the total, which no other default cuts short; None is the default."""
+    """A number is the total, and no default is shorter; None is the default."""
     for seconds in (5, 900, math.inf):
         for stream in (False, True):
             limits = make_timeout(seconds).limits(stream=stream)
@@ -97,7 +97,7 @@ def test_retry_defaults() -> None:
 
 
 def test_retry_from_a_number() -> None:
-    """A number is how many retries, None the default, and a policy itself."""
+    """A number is that of retries, and None is the default."""
     assert make_retry(0) == RetryPolicy(max_retries=0)
     assert make_retry(None) == RetryPolicy()
     given = RetryPolicy(7)
@@ -154,7 +154,7 @@ def test_limits_default() -> None:
 
 
 def test_timeout_of_other_libraries() -> None:
-    """A timedelta, and a Timeout of httpx or openai, mean what they mean there."""
+    """A timedelta, and a Timeout of httpx or openai, keep their meaning."""
     assert make_timeout(timedelta(minutes=2)) == make_timeout(120)
     for timeout in (httpx.Timeout(60, connect=5.0), openai.Timeout(60, connect=5.0)):
         limits = make_timeout(timeout).limits(stream=False)
@@ -168,7 +168,9 @@ def test_timeout_of_other_libraries() -> None:
 
 def test_options_of_openai() -> None:
     """`max_retries`, `default_headers` and `default_query` are taken under openai's names."""
-    client = AsyncImages(KEY, max_retries=5, default_headers={"X-A": "b"}, default_query={"q": "1"})
+    client = AsyncImages(
+        API_KEY, max_retries=5, default_headers={"X-A": "b"}, default_query={"q": "1"}
+    )
     assert client._settings.retry == RetryPolicy(max_retries=5)
     assert client._settings.headers == {"X-A": "b"}
     assert client.with_options(max_retries=0)._settings.retry.max_retries == 0
@@ -179,7 +181,7 @@ def test_options_of_openai() -> None:
         {"query": {}, "default_query": {}},
     ):
         with pytest.raises(ConfigurationError, match="not both"):
-            AsyncImages(KEY, **options)
+            AsyncImages(API_KEY, **options)
     with pytest.raises(ConfigurationError, match="not both"):
         client.with_options(retry=1, max_retries=2)
 
@@ -203,15 +205,15 @@ def test_options_of_openai() -> None:
         ("https://api.elkapi.com/v1#top", "a fragment"),
         ("https://api.elkapi.com/v1?a=b#top", "a fragment"),
         ("https://api.elkapi.com/v1?a=b c", "white space"),
-        ("https://api.elkapi.com:port/v1", "cannot be read"),
-        ("https://api.elkapi.com:99999/v1", "cannot be read"),
-        ("https://[::1/v1", "cannot be read"),
+        ("https://api.elkapi.com:port/v1", "cannot be parsed"),
+        ("https://api.elkapi.com:99999/v1", "cannot be parsed"),
+        ("https://[::1/v1", "cannot be parsed"),
     ],
 )
 def test_base_url_wrong(url: str, problem: str) -> None:
-    """A base URL that cannot work is rejected, with an example of a correct one."""
+    """An invalid base URL is rejected, with a valid example."""
     with pytest.raises(ConfigurationError, match=problem) as caught:
-        AsyncImages(KEY, base_url=url)
+        AsyncImages(API_KEY, base_url=url)
     assert DEFAULT_BASE_URL in str(caught.value)
     assert "user:word" not in str(caught.value)
 
@@ -229,7 +231,7 @@ def test_base_url_wrong(url: str, problem: str) -> None:
 def test_base_url_valid(url: str | None, used: str) -> None:
     """White space around a valid base URL and a slash at its end are removed."""
     assert make_base_url(url) == used
-    assert AsyncImages(KEY, base_url=url).base_url == used
+    assert AsyncImages(API_KEY, base_url=url).base_url == used
 
 
 @pytest.mark.parametrize(
@@ -242,58 +244,60 @@ def test_base_url_valid(url: str | None, used: str) -> None:
 )  # fmt: skip
 def test_base_url_with_a_query(url: str, address: str, query: str) -> None:
     """A query in the base URL is sent with every request, behind the path of the endpoint."""
-    client = AsyncImages(KEY, base_url=url)
+    client = AsyncImages(API_KEY, base_url=url)
     assert client.base_url == address
     assert client._settings.url("/models") == f"{address}/models{'?' if query else ''}{query}"
     assert make_base_url(url) == f"{address}{'?' if query else ''}{query}"
 
 
 def test_query_merges() -> None:
-    """The client's query adds to that of the base URL, a view's to both; None is left out."""
+    """The client's query is added to that of the base URL, and a view's to both; None is unset."""
     client = AsyncImages(
-        KEY, base_url="https://host/v1?a=1&b=2", query={"b": 3, "c": None, "d": True}
+        API_KEY, base_url="https://host/v1?a=1&b=2", query={"b": 3, "c": None, "d": True}
     )
     assert client._settings.url("/x") == "https://host/v1/x?a=1&b=3&d=true"
     view = client.with_options(query={"a": ["x", "y"], "e": "ü&="})
     assert view._settings.url("/x") == "https://host/v1/x?a=x&a=y&b=3&d=true&e=%C3%BC%26%3D"
-    assert AsyncImages(KEY, base_url="https://host", default_query={"q": 1})._settings.url("/") == (
-        "https://host/?q=1"
-    )
+    assert AsyncImages(API_KEY, base_url="https://host", default_query={"q": 1})._settings.url(
+        "/"
+    ) == ("https://host/?q=1")
 
 
 @pytest.mark.parametrize("query", ["a=1", [("a", 1)], {1: "a"}, {"a": {}}, {"a": [b"x"]}], ids=repr)
 def test_query_wrong(query: Any) -> None:
-    """A query that cannot be written is rejected when the client is created."""
+    """A query that cannot be encoded is rejected when the client is created."""
     with pytest.raises(ConfigurationError, match="query"):
-        AsyncImages(KEY, query=query)
+        AsyncImages(API_KEY, query=query)
 
 
 def test_model_default(monkeypatch: pytest.MonkeyPatch) -> None:
     """The default model is the client's, else the environment's, else gpt-image-1.5."""
     monkeypatch.delenv("ELKAPI_MODEL", raising=False)
-    assert AsyncImages(KEY).model == "gpt-image-1.5"
+    assert AsyncImages(API_KEY).model == "gpt-image-1.5"
     monkeypatch.setenv("ELKAPI_MODEL", " gpt-image-2\n")
-    assert AsyncImages(KEY).model == "gpt-image-2"
-    client = AsyncImages(KEY, model="flux")
+    assert AsyncImages(API_KEY).model == "gpt-image-2"
+    client = AsyncImages(API_KEY, model="flux")
     view = client.with_options(model="sd")
     assert (client.model, view.model) == ("flux", "sd")
     assert view.with_options(timeout=3).model == "sd"
     wrong: Any
     for wrong in ("", " ", 5):
         with pytest.raises(ConfigurationError, match="model must be the name"):
-            AsyncImages(KEY, model=wrong)
+            AsyncImages(API_KEY, model=wrong)
 
 
 def test_base_url_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """ELKAPI_BASE_URL is the default, an argument overrides it, and both are checked."""
     monkeypatch.setenv("ELKAPI_BASE_URL", "http://localhost:1/v1/")
-    assert AsyncImages(KEY).base_url == "http://localhost:1/v1"
-    assert AsyncImages(KEY, base_url="http://localhost:2/v1").base_url == "http://localhost:2/v1"
+    assert AsyncImages(API_KEY).base_url == "http://localhost:1/v1"
+    assert (
+        AsyncImages(API_KEY, base_url="http://localhost:2/v1").base_url == "http://localhost:2/v1"
+    )
     monkeypatch.setenv("ELKAPI_BASE_URL", "")
-    assert AsyncImages(KEY).base_url == DEFAULT_BASE_URL
+    assert AsyncImages(API_KEY).base_url == DEFAULT_BASE_URL
     monkeypatch.setenv("ELKAPI_BASE_URL", "localhost")
     with pytest.raises(ConfigurationError, match="begin with https://"):
-        AsyncImages(KEY)
+        AsyncImages(API_KEY)
 
 
 # --- modes and headers ------------------------------------------------------
@@ -304,15 +308,21 @@ def test_choice_wrong(option: str) -> None:
     """An unknown mode is rejected with the list of the known ones."""
     options: dict[str, Any] = {option: "sometimes"}
     with pytest.raises(ConfigurationError, match=rf"{option} must be one of .*off.*'sometimes'"):
-        AsyncImages(KEY, **options)
+        AsyncImages(API_KEY, **options)
 
 
 @pytest.mark.parametrize(
     "headers",
-    [{"Authorization": f"Bearer {KEY}"}, {"X-A": "b\r\nX-C: d"}, {"X A": "b"}, {"X-A": 1}, "X-A"],
+    [
+        {"Authorization": f"Bearer {API_KEY}"},
+        {"X-A": "b\r\nX-C: d"},
+        {"X A": "b"},
+        {"X-A": 1},
+        "X-A",
+    ],
 )
 def test_headers_invalid(headers: Any) -> None:
     """Headers that cannot be sent, and the API key's, are rejected at once."""
     with pytest.raises(ConfigurationError, match="headers") as caught:
-        AsyncImages(KEY, headers=headers)
-    assert KEY not in str(caught.value)
+        AsyncImages(API_KEY, headers=headers)
+    assert API_KEY not in str(caught.value)

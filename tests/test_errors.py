@@ -1,4 +1,4 @@
-"""The tree of errors, and what each of them carries."""
+"""The tree of errors, and the fields of each."""
 
 import copy
 import json
@@ -211,7 +211,7 @@ def test_error_text(cls: type[ElkImagesError]) -> None:
 
 @classes
 def test_error_advice(cls: type[ElkImagesError]) -> None:
-    """The advice is a whole sentence; who gives none has messages that say what to do.
+    """The advice is a whole sentence; a class without one has it in its messages.
 
     Where an image may have been made, that is the advice.
     """
@@ -227,7 +227,7 @@ def test_error_advice(cls: type[ElkImagesError]) -> None:
 
 
 def test_error_text_with_the_request_id_in_the_message() -> None:
-    """A request id that the server's own message names is not told twice."""
+    """A request id in the server's own message is not repeated."""
     error = APIError("It failed (request id: r-42).", request_id="r-42")
     assert str(error) == "It failed (request id: r-42)."
 
@@ -242,13 +242,13 @@ def test_error_text_of_a_timeout() -> None:
 
 @classes
 def test_error_text_names_the_idempotency_key(cls: type[ElkImagesError]) -> None:
-    """Where an image may have been paid for, the text names the idempotency key."""
+    """If an image may have been billed, the text has the idempotency key."""
     assert "(idempotency key: i-1)" in str(cls("What.", billing="unknown", idempotency_key="i-1"))
     assert "i-1" not in str(cls("What.", billing="not_sent", idempotency_key="i-1"))
 
 
 def test_error_text_of_an_api_error() -> None:
-    """The text has the status, the code, the server's words and the advice."""
+    """The text has the status, the code, the server's message and the advice."""
     error = BadRequestError("no such size", status=400, code="invalid_request", request_id="r")
     assert str(error) == (
         "The server returned 400 (invalid_request): no such size. "
@@ -263,7 +263,7 @@ def test_error_text_of_an_api_error() -> None:
 
 @classes
 def test_error_to_dict(cls: type[ElkImagesError]) -> None:
-    """Every error is plain data that JSON takes, with or without its images."""
+    """Every error becomes plain data for JSON, with or without its images."""
     error = cls("What happened.", **fields_of(cls))
     for fields in (error.to_dict(), error.model_dump()):
         assert json.loads(json.dumps(fields)) == fields
@@ -283,7 +283,7 @@ def test_error_with_an_unknown_field(cls: type[ElkImagesError], name: str) -> No
 
 @pytest.mark.parametrize("name", ["args", "locate", "with_traceback", "add_note", "__str__"])
 def test_error_with_a_method_as_field(name: str) -> None:
-    """What an exception has besides its fields is no field."""
+    """A method of an exception is not a field."""
     with pytest.raises(TypeError, match="has no field"):
         BadRequestError("What happened.", **{name: 1})
 
@@ -300,21 +300,21 @@ def test_error_with_a_method_as_field(name: str) -> None:
     ],
 )
 def test_error_with_a_field_of_another_class(cls: type[ElkImagesError], name: str) -> None:
-    """A field of another branch is unknown here."""
+    """A field of another class is unknown."""
     fields: dict[str, Any] = {name: 1}
     with pytest.raises(TypeError, match="has no field"):
         cls(**fields)
 
 
 def test_error_fields_are_its_own() -> None:
-    """What is set on one error shows on no other."""
+    """A field set on one error does not change another."""
     first, second = APIError("a", headers={"x": "1"}), APIError("b")
     first.images = (1,)
     assert (second.headers, second.images, APIError.headers) == ({}, (), {})
 
 
 def test_error_is_caught_as_a_builtin() -> None:
-    """Two of the errors are also what Python calls them."""
+    """Two of the errors are also Python's own exceptions."""
     assert issubclass(RequestTimeoutError, TimeoutError)
     assert issubclass(InvalidRequestError, ValueError)
     assert not issubclass(ConnectError, OSError)
@@ -323,7 +323,7 @@ def test_error_is_caught_as_a_builtin() -> None:
 
 
 def test_error_locate() -> None:
-    """`locate` names the request once, and gives the error back."""
+    """`locate` sets the request id once, and returns the error."""
     error = DownloadError("a")
     assert error.locate(None) is error
     assert error.request_id is None
@@ -331,7 +331,7 @@ def test_error_locate() -> None:
 
 
 def test_error_raised_and_pickled_with_a_cause() -> None:
-    """An error that was raised from another one pickles without it."""
+    """An error that was raised from another one is pickled without it."""
     with pytest.raises(RateLimitError) as caught:
         raise RateLimitError("a", retry_after=2.0) from KeyError("secret")
     data = pickle.dumps(caught.value)

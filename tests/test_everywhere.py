@@ -1,4 +1,4 @@
-"""One client in several loops, threads and forks, closed in every way or not at all."""
+"""One client in several loops, threads and forks, closed in different ways or never."""
 
 import asyncio
 import gc
@@ -25,7 +25,16 @@ from elkimg_async import (
 )
 from elkimg_async.local import LocalServer
 from tests.helpers.calls import GOOD, PARTIAL, check_clean, run_call
-from tests.helpers.raw_server import KEY, PNG, End, RawServer, Reply, head, open_stream, response
+from tests.helpers.raw_server import (
+    API_KEY,
+    PNG,
+    End,
+    RawServer,
+    Reply,
+    head,
+    open_stream,
+    response,
+)
 
 HOME = os.pathsep.join([str(Path(elkimg_async.__file__).parent.parent), *sys.path])
 SOON = 2.0  # seconds, for what has to be at once, on a busy machine
@@ -36,7 +45,9 @@ def threaded_server() -> Iterator[LocalServer]:
     """A local server in a thread with its own event loop."""
     with (
         anyio.from_thread.start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(LocalServer(api_key=KEY, light=True, delay=0)) as server,
+        portal.wrap_async_context_manager(
+            LocalServer(api_key=API_KEY, light=True, delay=0)
+        ) as server,
     ):
         yield server
 
@@ -59,8 +70,8 @@ def run_script(tmp_path: Path, script: str, *arguments: str) -> "subprocess.Comp
 
 
 def test_threads_at_once(threaded_server: LocalServer) -> None:
-    """Threads, each with successive loops, share one client; each loop closes what it opened."""
-    client = AsyncImages(KEY, base_url=threaded_server.base_url)
+    """Threads with successive loops share one client; each loop closes its own connections."""
+    client = AsyncImages(API_KEY, base_url=threaded_server.base_url)
     threads, loops = 6, 3
     barrier = threading.Barrier(threads)
 
@@ -83,8 +94,8 @@ def test_threads_at_once(threaded_server: LocalServer) -> None:
 
 
 def test_closing_while_threads_generate(threaded_server: LocalServer) -> None:
-    """Closing in one thread ends the calls of others cleanly, and their loops go on."""
-    client = AsyncImages(KEY, base_url=threaded_server.base_url, retry=0)
+    """Closing in one thread ends the calls of others, and their loops continue."""
+    client = AsyncImages(API_KEY, base_url=threaded_server.base_url, retry=0)
     threaded_server.inject(*["stall-headers"] * 3)
     barrier = threading.Barrier(4)
 
@@ -111,18 +122,18 @@ async def test_closing_while_another_loop_ends() -> None:
     """Closing in one loop while another one ends neither hangs nor is cancelled."""
     for _ in range(10):
         async with RawServer(GOOD) as raw_server:
-            client = AsyncImages(KEY, base_url=raw_server.base_url)
-            asked = asyncio.Event()
+            client = AsyncImages(API_KEY, base_url=raw_server.base_url)
+            requested = asyncio.Event()
             here = asyncio.get_running_loop()
 
             async def generate_once(
-                client: AsyncImages = client, asked: asyncio.Event = asked
+                client: AsyncImages = client, requested: asyncio.Event = requested
             ) -> None:
                 await client.generate("a boat")
-                here.call_soon_threadsafe(asked.set)  # noqa: B023
+                here.call_soon_threadsafe(requested.set)  # noqa: B023
 
             thread = asyncio.create_task(asyncio.to_thread(asyncio.run, generate_once()))
-            await asked.wait()
+            await requested.wait()
             async with asyncio.timeout(SOON):
                 await client.aclose()
             await thread
@@ -179,7 +190,7 @@ with asyncio.Runner() as runner:
 @pytest.mark.parametrize("where", ["between", "within"])
 def test_fork(threaded_server: LocalServer, tmp_path: Path, where: str) -> None:
     """A forked child gets its own pool and may close it; the parent's connection works."""
-    done = run_script(tmp_path, FORK, KEY, threaded_server.base_url, where)
+    done = run_script(tmp_path, FORK, API_KEY, threaded_server.base_url, where)
     lines = ["parent 1 1", "child 1 1", "status 0", "parent again 1 1"]
     assert done.stdout.splitlines() == lines
     assert done.stderr == ""
@@ -208,8 +219,8 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("way", ["within", "after", "kept"])
 def test_never_closed(threaded_server: LocalServer, tmp_path: Path, way: str) -> None:
-    """A client that is never closed is one ResourceWarning that names the line which created it."""
-    done = run_script(tmp_path, FORGOTTEN, KEY, threaded_server.base_url, way)
+    """A client that is never closed is one ResourceWarning with the line that created it."""
+    done = run_script(tmp_path, FORGOTTEN, API_KEY, threaded_server.base_url, way)
     assert done.returncode == 0
     assert done.stderr.count("Warning:") == done.stderr.count("ResourceWarning:") <= 2
     assert done.stderr.count("was never closed") == 1
@@ -226,7 +237,7 @@ def test_never_closed(threaded_server: LocalServer, tmp_path: Path, way: str) ->
 async def test_closed_twice() -> None:
     """Closing twice, also concurrently, does nothing the second time; later calls raise."""
     async with RawServer(GOOD) as raw_server:
-        async with AsyncImages(KEY, base_url=raw_server.base_url) as client:
+        async with AsyncImages(API_KEY, base_url=raw_server.base_url) as client:
             await client.generate("a boat")
             await asyncio.gather(client.aclose(), client.aclose())
             await raw_server.wait_disconnected()
@@ -247,7 +258,7 @@ PHASES: dict[str, Reply] = {
 async def test_closed_while_calls_run(phase: str) -> None:
     """All calls in flight when the client is closed fail at once and are not retried."""
     async with RawServer(PHASES[phase]) as raw_server:
-        client = AsyncImages(KEY, base_url=raw_server.base_url)
+        client = AsyncImages(API_KEY, base_url=raw_server.base_url)
         tasks = [
             asyncio.create_task(_failure(client, streaming)) for streaming in (False, True) * 5
         ]
@@ -266,17 +277,17 @@ async def test_closed_while_calls_run(phase: str) -> None:
 
 async def test_closed_while_a_call_waits_for_its_api_key() -> None:
     """A call whose API key arrives after closing sends nothing and opens nothing."""
-    asked, gate = asyncio.Event(), asyncio.Event()
+    requested, gate = asyncio.Event(), asyncio.Event()
 
     async def key() -> str:
-        asked.set()
+        requested.set()
         await gate.wait()
-        return KEY
+        return API_KEY
 
     async with RawServer(GOOD) as raw_server:
         client = AsyncImages(key, base_url=raw_server.base_url)
         task = asyncio.create_task(_failure(client, False))
-        await asked.wait()
+        await requested.wait()
         await client.aclose()
         gate.set()
         try:
@@ -293,7 +304,7 @@ async def test_closed_while_a_download_begins(steps: int) -> None:
         RawServer(response(PNG)) as host,
         RawServer(response({"data": [{"url": f"{host.origin}/a.png"}]})) as api,
     ):
-        client = AsyncImages(KEY, base_url=api.base_url)
+        client = AsyncImages(API_KEY, base_url=api.base_url)
         (image,) = await client.generate("a boat")
         task = asyncio.create_task(image.read())
         for _ in range(steps):
@@ -317,7 +328,7 @@ async def _failure(client: AsyncImages, streaming: bool) -> ElkImagesError:
 
 def test_loop_closed_before_the_client(threaded_server: LocalServer) -> None:
     """A client whose loop is closed can be closed in another loop without warnings."""
-    client = AsyncImages(KEY, base_url=threaded_server.base_url)
+    client = AsyncImages(API_KEY, base_url=threaded_server.base_url)
 
     async def generate_once() -> int:
         return len(await client.generate("a boat"))
@@ -330,7 +341,7 @@ def test_loop_closed_before_the_client(threaded_server: LocalServer) -> None:
 
 def test_loop_closed_without_its_generators(threaded_server: LocalServer) -> None:
     """A loop closed with tasks still in it does not keep its client from being closed or used."""
-    client = AsyncImages(KEY, base_url=threaded_server.base_url)
+    client = AsyncImages(API_KEY, base_url=threaded_server.base_url)
 
     async def generate_once() -> int:
         return len(await client.generate("a boat"))

@@ -1,4 +1,4 @@
-"""`Image`: what it knows of its bytes, and reading, saving and downloading them."""
+"""`Image`: properties of its bytes, and reading, saving and downloading them."""
 
 import asyncio
 import base64
@@ -6,38 +6,22 @@ import copy
 import io
 import pickle
 import random
-import socket
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-import aiohttp.abc
 import PIL.Image
 import pytest
 
 from elkimg_async import (
-    AsyncImages,
     ConfigurationError,
     DownloadError,
     Image,
-    ImagesResponse,
-    Limits,
-    Timeout,
 )
 from elkimg_async.image import media_type_of
-from elkimg_async.local import LocalServer
 from tests.helpers.raw_server import (
     JPEG,
-    KEY,
     PNG,
-    End,
-    RawServer,
-    Reply,
-    head,
-    open_stream,
-    response,
 )
 
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"/>'
@@ -51,9 +35,6 @@ CONTENTS = {
     "image/bmp": b"BM" + bytes(30),
     "image/tiff": b"II*\x00\x08\x00",
 }
-
-
-# --- the bytes ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("media_type", "content"), list(CONTENTS.items()))
@@ -79,7 +60,7 @@ def test_media_type(media_type: str, content: bytes) -> None:
     ],
 )
 def test_media_type_of_other_bytes(content: bytes, media_type: str) -> None:
-    """Other spellings are known, and other data is not taken for an image."""
+    """Other brands of formats are recognized, and other data is not an image."""
     assert media_type_of(content) == media_type
 
 
@@ -100,7 +81,7 @@ def test_b64_json_round_trip(content: bytes) -> None:
 
 
 def test_image_that_is_only_a_url() -> None:
-    """What is only a URL has no bytes, no base64 and no type yet."""
+    """An image that is only a URL has no bytes, base64 or type yet."""
     image = Image(url="https://host/a.png", revised_prompt="a boat, in oil")
     assert image.content is None
     assert image.b64_json is None
@@ -174,7 +155,7 @@ def test_notebook_preview() -> None:
 
 
 def test_notebook_preview_of_a_truncated_image() -> None:
-    """What cannot be reduced is embedded as it is."""
+    """An image that cannot be reduced is embedded unchanged."""
     content = PNG + bytes(100_000)
     encoded = base64.b64encode(content).decode()
     assert f'src="data:image/png;base64,{encoded}"' in str(
@@ -200,8 +181,12 @@ def test_to_pil() -> None:
     """`to_pil` opens the bytes."""
     file = io.BytesIO()
     PIL.Image.new("RGBA", (3, 2), (1, 2, 3, 4)).save(file, "PNG")
-    picture = Image(file.getvalue()).to_pil()
-    assert (picture.size, picture.format, picture.getpixel((2, 1))) == ((3, 2), "PNG", (1, 2, 3, 4))
+    pil_image = Image(file.getvalue()).to_pil()
+    assert (pil_image.size, pil_image.format, pil_image.getpixel((2, 1))) == (
+        (3, 2),
+        "PNG",
+        (1, 2, 3, 4),
+    )
 
 
 def test_to_pil_of_a_url() -> None:
@@ -213,20 +198,20 @@ def test_to_pil_of_a_url() -> None:
 
 def pattern(mode: str) -> PIL.Image.Image:
     """Return a small image of some colours, with transparency if the mode has it."""
-    picture = PIL.Image.new("RGBA", (16, 16))
-    picture.putdata([(x * 16, y * 16, 128, x * 17) for y in range(16) for x in range(16)])
-    return picture.convert(mode)
+    pil_image = PIL.Image.new("RGBA", (16, 16))
+    pil_image.putdata([(x * 16, y * 16, 128, x * 17) for y in range(16) for x in range(16)])
+    return pil_image.convert(mode)
 
 
 @pytest.mark.parametrize("format", ["png", "webp"])
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
 def test_from_pil_round_trip(mode: str, format: Any) -> None:
     """A grey or RGB image, transparent or not, is unchanged pixel for pixel."""
-    picture = pattern(mode)
-    image = Image.from_pil(picture, format=format)
+    pil_image = pattern(mode)
+    image = Image.from_pil(pil_image, format=format)
     assert image.media_type == f"image/{format}"
     again = image.to_pil()
-    assert again.convert("RGBA").tobytes() == picture.convert("RGBA").tobytes()
+    assert again.convert("RGBA").tobytes() == pil_image.convert("RGBA").tobytes()
     if format == "png":
         assert again.mode == mode
 
@@ -235,10 +220,10 @@ def test_from_pil_round_trip(mode: str, format: Any) -> None:
 @pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
 def test_from_pil_converts(mode: str, format: Any) -> None:
     """Other modes are converted to RGB of the same appearance."""
-    picture = pattern("RGB").convert(mode)
-    again = Image.from_pil(picture, format=format).to_pil()
+    pil_image = pattern("RGB").convert(mode)
+    again = Image.from_pil(pil_image, format=format).to_pil()
     assert again.mode == "RGB"
-    wanted = picture.convert("RGB")
+    wanted = pil_image.convert("RGB")
     if format != "jpeg":
         assert again.tobytes() == wanted.tobytes()
     assert again.size == wanted.size
@@ -246,11 +231,11 @@ def test_from_pil_converts(mode: str, format: Any) -> None:
 
 def test_from_pil_keeps_the_transparency_of_a_palette() -> None:
     """A palette with a transparent colour becomes RGBA."""
-    picture = PIL.Image.new("P", (2, 1), 1)
-    picture.putpalette([0, 0, 0, 10, 20, 30])
-    picture.putpixel((1, 0), 0)
-    picture.info["transparency"] = 0
-    for image in (Image.from_pil(picture), Image.from_pil(picture, format="webp")):
+    pil_image = PIL.Image.new("P", (2, 1), 1)
+    pil_image.putpalette([0, 0, 0, 10, 20, 30])
+    pil_image.putpixel((1, 0), 0)
+    pil_image.info["transparency"] = 0
+    for image in (Image.from_pil(pil_image), Image.from_pil(pil_image, format="webp")):
         again = image.to_pil()
         assert again.mode == "RGBA"
         assert again.getpixel((0, 0)) == (10, 20, 30, 255)
@@ -262,13 +247,13 @@ def test_from_pil_keeps_the_transparency_of_a_palette() -> None:
 def test_from_pil_drops_a_profile_that_no_longer_fits() -> None:
     """The colour profile of a CMYK image is dropped in RGB; that of an RGB image is kept."""
     for mode, kept in (("CMYK", None), ("RGB", b"profile")):
-        picture = pattern("RGB").convert(mode)
-        picture.info["icc_profile"] = b"profile"
-        assert Image.from_pil(picture).to_pil().info.get("icc_profile") == kept
+        pil_image = pattern("RGB").convert(mode)
+        pil_image.info["icc_profile"] = b"profile"
+        assert Image.from_pil(pil_image).to_pil().info.get("icc_profile") == kept
 
 
 @pytest.mark.parametrize(
-    ("picture", "format", "told"),
+    ("pil_image", "format", "message"),
     [
         (PIL.Image.new("RGBA", (1, 1)), "jpeg", "transparency"),
         (PIL.Image.new("I;16", (1, 1)), "png", "more than 8 bits"),
@@ -278,18 +263,18 @@ def test_from_pil_drops_a_profile_that_no_longer_fits() -> None:
         (b"bytes", "png", "not bytes"),
     ],
 )
-def test_from_pil_rejects(picture: Any, format: Any, told: str) -> None:
+def test_from_pil_rejects(pil_image: Any, format: Any, message: str) -> None:
     """Modes that would lose data or cannot be saved are an error that says what to do."""
-    with pytest.raises(ConfigurationError, match=told):
-        Image.from_pil(picture, format=format)
+    with pytest.raises(ConfigurationError, match=message):
+        Image.from_pil(pil_image, format=format)
 
 
 def test_from_pil_without_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without Pillow, `from_pil` names the extra to install."""
-    picture = PIL.Image.new("L", (1, 1))
+    pil_image = PIL.Image.new("L", (1, 1))
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(ConfigurationError, match=r"elkimg-async\[pil\]"):
-        Image.from_pil(picture)
+        Image.from_pil(pil_image)
 
 
 def test_to_pil_without_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,9 +283,6 @@ def test_to_pil_without_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ConfigurationError, match=r"elkimg-async\[pil\]"):
         Image(PNG).to_pil()
-
-
-# --- saving -----------------------------------------------------------------
 
 
 def names_in(folder: Path) -> list[str]:
@@ -332,7 +314,7 @@ async def test_save(tmp_path: Path, as_path: bool) -> None:
     ],
 )
 async def test_save_fills_in_the_extension(tmp_path: Path, media_type: str, extension: str) -> None:
-    """A path without an extension gets that of the bytes, so that two formats do not collide."""
+    """A path without an extension gets that of the image's type."""
     written = await Image(CONTENTS[media_type]).save(tmp_path / "boat")
     assert written == tmp_path / f"boat{extension}"
     assert written.read_bytes() == CONTENTS[media_type]
@@ -340,7 +322,7 @@ async def test_save_fills_in_the_extension(tmp_path: Path, media_type: str, exte
 
 @pytest.mark.parametrize("name", ["boat.xyz", "boat.JPG", "boat.jpeg"])
 async def test_save_with_a_suffix(tmp_path: Path, name: str) -> None:
-    """A suffix in the path stays as it is."""
+    """A suffix in the path is kept."""
     assert (await Image(JPEG).save(tmp_path / name)).name == name
 
 
@@ -355,7 +337,7 @@ async def test_save_with_the_suffix_of_another_type(tmp_path: Path) -> None:
 
 
 async def test_save_into_a_missing_folder(tmp_path: Path) -> None:
-    """The error names the folder that is missing, not a temporary file."""
+    """The error names the missing folder, not a temporary file."""
     with pytest.raises(FileNotFoundError, match="folder does not exist") as caught:
         await Image(PNG).save(tmp_path / "missing" / "boat.png")
     assert caught.value.filename == str(tmp_path / "missing")
@@ -384,7 +366,7 @@ async def test_save_overwrites(tmp_path: Path) -> None:
 
 
 async def test_save_onto_a_folder(tmp_path: Path) -> None:
-    """A folder of that name is an OSError, and no half-written file is left beside it."""
+    """A folder with that name is an OSError, and no incomplete file remains."""
     (tmp_path / "boat.png").mkdir()
     with pytest.raises(OSError, match="boat"):
         await Image(PNG).save(tmp_path / "boat.png")
@@ -401,421 +383,12 @@ async def test_save_concurrently(tmp_path: Path) -> None:
 
 
 async def test_save_a_long_name(tmp_path: Path) -> None:
-    """A name as long as the file system takes can be saved to."""
+    """A name of the maximum length of the file system can be saved to."""
     name = "b" * 251 + ".png"
     assert (await Image(PNG).save(tmp_path / name)).read_bytes() == PNG
 
 
 async def test_save_a_long_name_of_wide_characters(tmp_path: Path) -> None:
-    """A name whose characters take several bytes each, such as from a prompt, is written too."""
+    """A long name of characters that take several bytes can be saved to."""
     name = "猫" * 80 + ".png"
     assert (await Image(PNG).save(tmp_path / name)).read_bytes() == PNG
-
-
-# --- an image with a URL -----------------------------------------------------
-
-
-@pytest.fixture
-async def host() -> AsyncIterator[RawServer]:
-    """An image host, apart from the API."""
-    async with RawServer(response(PNG, content_type="image/png")) as host:
-        yield host
-
-
-async def image_at(url: str, **options: Any) -> tuple[AsyncImages, Image]:
-    """An open client and its image, which the API gave as `url`."""
-    async with RawServer(response({"data": [{"url": url}]})) as api:
-        client = AsyncImages(KEY, base_url=api.base_url, **options)
-        try:
-            (image,) = await client.generate("a boat")
-        except BaseException:
-            await client.aclose()
-            raise
-    return client, image
-
-
-async def failure_of(host: RawServer, reply: Reply, **options: Any) -> DownloadError:
-    """Return the error of reading an image whose host returns this reply."""
-    host.reply_with(reply)
-    client, image = await image_at(f"{host.origin}/a.png?signature=hush", **options)
-    async with client:
-        with pytest.raises(DownloadError) as caught:
-            await image.read()
-    error = caught.value
-    assert image.content is None
-    assert error.billing == "billed"
-    assert error.url == f"{host.origin}/a.png"
-    assert "hush" not in str(error)
-    assert error.__cause__ is None
-    assert error.__context__ is None
-    return error
-
-
-async def test_read_bytes() -> None:
-    """Bytes that are present are returned at once."""
-    assert await Image(PNG).read() == PNG
-
-
-async def test_read_a_url(host: RawServer) -> None:
-    """The URL is fetched only at the first `read`, and without the API key."""
-    client, image = await image_at(f"{host.origin}/a.png?signature=1%2F2")
-    async with client:
-        assert host.requests == []
-        assert await image.read() == await image.read() == image.content == PNG
-        assert image.media_type == "image/png"
-    (request,) = host.requests
-    assert request.method == "GET"
-    assert "authorization" not in request.headers
-    assert "idempotency-key" not in request.headers
-    assert KEY not in repr(request)
-
-
-async def test_read_a_signed_url(host: RawServer) -> None:
-    """The URL is requested unchanged: escapes that belong to a signature stay."""
-    target = "/a%20boat/b.png?sig=a%2Bb%2Fc%3D%3D&se=2030-01-01T00%3A00%3A00Z"
-    client, image = await image_at(host.origin + target)
-    async with client:
-        await image.read()
-    assert host.requests[0].target == target
-
-
-async def test_read_without_the_clients_headers(host: RawServer) -> None:
-    """Headers added for the API are not sent to the image host."""
-    client, image = await image_at(f"{host.origin}/a.png", headers={"X-Team": "hush"})
-    async with client:
-        await image.read()
-    assert "x-team" not in host.requests[0].headers
-
-
-async def test_read_concurrently(host: RawServer) -> None:
-    """Tasks that read the same image at once share one download."""
-    client, image = await image_at(f"{host.origin}/a.png")
-    async with client:
-        contents = await asyncio.gather(*(image.read() for _ in range(10)))
-    assert contents == [PNG] * 10
-    assert len(host.requests) == 1
-
-
-async def test_save_a_url(host: RawServer, tmp_path: Path) -> None:
-    """`save` fetches what is only a URL."""
-    client, image = await image_at(f"{host.origin}/a.png")
-    async with client:
-        assert (await image.save(tmp_path / "boat")).read_bytes() == PNG
-
-
-async def test_read_again_after_a_failure(host: RawServer) -> None:
-    """A failed download can be tried again with the same image."""
-    host.reply_with(response(b"gone", status=410), response(PNG))
-    client, image = await image_at(f"{host.origin}/a.png")
-    async with client:
-        with pytest.raises(DownloadError):
-            await image.read()
-        assert await image.read() == PNG
-
-
-async def test_cancelled_read_can_be_repeated(host: RawServer) -> None:
-    """A read that was cancelled leaves the image as it was, and no connection."""
-    host.reply_with([End.HOLD], response(PNG))
-    client, image = await image_at(f"{host.origin}/a.png")
-    async with client:
-        task = asyncio.create_task(image.read())
-        await host.wait_until(lambda: len(host.requests) == 1)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        await host.wait_disconnected()
-        assert await image.read() == PNG
-
-
-async def test_read_over_the_local_server(tmp_path: Path) -> None:
-    """A dall-e image of the local server is a URL and is read from there."""
-    async with (
-        LocalServer(light=True, delay=0) as server,
-        AsyncImages(server.api_key, base_url=server.base_url) as client,
-    ):
-        (image,) = await client.generate("a boat", model="dall-e-3")
-        assert image.content is None
-        assert image.url is not None
-        assert image.revised_prompt is not None
-        assert (await image.save(tmp_path / "boat")).suffix == ".png"
-        assert image.to_pil().size == (1024, 1024)
-        assert server.requests[-1].method == "GET"
-        assert "authorization" not in server.requests[-1].headers
-
-
-@pytest.mark.parametrize(
-    "location", ["/b.png", "b.png", "//{host}/b.png", "http://{host}/b.png?x=1"]
-)
-async def test_redirect(host: RawServer, location: str) -> None:
-    """Redirects of the image host are followed, relative ones too."""
-    address = location.format(host=host.origin.removeprefix("http://"))
-    host.reply_with([head(302, Location=address, Content_Length="0")], response(PNG))
-    client, image = await image_at(f"{host.origin}/a.png")
-    async with client:
-        assert await image.read() == PNG
-    assert [request.target.partition("?")[0] for request in host.requests] == ["/a.png", "/b.png"]
-
-
-async def test_redirects_without_end(host: RawServer) -> None:
-    """After five redirects it is enough."""
-    host.reply_with([head(302, Location="/a.png", Content_Length="0")])
-    client, image = await image_at(f"{host.origin}/a.png")
-    async with client:
-        with pytest.raises(DownloadError, match="redirects more than 5 times"):
-            await image.read()
-    assert len(host.requests) == 6
-
-
-async def test_redirect_to_a_broken_address(host: RawServer) -> None:
-    """A redirect to an invalid URL is a DownloadError too."""
-    host.reply_with([head(302, Location="http://[::1/b.png", Content_Length="0")])
-    client, image = await image_at(f"{host.origin}/a.png")
-    async with client:
-        with pytest.raises(DownloadError) as caught:
-            await image.read()
-    assert caught.value.billing == "billed"
-
-
-async def test_redirect_to_a_file(host: RawServer, tmp_path: Path) -> None:
-    """A redirect to something that is not HTTP is not followed."""
-    (tmp_path / "boat.png").write_bytes(PNG)
-    place = (tmp_path / "boat.png").as_uri()
-    host.reply_with([head(302, Location=place, Content_Length="0")])
-    client, image = await image_at(f"{host.origin}/a.png")
-    async with client:
-        with pytest.raises(DownloadError, match="neither http nor https") as caught:
-            await image.read()
-    assert caught.value.billing == "billed"
-
-
-@pytest.mark.parametrize("status", [204, 400, 403, 404, 410, 500, 503])
-async def test_download_with_an_error_status(host: RawServer, status: int) -> None:
-    """Any other status is named in the error."""
-    body = b"" if status == 204 else b"gone"
-    error = await failure_of(host, response(body, status=status), timeout=Timeout(download=1))
-    assert error.status == status
-    assert str(status) in str(error)
-
-
-async def test_redirect_without_a_location(host: RawServer) -> None:
-    """A redirect without a location is an error that says so."""
-    error = await failure_of(host, response(b"", status=302))
-    assert error.status == 302
-
-
-@pytest.mark.parametrize("content_type", ["text/html", "image/png"])
-async def test_download_of_a_web_page(host: RawServer, content_type: str) -> None:
-    """A web page is not an image, whatever its content type."""
-    page = b"<!doctype html><title>Sign in</title>"
-    error = await failure_of(host, response(page, content_type=content_type))
-    assert "not an image" in str(error)
-    assert error.status == 200
-
-
-async def test_download_of_an_empty_file(host: RawServer) -> None:
-    """An empty file is not an image."""
-    assert "empty" in str(await failure_of(host, response(b"")))
-
-
-@pytest.mark.parametrize("told", [True, False])
-async def test_download_too_large(host: RawServer, told: bool) -> None:
-    """An image over the limit is not read on, whether its length is announced or not."""
-    content = PNG + bytes(100_000)
-    reply = response(content) if told else [*open_stream(content), End.HOLD]
-    limits = Limits(max_response_bytes=100_000)
-    error = await failure_of(host, reply, limits=limits)
-    assert "larger than 100,000 bytes" in str(error)
-    await host.wait_disconnected()
-
-
-async def test_download_as_large_as_allowed(host: RawServer) -> None:
-    """An image of exactly the limit is taken."""
-    host.reply_with(response(PNG + bytes(1_000 - len(PNG))))
-    client, image = await image_at(f"{host.origin}/a.png", limits=Limits(max_response_bytes=1_000))
-    async with client:
-        assert len(await image.read()) == 1_000
-
-
-@pytest.mark.parametrize(
-    "reply",
-    [
-        [End.CLOSE],
-        [End.RESET],
-        [head(200, Content_Length="5000"), PNG, End.CLOSE],
-        [head(200, Content_Length="5000"), PNG, End.RESET],
-        [*open_stream(PNG), End.CLOSE],
-        [b"what is this?\r\n\r\n", End.CLOSE],
-    ],
-    ids=["closed", "reset", "cut", "reset-in-body", "cut-chunks", "no-http"],
-)
-async def test_download_broken_off(host: RawServer, reply: Reply) -> None:
-    """A broken download is a DownloadError, whatever the cause."""
-    assert str(await failure_of(host, reply))
-
-
-@pytest.mark.parametrize(
-    "reply",
-    [[End.HOLD], [head(200, Content_Length="5000"), PNG, End.HOLD]],
-    ids=["no-answer", "no-more"],
-)
-async def test_download_takes_too_long(host: RawServer, reply: Reply) -> None:
-    """Downloads have their own limit, and the error says how to raise it."""
-    error = await failure_of(host, reply, timeout=Timeout(download=0.1))
-    assert "download" in str(error)
-    assert "Timeout(download=" in str(error)
-
-
-async def test_download_takes_too_long_for_the_call(host: RawServer) -> None:
-    """The limits of the call, which is over, do not hold for the download."""
-    gate = asyncio.Event()
-    host.reply_with([gate, *response(PNG)])
-    client, image = await image_at(f"{host.origin}/a.png", timeout=Timeout(total=0.5, idle=0.05))
-    async with client:
-        reading = asyncio.ensure_future(image.read())
-        await asyncio.wait([reading], timeout=0.1)
-        assert not reading.done()
-        gate.set()
-        assert await reading == PNG
-
-
-async def test_download_from_an_unreachable_host() -> None:
-    """A host that cannot be reached is a DownloadError that names it."""
-    async with RawServer(response(PNG)) as gone:
-        origin = gone.origin
-    client, image = await image_at(f"{origin}/a.png")
-    async with client:
-        with pytest.raises(DownloadError, match="cannot be reached") as caught:
-            await image.read()
-    assert caught.value.url == f"{origin}/a.png"
-    assert caught.value.billing == "billed"
-
-
-@pytest.mark.parametrize("url", ["ftp://host/a.png", "file:///etc/hostname", "mailto:a@b"])
-async def test_download_of_another_kind_of_address(url: str) -> None:
-    """An address that is not HTTP is not fetched."""
-    client, image = await image_at(url)
-    async with client:
-        with pytest.raises(DownloadError, match="neither http nor https"):
-            await image.read()
-
-
-@pytest.mark.parametrize(
-    "url", ["http://", "http://[::1", "http://host:port/a.png", "http://host\x00/"]
-)
-async def test_download_of_a_broken_address(url: str) -> None:
-    """An address that cannot be read is a DownloadError, for the image was made."""
-    client, image = await image_at(url)
-    async with client:
-        with pytest.raises(DownloadError) as caught:
-            await image.read()
-    assert caught.value.billing == "billed"
-
-
-class Anywhere(aiohttp.abc.AbstractResolver):
-    """Finds every name on this machine."""
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[aiohttp.abc.ResolveResult]:
-        return [
-            {
-                "hostname": host,
-                "host": "127.0.0.1",
-                "port": port,
-                "family": family,
-                "proto": 0,
-                "flags": 0,
-            }
-        ]
-
-    async def close(self) -> None:
-        """Nothing is held."""
-
-
-@pytest.fixture
-async def public() -> AsyncIterator[tuple[RawServer, aiohttp.ClientSession]]:
-    """An API that seems to be on the internet, and the session that finds it."""
-    connector = aiohttp.TCPConnector(resolver=Anywhere())
-    async with RawServer() as api, aiohttp.ClientSession(connector=connector) as session:
-        yield api, session
-
-
-PRIVATE_HOSTS = [
-    "127.0.0.1",
-    "localhost",
-    "127.1",
-    "2130706433",
-    "0x7f000001",
-    "0177.0.0.1",
-    "0.0.0.0",
-    "[::ffff:127.0.0.1]",
-    "[::1]",
-    "169.254.169.254",
-    "10.0.0.1",
-    "[fe80::1%25lo]",
-]
-
-
-@pytest.mark.parametrize("name", PRIVATE_HOSTS)
-async def test_private_address(
-    host: RawServer, public: tuple[RawServer, aiohttp.ClientSession], name: str
-) -> None:
-    """A server on the internet cannot make the client request private addresses."""
-    api, session = public
-    api.reply_with(response({"data": [{"url": f"http://{name}:{host.port}/a.png"}]}))
-    base_url = f"http://api.invalid:{api.port}/v1"
-    async with AsyncImages(KEY, base_url=base_url, session=session) as client:
-        (image,) = await client.generate("a boat")
-        with pytest.raises(DownloadError, match=r"private|cannot be used") as caught:
-            await image.read()
-    assert caught.value.billing == "billed"
-    assert host.accepted == 0
-
-
-async def test_private_address_that_is_allowed(
-    host: RawServer, public: tuple[RawServer, aiohttp.ClientSession]
-) -> None:
-    """Private addresses can be allowed."""
-    api, session = public
-    api.reply_with(response({"data": [{"url": f"{host.origin}/a.png"}]}))
-    base_url = f"http://api.invalid:{api.port}/v1"
-    limits = Limits(private_downloads=True)
-    async with AsyncImages(KEY, base_url=base_url, session=session, limits=limits) as client:
-        (image,) = await client.generate("a boat")
-        assert await image.read() == PNG
-
-
-async def test_read_without_a_client() -> None:
-    """An image without a client, such as an unpickled one, says that it cannot be fetched."""
-    with pytest.raises(DownloadError, match="no client to download") as caught:
-        await pickle.loads(pickle.dumps(Image(url="https://host/a.png"))).read()
-    assert caught.value.billing == "billed"
-    assert caught.value.url == "https://host/a.png"
-
-
-async def test_read_after_the_client_was_closed(host: RawServer) -> None:
-    """After its client is closed, a URL is not fetched: the error says so."""
-    client, image = await image_at(f"{host.origin}/a.png")
-    await client.aclose()
-    try:
-        with pytest.raises(DownloadError, match="closed"):
-            await image.read()
-    finally:
-        await client.aclose()
-    assert host.requests == []
-
-
-async def test_read_within_a_stream(host: RawServer) -> None:
-    """A completed event may carry a URL instead of bytes; it is read in the same way."""
-    async with (
-        RawServer(response({"data": [{"url": f"{host.origin}/a.png"}]})) as api,
-        AsyncImages(KEY, base_url=api.base_url) as client,
-    ):
-        async with client.generate("a boat", stream=True) as stream:
-            async for event in stream:
-                assert event.b64_json is None
-                assert await event.image.read() == PNG
-                assert event.b64_json == Image(PNG).b64_json
-            result: ImagesResponse = await stream.result()
-        assert result[0].content == PNG
-    assert len(host.requests) == 1

@@ -1,4 +1,4 @@
-"""Images that were made reach the user, on the error where the call must fail."""
+"""Images that arrived before a failure are on the error."""
 
 import json
 
@@ -15,7 +15,7 @@ from elkimg_async import (
     Timeout,
 )
 from tests.helpers.calls import B64, failure_of_any_kind, in_both_modes
-from tests.helpers.raw_server import KEY, PNG, End, Piece, RawServer, event, head, response
+from tests.helpers.raw_server import API_KEY, PNG, End, Piece, RawServer, event, head, response
 
 CUT = json.dumps({"created": 1, "data": [{"b64_json": B64}, {"b64_json": B64}]}).encode()[:-40]
 PARTIAL = event({"type": "image_generation.partial_image", "b64_json": B64})
@@ -26,11 +26,13 @@ PARTIAL = event({"type": "image_generation.partial_image", "b64_json": B64})
 async def test_images_of_a_body_that_breaks_off(
     raw_server: RawServer, end: End, streaming: bool
 ) -> None:
-    """What had arrived when the connection broke, or the time was up, is on the error."""
+    """Images that arrived before a lost connection or a time-out are on the error."""
     pieces: list[Piece] = [head(Content_Length=str(len(CUT) + 40)), CUT, end]
     raw_server.reply_with(pieces)
     timeout = Timeout(total=5, idle=0.3)
-    async with AsyncImages(KEY, base_url=raw_server.base_url, retry=0, timeout=timeout) as client:
+    async with AsyncImages(
+        API_KEY, base_url=raw_server.base_url, retry=0, timeout=timeout
+    ) as client:
         error = await failure_of_any_kind(client, streaming)
     assert isinstance(error, RequestTimeoutError if end is End.HOLD else DisconnectedError)
     assert [image.content for image in error.images] == [PNG]
@@ -40,14 +42,14 @@ async def test_images_of_a_body_that_breaks_off(
 
 
 async def test_partials_of_a_stream_that_breaks_off(raw_server: RawServer) -> None:
-    """Partial images are on the error of whatever ends the stream."""
+    """Partial images are on the error of any failure of the stream."""
     stream_head = head(content_type="text/event-stream", Connection="close")
     for end in (End.CLOSE, End.HOLD):
         pieces: list[Piece] = [stream_head, PARTIAL, end]
         raw_server.reply_with(pieces)
         timeout = Timeout(total=5, idle=0.3)
         async with AsyncImages(
-            KEY, base_url=raw_server.base_url, retry=0, timeout=timeout
+            API_KEY, base_url=raw_server.base_url, retry=0, timeout=timeout
         ) as client:
             error = await failure_of_any_kind(client, True)
         assert isinstance(error, (StreamIncompleteError, RequestTimeoutError))
@@ -59,7 +61,7 @@ async def test_images_of_an_error_status(raw_server: RawServer, streaming: bool)
     """A 500 with an image in it is not retried, and the image is on the error."""
     body = {"error": {"message": "late"}, "data": [{"b64_json": B64}]}
     raw_server.reply_with(response(body, status=500))
-    async with AsyncImages(KEY, base_url=raw_server.base_url) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url) as client:
         error = await failure_of_any_kind(client, streaming)
     assert isinstance(error, ServerError)
     assert [image.content for image in error.images] == [PNG]
@@ -80,10 +82,10 @@ async def test_images_of_an_error_status(raw_server: RawServer, streaming: bool)
 async def test_unknown_server_error(
     raw_server: RawServer, options: dict[str, object], requests: int, streaming: bool
 ) -> None:
-    """A 5xx that may have been paid for is repeated only where the user allows it."""
+    """A 5xx that may have been billed is retried only if the user allows it."""
     raw_server.reply_with(response({"error": {"message": "broken", "code": "500"}}, status=500))
     given: dict[str, object] = {"retry": RetryPolicy(initial_backoff=0.01), **options}
-    async with AsyncImages(KEY, base_url=raw_server.base_url, **given) as client:  # type: ignore[arg-type]
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url, **given) as client:  # type: ignore[arg-type]
         error: ElkImagesError = await failure_of_any_kind(client, streaming)
     assert isinstance(error, ServerError)
     assert (error.message, error.billing) == ("broken", "unknown")

@@ -1,4 +1,4 @@
-"""The lines of the logger: what they contain, and what they never do."""
+"""The lines of the logger: what they contain, and what they never contain."""
 
 import base64
 import logging
@@ -30,12 +30,14 @@ from tests.helpers.raw_server import (
     stream,
 )
 
-KEY = "sk-planted-1f2e3d4c5b6a"
+API_KEY = "sk-planted-1f2e3d4c5b6a"
 PROMPT = "a planted prompt of mine"
 BODY = "planted-in-the-body"
 HEADER = "planted-in-a-header"
 NAMED = f"(request id: {REQUEST_ID})"
-NO = {"error": {"message": f"{BODY}: {PROMPT} {KEY}", "code": BODY, "type": BODY, "param": BODY}}
+NO = {
+    "error": {"message": f"{BODY}: {PROMPT} {API_KEY}", "code": BODY, "type": BODY, "param": BODY}
+}
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 def lines(log: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
     """Level and text of each line, the number of the call left out, each number of seconds as S."""
-    for planted in (KEY, PROMPT, BODY, HEADER, base64.b64encode(PNG).decode()[:24]):
+    for planted in (API_KEY, PROMPT, BODY, HEADER, base64.b64encode(PNG).decode()[:24]):
         assert planted not in log.text
         assert not any(planted in str(vars(record)) for record in log.records)
     found = []
@@ -64,7 +66,7 @@ async def run_with_secrets(
 ) -> ElkImagesError | None:
     """Make one call full of secrets against these replies."""
     raw_server.reply_with(*replies)
-    async with AsyncImages(KEY, base_url=raw_server.base_url, retry=QUICK) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url, retry=QUICK) as client:
         headers = {"X-Secret": HEADER}
         try:
             await run_call(client, streaming, PROMPT, extra_headers=headers, user=PROMPT, **options)
@@ -134,16 +136,16 @@ async def test_failure(
     [
         response(BODY.encode(), content_type="text/plain"),
         response({"data": [{"b64_json": f"!!{BODY}"}]}),
-        stream(event({"error": {"message": f"{PROMPT} {KEY}"}}, "error")),
-        response(f"<html>{KEY}{BODY}</html>".encode(), status=502),
-        response(NO, status=307, Location=f"http://{BODY}/{KEY}"),
+        stream(event({"error": {"message": f"{PROMPT} {API_KEY}"}}, "error")),
+        response(f"<html>{API_KEY}{BODY}</html>".encode(), status=502),
+        response(NO, status=307, Location=f"http://{BODY}/{API_KEY}"),
     ],
     ids=["text", "bad base64", "error event", "page", "redirect"],
 )
 async def test_failure_that_quotes(
     raw_server: RawServer, log: pytest.LogCaptureFixture, reply: Reply, streaming: bool
 ) -> None:
-    """Nothing that a response contains is logged."""
+    """No text of a response is logged."""
     assert await run_with_secrets(raw_server, reply, streaming=streaming) is not None
     assert lines(log)[-1][1].endswith(f"after S s {NAMED}")
 
@@ -159,10 +161,10 @@ async def test_connection_errors(raw_server: RawServer, log: pytest.LogCaptureFi
 
 
 async def test_stream_that_is_left(raw_server: RawServer, log: pytest.LogCaptureFixture) -> None:
-    """Leaving a stream is not a failure."""
+    """Leaving a stream early is not logged as a failure."""
     raw_server.reply_with([*stream(PARTIAL)[:-1], End.HOLD])
     async with (
-        AsyncImages(KEY, base_url=raw_server.base_url) as client,
+        AsyncImages(API_KEY, base_url=raw_server.base_url) as client,
         client.generate(PROMPT, stream=True) as opened,
     ):
         await anext(opened)
@@ -171,10 +173,10 @@ async def test_stream_that_is_left(raw_server: RawServer, log: pytest.LogCapture
 
 async def test_download(raw_server: RawServer, log: pytest.LogCaptureFixture) -> None:
     """A download is logged with host, size and time; never path and query, which may be secret."""
-    async with RawServer(response(PNG), response(b"", status=404)) as host:
+    async with RawServer(response(PNG), response(b"", status=410)) as host:
         url = f"http://user:{BODY}@127.0.0.1:{host.port}/{BODY}.png?signature={BODY}"
         raw_server.reply_with(response({"data": [{"url": url}, {"url": url}]}))
-        async with AsyncImages(KEY, base_url=raw_server.base_url) as client:
+        async with AsyncImages(API_KEY, base_url=raw_server.base_url) as client:
             first, second = await client.generate(PROMPT, n=2)
             await first.read()
             with pytest.raises(DownloadError):
@@ -183,7 +185,7 @@ async def test_download(raw_server: RawServer, log: pytest.LogCaptureFixture) ->
         ("DEBUG", f"download from 127.0.0.1:{host.port}: {len(PNG)} bytes after S s"),
         (
             "DEBUG",
-            f"download from 127.0.0.1:{host.port}: failed: DownloadError 404 (billed) after S s",
+            f"download from 127.0.0.1:{host.port}: failed: DownloadError 410 (billed) after S s",
         ),
     ]
 
@@ -204,7 +206,9 @@ async def test_request_id_with_the_api_key(
     """A request id that contains the API key is not logged."""
     (first, *rest) = GOOD
     assert isinstance(first, bytes)
-    await run_with_secrets(raw_server, [first.replace(REQUEST_ID.encode(), KEY.encode()), *rest])
+    await run_with_secrets(
+        raw_server, [first.replace(REQUEST_ID.encode(), API_KEY.encode()), *rest]
+    )
     assert lines(log)[-1][1].endswith("(request id: ***)")
 
 

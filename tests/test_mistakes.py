@@ -1,4 +1,4 @@
-"""What people type wrong, and the message that leads to the fix."""
+"""Frequent mistakes, and the messages that explain them."""
 
 import asyncio
 import copy
@@ -139,9 +139,9 @@ USES = [
     ("await client.edit('hat', 'q.png')", "The image comes first, then the prompt."),
     (
         "await client.edit('q.png', 'a hat', mask='small.png')",
-        "small.png is 10x10 and q.png is 1024x1024; they must be of equal size.",
+        "small.png is 10x10 and q.png is 1024x1024; they must have the same size.",
     ),
-    ("await client.with_options().generate('k', n=11)", "n is 11, it must be 1 to 10."),
+    ("await client.with_options().generate('k', n=11)", "n is 11; it must be 1 to 10."),
     (
         "await AsyncImages(lambda: 'k').generate('k')",
         "this function is not async. Define it with async def.",
@@ -178,7 +178,7 @@ async def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterat
 
 @pytest.mark.parametrize(("code", "message"), USES, ids=[code for code, _ in USES])
 async def test_mistake_in_use(server: LocalServer, code: str, message: str) -> None:
-    """A use that cannot work says how to write it; nothing is generated."""
+    """A wrong use is an error that shows the correct one; nothing is generated."""
     names: dict[str, Any] = {"AsyncImages": AsyncImages}
     exec(f"async def use(client, stream):\n    {code}", names)
     async with AsyncImages() as client, client.generate("k", stream=True) as stream:
@@ -189,7 +189,7 @@ async def test_mistake_in_use(server: LocalServer, code: str, message: str) -> N
 
 @pytest.mark.parametrize("name", ["AsyncClient", "AsyncElkAPI", "AsyncOpenAI", "OpenAI", "Client"])
 def test_mistake_in_the_name_of_the_client(name: str) -> None:
-    """Importing the client under another name leads to its own."""
+    """Importing the client under another name is an error that names it."""
     with pytest.raises(ImportError, match=f"cannot import name '{name}'.*is called AsyncImages"):
         exec(f"from elkimg_async import {name}")
 

@@ -1,4 +1,4 @@
-"""The `openai` client as a second opinion: its parameters, and the same calls with both clients."""
+"""Comparison with the `openai` client: its parameters, and the same calls with both."""
 
 import base64
 import inspect
@@ -14,7 +14,7 @@ from elkimg_async.local import LocalServer
 from elkimg_async.sansio import values
 from elkimg_async.sansio.requests import EditRequest, GenerateRequest
 from elkimg_async.types import EditOptions, GenerateOptions
-from tests.helpers.raw_server import DONE, KEY, PNG, RawServer, event, response, stream
+from tests.helpers.raw_server import API_KEY, DONE, PNG, RawServer, event, response, stream
 
 B64 = base64.b64encode(PNG).decode()
 
@@ -52,20 +52,20 @@ OURS: dict[str, tuple[Any, Any]] = {
 
 
 def unknown(theirs: Any, ours: Any) -> list[str]:
-    """Return the names that openai has and we do not."""
+    """Return the names that openai has and this package lacks."""
     return sorted(set(theirs) - set(ours))
 
 
 @pytest.mark.parametrize("call", PARAMS)
 def test_parameters_are_those_of_openai(call: str) -> None:
-    """Every parameter of the installed openai is one of ours: of the call and of its request."""
+    """Every parameter of the installed openai is accepted, by the call and its request."""
     theirs = PARAMS[call].__annotations__
     signature = inspect.signature(getattr(AsyncImages, call)).parameters
     request, options = OURS[call]
     assert unknown(theirs, signature) == []
     assert unknown(theirs, {*request.__struct_fields__, "stream"}) == []
     assert unknown(theirs, {*options.__annotations__, "prompt", "image", "stream"}) == []
-    method = inspect.signature(getattr(openai.AsyncOpenAI(api_key=KEY).images, call)).parameters
+    method = inspect.signature(getattr(openai.AsyncOpenAI(api_key=API_KEY).images, call)).parameters
     assert unknown(method, signature) == []
     assert not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in signature.values())
     known = {name for name in signature if name not in ("self", "prompt", "image", "stream")}
@@ -73,14 +73,14 @@ def test_parameters_are_those_of_openai(call: str) -> None:
 
 
 def test_parameters_that_are_missing_are_named() -> None:
-    """The comparison names what we would lack."""
+    """The comparison names missing parameters."""
     theirs = PARAMS["generate"].__annotations__
     for name in theirs:
         assert unknown(theirs, theirs.keys() - {name}) == [name]
 
 
 def literals(annotation: Any) -> set[str]:
-    """Return the texts in an annotation, wherever they stand in it."""
+    """Return the strings in an annotation, at any depth."""
     if isinstance(annotation, str):
         return {annotation}
     found: set[str] = set()
@@ -108,7 +108,7 @@ def test_values_are_those_of_openai(call: str) -> None:
 
 
 def plain(value: Any) -> Any:
-    """What two libraries' objects have in common: the names and values of `usage`."""
+    """Return the names and values of `usage` that both libraries have."""
     if value is None or isinstance(value, (int, float, str)):
         return value
     names = ("total_tokens", "input_tokens", "output_tokens", "text_tokens", "image_tokens")
@@ -256,7 +256,7 @@ async def test_page_of_openai_code(server: LocalServer) -> None:
 
 
 ERRORS = [
-    ({"model": "nobody"}, errors.NotFoundError, 503),
+    ({"model": "unknown-model"}, errors.NotFoundError, 503),
     ({"n": 11}, errors.BadRequestError, 500),
     ({"model": "gpt-image-1", "response_format": "url"}, errors.BadRequestError, 400),
 ]
@@ -286,10 +286,10 @@ async def test_error_status(
 
 async def test_wrong_api_key(server: LocalServer) -> None:
     """Both clients raise an authentication error for a 401."""
-    async with AsyncImages(KEY, base_url=server.base_url) as ours:
+    async with AsyncImages(API_KEY, base_url=server.base_url) as ours:
         with pytest.raises(errors.AuthenticationError):
             await ours.generate("a boat")
-    async with openai.AsyncOpenAI(api_key=KEY, base_url=server.base_url) as theirs:
+    async with openai.AsyncOpenAI(api_key=API_KEY, base_url=server.base_url) as theirs:
         with pytest.raises(openai.AuthenticationError):
             await theirs.images.generate(prompt="a boat")
     assert len(server.requests) == 2
@@ -328,8 +328,8 @@ async def test_sample_stream(with_done: bool) -> None:
         frames.append(DONE)
     async with (
         RawServer(stream(*frames)) as server,
-        AsyncImages(KEY, base_url=server.base_url) as ours,
-        openai.AsyncOpenAI(api_key=KEY, base_url=server.base_url) as theirs,
+        AsyncImages(API_KEY, base_url=server.base_url) as ours,
+        openai.AsyncOpenAI(api_key=API_KEY, base_url=server.base_url) as theirs,
     ):
         mine = [each async for each in ours.generate("a boat", stream=True)]
         opened = await theirs.images.generate(prompt="a boat", stream=True)
@@ -356,8 +356,8 @@ async def test_sample_json() -> None:
     }
     async with (
         RawServer(response(body)) as server,
-        AsyncImages(KEY, base_url=server.base_url) as ours,
-        openai.AsyncOpenAI(api_key=KEY, base_url=server.base_url) as theirs,
+        AsyncImages(API_KEY, base_url=server.base_url) as ours,
+        openai.AsyncOpenAI(api_key=API_KEY, base_url=server.base_url) as theirs,
     ):
         mine = await ours.generate("a boat")
         other = await theirs.images.generate(prompt="a boat")

@@ -21,8 +21,10 @@ import elkimg_async
 from elkimg_async import (
     AsyncImages,
     GenerateRequest,
+    ImagePrices,
     InvalidRequestError,
     ModerationError,
+    Pricing,
     RateLimitError,
     StreamIncompleteError,
 )
@@ -31,8 +33,8 @@ from elkimg_async.image import Image
 from elkimg_async.local import LocalServer
 from elkimg_async.otel import Telemetry
 from tests.helpers.raw_server import (
+    API_KEY,
     DONE,
-    KEY,
     PNG,
     REQUEST_ID,
     End,
@@ -57,7 +59,7 @@ PARTIAL = event(
 COMPLETED = event({"type": "image_generation.completed", "b64_json": B64, "usage": USAGE})
 GOOD = response({"created": 1, "data": [{"b64_json": B64}], "usage": USAGE})
 BUSY = response({"error": {"message": "busy"}}, status=429, Retry_After_Ms="5")
-SECRET_PROMPT = "a boat of which nobody shall know"
+SECRET_PROMPT = "a boat that is a secret"
 
 
 class Observed:
@@ -111,7 +113,7 @@ async def run_observed(
     """Run one call against a server with these replies."""
     async with (
         RawServer(*replies) as server,
-        AsyncImages(KEY, base_url=server.base_url, hooks=[observed.hook]) as client,
+        AsyncImages(API_KEY, base_url=server.base_url, hooks=[observed.hook]) as client,
     ):
         if streaming:
             async with client.generate(SECRET_PROMPT, stream=True, **options) as opened:
@@ -119,6 +121,22 @@ async def run_observed(
         else:
             await client.generate(SECRET_PROMPT, **options)
     return server
+
+
+async def test_cost() -> None:
+    """The cost of a call is an attribute where it is known."""
+    known, unknown = Observed(), Observed()
+    await run_observed(unknown, GOOD)
+    assert "elkimg.cost" not in attributes(unknown.span())
+    pricing = Pricing({"gpt-image-1.5": ImagePrices({(None, None): "0.04"})})
+    async with (
+        RawServer(GOOD) as server,
+        AsyncImages(
+            API_KEY, base_url=server.base_url, hooks=[known.hook], pricing=pricing
+        ) as client,
+    ):
+        await client.generate("A boat")
+    assert attributes(known.span())["elkimg.cost"] == 0.04
 
 
 async def test_batch_call() -> None:
@@ -299,7 +317,7 @@ async def test_cancelled_call() -> None:
     observed = Observed()
     async with (
         RawServer([End.HOLD]) as server,
-        AsyncImages(KEY, base_url=server.base_url, hooks=[observed.hook]) as client,
+        AsyncImages(API_KEY, base_url=server.base_url, hooks=[observed.hook]) as client,
     ):
         call = asyncio.create_task(client.generate("a boat"))
         await server.wait_until(lambda: len(server.requests) == 1)
@@ -318,7 +336,7 @@ async def test_stream_left_early(how: str) -> None:
     observed = Observed()
     async with (
         RawServer([*open_stream(PARTIAL), End.HOLD]) as server,
-        AsyncImages(KEY, base_url=server.base_url, hooks=[observed.hook]) as client,
+        AsyncImages(API_KEY, base_url=server.base_url, hooks=[observed.hook]) as client,
     ):
         match how:
             case "break":
@@ -343,7 +361,7 @@ async def test_stream_left_after_its_image() -> None:
     observed = Observed()
     async with (
         RawServer([*open_stream(COMPLETED), End.HOLD]) as server,
-        AsyncImages(KEY, base_url=server.base_url, hooks=[observed.hook]) as client,
+        AsyncImages(API_KEY, base_url=server.base_url, hooks=[observed.hook]) as client,
         client.generate("a boat", stream=True) as opened,
     ):
         await anext(opened)
@@ -357,7 +375,7 @@ async def test_concurrent_calls() -> None:
     tracer = observed.tracers.get_tracer("user")
     async with (
         RawServer(GOOD) as server,
-        AsyncImages(KEY, base_url=server.base_url, hooks=[observed.hook]) as client,
+        AsyncImages(API_KEY, base_url=server.base_url, hooks=[observed.hook]) as client,
     ):
 
         async def within(name: str) -> None:
@@ -395,7 +413,7 @@ def shown(observed: Observed) -> str:
 
 ECHO = {
     "error": {
-        "message": f"{KEY} must not run_observed for: {SECRET_PROMPT}",
+        "message": f"{API_KEY} must not run_observed for: {SECRET_PROMPT}",
         "code": "moderation_blocked",
         "type": "image_generation_user_error",
     }
@@ -410,7 +428,7 @@ async def test_nothing_private_by_default() -> None:
         await run_observed(observed, response(ECHO, status=400))
     text = shown(observed)
     assert "moderation_blocked" in text
-    for private in (KEY, SECRET_PROMPT, str(B64), repr(PNG)):
+    for private in (API_KEY, SECRET_PROMPT, str(B64), repr(PNG)):
         assert private not in text
 
 
@@ -424,7 +442,7 @@ async def test_capture_prompts() -> None:
         {"role": "user", "parts": [{"type": "text", "content": SECRET_PROMPT}]}
     ]
     assert SECRET_PROMPT in str(span.status.description)
-    assert KEY not in shown(observed)
+    assert API_KEY not in shown(observed)
 
 
 async def test_extra_body() -> None:
@@ -448,8 +466,8 @@ async def test_edit_and_models() -> None:
             server.api_key, base_url=server.base_url, hooks=[observed.hook], retry=0
         ) as client,
     ):
-        picture = (await client.generate("a boat"))[0]
-        async with client.edit(picture, "a bigger boat", stream=True) as opened:
+        image = (await client.generate("a boat"))[0]
+        async with client.edit(image, "a bigger boat", stream=True) as opened:
             result = await opened.result()
         await client.models()
     assert observed.hook._running == {}

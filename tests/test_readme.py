@@ -22,9 +22,10 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 (DIFF,) = re.findall(r"^```diff\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 OPENAI_PAGE = Path(__file__).parent / "helpers" / "openai_page.py"
 # Run below, by test_pytest_plugin, and not at all: a cluster takes its time.
-OTHERS = ("web.run_app", "uvicorn.run", "elkimg_client", "generate_dataset")
+OTHERS = ("web.run_app", "uvicorn.run", "elkimg_client", "generate_dataset", "django")
 SCRIPTS = [block for block in BLOCKS if not any(other in block for other in OTHERS)]
 (WEB,) = [block for block in BLOCKS if "web.run_app" in block]
+(DJANGO,) = [block for block in BLOCKS if "django" in block]
 (FASTAPI,) = [block for block in BLOCKS if "uvicorn.run" in block]
 SNIPPET = """\
 import asyncio
@@ -140,8 +141,33 @@ async def test_web_backend_serves_an_image(server: LocalServer) -> None:
         await runner.cleanup()
 
 
+DJANGO_CALLS = """
+import asyncio
+
+from django.test import AsyncRequestFactory
+
+
+async def main():
+    for _ in range(2):
+        response = await image(AsyncRequestFactory().post("/image", {"prompt": "a boat"}))
+        print(response.status_code, response["Content-Type"])
+    await client.aclose()
+
+
+asyncio.run(main())
+"""
+
+
+async def test_django_view_serves_an_image(server: LocalServer, tmp_path: Path) -> None:
+    """The Django view of the README returns an image, and 502 for an error response."""
+    server.inject("none", "error=400/content_policy_violation")
+    configure = "from django.conf import settings\n\nsettings.configure()\n"
+    printed = await run(configure + DJANGO + DJANGO_CALLS, tmp_path)
+    assert printed.splitlines() == ["200 image/png", "502 application/json"]
+
+
 async def test_fastapi_backend_relays_a_stream(server: LocalServer) -> None:
-    """The FastAPI backend of the README relays the events to the browser, on uvicorn."""
+    """The FastAPI backend of the README serves images and errors, and relays events, on uvicorn."""
     names: dict[str, object] = {"__name__": "readme"}
     exec(FASTAPI, names)
     config = uvicorn.Config(names["app"], port=0, log_level="warning")  # type: ignore[arg-type]
@@ -151,8 +177,16 @@ async def test_fastapi_backend_relays_a_stream(server: LocalServer) -> None:
         await asyncio.sleep(0.01)
     port = backend.servers[0].sockets[0].getsockname()[1]
     async with aiohttp.ClientSession() as browser:
-        url = f"http://127.0.0.1:{port}/stream?prompt=a+boat"
-        async with browser.get(url) as response:
+        url = f"http://127.0.0.1:{port}"
+        async with browser.post(f"{url}/images", json={"prompt": "a boat"}) as response:
+            assert (response.status, response.content_type) == (200, "image/png")
+            assert media_type_of(await response.read()) == "image/png"
+        for fault, status in (("error=400/content_policy_violation", 400), ("error=401", 502)):
+            server.inject(fault)
+            async with browser.post(f"{url}/images", json={"prompt": "a boat"}) as response:
+                assert response.status == status
+                assert (await response.json())["error"]["message"]
+        async with browser.get(f"{url}/stream?prompt=a+boat") as response:
             text = await response.text()
     backend.should_exit = True
     await serving

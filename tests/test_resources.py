@@ -20,14 +20,14 @@ from elkimg_async import (
     NotFoundError,
 )
 from tests.helpers.calls import GOOD
-from tests.helpers.raw_server import KEY, PNG, RawServer, response
+from tests.helpers.raw_server import API_KEY, PNG, RawServer, response
 
 LISTED = response({"data": [{"id": "a"}, {"id": "b"}]})
 
 
 @pytest.fixture
 async def client(raw_server: RawServer) -> AsyncIterator[AsyncImages]:
-    async with AsyncImages(KEY, base_url=raw_server.base_url, retry=0) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url, retry=0) as client:
         yield client
 
 
@@ -102,7 +102,7 @@ async def test_model_that_the_server_does_not_know(
     """The error names the model that was sent, and how to list those of the server."""
     raw_server.reply_with(response({"error": error}, status=status))
     async with AsyncImages(
-        KEY, base_url=raw_server.base_url, retry=0, model="gpt-image1"
+        API_KEY, base_url=raw_server.base_url, retry=0, model="gpt-image1"
     ) as client:
         calls: list[Any] = [
             client.generate("a boat"),
@@ -124,7 +124,7 @@ async def test_default_model_is_sent(
 ) -> None:
     """The client's model is that of every call which names none, edits and runs included."""
     monkeypatch.setenv("ELKAPI_MODEL", "from-environment")
-    async with AsyncImages(KEY, base_url=raw_server.base_url) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url) as client:
         await client.generate("a boat")
         await client.with_options(model="view").generate("a boat")
         await client.with_options(model="view").generate("a boat", model="own")
@@ -143,7 +143,9 @@ async def test_query_on_every_request(raw_server: RawServer) -> None:
     """The query of the base URL, the client and the call goes with every endpoint."""
     base = raw_server.base_url.replace("/v1", "/openai/deployments/gpt-image-1")
     async with AsyncImages(
-        base_url=f"{base}?api-version=2025-04-01-preview", headers={"api-key": KEY}, query={"a": 1}
+        base_url=f"{base}?api-version=2025-04-01-preview",
+        headers={"api-key": API_KEY},
+        query={"a": 1},
     ) as client:
         raw_server.reply_with(GOOD)
         await client.generate("a boat")
@@ -160,7 +162,7 @@ async def test_query_on_every_request(raw_server: RawServer) -> None:
         f"{path}/models?api-version=2&a=1",
     ]
     for request in raw_server.requests:
-        assert request.headers["api-key"] == KEY
+        assert request.headers["api-key"] == API_KEY
         assert "authorization" not in request.headers
 
 
@@ -206,7 +208,7 @@ async def test_mocks_are_awaitable() -> None:
 
 async def test_close_of_openai(raw_server: RawServer) -> None:
     """`close` is `aclose`."""
-    client = AsyncImages(KEY, base_url=raw_server.base_url)
+    client = AsyncImages(API_KEY, base_url=raw_server.base_url)
     assert client.images is client
     await client.close()
     with pytest.raises(ConfigurationError, match="closed"):

@@ -17,8 +17,8 @@ import pytest
 from elkimg_async import AsyncImages, ElkImagesError, RetryPolicy, Timeout
 from tests.helpers.calls import B64, COMPLETED, GOOD, PARTIAL, run_call
 from tests.helpers.raw_server import (
+    API_KEY,
     DONE,
-    KEY,
     End,
     RawServer,
     Reply,
@@ -115,7 +115,7 @@ async def test_soak() -> None:
         timeout = Timeout(total=10, first_byte=0.2, idle=0.2)
         policy = RetryPolicy(initial_backoff=0.001, budget=1_000_000)
         async with AsyncImages(
-            KEY, base_url=server.base_url, timeout=timeout, retry=policy
+            API_KEY, base_url=server.base_url, timeout=timeout, retry=policy
         ) as client:
             sizes = []
             for share in (CALLS // 5, CALLS // 5 * 2, CALLS // 5 * 2):  # the first is the warm-up

@@ -20,7 +20,7 @@ from elkimg_async import (
 )
 from elkimg_async.local import LocalServer
 from elkimg_async.sansio.decoder import ImageEvent
-from tests.helpers.raw_server import KEY, PNG, End, RawServer, event, open_stream, response
+from tests.helpers.raw_server import API_KEY, PNG, End, RawServer, event, open_stream, response
 
 PARTIAL = PartialImage(
     type="image_generation.partial_image", image=Image(b"\xff\xd8\xffhalf"), partial_image_index=0
@@ -415,7 +415,7 @@ class LeakCheck:
 
 async def test_left_by_break(stalling: RawServer) -> None:
     """A break out of the block closes the connection, while the client stays open."""
-    async with AsyncImages(KEY, base_url=stalling.base_url) as client, LeakCheck():
+    async with AsyncImages(API_KEY, base_url=stalling.base_url) as client, LeakCheck():
         async with client.generate("a boat", stream=True) as stream:
             async for seen in stream:
                 assert seen == PARTIAL
@@ -425,7 +425,7 @@ async def test_left_by_break(stalling: RawServer) -> None:
 
 async def test_left_by_exception(stalling: RawServer) -> None:
     """An exception in the block closes the connection, while the client stays open."""
-    async with AsyncImages(KEY, base_url=stalling.base_url) as client, LeakCheck():
+    async with AsyncImages(API_KEY, base_url=stalling.base_url) as client, LeakCheck():
         with pytest.raises(ZeroDivisionError):
             await fail_within(client.generate("a boat", stream=True))
         await stalling.wait_disconnected()
@@ -435,7 +435,7 @@ async def test_left_by_dropping(stalling: RawServer) -> None:
     """A bare loop that is left closes the connection with the stream object, while the client stays
     open.
     """
-    async with AsyncImages(KEY, base_url=stalling.base_url) as client, LeakCheck():
+    async with AsyncImages(API_KEY, base_url=stalling.base_url) as client, LeakCheck():
 
         async def leave() -> None:
             async for _ in client.generate("a boat", stream=True):
@@ -461,7 +461,7 @@ async def test_left_by_cancellation(stalling: RawServer, bare: bool) -> None:
                 async for _ in stream:
                     begun.set()
 
-    async with AsyncImages(KEY, base_url=stalling.base_url) as client, LeakCheck():
+    async with AsyncImages(API_KEY, base_url=stalling.base_url) as client, LeakCheck():
         task = asyncio.create_task(read(client))
         await begun.wait()
         task.cancel()
@@ -482,7 +482,7 @@ async def test_cancelled_before_the_response(stream: bool) -> None:
 
     async with (
         RawServer([End.HOLD]) as server,
-        AsyncImages(KEY, base_url=server.base_url) as client,
+        AsyncImages(API_KEY, base_url=server.base_url) as client,
         LeakCheck(),
     ):
         task = asyncio.create_task(ask(client))
@@ -495,7 +495,7 @@ async def test_cancelled_before_the_response(stream: bool) -> None:
 
 async def test_cancelled_in_a_batch_body(stalling: RawServer) -> None:
     """Cancelling a batch call in its body closes the connection."""
-    async with AsyncImages(KEY, base_url=stalling.base_url) as client, LeakCheck():
+    async with AsyncImages(API_KEY, base_url=stalling.base_url) as client, LeakCheck():
         task = asyncio.create_task(client.generate("a boat"))
         await stalling.wait_until(lambda: len(stalling.requests) == 1)
         for _ in range(20):  # let the head and the first event arrive
@@ -508,7 +508,7 @@ async def test_cancelled_in_a_batch_body(stalling: RawServer) -> None:
 
 async def test_cancelled_by_an_anyio_scope(stalling: RawServer) -> None:
     """A cancel scope ends at its own boundary: later code in the task runs."""
-    async with AsyncImages(KEY, base_url=stalling.base_url) as client, LeakCheck():
+    async with AsyncImages(API_KEY, base_url=stalling.base_url) as client, LeakCheck():
         with anyio.CancelScope() as scope:
             async with client.generate("a boat", stream=True) as stream:
                 async for _ in stream:
@@ -519,7 +519,7 @@ async def test_cancelled_by_an_anyio_scope(stalling: RawServer) -> None:
 
 async def test_client_works_after_a_stream_was_left(stalling: RawServer) -> None:
     """The connection of a stream that was left is not used again; the next call takes a new one."""
-    async with AsyncImages(KEY, base_url=stalling.base_url) as client:
+    async with AsyncImages(API_KEY, base_url=stalling.base_url) as client:
         async with client.generate("a boat", stream=True) as stream:
             await anext(stream)
         image = Image(PNG)
@@ -560,7 +560,7 @@ async def test_closed_by_another_task(stalling: RawServer) -> None:
     """A read that is under way when another task closes the stream ends at once, with an error of
     ours.
     """
-    async with AsyncImages(KEY, base_url=stalling.base_url) as client, LeakCheck():
+    async with AsyncImages(API_KEY, base_url=stalling.base_url) as client, LeakCheck():
         stream = await client.generate("a boat", stream=True)
         await anext(stream)
         reading = asyncio.ensure_future(anext(stream))
@@ -573,7 +573,7 @@ async def test_closed_by_another_task(stalling: RawServer) -> None:
 
 async def test_client_closed_under_a_stream(stalling: RawServer) -> None:
     """Closing the client closes the connection of a stream that is being read."""
-    client = AsyncImages(KEY, base_url=stalling.base_url)
+    client = AsyncImages(API_KEY, base_url=stalling.base_url)
     async with client.generate("a boat", stream=True) as stream:
         await anext(stream)
         await client.aclose()

@@ -1,6 +1,7 @@
-"""The map of the package: who may import whom, and what the pure part may not do."""
+"""The layers of the package, the purity of `sansio`, and limits on size and names."""
 
 import ast
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import elkimg_async
 PACKAGE = Path(elkimg_async.__file__).parent
 NAME = PACKAGE.name
 LAYERS = [
+    {"plain"},
     {"errors"},
     {"hooks"},
     {"files", "hints", "logs", "preview"},
@@ -21,7 +23,7 @@ LAYERS = [
     {"credentials"},
     {"config"},
     {"transport", "types"},
-    {"attempt"},
+    {"attempt", "settings"},
     {"call", "stream"},
     {"batch", "resources"},
     {"image_calls"},
@@ -35,12 +37,13 @@ LAYERS = [
 ]
 """From the bottom to the top: a part imports from the layers below its own only."""
 ONLY = {
-    "errors": set(),
+    "plain": set(),
+    "errors": {"plain"},
     "hooks": set(),
     "files": set(),
     "hints": set(),
     "preview": set(),
-    "image": {"errors", "files", "hints", "logs", "preview"},
+    "image": {"errors", "files", "hints", "logs", "plain", "preview"},
     "notebook": {"errors", "image"},
     "stream": {"errors", "hints", "image", "logs", "notebook", "sansio"},
     "local": {"errors", "config", "credentials", "image", "sansio"},
@@ -49,7 +52,7 @@ ONLY = {
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 RANK |= {"local": RANK["client"]}
 
-ASKS_THE_SURFACE = {"cli", "docs", "__main__", "pytest_plugin"}
+USES_THE_SURFACE = {"cli", "docs", "__main__", "pytest_plugin"}
 """Parts that may use the package as its users do."""
 
 IMPURE = {"aiohttp", "anyio", "asyncio", "io", "os", "pathlib", "random", "secrets", "select"}
@@ -65,6 +68,10 @@ IMPURE |= {
     "uuid",
 }
 ASYNC = (ast.AsyncFunctionDef, ast.AsyncFor, ast.AsyncWith, ast.Await)
+MAX_MODULE = 450
+"""Lines of a module."""
+MAX_BODY = 50
+"""Lines of a function, without its signature and its docstring."""
 CALLS = {"open", "input", "print", "__import__", "exec", "eval", "breakpoint"}
 
 
@@ -82,7 +89,7 @@ MODULES = modules()
 
 
 class AtRunTime(ast.NodeTransformer):
-    """Leaves out what only a type checker sees."""
+    """Transformer that removes code for type checkers only."""
 
     def visit_If(self, node: ast.If) -> ast.If:
         if "TYPE_CHECKING" in ast.dump(node.test):
@@ -91,7 +98,7 @@ class AtRunTime(ast.NodeTransformer):
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
-    """The dotted name of all that a module imports, those within functions included."""
+    """Yield the dotted names that a module imports, those within functions included."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -102,7 +109,7 @@ def imports(tree: ast.AST) -> Iterator[str]:
 
 
 def ours(tree: ast.AST) -> set[str]:
-    """The modules of the package that a module imports."""
+    """Return the modules of the package that a module imports."""
     found = set()
     for name in imports(tree):
         if name.partition(".")[0] == NAME:
@@ -113,15 +120,15 @@ def ours(tree: ast.AST) -> set[str]:
 
 
 def part_of(module: str) -> str:
-    """The part of the map that a module belongs to."""
+    """Return the layer member that a module belongs to."""
     return module.split(".")[1] if "." in module else "__init__"
 
 
 def misplaced(module: str, tree: ast.AST) -> list[str]:
-    """What a module imports against the direction of the map."""
+    """Return the imports of a module that are not from the layers below it."""
     part = part_of(module)
     wrong = []
-    for other in map(part_of, ours(tree) - ({NAME} if part in ASKS_THE_SURFACE else set())):
+    for other in map(part_of, ours(tree) - ({NAME} if part in USES_THE_SURFACE else set())):
         below = RANK[other] < RANK[part] if part not in ONLY else other in ONLY[part]
         if other != part and not below:
             wrong.append(other)
@@ -129,7 +136,7 @@ def misplaced(module: str, tree: ast.AST) -> list[str]:
 
 
 def impurities(tree: ast.AST) -> list[str]:
-    """What waits, or reads a clock, chance, the environment or a file."""
+    """Return what waits, or reads a clock, randomness, the environment or a file."""
     wrong = [
         name
         for name in imports(tree)
@@ -151,7 +158,7 @@ SANSIO = [name for name in MODULES if part_of(name) == "sansio"]
 
 
 def test_structure_is_on_the_map() -> None:
-    """Each module belongs to a part that the map knows, and the basic parts are there."""
+    """Each module belongs to a known part, and the basic parts exist."""
     parts = {part_of(module) for module in MODULES}
     assert parts <= RANK.keys()
     assert parts >= {
@@ -177,7 +184,7 @@ def test_structure_is_on_the_map() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_structure_direction(module: str) -> None:
-    """Imports, also those for type checkers and in functions, only go down the layers."""
+    """Imports, also in functions and for type checkers, are from lower layers only."""
     assert misplaced(module, MODULES[module]) == []
 
 
@@ -193,19 +200,19 @@ def test_structure_has_no_cycles() -> None:
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name != NAME])
 def test_structure_surface_is_not_imported(module: str) -> None:
-    """Only the command imports the public surface."""
-    assert NAME not in ours(MODULES[module]) or part_of(module) in ASKS_THE_SURFACE
+    """Only parts that use the package like its users import its public names."""
+    assert NAME not in ours(MODULES[module]) or part_of(module) in USES_THE_SURFACE
 
 
 @pytest.mark.parametrize("module", SANSIO)
 def test_structure_sansio_is_pure(module: str) -> None:
-    """What can be decided without waiting neither waits nor looks at the world."""
+    """`sansio` neither waits nor reads a clock, randomness, files or the environment."""
     assert impurities(MODULES[module]) == []
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_structure_transport_alone_touches_the_http_client(module: str) -> None:
-    """Aiohttp is imported by the transport, and by what is a server itself."""
+    """Only the transport and the servers import aiohttp."""
     allowed = {"transport", "local", "web", "studio", "pytest_plugin"}
     tree = AtRunTime().visit(ast.parse(ast.unparse(MODULES[module])))
     used = {name.partition(".")[0] for name in imports(tree)}
@@ -214,7 +221,7 @@ def test_structure_transport_alone_touches_the_http_client(module: str) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_structure_config_alone_read_the_environment(module: str) -> None:
-    """The environment is read in one place."""
+    """Only config, credentials and the command read the environment."""
     reads = {
         node.attr
         for node in ast.walk(MODULES[module])
@@ -222,6 +229,38 @@ def test_structure_config_alone_read_the_environment(module: str) -> None:
         and node.attr in ("environ", "getenv", "getproxies", "getproxies_environment")
     }
     assert not reads or part_of(module) in ("config", "credentials", "cli")
+
+
+def bodies(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Yield each function of a module and the lines of its body, without the docstring."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+            yield node.name, (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_structure_module_is_short(module: str) -> None:
+    """A module has at most 450 lines, and a function fewer than 50."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    assert len(Path(spec.origin).read_text(encoding="utf-8").splitlines()) <= MAX_MODULE
+    assert [name for name, lines in bodies(MODULES[module]) if lines >= MAX_BODY] == []
+
+
+SHARED_NAMES = {"Job"}
+"""A job of `elkimg_async.jobs`, and one request of a run, which users never see."""
+
+
+def test_structure_class_names_are_unique() -> None:
+    """A class name means one thing across the package."""
+    places: dict[str, list[str]] = {}
+    for module, tree in MODULES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name.lstrip("_"), []).append(module)
+    assert {name for name, modules in places.items() if len(modules) > 1} == SHARED_NAMES
 
 
 # The checks themselves
@@ -257,7 +296,7 @@ def test_structure_config_alone_read_the_environment(module: str) -> None:
     ],
 )
 def test_structure_check_of_direction(module: str, source: str, wrong: list[str]) -> None:
-    """The check sees an import against the direction, however it is written."""
+    """The check detects an import against the direction in any form."""
     assert misplaced(f"{NAME}.{module}", ast.parse(source)) == wrong
 
 
@@ -276,5 +315,5 @@ def test_structure_check_of_direction(module: str, source: str, wrong: list[str]
     ],
 )
 def test_structure_check_of_purity(source: str, wrong: list[str]) -> None:
-    """The check sees what is not pure."""
+    """The check detects what is not pure."""
     assert impurities(ast.parse(source)) == wrong

@@ -12,7 +12,7 @@ from elkimg_async.errors import (
     QuotaExceededError,
 )
 
-Limit = Literal["max_errors", "max_images", "max_total_tokens"]
+Limit = Literal["max_errors", "max_images", "max_total_tokens", "max_cost"]
 FatalReason = Literal["configuration", "authentication", "quota", "dns", "tls", "proxy"]
 
 _ZERO = Decimal(0)
@@ -104,45 +104,71 @@ class Budget:
 class CostBudget:
     """The money that a run has spent, and that its requests in flight may spend.
 
-    Each request reserves its worst case before it is sent, and settles its cost afterwards; so the
-    limit is never exceeded, however many are in flight. A request of unknown cost costs what it has
-    reserved.
+    Each request reserves its maximum cost before it is sent, and settles its cost afterwards, so
+    that the limit is never exceeded, however many are in flight. A request of unknown cost counts
+    as its maximum.
 
     Args:
         max_cost: The limit. None: no limit.
-        spent: What may have been spent before.
+        spent: The amount that earlier runs may have spent.
     """
 
     def __init__(self, max_cost: Decimal | None, *, spent: Decimal = _ZERO) -> None:
-        if max_cost is not None and not (max_cost.is_finite() and max_cost > 0):
-            raise ConfigurationError("max_cost must be more than 0.")
         self._max_cost = max_cost
         self.spent = _amount(spent)
         self.reserved = _ZERO
 
     @property
     def remaining(self) -> Decimal | None:
-        """What a further request may reserve, 0 if nothing; None without a limit."""
+        """The amount that a further request may reserve; None without a limit."""
         if self._max_cost is None:
             return None
         return max(_ZERO, self._max_cost - self.spent - self.reserved)
 
-    def may_fit(self, worst: Decimal) -> bool:
-        """Return whether a request would fit if those in flight cost nothing."""
-        return self._max_cost is None or self.spent + _amount(worst) <= self._max_cost
+    def reached(self, worst: Decimal | None) -> Limit | None:
+        """Return the limit if a further request may exceed it; None if it cannot.
 
-    def reserve(self, worst: Decimal) -> bool:
-        """Reserve the worst case of a request; return False if it is too much."""
-        worst = _amount(worst)
-        if self.remaining is not None and worst > self.remaining:
-            return False
-        self.reserved += worst
-        return True
+        A request that costs nothing, since its images are paid for, never exceeds it.
+        """
+        if not worst or self.remaining is None or _amount(worst) <= self.remaining:
+            return None
+        return "max_cost"
+
+    def reserve(self, worst: Decimal) -> None:
+        """Record that a request starts that costs at most `worst`."""
+        self.reserved += _amount(worst)
+
+    def resume(self, cost: Decimal | None) -> None:
+        """Record that a lost request is sent again, billed once for its idempotency key."""
+        self.spent -= _ZERO if cost is None else _amount(cost)
 
     def settle(self, worst: Decimal, cost: Decimal | None) -> None:
-        """Replace the reservation of a request by its cost; None if that is unknown."""
+        """Replace the reservation of a request with its cost; None if that is unknown."""
         self.reserved -= _amount(worst)
         self.spent += _amount(worst if cost is None else cost)
+
+
+def make_max_cost(value: object) -> Decimal | None:
+    """Return the `max_cost` argument of `map` as a Decimal; None means no limit.
+
+    Raises:
+        ConfigurationError: If it is not a Decimal, int or string of more than 0.
+    """
+    if value is None:
+        return None
+    if isinstance(value, float):
+        raise ConfigurationError(
+            f'max_cost must be exact: pass Decimal("{value}") instead of the float.'
+        )
+    if isinstance(value, bool) or not isinstance(value, (Decimal, int, str)):
+        raise ConfigurationError(f"max_cost must be a Decimal, not {type(value).__name__}.")
+    try:
+        limit = Decimal(value)
+    except ArithmeticError:
+        raise ConfigurationError(f"max_cost must be a number, not {value!r}.") from None
+    if not (limit.is_finite() and limit > 0):
+        raise ConfigurationError("max_cost must be more than 0.")
+    return limit
 
 
 def _amount(value: Decimal) -> Decimal:

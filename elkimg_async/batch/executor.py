@@ -7,6 +7,7 @@ workers on Ray, `NoStore` if images are returned and nothing is recorded.
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from decimal import Decimal
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -14,7 +15,7 @@ import anyio
 import msgspec
 
 from elkimg_async.batch.budget import Budget
-from elkimg_async.batch.job import Job, JobResult
+from elkimg_async.batch.job import BatchJob, JobResult
 from elkimg_async.batch.journal import MadeRecord, PendingImage, ResponseRecord, SavedFile
 from elkimg_async.batch.storage import Slots, response_fields
 from elkimg_async.errors import (
@@ -27,7 +28,7 @@ from elkimg_async.errors import (
 from elkimg_async.hooks import AttemptStarted
 from elkimg_async.image import Image
 from elkimg_async.sansio.requests import EditRequest
-from elkimg_async.sansio.responses import ImagesResponse
+from elkimg_async.sansio.responses import ImagesResponse, Meta
 from elkimg_async.sansio.retry import is_in_flight
 
 IN_FLIGHT_PAUSE = 0.5
@@ -46,18 +47,18 @@ class JobStore(Protocol):
         """Whether images are saved as files."""
         ...
 
-    async def begin(self, job: Job) -> None:
+    async def begin(self, job: BatchJob) -> None:
         """Record that a request is about to be sent."""
 
-    async def save(self, job: Job, slots: Slots, *, many: bool) -> tuple[SavedFile, ...]:
+    async def save(self, job: BatchJob, slots: Slots, *, many: bool) -> tuple[SavedFile, ...]:
         """Save images of a response, which has one or `many`."""
         ...
 
-    async def note_pending(self, job: Job, record: MadeRecord, elapsed: float) -> None:
+    async def note_pending(self, job: BatchJob, record: MadeRecord, elapsed: float) -> None:
         """Record the URLs of images that have not been downloaded yet."""
 
     async def finish(
-        self, job: Job, record: MadeRecord, error: ElkImagesError | None, elapsed: float
+        self, job: BatchJob, record: MadeRecord, error: ElkImagesError | None, elapsed: float
     ) -> None:
         """Record the end of a job, successful or not."""
 
@@ -67,18 +68,18 @@ class NoStore:
 
     keeps_files = False
 
-    async def begin(self, job: Job) -> None:
+    async def begin(self, job: BatchJob) -> None:
         """Record nothing."""
 
-    async def save(self, job: Job, slots: Slots, *, many: bool) -> tuple[SavedFile, ...]:
+    async def save(self, job: BatchJob, slots: Slots, *, many: bool) -> tuple[SavedFile, ...]:
         """Save nothing."""
         return ()
 
-    async def note_pending(self, job: Job, record: MadeRecord, elapsed: float) -> None:
+    async def note_pending(self, job: BatchJob, record: MadeRecord, elapsed: float) -> None:
         """Record nothing."""
 
     async def finish(
-        self, job: Job, record: MadeRecord, error: ElkImagesError | None, elapsed: float
+        self, job: BatchJob, record: MadeRecord, error: ElkImagesError | None, elapsed: float
     ) -> None:
         """Record nothing."""
 
@@ -145,7 +146,7 @@ class Sender:
         self.connect, self._headers, self._stream = connect, headers, stream
         self.gate = gate or SendGate()
 
-    async def send(self, job: Job) -> ImagesResponse:
+    async def send(self, job: BatchJob) -> ImagesResponse:
         """Send a job, and send it again while an earlier attempt is still being processed."""
         began = time.monotonic()
         while True:
@@ -160,7 +161,7 @@ class Sender:
                     raise
             await asyncio.sleep(IN_FLIGHT_PAUSE)
 
-    async def _send_once(self, job: Job) -> ImagesResponse:
+    async def _send_once(self, job: BatchJob) -> ImagesResponse:
         headers = dict(self._headers)
         if job.idempotency_key is not None:
             headers = {name: headers[name] for name in headers if name.lower() != "idempotency-key"}
@@ -173,7 +174,7 @@ class Sender:
             response = await stream.result()
         return response  # noqa: RET504 - a type, which the call hides
 
-    def _call(self, job: Job) -> Callable[..., Any]:
+    def _call(self, job: BatchJob) -> Callable[..., Any]:
         if not isinstance(job.request, EditRequest):
             return partial(self._generate, job.request)
         fields = msgspec.structs.asdict(job.request)
@@ -194,7 +195,7 @@ class Executor:
         self._sender, self._store = sender, store
         self._budget = budget or Budget()
 
-    async def execute(self, job: Job) -> JobResult:
+    async def execute(self, job: BatchJob) -> JobResult:
         """Execute one job; once its response has arrived, cancelling waits until it is on disk.
 
         Raises:
@@ -217,24 +218,27 @@ class Executor:
             return await self._fail(job, error, began)
         tokens = response.usage.total_tokens if response.usage else None
         self._budget.spend(len(response), tokens)
+        meta: Meta | None = response.meta
         made = MadeRecord(
             **job.record_fields(),
             images=len(response),
+            cost=job.cost(meta.cost, meta.attempts) if meta else job.worst,
             usage=response.usage,
-            meta=response.meta,
+            meta=meta,
         )
         if self._store.keeps_files:
             return await self._keep(job, made, list(enumerate(response)), response, began)
         return JobResult(job=job, record=made, response=response, elapsed=_since(began))
 
-    async def _fail(self, job: Job, error: ElkImagesError, began: float) -> JobResult:
+    async def _fail(self, job: BatchJob, error: ElkImagesError, began: float) -> JobResult:
         """Record a failure, and save the images that came with it: they are paid for."""
         if job.resumes is not None and error.billing in ("not_sent", "refused"):
             # The earlier attempt, with the same idempotency key, may have created the image.
             error.billing = "unknown"
         spent = job.n if error.billing in ("unknown", "billed") else 0
         self._budget.spend(spent, None, responded=False)
-        made = MadeRecord(**job.record_fields(), images=spent)
+        cost = job.cost(None, error.attempts) if spent else Decimal(0)
+        made = MadeRecord(**job.record_fields(), images=spent, cost=cost)
         if self._store.keeps_files:
             images = [image for image in getattr(error, "images", ()) if image.content]
             try:
@@ -246,7 +250,7 @@ class Executor:
 
     async def _keep(
         self,
-        job: Job,
+        job: BatchJob,
         made: MadeRecord,
         slots: Slots,
         response: ImagesResponse | None,
@@ -269,12 +273,12 @@ class Executor:
         except OSError as problem:
             return await self._fail_on_disk(job, made, problem, response, began)
 
-    async def _save(self, job: Job, slots: Slots, *, many: bool) -> tuple[SavedFile, ...]:
+    async def _save(self, job: BatchJob, slots: Slots, *, many: bool) -> tuple[SavedFile, ...]:
         return await self._store.save(job, slots, many=many) if slots else ()
 
     async def _end(
         self,
-        job: Job,
+        job: BatchJob,
         made: MadeRecord,
         error: ElkImagesError | None,
         began: float,
@@ -285,7 +289,7 @@ class Executor:
 
     async def _fail_on_disk(
         self,
-        job: Job,
+        job: BatchJob,
         made: MadeRecord,
         problem: OSError,
         response: ImagesResponse | None,

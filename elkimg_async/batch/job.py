@@ -1,5 +1,6 @@
 """Jobs: requests to be sent, and their results."""
 
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -11,13 +12,14 @@ from elkimg_async.sansio.requests import EditRequest, GenerateRequest
 from elkimg_async.sansio.responses import ImagesResponse
 
 
-class Job(msgspec.Struct, frozen=True, kw_only=True):
+class BatchJob(msgspec.Struct, frozen=True, kw_only=True):
     """One request to be sent.
 
     `stem` is the name of its files without extension, `hash` its fingerprint. `record` is the last
     record of it; None if there is none. `resumes` is an attempt of an earlier run that had no
     response, if the server is known to replay its idempotency key, so that sending it again costs
-    nothing more; else None. `repeated` is whether an earlier attempt may still be running.
+    nothing more; else None. `repeated` is whether an earlier attempt may still be running. `price`
+    is the maximum cost of one attempt, None if unknown; up to `payable` attempts may be paid for.
     """
 
     index: int
@@ -30,6 +32,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     record: AnyRecord | None = None
     resumes: SentRecord | None = None
     repeated: bool = False
+    price: Decimal | None = None
+    payable: int = 1
 
     @property
     def n(self) -> int:
@@ -38,6 +42,27 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
             return 0
         n = (self.request.extra_body or {}).get("n", self.request.n)
         return n if type(n) is int and n > 0 else 1
+
+    @property
+    def worst(self) -> Decimal | None:
+        """The maximum cost of all its attempts; None if unknown."""
+        if self.n == 0:
+            return Decimal(0)
+        return None if self.price is None else self.price * self.payable
+
+    def cost(self, paid: Decimal | None, attempts: int) -> Decimal | None:
+        """Return the most that it may have cost; None if unknown.
+
+        Args:
+            paid: The cost of the last attempt. None: unknown.
+            attempts: The number of attempts. Those before the last may have been paid for, up to
+                `payable` in all.
+        """
+        earlier = max(0, min(attempts, self.payable) - 1)
+        last = self.price if paid is None else paid
+        if last is None or (earlier and self.price is None):
+            return None
+        return last + earlier * self.price if earlier and self.price is not None else last
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -63,7 +88,7 @@ class JobResult(msgspec.Struct, frozen=True, kw_only=True):
     turn.
     """
 
-    job: Job
+    job: BatchJob
     record: ResponseRecord
     response: ImagesResponse | None = None
     urls: tuple[str, ...] = ()

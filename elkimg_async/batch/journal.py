@@ -11,6 +11,7 @@ tolerates damage only at the end of the file.
 import hashlib
 from array import array
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -73,16 +74,21 @@ class SentRecord(JournalRecord, frozen=True, kw_only=True, tag="sent"):
     """A request that is about to be sent.
 
     `images` is how many may be paid for if no further record follows; early versions did not write
-    it, and sent one.
+    it, and sent one. `cost` is their maximum cost; None if unknown.
     """
 
     images: int = 1
+    cost: Decimal | None = None
 
 
 class ResponseRecord(JournalRecord, frozen=True, kw_only=True):
-    """A response; `images` is how many may have been paid for."""
+    """A response.
+
+    `images` is how many may have been paid for, and `cost` their maximum cost; None if unknown.
+    """
 
     images: int = 0
+    cost: Decimal | None = None
     files: tuple[SavedFile, ...] = ()
     urls: tuple[PendingImage, ...] = ()
     usage: Usage | None = None
@@ -138,6 +144,8 @@ class JournalIndex:
         images: How many images the run may have paid for.
         lost: How many of them have no reported tokens.
         tokens: How many tokens the server has reported.
+        cost: The most that the run may have cost, without the images of unknown cost.
+        unpriced: How many images of unknown cost may have been paid for.
     """
 
     def __init__(self) -> None:
@@ -145,10 +153,12 @@ class JournalIndex:
         self.unended = False
         self.images = self.lost = 0
         self.tokens: float = 0
+        self.cost, self.unpriced = Decimal(0), 0
         self._lines = 0
         self._offsets = array("q")
         self._codes = bytearray()
-        self._open: dict[int, int] = {}  # images of each `sent` without a response
+        # Images and maximum cost of each `sent` without a response.
+        self._open: dict[int, tuple[int, Decimal | None]] = {}
 
     def __len__(self) -> int:
         return len(self._codes)
@@ -195,21 +205,27 @@ class JournalIndex:
             self._codes.extend(bytes(missing))
         code = _CODES[type(record)]
         if isinstance(record, SentRecord):
-            self._open[index] = record.images
-            self._count(record.images, lost=True)
+            self._open[index] = record.images, record.cost
+            self._count(record.images, record.cost, lost=True)
         else:
-            self._count(-self._open.pop(index, 0), lost=True)
+            images, cost = self._open.pop(index, (0, None))
+            self._count(-images, None if cost is None else -cost, lost=True)
             if self._codes[index] not in _COUNTED:
-                self._count(record.images, lost=record.meta is None and record.usage is None)
+                lost = record.meta is None and record.usage is None
+                self._count(record.images, record.cost, lost=lost)
                 self.tokens += (record.usage and record.usage.total_tokens) or 0
             if isinstance(record, FailedRecord) and record.urls:
                 code = _NOT_DOWNLOADED
         self._offsets[index] = self.end
         self._codes[index] = code
 
-    def _count(self, images: int, *, lost: bool) -> None:
+    def _count(self, images: int, cost: Decimal | None, *, lost: bool) -> None:
         self.images += images
         self.lost += images if lost else 0
+        if cost is None:
+            self.unpriced += images
+        else:
+            self.cost += cost
 
     def state(self, index: int) -> State:
         """Return the state of a request."""

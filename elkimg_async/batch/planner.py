@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import Any
 
 import msgspec
 
 from elkimg_async.batch.inputs import full_fingerprint
-from elkimg_async.batch.job import Job
+from elkimg_async.batch.job import BatchJob
 from elkimg_async.batch.journal import (
     AnyRecord,
     DoneRecord,
@@ -24,7 +25,7 @@ from elkimg_async.batch.run import MapItem
 from elkimg_async.batch.storage import OutputFolder
 from elkimg_async.config import IdempotencyMode
 from elkimg_async.errors import ElkImagesError, InvalidRequestError
-from elkimg_async.sansio.requests import EditRequest, GenerateRequest
+from elkimg_async.sansio.requests import EditRequest, GenerateRequest, ImageRequest
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +50,8 @@ class Planner:
         skip_failed: Whether to skip requests that failed in an earlier run.
         known: Returns the journal's last record of an index. None: there is no journal.
         folder: The folder with the files of finished requests. None: there is none.
+        price: Returns the maximum cost of one attempt of a request; None if unknown.
+        payable: How many attempts of a request may be paid for.
     """
 
     def __init__(
@@ -60,15 +63,18 @@ class Planner:
         skip_failed: bool,
         known: Callable[[int], AnyRecord | None] | None,
         folder: OutputFolder | None,
+        price: Callable[[ImageRequest], Decimal | None] = lambda request: None,
+        payable: int = 1,
     ) -> None:
         self._defaults, self._stream, self._idempotency = defaults, stream, idempotency
         self._skip_failed, self._known, self._folder = skip_failed, known, folder
+        self._price, self._payable = price, payable
 
     def reads_files(self, item: Any) -> bool:
         """Return whether `plan` reads files for this item, and so belongs in a worker thread."""
         return self._known is not None and has_inputs(item)
 
-    def plan(self, index: int, item: Any) -> Job | Delivery:
+    def plan(self, index: int, item: Any) -> BatchJob | Delivery:
         """Return the job that an item needs, or the item itself if nothing has to be done.
 
         Raises:
@@ -93,7 +99,7 @@ class Planner:
             ):
                 return self._resumed(record, row, request)
         lost = isinstance(record, SentRecord) and record.idempotency_key is not None
-        return Job(
+        return BatchJob(
             index=index,
             request=request,
             stem=job_stem(index, request),
@@ -104,6 +110,8 @@ class Planner:
             record=record,
             resumes=record if lost and self._idempotency == "replay" else None,  # type: ignore[arg-type]
             repeated=record is not None,
+            price=self._price(request),
+            payable=self._payable,
         )
 
     def _invalid(

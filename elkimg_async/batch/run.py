@@ -1,6 +1,7 @@
 """`MapRun`, the context manager and iterator that `map` returns, and the items it yields."""
 
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self
@@ -11,10 +12,20 @@ from elkimg_async.errors import BatchError, ElkImagesError
 from elkimg_async.hints import AsyncIterableOnly, missing_attribute
 from elkimg_async.image import Image
 from elkimg_async.sansio.requests import EditRequest, GenerateRequest
-from elkimg_async.sansio.responses import ImagesResponse, Meta, Usage
+from elkimg_async.sansio.responses import (
+    ImagesResponse,
+    Meta,
+    ResponseData,
+    Usage,
+    add_cost,
+    add_usage,
+)
+
+_PAYABLE = ("unknown", "billed")
+"""The `billing` of errors that may have been paid for."""
 
 
-class MapItem(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+class MapItem(ResponseData, frozen=True, kw_only=True, eq=False):
     """The result of one request of a run.
 
     `index` counts the requests from 0; `id` and `metadata` are those of its mapping, None if it had
@@ -41,6 +52,23 @@ class MapItem(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         """Whether the request succeeded."""
         return self.error is None
 
+    def to_dict(self, *, images: bool = True) -> dict[str, Any]:
+        """Return plain data as in JSON, without fields that are None.
+
+        The request consists of its options and prompt, without input images. `images=False` omits
+        the base64 content of the result.
+        """
+        fields = super().to_dict(images=images)
+        fields.pop("request", None)
+        if self.request is not None:
+            request = {**self.request.fields(), **(self.request.extra_body or {})}
+            fields["request"] = msgspec.to_builtins(request, enc_hook=str)
+        fields["ok"] = self.ok
+        fields["paths"] = [str(path) for path in self.paths]
+        return fields
+
+    model_dump = to_dict
+
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
@@ -50,12 +78,14 @@ class MapItem(msgspec.Struct, frozen=True, kw_only=True, eq=False):
             raise missing_attribute(self, name, advice)
 
 
-class Totals(msgspec.Struct, frozen=True, kw_only=True):
+class Totals(ResponseData, frozen=True, kw_only=True):
     """The totals of a run so far.
 
     `done` and `failed` count items, including the `resumed` ones from the journal. `images`,
     `usage` and `bytes` (of images, decoded) are sums over the items that are done; `usage` is None
-    if the server reported none. `elapsed` is in seconds since this run began.
+    if the server reported none. `cost` is the sum of the known costs (`meta.cost`), None if there
+    are none; `unpriced` counts the items that were, or may have been, paid for at an unknown cost.
+    `elapsed` is in seconds since this run began.
     """
 
     done: int = 0
@@ -64,7 +94,28 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     images: int = 0
     usage: Usage | None = None
     bytes: int = 0
+    cost: Decimal | None = None
+    unpriced: int = 0
     elapsed: float = 0.0
+
+
+def add_item(totals: Totals, item: MapItem, *, images: int, size: int) -> Totals:
+    """Return the totals with one more item, which has so many images and bytes."""
+    if item.meta is not None:
+        unpriced = item.meta.cost is None
+    else:
+        unpriced = item.ok or (item.error is not None and item.error.billing in _PAYABLE)
+    return msgspec.structs.replace(
+        totals,
+        done=totals.done + item.ok,
+        failed=totals.failed + (not item.ok),
+        resumed=totals.resumed + item.resumed,
+        images=totals.images + images,
+        usage=add_usage(totals.usage, item.usage),
+        bytes=totals.bytes + size,
+        cost=add_cost(totals.cost, item.meta.cost if item.meta else None),
+        unpriced=totals.unpriced + unpriced,
+    )
 
 
 class RunBackend(Protocol):

@@ -6,10 +6,12 @@ reads the input, `planner` decides what has to be done, `executor` does it, `sto
 """
 
 import asyncio
+import contextlib
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,12 @@ import anyio.abc
 import anyio.to_thread
 import msgspec
 
-from elkimg_async.batch.budget import Budget, Limit, fatal_reason
+from elkimg_async.batch.budget import Budget, CostBudget, Limit, fatal_reason
 from elkimg_async.batch.executor import Executor, Sender
-from elkimg_async.batch.job import Job, JobResult
+from elkimg_async.batch.job import BatchJob, JobResult
 from elkimg_async.batch.journal import DoneRecord, SentRecord
 from elkimg_async.batch.planner import Delivery, Planner
-from elkimg_async.batch.run import MapItem, Totals
+from elkimg_async.batch.run import MapItem, Totals, add_item
 from elkimg_async.batch.sources import RequestSource, check_iterable, open_source
 from elkimg_async.batch.storage import OutputFolder, RunStore, response_fields
 from elkimg_async.config import IdempotencyMode
@@ -33,7 +35,8 @@ from elkimg_async.errors import (
     ElkImagesError,
     JournalError,
 )
-from elkimg_async.sansio.responses import add_usage
+from elkimg_async.sansio.pricing import Pricing
+from elkimg_async.sansio.requests import DEFAULT_MODEL, ImageRequest
 
 
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +49,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_errors: int | None
     max_images: int | None
     max_total_tokens: int | None
+    max_cost: Decimal | None
     skip_failed: bool
     stream: bool
     require_lock: bool = True
@@ -74,6 +78,8 @@ class Runner:
         sender: Sends the requests.
         idempotency: Whether requests have an Idempotency-Key, and the server is known to replay it.
         rate: Returns the client's current pace in requests per second.
+        pricing: The prices of requests. None: unknown.
+        payable: How many attempts of a request may be paid for.
 
     Raises:
         ConfigurationError: If an option is invalid; nothing was opened.
@@ -89,12 +95,19 @@ class Runner:
         sender: Sender,
         idempotency: IdempotencyMode,
         rate: Callable[[], float],
+        pricing: Pricing | None = None,
+        payable: int = 1,
     ) -> None:
         options.check()
+        if options.max_cost is not None and pricing is None:
+            raise ConfigurationError(
+                "max_cost requires prices; pass pricing=Pricing(…) to AsyncImages."
+            )
         check_iterable(requests)
         self._requests, self._options, self._defaults = requests, options, defaults
         self._idempotency: IdempotencyMode = idempotency
         self._sender, self._rate = sender, rate
+        self._pricing, self._payable = pricing, payable
         self._window = options.concurrency * (2 if options.ordered else 1)
         self._ready: deque[Delivery] = deque()
         self._early: dict[int, Delivery] = {}
@@ -193,16 +206,8 @@ class Runner:
         return delivery.item
 
     def _deliver(self, delivery: Delivery) -> None:
-        item, old = delivery.item, self._totals
-        self._totals = msgspec.structs.replace(
-            old,
-            done=old.done + item.ok,
-            failed=old.failed + (not item.ok),
-            resumed=old.resumed + item.resumed,
-            images=old.images + delivery.images,
-            usage=add_usage(old.usage, item.usage),
-            bytes=old.bytes + delivery.size,
-        )
+        item = delivery.item
+        self._totals = add_item(self._totals, item, images=delivery.images, size=delivery.size)
         if not item.ok and not item.resumed:
             self._budget.fail()
         if not self._options.ordered:
@@ -252,6 +257,12 @@ class Runner:
             lost=store.replay.lost,
             tokens=store.replay.tokens,
         )
+        if options.max_cost is not None and store.replay.unpriced:
+            raise ConfigurationError(
+                f"max_cost cannot be kept, because the journal has {store.replay.unpriced} images "
+                "of unknown cost. Continue without max_cost, or use another journal."
+            )
+        self._costs = CostBudget(options.max_cost, spent=store.replay.cost)
         planner = Planner(
             defaults=self._defaults,
             stream=options.stream,
@@ -259,6 +270,8 @@ class Runner:
             skip_failed=options.skip_failed,
             known=store.record if store.journaling else None,
             folder=folder,
+            price=self._price,
+            payable=self._payable,
         )
         return planner, Executor(self._sender, store, self._budget)
 
@@ -279,14 +292,16 @@ class Runner:
             except Exception as error:  # noqa: BLE001 - from the input; raised by `next_item`
                 self._stop(error)
                 return
-            if isinstance(planned, Job):
+            if isinstance(planned, BatchJob):
                 if planned.resumes is not None:
                     self._budget.resume(planned.resumes.images)
+                    self._costs.resume(planned.resumes.cost)
                 if not await self._may_start(planned):
                     return
                 self._pending += 1
                 self.in_flight += 1
                 self._budget.reserve(planned.n)
+                self._costs.reserve(planned.worst or Decimal(0))
                 tasks.start_soon(self._work, executor, planned)
             elif not planned.item.resumed and (limit := self._budget.reached(0)) is not None:
                 self._stop(self._stopped_by(limit))
@@ -296,7 +311,7 @@ class Runner:
                 self._deliver(planned)
             index += 1
 
-    async def _plan(self, planner: Planner, index: int, item: Any) -> Job | Delivery:
+    async def _plan(self, planner: Planner, index: int, item: Any) -> BatchJob | Delivery:
         if planner.reads_files(item):
             return await anyio.to_thread.run_sync(planner.plan, index, item)
         return planner.plan(index, item)
@@ -309,10 +324,10 @@ class Runner:
             await self._wait()
         return False
 
-    async def _may_start(self, job: Job) -> bool:
+    async def _may_start(self, job: BatchJob) -> bool:
         """Return whether the budget allows a job, if need be after those in flight."""
         while self._failure is None:
-            limit = self._budget.reached(job.n)
+            limit = self._budget.reached(job.n) or self._costs.reached(job.worst)
             if limit is None:
                 return True
             if limit == "max_errors" or not self.in_flight:
@@ -321,16 +336,41 @@ class Runner:
                 await self._wait()
         return False
 
+    def _price(self, request: ImageRequest) -> Decimal | None:
+        """Return the maximum cost of one attempt; None if unknown.
+
+        Raises:
+            ConfigurationError: If it is unknown, and required for `max_cost`.
+        """
+        if self._pricing is None:
+            return None
+        if self._options.max_cost is None:
+            with contextlib.suppress(Exception):  # only for the journal and later runs
+                return self._pricing.worst_case(request)
+            return None
+        price = self._pricing.worst_case(request)
+        if price is None:
+            raise ConfigurationError(
+                "max_cost cannot be kept, because the maximum cost of a request for "
+                f"{request.model or DEFAULT_MODEL} is unknown. Pass TokenPrices with "
+                "max_tokens_per_image and max_input_tokens, ImagePrices with a price for its size "
+                "and quality, or a price function that returns the maximum if usage is None."
+            )
+        return price
+
     async def _wait(self) -> None:
         self._room.clear()
         await self._room.wait()
 
-    async def _work(self, executor: Executor, job: Job) -> None:
+    async def _work(self, executor: Executor, job: BatchJob) -> None:
+        cost: Decimal | None = Decimal(0)
         try:
             if self._hopeless:  # set after this task was created
                 self._pending -= 1
                 return
+            cost = None
             result = await executor.execute(job)
+            cost = result.record.cost if job.n else Decimal(0)  # only downloaded
             self._deliver(self._delivery(result))
             if result.stop is not None:
                 self._stop(result.stop)
@@ -343,6 +383,7 @@ class Runner:
         finally:
             self.in_flight -= 1
             self._budget.release(job.n)
+            self._costs.settle(job.worst or Decimal(0), cost)
             self._room.set()
 
     def _delivery(self, result: JobResult) -> Delivery:

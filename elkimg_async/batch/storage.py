@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,7 +19,7 @@ import anyio.to_thread
 import msgspec
 
 from elkimg_async.batch.filesystem import open_locked, sync_file, sync_folder, write_all
-from elkimg_async.batch.job import Job
+from elkimg_async.batch.job import BatchJob
 from elkimg_async.batch.journal import (
     AnyRecord,
     DoneRecord,
@@ -49,7 +50,7 @@ class ManifestLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """One finished request, for users and their programs; the last line of an index counts.
 
     `files` have the name, length and SHA-256 of each image. `id` and `metadata` are those of the
-    row.
+    row. `cost` is absent if unknown.
     """
 
     index: int
@@ -61,6 +62,7 @@ class ManifestLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     idempotency_key: str | None = msgspec.field(name="key")
     id: str | int | None = None
     metadata: dict[str, Any] | None = None
+    cost: Decimal | None = None
 
 
 class OutputFolder:
@@ -250,12 +252,12 @@ class RunStore:
         """Whether images are saved as files."""
         return self._folder is not None
 
-    async def begin(self, job: Job) -> None:
+    async def begin(self, job: BatchJob) -> None:
         """Record that a request is about to be sent."""
         if job.resumes is None:
-            await self.commit(SentRecord(**job.record_fields(), images=job.n))
+            await self.commit(SentRecord(**job.record_fields(), images=job.n, cost=job.worst))
 
-    async def save(self, job: Job, slots: Slots, *, many: bool) -> tuple[SavedFile, ...]:
+    async def save(self, job: BatchJob, slots: Slots, *, many: bool) -> tuple[SavedFile, ...]:
         """Save images in the folder."""
         folder = self._folder
         assert folder is not None
@@ -263,12 +265,12 @@ class RunStore:
             lambda: folder.write(job.stem, slots, many=many, separator="-")
         )
 
-    async def note_pending(self, job: Job, record: MadeRecord, elapsed: float) -> None:
+    async def note_pending(self, job: BatchJob, record: MadeRecord, elapsed: float) -> None:
         """Record the URLs of images that have not been downloaded yet."""
         await self.commit(record)
 
     async def finish(
-        self, job: Job, record: MadeRecord, error: ElkImagesError | None, elapsed: float
+        self, job: BatchJob, record: MadeRecord, error: ElkImagesError | None, elapsed: float
     ) -> None:
         """Record the end of a job, successful or not."""
         if error is not None:
@@ -286,6 +288,7 @@ class RunStore:
             idempotency_key=job.idempotency_key,
             id=job.id,
             metadata=job.metadata,
+            cost=record.meta.cost if record.meta else None,
         )
         await self.commit(DoneRecord(**response_fields(record)), line)
 

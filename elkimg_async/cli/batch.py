@@ -10,6 +10,7 @@ from typing import Annotated, Any, NamedTuple
 from cyclopts import Parameter
 
 from elkimg_async import AsyncImages, Limits, MapRun, errors
+from elkimg_async.batch.budget import make_max_cost
 from elkimg_async.cli import contact_sheet as sheet
 from elkimg_async.cli.batch_input import BatchInput
 from elkimg_async.cli.batch_plan import check_input, print_plan, requests_of
@@ -53,6 +54,7 @@ def batch(
     skip_failed: bool = False,
     max_errors: Annotated[int | None, WHOLE] = None,
     max_images: Annotated[int | None, WHOLE] = None,
+    max_cost: Annotated[str | None, Parameter(metavar="AMOUNT")] = None,
     contact_sheet: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     dry_run: bool = False,
     ray: Annotated[bool | str, Parameter(metavar="[ADDRESS]")] = False,
@@ -81,6 +83,7 @@ def batch(
         skip_failed: Do not retry what failed in an earlier run.
         max_errors: Stop after this many failures.
         max_images: Stop before paying for more images than this, earlier runs included.
+        max_cost: Stop before paying more than this, earlier runs included; needs --price-file.
         contact_sheet: Draw thumbnails of all images into this file (several files if many).
         dry_run: Check everything, print what would be sent, and send nothing.
         ray: Use Ray workers, on the cluster at this address; without one, at RAY_ADDRESS or else on
@@ -92,7 +95,12 @@ def batch(
     use_ray = ray is not False
     if use_ray:
         _reject_with_ray(
-            journal=journal, max_errors=max_errors, max_images=max_images, skip_failed=skip_failed
+            journal=journal,
+            max_errors=max_errors,
+            max_images=max_images,
+            max_cost=max_cost,
+            skip_failed=skip_failed,
+            price_file=connection.price_file,
         )
     output = output or Path(_folder_name(file, connection.local))
     journal = journal or output / ("journal-local.jsonl" if connection.local else "journal.jsonl")
@@ -104,9 +112,10 @@ def batch(
         skip_failed=skip_failed,
         max_errors=max_errors,
         max_images=max_images,
+        max_cost=max_cost,
         ray=ray,
     )
-    settings.check()
+    settings.check(connection)
     options = image.given()
     check_options(options)
     if not dry_run:
@@ -135,14 +144,21 @@ class _RunSettings(NamedTuple):
     skip_failed: bool
     max_errors: int | None
     max_images: int | None
+    max_cost: str | None
     ray: bool | str
 
-    def check(self) -> None:
+    def check(self, connection: Connection) -> None:
         """Reject invalid settings before anything is read or opened."""
         for name in ("concurrency", "max_errors", "max_images"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{option_name(name)} must be at least 1.")
+        try:
+            make_max_cost(self.max_cost)
+        except errors.ConfigurationError:
+            raise UsageError("--max-cost must be an amount of more than 0, such as 20.") from None
+        if self.max_cost is not None and connection.price_file is None:
+            raise UsageError("--max-cost requires prices; add --price-file FILE.")
         _reject_other_kind(self.output, self.journal, ray=self.ray is not False)
 
     def open(
@@ -158,6 +174,7 @@ class _RunSettings(NamedTuple):
                 skip_failed=self.skip_failed,
                 max_errors=self.max_errors,
                 max_images=self.max_images,
+                max_cost=self.max_cost,
             )
         work = RayRun(
             requests,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from elkimg_async import InvalidRequestError, MapItem, errors
-from elkimg_async.batch.job import Job
+from elkimg_async.batch.job import BatchJob
 from elkimg_async.batch.planner import Planner
 from elkimg_async.batch.storage import OutputFolder, RunStore
 from elkimg_async.cli.batch_input import BatchInput, InputRow
@@ -131,7 +131,7 @@ class RunPlan:
     def plan(self, index: int, request: dict[str, Any]) -> Planned:
         """Return the plan for the request at `index`."""
         found = self._planner.plan(index, request)
-        if isinstance(found, Job):
+        if isinstance(found, BatchJob):
             return Planned(request=found.request, images=found.n)
         item = found.item
         return Planned(done=item.resumed, item=item, error=None if item.resumed else item.error)

@@ -21,7 +21,9 @@ from elkimg_async.cli.batch_plan import Size, locate, number_of_images, paid_ima
 from elkimg_async.cli.console import (
     ERR,
     OUT,
+    amount,
     count,
+    json_amount,
     open_in_viewer,
     option_name,
     plain,
@@ -34,7 +36,7 @@ from elkimg_async.cli.options import ImageDisplay
 
 _EVERY = 5.0  # seconds between lines of progress without a terminal
 _FAR = 10  # a limit is not shown if it exceeds the pace by this factor
-_LIMITS = ("max_errors", "max_images")
+_LIMITS = ("max_errors", "max_images", "max_cost")
 
 
 class BatchReport:
@@ -163,6 +165,8 @@ class BatchReport:
         if reason == "max_images":
             needed = paid_images(journal) + self._size.images - self._done_images
             self.say(f"To do the rest:\n{command_line({option: str(needed)})}")
+        elif reason == "max_cost":
+            self.say(f"To go on, raise {option}:\n{command_line()}")
         else:
             self.say(f"To continue:\n{command_line()}")
 
@@ -195,8 +199,10 @@ class BatchReport:
         rows |= {"images": f"{totals.images:,}", "bytes": f"{totals.bytes:,}"}
         if totals.usage and totals.usage.total_tokens is not None:
             rows["tokens"] = f"{totals.usage.total_tokens:,}"
-        if (cost := getattr(totals, "cost", None)) is not None:
-            rows["cost"] = f"{cost:,.2f}" if cost >= 1 else f"{cost:.4f}"
+        if totals.cost is not None:
+            rows["cost"] = amount(totals.cost)
+            if totals.unpriced:
+                rows["cost"] += f", and {count(totals.unpriced, 'request')} of unknown cost"
         rows |= {"time": clock(totals.elapsed), "folder": plain(str(output))}
         width = max(map(len, rows))
         console = ERR if self._display.json else OUT  # standard output is all JSON
@@ -215,15 +221,9 @@ def _as_object(item: MapItem, row: InputRow, path: Path) -> dict[str, Any]:
         "bytes": path.stat().st_size if path.exists() else None,
         "total_tokens": item.usage.total_tokens if item.usage else None,
         "request_id": item.meta.request_id if item.meta else None,
-        "cost": _cost(item.meta),
+        "cost": json_amount(item.meta.cost if item.meta else None),
         "resumed": item.resumed,
     }
-
-
-def _cost(meta: Any) -> str | None:
-    """Return the cost of a request, None if it is unknown."""
-    cost = getattr(meta, "cost", None)
-    return None if cost is None else str(cost)
 
 
 def _text(error: BaseException) -> str:

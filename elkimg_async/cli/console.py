@@ -11,6 +11,7 @@ import sys
 import warnings
 import webbrowser
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,18 @@ def short(prompt: str) -> str:
 def count(number: int, one: str, many: str | None = None) -> str:
     """Return a number with its noun: 1 image, 2 images."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def amount(cost: Decimal) -> str:
+    """Return an amount of money, rounded, but never to zero."""
+    if cost >= 1 or cost == 0:
+        return f"{cost:,.2f}"
+    return f"{cost:.4f}" if cost >= Decimal("0.001") else f"{float(cost):.2g}"
+
+
+def json_amount(cost: Decimal | None) -> str | None:
+    """Return an exact amount of money as text; None if unknown."""
+    return None if cost is None else f"{cost:f}"
 
 
 def open_in_viewer(path: Path) -> None:

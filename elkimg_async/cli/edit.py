@@ -15,7 +15,7 @@ from elkimg_async.cli.options import (
     OUTPUT,
     SHOW_IMAGES,
     Connection,
-    EditOptions,
+    EditImageOptions,
     ImageDisplay,
     check_options,
 )
@@ -35,7 +35,7 @@ def edit(
     prompt: Annotated[str | None, Parameter(alias="-p", metavar="TEXT")] = None,
     output: Annotated[str | None, OUTPUT] = None,
     stream: bool = False,
-    image: Annotated[EditOptions, Parameter(name="*", group="Image")] = NO_EDIT_OPTIONS,
+    image: Annotated[EditImageOptions, Parameter(name="*", group="Image")] = NO_EDIT_OPTIONS,
     display: Annotated[ImageDisplay, Parameter(name="*", group="Display")] = SHOW_IMAGES,
     connection: Annotated[Connection, Parameter(name="*", group="Server")] = CONNECTION,
 ) -> int:

@@ -14,7 +14,7 @@ from elkimg_async.cli.options import (
     OUTPUT,
     SHOW_IMAGES,
     Connection,
-    GenerateOptions,
+    GenerateImageOptions,
     ImageDisplay,
     check_options,
 )
@@ -34,7 +34,7 @@ def generate(
     *prompts: Annotated[str, Parameter(metavar="PROMPT")],
     output: Annotated[str | None, OUTPUT] = None,
     stream: bool = False,
-    image: Annotated[GenerateOptions, Parameter(name="*", group="Image")] = NO_IMAGE_OPTIONS,
+    image: Annotated[GenerateImageOptions, Parameter(name="*", group="Image")] = NO_IMAGE_OPTIONS,
     display: Annotated[ImageDisplay, Parameter(name="*", group="Display")] = SHOW_IMAGES,
     connection: Annotated[Connection, Parameter(name="*", group="Server")] = CONNECTION,
 ) -> int:

@@ -10,7 +10,8 @@ from typing import Any
 
 import anyio
 
-from elkimg_async import AsyncImages, Image, PartialImage, Usage, errors
+from elkimg_async import AsyncImages, Image, Meta, PartialImage, Usage, errors
+from elkimg_async.batch.budget import fatal_reason
 from elkimg_async.cli.console import sentence
 from elkimg_async.cli.options import Connection
 from elkimg_async.cli.output import OutputFiles, write_stdout
@@ -70,12 +71,17 @@ class ImageTask:
     async def run(self, client: AsyncImages, limiter: anyio.CapacityLimiter) -> None:
         """Send the request and save images as they arrive; a failure is printed, not raised."""
         async with limiter:
+            if self._report.stopped:
+                return
             self._began = time.monotonic()
             bar = self._report.begin(self._prompt)
             try:
                 await (self._run_stream(client) if self._stream else self._run_batch(client))
             except errors.ElkImagesError as error:
-                self._report.fail(sentence(error), self._prompt)
+                if fatal_reason(error) is None:
+                    self._report.fail(sentence(error), self._prompt)
+                else:
+                    self._report.stop(sentence(error), self._prompt)
             self._report.bars.remove_task(bar)
 
     async def _run_batch(self, client: AsyncImages) -> None:
@@ -88,9 +94,9 @@ class ImageTask:
             for image in getattr(error, "images", ()):  # valid images of a failed call are paid for
                 await self._save(image, request_id=error.request_id)
             raise
-        request_id = response.meta.request_id
+        self._report.add_cost(response.meta.cost)
         for image in response:
-            await self._save(image, response.size, response.usage, request_id=request_id)
+            await self._save(image, response.size, response.usage, meta=response.meta)
 
     async def _run_stream(self, client: AsyncImages) -> None:
         if self._images:
@@ -103,6 +109,7 @@ class ImageTask:
                     await self._save(event.image, event.size, event.usage)
                 elif self._files is not None:
                     await self._save(event.image, event.size, partial=True)
+            self._report.add_cost((await stream.result()).meta.cost)
 
     async def _save(
         self,
@@ -112,6 +119,7 @@ class ImageTask:
         *,
         partial: bool = False,
         request_id: str | None = None,
+        meta: Meta | None = None,
     ) -> None:
         path, place = None, "The image"
         try:
@@ -139,5 +147,9 @@ class ImageTask:
             # Each image carries the usage of the whole call: it is counted once.
             counts = usage is not None and not self._counted
             self._counted = self._counted or counts
-            saved = SavedImage(path, image, self._prompt, partial, size, usage, seconds, request_id)
+            saved = SavedImage(
+                *(path, image, self._prompt, partial, size, usage, seconds),
+                request_id=meta.request_id if meta else request_id,
+                cost=meta.cost if meta else None,
+            )
             self._report.add(saved, counts_usage=counts)

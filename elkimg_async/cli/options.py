@@ -6,13 +6,15 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 from cyclopts import Parameter
 
-from elkimg_async import AsyncImages, InvalidRequestError, Limits, Timeout, errors
+from elkimg_async import AsyncImages, InvalidRequestError, Limits, Pricing, Timeout, errors
 from elkimg_async.cli.console import UsageError, sentence
+from elkimg_async.cli.price_file import read_prices
 from elkimg_async.config import MODEL_VARIABLE
 from elkimg_async.credentials import API_KEY_VARIABLE, default_api_key
 from elkimg_async.sansio.model_rules import validate
@@ -90,7 +92,7 @@ class ImageOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateOptions(ImageOptions):
+class GenerateImageOptions(ImageOptions):
     """Options of `AsyncImages.generate`."""
 
     style: Annotated[str | None, _words("vivid", "natural")] = None
@@ -98,7 +100,7 @@ class GenerateOptions(ImageOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EditOptions(ImageOptions):
+class EditImageOptions(ImageOptions):
     """Options of `AsyncImages.edit`."""
 
     mask: Annotated[str | None, Parameter(alias="-m", metavar="FILE")] = None
@@ -110,7 +112,7 @@ class EditOptions(ImageOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchOptions(GenerateOptions):
+class BatchOptions(GenerateImageOptions):
     """Options for rows of a batch that do not override them."""
 
     input_fidelity: Annotated[str | None, _words("high", "low")] = None
@@ -147,11 +149,15 @@ class Connection:
     """Time limit for each request, retries included. Default: 600, with --stream none."""
     retries: Annotated[int | None, WHOLE] = None
     """Maximum number of retries, where they cannot cost a second image. Default: 2."""
+    price_file: Annotated[Path | None, Parameter(metavar="FILE")] = None
+    """Prices of each model, as a TOML file. Without it, only costs reported by the server are
+    known."""
 
     def check(self) -> None:
         """Reject invalid options before anything is opened."""
         if self.local and self.base_url is not None:
             raise UsageError("--local and --base-url cannot be used together.")
+        self.prices()
         try:
             _ = self.local or default_api_key()
         except errors.ConfigurationError:
@@ -159,6 +165,10 @@ class Connection:
                 f"No usable API key: set the environment variable {API_KEY_VARIABLE} to yours, "
                 "or add --local to try things without one."
             ) from None
+
+    def prices(self) -> Pricing | None:
+        """Return the prices of the --price-file; None without one."""
+        return None if self.price_file is None else read_prices(self.price_file)
 
     def api_key(self) -> str:
         """Return the API key, to be passed to other processes."""
@@ -193,13 +203,14 @@ class Connection:
                 retry=self.retries,
                 limits=limits,
                 hooks=[] if on_event is None else [on_event],
+                pricing=self.prices(),
             )
             yield await stack.enter_async_context(client)
 
 
 NO_IMAGE_OPTIONS, NO_EDIT_OPTIONS, NO_BATCH_OPTIONS = (
-    GenerateOptions(),
-    EditOptions(),
+    GenerateImageOptions(),
+    EditImageOptions(),
     BatchOptions(),
 )
 SHOW, SHOW_IMAGES = Display(), ImageDisplay()

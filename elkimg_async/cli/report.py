@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,8 @@ from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElaps
 from elkimg_async import Image, Usage
 from elkimg_async.cli.console import (
     ERR,
+    amount,
+    json_amount,
     open_in_viewer,
     plain,
     print_json,
@@ -21,6 +24,7 @@ from elkimg_async.cli.console import (
 )
 from elkimg_async.cli.options import ImageDisplay
 from elkimg_async.hooks import Record, RetryScheduled
+from elkimg_async.sansio.responses import add_cost
 
 _COLUMNS = ("file", "pixels", "bytes", "type", "tokens", "seconds")
 
@@ -36,6 +40,8 @@ class SavedImage(NamedTuple):
     usage: Usage | None
     seconds: float
     request_id: str | None
+    cost: Decimal | None = None
+    """The cost of the whole call; None if unknown."""
 
 
 class Report:
@@ -50,6 +56,8 @@ class Report:
         self._display = display
         self._rows: list[tuple[str, ...]] = []
         self._finals: list[Path] = []
+        self._cost: Decimal | None = None
+        self.stopped = False
 
     @property
     def animated(self) -> bool:
@@ -78,6 +86,12 @@ class Report:
         self.failed = True
         say(f"{short(prompt)}: {problem}", "red")
 
+    def stop(self, problem: str, prompt: str) -> None:
+        """Print once why every prompt fails, and start no further one."""
+        if not self.stopped:
+            self.fail(problem, prompt)
+        self.stopped = True
+
     def add(self, saved: SavedImage, *, counts_usage: bool) -> None:
         """Record a saved image; `counts_usage` is False if the usage was counted before."""
         pixels = _pixels(saved)
@@ -103,10 +117,16 @@ class Report:
             )
         )
 
+    def add_cost(self, cost: Decimal | None) -> None:
+        """Add the cost of a call; None if unknown."""
+        self._cost = add_cost(self._cost, cost)
+
     def finish(self) -> None:
         """Print the table of saved files, and open them if --open was passed."""
         if not self._display.json and not self._display.quiet:
             print_table(_COLUMNS, self._rows)
+        if self._cost is not None:
+            self.say(f"Cost: {amount(self._cost)}")
         if self._display.open:
             for path in self._finals:
                 open_in_viewer(path)
@@ -140,4 +160,5 @@ def _as_object(
         "usage": usage,
         "seconds": round(saved.seconds, 3),
         "request_id": saved.request_id,
+        "cost": json_amount(saved.cost),
     }

@@ -90,6 +90,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     edit: bool = False
     stream: bool = True
     resend: bool = True
+    options: dict[str, Any] = {}
     runs: int = 0
     inputs: tuple[Input, ...] = ()
     result: dict[str, Any] | None = None
@@ -171,11 +172,16 @@ def cancel(job: Job, completed: int, now: float) -> Job:
 
 def lose(job: Job, completed: int, now: float) -> Job:
     """Return the job as lost, because the process that ran it ended."""
-    error = JobLostError(
-        "The process that ran this job ended before the job did, and the server is not known to "
-        "replay idempotency keys, so the job was not sent again."
+    reason = (
+        "the server is not known to replay idempotency keys"
+        if job.resend
+        else "its secret headers or query parameters are not stored"
     )
-    error.billing = "billed" if completed else "unknown"
+    error = JobLostError(
+        f"The process that ran this job ended before the job did, and {reason}, so the job was not "
+        "sent again."
+    )
+    error.billing = "billed" if completed else "unknown" if job.sent_at else "not_sent"
     return replace(job, state="lost", finished_at=now, failure=write_error(error))
 
 
@@ -185,7 +191,7 @@ def recover(job: Job, events: Sequence["Entry"], *, replay: bool, now: float) ->
     A job that is returned unfinished is to be run: either its request was never sent, or it may be
     sent again with its own idempotency key.
     """
-    if job.finished or job.state == "queued":
+    if job.finished or (job.state == "queued" and job.resend):
         return job
     completed = [event for event in events if event.completed]
     if len(completed) >= job.wanted:  # only the last record is missing

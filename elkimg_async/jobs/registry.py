@@ -4,9 +4,9 @@ import asyncio
 import math
 import os
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack, cast
+from typing import Any, Self, TypeVar, cast
 
 from elkimg_async.client import AsyncImages
 from elkimg_async.errors import (
@@ -20,14 +20,15 @@ from elkimg_async.jobs.feed import Feed, JobEvents
 from elkimg_async.jobs.feeds import FeedTable
 from elkimg_async.jobs.memory import MemoryStore
 from elkimg_async.jobs.model import Job, JobEvent, read_event
-from elkimg_async.jobs.request import JobOptions, Prepared, check_id, prepare
+from elkimg_async.jobs.options import read_options, write_options
+from elkimg_async.jobs.request import Prepared, check_id, prepare
 from elkimg_async.jobs.run import JobRun
+from elkimg_async.jobs.start import JobStart
 from elkimg_async.jobs.store import MultiWorkerStore, Store
 from elkimg_async.jobs.workers import Coordinator
 from elkimg_async.sansio.headers import take_idempotency_key
-from elkimg_async.sansio.requests import EditRequest
 from elkimg_async.sansio.responses import ImagesResponse
-from elkimg_async.types import Images, Prompt
+from elkimg_async.types import Images
 
 T = TypeVar("T")
 
@@ -35,7 +36,7 @@ _MAX_SWEEP = 60.0  # seconds between two searches for expired jobs, at most
 _CLOSED = "These jobs are closed; create new ImageJobs."
 
 
-class ImageJobs:
+class ImageJobs(JobStart):
     """Image generations that outlive the request that started them.
 
         async with ImageJobs(client, store=DirectoryStore("images")) as jobs:
@@ -172,31 +173,9 @@ class ImageJobs:
 
     # --- jobs ---------------------------------------------------------------
 
-    async def start(
-        self,
-        prompt: Prompt | EditRequest,
-        *,
-        id: str | None = None,
-        image: Images | None = None,
-        **options: Unpack[JobOptions],
+    async def _start(
+        self, prompt: Any, id: str | None, image: Images | None, options: Mapping[str, Any]
     ) -> Job:
-        """Start a job and return at once; for a known id, return the job that has it.
-
-        Args:
-            prompt: What the image shows; or a `GenerateRequest`, an `EditRequest`, or a mapping of
-                their fields.
-            id: The name of the job, 1 to 200 characters. None: a random one.
-            image: The image or images to edit, as `AsyncImages.edit` takes them; they are read now.
-                None: generate.
-            **options: The options of `AsyncImages.generate`, or of `edit` with `image`. The default
-                model is the client's when the request is sent. A job with `extra_headers` is not
-                sent again after a crash, because headers are not stored.
-
-        Raises:
-            InvalidRequestError: If the request is invalid.
-            JobConflictError: If the id belongs to a job with other parameters.
-            StoreError: If the store is full or cannot be written. Nothing was sent.
-        """
         self._check_open()
         name = check_id(id)
         prepared = await prepare(prompt, image, options, strict=self._strict)
@@ -212,6 +191,7 @@ class ImageJobs:
             edit=prepared.edit,
             stream=prepared.stream,
             resend=prepared.resend,
+            options=write_options(prepared.options),
             inputs=tuple(prepared.inputs),
         )
         known = self._feeds.get(name)
@@ -327,7 +307,11 @@ class ImageJobs:
             await self._store.update(decided)
             await self._feeds.refresh(job.id)
             return
-        self._run(decided, {}, [read_event(entry, content) for entry, content in events])
+        self._run(
+            decided,
+            read_options(decided.options),
+            [read_event(entry, content) for entry, content in events],
+        )
 
     async def _recover_if_readable(self, job: Job) -> None:
         try:

@@ -11,6 +11,7 @@ import msgspec
 from elkimg_async.errors import InvalidRequestError
 from elkimg_async.image import Image
 from elkimg_async.jobs.model import Input, Job
+from elkimg_async.jobs.options import has_secrets
 from elkimg_async.jobs.store import MAX_ID
 from elkimg_async.sansio.encode import is_json
 from elkimg_async.sansio.image_headers import ImageReference, InputImage
@@ -22,17 +23,12 @@ from elkimg_async.sansio.requests import (
     make_request,
 )
 from elkimg_async.transport.uploads import open_image
-from elkimg_async.types import EditOptions
 
 CALL_OPTIONS = ("extra_headers", "extra_query", "timeout", "retry")
-"""Options of a call that are not part of the request: not compared, and not stored."""
+"""Options of a call that are not part of the request, and not compared."""
 
 Param = Literal["image", "mask", "markup"]
 _PARAMS: tuple[Param, ...] = ("image", "mask", "markup")
-
-
-class JobOptions(EditOptions, total=False):
-    """The options of `ImageJobs.start`: those of `AsyncImages.generate` and `edit`."""
 
 
 class Prepared(msgspec.Struct, kw_only=True):
@@ -55,8 +51,8 @@ class Prepared(msgspec.Struct, kw_only=True):
 
     @property
     def resend(self) -> bool:
-        """Whether the stored request is complete, so that it can be sent again."""
-        return not self.options.get("extra_headers") and not self.options.get("extra_query")
+        """Whether everything that the request needs is stored, so that it can be sent again."""
+        return not has_secrets(self.options)
 
 
 def check_id(id: str | None) -> str:

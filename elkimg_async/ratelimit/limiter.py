@@ -58,15 +58,13 @@ class Limiter:
     def _reset(self) -> None:
         """Set the initial state, also in the child of a fork, where slots and lock are stale."""
         self._requests, self._images = map(TokenBucket, self._per_minute)
-        self._controller = Controller()
-        self._headers = HeaderLimits()
+        self._controller, self._headers = Controller(), HeaderLimits()
         self._paused_until = -math.inf
         self._queue: OrderedDict[Permit, None] = OrderedDict()
         self._running: set[Permit] = set()
         self._released: deque[Permit] = deque()
         self._timer: tuple[asyncio.AbstractEventLoop, float] | None = None
-        self._lock = threading.Lock()
-        self._closed = False
+        self._lock, self._closed = threading.Lock(), False
 
     @property
     def rate(self) -> float:
@@ -108,9 +106,9 @@ class Limiter:
                 with self._lock:
                     wait = self._earliest(permit, now := time.monotonic()) - now
                 if wait > remaining:
-                    message = f"The rate limit holds for {wait:.1f} s, beyond the total limit."
+                    text = f"The rate limit holds for {wait:.1f} s, beyond the total limit."
                     raise RequestTimeoutError(
-                        message, limit="total", phase="queue", billing="not_sent"
+                        text, limit="total", phase="queue", billing="not_sent"
                     )
                 await permit.turn.wait()
             if self._closed:
@@ -131,21 +129,18 @@ class Limiter:
         rate_limit: RateLimit | None = None,
     ) -> None:
         """Record a 429 about the rate: slow all calls, and pause them for `retry_after` seconds."""
-        pause = retry_after or 0.0
-        pause = pause if 0.0 < pause <= MAX_PAUSE else 0.0  # longer: a quota, not a rate
-        self._record(permit, rate_limit or RateLimit(), pause)
+        self._record(permit, rate_limit or RateLimit(), min(retry_after or 0.0, MAX_PAUSE))
 
     def _record(self, permit: Permit, headers: RateLimit, pause: float | None) -> None:
         with self._lock:
             if permit in self._running:
+                now, started = time.monotonic(), permit.started or 0.0
                 if pause is None:
-                    self._controller.succeeded()
+                    self._controller.succeeded(now, now - started)
                 else:
-                    self._paused_until = max(self._paused_until, time.monotonic() + pause)
-                    self._controller.rate_limited(permit.number, pause)
-                self._headers.record(
-                    permit.number, permit.started or 0.0, headers, rejected=pause is not None
-                )
+                    self._paused_until = max(self._paused_until, now + pause)
+                    self._controller.rate_limited(permit.number, now, pause)
+                self._headers.record(permit.number, started, headers, pause is not None)
             self._advance()
         self._settle()
 
@@ -185,7 +180,7 @@ class Limiter:
             if when <= now:
                 del self._queue[head]
                 self._running.add(head)
-                head.number, head.started = self._controller.started(now), now
+                head.number, head.started = self._controller.started(now, self._held_until()), now
                 self._requests.acquire(1)
                 self._images.acquire(head.weight)
                 if head.turn is not None:
@@ -196,11 +191,11 @@ class Limiter:
     def _ready_at(self, permit: Permit, now: float) -> float:
         if len(self._running) >= self._max_in_flight:
             return math.inf
-        return max(
-            self._earliest(permit, now),
-            self._headers.ready_at(now, self._controller.starts),
-            self._controller.ready_at(now, len(self._running)),
-        )
+        paced = self._controller.ready_at(len(self._running))
+        return max(self._earliest(permit, now), self._held_until(), paced)
+
+    def _held_until(self) -> float:
+        return max(self._paused_until, self._headers.ready_at(self._controller.starts))
 
     def _earliest(self, permit: Permit, now: float) -> float:
         requests = self._requests.ready_at(1, now)

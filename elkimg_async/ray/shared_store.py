@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from elkimg_async.batch.job import Job
+from elkimg_async.batch.job import BatchJob
 from elkimg_async.batch.journal import MadeRecord, PendingImage, SavedFile
 from elkimg_async.batch.names import row_stem
 from elkimg_async.batch.storage import OutputFolder, Slots
@@ -123,19 +123,19 @@ class SharedStore:
 
     # --- the store of the executor ------------------------------------------
 
-    async def begin(self, job: Job) -> None:
+    async def begin(self, job: BatchJob) -> None:
         """Record nothing: a row has a record only once it has images."""
 
-    async def save(self, job: Job, slots: Slots, *, many: bool) -> tuple[SavedFile, ...]:
+    async def save(self, job: BatchJob, slots: Slots, *, many: bool) -> tuple[SavedFile, ...]:
         """Save images in the folder."""
         return await asyncio.to_thread(self.write, str(job.id), slots, many=many)
 
-    async def note_pending(self, job: Job, record: MadeRecord, elapsed: float) -> None:
+    async def note_pending(self, job: BatchJob, record: MadeRecord, elapsed: float) -> None:
         """Record the URLs of images that have not been downloaded yet."""
         await asyncio.to_thread(self.write_record, _row_record(job, record, elapsed))
 
     async def finish(
-        self, job: Job, record: MadeRecord, error: ElkImagesError | None, elapsed: float
+        self, job: BatchJob, record: MadeRecord, error: ElkImagesError | None, elapsed: float
     ) -> None:
         """Record a row that is done or has images to download; any other will be sent again."""
         if error is not None and not record.urls:
@@ -145,7 +145,7 @@ class SharedStore:
             await asyncio.to_thread(self.write_record, _row_record(job, record, elapsed))
 
 
-def _row_record(job: Job, record: MadeRecord, elapsed: float) -> RowRecord:
+def _row_record(job: BatchJob, record: MadeRecord, elapsed: float) -> RowRecord:
     meta = record.meta
     before = job.record.meta if isinstance(job.record, MadeRecord) else None
     return RowRecord(

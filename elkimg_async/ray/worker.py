@@ -15,7 +15,7 @@ import msgspec
 from elkimg_async.batch.budget import fatal_reason
 from elkimg_async.batch.executor import Executor, NoStore, Sender
 from elkimg_async.batch.inputs import full_fingerprint
-from elkimg_async.batch.job import Job, JobResult
+from elkimg_async.batch.job import BatchJob, JobResult
 from elkimg_async.batch.names import row_stem
 from elkimg_async.batch.rows import read_row
 from elkimg_async.client import AsyncImages
@@ -234,7 +234,7 @@ class GenerateImages:
             record = await asyncio.to_thread(self._store.find, row_id, digest)
             if record is not None and not record.urls:
                 return self._resumed(record), None
-        job = Job(
+        job = BatchJob(
             index=0,
             id=row_id,
             request=request,

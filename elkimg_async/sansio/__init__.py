@@ -1,1 +1,1 @@
-"""What can be decided without waiting: no await, no clock, no chance, no file, no environment."""
+"""Protocol logic without I/O: no await, clock, randomness, files or environment variables."""

@@ -1,7 +1,8 @@
 """Decoding of the body of a 2xx response into images, whatever its shape.
 
-The first non-blank bytes of a body decide what it is: `{` or `[` is JSON, `<` is a web page, the
-signature of an image is the image itself, and anything else is server-sent events. What was
+The first non-blank bytes of a body decide what it is: `{` or `[` is JSON, `<` is a web page or
+SVG, the signature of an image is the image itself, and anything else is server-sent events, or else
+text that is an image: a JSON string, base64, an address. What was
 requested and what Content-Type claims are hints at best: gateways drop the `stream` flag, label
 errors as streams, and stream to clients that did not request it.
 
@@ -19,16 +20,16 @@ import msgspec
 
 from elkimg_async.errors import (
     ElkImagesError,
-    EmptyResultError,
     ResponseError,
-    StreamIncompleteError,
 )
 from elkimg_async.image import Image
 from elkimg_async.sansio.error_mapping import MAX_BODY_TEXT, api_error
 from elkimg_async.sansio.error_words import is_item_failure, pending_task, strength
-from elkimg_async.sansio.events import COMPLETED_FIELDS, event_of, type_around, type_of
+from elkimg_async.sansio.events import COMPLETED_FIELDS, event_of, type_of
 from elkimg_async.sansio.find_images import Findings, find_images, images_of
-from elkimg_async.sansio.json_images import Document, InvalidJSON, JSONDecoder
+from elkimg_async.sansio.found_events import error_without_image, events_of, repeats, text_documents
+from elkimg_async.sansio.image_strings import plain_images
+from elkimg_async.sansio.json_images import Document, InvalidJSON, JSONDecoder, unpacked_json
 from elkimg_async.sansio.reading import read_usage
 from elkimg_async.sansio.responses import (
     COMPLETED_TYPES,
@@ -37,17 +38,18 @@ from elkimg_async.sansio.responses import (
     PartialImage,
     Usage,
 )
+from elkimg_async.sansio.signatures import cannot_be_image, is_image, may_begin_image
 from elkimg_async.sansio.sse import ServerSentEvent, SSEDecoder
 
 ImageEvent: TypeAlias = PartialImage | CompletedImage
 
 _log = logging.getLogger("elkimg_async")
-_BLANK = b" \t\r\n"
+_BLANK = b" \t\r\n\x1e"  # RFC 7464 has a record separator before each JSON text
 _BOM = b"\xef\xbb\xbf"
-_RAW_IMAGES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")
 _PINGS = ("keepalive", "keep_alive", "ping", "heartbeat")
 _PLACES = {"data", "images", "b64_json", "url"}
 _DONE = "[DONE]"
+_DECISIVE = 4096  # bytes that tell an SVG image from a web page
 _PING_BYTES = 1024  # an open event that is longer than this is not a ping
 
 
@@ -84,6 +86,7 @@ class ImagesDecoder:
         self._response: ImagesResponse | None = None
         self._usage: Usage | None = None
         self._failed_items: list[Any] = []
+        self._text: JSONDecoder | None = None  # all that is not recognized as server-sent events
         self._empty = False  # whether a document that should have an image had none
         self._suspect: Any = None  # a document that is an error unless images arrive
         self._task: tuple[str, str | None] | None = None
@@ -151,8 +154,8 @@ class ImagesDecoder:
         extra = [image for image in error.images if not any(image is other for other in completed)]
         error.images = (*completed, *extra)
         error.partials = error.partials or tuple(self._partials)
-        if error.images and error.billing == "refused":
-            error.billing = "unknown"  # the images that arrived may have been billed
+        if (error.images or error.partials) and error.billing == "refused":
+            error.billing = "unknown"  # what arrived may have been billed
 
     def _fail(self, error: ElkImagesError) -> None:
         error.__context__ = None
@@ -171,7 +174,7 @@ class ImagesDecoder:
         elif self._json is not None:
             self._feed_json(self._json, chunk)
         elif self._page is not None:
-            self._page += chunk[: MAX_BODY_TEXT - len(self._page)]
+            self._feed_page(self._page, chunk)
         elif self._image is not None:
             self._image.append(chunk)
         else:
@@ -180,11 +183,8 @@ class ImagesDecoder:
     def _begin(self, chunk: bytes) -> None:
         body = (self._start + chunk).lstrip(_BLANK)
         text = body.removeprefix(_BOM).lstrip(_BLANK)
-        if (
-            not text
-            or _BOM.startswith(text)
-            or any(known.startswith(text) for known in _RAW_IMAGES)
-        ):
+        is_image = may_begin_image(text) if text and text[0] not in b"{[<" else False
+        if not text or _BOM.startswith(text) or is_image is None:
             self._start = body
             return
         self._start = b""
@@ -193,12 +193,26 @@ class ImagesDecoder:
             self._first_line = text[0] == 0x7B
             self._feed_json(self._json, text)
         elif text[0] == 0x3C:
-            self._page = bytearray(text[:MAX_BODY_TEXT])
-        elif body.startswith(_RAW_IMAGES):
+            self._page = bytearray()
+            self._feed_page(self._page, text)
+        elif is_image:
             self._image = [body]
         else:
-            self._sse = SSEDecoder()
-            self._feed_sse(self._sse, body)
+            self._begin_text(body)
+
+    def _begin_text(self, body: bytes) -> None:
+        self._sse, self._text = SSEDecoder(), JSONDecoder(self._length)
+        self._feed_sse(self._sse, body)
+
+    def _feed_page(self, page: bytearray, chunk: bytes) -> None:
+        """Add to a web page, unless the first bytes show that it is an SVG image."""
+        decided = len(page) >= _DECISIVE
+        page += chunk if not decided else chunk[: max(0, MAX_BODY_TEXT - len(page))]
+        if not decided and len(page) >= _DECISIVE:
+            if is_image(bytes(page)):
+                self._page, self._image = None, [bytes(page)]
+            else:
+                del page[MAX_BODY_TEXT:]
 
     def _feed_json(self, decoder: JSONDecoder, chunk: bytes) -> None:
         """Decode JSON; if its first line is a complete document, the rest is read line by line."""
@@ -224,27 +238,54 @@ class ImagesDecoder:
         self._feed_sse(self._sse, chunk[end + 1 :])
 
     def _feed_sse(self, decoder: SSEDecoder, chunk: bytes) -> None:
-        if not decoder.recognized:
-            self._start += chunk[: MAX_BODY_TEXT - len(self._start)]
         decoder.feed(chunk)
+        if decoder.recognized:
+            self._text = None
+        elif self._text is not None:
+            self._text.feed(chunk)
         self._handle_server_sent_events(decoder)
 
     def _finish(self) -> None:
+        page = b"" if self._page is None else bytes(self._page)
+        if is_image(page):
+            self._page, self._image = None, [page]
+        if not _BOM.startswith(self._start):
+            self._begin_text(self._start)
         if self._page is not None:
             raise ResponseError(
                 "The server returned a web page. Check that the base URL ends in /v1.",
                 body=self._page.decode("utf-8", "replace"),
             )
         if self._image is not None:
-            self._complete(CompletedImage(type=type_of({}, ""), image=Image(b"".join(self._image))))
+            self._finish_image(b"".join(self._image))
         elif self._json is not None:
             decoder, self._json = self._json, None
             self._finish_json(decoder)
         elif self._sse is not None:
             self._sse.finish()
             self._handle_server_sent_events(self._sse)
+            if self._text is not None and not self._sse.recognized:
+                self._finish_text(self._text)
         if not self._completed:
             self._fail_without_image()
+
+    def _finish_image(self, content: bytes) -> None:
+        if cannot_be_image(content):
+            raise ResponseError("The response is not an image.", content=content)
+        self._emit(CompletedImage(type=type_of({}, ""), image=Image(content)))
+
+    def _finish_text(self, decoder: JSONDecoder) -> None:
+        """Handle a body that is a JSON string, plain base64, addresses, or none of these."""
+        if documents := text_documents(decoder):
+            self._body = decoder.text(MAX_BODY_TEXT)
+            for document in documents:
+                self._handle(document, "")
+            return
+        raise ResponseError(
+            "The response is neither JSON nor an event stream.",
+            body=decoder.text(MAX_BODY_TEXT),
+            images=images_of(decoder.salvage()),
+        )
 
     def _finish_json(self, decoder: JSONDecoder) -> None:
         self._body = decoder.text(MAX_BODY_TEXT)
@@ -264,33 +305,13 @@ class ImagesDecoder:
 
     def _fail_without_image(self) -> None:
         """Raise the error for a body without a completed image."""
-        if self._failed_items:
-            raise api_error(200, self._failed_items[0])
-        if self._task is not None:
-            task, status = self._task
-            raise EmptyResultError(
-                f"The server started an asynchronous job instead of returning an image: task {task}"
-                + (f" ({status})." if status else ".")
-                + " Fetch its result from the server, or use a model that returns images at once.",
-                body=self._body,
-                task_id=task,
-            )
-        if self._suspect is not None:
-            raise api_error(200, self._suspect)
-        if self._sse is not None and not self._sse.recognized and self._body is None:
-            raise ResponseError(
-                "The response is neither JSON nor an event stream.",
-                body=self._start.decode("utf-8", "replace").strip(),
-            )
-        if (self._body is not None or self._empty) and not self._partials:
-            raise EmptyResultError(
-                "The server reported success but returned no image.", body=self._body
-            )
-        if self._sse is None and not self._stream:
-            raise EmptyResultError("The server reported success with an empty body.")
-        raise StreamIncompleteError(
-            "The stream ended without a completed image"
-            + (f", after {len(self._partials)} partial images." if self._partials else ".")
+        raise error_without_image(
+            failed_item=self._failed_items[0] if self._failed_items else self._suspect,
+            task=None if self._failed_items else self._task,
+            body=self._body,
+            is_empty=self._body is not None or self._empty,
+            streamed=self._sse is not None or self._stream,
+            partials=len(self._partials),
         )
 
     def _handle_server_sent_events(self, decoder: SSEDecoder) -> None:
@@ -301,14 +322,15 @@ class ImagesDecoder:
     def _handle_server_sent_event(self, event: ServerSentEvent) -> None:
         data = event.data
         try:
-            document = data.finish()
+            documents = [unpacked_json(document) for document in data.finish_all()]
         except InvalidJSON:
-            self._handle_text(event, data.text(MAX_BODY_TEXT).removeprefix("data:").strip())
+            self._handle_text(event, data.text(data.size).removeprefix("data:").strip())
             return
-        if isinstance(document.value, str) and not document.images:
-            self._handle_text(event, document.value)
-        else:
-            self._handle(document, event.name)
+        for document in documents:
+            if isinstance(document.value, str) and not document.images:
+                self._handle_text(event, document.value)
+            else:
+                self._handle(document, event.name)
 
     def _handle_text(self, event: ServerSentEvent, text: str) -> None:
         """Handle data that is not JSON, but may still contain images."""
@@ -316,20 +338,21 @@ class ImagesDecoder:
             self.done = True
             return
         if event.name == "error":
-            raise api_error(200, text)
-        images = images_of(event.data.salvage()) or find_images(Document([text])).images
-        if images:
+            raise api_error(200, text[:MAX_BODY_TEXT])
+        images = images_of(event.data.salvage())
+        plain = () if images else images_of([Document(value) for value in plain_images(text)])
+        if images or plain:
             values = (document.value for document in event.data.salvage())
             cut = next(
                 (value for value in values if isinstance(value, dict) and "type" in value), {}
             )
-            if not event.terminated and not cut and not event.name:
+            if images and not event.terminated and not cut and not event.name:
                 raise ResponseError(
                     "The stream was cut off within an event.",
                     images=images,
                     body=text[:MAX_BODY_TEXT],
                 )
-            for image in images:
+            for image in images or plain:
                 self._emit(event_of(type_of(cut, event.name), image, (cut,)))
         elif text and event.terminated:
             self._skip(event.name or None, "its data is not JSON")
@@ -352,9 +375,13 @@ class ImagesDecoder:
         if self._has_broken_partial(found, stated or name):
             return
         fields = value if isinstance(value, dict) else {}
-        for entry in found.found:
-            type_ = type_around(entry.chain or (fields,), name)
-            self._emit(event_of(type_, entry.image, entry.chain, key=entry.key, rest=found.extra))
+        events = events_of(found, fields, name, streamed=self._sse is not None)
+        if repeats(events, self._completed):
+            self._usage = read_usage(fields.get("usage")) or self._usage
+            self._skip(stated or name or None, "it repeats images that were delivered before")
+            return
+        for event in events:
+            self._emit(event)
         for item in found.without:
             if isinstance(item, dict) and strength(item) == 2:
                 self._note_failed_item(document.restore(item), stated)
@@ -414,13 +441,9 @@ class ImagesDecoder:
 
     def _emit(self, event: ImageEvent) -> None:
         if isinstance(event, CompletedImage):
-            self._complete(event)
+            self._completed.append(event)
         else:
             self._partials.append(event)
-            self.events.append(event)
-
-    def _complete(self, event: CompletedImage) -> None:
-        self._completed.append(event)
         self.events.append(event)
 
     def _skip(self, type_: str | None, reason: str) -> None:

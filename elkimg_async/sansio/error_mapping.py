@@ -17,7 +17,8 @@ MAX_BODY_TEXT = 65_536
 
 _MODERATION = re.compile(
     r"moderation|content_?policy|content_?filter|sensitive_?content|sensitive_?words|data_?inspection_?failed"
-    r"|prompt_blocked|safety_violation|safety_system|unsafe_content|content_blocked|risk_control|nsfw",
+    r"|prompt_blocked|safety_violation|safety_system|unsafe_content|content_blocked|risk_control|nsfw"
+    r"|image_safety|^safety$|prohibited_content",
     re.IGNORECASE,
 )
 _QUOTA_CODES = {
@@ -86,7 +87,7 @@ _STATUS_OF_TYPE = {
 }
 
 
-def read_error(
+def response_error(
     status: int, headers: Mapping[str, str], body: bytes, *, now: float
 ) -> APIError | ResponseError:
     """Return the error for a response other than 2xx; `now` is in seconds since 1970.
@@ -121,8 +122,8 @@ def _read_body(body: bytes) -> tuple[Any, tuple[Image, ...]]:
     try:
         document = decoder.finish()
     except InvalidJSON:
-        return decoder.text(MAX_BODY_TEXT), images_of(decoder.salvage())
-    return document.restore(document.value), find_images(document).images
+        return decoder.text(MAX_BODY_TEXT), images_of(decoder.salvage(), of_error=True)
+    return document.restore(document.value), find_images(document, of_error=True).images
 
 
 def api_error(status: int, value: Any) -> APIError:
@@ -181,7 +182,7 @@ def _implied_status(words: Words) -> int | None:
 
 
 def _billing(status: int, kind: type[APIError], words: Words) -> Billing:
-    """Return whether an image may have been paid for.
+    """Return the billing of an error response.
 
     Gateways return 5xx with any code after their upstream has created the image; only the codes
     that mean "not begun", and the statuses 501, 503 and 529, exclude that.

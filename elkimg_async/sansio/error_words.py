@@ -5,6 +5,8 @@ received with status 200 is an error; `pending_task` recognizes asynchronous job
 """
 
 import re
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -12,38 +14,32 @@ import msgspec
 from elkimg_async.sansio.reading import read_str
 
 _MAX_DEPTH = 8
-# Fields in which an error may be nested, the most specific first.
+# The names of fields, in lower case and without punctuation. First those in which an error may be
+# nested, the most specific first.
 _CONTAINERS = (
-    *("error", "errors", "Error", "err", "detail", "details", "response"),
-    *("output", "result", "data", "status", "fault", "exception"),
+    *("error", "errors", "err", "detail", "details", "errorinfo", "lasterror", "responsemetadata"),
+    *("response", "output", "result", "data", "fault", "exception", "baseresp", "header", "meta"),
+    *("promptfeedback", "candidates", "choices", "predictions", "status"),
 )
 _MESSAGES = (
-    *(
-        "message",
-        "msg",
-        "error_msg",
-        "error_message",
-        "errorMessage",
-        "Message",
-        "errmsg",
-        "err_msg",
-    ),
-    *("errorMsg", "error_description", "detail", "description", "reason", "title"),
-    *("fail_reason", "failReason", "failure_reason", "failed_reason", "error_detail"),
+    *("message", "msg", "errormsg", "errormessage", "errmsg", "statusmsg", "statusmessage"),
+    *("failmsg", "failmessage", "retmsg", "resultmsg", "resultmessage", "finishmessage"),
+    *("errordescription", "faultstring", "detail", "description", "reason", "title"),
+    *("failreason", "failurereason", "failedreason", "errordetail", "blockreasonmessage"),
+    *("blockreason", "raifilteredreason"),
 )
-_MESSAGE_KEYS = {*_MESSAGES}
-_CODES = (
-    "code",
-    "error_code",
-    "errorCode",
-    "Code",
-    "errcode",
-    "err_code",
-    "status_code",
-    "statusCode",
-)
-_TYPES = ("type", "error_type", "errorType", "Type", "__type")
+_MESSAGE_NAMES = {*_MESSAGES}
+_CODES = ("code", "errorcode", "errcode", "failcode", "retcode", "resultcode", "statuscode")
+_TYPES = ("type", "errortype")
 _PARAMS = ("param", "parameter", "field")
+_ERROR_NAMES = ("error", "errors", "err", "exception", "fault", "errorinfo", "lasterror")
+_BLOCKED = ("raifilteredreason", "blockreason")
+_BLOCKED_REASON = re.compile(
+    r"safety|prohibit|content_?filter|blocklist|recitation|moderat", re.IGNORECASE
+)
+_NOT_LETTERS = re.compile(r"[^a-z0-9]")
+_XML_MESSAGE = re.compile(r"<(?:\w+:)?Message>(.{1,4000}?)</", re.IGNORECASE | re.DOTALL)
+_XML_CODE = re.compile(r"<(?:\w+:)?Code>([\w.-]{1,200})</", re.IGNORECASE)
 _ERROR_TYPES = {"error", "upstream_error"}
 _FAILED = re.compile(r"(?:^|[._-])(?:failed|error|errored)$", re.IGNORECASE)
 _ONE_OF_SEVERAL = re.compile(r"(?:partial|image|item)[._-](?:failed|error)$", re.IGNORECASE)
@@ -85,19 +81,20 @@ def read_words(value: Any, depth: int = 0) -> Words:
     if depth > _MAX_DEPTH:
         return Words()
     if isinstance(value, str):
-        return Words("" if value.lstrip().startswith("<") else (read_str(value) or "").strip())
+        return _words_of_text(value, depth)
     if isinstance(value, list):
         return _words_of_list(value, depth)
     if not isinstance(value, dict):
         return Words()
-    own = _own_words(value, depth)
+    fields = _plain_fields(value)
+    own = _own_words(fields, depth)
     for name in _CONTAINERS:
-        inner = value.get(name)
+        inner = fields.get(name)
         if not inner or (name in ("data", "output", "result") and isinstance(inner, str)):
             continue
         if isinstance(inner, str) and own.message:
             # {"error": "Bad Request", "message": "…"}: the name of the error beside its message.
-            if name in ("error", "Error") and own.type is None:
+            if name == "error" and own.type is None:
                 own.type = inner
             continue
         found = read_words(inner, depth + 1)
@@ -113,24 +110,69 @@ def read_words(value: Any, depth: int = 0) -> Words:
     return own
 
 
-def _own_words(value: dict[str, Any], depth: int) -> Words:
-    """Return the words in the fields of an object itself."""
-    message = ""
+@lru_cache(maxsize=1024)
+def _plain(name: str) -> str:
+    return _NOT_LETTERS.sub("", name.lower())
+
+
+def _plain_fields(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields under their plain names; of two that are equal, the first that is set."""
+    fields: dict[str, Any] = {}
+    for name, field in value.items():
+        if fields.get(_plain(name)) is None:
+            fields[_plain(name)] = field
+    return fields
+
+
+def _words_of_text(text: str, depth: int) -> Words:
+    """Return the words of a message, of JSON in a string, or of the XML of an object store."""
+    start = text.lstrip()[:1]
+    if start in ("{", "["):
+        try:
+            found = read_words(msgspec.json.decode(text), depth + 1)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
+            found = Words()
+        if found.message:
+            return found
+    if start == "<":
+        message, code = _XML_MESSAGE.search(text), _XML_CODE.search(text)
+        return Words(message[1].strip() if message else "", code[1] if code else None)
+    return Words((read_str(text) or "").strip())
+
+
+def _own_words(fields: Mapping[str, Any], depth: int) -> Words:
+    """Return the words in the fields of an object itself, under their plain names."""
+    message, inner_code = "", None
     for name in _MESSAGES:
-        inner = value.get(name)
+        inner = fields.get(name)
         if inner and isinstance(inner, (str, list, dict)):
-            message = read_words(inner, depth + 1).message
+            found = read_words(inner, depth + 1)
+            message, inner_code = found.message, found.code
         if message:
             break
-    code = next((code for name in _CODES if (code := _label(value.get(name)))), None)
-    type_ = next((kind for name in _TYPES if (kind := _label(value.get(name)))), None)
-    status = value.get("status")
+    code = next((code for name in _CODES if (code := _label(fields.get(name)))), None)
+    if code is None:
+        extensions = fields.get("extensions")  # GraphQL
+        inner = extensions.get("code") if isinstance(extensions, dict) else None
+        code = _label(inner) or _blocked_reason(fields) or inner_code
+    type_ = next((kind for name in _TYPES if (kind := _label(fields.get(name)))), None)
+    status = fields.get("status")
     if type_ is None and isinstance(status, str) and not status.isdigit():
         type_ = status  # Google: {"code": 400, "status": "INVALID_ARGUMENT"}
-    param = next((param for name in _PARAMS if (param := _label(value.get(name)))), None)
-    if param is None and isinstance(value.get("loc"), list):
-        param = ".".join(str(part) for part in value["loc"]) or None
-    return Words(message, code, type_, param, value.get("moderation_details"))
+    param = next((param for name in _PARAMS if (param := _label(fields.get(name)))), None)
+    if param is None and isinstance(fields.get("loc"), list):
+        param = ".".join(str(part) for part in fields["loc"]) or None
+    moderation = fields.get("moderationdetails")
+    if moderation is None and any(fields.get(name) for name in _BLOCKED):
+        moderation = {name: fields[name] for name in _BLOCKED if fields.get(name)}
+    return Words(message, code, type_, param, moderation)
+
+
+def _blocked_reason(fields: Mapping[str, Any]) -> str | None:
+    """Return why generation stopped, if that was moderation."""
+    reason = fields.get("finishreason")
+    blocked = isinstance(reason, str) and _BLOCKED_REASON.search(reason)
+    return reason if blocked else None
 
 
 def _words_of_list(items: list[Any], depth: int) -> Words:
@@ -156,10 +198,12 @@ def says_something(error: Any, depth: int = 0) -> bool:
     if isinstance(error, str):
         return error.strip().lower() not in _FINE
     if isinstance(error, dict):
-        words = _own_words(error, _MAX_DEPTH - 1)
+        words = _own_words(_plain_fields(error), _MAX_DEPTH - 4)
         is_fine = (words.code or "").lower() in _FINE_CODES
         if is_fine and words.message.lower() in _FINE and not words.type:
-            others = (value for name, value in error.items() if name not in (*_CODES, *_MESSAGES))
+            others = (
+                value for name, value in error.items() if _plain(name) not in (*_CODES, *_MESSAGES)
+            )
             return any(says_something(value, depth + 1) for value in others)
         return True
     if isinstance(error, list):
@@ -175,35 +219,60 @@ def is_item_failure(name: str | None) -> bool:
 def strength(value: Any, name: str | None = None) -> int:
     """Return how certainly a document that was received as a success is an error.
 
-    0: it is none; 1: it is one unless images arrive; 2: it is one in any case. `name` is the type
+    0: no error; 1: an error unless images arrive; 2: always an error. `name` is the type
     of the event that contains it.
     """
     if isinstance(value, list):
         return max((strength(item) for item in value[:20] if not _is_quiet(item)), default=0)
     if not isinstance(value, dict):
         return 0
-    types = (name, value.get("type"))
+    fields = _plain_fields(value)
+    types = (name, fields.get("type"))
     if any(
         isinstance(kind, str) and (kind in _ERROR_TYPES or _FAILED.search(kind)) for kind in types
     ):
         return 2
-    if any(says_something(value.get(key)) for key in ("error", "errors", "Error")):
+    if any(says_something(fields.get(key)) for key in _ERROR_NAMES):
         return 2
-    if value.get("object") == "error" or value.get("success") in (False, "false"):
+    if fields.get("object") == "error" or fields.get("success") in (False, "false"):
         return 2
-    if any(_has_failed(value.get(key)) for key in ("status", "state", "task_status")):
+    if any(_has_failed(fields.get(key)) for key in ("status", "state", "taskstatus")):
         return 2
-    nested = (value.get(key) for key in ("output", "result", "response", "data"))
+    if any(isinstance(fields.get(key), str) and fields[key] for key in _BLOCKED):
+        return 2
+    nested = (fields.get(key) for key in _NESTED)
     if any(isinstance(inner, dict) and strength(inner) == 2 for inner in nested):
         return 2
-    if _MESSAGE_KEYS.isdisjoint(value):
+    return _strength_of_words(fields)
+
+
+_NESTED = (
+    *("output", "result", "response", "data", "responsemetadata", "baseresp", "header", "meta"),
+    *("promptfeedback", "status"),
+)
+
+
+def _strength_of_words(fields: Mapping[str, Any]) -> int:
+    """Return how certainly an object is an error that only its message and code can show."""
+    for key in ("candidates", "choices", "artifacts"):
+        items = fields.get(key)
+        if isinstance(items, list) and any(
+            isinstance(item, dict) and _blocked_reason(_plain_fields(item)) for item in items[:20]
+        ):
+            return 1
+    if _blocked_reason(fields) is not None:
+        return 1
+    if _MESSAGE_NAMES.isdisjoint(fields):
         return 0
-    words = _own_words(value, 0)
+    words = _own_words(fields, 0)
     if not words.message or words.message.lower() in _FINE:
         return 0
+    status = fields.get("status")
+    if isinstance(status, int) and status >= 400:
+        return 2
     if (words.code or "").lower() in _FINE_CODES and words.code is not None:
         return 0
-    certain = words.code is not None or ("detail" in value and "type" not in value)
+    certain = words.code is not None or ("detail" in fields and "type" not in fields)
     return 2 if certain else 1
 
 

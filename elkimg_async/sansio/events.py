@@ -24,7 +24,11 @@ COMPLETED_FIELDS = (
 """The attributes shared by completed events and responses, apart from the usage."""
 
 _PARTIAL = re.compile(r"partial|preview|progress|intermediate|draft", re.IGNORECASE)
+_WORKING = re.compile(r"(?:processing|generating|running|rendering|denoising)$", re.IGNORECASE)
 _FINISHED = re.compile(r"succe|complet|finish|done|final", re.IGNORECASE)
+_UNFINISHED_FLAGS = ("is_partial", "isPartial", "partial")
+_FINISHED_FLAGS = ("is_final", "isFinal", "final", "is_finished", "finished", "done", "completed")
+_KINDS = ("event", "object", "kind", "stage", "state", "status")
 _KNOWN = {"type", "b64_json", "url", "revised_prompt", "created_at", "created", "usage", "data"}
 _KNOWN |= {"size", "quality", "background", "output_format"}
 _COMPLETED_KNOWN = _KNOWN | {"svg_usage", "safety_identifier"}
@@ -44,13 +48,33 @@ def type_of(value: Mapping[str, Any], name: str) -> str:
     return stated or name
 
 
-def type_around(chain: Sequence[Mapping[str, Any]], name: str) -> str:
+def type_around(chain: Sequence[Mapping[str, Any]], name: str, *, unfinished: bool = False) -> str:
     """Return the type of the event that an image belongs to, even if the event is nested."""
     for around in reversed(chain):
-        if around.get("type") in (*COMPLETED_TYPES, *PARTIAL_TYPES):
-            return str(around["type"])
-    indexed = lookup(chain, "partial_image_index") is not None
+        for field in ("type", "event", "object"):
+            stated = around.get(field)
+            if isinstance(stated, str) and stated in (*COMPLETED_TYPES, *PARTIAL_TYPES):
+                return stated
+    indexed = unfinished or lookup(chain, "partial_image_index") is not None
     return type_of({**chain[0], "partial_image_index": 0} if indexed else chain[0], name)
+
+
+def says_unfinished(chain: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether fields beside an image say that it is not finished, without a type."""
+    for around in reversed(chain):
+        for name in _UNFINISHED_FLAGS:
+            if isinstance(around.get(name), bool):
+                return bool(around[name])
+        for name in _FINISHED_FLAGS:
+            if isinstance(around.get(name), bool):
+                return not around[name]
+        for name in _KINDS:
+            kind = around.get(name)
+            if isinstance(kind, str) and _FINISHED.search(kind):
+                return False
+            if isinstance(kind, str) and (_PARTIAL.search(kind) or _WORKING.match(kind)):
+                return True
+    return False
 
 
 def is_partial(type_: str, key: str = "") -> bool:
@@ -67,13 +91,15 @@ def event_of(
     *,
     key: str = "",
     rest: Mapping[str, Any] | None = None,
+    unfinished: bool = False,
 ) -> PartialImage | CompletedImage:
     """Return the event of an image; `chain` has the objects around it, `rest` other fields."""
     created = read_number(lookup(chain, "created_at", "created"))
-    known = _PARTIAL_KNOWN if is_partial(type_, key) else _COMPLETED_KNOWN
+    partial = is_partial(type_, key) or (unfinished and type_ not in COMPLETED_TYPES)
+    known = _PARTIAL_KNOWN if partial else _COMPLETED_KNOWN
     extra = {name: field for name, field in (rest or {}).items() if name not in known}
     side = read_side(chain)
-    if is_partial(type_, key):
+    if partial:
         index = read_number(lookup(chain, "partial_image_index"))
         return PartialImage(
             type=type_,

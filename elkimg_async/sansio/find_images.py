@@ -2,57 +2,36 @@
 
 Images are searched for first and classified afterwards. A string is an image if its *content* says
 so (base64 with the signature of an image, a `data:` URL of one), under any name; or if its *name*
-does (`b64_json`, `url`, `image_url`, …) and the content does not contradict. Text for people
-(prompts, messages) and fields repeated from the request are never searched.
+does (`b64_json`, `url`, `image_url`, …) and the content does not contradict; or if it is the only
+address of an item in a list of images. Text for people (prompts, messages) and fields repeated from
+the request are never searched; JSON inside a string is. In an error, an address is an image only
+where nothing else could be meant, since errors link to documentation and quote the request.
 
 Strings of one object belong together: base64 and a URL side by side are one image. An image that is
 sent twice, under `data` and again under `images`, is counted once.
 """
 
-import re
-from functools import lru_cache
+from collections.abc import Iterator
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 import msgspec
 
 from elkimg_async.image import Image
-from elkimg_async.sansio.base64_text import BadBase64
+from elkimg_async.sansio.error_words import pending_task, strength
+from elkimg_async.sansio.field_names import field_name
+from elkimg_async.sansio.image_strings import (
+    NOTHING,
+    Candidate,
+    bytes_of,
+    classify,
+    is_address,
+    pair,
+)
 from elkimg_async.sansio.json_images import Document
 from elkimg_async.sansio.reading import read_str
-from elkimg_async.sansio.signatures import cannot_be_image, is_base64_image, is_image
 
 _MAX_DEPTH = 100
-_NOT_LETTERS = re.compile(r"[^a-z0-9]")
-# Keys, without case and punctuation, whose strings are base64 and nothing else.
-_BASE64_KEYS = {"b64json", "b64", "base64", "imagebase64", "imageb64", "b64image", "base64image"}
-_BASE64_KEYS |= {"partialimageb64", "bytesbase64encoded", "imagebytes"}
-# Keys whose strings may be images: an http URL, or base64 that is long enough.
-_IMAGE_KEYS = re.compile(
-    r"imag|img|picture|photo|artifact|^(?:urls?|uris?|src|srcs|data|outputs?|results?|samples?|files?"
-    r"|content|assets?|links?|items|generations?|predictions?|completed?|urllist|filer?ur[il]"
-    r"|(?:output|result|file|download|signed|public|cdn|asset|media|sample|hosted|content|object|full)"
-    r"(?:ur[il]s?|link))$"
-)
-_ADDRESS_KEYS = {"url", "imageurl", "urls", "imageurls", "imguri", "uri", "imageuri"}
-_OTHER_KEYS = re.compile(
-    r"status|poll|cancel|callback|webhook|doc|help|support|terms|privacy|avatar|icon|logo|profile|homepage"
-    r"|queue|^next|^prev|mask|reference|source|input|referer|retry|response(?:ur|$)"
-)
-# Text for people, and fields repeated from the request.
-_TEXT_KEYS = re.compile(
-    r"prompt|message|^msg|msg$|^text|text$|caption|description|detail|reason|^title|^notes?$|comment|explanation"
-    r"|^logs?$|warning|hint|instruction|^err"
-)
-_REQUEST_KEYS = {"input", "inputs", "request", "mask", "usage", "messages", "moderationdetails"}
-_SECONDARY = re.compile(r"thumb|preview|lowres|small")
-_NOTHING = {"", "null", "none", "undefined", "nan", "n/a", "-"}
-_FILE = re.compile(
-    r"[^?#]*\.(?:png|jpe?g|webp|gif|svg|avif|bmp|tiff?|heic|jxl)(?:[?#]\S*)?", re.IGNORECASE
-)
-_LISTS = {"data", "images", "output", "outputs", "results", "generations", "predictions", "items"}
-_MIN_BASE64 = 256  # characters of base64 without a signature under a key that may be an image
-_ADDRESS = re.compile(r"(?:https?:)?//\S+", re.IGNORECASE)
+_MAX_JSON = 8  # levels of JSON inside a string
 
 
 class FoundImage(msgspec.Struct, frozen=True):
@@ -89,55 +68,18 @@ class Findings(msgspec.Struct):
         return tuple(entry.image for entry in self.found)
 
 
-def find_images(document: Document) -> Findings:
-    """Return the images of a document, in order."""
+def find_images(document: Document, *, of_error: bool = False) -> Findings:
+    """Return the images of a document, in order; `of_error` is whether it reports an error."""
     search = _Search(document)
-    search.walk(document.value, "data", (), None, "")
+    search.walk(document.value, "data", (), None, ".error" if of_error else "")
     return search.finish()
 
 
-def images_of(documents: list[Document]) -> tuple[Image, ...]:
+def images_of(documents: list[Document], *, of_error: bool = False) -> tuple[Image, ...]:
     """Return the images of several documents."""
-    return tuple(image for document in documents for image in find_images(document).images)
-
-
-class _Kind(msgspec.Struct, frozen=True):
-    """What the name of a field says about its strings."""
-
-    plain: str
-    is_text: bool
-    surely: bool
-    maybe: bool
-    other: bool
-    address: bool
-    secondary: bool
-
-
-@lru_cache(maxsize=1024)
-def _kind_of(key: str) -> _Kind:
-    plain = _NOT_LETTERS.sub("", key.lower())
-    surely = plain in _BASE64_KEYS
-    other = _OTHER_KEYS.search(plain) is not None
-    is_text = _TEXT_KEYS.search(plain) is not None or plain in _REQUEST_KEYS
-    return _Kind(
-        plain,
-        is_text=is_text and not surely,
-        surely=surely,
-        maybe=surely or (_IMAGE_KEYS.search(plain) is not None and not other),
-        other=other,
-        address=plain in _ADDRESS_KEYS,
-        secondary=_SECONDARY.search(plain) is not None,
+    return tuple(
+        image for document in documents for image in find_images(document, of_error=of_error).images
     )
-
-
-class _Candidate(msgspec.Struct):
-    """A string that may be an image: its bytes or its URL, or its `problem`."""
-
-    key: str
-    content: bytes | None = None
-    url: str | None = None
-    problem: str | None = None
-    text: str = ""
 
 
 class _Search:
@@ -149,6 +91,8 @@ class _Search:
         self._used: set[int] = set()  # the identities of the objects that became images,
         self._taken: set[int] = set()  # and of their strings
         self._items: dict[int, Any] = {}
+        self._json_depth = 0
+        self._parsed: list[Any] = []  # keeps JSON inside strings, and so its identities, alive
 
     @property
     def _count(self) -> int:
@@ -157,36 +101,114 @@ class _Search:
     def walk(
         self, value: Any, key: str, chain: tuple[dict[str, Any], ...], item: Any, container: str
     ) -> None:
-        """Search one value; `item` is the list element that it belongs to."""
+        """Search one value; `item` is the list element that it belongs to.
+
+        `container` has the names and lists from the outside in.
+        """
         if len(chain) > _MAX_DEPTH or container.count("[") > _MAX_DEPTH:
             return
         if isinstance(value, dict):
-            inside = (*chain, value)
-            strings = [
-                (name, text)
-                for name, field in value.items()
-                for text in (field if isinstance(field, list) else [field])
-                if isinstance(text, str)
-            ]
-            if strings:
-                self._take(strings, inside, item, container)
-            for name, field in value.items():
-                if isinstance(field, (dict, list)) and _kind_of(name).plain not in _REQUEST_KEYS:
-                    self.walk(field, name, inside, item, f"{container}.{name}")
+            self._walk_object(value, key, (*chain, value), item, container)
         elif isinstance(value, list):
-            if not chain:
-                strings = [(key, text) for text in value if isinstance(text, str)]
-                self._take(strings, (), None, container)
-            for element in value:
-                before = self._count
-                if isinstance(element, (dict, list)):
-                    self.walk(element, key, chain, element, container + "[]")
-                elif isinstance(element, str) and element not in _NOTHING:
-                    continue
-                if self._count == before and _kind_of(key).plain in _LISTS and len(chain) <= 2:
-                    self._findings.without.append(element)
+            self._walk_list(value, key, chain, item, container)
         elif isinstance(value, str) and not chain:
-            self._take([("", value)], (), None, container)
+            self._take([("data", value)], (), None, container)
+            self._walk_json("data", value, (), None, container)
+
+    def _walk_object(
+        self,
+        value: dict[str, Any],
+        key: str,
+        inside: tuple[dict[str, Any], ...],
+        item: Any,
+        container: str,
+    ) -> None:
+        strings = [
+            (name, text)
+            for name, field in value.items()
+            for text in (field if isinstance(field, list) else [field])
+            if isinstance(text, str)
+        ]
+        if field_name(key).is_image and not any(
+            field_name(name).may_be_image for name, _ in strings
+        ):
+            # {"images": {"front": "https://…"}}: the outer name is that of the addresses.
+            strings = [(_image_name(name, text), text) for name, text in strings]
+        if strings:
+            self._take(strings, inside, item, container)
+        for name, field in value.items():
+            if field_name(name).is_request:
+                continue
+            if isinstance(field, (dict, list)):
+                self.walk(field, name, inside, item, f"{container}.{name}")
+            elif isinstance(field, str):
+                self._walk_json(name, field, inside, item, container)
+
+    def _walk_list(
+        self,
+        value: list[Any],
+        key: str,
+        chain: tuple[dict[str, Any], ...],
+        item: Any,
+        container: str,
+    ) -> None:
+        if value and type(value[0]) is int:
+            content = bytes_of(value)
+            if content is not None:
+                self._record([Candidate(key, content)], chain, item, container)
+                self._used.add(id(value))
+                return
+        name = field_name(key)
+        if not chain or container.endswith("[]"):
+            self._take(
+                [(key, text) for text in value if isinstance(text, str)], chain, item, container
+            )
+        for element in value:
+            before = self._count
+            if isinstance(element, (dict, list)):
+                self.walk(element, key, chain, element, container + "[]")
+                if self._count == before and (name.is_list or name.is_image):
+                    self._take_only_address(element, chain, container)
+            elif isinstance(element, str) and element not in NOTHING:
+                continue
+            if self._count == before and name.is_list and len(chain) <= 2:
+                self._findings.without.append(element)
+
+    def _walk_json(
+        self,
+        key: str,
+        text: str,
+        chain: tuple[dict[str, Any], ...],
+        item: Any,
+        container: str,
+    ) -> None:
+        """Search JSON inside a string."""
+        if not text.lstrip().startswith(("{", "[")) or field_name(key).is_text:
+            return
+        if self._json_depth >= _MAX_JSON:
+            return
+        try:
+            value = msgspec.json.decode(text)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
+            return
+        self._parsed.append(value)
+        before = self._count
+        self._json_depth += 1
+        self.walk(value, key, chain, item, f"{container}.{key}")
+        self._json_depth -= 1
+        if self._count > before:
+            self._taken.add(id(text))
+
+    def _take_only_address(
+        self, element: Any, chain: tuple[dict[str, Any], ...], container: str
+    ) -> None:
+        """Record the only address of an item in a list of images, under whatever name."""
+        if strength(element) == 2 or pending_task(element) is not None:
+            return
+        found = list(_addresses(element, chain, 0))
+        if len({text for _, text, _ in found}) == 1:
+            name, text, inside = found[0]
+            self._take([(_image_name(name, text), text)], inside, element, container + "[]")
 
     def _take(
         self,
@@ -196,19 +218,26 @@ class _Search:
         container: str,
     ) -> None:
         """Record the images among the strings of one object."""
-        candidates = []
-        for key, text in strings:
-            if (candidate := self._classify(key, text)) is not None:
-                candidate.text = text
-                candidates.append(candidate)
-        if not candidates:
-            return
+        only_certain = _is_of_error(container)
+        candidates = [
+            candidate
+            for key, text in strings
+            for candidate in classify(self._document, key, text, only_certain=only_certain)
+        ]
+        if candidates:
+            self._record(candidates, chain, item, container)
+
+    def _record(
+        self,
+        candidates: list[Candidate],
+        chain: tuple[dict[str, Any], ...],
+        item: Any,
+        container: str,
+    ) -> None:
         good = [found for found in candidates if found.problem is None]
-        primary = [found for found in good if not _kind_of(found.key).secondary]
-        good = primary or good
-        pairs = _paired(good)
+        good = [found for found in good if not field_name(found.key).is_secondary] or good
         holder = item if item is not None else (chain[-1] if len(chain) > 1 else None)
-        for content, url in pairs:
+        for content, url in pair(good):
             image = Image(
                 content.content if content else None,
                 url=url.url if url else None,
@@ -217,7 +246,7 @@ class _Search:
             first = content or url
             assert first is not None
             self._findings.found.append(FoundImage(image, chain, container, first.key))
-        self._taken |= {id(found.text) for found in good}
+            self._taken |= {id(found.text) for found in (content, url) if found is not None}
         if holder is not None and good:
             self._used.add(id(holder))
             self._items[id(self._findings.found[-1])] = holder
@@ -229,44 +258,6 @@ class _Search:
                         found.problem, found.content, number, beside=bool(good), chain=chain
                     )
                 )
-
-    def _classify(self, key: str, text: str) -> _Candidate | None:
-        """Classify a string as an image or a broken one; return None for anything else."""
-        kind = _kind_of(key)
-        if kind.is_text or not text:
-            return None
-        decoded = self._document.images.get(text)
-        if decoded is None:
-            return self._classify_text(key, kind, text)
-        if isinstance(decoded, BadBase64):
-            return _Candidate(key, problem=decoded.reason) if kind.surely else None
-        return _judged(key, decoded, kind)
-
-    def _classify_text(self, key: str, kind: _Kind, text: str) -> _Candidate | None:
-        start = text[:16].lstrip().lower()
-        if start in _NOTHING:
-            return None
-        if start.startswith("data:"):
-            is_image_url = kind.maybe or "data:image/" in start
-            return _data_url(self._document, key, text) if is_image_url else None
-        if start.startswith(("http://", "https://", "//")):
-            named = not kind.other and _FILE.fullmatch(text.strip())
-            # Under the very keys of addresses, an odd one is for the download to judge.
-            is_address = kind.maybe and (kind.address or _ADDRESS.fullmatch(text.strip()))
-            is_address = is_address or named
-            return _Candidate(key, url=read_str(text.strip())) if is_address else None
-        looks_so = is_base64_image(text)
-        if kind.surely or looks_so or (kind.maybe and len(text) >= _MIN_BASE64):
-            decoded = self._document.decoded(text)
-            if isinstance(decoded, bytes):
-                return _judged(key, decoded, kind)
-            if decoded is not None and (kind.surely or (kind.maybe and looks_so)):
-                return _Candidate(key, problem=decoded.reason)
-        if kind.maybe and text.startswith("/") and _FILE.fullmatch(text):
-            return _Candidate(key, url=read_str(text))
-        if kind.address and not any(char.isspace() for char in text):
-            return _Candidate(key, url=read_str(text))  # relative to the base URL
-        return None
 
     def finish(self) -> Findings:
         """Remove duplicates, and collect the remaining fields of each object."""
@@ -320,60 +311,40 @@ _IMAGE_FIELDS = ("b64_json", "url", "revised_prompt")
 _GONE: Any = object()
 
 
-def _judged(key: str, content: bytes, kind: _Kind) -> _Candidate | None:
-    """Classify decoded base64 by its signature and the name of its field."""
-    if is_image(content):
-        return _Candidate(key, content)
-    if cannot_be_image(content):
-        return _Candidate(key, content, problem=_NO_IMAGE) if kind.surely else None
-    return _Candidate(key, content) if kind.maybe else None
+def _is_of_error(container: str) -> bool:
+    """Return whether a place is inside an error, and not in a list of images there."""
+    error = False
+    for part in container.replace("[]", ".[]").split("."):
+        if part and part != "[]":
+            name = field_name(part)
+            error = (error or name.is_error) and not name.is_image and not name.is_list
+    return error
 
 
-_NO_IMAGE = "it is not an image"
+def _image_name(name: str, text: str) -> str:
+    """Return the name of an image for an address, or else the same name."""
+    return f"image_{name}" if is_address(name, text) else name
 
 
-def _data_url(document: Document, key: str, text: str) -> _Candidate | None:
-    head, comma, rest = text.strip().partition(",")
-    if comma and not head.lower().endswith(";base64") and head.lower().startswith("data:image/"):
-        content = unquote_to_bytes(rest)
-        return _Candidate(key, content, problem=None if is_image(content) else _NO_IMAGE)
-    decoded = document.decoded(text)
-    if isinstance(decoded, bytes):
-        return _judged(key, decoded, _kind_of("b64_json"))
-    return None if decoded is None else _Candidate(key, problem=decoded.reason)
-
-
-def _paired(good: list[_Candidate]) -> list[tuple[_Candidate | None, _Candidate | None]]:
-    """Return the images of one object as pairs of bytes and URL.
-
-    Strings under one name are several images; base64 and a URL under two names are the same one.
-    """
-    groups: dict[str, list[_Candidate]] = {}
-    for found in good:
-        groups.setdefault(found.key, []).append(found)
-    pairs: list[tuple[_Candidate | None, _Candidate | None]] = []
-    addresses: list[list[_Candidate]] = []
-    for group in groups.values():
-        if all(found.url for found in group):
-            addresses.append(group)
+def _addresses(
+    value: Any, chain: tuple[dict[str, Any], ...], depth: int
+) -> Iterator[tuple[str, str, tuple[dict[str, Any], ...]]]:
+    """Yield the addresses in an object, each with its name and the objects around it."""
+    if depth > _MAX_JSON or not isinstance(value, (dict, list)):
+        return
+    if isinstance(value, list):
+        for element in value:
+            yield from _addresses(element, chain, depth + 1)
+        return
+    inside = (*chain, value)
+    for name, field in value.items():
+        meaning = field_name(name)
+        if meaning.is_request or meaning.is_error or meaning.is_other:
             continue
-        for found in group:
-            if (
-                all(known is None or known.content != found.content for known, _ in pairs)
-                or found.url
-            ):
-                pairs.append((None, found) if found.url else (found, None))
-    seen: set[str | None] = set()
-    for group in addresses:
-        new = [found for found in group if found.url not in seen]
-        seen |= {found.url for found in group}
-        alone = [place for place, (_, url) in enumerate(pairs) if url is None]
-        if len(alone) == len(new):
-            for place, found in zip(alone, new, strict=True):
-                pairs[place] = pairs[place][0], found
-        else:
-            pairs += [(None, found) for found in new]
-    return pairs
+        for text in field if isinstance(field, list) else [field]:
+            if isinstance(text, str) and is_address(name, text):
+                yield name, text, inside
+        yield from _addresses(field, inside, depth + 1)
 
 
 def _revised_prompt(chain: tuple[dict[str, Any], ...]) -> str | None:

@@ -74,6 +74,11 @@ def request_id(headers: Mapping[str, str]) -> str | None:
     return headers.get("x-oneapi-request-id") or headers.get("x-request-id") or None
 
 
+def cost_header(headers: Mapping[str, str]) -> str | None:
+    """Return the cost that LiteLLM and gateways like it report in US dollars; None without it."""
+    return headers.get("x-litellm-response-cost") or None
+
+
 def content_length(headers: Mapping[str, str]) -> int:
     """Return the announced length of a body in bytes; 0 if there is none."""
     text = headers.get("content-length") or ""

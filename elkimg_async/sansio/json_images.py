@@ -274,6 +274,16 @@ class JSONDecoder:
         return quote
 
 
+def unpacked_json(document: Document) -> Document:
+    """Return the document inside a document that is a string of JSON, or else the same."""
+    if not isinstance(document.value, str) or not document.value.lstrip().startswith(("{", "[")):
+        return document
+    try:
+        return Document(decode(document.value.encode("utf-8", "replace")))
+    except InvalidJSON:
+        return document
+
+
 def map_strings(value: Any, change: Callable[[str], str], depth: int = 20) -> Any:
     """Return plain data with every string changed; anything deeper than `depth` becomes "…"."""
     if isinstance(value, str):
@@ -385,4 +395,5 @@ __all__ = [
     "JSONDecoder",
     "decode",
     "map_strings",
+    "unpacked_json",
 ]

@@ -232,7 +232,7 @@ def _edit_problems(request: EditRequest, rules: EditRules | None) -> Iterator[tu
         yield from _overlay_problems("markup", markup, first)
     files = [each for each in (*images, mask, markup) if isinstance(each, InputImage)]
     if sum(map(len, files)) >= MAX_UPLOAD:
-        yield "image", f"the files have more than {MAX_UPLOAD:,} bytes together."
+        yield "image", f"the files have more than {MAX_UPLOAD:,} bytes in total."
 
 
 def _file_problems(
@@ -243,7 +243,7 @@ def _file_problems(
     if image.media_type.removeprefix("image/") not in types:
         yield param, f"{image.name} is {image.media_type}; choose {', '.join(types)}."
     if image.size >= size:
-        yield param, f"{image.name} has {image.size:,} bytes, it must have less than {size:,}."
+        yield param, f"{image.name} has {image.size:,} bytes; it must have fewer than {size:,}."
 
 
 def _overlay_problems(
@@ -265,7 +265,7 @@ def _overlay_problems(
         yield (
             param,
             f"{overlay.name} is {_by(overlay)} and {image.name} is {_by(image)}; "
-            "they must be of equal size.",
+            "they must have the same size.",
         )
 
 
@@ -289,7 +289,7 @@ def _problems(fields: dict[str, Any], rules: ModelRules, stream: bool) -> Iterat
             f"at most {rules.prompt_length:,} are allowed.",
         )
     if not 1 <= n <= rules.n:
-        yield "n", f"n is {_short(n)}, it must be {'1' if rules.n == 1 else f'1 to {rules.n}'}."
+        yield "n", f"n is {_short(n)}; it must be {'1' if rules.n == 1 else f'1 to {rules.n}'}."
     if size is not None and size not in rules.sizes:
         yield "size", f"size {size!r} is not offered; choose {_choices(rules.sizes)}."
     if stream and not rules.streams:
@@ -320,12 +320,12 @@ def _format_problems(fields: dict[str, Any], stream: bool) -> Iterator[tuple[str
     if not 0 <= compression <= 100:
         yield (
             "output_compression",
-            f"output_compression is {_short(compression)}, it must be 0 to 100.",
+            f"output_compression is {_short(compression)}; it must be 0 to 100.",
         )
     if compression < 100 and output_format == "png":
         yield (
             "output_compression",
-            "png is never compressed with loss; choose output_format jpeg or webp.",
+            "png has no lossy compression; choose output_format jpeg or webp.",
         )
     if output_format not in ("gif", "svg"):
         return
@@ -336,7 +336,7 @@ def _format_problems(fields: dict[str, Any], stream: bool) -> Iterator[tuple[str
     if fields.get("partial_images", 0):
         yield "partial_images", f"{output_format} has no partial images; leave partial_images out."
     if output_format == "svg" and fields.get("n", 1) != 1:
-        yield "n", f"n is {_short(fields['n'])}, it must be 1 with output_format svg."
+        yield "n", f"n is {_short(fields['n'])}; it must be 1 with output_format svg."
 
 
 def _animation_problems(fields: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -345,9 +345,9 @@ def _animation_problems(fields: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if param in fields and fields.get("output_format") != "gif":
             yield param, f"{param} is for gif only; add output_format gif."
     if not 2 <= count <= 16:
-        yield "frame_count", f"frame_count is {_short(count)}, it must be 2 to 16."
+        yield "frame_count", f"frame_count is {_short(count)}; it must be 2 to 16."
     if duration < 1:
-        yield "frame_duration_ms", f"frame_duration_ms is {_short(duration)}, it must be 1 or more."
+        yield "frame_duration_ms", f"frame_duration_ms is {_short(duration)}; it must be 1 or more."
 
 
 def _svg_problems(fields: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -371,9 +371,9 @@ def _svg_model_problems(request: ImageRequest) -> Iterator[tuple[str, str]]:
 
 def _partial_problems(partial_images: int, stream: bool) -> Iterator[tuple[str, str]]:
     if not 0 <= partial_images <= 3:
-        yield "partial_images", f"partial_images is {_short(partial_images)}, it must be 0 to 3."
+        yield "partial_images", f"partial_images is {_short(partial_images)}; it must be 0 to 3."
     if partial_images and not stream:
-        yield "partial_images", "partial images come with a stream only; add stream=True."
+        yield "partial_images", "partial images are sent in streams only; add stream=True."
 
 
 def _choices(allowed: tuple[str, ...] | FreeSizes) -> str:
@@ -381,4 +381,4 @@ def _choices(allowed: tuple[str, ...] | FreeSizes) -> str:
 
 
 def _short(number: int) -> str:
-    return str(number) if abs(number) < 10**9 else "out of all bounds"
+    return str(number) if abs(number) < 10**9 else "out of range"

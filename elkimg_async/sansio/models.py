@@ -1,4 +1,4 @@
-"""The list of a server's models, read leniently, although a list is required."""
+"""A server's list of models, and its lenient decoding."""
 
 from typing import Any
 

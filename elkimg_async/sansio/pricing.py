@@ -1,7 +1,7 @@
-"""What a request costs, by the user's own price list or by the server's word.
+"""The cost of a request, as reported by the server or according to the user's prices.
 
-No price is part of this package: prices change, and a wrong one is worse than none. Where neither
-the server nor a price list says what a request costs, its cost is None, which means unknown and
+The package contains no prices, since they change, and a wrong one is worse than none. If the server
+reports no cost and there is no price for the request, its cost is None, which means unknown and
 never zero.
 """
 
@@ -10,14 +10,20 @@ from decimal import Decimal
 from typing import Any, TypeAlias
 
 import msgspec
+from msgspec.structs import replace
 
 from elkimg_async.errors import ConfigurationError
-from elkimg_async.sansio.requests import DEFAULT_MODEL, ImageRequest
+from elkimg_async.sansio.requests import DEFAULT_MODEL, EditRequest, ImageRequest
 from elkimg_async.sansio.responses import Usage
 
 _MILLION = Decimal(1_000_000)
 _TICKS_PER_DOLLAR = Decimal(10) ** 10
 """Of `cost_in_usd_ticks`, as https://docs.x.ai/developers/cost-tracking defines it."""
+
+_COSTS = ("cost", "total_cost", "cost_usd", "total_cost_usd", "estimated_cost")
+"""The names under which servers report a cost in US dollars."""
+_UNITS, _DOLLARS = ("currency", "cost_currency", "paymentSource"), ("USD", "US$", "$")
+"""The names under which a unit is reported, and its values for US dollars."""
 
 Price: TypeAlias = Decimal | str | int
 CostFunction: TypeAlias = Callable[[Any, Usage | None], Decimal | None]
@@ -26,42 +32,75 @@ CostFunction: TypeAlias = Callable[[Any, Usage | None], Decimal | None]
 class TokenPrices(msgspec.Struct, frozen=True, kw_only=True):
     """Prices per million tokens of one model.
 
-    `max_tokens_per_image` is the most output tokens that one image can take, partial images
-    included; `AsyncImages.map` needs it for `max_cost`, None where that is not used.
-    `max_input_tokens` is the same for the input of one request.
+    `text_output` is the price of output tokens that the server reports as text; None means that of
+    `image_output`. `max_tokens_per_image` is the maximum number of output tokens of one image,
+    including its partial images, and `max_input_tokens` the maximum number of input tokens of one
+    request. `AsyncImages.map` requires both for `max_cost`, the latter only if input has a price.
     """
 
     text_input: Price = Decimal(0)
     image_input: Price = Decimal(0)
     image_output: Price = Decimal(0)
+    text_output: Price | None = None
     max_tokens_per_image: int | None = None
-    max_input_tokens: int = 0
+    max_input_tokens: int | None = None
+
+    @property
+    def _highest_input(self) -> Decimal:
+        return max(_decimal(self.text_input), _decimal(self.image_input))
 
     def cost(self, request: ImageRequest, usage: Usage | None, images: int) -> Decimal | None:
-        """Return the cost of the tokens that the server counted; None when it counted none."""
-        if usage is None or usage.output_tokens is None:
+        """Return the cost of the reported tokens; None if they do not determine it.
+
+        The tokens for writing an SVG are counted separately, so its cost is None as well.
+        """
+        if usage is None or not usage.output_tokens or _is_svg(request):
+            return None  # no image takes 0 output tokens: some servers report 0 for all of them
+        cost = self._input_cost(request, usage)
+        if cost is None:
             return None
-        details = usage.input_tokens_details
-        text = details.text_tokens if details and details.text_tokens is not None else None
-        image = details.image_tokens if details and details.image_tokens is not None else 0
-        if text is None:
-            text = max(0, (usage.input_tokens or 0) - image)
-        return self._price(text, image, usage.output_tokens)
+        details = usage.output_tokens_details
+        text = (details.text_tokens if details else None) or 0
+        return cost + self._output_cost(max(0, usage.output_tokens - text), text)
 
     def worst_case(self, request: ImageRequest) -> Decimal | None:
-        """Return the most that a request can cost; None when `max_tokens_per_image` is not set."""
-        if self.max_tokens_per_image is None:
+        """Return the maximum cost of a request; None if a maximum is missing."""
+        if self.max_tokens_per_image is None or _is_svg(request):
             return None
-        dearest_input = max(_decimal(self.text_input), _decimal(self.image_input))
-        output = self._price(0, 0, (request.n or 1) * self.max_tokens_per_image)
-        return output + dearest_input * self.max_input_tokens / _MILLION
+        if self.max_input_tokens is None and self._highest_input:
+            return None
+        tokens = (request.n or 1) * self.max_tokens_per_image
+        output = max(self._output_cost(tokens, 0), self._output_cost(0, tokens))
+        return output + self._highest_input * (self.max_input_tokens or 0) / _MILLION
 
-    def _price(self, text: float, image: float, output: float) -> Decimal:
-        return (
-            _decimal(self.text_input) * _decimal(text)
-            + _decimal(self.image_input) * _decimal(image)
-            + _decimal(self.image_output) * _decimal(output)
-        ) / _MILLION
+    def _input_cost(self, request: ImageRequest, usage: Usage) -> Decimal | None:
+        text_price, image_price = _decimal(self.text_input), _decimal(self.image_input)
+        if not self._highest_input:
+            return Decimal(0)
+        details, total = usage.input_tokens_details, usage.input_tokens
+        text = details.text_tokens if details else None
+        image = details.image_tokens if details else None
+        if text is None and image is None:
+            if total is None:
+                return None
+            if not isinstance(request, EditRequest):
+                image = 0
+            elif text_price == image_price:
+                text, image = total, 0
+            else:
+                return None  # the input of an edit is text and images, in an unknown ratio
+        if text is None:
+            text = None if total is None else max(0, total - (image or 0))
+        if image is None:
+            image = None if total is None else max(0, total - (text or 0))
+        if (text is None and text_price) or (image is None and image_price):
+            return None
+        return (text_price * _decimal(text or 0) + image_price * _decimal(image or 0)) / _MILLION
+
+    def _output_cost(self, image: float, text: float) -> Decimal:
+        price = self.image_output if self.text_output is None else self.text_output
+        cost = _decimal(self.image_output) * _decimal(image) + _decimal(price) * _decimal(text)
+        return cost / _MILLION
 
 
 class ImagePrices(msgspec.Struct, frozen=True):
@@ -73,12 +112,12 @@ class ImagePrices(msgspec.Struct, frozen=True):
     prices: Mapping[tuple[str | None, str | None], Price]
 
     def cost(self, request: ImageRequest, usage: Usage | None, images: int) -> Decimal | None:
-        """Return the cost of so many images; None when the list has no price for the request."""
+        """Return the cost of so many images; None if there is no price for the request."""
         price = self._price(request)
         return None if price is None else price * images
 
     def worst_case(self, request: ImageRequest) -> Decimal | None:
-        """Return the cost of all images that are requested."""
+        """Return the cost of all requested images; None if there is no price for the request."""
         return self.cost(request, None, request.n or 1)
 
     def _price(self, request: ImageRequest) -> Decimal | None:
@@ -90,14 +129,14 @@ class ImagePrices(msgspec.Struct, frozen=True):
 
 
 class Pricing:
-    """A price list: what requests cost, in one currency of the user's choice.
+    """The prices of requests, in one currency of the user's choice.
 
         Pricing({"gpt-image-1.5": TokenPrices(text_input="5", image_output="32")})
 
     Args:
-        prices: The prices of each model, or a function of a request and its usage (None before the
-            response) that returns the cost, or None when it is unknown. For `max_cost`, the
-            function must return the most that the request can cost when the usage is None.
+        prices: The prices of each model, or a function of a request and its usage that returns the
+            cost, or None if it is unknown. The usage is None if the response has none, and before
+            the response: for `max_cost`, the function then has to return the maximum cost.
 
     Raises:
         ConfigurationError: If `prices` is neither, or a price is not a number of at least 0.
@@ -118,34 +157,94 @@ class Pricing:
             _check(model, price)
 
     def cost(self, request: ImageRequest, usage: Usage | None, images: int) -> Decimal | None:
-        """Return what a request for so many images has cost; None when that is unknown."""
+        """Return the cost of a request that returned so many images; None if unknown.
+
+        Raises:
+            ConfigurationError: If the function returns anything but a price.
+        """
         if self._function is not None:
-            return self._function(request, usage)
-        prices = self._models.get(request.model or DEFAULT_MODEL)
-        return None if prices is None else prices.cost(request, usage, images)
+            return _checked(self._function(request, usage))
+        sent = _as_sent(request)
+        prices = None if sent is None else self._models.get(sent.model or DEFAULT_MODEL)
+        return None if prices is None or sent is None else prices.cost(sent, usage, images)
 
     def worst_case(self, request: ImageRequest) -> Decimal | None:
-        """Return the most that a request can cost; None when that is unknown."""
+        """Return the maximum cost of a request; None if unknown.
+
+        Raises:
+            ConfigurationError: If the function returns anything but a price.
+        """
         if self._function is not None:
-            return self._function(request, None)
-        prices = self._models.get(request.model or DEFAULT_MODEL)
-        return None if prices is None else prices.worst_case(request)
+            return _checked(self._function(request, None))
+        sent = _as_sent(request)
+        prices = None if sent is None else self._models.get(sent.model or DEFAULT_MODEL)
+        return None if prices is None or sent is None else prices.worst_case(sent)
+
+    def __repr__(self) -> str:
+        return f"Pricing({self._function or self._models!r})"
 
 
-def reported_cost(usage: Usage | None) -> Decimal | None:
-    """Return the cost in dollars that the server reports; None when it reports none."""
-    extra: Mapping[str, Any] = getattr(usage, "extra", None) or {}
-    if (cost := _number(extra.get("cost"))) is not None:
-        return cost
-    ticks = _number(extra.get("cost_in_usd_ticks"))
+def make_pricing(pricing: object) -> Pricing | None:
+    """Return the `pricing` argument of a client after checking it.
+
+    Raises:
+        ConfigurationError: If it is neither a `Pricing` nor None.
+    """
+    if pricing is None or isinstance(pricing, Pricing):
+        return pricing
+    raise ConfigurationError(f"pricing must be Pricing(…), not {type(pricing).__name__}.")
+
+
+def reported_cost(
+    usage: Usage | None, extra: Mapping[str, Any] | None = None, header: str | None = None
+) -> Decimal | None:
+    """Return the cost in US dollars that the server reports; None if it reports none.
+
+    Args:
+        usage: The usage of the response, which most servers add the cost to.
+        extra: The other fields of the response, which may have the cost as well.
+        header: The header with the cost, as sent by LiteLLM. None: there was none.
+    """
+    fields: Mapping[str, Any] = getattr(usage, "extra", None) or {}
+    for reported in (_cost_in_usage(fields), _cost_in(extra or {}), _price_or_none(header)):
+        if reported is not None:
+            return reported
+    return None
+
+
+def _cost_in_usage(fields: Mapping[str, Any]) -> Decimal | None:
+    cost = _cost_in(fields)
+    details = fields.get("cost_details")
+    if cost is not None and fields.get("is_byok") is True and isinstance(details, Mapping):
+        # With the user's own API key for the upstream, OpenRouter's `cost` is only its fee.
+        return cost + (_price_or_none(details.get("upstream_inference_cost")) or 0)
+    return cost
+
+
+def _cost_in(fields: Mapping[str, Any]) -> Decimal | None:
+    if any(str(fields.get(name) or "USD").upper() not in _DOLLARS for name in _UNITS):
+        return None
+    for name in _COSTS:
+        cost = fields.get(name)
+        if isinstance(cost, Mapping):  # a breakdown, as of Perplexity
+            cost = cost.get("total_cost", cost.get("total"))
+        if (amount := _price_or_none(cost)) is not None:
+            return amount
+    ticks = _price_or_none(fields.get("cost_in_usd_ticks"))
     return None if ticks is None else ticks / _TICKS_PER_DOLLAR
 
 
 def cost_of(
-    pricing: Pricing | None, request: ImageRequest, usage: Usage | None, images: int
+    pricing: Pricing | None,
+    request: ImageRequest,
+    usage: Usage | None,
+    images: int,
+    *,
+    extra: Mapping[str, Any] | None = None,
+    header: str | None = None,
 ) -> Decimal | None:
-    """Return what the server reports, else the cost by the price list, else None."""
-    reported = reported_cost(usage)
+    """Return the cost that the server reports, else the one according to the prices, else None."""
+    reported = reported_cost(usage, extra, header)
     if reported is not None or pricing is None:
         return reported
     return pricing.cost(request, usage, images)
@@ -153,24 +252,60 @@ def cost_of(
 
 def _check(model: str, price: TokenPrices | ImagePrices) -> None:
     values = (
-        [price.text_input, price.image_input, price.image_output]
+        [price.text_input, price.image_input, price.image_output, price.text_output or 0]
         if isinstance(price, TokenPrices)
         else list(price.prices.values())
     )
     for value in values:
-        if (number := _number(value)) is None or number < 0:
+        if _price_or_none(value) is None:
             raise ConfigurationError(f"A price of {model} is {value!r}; it must be 0 or more.")
+    if isinstance(price, TokenPrices):
+        for name in ("max_tokens_per_image", "max_input_tokens"):
+            maximum = getattr(price, name)
+            if maximum is not None and (type(maximum) is not int or maximum < 0):
+                raise ConfigurationError(
+                    f"{name} of {model} is {maximum!r}; it must be a whole number of 0 or more."
+                )
+
+
+_PRICED = ("model", "n", "size", "quality", "output_format", "svg")
+"""The fields of a request that its cost depends on."""
+
+
+def _is_svg(request: ImageRequest) -> bool:
+    return request.svg is not None or request.output_format == "svg"
+
+
+def _as_sent(request: ImageRequest) -> ImageRequest | None:
+    """Return a request with the fields of its `extra_body`; None if it cannot be priced."""
+    body = request.extra_body or {}
+    own = {name: body[name] for name in _PRICED if name in body}
+    if type(own.get("n", 1)) is not int or own.get("n", 1) < 1:
+        return None
+    texts = ("model", "size", "quality", "output_format")
+    if not all(isinstance(own.get(name, ""), str) for name in texts):
+        return None
+    return replace(request, **own) if own else request
+
+
+def _checked(cost: object) -> Decimal | None:
+    """Check the value that a price function returned."""
+    if cost is not None and _price_or_none(cost) is None:
+        raise ConfigurationError(
+            f"The price function returned {cost!r}; it must return a Decimal of 0 or more, or None."
+        )
+    return _price_or_none(cost)
 
 
 def _decimal(value: Any) -> Decimal:
     return value if isinstance(value, Decimal) else Decimal(str(value))
 
 
-def _number(value: Any) -> Decimal | None:
+def _price_or_none(value: Any) -> Decimal | None:
     if isinstance(value, bool) or not isinstance(value, (int, float, str, Decimal)):
         return None
     try:
         number = _decimal(value)
     except ArithmeticError:
         return None
-    return number if number.is_finite() else None
+    return number if number.is_finite() and number >= 0 else None

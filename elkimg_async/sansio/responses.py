@@ -6,12 +6,14 @@ omits it or sends something else. Fields without an attribute here are in `extra
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import msgspec
 
 from elkimg_async.hints import missing_attribute
 from elkimg_async.image import Image
+from elkimg_async.plain import to_plain
 
 Number: TypeAlias = int | float
 
@@ -28,7 +30,7 @@ class ResponseData(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         `images=False` omits the base64 content.
         """
         fields = {name: getattr(self, name) for name in self.__struct_fields__ if name != "extra"}
-        plain = {name: _plain(value, images=images) for name, value in fields.items()}
+        plain = {name: to_plain(value, images=images) for name, value in fields.items()}
         known = {name: value for name, value in plain.items() if value is not None}
         return {**getattr(self, "extra", {}), **known}
 
@@ -89,6 +91,10 @@ class Meta(ResponseData, frozen=True, kw_only=True):
     `elapsed` is in seconds for the whole call, `first_byte` in seconds from the start of the last
     attempt to its headers. `rate_limit` is None where the server sent no such headers,
     `idempotency_key` where none was sent.
+
+    `cost` is the cost of the response as reported by the server, in US dollars, else according to
+    the client's `pricing`, in its currency. None means unknown, never free. Earlier attempts, which
+    may have been paid for, are not included.
     """
 
     request_id: str | None
@@ -98,6 +104,7 @@ class Meta(ResponseData, frozen=True, kw_only=True):
     first_byte: float
     rate_limit: RateLimit | None
     idempotency_key: str | None
+    cost: Decimal | None = None
 
 
 class Event(ResponseData, frozen=True, kw_only=True):
@@ -227,7 +234,7 @@ class ImagesResponse(Sequence[Image]):
         fields = {
             name: value for name, value in vars(self).items() if name not in ("extra", "meta")
         }
-        plain = {name: _plain(value, images=images) for name, value in fields.items()}
+        plain = {name: to_plain(value, images=images) for name, value in fields.items()}
         known = {name: value for name, value in plain.items() if value is not None}
         return {**self.extra, **known}
 
@@ -252,6 +259,11 @@ def add_usage(one: Usage | None, other: Usage | None) -> Usage | None:
     )
 
 
+def add_cost(one: Decimal | None, other: Decimal | None) -> Decimal | None:
+    """Return the sum of two costs; None counts as zero."""
+    return other if one is None else one if other is None else one + other
+
+
 def _add(one: Number | None, other: Number | None) -> Number | None:
     return other if one is None else one if other is None else one + other
 
@@ -263,10 +275,3 @@ def _add_details(one: TokenDetails | None, other: TokenDetails | None) -> TokenD
         text_tokens=_add(one.text_tokens, other.text_tokens),
         image_tokens=_add(one.image_tokens, other.image_tokens),
     )
-
-
-def _plain(value: Any, *, images: bool) -> Any:
-    if isinstance(value, list):
-        return [_plain(item, images=images) for item in value]
-    to_dict = getattr(value, "to_dict", None)
-    return value if to_dict is None else to_dict(images=images)

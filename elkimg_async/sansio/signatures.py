@@ -30,6 +30,17 @@ _BASE64 = re.compile(
     r"\s*(?:iVBORw0KGgo|[/_]9j[/_]|R0lGOD[dl]h|UklGR|AAAA.GZ0eX|AAAADEpYTCAN|AAAADGpQICAN|SUkqA|TU0AK"
     r"|PHN2Zy[A-Za-z0-9+/_-]|PD94bWwg|OEJQUw)"
 )
+_MAX_SIGNATURE = 32
+_BODY_SIGNATURES = (
+    *_SIGNATURES,
+    b"\x89PNG",
+    b"\xff\xd8\xff",
+    b"GIF8",
+    b"RIFF",
+    b"BM",
+    b"II*\0",
+    b"MM\0*",
+)
 _PRINTABLE = bytes(range(0x20, 0x7F)) + b"\t\r\n"
 
 
@@ -42,6 +53,17 @@ def is_image(content: bytes) -> bool:
         or (head[4:8] == b"ftyp")
         or _SVG.match(head.removeprefix(b"\xef\xbb\xbf")) is not None
     )
+
+
+def may_begin_image(start: bytes) -> bool | None:
+    """Return whether a body begins with an image; None while there are too few bytes to say."""
+    if is_image(start):
+        return True
+    if len(start) >= _MAX_SIGNATURE:
+        return False
+    heads = (known[: len(start)] for known in _BODY_SIGNATURES)
+    possible = any(head == start[: len(head)] for head in heads)
+    return None if possible or start[0] == 0 else False
 
 
 def cannot_be_image(content: bytes) -> bool:

@@ -20,6 +20,7 @@ from elkimg_async.sansio.json_images import JSONDecoder
 
 _LINE_END = re.compile(rb"[\r\n]")
 _BOM = b"\xef\xbb\xbf"
+_RECORD_SEPARATOR = b"\x1e"  # before each JSON text, by RFC 7464
 _HEAD = 6  # the length of "data: ", enough to classify a line
 MAX_FIELD_LINE = 65_536
 """Bytes of an `event:`, `id:`, `retry:` or unknown line; a longer one is ignored."""
@@ -148,6 +149,10 @@ class SSEDecoder:
 
     def _begin_line(self, chunk: bytes, start: int, stop: int, *, ended: bool) -> None:
         """Classify a line by its first bytes; if there are too few, keep them for later."""
+        if chunk.startswith(_RECORD_SEPARATOR, start, stop):
+            start += 1
+            if start == stop and not ended:
+                return
         if stop - start < _HEAD and not ended and chunk[start] not in b":{":
             self._line = chunk[start:stop]
             return

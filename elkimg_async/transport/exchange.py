@@ -72,7 +72,7 @@ class Exchange:
         self._passed_on = 0
         self.status = 0
         self.headers: Mapping[str, str] = {}
-        """Of the response; names are found in any case."""
+        """The headers of the response; names are case-insensitive."""
 
     @property
     def phase(self) -> str:

@@ -93,7 +93,7 @@ def _connect_error(
     proxy = f"The proxy {_host(at.proxy)}" if at.proxy else "The proxy"
     if isinstance(error, aiohttp.ClientHttpProxyError):
         advice = (
-            " It wants a user and password: http://USER:PASSWORD@HOST:PORT."
+            " It requires a user and password: http://USER:PASSWORD@HOST:PORT."
             if error.status == 407
             else ""
         )

@@ -50,7 +50,7 @@ def _checked(proxy: str, variable: str) -> str:
         good = False
     if not good:
         raise ConfigurationError(
-            f"The proxy URL in {variable} is wrong; a correct one looks like "
+            f"The proxy URL in {variable} is not valid; a valid one looks like "
             "http://proxy.example:3128."
         )
     return proxy

@@ -24,8 +24,8 @@ What the browser receives:
 
     data: [DONE]                                           the end of a success
 
-A job continues when the browser disconnects, and `EventSource` resumes it by itself: it reconnects
-after a second, receives the remaining events, and stops after the end, when the response is 204.
+A job continues when the browser disconnects. Its `EventSource` reconnects after a second,
+receives the remaining events, and stops after the end, when the response is 204.
 
 `client.generate(…, stream=True)` can be relayed as well, but then **disconnecting discards the
 image**: the upstream connection is closed with the browser's, although the image may be billed.

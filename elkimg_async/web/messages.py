@@ -173,24 +173,27 @@ def _filled(value: Any) -> Any:
 
 
 def _base64_chunks(content: bytes, *, shared: bool) -> Iterator[bytes]:
-    view = memoryview(content)
     if shared:
         encoded = _share(content)  # kept by this frame until the last chunk
-        for start in range(0, len(encoded.text), _CHUNK):
-            yield encoded.text[start : start + _CHUNK]
-        return
+        yield from encoded.chunks
+    else:
+        yield from _encode(content)
+
+
+def _encode(content: bytes) -> Iterator[bytes]:
+    view = memoryview(content)
     for start in range(0, len(view), _CHUNK):
         yield pybase64.b64encode(view[start : start + _CHUNK])
 
 
 class _Encoded:
-    """The base64 of an image that several viewers receive at once."""
+    """The base64 of an image that several viewers receive at once, in the chunks of them all."""
 
-    __slots__ = ("__weakref__", "content", "text")
+    __slots__ = ("__weakref__", "chunks", "content")
 
     def __init__(self, content: bytes) -> None:
         self.content = content
-        self.text = pybase64.b64encode(content)
+        self.chunks = tuple(_encode(content))
 
 
 _encoded: "weakref.WeakValueDictionary[int, _Encoded]" = weakref.WeakValueDictionary()

@@ -7,7 +7,7 @@ import pytest
 from elkimg_async import (
     AsyncImages,
 )
-from tests.helpers.raw_server import KEY
+from tests.helpers.raw_server import API_KEY
 from tests.helpers.runs import Server
 
 
@@ -19,5 +19,5 @@ async def server() -> AsyncIterator[Server]:
 
 @pytest.fixture
 async def client(server: Server) -> AsyncIterator[AsyncImages]:
-    async with AsyncImages(KEY, base_url=server.base_url, retry=0) as client:
+    async with AsyncImages(API_KEY, base_url=server.base_url, retry=0) as client:
         yield client

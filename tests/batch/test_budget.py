@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elkimg_async.batch.budget import Budget, CostBudget, fatal_reason
+from elkimg_async.batch.budget import Budget, CostBudget, fatal_reason, make_max_cost
 from elkimg_async.errors import (
     AuthenticationError,
     BadRequestError,
@@ -29,7 +29,7 @@ def test_budget_without_limits() -> None:
 
 
 def test_budget_of_images() -> None:
-    """The limit may be reached and not exceeded; a request that made nothing frees its share."""
+    """The limit may be reached but not exceeded; a request without images returns its share."""
     budget = Budget(max_images=10, images=3)
     budget.reserve(4)
     assert budget.reached(3) is None
@@ -43,7 +43,7 @@ def test_budget_of_images() -> None:
 
 
 def test_budget_of_tokens() -> None:
-    """Until a price is known requests go one by one; then those in flight count at that price."""
+    """Requests are sent one by one until a price is known; then those in flight count at it."""
     budget = Budget(max_total_tokens=1000)
     assert budget.reached(2) is None
     budget.reserve(2)
@@ -58,7 +58,7 @@ def test_budget_of_tokens() -> None:
 
 
 def test_budget_of_errors() -> None:
-    """That many failures end the run."""
+    """The run ends after this number of failures."""
     budget = Budget(max_errors=2)
     budget.fail()
     assert budget.reached(1) is None
@@ -67,9 +67,9 @@ def test_budget_of_errors() -> None:
 
 
 def test_budget_of_tokens_never_reported() -> None:
-    """A server that reports no tokens is not limited by them.
+    """A server that reports no tokens does not reach their limit.
 
-    One failure does not make images cheap.
+    A failure does not lower the price of an image.
     """
     budget = Budget(max_total_tokens=1000)
     budget.reserve(1)
@@ -84,7 +84,7 @@ def test_budget_of_tokens_never_reported() -> None:
 
 
 def test_budget_for_paid_images() -> None:
-    """Downloading images that were made before costs nothing."""
+    """Downloading images that an earlier run created costs nothing."""
     assert Budget(max_images=3, images=3).reached(0) is None
     assert Budget(max_images=3, images=3).reached(1) == "max_images"
 
@@ -113,9 +113,9 @@ def test_budget_resumed_images() -> None:
 
 
 def test_budget_of_tokens_after_a_failure() -> None:
-    """After a failure that may have made an image no price is known yet.
+    """After a failure that may have created an image, no price is known yet.
 
-    After a response without usage none will be.
+    After a response without usage, none will be known.
     """
     budget = Budget(max_total_tokens=1000)
     budget.spend(1, None, responded=False)
@@ -159,15 +159,16 @@ AMOUNTS = st.decimals(0, 10, places=4, allow_nan=False, allow_infinity=False)
 def test_cost_budget_is_never_exceeded(
     limit: Decimal, spent: Decimal, requests: list[tuple[Decimal, int | None, bool]]
 ) -> None:
-    """Whatever the requests cost of what they reserved, and however many are in flight."""
+    """The limit holds whatever part of its reservation a request costs, and however many run."""
     budget = CostBudget(limit, spent=spent)
     in_flight: list[tuple[Decimal, Decimal | None]] = []
     real = spent
     for worst, share, settles in requests:
         cost = None if share is None else worst * share / 100
         fits = worst <= max(Decimal(0), limit - budget.spent - budget.reserved)
-        assert budget.reserve(worst) == fits
+        assert (budget.reached(worst) is None) == (fits or worst == 0)
         if fits:
+            budget.reserve(worst)
             in_flight.append((worst, cost))
             assert worst == 0 or budget.spent + budget.reserved <= limit
         while settles and in_flight:
@@ -184,31 +185,62 @@ def test_cost_budget_is_never_exceeded(
 def test_cost_budget_waits_for_requests_in_flight() -> None:
     """A request that does not fit now may fit when others turn out cheaper."""
     budget = CostBudget(Decimal("1.00"))
-    assert budget.reserve(Decimal("0.80"))
-    assert not budget.reserve(Decimal("0.30"))
-    assert budget.may_fit(Decimal("0.30"))
+    budget.reserve(Decimal("0.80"))
+    assert budget.reached(Decimal("0.30")) == "max_cost"
     assert budget.remaining == Decimal("0.20")
     budget.settle(Decimal("0.80"), Decimal("0.10"))
-    assert budget.reserve(Decimal("0.30"))
-    assert not budget.may_fit(Decimal("0.95"))
+    assert budget.reached(Decimal("0.30")) is None
 
 
 def test_cost_budget_of_unknown_costs() -> None:
     """A request of unknown cost costs what it reserved; without a limit everything fits."""
     budget = CostBudget(Decimal(1))
-    assert budget.reserve(Decimal("0.60"))
+    budget.reserve(Decimal("0.60"))
     budget.settle(Decimal("0.60"), None)
     assert (budget.spent, budget.remaining) == (Decimal("0.60"), Decimal("0.40"))
     unlimited = CostBudget(None)
-    assert unlimited.reserve(Decimal(10**9))
-    assert (unlimited.remaining, unlimited.may_fit(Decimal(1))) == (None, True)
+    assert (unlimited.remaining, unlimited.reached(Decimal(10**9))) == (None, None)
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "NaN", "Infinity"])
-def test_cost_budget_with_a_wrong_limit(value: str) -> None:
-    """A limit is an amount above 0."""
-    with pytest.raises(ConfigurationError, match="max_cost"):
-        CostBudget(Decimal(value))
-    if value != "0":
-        with pytest.raises(ValueError, match="amount"):
-            CostBudget(Decimal(1)).reserve(Decimal(value))
+def test_cost_budget_of_a_resumed_request() -> None:
+    """A request that is billed once for its idempotency key does not count twice."""
+    budget = CostBudget(Decimal(1), spent=Decimal("0.60"))
+    budget.resume(Decimal("0.60"))
+    assert budget.reached(Decimal(1)) is None
+    budget.resume(None)
+    assert budget.spent == 0
+
+
+@pytest.mark.parametrize("value", ["-1", "NaN", "Infinity"])
+def test_cost_budget_with_a_wrong_amount(value: str) -> None:
+    """An amount is 0 or more."""
+    with pytest.raises(ValueError, match="amount"):
+        CostBudget(Decimal(1)).reserve(Decimal(value))
+
+
+@pytest.mark.parametrize("value", [Decimal(20), 20, "20", "2e1"])
+def test_make_max_cost(value: Decimal | int | str) -> None:
+    """The limit may be a Decimal, a whole number, or text."""
+    assert make_max_cost(value) == Decimal(20)
+    assert make_max_cost(None) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (20.0, r'exact: pass Decimal\("20.0"\)'),
+        (float("nan"), "exact"),
+        (0, "more than 0"),
+        ("-1", "more than 0"),
+        ("NaN", "more than 0"),
+        (Decimal("Infinity"), "more than 0"),
+        ("a lot", "number"),
+        (True, "not bool"),
+        ([20], "not list"),
+    ],
+    ids=repr,
+)
+def test_make_max_cost_of_a_wrong_value(value: object, problem: str) -> None:
+    """A limit that is not exact, or not an amount above 0, is rejected."""
+    with pytest.raises(ConfigurationError, match=problem):
+        make_max_cost(value)

@@ -1,4 +1,4 @@
-"""One request from its first record to its last."""
+"""Execution of one job, from its first record to its last."""
 
 import asyncio
 import shutil
@@ -19,10 +19,10 @@ from elkimg_async import (
     Usage,
 )
 from elkimg_async.batch.storage import MANIFEST
-from tests.helpers.raw_server import JPEG, KEY, PNG
+from tests.helpers.raw_server import API_KEY, JPEG, PNG
 from tests.helpers.runs import (
-    Answer,
     Fields,
+    Responder,
     Server,
     everything,
     hold,
@@ -35,18 +35,18 @@ from tests.helpers.runs import (
 )
 
 
-def by_url(server: Server, count: int) -> Answer:
-    async def answer(fields: Fields) -> Fields | web.Response:
+def by_url(server: Server, count: int) -> Responder:
+    async def respond(fields: Fields) -> Fields | web.Response:
         urls = [f"{server.origin}/files/{fields['prompt']}-{n}" for n in range(count)]
         return {"data": [{"url": url} for url in urls], "usage": {"total_tokens": 5}}
 
-    return answer
+    return respond
 
 
 async def test_execute_cancelled_after_the_response(
     server: Server, client: AsyncImages, tmp_path: Path
 ) -> None:
-    """A response that has arrived is paid for: it is saved even if the block is left just then."""
+    """A response that has arrived is saved, even if the block is left at that moment."""
     journal = tmp_path / "run.jsonl"
     for number in range(10):
         seen = len(server.requests)
@@ -72,14 +72,14 @@ async def test_execute_cancelled_after_the_response(
 async def test_execute_with_a_full_disk(
     server: Server, client: AsyncImages, tmp_path: Path
 ) -> None:
-    """Nothing more is sent, the image is handed over, and the error says what to do."""
+    """Nothing more is sent, the item has the image, and the error says what to do."""
     folder = tmp_path / "out"
 
-    async def answer(fields: Fields) -> Fields | web.Response:
+    async def respond(fields: Fields) -> Fields | web.Response:
         shutil.rmtree(folder, ignore_errors=True)
         return images(PNG)
 
-    server.answer = answer
+    server.respond = respond
     run = client.map(map(str, range(50)), concurrency=1, output_dir=folder)
     items, error = await until_the_end(run)
     assert isinstance(error, BatchError)
@@ -96,20 +96,20 @@ async def test_execute_with_a_broken_image(
 ) -> None:
     """If one of several images is broken, the item has failed and the others are on disk."""
 
-    async def answer(fields: Fields) -> Fields | web.Response:
+    async def respond(fields: Fields) -> Fields | web.Response:
         broken = images(PNG, JPEG)
         broken["data"].append({"b64_json": "%%%"})
         return broken
 
-    server.answer = answer
+    server.respond = respond
     (item,) = await everything(client.map([{"prompt": "a", "n": 3}], output_dir=tmp_path))
     assert not item.ok
     assert [path.read_bytes() for path in item.paths] == [PNG, JPEG]
 
 
 async def test_execute_with_urls(server: Server, client: AsyncImages, tmp_path: Path) -> None:
-    """With an output folder they are downloaded; without one they are left to the caller."""
-    server.answer = by_url(server, 2)
+    """URLs are downloaded into an output folder; without one, the caller receives them."""
+    server.respond = by_url(server, 2)
     (item,) = await everything(client.map(["a"], output_dir=tmp_path, model="dall-e-2", n=2))
     assert [path.read_bytes() for path in item.paths] == [PNG, PNG]
     (item,) = await everything(client.map(["a"], model="dall-e-2"))
@@ -123,15 +123,17 @@ async def test_execute_with_a_failed_download(
 ) -> None:
     """A failed download is a failed item, billed.
 
-    The same run again downloads what is missing, and no more.
+    Started again, the run downloads only what is missing.
     """
-    server.answer = by_url(server, 3)
-    asked: list[str] = []
+    server.respond = by_url(server, 3)
+    downloads: list[str] = []
 
     async def file(name: str) -> web.Response:
-        asked.append(name)
+        downloads.append(name)
         return (
-            web.Response(status=410) if name == "a-1" and len(asked) < 4 else web.Response(body=PNG)
+            web.Response(status=410)
+            if name == "a-1" and len(downloads) < 4
+            else web.Response(body=PNG)
         )
 
     server.file = file
@@ -143,14 +145,14 @@ async def test_execute_with_a_failed_download(
     assert isinstance(item.error, DownloadError)
     assert item.error.billing == "billed"
     assert [path.name for path in item.paths] == ["000000-a-1.png", "000000-a-3.png"]
-    asked += ["", ""]
+    downloads += ["", ""]
     again = run()
     (item,) = await everything(again)
     assert item.ok
     assert [path.name for path in item.paths] == [f"000000-a-{n}.png" for n in (1, 2, 3)]
     assert all(path.read_bytes() == PNG for path in item.paths)
     assert len(server.requests) == 1
-    assert asked == ["a-0", "a-1", "a-2", "", "", "a-1"]
+    assert downloads == ["a-0", "a-1", "a-2", "", "", "a-1"]
     assert (again.totals.images, again.totals.usage) == (3, Usage(total_tokens=5))
     assert len(lines(tmp_path / MANIFEST)) == 1
 
@@ -158,8 +160,8 @@ async def test_execute_with_a_failed_download(
 async def test_execute_with_an_interrupted_download(
     server: Server, client: AsyncImages, tmp_path: Path
 ) -> None:
-    """The journal knows where an image is before it is downloaded."""
-    server.answer = by_url(server, 1)
+    """The journal has the URL of an image before it is downloaded."""
+    server.respond = by_url(server, 1)
     began, go_on = asyncio.Event(), asyncio.Event()
 
     async def file(name: str) -> web.Response:
@@ -180,8 +182,8 @@ async def test_execute_with_an_interrupted_download(
 async def test_execute_with_a_download_and_a_full_disk(
     server: Server, client: AsyncImages, tmp_path: Path
 ) -> None:
-    """The URLs stay known, so that they are only downloaded once the disk works again."""
-    server.answer = by_url(server, 1)
+    """The URLs are recorded, so that images are only downloaded once the disk works again."""
+    server.respond = by_url(server, 1)
     folder = tmp_path / "out"
 
     async def file(name: str) -> web.Response:
@@ -200,21 +202,23 @@ async def test_execute_with_a_download_and_a_full_disk(
 
 
 async def test_execute_rejected_after_a_lost_attempt(server: Server, tmp_path: Path) -> None:
-    """If the server replays keys, what may have been made is not given up for today's rejection."""
-    async with AsyncImages(KEY, base_url=server.base_url, retry=0, idempotency="replay") as client:
+    """A later rejection does not erase an attempt that may have created an image."""
+    async with AsyncImages(
+        API_KEY, base_url=server.base_url, retry=0, idempotency="replay"
+    ) as client:
         options: Any = {"journal": tmp_path / "j.jsonl", "max_images": 1}
         hold(server)
         async with client.map(["0", "1"], **options):
             await server.wait_until(lambda: server.in_flight == 1)
 
-        async def answer(fields: Fields) -> Fields | web.Response:
+        async def respond(fields: Fields) -> Fields | web.Response:
             return rejection(403)
 
-        server.answer = answer
+        server.respond = respond
         items, error = await until_the_end(client.map(["0", "1"], **options))
         assert isinstance(error, BatchStoppedError)
         assert [item.error.billing for item in items if item.error] == ["unknown"]
-        server.answer = one_image
+        server.respond = one_image
         items, _ = await until_the_end(client.map(["0"], journal=options["journal"]))
     assert [item.ok for item in items] == [True]
     assert len(server.keys) == 3
@@ -222,21 +226,23 @@ async def test_execute_rejected_after_a_lost_attempt(server: Server, tmp_path: P
 
 
 async def test_execute_rejected_after_an_unknown_failure(server: Server, tmp_path: Path) -> None:
-    """An image that may exist is not forgotten when a later attempt is rejected; its key is used
-    again.
+    """A later rejection does not erase an attempt with an unknown outcome.
 
-    Its key is used again.
+    Its idempotency key is used again.
     """
     calls = 0
 
-    async def answer(fields: Fields) -> Fields | web.Response:
+    async def respond(fields: Fields) -> Fields | web.Response:
         nonlocal calls
         calls += 1
         return rejection(502) if calls == 1 else rejection(403) if calls == 2 else images(PNG)
 
-    server.answer = answer
+    server.respond = respond
     async with AsyncImages(
-        KEY, base_url=server.base_url, idempotency="replay", retry=RetryPolicy(initial_backoff=0)
+        API_KEY,
+        base_url=server.base_url,
+        idempotency="replay",
+        retry=RetryPolicy(initial_backoff=0),
     ) as client:
         journal = tmp_path / "run.jsonl"
         (item,) = await everything(client.map(["0"], journal=journal))
@@ -248,16 +254,16 @@ async def test_execute_rejected_after_an_unknown_failure(server: Server, tmp_pat
 
 
 async def test_execute_records_first(server: Server, client: AsyncImages, tmp_path: Path) -> None:
-    """When a request arrives, its Idempotency-Key is in the file already."""
+    """A request is recorded with its Idempotency-Key before it is sent."""
     journal = tmp_path / "j.jsonl"
     known = []
 
-    async def answer(fields: Fields) -> Fields | web.Response:
+    async def respond(fields: Fields) -> Fields | web.Response:
         sent = {line.get("key") for line in lines(journal) if line["type"] == "sent"}
         known.append(server.keys[-1] in sent)
         return images(PNG)
 
-    server.answer = answer
+    server.respond = respond
     items = await everything(client.map(map(str, range(9)), journal=journal))
     assert known == [True] * 9
     assert len(set(server.keys)) == 9
@@ -267,28 +273,28 @@ async def test_execute_records_first(server: Server, client: AsyncImages, tmp_pa
 async def test_execute_while_an_earlier_attempt_runs(
     server: Server, client: AsyncImages, tmp_path: Path
 ) -> None:
-    """A request that is still processed for a killed run is sent again until it is answered."""
+    """A request that still runs for a killed process is sent again until it has a response."""
     released = hold(server)
     async with client.map(["a"], journal=tmp_path / "j"):
         await server.wait_until(lambda: server.in_flight == 1)
     released.set()
-    answers = iter([rejection(409, "idempotency_key_in_flight") for _ in range(2)])
+    responses = iter([rejection(409, "idempotency_key_in_flight") for _ in range(2)])
 
-    async def answer(fields: Fields) -> Fields | web.Response:
-        return next(answers, None) or images(PNG)
+    async def respond(fields: Fields) -> Fields | web.Response:
+        return next(responses, None) or images(PNG)
 
-    server.answer = answer
+    server.respond = respond
     (item,) = await everything(client.map(["a"], journal=tmp_path / "j"))
     assert item.ok
     assert len(server.requests) == 4
     assert len(set(server.keys)) == 1
-    answers = iter([rejection(409, "idempotency_key_in_flight")])
+    responses = iter([rejection(409, "idempotency_key_in_flight")])
     (item,) = await everything(client.map(["b"], journal=tmp_path / "k"))
-    assert isinstance(item.error, APIError)  # nobody else can have asked for this one
+    assert isinstance(item.error, APIError)  # no other run can have sent this one
 
 
 async def test_execute_with_a_key_of_the_user(server: Server, client: AsyncImages) -> None:
-    """In any case, and the last word is the call's; the result has it."""
+    """An idempotency key set by the user is sent and is in the result; the call's own wins."""
     view = client.with_options(headers={"Idempotency-Key": "client's"})
     result = await view.generate("a")
     assert result.meta.idempotency_key == "client's"

@@ -1,4 +1,4 @@
-"""Files on file systems that cannot do everything, as network shares."""
+"""Files on file systems with missing features, such as network shares."""
 
 import errno
 import fcntl
@@ -39,7 +39,7 @@ async def test_journal_without_fsync(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A run works where folders, or files, cannot be flushed, and goes on from its journal."""
+    """A run works and resumes where folders, or files, cannot be flushed."""
     monkeypatch.setattr(os, "fsync", failing(code, os.fsync, folders_only=folders_only))
     options: Any = {"journal": tmp_path / "run.jsonl"}
     if folders_only:
@@ -51,7 +51,7 @@ async def test_journal_without_fsync(
 
 
 def test_sync_folder_with_a_real_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that fails is not taken for one that cannot flush folders."""
+    """A failing disk is an error, unlike a file system that cannot flush folders."""
     monkeypatch.setattr(os, "fsync", failing(errno.EIO, os.fsync, folders_only=True))
     with pytest.raises(OSError, match=r"I/O|Input/output"):
         sync_folder(tmp_path)
@@ -67,7 +67,7 @@ async def test_journal_without_locks(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A file system without locks is named, and an option goes on without them."""
+    """A file system without locks is an error, unless the option allows it."""
     monkeypatch.setattr(fcntl, "flock", failing(code, fcntl.flock, folders_only=False))
     options: Any = {place: tmp_path / "run"}
     with pytest.raises(JournalError, match=r"no file locks.*require_lock=False"):

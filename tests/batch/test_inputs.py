@@ -1,4 +1,4 @@
-"""Runs of edits: their inputs, and what a journal knows of them."""
+"""Runs of edits: the hashes of their inputs, and resuming them."""
 
 import io
 from pathlib import Path
@@ -47,13 +47,13 @@ def test_hash_inputs_depends_on_content_only(photos: Path) -> None:
 
 @pytest.mark.parametrize("image", ["missing.png", Path("/"), "a\0b", 7, object()], ids=range(5))
 def test_hash_inputs_of_what_cannot_be_read(image: Any) -> None:
-    """It is an error of the request."""
+    """An input that cannot be read is an error of its request."""
     with pytest.raises(InvalidRequestError, match=r"image|cannot be read"):
         hash_inputs(edit(image))
 
 
 def test_fingerprint_of_an_edit() -> None:
-    """The part before the hyphen is the request's, the one after it the files'."""
+    """The part before the hyphen identifies the request, the part after it the files."""
     one, other = (full_fingerprint(edit(content), stream=False) for content in (PHOTO, OTHER))
     assert one.partition("-")[0] == other.partition("-")[0] != one
     assert one != other
@@ -155,7 +155,7 @@ async def test_map_of_edits_with_bad_files(
 async def test_map_of_edits_whose_file_is_missing_later(
     server: Server, client: AsyncImages, photos: Path, tmp_path: Path
 ) -> None:
-    """The journal does not forget what was done, or may have been made, for a file that is away."""
+    """A missing file does not erase what the journal recorded for its request."""
     path, journal = photos / "IMG_1.png", tmp_path / "run.jsonl"
     released = hold(server)
     async with client.map([edit(path)], journal=journal):

@@ -1,5 +1,7 @@
 """The records of a journal, their index, and damaged files."""
 
+from decimal import Decimal
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -78,7 +80,7 @@ def journal(*records: AnyRecord) -> bytes:
 
 
 def test_index_states() -> None:
-    """The last record of an index holds, and is found where it stands in the file."""
+    """The last record of an index counts, and is found by its offset in the file."""
     data = journal(*RECORDS)
     seen = replay(data)
     assert [seen.state(index) for index in range(5)] == ["done", "made", "new", "failed", "new"]
@@ -91,7 +93,7 @@ def test_index_states() -> None:
 
 
 def test_index_of_a_missing_file() -> None:
-    """A journal that does not exist yet leaves everything to do."""
+    """Without a journal, every request remains to be sent."""
     seen = replay(b"")
     assert seen.empty
     assert seen.state(0) == "new"
@@ -99,9 +101,9 @@ def test_index_of_a_missing_file() -> None:
 
 
 def test_index_torn_at_any_byte() -> None:
-    """After a kill at any byte, complete records hold and the rest is cut.
+    """After a kill at any byte, complete records are kept and the rest is cut off.
 
-    What was whole in it holds, and the rest is cut.
+    Only the incomplete last record is lost.
     """
     whole = journal(*RECORDS)
     for size in range(1, len(whole) + 1):
@@ -117,7 +119,7 @@ def test_index_torn_at_any_byte() -> None:
 
 
 def test_index_with_zeros_after_a_crash() -> None:
-    """Some file systems fill what was not written with zeros when the machine dies."""
+    """Zeros at the end, which a crash of the machine can leave, are cut off."""
     data = journal(*RECORDS)
     assert replay(data + bytes(50)).end == len(data)
     assert replay(bytes(50)).empty
@@ -140,7 +142,7 @@ def test_index_with_zeros_after_a_crash() -> None:
     ids=range(10),
 )
 def test_index_with_a_broken_line(line: bytes) -> None:
-    """A line that is broken elsewhere than at the end is named, and nothing is guessed."""
+    """A broken line before the end is an error that names the line."""
     seen = replay(journal(RECORDS[0]))
     with pytest.raises(JournalError, match="Line 3 of the journal is broken"):
         seen.feed(line)
@@ -150,20 +152,20 @@ def test_index_with_a_broken_line(line: bytes) -> None:
     "data", [b"a prompt\nanother\n", b"a prompt", b"{}\n", b'{"type":"sent","index":0}\n', b"\n"]
 )
 def test_index_of_another_file(data: bytes) -> None:
-    """Another file is not taken for a torn journal, and so not cut."""
+    """A file that is not a journal is an error, and is not cut."""
     with pytest.raises(JournalError, match="not a journal"):
         replay(data)
 
 
 @pytest.mark.parametrize("header", [JournalHeader(version=2), JournalHeader(fingerprint=2)])
 def test_index_of_another_version(header: JournalHeader) -> None:
-    """A later version's journal is not misread."""
+    """The journal of a later version is an error."""
     with pytest.raises(JournalError, match="another version"):
         replay(encode(header))
 
 
 def test_index_paid_images() -> None:
-    """Images that were made and downloaded later count once.
+    """Images that were created first and downloaded later count once.
 
     A request that was paid for twice counts twice.
     """
@@ -177,10 +179,44 @@ def test_index_paid_images() -> None:
     assert [seen.state(0), seen.state(1)] == ["done", "done"]
 
 
-def test_index_sent_requests() -> None:
-    """An attempt may have cost everything it requested.
+def test_index_costs() -> None:
+    """What was reserved counts until the response is known, and unknown costs are counted apart."""
+    index = JournalIndex()
+    index.feed(encode(JournalHeader()))
+    steps: list[tuple[AnyRecord, str, int]] = [
+        (SentRecord(index=0, images=2, cost=Decimal("0.20")), "0.20", 0),
+        (SentRecord(index=1, cost=Decimal("0.10")), "0.30", 0),
+        (DoneRecord(index=0, images=2, cost=Decimal("0.05")), "0.15", 0),
+        (FailedRecord(index=1, cost=Decimal(0)), "0.05", 0),
+        (SentRecord(index=1, cost=Decimal("0.10")), "0.15", 0),
+        (SentRecord(index=1, cost=Decimal("0.10")), "0.25", 0),  # the process was killed
+        (MadeRecord(index=1, images=1, cost=Decimal("0.07")), "0.22", 0),
+        (DoneRecord(index=1, images=1, cost=Decimal("0.07")), "0.22", 0),
+        (SentRecord(index=2, images=3), "0.22", 3),
+        (DoneRecord(index=2, images=2), "0.22", 2),
+    ]
+    for record, cost, unpriced in steps:
+        index.feed(encode(record))
+        assert (index.cost, index.unpriced) == (Decimal(cost), unpriced)
 
-    What is known afterwards holds for the last one alone.
+
+def test_meta_with_a_cost() -> None:
+    """A cost is text in the journal, so that it stays exact; early journals have none."""
+    meta = msgspec.structs.replace(META, cost=Decimal("0.10"))
+    line = encode(DoneRecord(index=0, images=1, meta=meta))
+    assert b'"cost":"0.10"' in line
+    read = decode_record(line)
+    assert isinstance(read, DoneRecord)
+    assert read.meta == meta
+    early = decode_record(line.replace(b',"cost":"0.10"', b""))
+    assert isinstance(early, DoneRecord)
+    assert early.meta == META
+
+
+def test_index_sent_requests() -> None:
+    """An attempt without a response may have cost everything it requested.
+
+    A later record settles the cost of the last attempt only.
     """
     sent = SentRecord(index=0, images=4)
     known: list[tuple[list[AnyRecord], int, int]] = [
@@ -211,7 +247,7 @@ def test_index_of_an_early_journal() -> None:
 
 
 def test_index_memory() -> None:
-    """What is kept of a hundred thousand requests is less than two megabytes."""
+    """The index of a hundred thousand requests takes less than two megabytes."""
     import tracemalloc
 
     seen = replay(journal())
@@ -260,7 +296,7 @@ SOMETHING = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
     )
 )
 def test_journal_round_trip(records: list[AnyRecord]) -> None:
-    """Any record is one line, is read back equal, and the last of an index is found."""
+    """Any record is one line and is read back unchanged; the last of an index is found."""
     lines = [encode(record) for record in records]
     assert all(line.count(b"\n") == 1 for line in lines)
     data = journal(*records)
@@ -275,7 +311,7 @@ def test_journal_round_trip(records: list[AnyRecord]) -> None:
 
 
 def test_fingerprint_of_the_same_request() -> None:
-    """The order of fields does not count, nor what is left to the default."""
+    """The fingerprint does not depend on the order of fields, or on default values."""
     one = GenerateRequest(prompt="a boat", n=2, extra_body={"a": 1, "b": {"x": 1, "y": 2}})
     other = GenerateRequest(
         prompt="a boat", model="gpt-image-1.5", n=2, extra_body={"b": {"y": 2, "x": 1}, "a": 1}
@@ -297,14 +333,14 @@ def test_fingerprint_of_the_same_request() -> None:
     ids=range(4),
 )
 def test_fingerprint_of_another_request(other: GenerateRequest) -> None:
-    """Each thing that is sent counts."""
+    """Every field that is sent changes the fingerprint."""
     one = GenerateRequest(prompt="a boat")
     assert fingerprint(one, stream=False) != fingerprint(other, stream=False)
     assert fingerprint(one, stream=False) != fingerprint(one, stream=True)
 
 
 def test_fingerprint_of_what_cannot_be_sent() -> None:
-    """What JSON cannot hold is an error of the request, and named."""
+    """A field that JSON cannot represent is an error that names it."""
     with pytest.raises(InvalidRequestError, match="prompt cannot be written"):
         fingerprint(GenerateRequest(prompt="\ud800"), stream=False)
     with pytest.raises(InvalidRequestError, match="f cannot be written"):
@@ -312,9 +348,9 @@ def test_fingerprint_of_what_cannot_be_sent() -> None:
 
 
 def test_is_same_with_another_request() -> None:
-    """Another request in its place ends the run.
+    """A different request with the same index ends the run.
 
-    One that could not be read then may have been corrected.
+    An item that was invalid when recorded may have been corrected.
     """
     is_same(RECORDS[0], 0, "h0")
     is_same(RECORDS[4], 3, "anything")
@@ -325,7 +361,7 @@ def test_is_same_with_another_request() -> None:
 
 
 def test_is_same_with_changed_files() -> None:
-    """An edit whose files have changed is not the same, and not another request either."""
+    """An edit whose files have changed is neither the same request nor an error."""
     record = DoneRecord(index=0, hash="h-f1")
     assert is_same(record, 0, "h-f1")
     assert not is_same(record, 0, "h-f2")
@@ -335,9 +371,9 @@ def test_is_same_with_changed_files() -> None:
 
 
 def test_journal_of_an_early_version() -> None:
-    """The words on disk stay.
+    """The format on disk does not change.
 
-    A journal written before is read, and nothing is added without need.
+    A journal of an early version is read, and unused fields are not written.
     """
     lines = [
         b'{"type":"journal","version":1,"fingerprint":1}\n',
@@ -375,7 +411,7 @@ def test_journal_of_an_early_version() -> None:
     ids=lambda error: type(error).__name__,
 )
 def test_error_round_trip(error: errors.ElkImagesError) -> None:
-    """An error comes back as its own type with its plain fields.
+    """A stored error is restored with its type and its plain fields.
 
     Bodies and headers are left out.
     """
@@ -391,5 +427,5 @@ def test_error_round_trip(error: errors.ElkImagesError) -> None:
 
 @pytest.mark.parametrize("name", ["Billing", "Exception", "os", "NoSuchError", 7])
 def test_error_of_an_unknown_type(name: object) -> None:
-    """What a journal says is data: it creates only errors of this package."""
+    """An unknown class name in a journal becomes the base class of errors."""
     assert type(read_error({"error": name, "message": "x"}, attempts=0)) is errors.ElkImagesError

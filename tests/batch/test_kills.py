@@ -65,12 +65,12 @@ async def killed_until_done(
                     process.kill()
             _, stderr = await ended
             assert process.returncode in ((0, -9) if number < kills else (0,)), stderr.decode()
-            asked = {
+            requested = {
                 int(r.fields["prompt"].split()[1])
                 for r in list(server.requests)[seen:]
                 if "prompt" in r.fields
             }
-            assert not asked & finished, "a finished request was sent again"
+            assert not requested & finished, "a finished request was sent again"
             replay = JournalIndex()
             if journal.exists():
                 for line in journal.read_bytes().splitlines(keepends=True):
@@ -102,10 +102,9 @@ async def killed_until_done(
 
 @pytest.mark.parametrize("mode", ["off", "replay", "edits"])
 async def test_run_killed(mode: str, tmp_path: Path) -> None:
-    """After `kill -9` at random moments all images are complete, and only those in flight were made
-    twice.
+    """After `kill -9` at random moments, all images are complete.
 
-    All images are whole, and only what was in flight was made twice.
+    Only what was in flight was generated twice.
     """
     await killed_until_done(tmp_path, mode, 3, random.Random(f"{mode}-5"))
 
@@ -114,7 +113,7 @@ async def test_run_killed(mode: str, tmp_path: Path) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("mode", ["off", "replay", "edits"])
 async def test_run_killed_often(mode: str, tmp_path: Path) -> None:
-    """The same with ten kills for each of ELKIMG_KILLED_RUNS runs; 5 make fifty."""
+    """The same holds for ELKIMG_KILLED_RUNS runs with ten kills each."""
     for number in range(int(os.environ.get("ELKIMG_KILLED_RUNS", "1"))):
         chance = random.Random(f"{mode}-{number}")
         await killed_until_done(tmp_path / f"{number}", mode, 10, chance, count=120)

@@ -17,7 +17,7 @@ from elkimg_async import (
     Usage,
 )
 from elkimg_async.config import IdempotencyMode
-from tests.helpers.raw_server import KEY, PNG
+from tests.helpers.raw_server import API_KEY, PNG
 from tests.helpers.runs import (
     Fields,
     Server,
@@ -31,12 +31,12 @@ from tests.helpers.runs import (
 
 
 async def test_max_images(server: Server, client: AsyncImages, tmp_path: Path) -> None:
-    """What is in flight counts, rejected requests do not; the run can go on with a higher limit."""
+    """Requests in flight count, rejected ones do not; a higher limit continues the run."""
 
-    async def answer(fields: Fields) -> Fields | web.Response:
+    async def respond(fields: Fields) -> Fields | web.Response:
         return rejection(400) if fields["prompt"] in ("1", "2") else images(*[PNG] * fields["n"])
 
-    server.answer = answer
+    server.respond = respond
     journal = tmp_path / "j.jsonl"
 
     async def run(limit: int) -> tuple[list[MapItem], BatchStoppedError | None]:
@@ -65,12 +65,12 @@ async def test_max_images(server: Server, client: AsyncImages, tmp_path: Path) -
 
 
 async def test_max_images_with_unknown_failures(server: Server, client: AsyncImages) -> None:
-    """A failure whose outcome is unknown may have made its images."""
+    """A failure with an unknown outcome counts its images."""
 
-    async def answer(fields: Fields) -> Fields | web.Response:
+    async def respond(fields: Fields) -> Fields | web.Response:
         return web.Response(status=502, text="<html>")
 
-    server.answer = answer
+    server.respond = respond
     _, error = await until_the_end(client.map(map(str, range(9)), max_images=3, concurrency=2))
     assert isinstance(error, BatchStoppedError)
     assert len(server.requests) == 3
@@ -80,13 +80,13 @@ async def test_max_images_with_unknown_failures(server: Server, client: AsyncIma
 async def test_max_images_after_killed_runs(
     server: Server, tmp_path: Path, mode: IdempotencyMode, given: int
 ) -> None:
-    """What was in flight when a run died may be paid for each time, or once if replayed."""
+    """Requests in flight when a run was killed count each time, or once if replayed."""
     requests = [{"prompt": f"{number}", "n": 2} for number in range(20)]
 
-    async def answer(fields: Fields) -> Fields | web.Response:
+    async def respond(fields: Fields) -> Fields | web.Response:
         return images(PNG, PNG)
 
-    async with AsyncImages(KEY, base_url=server.base_url, idempotency=mode) as client:
+    async with AsyncImages(API_KEY, base_url=server.base_url, idempotency=mode) as client:
 
         def run(limit: int | None = None) -> MapRun:
             journal = tmp_path / "j.jsonl"
@@ -97,7 +97,7 @@ async def test_max_images_after_killed_runs(
             async with run():
                 await server.wait_until(lambda: server.in_flight == 3)
             await server.wait_until(lambda: server.in_flight == 0)
-        server.answer = answer
+        server.respond = respond
         items, error = await until_the_end(run(16))
         assert isinstance(error, BatchStoppedError)
         assert (len(items), error.reason) == (given, "max_images")
@@ -110,14 +110,14 @@ async def test_max_images_after_killed_runs(
 async def test_max_total_tokens_after_a_killed_run(
     server: Server, client: AsyncImages, tmp_path: Path
 ) -> None:
-    """Images of unknown price are assumed to have cost what the others did."""
+    """Images of unknown price are assumed to cost as much as the others."""
 
-    async def answer(fields: Fields) -> Fields | web.Response:
+    async def respond(fields: Fields) -> Fields | web.Response:
         if not released and fields["prompt"] != "0":
             await asyncio.Event().wait()
         return images(PNG, tokens=100)
 
-    server.answer, released = answer, False
+    server.respond, released = respond, False
     options: Any = {"concurrency": 3, "journal": tmp_path / "j.jsonl"}
     async with client.map(map(str, range(9)), **options) as run:
         await anext(run)
@@ -132,12 +132,12 @@ async def test_max_total_tokens_after_a_killed_run(
 
 
 async def test_max_total_tokens(server: Server, client: AsyncImages) -> None:
-    """The first request shows the price; then those in flight count at that price."""
+    """The first request sets the price at which those in flight are counted."""
 
-    async def answer(fields: Fields) -> Fields | web.Response:
+    async def respond(fields: Fields) -> Fields | web.Response:
         return images(PNG, tokens=100)
 
-    server.answer = answer
+    server.respond = respond
     run = client.map(map(str, range(90)), max_total_tokens=1050, concurrency=7)
     _, error = await until_the_end(run)
     assert isinstance(error, BatchStoppedError)
@@ -154,12 +154,12 @@ async def test_max_errors_with_invalid_items(client: AsyncImages) -> None:
 
 
 async def test_max_errors(server: Server, client: AsyncImages) -> None:
-    """That many failures end it: what was in flight is delivered first, and nothing more starts."""
+    """At the limit nothing more starts, and what is in flight is delivered first."""
 
-    async def answer(fields: Fields) -> Fields | web.Response:
+    async def respond(fields: Fields) -> Fields | web.Response:
         return rejection(500) if int(fields["prompt"]) >= 10 else images(PNG)
 
-    server.answer = answer
+    server.respond = respond
     run = client.map(map(str, range(1000)), max_errors=3, concurrency=4)
     seen, error = await until_the_end(run)
     assert isinstance(error, BatchStoppedError)
@@ -172,7 +172,7 @@ async def test_max_errors(server: Server, client: AsyncImages) -> None:
 
 
 async def test_limit_reached_by_the_last_request(server: Server, client: AsyncImages) -> None:
-    """A run that has finished has not stopped early."""
+    """A limit reached by the last request does not stop the run early."""
     mixed: list[Any] = ["1", "2", 3]
     items = await everything(client.map(mixed, max_images=2, max_errors=1))
     assert [item.ok for item in in_order(items)] == [True, True, False]

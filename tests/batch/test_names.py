@@ -1,4 +1,4 @@
-"""File names made from prompts, input files and row ids."""
+"""File names derived from prompts, input files and row ids."""
 
 import io
 from pathlib import Path
@@ -84,7 +84,7 @@ def test_is_file_tuple(value: Any, is_one: bool) -> None:
     [("000012-a-cat", "000012-a-cat"), ("7", "7"), ("", "~"), ("../x", "___x~"), ("A", "a~")],
 )
 def test_row_stem(row_id: str, stem: str) -> None:
-    """Ids that are not safe keep what they can, have a hash, and do not leave the folder."""
+    """An unsafe id becomes its safe characters and a hash, within the folder."""
     assert row_stem(row_id).startswith(stem)
     assert "/" not in row_stem(row_id)
     assert (row_stem(row_id) == row_id) == ("~" not in stem)

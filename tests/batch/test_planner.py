@@ -1,4 +1,4 @@
-"""What each item of the input needs, given the journal."""
+"""Planning: what each item of the input requires, given the journal."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from elkimg_async import (
     ServerError,
 )
 from elkimg_async.batch.storage import MANIFEST
-from tests.helpers.raw_server import KEY, PNG
+from tests.helpers.raw_server import API_KEY, PNG
 from tests.helpers.runs import Fields, Server, everything, images, in_order, lines, rejection
 
 
@@ -35,7 +35,7 @@ from tests.helpers.runs import Fields, Server, everything, images, in_order, lin
 async def test_plan_of_a_bad_item(
     bad: Any, said: str, server: Server, client: AsyncImages, tmp_path: Path
 ) -> None:
-    """What is not a request costs nothing and does not stop the rest."""
+    """An item that is not a request costs nothing, and the others are planned."""
     for journal in (None, tmp_path / "run.jsonl"):
         items = in_order(await everything(client.map(["a", bad, "b"], journal=journal)))
         assert [item.ok for item in items] == [True, False, True]
@@ -47,13 +47,13 @@ async def test_plan_of_a_bad_item(
 
 
 async def test_plan_of_a_repeated_run(server: Server, client: AsyncImages, tmp_path: Path) -> None:
-    """Finished items come at once from the journal, failed ones are tried again."""
+    """Finished items are returned from the journal at once; failed ones are sent again."""
     broken = True
 
-    async def answer(fields: Fields) -> Fields | web.Response:
+    async def respond(fields: Fields) -> Fields | web.Response:
         return rejection(500) if broken and fields["prompt"] == "1" else images(PNG)
 
-    server.answer = answer
+    server.respond = respond
     options: Any = {"journal": tmp_path / "sub" / "j.jsonl", "output_dir": tmp_path / "out"}
     first = in_order(await everything(client.map(map(str, range(4)), **options)))
     assert [item.ok for item in first] == [True, False, True, True]
@@ -87,12 +87,12 @@ async def test_plan_of_a_repeated_run(server: Server, client: AsyncImages, tmp_p
 async def test_plan_idempotency_key(server: Server, client: AsyncImages, tmp_path: Path) -> None:
     """A request that may have been billed keeps its idempotency key."""
 
-    async def answer(fields: Fields) -> Fields | web.Response:
+    async def respond(fields: Fields) -> Fields | web.Response:
         if fields["prompt"] == "unknown":
             return web.Response(status=502)
         return rejection(400) if fields["prompt"] == "refused" else images(PNG)
 
-    server.answer = answer
+    server.respond = respond
     for _ in range(2):
         requests = ["refused", "unknown"]
         await everything(client.map(requests, journal=tmp_path / "j", concurrency=1))
@@ -102,8 +102,8 @@ async def test_plan_idempotency_key(server: Server, client: AsyncImages, tmp_pat
 
 
 async def test_plan_without_idempotency_keys(server: Server, tmp_path: Path) -> None:
-    """With `idempotency="off"` none is sent, and the journal claims none."""
-    async with AsyncImages(KEY, base_url=server.base_url, idempotency="off") as client:
+    """With `idempotency="off"` no idempotency key is sent or recorded."""
+    async with AsyncImages(API_KEY, base_url=server.base_url, idempotency="off") as client:
         for _ in range(2):
             await everything(client.map(["a"], journal=tmp_path / "j", output_dir=tmp_path))
     assert server.keys == [None]
@@ -113,7 +113,7 @@ async def test_plan_without_idempotency_keys(server: Server, tmp_path: Path) -> 
 async def test_plan_with_a_journal_of_other_requests(
     server: Server, client: AsyncImages, tmp_path: Path
 ) -> None:
-    """A request that differs ends the run before it is sent, and names itself."""
+    """A different request is an error that names it, before it is sent."""
     journal = tmp_path / "j.jsonl"
     await everything(client.map(["0", "1", "2"], journal=journal))
     before = journal.read_bytes()

@@ -39,7 +39,7 @@ def test_row_with_missing_values(missing: Any) -> None:
     "two", [2, 2.0, "2", " 2 ", "2.0", numpy.int64(2), numpy.uint8(2), numpy.float64(2)], ids=repr
 )
 def test_row_with_integers(two: Any) -> None:
-    """Integers of numpy, of a column with gaps, and of CSV are integers."""
+    """Integers from numpy, from a column with gaps, and from CSV are integers."""
     made = request({"prompt": "a", "n": two, "output_compression": two})
     assert (made.n, made.output_compression) == (2, 2)
     assert type(made.n) is int
@@ -57,7 +57,7 @@ def test_row_with_wrong_numbers(value: Any) -> None:
 
 
 def test_row_of_numpy_text() -> None:
-    """Text of numpy is text."""
+    """Strings of numpy are plain text."""
     made = request({"prompt": numpy.str_("a cat"), "size": numpy.str_("auto")})
     assert made == GenerateRequest(prompt="a cat", size="auto")
     assert request(numpy.str_("a cat")) == GenerateRequest(prompt="a cat")
@@ -119,7 +119,7 @@ def test_row_that_is_an_edit() -> None:
 
 
 def test_row_of_sqlite() -> None:
-    """Rows that have fields without being mappings are read as such."""
+    """Rows of sqlite3, which are not mappings, are read as mappings."""
     with sqlite3.connect(":memory:") as database:
         database.row_factory = sqlite3.Row
         (row,) = database.execute("select 'a cat' as prompt, 2 as n, null as size")
@@ -158,15 +158,15 @@ async def test_map_keeps_the_identity_of_rows(
 ) -> None:
     """`id` and `metadata` come back with the item, resumed or failed, in manifest and journal."""
 
-    async def answer(fields: Fields) -> Any:
+    async def respond(fields: Fields) -> Any:
         return rejection(400) if fields["prompt"] == "bad" else None
 
-    plain, server.answer = server.answer, answer
+    plain, server.respond = server.respond, respond
 
-    async def answer_or_default(fields: Fields) -> Any:
-        return await answer(fields) or await plain(fields)
+    async def respond_or_default(fields: Fields) -> Any:
+        return await respond(fields) or await plain(fields)
 
-    server.answer = answer_or_default
+    server.respond = respond_or_default
     rows: list[dict[str, Any]] = [
         {"prompt": "good", "id": "r-1", "metadata": {"sku": 7, "tags": ["x"]}},
         {"prompt": "bad", "custom_id": "r-2", "metadata": {"sku": numpy.int64(8)}},

@@ -26,7 +26,7 @@ from tests.helpers.runs import (
 
 
 async def test_run_used_wrongly(server: Server, client: AsyncImages) -> None:
-    """Outside its block, twice, or by two tasks: a plain sentence."""
+    """Using a run outside its block, twice, or from two tasks is an error that says so."""
     run = client.map(["a"])
     assert repr(run) == "<MapRun new, 0 done, 0 failed>"
     with pytest.raises(BatchError, match="async with"):
@@ -53,7 +53,7 @@ async def test_run_used_wrongly(server: Server, client: AsyncImages) -> None:
 
 
 async def test_run_closed_under_a_reader(server: Server, client: AsyncImages) -> None:
-    """A task that waits for an item learns that another one has left the block."""
+    """A task that waits for an item fails when another one leaves the block."""
     hold(server)
     async with client.map(["a"]) as run:
         reader = asyncio.create_task(anext(run))
@@ -68,7 +68,7 @@ async def test_run_left_early(
 ) -> None:
     """However the block is left, the connections are closed.
 
-    The journal is true and free again.
+    The journal is complete and unlocked.
     """
     hold(server, *map(str, range(1, 100)))
     journal, folder = tmp_path / "run.jsonl", tmp_path / "out"
@@ -99,7 +99,7 @@ async def test_run_left_early(
     assert [record["index"] for record in records if record["type"] == "done"] == [0]
     sent = {record["index"] for record in records if record["type"] == "sent"}
     assert sent >= {0, 1, 2, 3, 4}
-    server.answer = one_image
+    server.respond = one_image
     items = await everything(client.map(map(str, range(100)), journal=journal, output_dir=folder))
     assert [item.index for item in items if item.resumed] == [0]
     assert len(items) == 100
@@ -107,7 +107,7 @@ async def test_run_left_early(
 
 
 async def test_stop_pickled() -> None:
-    """It may come from another process."""
+    """The error of a stopped run can be pickled."""
     totals = Totals(done=1, usage=Usage(total_tokens=3))
     error = BatchStoppedError("stopped", reason="max_images", totals=totals)
     again = pickle.loads(pickle.dumps(error))

@@ -17,7 +17,7 @@ from elkimg_async import (
     Usage,
 )
 from elkimg_async.local import LocalServer
-from tests.helpers.raw_server import KEY, PNG
+from tests.helpers.raw_server import API_KEY, PNG
 from tests.helpers.runs import (
     Fields,
     Server,
@@ -42,9 +42,9 @@ async def test_map_of_mixed_requests(server: Server, client: AsyncImages) -> Non
     items = in_order(await everything(client.map(requests, size="1024x1024", quality="low")))
     assert [item.index for item in items] == [0, 1, 2]
     assert [item.ok for item in items] == [True] * 3
-    asked = sorted(server.requests, key=lambda fields: fields["prompt"])
+    received = sorted(server.requests, key=lambda fields: fields["prompt"])
     model = "gpt-image-1.5"
-    assert asked == [
+    assert received == [
         {"prompt": "a boat", "model": model, "size": "1024x1024", "quality": "low"},
         {"prompt": "a hut", "model": model, "n": 2, "size": "1024x1024", "quality": "low"},
         {"prompt": "an owl", "model": model, "size": "1024x1024", "quality": "high"},
@@ -86,11 +86,11 @@ async def test_map_ordered_with_a_slow_request(server: Server, client: AsyncImag
 async def test_map_concurrency_bound(server: Server, client: AsyncImages) -> None:
     """`concurrency` is reached, and never exceeded."""
 
-    async def answer(fields: Fields) -> Fields | web.Response:
+    async def respond(fields: Fields) -> Fields | web.Response:
         await server.wait_until(lambda: server.in_flight == 5 or len(server.requests) > 40)
         return images(PNG)
 
-    server.answer = answer
+    server.respond = respond
     async with client.map(map(str, range(50)), concurrency=5) as run:
         async for _ in run:
             assert run.in_flight <= 5
@@ -98,7 +98,7 @@ async def test_map_concurrency_bound(server: Server, client: AsyncImages) -> Non
 
 
 async def test_map_with_a_slow_reader(server: Server, client: AsyncImages) -> None:
-    """What was not taken yet counts towards the concurrency: at most that many results wait."""
+    """Items that were not read yet count towards the concurrency."""
     async with client.map(map(str, range(100)), concurrency=3) as run:
         for taken in range(1, 5):
             await server.wait_until(lambda: server.in_flight == 0 and len(server.requests) >= 3)
@@ -111,10 +111,10 @@ async def test_map_with_a_slow_reader(server: Server, client: AsyncImages) -> No
 async def test_map_after_a_failure(server: Server, client: AsyncImages) -> None:
     """A failed request is an item with its error; the others succeed."""
 
-    async def answer(fields: Fields) -> Fields | web.Response:
+    async def respond(fields: Fields) -> Fields | web.Response:
         return rejection(400, "moderation_blocked") if "bad" in fields["prompt"] else images(PNG)
 
-    server.answer = answer
+    server.respond = respond
     async with client.map(["1", "bad", "2"]) as run:
         items = in_order([item async for item in run])
     assert [item.ok for item in items] == [True, False, True]
@@ -137,13 +137,13 @@ async def test_map_after_a_failure(server: Server, client: AsyncImages) -> None:
     ids=str,
 )
 async def test_map_options_out_of_range(options: Any, client: AsyncImages) -> None:
-    """They are rejected before anything is opened."""
+    """Options out of range are rejected before anything is opened."""
     with pytest.raises(ConfigurationError, match="at least 1"):
         client.map([], **options)
 
 
 async def test_map_options_unknown(client: AsyncImages) -> None:
-    """A misspelt option is an error as with any function."""
+    """An unknown option is a TypeError, as for any function."""
     with pytest.raises(TypeError, match="'sise'"):
         client.map([], sise="1024x1024")  # type: ignore[call-arg]
     with pytest.raises(InvalidRequestError, match="headers"):
@@ -151,7 +151,7 @@ async def test_map_options_unknown(client: AsyncImages) -> None:
 
 
 async def test_map_of_nothing(client: AsyncImages) -> None:
-    """No requests, no items."""
+    """A run without requests yields no items."""
     assert await everything(client.map([])) == []
     assert await everything(client.map(iter(()))) == []
 
@@ -173,10 +173,10 @@ async def test_map_call_options(server: Server, client: AsyncImages) -> None:
     """Headers, `timeout` and `retry` apply to each call."""
     failures = iter([rejection(503)])
 
-    async def answer(fields: Fields) -> Fields | web.Response:
+    async def respond(fields: Fields) -> Fields | web.Response:
         return next(failures, None) or images(PNG)
 
-    server.answer = answer
+    server.respond = respond
     policy = elkimg_async.RetryPolicy(initial_backoff=0, max_retries=1)
     (item,) = await everything(client.map(["a"], extra_headers={"X-Team": "t"}, retry=policy))
     assert (item.ok, item.attempts) == (True, 2)
@@ -188,10 +188,10 @@ async def test_map_call_options(server: Server, client: AsyncImages) -> None:
 
 
 async def test_map_default_total_time(server: Server) -> None:
-    """The default total time is for a single call; in a run it would end those that only wait."""
+    """The default total time does not apply in a run, where calls wait for each other."""
     from elkimg_async.config import TOTAL
 
-    async with AsyncImages(KEY, base_url=server.base_url) as client:
+    async with AsyncImages(API_KEY, base_url=server.base_url) as client:
         run = client.map(["a"])
         generate = run._backend._sender._generate  # type: ignore[attr-defined]
         assert generate.keywords["timeout"].total > TOTAL
@@ -203,7 +203,7 @@ async def test_map_default_total_time(server: Server) -> None:
 async def test_map_item_never_delivered(
     server: Server, client: AsyncImages, tmp_path: Path
 ) -> None:
-    """An item whose delivery was cancelled while it was recorded is done again."""
+    """An item whose delivery was cancelled while it was recorded is sent again."""
     journal = tmp_path / "run.jsonl"
     async with client.map(["0"], journal=journal) as run:
         await server.wait_until(lambda: len(server.requests) == 1 and not server.in_flight)
@@ -225,7 +225,7 @@ async def test_map_item_never_delivered(
 async def test_map_journal_without_a_folder(
     server: Server, client: AsyncImages, tmp_path: Path
 ) -> None:
-    """Without an output folder an item is finished when the user has it, and not before."""
+    """Without an output folder, an item is finished when the user has received it."""
     async with client.map(["0", "1", "2"], journal=tmp_path / "j", ordered=True) as run:
         await anext(run)
         await server.wait_until(lambda: len(server.requests) == 3 and server.in_flight == 0)

@@ -1,4 +1,4 @@
-"""Where the requests of a run come from."""
+"""Reading the requests of a run from iterables."""
 
 import asyncio
 import threading
@@ -63,7 +63,7 @@ async def test_source_that_blocks(server: Server, client: AsyncImages) -> None:
         yield "a boat"
         blocked.set()
         wake.wait()
-        yield "never asked for"
+        yield "never requested"
 
     async with client.map(prompts()) as run:
         assert (await anext(run)).ok
@@ -77,7 +77,7 @@ async def test_source_that_blocks(server: Server, client: AsyncImages) -> None:
 
 @pytest.mark.parametrize("later", [False, True])
 async def test_source_that_raises(later: bool, server: Server, client: AsyncImages) -> None:
-    """First come the items of what was in flight, then the iterable's own exception, unchanged."""
+    """The items in flight are delivered before the iterable's own exception."""
 
     def broken() -> Iterator[str]:
         yield from ("1", "2", "3")
@@ -96,13 +96,13 @@ async def test_source_that_raises(later: bool, server: Server, client: AsyncImag
 
 @pytest.mark.parametrize("given", ["a boat", b"a", GenerateRequest(prompt="a"), {"prompt": "a"}, 7])
 async def test_source_of_a_single_request(given: Any, client: AsyncImages) -> None:
-    """A single prompt is not taken apart into its letters."""
+    """A single prompt is an error, not an iterable of characters."""
     with pytest.raises(InvalidRequestError, match="iterable"):
         client.map(given)
 
 
 async def test_source_cancelled_from_within(server: Server, client: AsyncImages) -> None:
-    """An input whose own task was cancelled is an error, after what was in flight."""
+    """An input whose own task was cancelled is an error, after the items in flight."""
 
     async def prompts() -> AsyncIterator[str]:
         yield "0"

@@ -9,7 +9,7 @@ from aiohttp import web
 from elkimg_async import AsyncImages, BatchStoppedError, ConfigurationError, Limits, MapRun
 from elkimg_async.batch.journal import JournalIndex
 from elkimg_async.errors import AuthenticationError, ConnectError, QuotaExceededError
-from tests.helpers.raw_server import KEY, PNG
+from tests.helpers.raw_server import API_KEY, PNG
 from tests.helpers.runs import Fields, Server, images, in_order, rejection, until_the_end
 
 PROMPTS = [str(number) for number in range(500)]
@@ -18,10 +18,10 @@ PROMPTS = [str(number) for number in range(500)]
 def failing(server: Server, status: int, code: str, *, after: int = 0) -> None:
     """Let a server reject every request after the first few."""
 
-    async def answer(fields: Fields) -> Fields | web.Response:
+    async def respond(fields: Fields) -> Fields | web.Response:
         return images(PNG) if len(server.requests) <= after else rejection(status, code)
 
-    server.answer = answer
+    server.respond = respond
 
 
 async def stopped(run: MapRun) -> tuple[int, BatchStoppedError]:
@@ -53,11 +53,11 @@ async def test_map_stops_after_a_hopeless_error(
 
 
 async def test_map_stops_what_waits_for_its_turn(server: Server, tmp_path: Path) -> None:
-    """Requests that wait for the rate limit are not sent any more; the journal knows that."""
+    """Requests that wait for the rate limit are not sent, and are recorded as not sent."""
     failing(server, 401, "")
     limits = Limits(requests_per_minute=60)
     journal = tmp_path / "run.jsonl"
-    async with AsyncImages(KEY, base_url=server.base_url, limits=limits, retry=0) as client:
+    async with AsyncImages(API_KEY, base_url=server.base_url, limits=limits, retry=0) as client:
         items, error = await until_the_end(client.map(PROMPTS, concurrency=32, journal=journal))
     assert isinstance(error, BatchStoppedError)
     assert error.reason == "authentication"
@@ -88,7 +88,7 @@ async def test_map_stops_without_an_api_key(
 
 async def test_map_stops_when_the_host_is_unknown() -> None:
     """A host that cannot be resolved ends the run."""
-    async with AsyncImages(KEY, base_url="https://nowhere.invalid/v1", retry=0) as client:
+    async with AsyncImages(API_KEY, base_url="https://nowhere.invalid/v1", retry=0) as client:
         count, error = await stopped(client.map(PROMPTS, concurrency=2))
     assert error.reason == "dns"
     assert isinstance(error.__cause__, ConnectError)
@@ -100,35 +100,35 @@ async def test_map_goes_on_when_the_port_is_closed() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-    async with AsyncImages(KEY, base_url=f"http://127.0.0.1:{port}/v1", retry=0) as client:
+    async with AsyncImages(API_KEY, base_url=f"http://127.0.0.1:{port}/v1", retry=0) as client:
         items, error = await until_the_end(client.map(PROMPTS[:5]))
     assert error is None
     assert [type(item.error) for item in items] == [ConnectError] * 5
 
 
 async def test_map_stops_when_the_key_function_fails(server: Server) -> None:
-    """A foreign error of the function for the API key ends the run, without its text."""
+    """An exception of the API key function ends the run; its text is not shown."""
     calls = 0
 
     async def get_api_key() -> str:
         nonlocal calls
         calls += 1
         if calls == 2:
-            raise OSError(f"no vault for {KEY}")
-        return KEY
+            raise OSError(f"no vault for {API_KEY}")
+        return API_KEY
 
     async with AsyncImages(get_api_key, base_url=server.base_url) as client:
         items, error = await until_the_end(client.map(PROMPTS[:4], concurrency=1))
     assert [item.ok for item in in_order(items)] == [True, False]
     assert isinstance(error, BatchStoppedError)
     assert "OSError" in str(error)
-    assert KEY not in repr(error) + repr(items[1].error)
+    assert API_KEY not in repr(error) + repr(items[1].error)
 
 
 async def test_map_resumed_after_it_was_stopped(
     server: Server, client: AsyncImages, tmp_path: Path
 ) -> None:
-    """The same run goes on from its journal once the cause is gone."""
+    """A stopped run continues from its journal once the cause is fixed."""
     journal = tmp_path / "run.jsonl"
     failing(server, 401, "", after=2)
     _, error = await stopped(client.map(PROMPTS[:6], concurrency=1, journal=journal))

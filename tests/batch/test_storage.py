@@ -29,10 +29,10 @@ async def test_store_images_and_manifest(
     The manifest has prompt, parameters, usage and hashes.
     """
 
-    async def answer(fields: Fields) -> Fields | web.Response:
+    async def respond(fields: Fields) -> Fields | web.Response:
         return images(*[PNG, JPEG, PNG][: fields.get("n", 1)])
 
-    server.answer = answer
+    server.respond = respond
     folder = tmp_path / "deep" / "out"
     requests: list[Any] = [
         "A Small  kitten, in a sunny garden — at noon",
@@ -75,7 +75,7 @@ async def test_store_in_use(server: Server, client: AsyncImages, tmp_path: Path)
 async def test_store_in_an_unusable_place(
     where: str, client: AsyncImages, server: Server, tmp_path: Path
 ) -> None:
-    """It is rejected before anything is paid for."""
+    """An unusable folder is an error before anything is sent."""
     (tmp_path / "file").write_text("x")
     options: Any = {where: tmp_path / "file" / "below"}
     with pytest.raises(
@@ -114,7 +114,7 @@ async def test_store_with_a_torn_journal(
 async def test_store_repairs_the_manifest(
     server: Server, client: AsyncImages, tmp_path: Path
 ) -> None:
-    """A run that died between manifest and journal leaves no request there twice.
+    """A request that is in the manifest but not in the journal is removed from the manifest.
 
     Other runs' lines stay.
     """
@@ -136,7 +136,7 @@ async def test_store_repairs_the_manifest(
 def test_store_locked_during_repair(
     moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another run never gets the folder, even if it had opened the old manifest."""
+    """Another run cannot lock the folder, even if it has opened the old manifest."""
     manifest = tmp_path / MANIFEST
     manifest.write_text("torn")
     store, lock, replace = RunStore(None, OutputFolder(tmp_path)), filesystem._lock, Path.replace

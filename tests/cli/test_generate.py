@@ -146,12 +146,12 @@ async def test_generate_without_api_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--n", "0"], "n is 0, it must be 1 to 10."),
-        (["--n", "11"], "n is 11, it must be 1 to 10."),
+        (["--n", "0"], "n is 0; it must be 1 to 10."),
+        (["--n", "11"], "n is 11; it must be 1 to 10."),
         (["--n", "1.5"], "Invalid value for --n: it must be a whole number."),
         (["--size", "7x7"], "size '7x7' is not offered; choose 1024x1024,"),
         (["--partial-images", "4", "--stream"], "it must be 0 to 3."),
-        (["--partial-images", "2"], "partial images come with a stream only; add --stream."),
+        (["--partial-images", "2"], "partial images are sent in streams only; add --stream."),
         (
             ["--background", "transparent", "--output-format", "jpeg"],
             "jpeg cannot be transparent; choose --output-format png or webp.",

@@ -12,7 +12,7 @@ from tests.helpers.calls import (
     QUICK,
 )
 from tests.helpers.raw_server import (
-    KEY,
+    API_KEY,
     RawServer,
 )
 
@@ -38,5 +38,5 @@ async def client(server: LocalServer) -> AsyncIterator[AsyncImages]:
 @pytest.fixture
 async def raw_client(raw_server: RawServer) -> AsyncIterator[AsyncImages]:
     """A client of the raw server."""
-    async with AsyncImages(KEY, base_url=raw_server.base_url, retry=QUICK) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url, retry=QUICK) as client:
         yield client

@@ -21,7 +21,7 @@ from tests.helpers.calls import (
     run_call,
 )
 from tests.helpers.raw_server import (
-    KEY,
+    API_KEY,
     End,
     RawServer,
 )
@@ -61,12 +61,12 @@ async def test_api_key_function_that_fails(raw_server: RawServer, streaming: boo
     """An exception of the function is reported by type only: its text may hold the API key."""
 
     async def fail() -> str:
-        raise LookupError(f"the vault is shut: {KEY}")
+        raise LookupError(f"the vault is shut: {API_KEY}")
 
     async with AsyncImages(fail, base_url=raw_server.base_url) as client:
         error = await failure(ConfigurationError, client, streaming)
     assert "failed with LookupError" in str(error)
-    assert KEY not in str(error)
+    assert API_KEY not in str(error)
     assert error.__context__ is error.__cause__ is None
     assert raw_server.accepted == 0
 
@@ -87,7 +87,7 @@ async def test_api_key_function_that_is_not_async(raw_server: RawServer) -> None
     """A plain function in place of an async one is an error that says so."""
 
     def get_api_key() -> Any:
-        return KEY
+        return API_KEY
 
     async with AsyncImages(get_api_key, base_url=raw_server.base_url) as client:
         error = await failure(ConfigurationError, client)
@@ -131,7 +131,7 @@ async def test_cancelled_call_does_not_show_the_api_key(
 
 async def test_repr(raw_server: RawServer) -> None:
     """The client's repr shows the base URL but not the API key."""
-    async with AsyncImages(KEY, base_url=raw_server.base_url) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url) as client:
         assert repr(client) == f"<AsyncImages for {raw_server.base_url}>"
-        assert KEY not in repr(vars(client))
-        assert KEY not in repr(client._settings)
+        assert API_KEY not in repr(vars(client))
+        assert API_KEY not in repr(client._settings)

@@ -26,7 +26,7 @@ from tests.helpers.calls import (
     in_both_modes,
 )
 from tests.helpers.raw_server import (
-    KEY,
+    API_KEY,
     REQUEST_ID,
     End,
     Piece,
@@ -77,7 +77,7 @@ async def test_error_response(
     """Each error response becomes its exception, with everything the server sent."""
     body = error_body(type="some_type", param="size", **fields)
     raw_server.reply_with(response(body, status=status, Retry_After="7", X_More="yes"))
-    async with AsyncImages(KEY, base_url=raw_server.base_url, retry=0) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url, retry=0) as client:
         error = await failure(kind, client, streaming)
     assert error.status == status
     assert error.code == (fields.get("code") or None)
@@ -113,7 +113,7 @@ async def test_error_response_with_any_body(
 ) -> None:
     """The status decides, whatever the body is."""
     raw_server.reply_with(response(body, status=403, content_type=content_type))
-    async with AsyncImages(KEY, base_url=raw_server.base_url) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url) as client:
         error = await failure(PermissionDeniedError, client, streaming)
     assert error.status == 403
     assert error.request_id == REQUEST_ID
@@ -136,7 +136,7 @@ async def test_error_response_without_an_end(
 @in_both_modes
 async def test_wrong_api_key(server: LocalServer, streaming: bool) -> None:
     """An unknown API key is an AuthenticationError, sent once and not shown."""
-    async with AsyncImages(KEY, base_url=server.base_url) as client:
+    async with AsyncImages(API_KEY, base_url=server.base_url) as client:
         error = await failure(AuthenticationError, client, streaming)
     (request,) = server.requests
     assert error.request_id == request.request_id
@@ -146,7 +146,7 @@ async def test_wrong_api_key(server: LocalServer, streaming: bool) -> None:
 
 async def test_wrong_api_key_is_raised_by_opening(server: LocalServer) -> None:
     """Awaiting a stream is enough to raise the error of a wrong API key."""
-    async with AsyncImages(KEY, base_url=server.base_url) as client:
+    async with AsyncImages(API_KEY, base_url=server.base_url) as client:
         with pytest.raises(AuthenticationError):
             await client.generate("a boat", stream=True)
 
@@ -164,15 +164,17 @@ async def test_unknown_model(client: AsyncImages, streaming: bool) -> None:
     "reply",
     [
         response(
-            {"error": {"message": f"Incorrect key {KEY}", "code": KEY}}, status=401, X_Echo=KEY
+            {"error": {"message": f"Incorrect key {API_KEY}", "code": API_KEY}},
+            status=401,
+            X_Echo=API_KEY,
         ),
-        response({"error": f"Incorrect key {KEY}"}),
-        response(f"<html>{KEY}</html>".encode()),
-        response(f'{{"{KEY}": '.encode()),
-        [head(302, Location=f"https://host/{KEY}", Content_Length="0")],
-        stream(PARTIAL, event({"error": {"message": KEY}})),
-        [b"HTTP/1.1 200 OK\r\n" + KEY.encode() + b"\r\n\r\n", End.CLOSE],
-        [f"{KEY}\r\n\r\n".encode(), End.CLOSE],
+        response({"error": f"Incorrect key {API_KEY}"}),
+        response(f"<html>{API_KEY}</html>".encode()),
+        response(f'{{"{API_KEY}": '.encode()),
+        [head(302, Location=f"https://host/{API_KEY}", Content_Length="0")],
+        stream(PARTIAL, event({"error": {"message": API_KEY}})),
+        [b"HTTP/1.1 200 OK\r\n" + API_KEY.encode() + b"\r\n\r\n", End.CLOSE],
+        [f"{API_KEY}\r\n\r\n".encode(), End.CLOSE],
     ],
     ids=["status", "error", "html", "json", "redirect", "event", "header", "no-http"],
 )

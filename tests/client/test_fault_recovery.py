@@ -24,6 +24,7 @@ from tests.helpers.calls import (
     QUICK,
     failure,
     in_both_modes,
+    require_header_limit,
     run_call,
 )
 
@@ -88,6 +89,8 @@ def test_every_fault_has_an_ending() -> None:
 @pytest.mark.parametrize("fault", ENDINGS)
 async def test_fault(server: LocalServer, fault: str, streaming: bool) -> None:
     """Each fault ends as images or as the error that it means, and the next call works."""
+    if fault == "endless-headers":
+        require_header_limit()
     kind = ENDINGS[fault][streaming]
     async with AsyncImages(server.api_key, base_url=server.base_url) as client:
         reference = await client.generate("a boat")

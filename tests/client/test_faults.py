@@ -14,7 +14,7 @@ import pytest
 from elkimg_async import AsyncImages, ElkImagesError, Limits, RetryPolicy, Timeout
 from elkimg_async.local import FAULTS, LocalServer
 from tests.helpers.calls import check_clean, require_header_limit, run_call
-from tests.helpers.raw_server import KEY
+from tests.helpers.raw_server import API_KEY
 
 Idempotency = Literal["send", "replay"]
 Case = tuple[bool, Idempotency]
@@ -128,13 +128,13 @@ async def run_case(fault: str, case: Case) -> tuple[Ending, float]:
     before = asyncio.all_tasks()
     failure: BaseException | None = None
     images = attempts = 0
-    async with LocalServer(api_key=KEY, light=True, delay=0) as server:
-        async with AsyncImages(KEY, base_url=server.base_url, timeout=30) as other:
+    async with LocalServer(api_key=API_KEY, light=True, delay=0) as server:
+        async with AsyncImages(API_KEY, base_url=server.base_url, timeout=30) as other:
             await other.generate("a boat")  # the cost of the first call is not measured
         await quiet(server)
         server.inject(fault)
         async with AsyncImages(
-            KEY,
+            API_KEY,
             base_url=server.base_url,
             idempotency=idempotency,
             timeout=TIMEOUTS.get(fault, Timeout(total=30)),

@@ -20,7 +20,7 @@ from tests.helpers.calls import (
     in_both_modes,
 )
 from tests.helpers.raw_server import (
-    KEY,
+    API_KEY,
 )
 
 
@@ -103,7 +103,7 @@ async def test_invalid_input_for_the_mode(client: AsyncImages, server: LocalServ
 def test_stream_of_the_wrong_type(stream: Any) -> None:
     """`stream` decides what is returned, so anything but a bool is rejected at once."""
     with pytest.raises(InvalidRequestError, match="True or False") as caught:
-        AsyncImages(KEY).generate("a boat", stream=stream)
+        AsyncImages(API_KEY).generate("a boat", stream=stream)
     assert caught.value.param == "stream"
 
 
@@ -116,13 +116,13 @@ def test_stream_of_the_wrong_type(stream: Any) -> None:
 def test_bad_policy_of_a_call(options: dict[str, Any], streaming: bool) -> None:
     """An impossible limit or number of retries is a ConfigurationError, as for the client."""
     with pytest.raises(ConfigurationError):
-        AsyncImages(KEY).generate("a boat", stream=streaming, **options)
+        AsyncImages(API_KEY).generate("a boat", stream=streaming, **options)
 
 
 def test_unknown_argument() -> None:
     """An argument that does not exist is Python's TypeError."""
     with pytest.raises(TypeError, match="sise"):
-        AsyncImages(KEY).generate("a boat", sise="auto")  # type: ignore[call-overload]
+        AsyncImages(API_KEY).generate("a boat", sise="auto")  # type: ignore[call-overload]
 
 
 @in_both_modes

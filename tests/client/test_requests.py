@@ -18,7 +18,7 @@ from tests.helpers.calls import (
     run_call,
 )
 from tests.helpers.raw_server import (
-    KEY,
+    API_KEY,
     RawServer,
 )
 
@@ -166,7 +166,7 @@ async def test_extra_body(raw_client: AsyncImages, raw_server: RawServer) -> Non
 async def test_headers(raw_server: RawServer) -> None:
     """Headers of the client, a view and a call are all sent; the most specific wins."""
     headers = {"X-A": "client", "X-B": "client", "X-C": "client"}
-    async with AsyncImages(KEY, base_url=raw_server.base_url, headers=headers) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url, headers=headers) as client:
         view = client.with_options(headers={"X-B": "view", "X-C": "view"})
         await view.generate("a boat", extra_headers={"x-c": "call", "accept": "image/*"})
         sent = raw_server.requests[-1].headers
@@ -183,7 +183,9 @@ async def test_headers(raw_server: RawServer) -> None:
 
 async def test_header_of_a_view_in_another_case(raw_server: RawServer) -> None:
     """A view's header replaces the client's even when its name is written in another case."""
-    async with AsyncImages(KEY, base_url=raw_server.base_url, headers={"X-Team": "one"}) as client:
+    async with AsyncImages(
+        API_KEY, base_url=raw_server.base_url, headers={"X-Team": "one"}
+    ) as client:
         await client.with_options(headers={"x-team": "two"}).generate("a boat")
     assert raw_server.requests[-1].headers["x-team"] == "two"
 

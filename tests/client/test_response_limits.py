@@ -1,7 +1,4 @@
-"""Limits of what a server can do to the client.
-
-A private address in place of an image is in `test_image`.
-"""
+"""Limits on what a server can make the client do."""
 
 import gzip
 import json
@@ -35,8 +32,8 @@ from tests.helpers.calls import (
     run_call,
 )
 from tests.helpers.raw_server import (
+    API_KEY,
     DONE,
-    KEY,
     PNG,
     End,
     RawServer,
@@ -52,9 +49,11 @@ MIB = 1024 * 1024
 
 @pytest.fixture
 async def client(raw_server: RawServer) -> AsyncIterator[AsyncImages]:
-    """Limited to a MiB and ten seconds."""
+    """A client limited to one MiB and ten seconds."""
     limits = Limits(max_response_bytes=MIB)
-    async with AsyncImages(KEY, base_url=raw_server.base_url, timeout=10, limits=limits) as client:
+    async with AsyncImages(
+        API_KEY, base_url=raw_server.base_url, timeout=10, limits=limits
+    ) as client:
         yield client
 
 
@@ -68,7 +67,7 @@ async def test_response_at_the_limit(raw_server: RawServer, streaming: bool) -> 
     for limit, fits in ((len(body), True), (len(body) - 1, False)):
         raw_server.reply_with(stream(body) if streaming else response(body))
         limits = Limits(max_response_bytes=limit)
-        async with AsyncImages(KEY, base_url=raw_server.base_url, limits=limits) as client:
+        async with AsyncImages(API_KEY, base_url=raw_server.base_url, limits=limits) as client:
             if fits:
                 _, result = await run_call(client, streaming)
                 assert result[0].content == PNG
@@ -81,7 +80,7 @@ async def test_response_at_the_limit(raw_server: RawServer, streaming: bool) -> 
 async def test_endless_response_memory(
     client: AsyncImages, raw_server: RawServer, streaming: bool
 ) -> None:
-    """An endless image ends at the limit, and hardly more than that was held."""
+    """An endless image ends at the limit, and little more than that is held."""
     start = b'{"data": [{"b64_json": "' if not streaming else b'data: {"b64_json": "'
     piece = b"A" * 64 * 1024
     raw_server.reply_with([*open_stream(start, *[piece] * 64), End.HOLD])
@@ -120,8 +119,8 @@ async def test_gzip_bomb(streaming: bool) -> None:
     """A response that grows from half a MiB to 512 ends at the limit, with little memory."""
     limits = Limits(max_response_bytes=4 * MIB)
     async with (
-        LocalServer(api_key=KEY, light=True, delay=0) as server,
-        AsyncImages(KEY, base_url=server.base_url, limits=limits, timeout=20) as client,
+        LocalServer(api_key=API_KEY, light=True, delay=0) as server,
+        AsyncImages(API_KEY, base_url=server.base_url, limits=limits, timeout=20) as client,
     ):
         await client.generate("a boat")
         server.inject("gzip-bomb")
@@ -135,7 +134,7 @@ async def test_gzip_bomb(streaming: bool) -> None:
 async def test_gzip_that_is_cut(
     client: AsyncImages, raw_server: RawServer, streaming: bool
 ) -> None:
-    """A gzipped response that ends too early is not taken for complete."""
+    """A gzipped response that ends too early is an error."""
     whole = gzip.compress(json.dumps({"data": [{"b64_json": B64}]}).encode(), mtime=0)
     raw_server.reply_with(response(whole[: len(whole) // 2], Content_Encoding="gzip"))
     error = await failure_of_any_kind(client, streaming)
@@ -143,7 +142,7 @@ async def test_gzip_that_is_cut(
 
 
 async def image_or_failure(client: AsyncImages, streaming: bool) -> None:
-    """Return the right image, or an error after a single attempt."""
+    """Return the expected image, or an error after a single attempt."""
     try:
         _, result = await run_call(client, streaming)
     except ElkImagesError as error:
@@ -157,7 +156,7 @@ async def image_or_failure(client: AsyncImages, streaming: bool) -> None:
 
 
 async def failure_of_any_kind(client: AsyncImages, streaming: bool) -> ElkImagesError:
-    """The error of a call, of any class of ours."""
+    """Return the error of a call, of any class of this package."""
     with pytest.raises(ElkImagesError) as caught:
         await run_call(client, streaming)
     check_clean(caught.value)
@@ -211,7 +210,7 @@ async def test_cookies_are_not_kept(
 async def test_redirect_is_not_followed(
     client: AsyncImages, raw_server: RawServer, status: int, streaming: bool
 ) -> None:
-    """A redirect of the POST is an error that names its target; nothing is sent there."""
+    """A redirect of the POST is an error that names its target, which receives nothing."""
     async with RawServer(GOOD) as elsewhere:
         location = f"{elsewhere.base_url}/images/generations?token=secret"
         raw_server.reply_with([head(status, Location=location, Content_Length="0")])
@@ -243,7 +242,7 @@ async def test_pings_do_not_extend_the_idle_limit(
     """Pings of any kind do not extend the idle limit; a later response is lost."""
     raw_server.reply_with([*open_stream(*[ping] * 50), End.HOLD])
     timeout = Timeout(total=20, idle=0.2)
-    async with AsyncImages(KEY, base_url=raw_server.base_url, timeout=timeout) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url, timeout=timeout) as client:
         error = await failure(RequestTimeoutError, client, streaming)
     assert (error.limit, error.phase, error.billing) == ("idle", "body", "unknown")
     await raw_server.wait_disconnected()
@@ -252,11 +251,11 @@ async def test_pings_do_not_extend_the_idle_limit(
 @in_both_modes
 async def test_endless_pings_that_count(streaming: bool) -> None:
     """With `pings_count`, pings extend the idle limit but neither the total nor the size limit."""
-    async with LocalServer(api_key=KEY, light=True, delay=0) as server:
+    async with LocalServer(api_key=API_KEY, light=True, delay=0) as server:
         timeout = Timeout(total=20, idle=0.2, pings_count=True)
         limits = Limits(max_response_bytes=1000)
         async with AsyncImages(
-            KEY, base_url=server.base_url, timeout=timeout, limits=limits
+            API_KEY, base_url=server.base_url, timeout=timeout, limits=limits
         ) as client:
             server.inject("endless-pings=0.005")
             error = await failure(ResponseError, client, streaming)
@@ -327,7 +326,7 @@ async def test_headers_of_a_borrowed_session_stay_with_the_api(raw_server: RawSe
         secrets = {"X-Api-Key": "hush", "Authorization": "Bearer hush"}
         async with (
             aiohttp.ClientSession(headers=secrets) as session,
-            AsyncImages(KEY, base_url=raw_server.base_url, session=session) as client,
+            AsyncImages(API_KEY, base_url=raw_server.base_url, session=session) as client,
         ):
             (image,) = await client.generate("a boat")
             assert await image.read() == PNG

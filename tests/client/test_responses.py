@@ -45,9 +45,9 @@ from tests.helpers.calls import (
     run_call,
 )
 from tests.helpers.raw_server import (
+    API_KEY,
     DONE,
     JPEG,
-    KEY,
     PNG,
     REQUEST_ID,
     End,
@@ -457,7 +457,7 @@ async def test_response_over_the_limit(raw_server: RawServer, body: bytes, strea
     """A response over the limit is not read on, and the error says how to raise it."""
     raw_server.reply_with([*open_stream(body), End.HOLD])
     limits = Limits(max_response_bytes=300)
-    async with AsyncImages(KEY, base_url=raw_server.base_url, limits=limits) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url, limits=limits) as client:
         error = await failure(ResponseError, client, streaming)
         assert "longer than 300 bytes" in str(error)
         assert "max_response_bytes" in str(error)
@@ -469,7 +469,7 @@ async def test_redirect_is_not_followed(raw_client: AsyncImages) -> None:
     """Neither the prompt nor the API key is sent to the target of a redirect."""
     async with RawServer(GOOD) as elsewhere, RawServer() as raw_server:
         raw_server.reply_with([head(307, Location=elsewhere.base_url, Content_Length="0")])
-        async with AsyncImages(KEY, base_url=raw_server.base_url) as client:
+        async with AsyncImages(API_KEY, base_url=raw_server.base_url) as client:
             error = await failure(ResponseError, client)
         assert elsewhere.origin in str(error)
         assert elsewhere.accepted == 0
@@ -479,7 +479,7 @@ async def test_redirect_is_not_followed(raw_client: AsyncImages) -> None:
 async def test_base_url_without_v1(server: LocalServer, streaming: bool) -> None:
     """The error for a web page with status 200 says that /v1 is missing from the base URL."""
     base_url = server.base_url.removesuffix("/v1")
-    async with AsyncImages(KEY, base_url=base_url) as client:
+    async with AsyncImages(API_KEY, base_url=base_url) as client:
         error = await failure(ResponseError, client, streaming)
     assert "/v1" in str(error)
     assert error.status == 200

@@ -19,7 +19,7 @@ from tests.helpers.calls import (
     run_call,
 )
 from tests.helpers.raw_server import (
-    KEY,
+    API_KEY,
     RawServer,
 )
 
@@ -87,7 +87,7 @@ async def test_meta_without_headers(raw_server: RawServer, streaming: bool) -> N
     raw_server.reply_with(
         [b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(content), content]
     )
-    async with AsyncImages(KEY, base_url=raw_server.base_url, idempotency="off") as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url, idempotency="off") as client:
         _, result = await run_call(client, streaming)
     assert result.meta.request_id is None
     assert result.meta.rate_limit is None

@@ -11,6 +11,7 @@ from elkimg_async import (
     PartialImage,
     RateLimitError,
     RetryPolicy,
+    ServerError,
 )
 from elkimg_async.hooks import AttemptStarted, Record, RetryScheduled
 from elkimg_async.local import LocalServer
@@ -29,7 +30,7 @@ from tests.helpers.calls import (
     run_call,
 )
 from tests.helpers.raw_server import (
-    KEY,
+    API_KEY,
     End,
     RawServer,
     Reply,
@@ -57,7 +58,7 @@ async def test_idempotency_key(
 @in_both_modes
 async def test_idempotency_off(raw_server: RawServer, streaming: bool) -> None:
     """With `off` no idempotency key is sent."""
-    async with AsyncImages(KEY, base_url=raw_server.base_url, idempotency="off") as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url, idempotency="off") as client:
         await run_call(client, streaming)
     assert "idempotency-key" not in raw_server.requests[0].headers
 
@@ -80,7 +81,7 @@ async def test_idempotency_replay(server: LocalServer, fault: str, streaming: bo
 
 @in_both_modes
 async def test_unknown_outcome_is_not_retried(server: LocalServer, streaming: bool) -> None:
-    """Without `replay` a call that broke off after sending is not repeated: it may be billed."""
+    """Without `replay`, a call that failed after sending is not retried: it may be billed."""
     server.inject("reset-before-headers")
     async with AsyncImages(server.api_key, base_url=server.base_url, retry=QUICK) as client:
         error = await failure(DisconnectedError, client, streaming)
@@ -88,8 +89,12 @@ async def test_unknown_outcome_is_not_retried(server: LocalServer, streaming: bo
     assert len(server.requests) == server.generations == 1
 
 
+# Unlike a 429, it slows only its own call.
+OVERLOADED = error_response(503, "system_cpu_overloaded")
+
+
 class Delays:
-    """A hook that collects the delays before retries and counts attempts."""
+    """Hook that collects the delays before retries and counts attempts."""
 
     def __init__(self) -> None:
         self.delays: list[float] = []
@@ -130,7 +135,7 @@ class Delays:
 async def test_retried(
     raw_client: AsyncImages, raw_server: RawServer, reply: Reply, streaming: bool
 ) -> None:
-    """What may succeed later, and was certainly not made, is tried again."""
+    """A transient failure that cannot have created an image is retried."""
     raw_server.reply_with(reply, reply, GOOD)
     _, result = await run_call(raw_client, streaming)
     assert result.meta.attempts == len(raw_server.requests) == 3
@@ -176,7 +181,7 @@ async def test_retried(
 async def test_not_retried(
     raw_client: AsyncImages, raw_server: RawServer, reply: Reply, streaming: bool
 ) -> None:
-    """What will fail again, or may have been made, is not."""
+    """A failure that would repeat, or may have created an image, is not retried."""
     raw_server.reply_with(reply)
     error = await failure_of_any_kind(raw_client, streaming)
     assert error.attempts == len(raw_server.requests) == 1
@@ -200,13 +205,13 @@ async def test_retried_at_the_local_server(
 @in_both_modes
 @pytest.mark.parametrize("retries", [0, 1, 4])
 async def test_retries_are_counted(raw_server: RawServer, retries: int, streaming: bool) -> None:
-    """The number of retries holds for the client or a call; then the last error is raised."""
-    raw_server.reply_with(BUSY)
+    """The number of retries applies to the client or a call; then the last error is raised."""
+    raw_server.reply_with(OVERLOADED)
     policy = RetryPolicy(retries, initial_backoff=0)
-    async with AsyncImages(KEY, base_url=raw_server.base_url, retry=policy) as client:
-        error = await failure(RateLimitError, client, streaming)
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url, retry=policy) as client:
+        error = await failure(ServerError, client, streaming)
         assert error.attempts == len(raw_server.requests) == retries + 1
-        await failure(RateLimitError, client, streaming, retry=0)
+        await failure(ServerError, client, streaming, retry=0)
     assert len(raw_server.requests) == retries + 2
 
 
@@ -225,11 +230,13 @@ async def test_retries_are_counted(raw_server: RawServer, retries: int, streamin
 async def test_retry_after(
     raw_server: RawServer, headers: dict[str, str], delay: float, streaming: bool
 ) -> None:
-    """The server's wish is followed to the letter, without jitter."""
+    """Retry-After is followed exactly, without jitter."""
     seen = Delays()
     raw_server.reply_with(error_response(429, **headers), GOOD)
     retry = RetryPolicy(initial_backoff=100, max_backoff=100)
-    async with AsyncImages(KEY, base_url=raw_server.base_url, hooks=[seen], retry=retry) as client:
+    async with AsyncImages(
+        API_KEY, base_url=raw_server.base_url, hooks=[seen], retry=retry
+    ) as client:
         _, result = await run_call(client, streaming)
     assert seen.delays == [delay]
     assert result.meta.elapsed >= delay
@@ -237,9 +244,9 @@ async def test_retry_after(
 
 @in_both_modes
 async def test_retry_after_that_is_too_long(raw_server: RawServer, streaming: bool) -> None:
-    """A Retry-After beyond the policy or the deadline is not waited for but reported."""
+    """A Retry-After beyond the policy or the deadline ends the call."""
     raw_server.reply_with(error_response(429, Retry_After="121"))
-    async with AsyncImages(KEY, base_url=raw_server.base_url) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url) as client:
         error = await failure(RateLimitError, client, streaming)
         assert error.retry_after == 121.0
         raw_server.reply_with(error_response(429, Retry_After="30"))
@@ -249,12 +256,14 @@ async def test_retry_after_that_is_too_long(raw_server: RawServer, streaming: bo
 
 
 async def test_backoff_grows(raw_server: RawServer) -> None:
-    """Without a wish the delays are random, and bounded by a growing limit with a cap."""
+    """Without Retry-After, delays are random, below a growing and bounded limit."""
     seen = Delays()
-    raw_server.reply_with(BUSY)
+    raw_server.reply_with(OVERLOADED)
     policy = RetryPolicy(6, initial_backoff=0.001, max_backoff=0.004)
-    async with AsyncImages(KEY, base_url=raw_server.base_url, hooks=[seen], retry=policy) as client:
-        await failure(RateLimitError, client)
+    async with AsyncImages(
+        API_KEY, base_url=raw_server.base_url, hooks=[seen], retry=policy
+    ) as client:
+        await failure(ServerError, client)
     assert len(seen.delays) == 6
     for delay, most in zip(seen.delays, (0.001, 0.002, 0.004, 0.004, 0.004, 0.004), strict=True):
         assert 0 <= delay <= most
@@ -263,25 +272,25 @@ async def test_backoff_grows(raw_server: RawServer) -> None:
 
 async def test_retry_budget(raw_server: RawServer) -> None:
     """All calls of a client and its views share a number of retries; a success returns one."""
-    raw_server.reply_with(BUSY)
+    raw_server.reply_with(OVERLOADED)
     policy = RetryPolicy(2, initial_backoff=0, budget=3)
-    async with AsyncImages(KEY, base_url=raw_server.base_url, retry=policy) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url, retry=policy) as client:
         view = client.with_options(headers={"X-A": "b"})
-        tries = [(await failure(RateLimitError, each)).attempts for each in (client, view, client)]
+        tries = [(await failure(ServerError, each)).attempts for each in (client, view, client)]
         assert tries == [3, 2, 1]
         raw_server.reply_with(GOOD)
         await client.generate("a boat")
-        raw_server.reply_with(BUSY)
-        assert (await failure(RateLimitError, client)).attempts == 2
+        raw_server.reply_with(OVERLOADED)
+        assert (await failure(ServerError, client)).attempts == 2
 
 
 @in_both_modes
 async def test_unreachable_server_is_retried(raw_server: RawServer, streaming: bool) -> None:
-    """An unreachable server cannot have made an image, so the call is retried, then fails."""
+    """An unreachable server cannot have created an image, so the call is retried."""
     seen = Delays()
     async with RawServer() as gone:
         base_url = gone.base_url
-    async with AsyncImages(KEY, base_url=base_url, hooks=[seen], retry=QUICK) as client:
+    async with AsyncImages(API_KEY, base_url=base_url, hooks=[seen], retry=QUICK) as client:
         error = await failure(ConnectError, client, streaming)
     assert error.attempts == seen.attempts == 3
     assert (error.phase, error.billing) == ("connect", "not_sent")
@@ -290,9 +299,9 @@ async def test_unreachable_server_is_retried(raw_server: RawServer, streaming: b
 
 async def test_host_that_does_not_exist() -> None:
     """A host name that does not resolve is a ConnectError that says so."""
-    async with AsyncImages(KEY, base_url="http://nobody.invalid/v1", retry=0) as client:
+    async with AsyncImages(API_KEY, base_url="http://unknown.invalid/v1", retry=0) as client:
         error = await failure(ConnectError, client)
-    assert "nobody.invalid" in str(error)
+    assert "unknown.invalid" in str(error)
     assert error.billing == "not_sent"
 
 
@@ -300,7 +309,7 @@ async def test_server_without_tls(raw_server: RawServer) -> None:
     """TLS that fails is a ConnectError."""
     raw_server.reply_with([b"HTTP/1.1 400 no TLS\r\n\r\n", End.CLOSE])
     base_url = raw_server.base_url.replace("http:", "https:")
-    async with AsyncImages(KEY, base_url=base_url, retry=0) as client:
+    async with AsyncImages(API_KEY, base_url=base_url, retry=0) as client:
         server_ends = asyncio.ensure_future(_close_connections(raw_server))
         error = await failure(ConnectError, client)
         await server_ends
@@ -314,7 +323,7 @@ async def _close_connections(raw_server: RawServer) -> None:
 
 
 async def test_pooled_connection_that_was_closed(client: AsyncImages, server: LocalServer) -> None:
-    """A pooled connection that the server has closed does no harm to the next call."""
+    """A pooled connection that the server has closed does not fail the next call."""
     for _ in range(3):
         server.inject("keep-alive-close")
         await client.generate("a boat")
@@ -327,7 +336,7 @@ async def test_no_retry_after_a_delivered_event(raw_server: RawServer, read: int
     """A stream that breaks after an event is not retried, even with replay."""
     raw_server.reply_with([*open_stream(PARTIAL, PARTIAL), End.RESET])
     async with AsyncImages(
-        KEY, base_url=raw_server.base_url, idempotency="replay", retry=QUICK
+        API_KEY, base_url=raw_server.base_url, idempotency="replay", retry=QUICK
     ) as client:
         async with client.generate("a boat", stream=True) as stream:
             for _ in range(read):

@@ -32,7 +32,7 @@ from tests.helpers.calls import (
     run_call,
 )
 from tests.helpers.raw_server import (
-    KEY,
+    API_KEY,
     REQUEST_ID,
     End,
     RawServer,
@@ -90,9 +90,9 @@ async def test_time_limit(
 
 @in_both_modes
 async def test_time_limit_of_the_client(raw_server: RawServer, streaming: bool) -> None:
-    """The client's limits hold for each call, and a call's own limits replace them."""
+    """The client's limits apply to each call, unless the call has its own."""
     raw_server.reply_with(NO_RESPONSE)
-    async with AsyncImages(KEY, base_url=raw_server.base_url, timeout=0.1) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url, timeout=0.1) as client:
         assert (await failure(RequestTimeoutError, client, streaming)).limit == "total"
         options = {"timeout": Timeout(first_byte=0.1)}
         assert (
@@ -102,9 +102,9 @@ async def test_time_limit_of_the_client(raw_server: RawServer, streaming: bool) 
 
 @in_both_modes
 async def test_total_covers_all_attempts(raw_server: RawServer, streaming: bool) -> None:
-    """The total bounds attempts and waits together; the last error or a timeout is raised."""
+    """The total covers attempts and delays; the last error or a timeout is raised."""
     raw_server.reply_with(error_response(429, Retry_After_Ms="50"))
-    async with AsyncImages(KEY, base_url=raw_server.base_url, retry=90, timeout=0.5) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url, retry=90, timeout=0.5) as client:
         with pytest.raises((RateLimitError, RequestTimeoutError)) as caught:
             await run_call(client, streaming)
     check_clean(caught.value)
@@ -116,17 +116,17 @@ async def test_total_covers_all_attempts(raw_server: RawServer, streaming: bool)
 async def test_total_in_the_second_attempt(raw_server: RawServer, streaming: bool) -> None:
     """A second attempt has only the remaining time of the total."""
     raw_server.reply_with(error_response(429, Retry_After_Ms="1"), NO_RESPONSE)
-    async with AsyncImages(KEY, base_url=raw_server.base_url, timeout=0.2) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url, timeout=0.2) as client:
         error = await failure(RequestTimeoutError, client, streaming)
     assert (error.limit, error.attempts, error.billing) == ("total", 2, "unknown")
 
 
 @in_both_modes
 async def test_time_limit_of_an_upload(streaming: bool) -> None:
-    """A server that does not read the request cannot hold the call."""
+    """A server that does not read the request cannot stall the call."""
     async with (
         RawServer(GOOD, reading=False) as stalled,
-        AsyncImages(KEY, base_url=stalled.base_url, timeout=0.3) as client,
+        AsyncImages(API_KEY, base_url=stalled.base_url, timeout=0.3) as client,
     ):
         extra = {"padding": "x" * 30_000_000}
         error = await failure(RequestTimeoutError, client, streaming, extra_body=extra)
@@ -146,7 +146,7 @@ async def test_time_limit_of_connecting() -> None:
             filler.connect_ex(listener.getsockname())
         base_url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
         timeout = Timeout(connect=0.1)
-        async with AsyncImages(KEY, base_url=base_url, timeout=timeout, retry=1) as client:
+        async with AsyncImages(API_KEY, base_url=base_url, timeout=timeout, retry=1) as client:
             error = await failure(RequestTimeoutError, client)
     assert (error.limit, error.phase, error.billing) == ("connect", "connect", "not_sent")
     assert error.attempts == 2
@@ -166,7 +166,7 @@ async def test_pings_alone(server: LocalServer, count: bool, streaming: bool) ->
 async def test_time_between_reads_is_not_idle(
     raw_client: AsyncImages, raw_server: RawServer
 ) -> None:
-    """The idle limit is for waits on the server, not for work between events."""
+    """The idle limit applies to waits for the server, not to work between events."""
     gate = asyncio.Event()
     raw_server.reply_with([*open_stream(PARTIAL), gate, *stream(COMPLETED)[1:]])
     async with raw_client.generate("a boat", stream=True, timeout=Timeout(idle=0.05)) as opened:

@@ -1,4 +1,4 @@
-"""Servers at the edge of HTTP, and beyond: what they cost, and what they cannot do."""
+"""Servers with unusual or invalid HTTP."""
 
 import asyncio
 import contextlib
@@ -28,14 +28,16 @@ from tests.helpers.calls import (
     require_header_limit,
     run_call,
 )
-from tests.helpers.raw_server import KEY, PNG, End, RawServer, Reply, head, response
+from tests.helpers.raw_server import API_KEY, PNG, End, RawServer, Reply, head, response
 
 BODY = json.dumps({"data": [{"b64_json": B64}]}).encode()
 
 
 @pytest.fixture
 async def client(raw_server: RawServer) -> AsyncIterator[AsyncImages]:
-    async with AsyncImages(KEY, base_url=raw_server.base_url, retry=QUICK, timeout=10) as client:
+    async with AsyncImages(
+        API_KEY, base_url=raw_server.base_url, retry=QUICK, timeout=10
+    ) as client:
         yield client
 
 
@@ -48,8 +50,8 @@ LENGTH = f"Content-Length: {len(BODY)}"
 INTERIM = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
 CHUNKED = b"%x\r\n%b\r\n0\r\nX-Checksum: 1\r\nX-Trailer: a trailer\r\n\r\n" % (len(BODY), BODY)
 GOOD_IN_ANY_FORM = {
-    "interim answers": [INTERIM, *GOOD],
-    "interim answers in one piece": [INTERIM + b"".join(p for p in GOOD if isinstance(p, bytes))],
+    "interim responses": [INTERIM, *GOOD],
+    "interim responses in one chunk": [INTERIM + b"".join(p for p in GOOD if isinstance(p, bytes))],
     "trailers": raw("200 OK", "Transfer-Encoding: chunked", body=CHUNKED),
     "no reason": raw("200", LENGTH, body=BODY),
     "status 201": raw("201 Created", LENGTH, body=BODY),
@@ -117,7 +119,7 @@ async def test_invalid_response(
 async def test_switched_protocol(
     client: AsyncImages, raw_server: RawServer, streaming: bool
 ) -> None:
-    """A server that switches protocols does not hold the call."""
+    """A server that switches protocols cannot stall the call."""
     raw_server.reply_with(
         [*raw("101 Switching Protocols", "Upgrade: x", "Connection: upgrade"), End.HOLD]
     )
@@ -130,7 +132,7 @@ async def test_switched_protocol(
 
 @in_both_modes
 async def test_headers_that_trickle(raw_server: RawServer, streaming: bool) -> None:
-    """Headers that arrive byte by byte do not extend the limit for them."""
+    """Headers that arrive byte by byte do not extend their limit."""
     pieces: list[Any] = []
     gates = [asyncio.Event() for _ in range(40)]
     for byte, gate in zip(head()[:40], gates, strict=True):
@@ -144,7 +146,9 @@ async def test_headers_that_trickle(raw_server: RawServer, streaming: bool) -> N
 
     task = asyncio.create_task(trickle())
     timeout = Timeout(first_byte=0.2)
-    async with AsyncImages(KEY, base_url=raw_server.base_url, timeout=timeout, retry=0) as client:
+    async with AsyncImages(
+        API_KEY, base_url=raw_server.base_url, timeout=timeout, retry=0
+    ) as client:
         error = await failure(RequestTimeoutError, client, streaming)
     assert (error.limit, error.billing) == ("first_byte", "unknown")
     task.cancel()
@@ -161,7 +165,9 @@ async def test_error_response_during_the_upload(streaming: bool) -> None:
             server.reply_after = None
 
         task = asyncio.create_task(read_next_request())
-        async with AsyncImages(KEY, base_url=server.base_url, retry=QUICK, timeout=20) as client:
+        async with AsyncImages(
+            API_KEY, base_url=server.base_url, retry=QUICK, timeout=20
+        ) as client:
             _, result = await run_call(client, streaming, extra_body={"x": "y" * 20_000_000})
             assert result[0].content == PNG
             assert result.meta.attempts == 2
@@ -210,7 +216,9 @@ async def test_response_followed_by_another(
 async def test_base_url_with_a_line_break(raw_server: RawServer, url: str) -> None:
     """A base URL cannot inject a header; it is rejected, or used without the break."""
     with contextlib.suppress(ElkImagesError):
-        async with AsyncImages(KEY, base_url=url.format(raw_server.origin[7:]), retry=0) as client:
+        async with AsyncImages(
+            API_KEY, base_url=url.format(raw_server.origin[7:]), retry=0
+        ) as client:
             await client.generate("a boat")
     for request in raw_server.requests:
         assert "x-evil" not in request.headers
@@ -225,7 +233,7 @@ async def test_image_url_with_a_line_break(raw_server: RawServer, path: str) -> 
     """An image URL cannot inject a header into its request."""
     async with RawServer(response(PNG)) as host:
         raw_server.reply_with(response({"data": [{"url": f"{host.origin}/{path}"}]}))
-        async with AsyncImages(KEY, base_url=raw_server.base_url, timeout=5) as client:
+        async with AsyncImages(API_KEY, base_url=raw_server.base_url, timeout=5) as client:
             (image,) = await client.generate("a boat")
             with contextlib.suppress(DownloadError):
                 await image.read()
@@ -242,7 +250,7 @@ async def test_api_key_function_timeout(raw_server: RawServer, streaming: bool) 
 
     async def key() -> str:
         await asyncio.get_running_loop().create_future()
-        return KEY
+        return API_KEY
 
     timeout = Timeout(total=float("inf"), first_byte=0.2)
     async with AsyncImages(key, base_url=raw_server.base_url, timeout=timeout, retry=0) as client:
@@ -253,13 +261,13 @@ async def test_api_key_function_timeout(raw_server: RawServer, streaming: bool) 
 
 @in_both_modes
 async def test_api_key_function_that_is_cancelled(raw_server: RawServer, streaming: bool) -> None:
-    """A function whose own work was cancelled does not make the call look cancelled."""
+    """Cancellation within an API key function does not cancel the call."""
 
     async def key() -> str:
         work = asyncio.create_task(asyncio.sleep(10))
         work.cancel()
         await work
-        return KEY
+        return API_KEY
 
     async with AsyncImages(key, base_url=raw_server.base_url) as client:
         error = await failure(ConfigurationError, client, streaming)
@@ -272,9 +280,9 @@ async def test_api_key_with_a_line_break(raw_server: RawServer, streaming: bool)
     """A function for the API key cannot inject a header."""
 
     async def key() -> str:
-        return f"{KEY}\r\nX-Evil: 1"
+        return f"{API_KEY}\r\nX-Evil: 1"
 
     async with AsyncImages(key, base_url=raw_server.base_url) as client:
         error = await failure(ConfigurationError, client, streaming)
-    assert KEY not in str(error)
+    assert API_KEY not in str(error)
     assert raw_server.requests == []

@@ -11,7 +11,7 @@ import pytest
 from elkimg_async import AsyncImages, ElkImagesError, ImagesResponse, RetryPolicy
 from elkimg_async.sansio.decoder import ImageEvent
 from elkimg_async.transport.pool import accepts
-from tests.helpers.raw_server import KEY, PNG, End, Reply, event, response
+from tests.helpers.raw_server import API_KEY, PNG, End, Reply, event, response
 
 E = TypeVar("E", bound=BaseException)
 
@@ -89,7 +89,7 @@ def check_secret(error: BaseException) -> None:
     """Check that no text of an error shows the API key, its traceback's locals included."""
     shown = traceback.TracebackException.from_exception(error, capture_locals=True)
     for text in (str(error), repr(error), repr(vars(error)), "".join(shown.format())):
-        assert KEY not in text
+        assert API_KEY not in text
 
 
 def require_header_limit() -> None:

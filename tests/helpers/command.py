@@ -28,7 +28,7 @@ API_KEY = "sk-of-the-test"
 
 
 class Ended(NamedTuple):
-    """What a command left behind."""
+    """The exit code and output of a finished command."""
 
     code: int
     out: str
@@ -58,11 +58,11 @@ class Command:
         return line
 
     def interrupt(self) -> None:
-        """Do what Ctrl-C does."""
+        """Send what Ctrl-C sends."""
         self._process.send_signal(signal.SIGINT)
 
     async def ended(self, typed: bytes | None = None) -> Ended:
-        """Wait for the end; nothing may be left open or escape as a traceback."""
+        """Wait for the end; check that nothing is left open and no traceback is printed."""
         out, err = await self._process.communicate(typed)
         assert self._process.returncode is not None
         ended = Ended(self._process.returncode, out.decode(), self._err + err.decode())
@@ -72,7 +72,7 @@ class Command:
 
 
 def environment(server: LocalServer | None, variables: dict[str, str]) -> dict[str, str]:
-    """Return the environment without an API key but that of `server`."""
+    """Return the environment, with the API key of `server` only."""
     hidden = ("ELKAPI_", "FORCE_COLOR", "PYTHON", "COLUMNS")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
     package = str(Path(elkimg_async.__file__).parent.parent)
@@ -128,7 +128,7 @@ async def run(
 
 
 class Screen:
-    """A terminal of a given width, with what was written to it."""
+    """A terminal of a given width, and the output written to it."""
 
     def __init__(self, columns: int) -> None:
         self._ours, self.theirs = pty.openpty()
@@ -148,7 +148,7 @@ class Screen:
 
     @property
     def text(self) -> str:
-        """What was written, without escape sequences."""
+        """The output, without escape sequences."""
         text = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", bytes(self._shown)).decode()
         return text.replace("\r\n", "\n")
 

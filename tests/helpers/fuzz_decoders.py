@@ -38,7 +38,7 @@ from elkimg_async.sansio.sse import SSEDecoder
 # the data of an event of `SSEDecoder`, which itself raises none, and `ImagesDecoder.next_event`.
 JSON_ERRORS = (InvalidJSON,)
 EVENT_DATA_ERRORS = (InvalidJSON,)
-ANSWER_ERRORS = (APIError, EmptyResultError, ResponseError, StreamIncompleteError)
+BODY_ERRORS = (APIError, EmptyResultError, ResponseError, StreamIncompleteError)
 
 MAX_BYTES = 1 << 16
 BROKEN = "broken"
@@ -100,7 +100,7 @@ TOKENS = [
 
 
 def slow_image(text: str) -> Given:
-    """The bytes of a string of base64, None for an empty one, or `BROKEN`."""
+    """Return the bytes of a base64 string, None for an empty one, or `BROKEN`."""
     if not text:
         return None
     text = re.sub(r"[ \t\r\n]", "", text)
@@ -119,7 +119,7 @@ def slow_image(text: str) -> Given:
 
 
 def slow_value(data: bytes) -> Any:
-    """Return a JSON document with images in their places; `InvalidJSON` if it is invalid."""
+    """Return a JSON document with images in place; `InvalidJSON` if it is invalid."""
     try:
         value = json.loads(data.decode("utf-8-sig", "replace"), strict=False, parse_int=float)
     except (ValueError, RecursionError):
@@ -140,7 +140,7 @@ def _with_images(value: Any, key: str = "") -> Any:
 
 
 class SlowEvent(NamedTuple):
-    """A server-sent event to the byte."""
+    """A server-sent event, byte for byte."""
 
     name: str
     data: bytes
@@ -148,7 +148,7 @@ class SlowEvent(NamedTuple):
 
 
 def slow_events(stream: bytes) -> list[SlowEvent]:
-    """The events of a whole stream, one line after the other."""
+    """Return the events of a whole stream, read line by line."""
     events: list[SlowEvent] = []
     lines = re.split(rb"\r\n|\r|\n", stream.removeprefix(b"\xef\xbb\xbf"))
     name, data = "", list[bytes]()
@@ -172,7 +172,7 @@ def slow_events(stream: bytes) -> list[SlowEvent]:
 
 
 def slow_images(body: bytes) -> list[tuple[bytes, bool]] | None:
-    """The images of a flawless body, and whether completed; None for any other."""
+    """Return the images of a flawless body, and whether it completed; None for any other."""
     value = slow_value(body)
     if value is not InvalidJSON:
         items = value.get("data") if isinstance(value, dict) and not _is_error(value) else None
@@ -209,7 +209,7 @@ def _all_good(items: list[Any]) -> list[tuple[bytes, bool]] | None:
 
 
 def every_image(body: bytes) -> set[Given]:
-    """Return every string that is anywhere in a body, and what it is as an image."""
+    """Return every string of a body, and its value as an image."""
     found: set[Given] = {body.strip(b" \t\r\n\xef\xbb\xbf")}
     texts = [body, *(event.data for event in slow_events(body))]
     texts += [line.removeprefix(b"data:").strip() for line in re.split(rb"[\r\n]", body)]
@@ -229,7 +229,7 @@ def every_image(body: bytes) -> set[Given]:
 
 
 def cut(data: bytes, sizes: Sequence[int]) -> list[bytes]:
-    """Return chunks of these sizes in turn; all of it without sizes."""
+    """Return chunks of these sizes in turn; everything as one chunk without sizes."""
     chunks: list[bytes] = []
     start = 0
     while start < len(data):
@@ -240,7 +240,7 @@ def cut(data: bytes, sizes: Sequence[int]) -> list[bytes]:
 
 
 def read_value(decoder: Any) -> Any:
-    """A finished document with images in their places, `InvalidJSON` itself for what is none."""
+    """Return a finished document with images in place; the class `InvalidJSON` if invalid."""
     try:
         found: Document = decoder.finish()
     except EVENT_DATA_ERRORS:
@@ -266,7 +266,7 @@ def _resolved(found: Document, value: Any, key: str = "") -> Any:
 
 
 def check_json(chunks: Iterable[bytes]) -> None:
-    """A document is what the slow parser finds, if any; the only error is `InvalidJSON`."""
+    """Check that a document equals the slow parser's, or raises `InvalidJSON`."""
     decoder, fed = JSONDecoder(), b""
     for chunk in chunks:
         decoder.feed(chunk)
@@ -279,7 +279,7 @@ def check_json(chunks: Iterable[bytes]) -> None:
 
 
 def check_sse(chunks: Iterable[bytes]) -> None:
-    """Check that the events equal those of the slow parser, and nothing is raised."""
+    """Check that the events equal the slow parser's, and that nothing is raised."""
     decoder, fed = SSEDecoder(), b""
     events: list[Any] = []
     for chunk in chunks:
@@ -302,7 +302,7 @@ def check_sse(chunks: Iterable[bytes]) -> None:
 
 
 def check_body(chunks: Iterable[bytes], *, stream: bool) -> None:
-    """It ends as images or in one of the errors; the images are all those of the body."""
+    """Check that a body becomes its images or an error, and that no image is lost."""
     decoder, fed = ImagesDecoder(stream=stream, max_bytes=MAX_BYTES), b""
     given: list[PartialImage | CompletedImage] = []
     failure: ElkImagesError | None = None
@@ -313,7 +313,7 @@ def check_body(chunks: Iterable[bytes], *, stream: bool) -> None:
             _take(decoder, given)
         decoder.finish()
         _take(decoder, given)
-    except ANSWER_ERRORS as error:
+    except BODY_ERRORS as error:
         failure = error
     if failure is not None:
         assert failure is decoder.failure
@@ -349,7 +349,7 @@ def _take(decoder: ImagesDecoder, given: list[PartialImage | CompletedImage]) ->
 
 
 def check(target: str, data: bytes) -> None:
-    """Check one input: four bytes say how the rest is cut, and a fifth what it is."""
+    """Check one input: four bytes select the split, and a fifth the decoder."""
     sizes = [size % 64 for size in data[:3]] if data[3:4] > b"\x40" else []
     chunks = cut(data[5:], sizes)
     stream = data[4:5] > b"\x7f"
@@ -366,7 +366,7 @@ CHECKS = ("json", "sse", "body")
 
 
 def main(arguments: list[str]) -> None:
-    """Search with libFuzzer, from the seeds and with the tokens as its dictionary."""
+    """Search with libFuzzer, with the seeds, and the tokens as its dictionary."""
     atheris: Any = importlib.import_module("atheris")
 
     target = arguments.pop(1) if arguments[1:2] and arguments[1] in CHECKS else ""

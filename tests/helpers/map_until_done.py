@@ -24,7 +24,7 @@ def requests(count: int, photos: Path | None) -> Iterator[dict[str, Any]]:
 
 
 async def main(folder: Path, count: int, mode: str, photos: Path | None) -> None:
-    """Go on until every request is done; base URL and API key come from the environment."""
+    """Run until every request is done, with the server of the environment."""
     journal = folder / "journal.jsonl"
     given = requests(count, photos)
     async with (

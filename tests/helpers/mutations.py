@@ -35,7 +35,7 @@ COMPLETED = "image_generation.completed"
 
 
 class Made(msgspec.Struct):
-    """One image as it was put in: its bytes or its address, and how it is written in JSON."""
+    """One image as generated: its bytes or its URL, and its form in JSON."""
 
     identity: bytes | str
     text: str
@@ -43,12 +43,12 @@ class Made(msgspec.Struct):
 
     @property
     def is_url(self) -> bool:
-        """Whether only its address was sent."""
+        """Whether only its URL is sent."""
         return isinstance(self.identity, str)
 
 
 class Body(msgspec.Struct):
-    """A body to feed: its bytes in chunks, and what must come out of it."""
+    """A body to decode: its bytes in chunks, and the expected images."""
 
     dialect: str
     chunks: list[bytes]
@@ -58,14 +58,14 @@ class Body(msgspec.Struct):
 
 
 class Maker:
-    """Builder of bodies with the randomness of one seed."""
+    """Generator of bodies from one seed."""
 
     def __init__(self, seed: int) -> None:
         self.random = Random(seed)
         self.images: list[Made] = []
 
     def image(self, *, url: bool | None = None, partial: bool = False) -> Made:
-        """Return a new image that no other equals."""
+        """Return a new image, different from all others."""
         random = self.random
         number = random.getrandbits(64)
         if random.random() < 0.4 if url is None else url:
@@ -80,7 +80,7 @@ class Maker:
         return made
 
     def spell(self, content: bytes) -> str:
-        """Return the base64 of the content, in one of the ways that servers write it."""
+        """Return base64 of the content, in one of the forms that servers use."""
         text = base64.b64encode(content).decode()
         way = self.random.random()
         if way < 0.1:
@@ -112,7 +112,7 @@ class Maker:
         return self.with_siblings(fields)
 
     def prose(self) -> str:
-        """Return text that mentions images and contains none."""
+        """Return text that mentions images but contains none."""
         decoy = base64.b64encode(SIGNATURES[0] + self.random.randbytes(30)).decode()
         return self.random.choice(
             [
@@ -126,7 +126,7 @@ class Maker:
         )
 
     def with_siblings(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """Return the object with further fields, in any order."""
+        """Return the object with additional fields, in any order."""
         random = self.random
         more: list[tuple[str, Callable[[], Any]]] = [
             ("prompt", self.prose),
@@ -155,7 +155,7 @@ class Maker:
         return dict(pairs)
 
     def nested(self, value: Any) -> Any:
-        """Return the value inside up to four further objects or lists."""
+        """Return the value inside up to four additional objects or lists."""
         random = self.random
         for _ in range(random.choice([0, 0, 0, 1, 2, 4])):
             if random.random() < 0.2:
@@ -171,7 +171,7 @@ class Maker:
     # Bodies
 
     def document(self, images: list[Made]) -> Any:
-        """Return a document with these images, as one of the dialects of a batch response."""
+        """Return a document with these images, in a dialect of a batch response."""
         random = self.random
         items = [self.item(made) for made in images]
         texts = [made.text for made in images]
@@ -232,7 +232,7 @@ class Maker:
         return self.nested(value)
 
     def dump(self, value: Any, *, one_line: bool = False) -> str:
-        """Return JSON in one of the ways that servers write it."""
+        """Return JSON in one of the layouts that servers use."""
         random = self.random
         indent = random.choice([None, None, None, 1]) if not one_line else None
         text = json.dumps(value, indent=indent, ensure_ascii=random.random() < 0.5)
@@ -333,7 +333,7 @@ class Maker:
 
 
 def make_body(seed: int) -> Body:
-    """Return the body of a seed."""
+    """Return the body for a seed."""
     maker = Maker(seed)
     dialect = maker.random.choice(["batch", "batch", "stream", "stream", "failing"])
     data = getattr(maker, dialect)().encode()
@@ -345,7 +345,7 @@ def make_body(seed: int) -> Body:
 
 
 def is_in(made: Made, data: bytes) -> bool:
-    """Return whether the whole of an image is in a body that was cut off."""
+    """Return whether an image is complete in a body that was cut off."""
     spellings = (json.dumps(made.text, ensure_ascii=ascii_only) for ascii_only in (True, False))
     texts = [text[1:] for text in spellings]
     return any(

@@ -1,7 +1,7 @@
 # mypy: ignore-errors
 # pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false
 # pyright: reportArgumentType=false
-"""A page of code written for openai's client, which the README's diff moves over."""
+"""Code written for openai's client, to which the README's diff is applied."""
 
 import asyncio
 import base64

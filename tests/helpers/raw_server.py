@@ -2,7 +2,7 @@
 
     busy = response({"error": "busy"}, status=429)
     async with RawServer(busy, [HEAD, b"da", b"ta", End.CLOSE]) as server:
-        client = AsyncImages(KEY, base_url=server.base_url)
+        client = AsyncImages(API_KEY, base_url=server.base_url)
 
 Each request gets the next reply; the last reply is for all that follow.
 """
@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import msgspec
 
-KEY = "sk-raw-0123456789abcdef"
+API_KEY = KEY = "sk-raw-0123456789abcdef"
 REQUEST_ID = "raw-request"
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
 JPEG = b"\xff\xd8\xff" + bytes(range(256))
@@ -92,7 +92,7 @@ class RawServer:
         self.port = 0
 
     def read_on(self) -> None:
-        """Start to read, and so notice who has left."""
+        """Start to read, which also shows which clients have disconnected."""
         self.reading = True
         for connection in self._open:
             connection.transport.resume_reading()
@@ -134,7 +134,7 @@ class RawServer:
                 await self._changed.wait()
 
     async def wait_disconnected(self) -> None:
-        """Wait until a client has connected, and all have left."""
+        """Wait until a client has connected, and all have disconnected."""
         await self.wait_until(lambda: self.accepted > 0 and self.connections == 0)
 
     def _notify(self) -> None:

@@ -48,7 +48,7 @@ def rejection(status: int, code: str = "") -> web.Response:
     return web.json_response({"error": {"message": "no", "code": code}}, status=status)
 
 
-Answer = Callable[[Fields], Awaitable[Fields | web.Response]]
+Responder = Callable[[Fields], Awaitable[Fields | web.Response]]
 
 
 async def one_image(fields: Fields) -> Fields | web.Response:
@@ -62,7 +62,7 @@ async def one_file(name: str) -> web.Response:
 
 
 class Server:
-    """A server that responds as `answer` decides, and counts; by default with one image."""
+    """A server that counts requests and sends what `respond` returns; by default one image."""
 
     def __init__(self) -> None:
         self.requests: list[Fields] = []
@@ -71,11 +71,11 @@ class Server:
         self.in_flight = self.peak = 0
         self.changed = asyncio.Event()
         self.origin = self.base_url = ""
-        self.answer: Answer = one_image
+        self.respond: Responder = one_image
         self.file: Callable[[str], Awaitable[web.Response]] = one_file
 
     async def _generate(self, request: web.Request) -> web.Response:
-        return await self._respond(request, await request.json())
+        return await self._handle(request, await request.json())
 
     async def _edit(self, request: web.Request) -> web.Response:
         fields: Fields = {}
@@ -86,9 +86,9 @@ class Server:
                 fields[name] = await part.text()
             else:
                 fields.setdefault(name, []).append((part.filename, await part.read()))
-        return await self._respond(request, fields)
+        return await self._handle(request, fields)
 
-    async def _respond(self, request: web.Request, fields: Fields) -> web.Response:
+    async def _handle(self, request: web.Request, fields: Fields) -> web.Response:
         self.requests.append(fields)
         self.keys.append(request.headers.get("Idempotency-Key"))
         self.headers.append(dict(request.headers))
@@ -96,11 +96,11 @@ class Server:
         self.peak = max(self.peak, self.in_flight)
         self._notify()
         try:
-            answer = await self.answer(fields)
+            response = await self.respond(fields)
         finally:
             self.in_flight -= 1
             self._notify()
-        return answer if isinstance(answer, web.Response) else web.json_response(answer)
+        return response if isinstance(response, web.Response) else web.json_response(response)
 
     async def _download(self, request: web.Request) -> web.Response:
         return await self.file(request.match_info["name"])
@@ -138,13 +138,13 @@ class Server:
 
 
 async def everything(run: MapRun) -> list[MapItem]:
-    """Return all items of a run, in the order in which they came."""
+    """Return all items of a run, in the order of their arrival."""
     async with run:
         return [item async for item in run]
 
 
 async def until_the_end(run: MapRun) -> tuple[list[MapItem], Exception | None]:
-    """Return all items of a run, and what it raised after them."""
+    """Return all items of a run, and the error raised after them."""
     items = []
     async with run:
         try:
@@ -170,10 +170,10 @@ def hold(server: Server, *held: str) -> asyncio.Event:
     """Hold requests with these prompts, or all, until the returned event is set."""
     released = asyncio.Event()
 
-    async def answer(fields: Fields) -> Fields | web.Response:
+    async def respond(fields: Fields) -> Fields | web.Response:
         if not held or fields["prompt"] in held:
             await released.wait()
         return images(PNG)
 
-    server.answer = answer
+    server.respond = respond
     return released

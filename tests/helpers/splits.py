@@ -1,4 +1,4 @@
-"""Ways to split bytes into chunks, for decoders that must not depend on them."""
+"""Splits of bytes into chunks, for decoders that must not depend on them."""
 
 from collections.abc import Iterable, Iterator
 
@@ -17,7 +17,7 @@ def every_split(data: bytes) -> Iterator[list[bytes]]:
 
 
 def cut(data: bytes, places: Iterable[int]) -> list[bytes]:
-    """Split at these places; those beyond the end make empty chunks."""
+    """Split at these offsets; those beyond the end produce empty chunks."""
     chunks, start = [], 0
     for place in sorted(places):
         chunks.append(data[start:place])

@@ -2,23 +2,25 @@
 
 import asyncio
 import contextlib
+import os
 import random
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 import pytest
 
 import elkimg_async
 from elkimg_async import AsyncImages, CompletedImage, errors
-from elkimg_async.jobs import DirectoryStore, ImageJobs, RedisStore
+from elkimg_async.jobs import DirectoryStore, ImageJobs, RedisStore, Store
 from elkimg_async.local import LocalServer
-from tests.helpers.raw_server import DONE, KEY, End, RawServer, event, open_stream, stream
+from tests.helpers.raw_server import API_KEY, DONE, End, RawServer, event, open_stream, stream
 from tests.helpers.redis_server import needs_redis, redis_server
-from tests.jobs.test_registry import COMPLETED, partial
+from tests.jobs.test_registry import COMPLETED, client_of, partial
 
-ROOT = Path(elkimg_async.__file__).parent.parent
-JOBS_PER_ROUND = 3
+ROOT = str(Path(elkimg_async.__file__).parent.parent)
+KILLS = int(os.environ.get("ELKIMG_JOB_KILLS", "6"))
+JOBS_PER_KILL = 3
 
 
 class Backend:
@@ -26,18 +28,19 @@ class Backend:
 
     def __init__(self, process: asyncio.subprocess.Process, results: dict[str, str]) -> None:
         self._process, self._results = process, results
-        self.ready = asyncio.Event()
+        self._ready = asyncio.Event()
         self._reading = asyncio.create_task(self._read())
 
     @classmethod
     async def start(
-        cls, store: str, server: LocalServer, ids: list[str], results: dict[str, str], mode: str
+        cls, store: str, server: LocalServer, results: dict[str, str], mode: str
     ) -> "Backend":
-        """Start a process that starts these jobs and reports into `results`."""
+        """Start a process that reports into `results`."""
         process = await asyncio.create_subprocess_exec(
             sys.executable, str(Path(__file__).parent / "backend.py"),
-            store, server.base_url, server.api_key, mode, *ids,
-            cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, stdout=asyncio.subprocess.PIPE,
+            store, server.base_url, server.api_key, mode,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([ROOT, *sys.path])},
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         return cls(process, results)
 
@@ -45,20 +48,33 @@ class Backend:
         assert self._process.stdout is not None
         while line := (await self._process.stdout.readline()).decode().strip():
             if line == "ready":
-                self.ready.set()
+                self._ready.set()
                 continue
             name, _, result = line.partition(" ")
             assert self._results.setdefault(name, result) == result, "a result changed"
 
+    async def ready(self) -> None:
+        """Wait until its jobs are open; fail if it ends before."""
+        waiting = asyncio.create_task(self._ready.wait())
+        await asyncio.wait([waiting, self._reading], return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        assert self._ready.is_set(), f"the backend ended with {await self._process.wait()}"
+
+    def collect(self, ids: Iterable[str]) -> None:
+        """Let it start these jobs and collect their images."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("".join(f"{each}\n" for each in ids).encode())
+
     async def kill(self) -> None:
         """Kill it with SIGKILL."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        self._process.kill()
         await self._process.wait()
         await self._reading
 
     async def end(self) -> None:
-        """Wait for its own end."""
+        """Wait until it has collected everything, and for its own end."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
         await self._reading
         assert await self._process.wait() == 0
 
@@ -73,61 +89,79 @@ async def store_of(kind: str, folder: Path) -> AsyncIterator[str]:
         yield f"redis:{url}"
 
 
-async def crash(kind: str, rounds: int, folder: Path) -> None:
-    """Kill a backend in each round; nothing is lost, and nothing is generated twice."""
-    results, ids = dict[str, str](), list[str]()
-    workers = 1 if kind == "directory" else 2
-    async with LocalServer(light=True, delay=0.1) as server, store_of(kind, folder) as store:
-        for number in range(rounds):
-            new = [f"{number}-{index}" for index in range(JOBS_PER_ROUND)]
+def open_store(argument: str) -> Store:
+    """The store that the argument stands for."""
+    kind, _, where = argument.partition(":")
+    return DirectoryStore(where) if kind == "directory" else RedisStore(where, lease=1)
+
+
+KINDS = ["directory", pytest.param("redis", marks=needs_redis)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60 + 10 * KILLS)
+@pytest.mark.parametrize(
+    ("kind", "workers"), [("directory", 1), pytest.param("redis", 2, marks=needs_redis)]
+)
+async def test_kill_at_random_moments(kind: str, workers: int, tmp_path: Path) -> None:
+    """With `replay`, killed backends lose nothing and generate nothing twice.
+
+    ELKIMG_JOB_KILLS is the number of kills.
+    """
+    results, ids, chance = dict[str, str](), list[str](), random.Random()
+    async with LocalServer(light=True, delay=0.1) as server, store_of(kind, tmp_path) as store:
+        backends = list[Backend]()
+        for number in range(KILLS):
+            while len(backends) < workers:
+                backends.append(await Backend.start(store, server, results, "replay"))
+            new = [f"{number}-{index}" for index in range(JOBS_PER_KILL)]
             ids += new
-            backends = [
-                await Backend.start(store, server, new, results, "replay") for _ in range(workers)
-            ]
-            await asyncio.gather(*(backend.ready.wait() for backend in backends))
-            await asyncio.sleep(random.uniform(0, 0.5))
-            await backends[0].kill()
-            for backend in backends[1:]:
-                await backend.end()
-        last = await Backend.start(store, server, ids, results, "replay")
+            for backend in backends:
+                backend.collect(new)
+                if chance.random() < 0.8:
+                    await backend.ready()
+            await asyncio.sleep(chance.uniform(0, 0.5))
+            await backends.pop(chance.randrange(workers)).kill()
+        for backend in backends:
+            await backend.end()
+        last = await Backend.start(store, server, results, "replay")
+        last.collect(ids)
         await last.end()
         assert results.keys() == set(ids)
         assert all(len(result) == 64 for result in results.values()), results
         assert server.generations == len(ids)
 
 
-KINDS = ["directory", pytest.param("redis", marks=needs_redis)]
-
-
 @pytest.mark.parametrize("kind", KINDS)
-async def test_kill_at_random_moments(kind: str, tmp_path: Path) -> None:
-    """With `replay`, killed backends lose nothing and generate nothing twice."""
-    await crash(kind, 5, tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("kind", KINDS)
-async def test_kill_at_fifty_random_moments(kind: str, tmp_path: Path) -> None:
-    """The same, fifty times."""
-    await crash(kind, 50, tmp_path)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-async def test_kill_without_replay_loses_the_job_and_says_so(kind: str, tmp_path: Path) -> None:
-    """Where the server is not known to replay, a job of a dead process is lost, not sent again."""
+@pytest.mark.parametrize("mode", ["replay", "send"])
+async def test_kill_in_the_middle_of_a_stream(kind: str, mode: str, tmp_path: Path) -> None:
+    """A job of a dead process is sent again if the server replays; else it is lost, and says so."""
     results = dict[str, str]()
     async with LocalServer(light=True, delay=0) as server, store_of(kind, tmp_path) as store:
         server.inject("stall-stream=1")
-        first = await Backend.start(store, server, ["one"], results, "send")
+        backend = await Backend.start(store, server, results, mode)
+        backend.collect(["one"])
+        await backend.ready()
         await server.wait_until(lambda: len(server.requests) == 1)
-        await asyncio.sleep(0.1)
-        await first.kill()
-        async with asyncio.timeout(10):  # that is how soon a dead worker has to be noticed
-            second = await Backend.start(store, server, ["one"], results, "send")
-            await second.end()
-        assert results == {"one": "JobLostError unknown"}
-        assert len(server.requests) == 1
+        await backend.kill()
+        async with (
+            client_of(server, idempotency=mode) as client,
+            ImageJobs(client, store=open_store(store)) as jobs,
+            asyncio.timeout(10),  # that is how soon a dead worker has to be noticed
+        ):
+            if mode == "replay":
+                result = await jobs.result("one")
+                assert result[0].media_type == "image/png"
+            else:
+                with pytest.raises(errors.JobLostError) as lost:
+                    await jobs.result("one")
+                job = await jobs.get("one")
+                assert lost.value.billing == "unknown"
+                assert lost.value.idempotency_key == job.idempotency_key is not None
+        assert server.generations == 1
+        assert mode == "replay" or len(server.requests) == 1
+        assert len({sent.headers["idempotency-key"] for sent in server.requests}) == 1
+        assert results == {}
 
 
 # --- workers on one Redis ---------------------------------------------------
@@ -141,7 +175,7 @@ async def test_workers_serve_each_others_jobs(redis_url: str) -> None:
     first = [head, chunks[0], finish, *chunks[1:], b"0\r\n\r\n"]
     async with (
         RawServer(first, [head, chunks[0], End.HOLD]) as raw_server,
-        AsyncImages(KEY, base_url=raw_server.base_url, retry=0) as client,
+        AsyncImages(API_KEY, base_url=raw_server.base_url, retry=0) as client,
         ImageJobs(client, store=RedisStore(redis_url, prefix="two:")) as one,
         ImageJobs(client, store=RedisStore(redis_url, prefix="two:")) as other,
     ):
@@ -192,7 +226,7 @@ async def test_redis_that_is_full_rejects_new_jobs(tmp_path: Path) -> None:
     options = ("--maxmemory", "1mb", "--maxmemory-policy", "noeviction")
     with redis_server(tmp_path, *options) as url:
         async with RawServer(stream(event(COMPLETED), DONE)) as raw_server:
-            async with AsyncImages(KEY, base_url=raw_server.base_url) as client:
+            async with AsyncImages(API_KEY, base_url=raw_server.base_url) as client:
                 with pytest.raises(errors.StoreError, match="full"):
                     async with ImageJobs(client, store=RedisStore(url)) as jobs:
                         await jobs.start("an elk")

@@ -3,19 +3,32 @@
 import asyncio
 import base64
 import contextlib
+import inspect
 import io
+import math
 from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from PIL import Image as Pillow
 
-from elkimg_async import AsyncImages, CompletedImage, Image, PartialImage, errors
+from elkimg_async import (
+    AsyncImages,
+    CompletedImage,
+    Image,
+    PartialImage,
+    RetryPolicy,
+    Timeout,
+    errors,
+)
 from elkimg_async.jobs import ImageJobs, Job, JobEvent, MemoryStore
+from elkimg_async.jobs.options import read_options, write_options
 from elkimg_async.local import LocalServer
 from tests.helpers.raw_server import (
+    API_KEY,
     DONE,
-    KEY,
     PNG,
     End,
     RawServer,
@@ -45,7 +58,7 @@ def partial(index: int) -> dict[str, Any]:
 
 def client_of(server: LocalServer | RawServer, **options: Any) -> AsyncImages:
     """A client of this server that does not retry."""
-    api_key = server.api_key if isinstance(server, LocalServer) else KEY
+    api_key = server.api_key if isinstance(server, LocalServer) else API_KEY
     return AsyncImages(api_key, base_url=server.base_url, **{"retry": 0, **options})
 
 
@@ -158,7 +171,7 @@ async def test_start_with_other_parameters_is_a_conflict(
     [
         ({"n": 11}, errors.InvalidRequestError),
         ({"n": "2"}, errors.InvalidRequestError),
-        ({"sise": "x"}, errors.InvalidRequestError),
+        ({"sise": "x"}, TypeError),
         ({"prompt": None}, errors.InvalidRequestError),
         ({"id": ""}, errors.InvalidRequestError),
         ({"id": "x" * 201}, errors.InvalidRequestError),
@@ -180,6 +193,45 @@ async def test_start_with_bad_input(
             await jobs.start(**given)
         assert await jobs.list() == []
     assert not server.requests
+
+
+def test_start_has_the_parameters_of_generate_and_edit() -> None:
+    """Every option of both calls can be passed by name, with the same type and default."""
+    known = inspect.signature(ImageJobs.start).parameters
+    for call in (AsyncImages.generate, AsyncImages.edit):
+        for name, parameter in inspect.signature(call).parameters.items():
+            if name not in ("self", "prompt", "image", "stream"):
+                assert known[name] == parameter, name
+
+
+async def test_options_of_the_call_survive_a_restart(
+    server: LocalServer, make_store: MakeStore
+) -> None:
+    """A job that is sent by a later process has the headers, query and limits it started with."""
+    async with opened(server, make_store, concurrency=1, grace=0) as jobs:
+        server.inject("stall-headers")
+        await jobs.start("an elk", id="first")
+        await server.wait_until(lambda: len(server.requests) == 1)
+        limits: Any = {"timeout": timedelta(seconds=77), "retry": 1}
+        more: Any = {"extra_headers": {"X-Team": "a"}, "extra_query": {"tag": "b"}}
+        await jobs.start("a fox", id="second", **more, **limits)
+        await jobs.start("a bear", id="third", extra_headers={"Authorization": "Bearer secret-1"})
+        assert b"secret-1" not in msgspec.json.encode(await jobs.list())
+    async with opened(server, make_store) as jobs:
+        await jobs.result("second")
+        job = await jobs.get("second")
+        stored = read_options(job.options)
+        assert stored.pop("timeout").total == 77
+        assert stored == {**more, "retry": 1}
+        whole = {"timeout": Timeout(total=math.inf, idle=7.0), "retry": RetryPolicy(budget=3)}
+        assert read_options(write_options(whole)) == whole
+        with pytest.raises(errors.JobLostError, match="secret headers") as lost:
+            await jobs.result("third")
+        assert lost.value.billing == "not_sent"
+    [sent] = [each for each in server.requests if each.fields["prompt"] == "a fox"]
+    assert sent.headers["x-team"] == "a"
+    assert sent.query["tag"] == "b"
+    assert not any(each.fields["prompt"] == "a bear" for each in server.requests)
 
 
 async def test_start_of_an_edit(server: LocalServer, make_store: MakeStore) -> None:
@@ -374,12 +426,12 @@ async def test_failed_job_keeps_what_had_arrived(make_store: MakeStore) -> None:
 
 async def test_image_that_cannot_be_downloaded(make_store: MakeStore) -> None:
     """A result that stays a URL fails as billed, and its URL is not lost."""
-    async with RawServer(response(b"", status=404)) as images:
+    async with RawServer(response(b"", status=410)) as images:
         url = f"{images.origin}/x.png"
         sent = event({"type": "image_generation.completed", "url": url})
         async with (
             RawServer(stream(sent, DONE)) as raw_server,
-            opened(raw_server, make_store, client={"timeout": 2}) as jobs,
+            opened(raw_server, make_store, client={"timeout": Timeout(download=0.5)}) as jobs,
         ):
             job = await jobs.start("an elk")
             with pytest.raises(errors.DownloadError) as caught:

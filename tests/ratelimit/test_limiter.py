@@ -460,12 +460,24 @@ async def test_wait_beyond_the_deadline_fails_at_once() -> None:
         assert_empty(limiter_of(client))
 
 
-async def test_retry_after_of_a_day_pauses_nobody() -> None:
-    """A Retry-After of up to two minutes pauses the client; a longer one is about a quota."""
-    for seconds, paused in [(120.0, True), (86_400.0, False)]:
+async def test_retry_after_pause_is_capped() -> None:
+    """A Retry-After of a day pauses all calls, for two minutes at most."""
+    for seconds, paused in [(100.0, 100.0), (86_400.0, 120.0)]:
         limiter = Limiter()
+        began = time.monotonic()
         limiter.rate_limited(limiter.reserve(1), retry_after=seconds)
-        assert (limiter._paused_until > time.monotonic() + 100) is paused
+        assert limiter._paused_until - began == pytest.approx(paused, abs=5)
+
+
+async def test_fast_responses_are_not_paced() -> None:
+    """Without a 429 a few calls at a time are never delayed, and many soon reach full speed."""
+    async with (
+        RawServer(GOOD) as raw_server,
+        AsyncImages(KEY, base_url=raw_server.base_url) as client,
+    ):
+        began = time.monotonic()
+        await asyncio.gather(*(client.generate("A kitten") for _ in range(300)))
+        assert time.monotonic() - began < 5  # 12 at the 25 per second of the beginning
 
 
 async def test_outage_fails_fast() -> None:

@@ -1,4 +1,4 @@
-"""Workers on Ray, with two real ones on this machine against the local server."""
+"""Datasets on Ray, with two real workers on this machine and the local server."""
 
 import asyncio
 import importlib
@@ -36,7 +36,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # Ray's own, and pyarrow's
 ]
 
-KEY = "sk-a-secret-api-key"
+API_KEY = "sk-a-secret-api-key"
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "disabled",
@@ -73,7 +73,7 @@ def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @pytest.fixture
 def server() -> Iterator[ThreadedServer]:
     """Start a slow server that accepts one API key."""
-    with ThreadedServer(LocalServer(api_key=KEY, light=True, delay=0.3)) as running:
+    with ThreadedServer(LocalServer(api_key=API_KEY, light=True, delay=0.3)) as running:
         yield running
 
 
@@ -104,19 +104,19 @@ def workers() -> list[int]:
 
 
 def in_loop(server: ThreadedServer, condition: Callable[[], bool]) -> None:
-    """Wait until something holds at the server."""
+    """Wait until a condition holds at the server."""
     asyncio.run(server.wait_until(condition, within=60.0))
 
 
 def test_generate_dataset_columns(
     ray: Any, server: ThreadedServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Rows have their own options, failed ones say why, and the API key appears nowhere."""
+    """Rows have their own options and errors, and the API key appears nowhere."""
     rows: list[dict[str, Any]] = [{"prompt": "a cat", "n": 1, "note": "x"} for _ in range(5)]
     rows += [{"prompt": "two", "n": 2, "note": "y"}, {"prompt": "many", "n": 99, "note": "z"}]
     rows += [{"prompt": None, "n": 1, "note": "w"}]
     made = generate_dataset(
-        dataset(ray, rows), api_key=KEY, base_url=server.base_url, batch_size=4, quality="low"
+        dataset(ray, rows), api_key=API_KEY, base_url=server.base_url, batch_size=4, quality="low"
     )
     assert server.generations == 0  # lazy
     result = made.take_all()
@@ -136,11 +136,11 @@ def test_generate_dataset_columns(
     assert all(seen.fields["quality"] == "low" for seen in server.requests)
     plan = ray.cloudpickle.dumps(made._logical_plan.dag)
     shown = [repr(made), str(made.stats()), repr(plan), *capfd.readouterr()]
-    assert not any(KEY in text for text in shown)
+    assert not any(API_KEY in text for text in shown)
     session = Path(ray._private.worker.global_worker.node.get_session_dir_path())
     logs = [path.read_bytes() for path in (session / "logs").rglob("*") if path.is_file()]
     assert logs
-    assert not any(KEY.encode() in log for log in logs)
+    assert not any(API_KEY.encode() in log for log in logs)
 
 
 @pytest.mark.parametrize("as_files", [True, False], ids=["files", "bytes"])
@@ -158,7 +158,7 @@ def test_generate_dataset_with_a_killed_worker(
         return generate_dataset(
             dataset(ray, rows),
             run=f"killed with {folder.name if as_files else 'bytes'}",
-            api_key=KEY,
+            api_key=API_KEY,
             base_url=server.base_url,
             output_dir=str(folder) if as_files else None,
             batch_size=8,
@@ -178,17 +178,17 @@ def test_generate_dataset_with_a_killed_worker(
     first, _ = {*workers()} - {*earlier}
     os.kill(first, signal.SIGKILL)
     thread.join()
-    asked = len(server.requests)
+    before = len(server.requests)
     assert sorted(row["id"] for row in result) == list(range(32))
     assert all(row["ok"] for row in result)
     assert server.generations == 32
-    assert asked > 32  # what the dead one had under way was requested again
+    assert before > 32  # what the dead one had under way was requested again
     again = made().take_all()
     assert server.generations == 32
     assert all(row["ok"] for row in again)
     if as_files:
         assert all(row["resumed"] for row in again)
-        assert len(server.requests) == asked
+        assert len(server.requests) == before
         names = [path.name for path in folder.iterdir() if path.suffix != ".part"]
         assert sorted(names) == sorted(f"{n}{end}" for n in range(32) for end in (".json", ".png"))
     else:
@@ -219,7 +219,7 @@ def test_workers_share_one_rate(ray: Any, server: ThreadedServer) -> None:
         Noting,
         fn_constructor_kwargs={
             "run": "paced",
-            "api_key": ray.put(KEY),
+            "api_key": ray.put(API_KEY),
             "base_url": server.base_url,
             "limits": Limits(requests_per_minute=240, max_concurrency=3),
         },
@@ -247,7 +247,7 @@ def test_workers_share_one_rate(ray: Any, server: ThreadedServer) -> None:
 
 
 async def test_rate_after_the_loss_of_its_actor(ray: Any) -> None:
-    """When the actor dies, waiting workers turn to a new one of the same name."""
+    """When the actor dies, waiting workers create a new one with the same name."""
     rate = SharedRate("lost", {"max_concurrency": 1})
     first, second = rate.reserve(1), rate.reserve(1)
     await rate.wait(first)
@@ -289,12 +289,12 @@ async def test_rate_actor_without_workers(ray: Any) -> None:
 
 
 def test_worker_with_unusable_batches(ray: Any, server: ThreadedServer) -> None:
-    """Without an API key, prompts, ids or pyarrow the batch fails."""
+    """A batch without an API key, prompts, ids or pyarrow fails."""
     pyarrow = arrow()
     with pytest.raises(ConfigurationError, match="ELKAPI_API_KEY"):
         GenerateImages(run="wrong", base_url=server.base_url)
-    worker = GenerateImages(run="wrong", api_key=KEY, base_url=server.base_url)
-    assert KEY not in repr(worker)
+    worker = GenerateImages(run="wrong", api_key=API_KEY, base_url=server.base_url)
+    assert API_KEY not in repr(worker)
     with pytest.raises(ConfigurationError, match="pyarrow"):
         worker({"prompt": ["a cat"]})
     with pytest.raises(ConfigurationError, match="prompt_column"):
@@ -313,7 +313,7 @@ def test_worker_with_unusable_batches(ray: Any, server: ThreadedServer) -> None:
 def test_worker_rows_with_errors_and_urls(ray: Any, server: ThreadedServer) -> None:
     """Errors are columns; images behind URLs are downloaded, and a column has the URLs."""
     pyarrow = arrow()
-    worker = GenerateImages(run="some", api_key=KEY, base_url=server.base_url, retry=0)
+    worker = GenerateImages(run="some", api_key=API_KEY, base_url=server.base_url, retry=0)
     server.inject("error=400/content_policy_violation")
     table = pyarrow.table(
         {
@@ -362,7 +362,7 @@ def test_worker_after_a_failed_download(ray: Any, server: ThreadedServer, tmp_pa
     table = arrow().table({"id": ["a-cat"], "prompt": ["a cat"], "n": [2]})
 
     def made() -> dict[str, Any]:
-        options: Any = {"api_key": KEY, "base_url": server.base_url, "idempotency": "off"}
+        options: Any = {"api_key": API_KEY, "base_url": server.base_url, "idempotency": "off"}
         worker = GenerateImages(
             run="fetched", model="dall-e-2", output_dir=str(tmp_path), **options
         )
@@ -399,12 +399,12 @@ def test_worker_after_a_failed_download(ray: Any, server: ThreadedServer, tmp_pa
 
 
 def test_worker_with_a_full_disk(ray: Any, server: ThreadedServer, tmp_path: Path) -> None:
-    """A folder that goes away fails the batch, and no further row is sent."""
+    """A folder that disappears fails the batch, and no further row is sent."""
     pyarrow = arrow()
     folder = tmp_path / "images"
     worker = GenerateImages(
         run="full",
-        api_key=KEY,
+        api_key=API_KEY,
         base_url=server.base_url,
         output_dir=str(folder),
         requests_at_once=1,
@@ -433,7 +433,7 @@ def test_worker_with_edits(ray: Any, server: ThreadedServer, tmp_path: Path) -> 
             }
         )
         worker = GenerateImages(
-            run="edits", api_key=KEY, base_url=server.base_url, output_dir=str(tmp_path / "out")
+            run="edits", api_key=API_KEY, base_url=server.base_url, output_dir=str(tmp_path / "out")
         )
         try:
             rows: list[dict[str, Any]] = worker(table).to_pylist()
@@ -453,7 +453,7 @@ def test_worker_with_edits(ray: Any, server: ThreadedServer, tmp_path: Path) -> 
     again = made()
     assert [row["resumed"] for row in again] == [False, False, True]
     assert again[0]["idempotency_key"] != first[0]["idempotency_key"]
-    worker = GenerateImages(run="edits", api_key=KEY, base_url=server.base_url)
+    worker = GenerateImages(run="edits", api_key=API_KEY, base_url=server.base_url)
     (row,) = worker(
         arrow().table({"id": [1], "prompt": ["add a hat"], "image": [photo]})
     ).to_pylist()
@@ -476,7 +476,7 @@ def test_worker_with_a_rejected_api_key(ray: Any, server: ThreadedServer) -> Non
     worker.close()
     server.inject("none", "error=401")
     worker = GenerateImages(
-        run="kept", api_key=KEY, base_url=server.base_url, requests_at_once=1, retry=0
+        run="kept", api_key=API_KEY, base_url=server.base_url, requests_at_once=1, retry=0
     )
     before = len(server.requests)
     rows = worker(table).to_pylist()
@@ -497,7 +497,7 @@ def test_batch_on_ray(ray: Any, server: ThreadedServer, tmp_path: Path) -> None:
         '{"prompt": "a boat", "id": "b-7", "extra_body": {"seed": 3}}\n'
     )
     command = [sys.executable, "-m", "elkimg_async", "batch", "prompts.jsonl", "-o", "out", "--ray"]
-    environment = {**os.environ, "ELKAPI_API_KEY": KEY, "ELKAPI_BASE_URL": server.base_url}
+    environment = {**os.environ, "ELKAPI_API_KEY": API_KEY, "ELKAPI_BASE_URL": server.base_url}
     address = ray.get_runtime_context().gcs_address
 
     def batch(prompts: str, at: str = address) -> subprocess.CompletedProcess[str]:
@@ -510,7 +510,7 @@ def test_batch_on_ray(ray: Any, server: ThreadedServer, tmp_path: Path) -> None:
             text=True,
             check=False,
         )
-        assert KEY not in ended.stdout + ended.stderr
+        assert API_KEY not in ended.stdout + ended.stderr
         return ended
 
     ended = batch(good + '{"prompt": "many", "n": 99}\n{"wrong": 1}\n')

@@ -1,4 +1,4 @@
-"""Whose turn it is among workers."""
+"""The shared rate limit of workers."""
 
 import asyncio
 import time
@@ -25,7 +25,7 @@ async def waiting(actor: RateActor, *takes: tuple[str, int]) -> list[asyncio.Tas
 
 
 async def test_rate_order() -> None:
-    """The turn of one worker comes when another has left, in the order of the requests."""
+    """Turns are granted in the order of the requests."""
     rate = actor()
     assert await rate.take("a", 1, 1)
     second, third = await waiting(rate, ("b", 1), ("a", 2))
@@ -38,7 +38,7 @@ async def test_rate_order() -> None:
 
 
 async def test_rate_of_a_dead_worker() -> None:
-    """After its lease a silent worker has neither turns nor places in the queue."""
+    """After its lease, a silent worker holds no permits and no places in the queue."""
     rate = actor()
     assert await rate.take("dead", 1, 1)
     dead, alive = await waiting(rate, ("dead", 2), ("alive", 1))
@@ -63,7 +63,7 @@ async def test_rate_place_released() -> None:
 
 
 async def test_rate_message_overtaken() -> None:
-    """A turn that was released before it was requested is not granted."""
+    """A turn that is released before it is requested is not granted."""
     rate = actor()
     await rate.release("a", 1)
     assert not await rate.take("a", 1, 1)
@@ -71,7 +71,7 @@ async def test_rate_message_overtaken() -> None:
 
 
 async def test_rate_worker_ended() -> None:
-    """A worker that has ended holds nothing any more."""
+    """A worker that has ended holds no permits."""
     rate = actor()
     assert await rate.take("a", 1, 1)
     await rate.forget("a")
@@ -91,11 +91,12 @@ async def test_rate_retry_after() -> None:
 
 
 async def test_rate_headers() -> None:
-    """What remains in the window counts for all workers together."""
+    """When headers leave no requests, all workers wait for the reset, then continue."""
     rate = RateActor({})
     assert await rate.take("a", 1, 1)
-    limit = RateLimit(limit_requests=60, remaining_requests=0, reset_requests=60.0)
+    limit = RateLimit(limit_requests=60, remaining_requests=0, reset_requests=0.5)
     await rate.succeeded("a", 1, limit)
     await rate.release("a", 1)
-    await waiting(rate, ("b", 1))
+    (turn,) = await waiting(rate, ("b", 1))
+    assert await turn
     await rate.forget("b")

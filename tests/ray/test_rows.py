@@ -1,4 +1,4 @@
-"""What is in a row, and in the columns of its result."""
+"""The request of a row, and the columns of its result."""
 
 import math
 
@@ -20,7 +20,7 @@ def test_request_over_defaults() -> None:
 
 
 def test_request_with_gaps() -> None:
-    """NaN and null are not values, also within the objects of a column, where Arrow puts them."""
+    """NaN and null are not values, not even within the objects of a column."""
     row = {
         "prompt": "a cat",
         "n": math.nan,
@@ -31,7 +31,7 @@ def test_request_with_gaps() -> None:
 
 
 def test_request_extra_body() -> None:
-    """A column of text can hold objects of any shape."""
+    """A column of JSON text can hold objects of any shape."""
     row = {"prompt": "a cat", "extra_body": '{"seed": 7}'}
     assert rows.read_request(row, "prompt", {}).extra_body == {"seed": 7}
     with pytest.raises(InvalidRequestError, match="extra_body"):
@@ -40,7 +40,7 @@ def test_request_extra_body() -> None:
 
 @pytest.mark.parametrize("prompt", [None, math.nan])
 def test_request_without_a_prompt(prompt: object) -> None:
-    """A row without a prompt is rejected as a request without one is."""
+    """A row without a prompt is rejected like a request without one."""
     with pytest.raises(InvalidRequestError, match="prompt"):
         rows.read_request({"prompt": prompt}, "prompt", {})
 
@@ -52,7 +52,7 @@ def test_id_of_a_row() -> None:
 
 
 def test_id_without_a_column() -> None:
-    """The same row at the same place has the same id, and equal rows at two places have two."""
+    """The id depends on the content and position of a row only."""
     row = {"prompt": "a cat", POSITION: 3}
     assert rows.read_id(row, "id") == rows.read_id({POSITION: 3, "prompt": "a cat"}, "id")
     others = [{**row, POSITION: 4}, {**row, "prompt": "a dog"}]
@@ -60,7 +60,7 @@ def test_id_without_a_column() -> None:
 
 
 def test_idempotency_key_parts() -> None:
-    """Run, row and request cannot pass for parts of each other."""
+    """Run, row and request are separated unambiguously in an idempotency key."""
     keys = {
         rows.make_idempotency_key(*parts)
         for parts in [("a", "b", "c"), ("ab", "", "c"), ("a", "bc", "")]
@@ -70,7 +70,7 @@ def test_idempotency_key_parts() -> None:
 
 
 def test_columns_of_a_good_row() -> None:
-    """Usage and meta are there, and a good row was billed."""
+    """A successful row has usage and metadata, and was billed."""
     outcome = RowResult(id="1", usage=Usage(total_tokens=9), attempts=2, images=[PNG])
     column = {name: outcome.column(name) for name in rows.COLUMNS}
     assert (column["ok"], column["billing"], column["error"]) == (True, "billed", None)
@@ -78,7 +78,7 @@ def test_columns_of_a_good_row() -> None:
 
 
 def test_columns_of_a_failed_row() -> None:
-    """An error is its class, its text and what is known of the bill."""
+    """A failed row has the class, text and billing of its error."""
     outcome = RowResult(id="1", error=RateLimitError("Slow down.", status=429))
     column = {name: outcome.column(name) for name in rows.COLUMNS}
     assert (column["ok"], column["error"], column["billing"]) == (

@@ -31,7 +31,7 @@ def store(shared_store: SharedStore, row_id: str, *images: bytes, digest: str = 
 
 
 def test_shared_finds_what_is_done(tmp_path: Path) -> None:
-    """A row is found with its files, by its id and its request."""
+    """A finished row is found by its id and its request."""
     shared_store = SharedStore(str(tmp_path / "new" / "folder"))
     record = store(shared_store, "7", PNG, PNG)
     assert shared_store.find("7", "m") == record
@@ -41,7 +41,7 @@ def test_shared_finds_what_is_done(tmp_path: Path) -> None:
 
 
 def test_shared_store_record_of_an_early_version(tmp_path: Path) -> None:
-    """Records without URLs are of rows that are done."""
+    """A record without URLs is of a finished row."""
     shared_store = SharedStore(str(tmp_path))
     record = store(shared_store, "7", PNG)
     fields = json.loads((tmp_path / "7.json").read_bytes())
@@ -52,7 +52,7 @@ def test_shared_store_record_of_an_early_version(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("harm", ["cut", "missing", "no record", "broken record"])
 def test_shared_store_with_damaged_files(tmp_path: Path, harm: str) -> None:
-    """A row is sent again if a file of it is not as it was written."""
+    """A row is sent again if one of its files has changed."""
     shared_store = SharedStore(str(tmp_path))
     store(shared_store, "7", PNG)
     match harm:
@@ -68,7 +68,7 @@ def test_shared_store_with_damaged_files(tmp_path: Path, harm: str) -> None:
 
 
 def test_shared_store_in_an_unusable_place(tmp_path: Path) -> None:
-    """A URL, or a folder that cannot be created, is rejected with what to do instead."""
+    """A URL, or a folder that cannot be created, is an error with advice."""
     with pytest.raises(ConfigurationError, match="omit it"):
         SharedStore("s3://bucket/images")
     (tmp_path / "file").touch()

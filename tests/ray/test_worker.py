@@ -29,7 +29,7 @@ PNG = b"\x89PNG\r\n\x1a\n and so on"
     ],
 )
 def test_options_that_cannot_work(options: dict[str, Any], error: type[Exception]) -> None:
-    """They are rejected where the dataset is created, not in a worker."""
+    """Invalid options are rejected before a worker is created."""
     with pytest.raises(error):
         check_options(options)
 
@@ -42,7 +42,7 @@ def test_generate_dataset_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_batch_without_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The command names the extra too, and says which of its options need a journal."""
+    """The command names the extra too, and rejects options that need a journal."""
     (tmp_path / "prompts.txt").write_text("a cat\n")
     monkeypatch.setitem(sys.modules, "ray", None)
     for name in ("RAY_BACKEND_LOG_LEVEL", "RAY_ENABLE_AUTO_CONNECT"):

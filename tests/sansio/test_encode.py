@@ -1,4 +1,4 @@
-"""What is sent, and what a response other than 2xx means."""
+"""Encoding of requests."""
 
 import json
 from typing import Any
@@ -26,7 +26,7 @@ def sent(stream: bool = False, **fields: Any) -> dict[str, Any]:
 
 
 def test_generate_sends_what_is_set() -> None:
-    """What is unset is not sent, the model always is, and numbers are numbers."""
+    """Only set fields and the model are sent, with numbers as numbers."""
     assert sent() == {"prompt": "a", "model": "gpt-image-1.5"}
     fields: dict[str, Any] = {
         "model": "m",
@@ -48,13 +48,13 @@ def test_generate_sends_what_is_set() -> None:
 
 
 def test_generate_stream_is_a_boolean() -> None:
-    """`stream` is a JSON boolean, and left out of a batch call."""
+    """`stream` is a JSON boolean, and absent from a batch call."""
     assert sent(stream=True)["stream"] is True
     assert "stream" not in sent()
 
 
 @pytest.mark.parametrize(
-    ("model", "stream", "asked", "expected"),
+    ("model", "stream", "requested", "expected"),
     [
         (None, True, None, 1),
         ("gpt-image-1", True, None, 1),
@@ -69,10 +69,10 @@ def test_generate_stream_is_a_boolean() -> None:
     ],
 )
 def test_generate_partial_images(
-    model: str | None, stream: bool, asked: int | None, expected: int | None
+    model: str | None, stream: bool, requested: int | None, expected: int | None
 ) -> None:
     """A stream from a GPT image model requests one partial image by default."""
-    assert sent(stream, model=model, partial_images=asked).get("partial_images") == expected
+    assert sent(stream, model=model, partial_images=requested).get("partial_images") == expected
 
 
 def test_generate_extra_body_wins() -> None:
@@ -87,7 +87,7 @@ def test_generate_extra_body_wins() -> None:
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("key", [None, "k-1"])
 def test_generate_headers(key: str | None, stream: bool) -> None:
-    """The headers state what is sent and accepted, and the idempotency key if there is one."""
+    """The headers describe the body and the accepted types, and carry the idempotency key."""
     request = encode.generate(GenerateRequest(prompt="a"), stream=stream, idempotency_key=key)
     assert (request.method, request.path) == ("POST", "/images/generations")
     expected = {
@@ -110,7 +110,7 @@ def test_generate_headers(key: str | None, stream: bool) -> None:
     ],
 )
 def test_generate_what_json_cannot_hold(fields: dict[str, Any], param: str) -> None:
-    """Text and data that JSON cannot hold are refused by name."""
+    """Text and data that JSON cannot represent are rejected by name."""
     with pytest.raises(InvalidRequestError, match="cannot be written as JSON") as caught:
         encode.generate(GenerateRequest(**{"prompt": "a", **fields}), stream=False)
     assert caught.value.param == param
@@ -118,7 +118,7 @@ def test_generate_what_json_cannot_hold(fields: dict[str, Any], param: str) -> N
 
 
 def test_generate_with_a_loop_in_extra_body() -> None:
-    """Data that holds itself is refused."""
+    """Data that contains itself is rejected."""
     loop: list[Any] = []
     loop.append(loop)
     with pytest.raises(InvalidRequestError, match="seed"):
@@ -126,13 +126,13 @@ def test_generate_with_a_loop_in_extra_body() -> None:
 
 
 def test_generate_with_a_key_that_is_not_unicode() -> None:
-    """A key of `extra_body` that JSON cannot hold is refused like a value."""
+    """A name in `extra_body` that is not valid Unicode is rejected like a value."""
     with pytest.raises(InvalidRequestError, match="JSON"):
         sent(extra_body={"\ud800": 1})
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_generate_with_what_is_no_number(number: float) -> None:
-    """NaN and infinity, which JSON does not have, are refused and not sent as null."""
+    """NaN and infinity, which JSON lacks, are rejected rather than sent as null."""
     with pytest.raises(InvalidRequestError, match="JSON"):
         sent(extra_body={"seed": number})

@@ -1,6 +1,5 @@
-"""What an error response means, and where its body has the server's words."""
+"""Mapping of error responses to exceptions, and the server's message in their bodies."""
 
-import base64
 import json
 from typing import Any
 
@@ -18,26 +17,10 @@ from elkimg_async.errors import (
     PermissionDeniedError,
     QuotaExceededError,
     RateLimitError,
-    ResponseError,
     ServerError,
 )
 from elkimg_async.sansio import error_mapping
-
-NOW = 1_700_000_000.0
-
-
-def error_of(status: int, body: bytes | str = b"", **headers: str) -> APIError:
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    raw = body.encode() if isinstance(body, str) else body
-    found = error_mapping.read_error(status, named, raw, now=NOW)
-    assert isinstance(found, APIError)
-    assert found.status == status
-    return found
-
-
-def api_body(code: Any, message: str = "no", **more: Any) -> str:
-    return json.dumps({"error": {"message": message, "code": code, **more}}, ensure_ascii=False)
-
+from tests.helpers.error_bodies import NOW, api_body, error_of
 
 ROWS: list[tuple[str, int, str, type[APIError], str | None, str]] = [
     ("key missing", 401, api_body(""), AuthenticationError, None, "refused"),
@@ -327,10 +310,10 @@ ROWS: list[tuple[str, int, str, type[APIError], str | None, str]] = [
     [row[1:] for row in ROWS],
     ids=[row[0] for row in ROWS],
 )
-def test_read_error(
+def test_response_error(
     status: int, body: str, cls: type[APIError], code: str | None, billing: str
 ) -> None:
-    """Each situation of the contract has its class, its code, and its word on billing."""
+    """Each situation of the contract has its class, code and billing."""
     found = error_of(status, body)
     assert type(found) is cls
     assert (found.code, found.billing) == (code, billing)
@@ -343,8 +326,8 @@ def test_read_error(
         assert cls.advice in text
 
 
-def test_read_error_with_all_fields() -> None:
-    """Everything that the answer says is kept."""
+def test_response_error_with_all_fields() -> None:
+    """Everything in the response is kept on the error."""
     body = api_body("c", "It failed", type="t", param="size")
     found = error_of(
         400, body, x_oneapi_request_id="g-1", x_request_id="u", retry_after="7", x_y="z"
@@ -359,254 +342,11 @@ def test_read_error_with_all_fields() -> None:
     )
 
 
-def test_read_error_headers_in_any_case() -> None:
-    """The headers that an error keeps have names in lower case."""
-    found = error_mapping.read_error(400, {"X-Y": "z"}, b"", now=NOW)
+def test_response_error_headers_in_any_case() -> None:
+    """The headers of an error have names in lower case."""
+    found = error_mapping.response_error(400, {"X-Y": "z"}, b"", now=NOW)
     assert isinstance(found, APIError)
     assert found.headers == {"x-y": "z"}
-
-
-WORDS = "the size is not offered"
-SHAPES: dict[str, tuple[Any, str | None, str | None]] = {
-    "error": ({"error": {"message": WORDS, "type": "t", "param": "size", "code": "c"}}, "c", "t"),
-    "error with a number": ({"error": {"message": WORDS, "code": 1113}}, "1113", None),
-    "error as text": ({"error": WORDS}, None, None),
-    "error in an error": ({"error": {"error": WORDS}}, None, None),
-    "error object in an error": ({"error": {"error": {"message": WORDS, "code": "c"}}}, "c", None),
-    "Google": (
-        [{"error": {"code": 400, "message": WORDS, "status": "INVALID_ARGUMENT"}}],
-        "400",
-        "INVALID_ARGUMENT",
-    ),
-    "errors as text": ({"errors": [WORDS]}, None, None),
-    "errors": (
-        {"success": False, "errors": [{"code": 7003, "message": WORDS}], "result": None},
-        "7003",
-        None,
-    ),
-    "message and code": ({"message": WORDS, "code": "c"}, "c", None),
-    "msg and code": ({"msg": WORDS, "code": 1}, "1", None),
-    "error.msg": ({"error": {"msg": WORDS}}, None, None),
-    "message as a list": ({"error": {"message": [WORDS]}}, None, None),
-    "error_msg": ({"error_msg": WORDS, "error_code": 6}, "6", None),
-    "Message": ({"Message": WORDS}, None, None),
-    "detail": ({"detail": WORDS}, None, None),
-    "detail.message": ({"detail": {"message": WORDS}}, None, None),
-    "detail.error": ({"detail": {"error": WORDS}}, None, None),
-    "detail.error.message": ({"detail": {"error": {"message": WORDS, "code": "c"}}}, "c", None),
-    "details of FastAPI": (
-        {"detail": [{"loc": ["body", "size"], "msg": WORDS, "type": "enum"}]},
-        None,
-        "enum",
-    ),
-    "object error": (
-        {"object": "error", "message": WORDS, "type": "BadRequestError", "code": 400},
-        "400",
-        "BadRequestError",
-    ),
-    "success false": ({"success": False, "message": WORDS}, None, None),
-    "problem": (
-        {"type": "about:blank", "title": "Bad", "detail": WORDS, "status": 400},
-        None,
-        "about:blank",
-    ),
-    "problem with a title": (
-        {"type": "about:blank", "title": WORDS, "status": 400},
-        None,
-        "about:blank",
-    ),
-    "item": ({"created": 1, "data": [{"error": {"code": "c", "message": WORDS}}]}, "c", None),
-    "failed event": (
-        {"type": "image_generation.failed", "error": {"message": WORDS, "code": "c"}},
-        "c",
-        None,
-    ),
-    "failed response": (
-        {"type": "response.failed", "response": {"error": {"code": "c", "message": WORDS}}},
-        "c",
-        None,
-    ),
-    "OAuth": ({"error": "invalid_token", "error_description": WORDS}, None, "invalid_token"),
-    "name beside a message": (
-        {"statusCode": 400, "error": "Bad Request", "message": WORDS},
-        "400",
-        "Bad Request",
-    ),
-    "error true": ({"error": True, "message": WORDS}, None, None),
-    "DashScope": ({"output": {"task_status": "FAILED", "code": "c", "message": WORDS}}, "c", None),
-    "null beside": ({"error": None, "message": WORDS}, None, None),
-    "empty beside": ({"error": {}, "message": WORDS}, None, None),
-}
-
-
-@pytest.mark.parametrize("status", [400, 500, 200])
-@pytest.mark.parametrize(("body", "code", "type_"), SHAPES.values(), ids=SHAPES.keys())
-def test_api_error_finds_the_words(
-    body: Any, code: str | None, type_: str | None, status: int
-) -> None:
-    """Message, code and type are those of the server, word for word, in every shape and status."""
-    found = error_mapping.api_error(status, body)
-    assert (found.message, found.code) == (WORDS, code)
-    assert type_ is None or found.type == type_
-    assert f": {WORDS}." in str(found)
-    assert found.body == body
-
-
-@pytest.mark.parametrize(
-    ("body", "message"),
-    [
-        ('{"error":{"message":"with a stop."}}', "with a stop."),
-        ('{"error":{"message":"  blanks \\n"}}', "blanks"),
-        ('{"error":{"message":"余额不足 (request id: r-1)"}}', "余额不足 (request id: r-1)"),
-        ('{"error":{"message":"图像生成失败。"}}', "图像生成失败。"),
-        ("Bad Gateway", "Bad Gateway"),
-        ("  upstream connect error\n", "upstream connect error"),
-        ('{"error":{"mess', '{"error":{"mess'),
-        ('"quoted"', "quoted"),
-        ('{"errors":["a","b","a"]}', "a; b"),
-    ],
-)
-def test_read_error_message(body: str, message: str) -> None:
-    """The message is the server's and nothing else; the text makes it a sentence."""
-    found = error_of(400, body)
-    assert found.message == message
-    assert f": {message.rstrip('.。')}" in str(found)
-    assert ".." not in str(found)
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        "",
-        "  \n",
-        "{}",
-        "[]",
-        "null",
-        "[1]",
-        '{"error":{}}',
-        '{"error":[]}',
-        '{"error":5}',
-        '{"error":{"message":5}}',
-        '{"error":{"message":null}}',
-        '{"error":{"message":""}}',
-        '{"error":{"message":"<html>"}}',
-        '{"detail":[]}',
-        "<html><body>x</body></html>",
-        " <!DOCTYPE html>",
-    ],
-)
-def test_read_error_without_a_message(body: str) -> None:
-    """A body that says nothing, and a page, put no message on the error."""
-    found = error_of(400, body)
-    assert found.message in ("", body)
-    assert "<" not in str(found)
-    assert str(found).startswith("The server returned 400")
-
-
-@pytest.mark.parametrize("status", [401, 403, 500, 502, 503, 520, 530])
-def test_read_error_page(status: int) -> None:
-    """A web page comes from something in between: the text says so, and leaves the API key out."""
-    body = (
-        "<!DOCTYPE html><html><head><title>Attention Required! | Cloudflare</title></head></html>"
-    )
-    found = error_of(status, body)
-    assert "web page titled “Attention Required! | Cloudflare”" in str(found)
-    assert "something in between" in str(found)
-    assert "API key" not in str(found)
-    assert found.body == body
-
-
-def test_read_error_with_an_image() -> None:
-    """An image beside an error is on it, its body is whole, and it may have been paid for."""
-    png = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 40
-    value = {"error": {"message": "late"}, "data": [{"b64_json": base64.b64encode(png).decode()}]}
-    found = error_of(500, json.dumps(value))
-    assert [image.content for image in found.images] == [png]
-    assert found.body == value
-    assert found.billing == "unknown"
-
-
-def test_read_error_of_moderation() -> None:
-    """The details of a moderation are on the error, as they were sent."""
-    details = {"categories": ["violence"], "moderation_stage": "output"}
-    found = error_of(400, json.dumps({"error": {"message": "no", "moderation_details": details}}))
-    assert isinstance(found, ModerationError)
-    assert found.moderation == details
-
-
-def test_read_error_with_the_details_of_fastapi() -> None:
-    """FastAPI's list of what is wrong is in the text, not only in the body."""
-    detail = [
-        {"loc": ["body", "n"], "msg": "not a valid integer", "type": "int_parsing"},
-        {"loc": ["body", "prompt"], "msg": "Field required", "type": "missing"},
-    ]
-    found = error_of(422, json.dumps({"detail": detail}))
-    assert found.body == {"detail": detail}
-    assert "not a valid integer" in str(found)
-
-
-@pytest.mark.parametrize(
-    ("code", "expected"),
-    [
-        *[("x", "x"), ("", None), (None, None), (429, "429"), (0, "0"), ([], None), ({}, None)],
-        *[(1.5, None), ("余额", "余额"), ("9" * 5_000, "9" * 5_000), ("٤٢٩", "٤٢٩")],
-    ],
-)
-def test_read_error_code(code: Any, expected: str | None) -> None:
-    """A code is text or a whole number; it may stand in `type` and `param` too."""
-    found = error_of(400, json.dumps({"error": {"code": code, "type": code, "param": code}}))
-    assert (found.code, found.type, found.param) == (expected,) * 3
-    assert type(found) is BadRequestError
-
-
-@pytest.mark.parametrize("code", [True, False])
-def test_read_error_code_that_is_a_boolean(code: bool) -> None:
-    """A boolean is no code."""
-    assert error_of(400, json.dumps({"error": {"code": code}})).code is None
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b'\xef\xbb\xbf{"error":{"message":"no","code":"invalid_request"}}',
-        b'{"error":{"message":"no \xff","code":"invalid_request"}}',
-        b'{"error":{"message":"no","code":"invalid_request"},"x":NaN}',
-        b'{"error":{"message":"no \\ud800","code":"invalid_request"}}',
-        b'{"error":{"message":"no","code":"invalid_request"}}<!-- x -->',
-    ],
-)
-def test_read_error_of_almost_json(body: bytes) -> None:
-    """An error's JSON is read as tolerantly as an answer's: its code decides about retries."""
-    found = error_of(500, body)
-    assert (type(found), found.code, found.billing) == (
-        BadRequestError,
-        "invalid_request",
-        "refused",
-    )
-
-
-def test_read_error_of_much_text() -> None:
-    """A long answer is cut to what a message can bear."""
-    for body in ("x" * 100_000, "<" + "x" * 100_000):
-        found = error_of(500, body)
-        assert found.body == body[: error_mapping.MAX_BODY_TEXT]
-        assert len(str(found)) < 2_500
-    found = error_of(400, api_body("c", "y" * 100_000))
-    assert len(str(found)) < 2_500
-    assert "yyy…" in str(found)
-
-
-@pytest.mark.parametrize("status", [300, 301, 302, 303, 304, 307, 308])
-def test_read_error_redirect(status: int) -> None:
-    """A redirect is never followed: it is a `ResponseError` that points at the base URL."""
-    headers = {"location": "https://elsewhere/path?token=secret", "x-request-id": "u"}
-    found = error_mapping.read_error(status, headers, b"<html>", now=NOW)
-    assert type(found) is ResponseError
-    assert (found.status, found.request_id, found.billing) == (status, "u", "unknown")
-    assert "https://elsewhere/path" in str(found)
-    assert "secret" not in str(found)
-    assert "base URL" in str(found)
-    assert "base URL" in str(error_mapping.read_error(status, {}, b"", now=NOW))
 
 
 @settings(max_examples=300, deadline=None)
@@ -624,9 +364,9 @@ def test_read_error_redirect(status: int) -> None:
         max_leaves=9,
     ).map(lambda value: json.dumps(value).encode()),
 )
-def test_read_error_of_any_body(status: int, body: bytes) -> None:
-    """Any body of any status is one of our errors, with a text."""
-    found = error_mapping.read_error(status, {}, body, now=NOW)
+def test_response_error_of_any_body(status: int, body: bytes) -> None:
+    """Any body with any status becomes an error of this package with a text."""
+    found = error_mapping.response_error(status, {}, body, now=NOW)
     assert type(found).__name__ in errors.__all__
     assert str(status) in str(found)
 
@@ -653,8 +393,8 @@ def test_read_error_of_any_body(status: int, body: bytes) -> None:
         (None, APIError),
     ],
 )
-def test_api_error_inside_a_good_answer(value: Any, cls: type[APIError]) -> None:
-    """Inside a 200, the code or the type stands for the status."""
+def test_api_error_inside_a_success(value: Any, cls: type[APIError]) -> None:
+    """In a response with status 200, the code or the type replaces the status."""
     found = error_mapping.api_error(200, value)
     assert type(found) is cls
     assert found.status == 200

@@ -1,4 +1,4 @@
-"""Images found wherever a server puts them, and nothing else found."""
+"""Search for images wherever a server puts them."""
 
 import base64
 import json
@@ -26,7 +26,7 @@ def found_in(value: Any) -> Came:
 
 
 def decode(body: bytes, *, stream: bool) -> tuple[list[Any], ImagesResponse | ElkImagesError]:
-    """The events of a body and how it ends, the same whole and byte by byte."""
+    """Return the events of a body and its error, the same whole and byte by byte."""
     results = []
     for chunks in ([body], one_by_one(body)):
         decoder = ImagesDecoder(stream=stream, max_bytes=1 << 20)
@@ -140,7 +140,7 @@ DIALECTS: dict[str, tuple[Any, Came]] = {
 @pytest.mark.parametrize("way", ["batch", "event", "doubled prefix", "line"])
 @pytest.mark.parametrize(("value", "expected"), DIALECTS.values(), ids=DIALECTS.keys())
 def test_images_of_a_dialect(value: Any, expected: Came, way: str) -> None:
-    """Each dialect gives its images, as the body itself, as an event and as a line of JSON."""
+    """The images of each dialect are found, as a body, as an event and as a line of JSON."""
     body = {
         "batch": json.dumps(value).encode(),
         "event": sse(value),
@@ -153,6 +153,43 @@ def test_images_of_a_dialect(value: Any, expected: Came, way: str) -> None:
         assert [image.content or image.url for image in images] == expected
         assert isinstance(end, ImagesResponse)
         assert list(end) == images
+
+
+DIALECTS |= {
+    f"an address under {name!r}": ({"data": [{name: URL, "id": "x"}]}, [URL])
+    for name in (
+        *("href", "link", "location", "path", "s3_url", "oss_url", "hd_url", "presigned_url"),
+        *("originUrl", "resourceUrl", "storage_url", "permalink", "foo"),
+    )
+}
+DIALECTS |= {
+    "an address in an unknown object": (
+        {"data": [{"foo": {"bar": URL}}, {"x": OTHER}]},
+        [URL, OTHER],
+    ),
+    "lists in lists": ({"output": [[URL], [OTHER]]}, [URL, OTHER]),
+    "images by number": ({"images": {"0": URL, "1": OTHER}}, [URL, OTHER]),
+    "image as an object": ({"image": {"original": URL, "id": "x"}}, [URL]),
+    "further addresses": (
+        {"data": [{"url": URL, "download_url": OTHER, "proxy_url": "https://p/1"}]},
+        [URL],
+    ),
+    "an object in a string": (
+        {"code": 200, "data": {"resultJson": json.dumps({"resultUrls": [URL, OTHER]})}},
+        [URL, OTHER],
+    ),
+    "a response in a string": ({"body": json.dumps({"data": [{"b64_json": ONE}]})}, [PNG]),
+    "a request beside it": (
+        {"images": [ONE], "parameters": {"init_images": [TWO]}, "info": '{"prompt": "x"}'},
+        [PNG],
+    ),
+    "Markdown": ({"choices": [{"message": {"content": f"Here:\n![image]({OTHER})"}}]}, [OTHER]),
+    "Markdown with a data URL": (
+        {"choices": [{"message": {"content": f"![x](data:image/png;base64,{ONE})"}}]},
+        [PNG],
+    ),
+    "a Buffer": ({"data": [{"image": {"type": "Buffer", "data": list(PNG)}}]}, [PNG]),
+}
 
 
 NO_IMAGES: list[Any] = [
@@ -168,12 +205,20 @@ NO_IMAGES: list[Any] = [
     {"id": "iVBORw0KGgo", "url": ""},
     {"result": "ok", "output": "", "data": "none"},
     {"homepage": "https://example.com"},
+    {"foo": {"bar": URL}},
+    {"data": [{"foo": URL, "bar": "https://example.com/other"}]},
+    {"data": [{"task_id": "t", "status": "submitted", "foo": URL}]},
+    {"data": [{"status": "failed", "foo": URL}]},
+    {"content": f"see [the page]({OTHER})"},
+    {"prompt": f"![x]({OTHER})"},
+    {"steps": [1, 2, 3], "values": [137, 80, 999]},
+    {"param": json.dumps({"input": {"image_url": URL}})},
 ]
 
 
 @pytest.mark.parametrize("value", NO_IMAGES, ids=range(len(NO_IMAGES)))
 def test_images_in_other_fields(value: Any) -> None:
-    """Text, links for programs and echoes of the request are not images."""
+    """Text, links and repeated request fields are not images."""
     assert found_in(value) == []
     images = found_in(
         {
@@ -192,6 +237,9 @@ def test_images_in_other_fields(value: Any) -> None:
         {"error": URL},
         {"error": {"message": f"{URL} is blocked", "b64": ""}},
         {"detail": f"data:image/png;base64,{ONE}"},
+        {"error": {"message": "no", "url": "https://docs.example.com/errors"}},
+        {"error": {"message": "no", "image_url": URL}},
+        {"detail": [{"loc": ["body"], "msg": "no", "type": "missing", "url": "https://e.dev/v"}]},
     ],
 )
 def test_images_of_an_error_text(error: Any) -> None:
@@ -277,6 +325,63 @@ STREAMS: dict[str, tuple[bytes, list[tuple[str, bool]]]] = {
         ),
         [("PNG", True), ("PNG", True), (URL, False)],
     ),
+    "summary of the Responses API": (
+        sse(
+            {"type": "response.output_item.done", "item": {"result": ONE}},
+            {"type": "response.completed", "response": {"output": [{"result": ONE}]}},
+        ),
+        [("PNG", False)],
+    ),
+    "summary of addresses": (
+        sse(
+            {"type": "image_generation.partial_succeeded", "url": URL},
+            {"type": "image_generation.partial_succeeded", "url": OTHER},
+            {"type": "image_generation.completed", "data": [{"url": URL}, {"url": OTHER}]},
+        ),
+        [(URL, False), (OTHER, False)],
+    ),
+    "the same image twice": (
+        sse(*[{"type": "image_generation.completed", "url": URL}] * 2),
+        [(URL, False), (URL, False)],
+    ),
+    **{
+        f"unfinished by {unfinished}": (
+            sse({**unfinished, "image": ONE}, {**finished, "image": URL}),
+            [("PNG", True), (URL, False)],
+        )
+        for unfinished, finished in (
+            ({"is_partial": True}, {"is_partial": False}),
+            ({"final": False}, {"final": True}),
+            ({"stage": "draft"}, {"stage": "final"}),
+            ({"status": "processing"}, {"status": "succeeded"}),
+            ({"event": "partial_image"}, {"event": "completed"}),
+            (
+                {"object": "image_generation.partial_image"},
+                {"object": "image_generation.completed"},
+            ),
+        )
+    },
+    "record separators": (
+        b"\x1e%b\n\x1e%b\n"
+        % (
+            json.dumps({"type": "image_generation.partial_image", "image": ONE}).encode(),
+            json.dumps({"type": "image_generation.completed", "image": URL}).encode(),
+        ),
+        [("PNG", True), (URL, False)],
+    ),
+    "events without blank lines": (
+        sse(
+            {"type": "image_generation.partial_image", "image": ONE},
+            {"type": "image_generation.completed", "image": URL},
+        ).replace(b"\n\n", b"\n"),
+        [("PNG", True), (URL, False)],
+    ),
+    "a data URL as data": (
+        f"event: image\ndata: data:image/png;base64,{ONE}\n\n".encode(),
+        [("PNG", False)],
+    ),
+    "an address as data": (f"event: image\ndata: {URL}\n\n".encode(), [(URL, False)]),
+    "a string as data": (f'data: "{ONE}"\n\n'.encode(), [("PNG", False)]),
     "broken side data": (b'data: {"b64_json":"%b","x":}\n\n' % ONE.encode(), [("PNG", False)]),
 }
 
@@ -348,13 +453,57 @@ def test_images_of_an_unknown_format() -> None:
     assert found_in({"x": text}) == []
 
 
-@pytest.mark.parametrize("signature", mutations.SIGNATURES[:4])
+@pytest.mark.parametrize(
+    "signature",
+    [
+        *mutations.SIGNATURES,
+        b"BM\x8a\0\0\0",
+        b"II*\0",
+        b"\0\0\0\x20ftypheic",
+        b"\xff\x0a",
+        b"\0\0\1\0",
+        b"<?xml version='1.0'?>\n<!-- made -->\n<svg xmlns='x'/>",
+    ],
+)
 def test_images_as_the_body(signature: bytes) -> None:
     """A body that is an image itself is one."""
-    content = signature + bytes(100)
-    _, end = decode(content, stream=False)
-    assert isinstance(end, ResponseError) is False
-    assert [image.content for image in end] == [content]  # type: ignore[union-attr]
+    for content in (signature + bytes(100), signature + b" " * 200_000):
+        _, end = decode(content, stream=False)
+        assert isinstance(end, ImagesResponse)
+        assert [image.content for image in end] == [content]
+
+
+LARGE = PNG + bytes(range(256)) * 1_000
+TEXTS: dict[str, tuple[str, Came]] = {
+    "base64": (base64.b64encode(LARGE).decode(), [LARGE]),
+    "wrapped base64": (base64.encodebytes(LARGE).decode(), [LARGE]),
+    "a data URL": ("data:image/png;base64," + base64.b64encode(LARGE).decode(), [LARGE]),
+    "an address": (URL + "\n", [URL]),
+    "addresses": (f"{URL}\n{OTHER}\n", [URL, OTHER]),
+    "a string": (json.dumps(ONE), [PNG]),
+    "a string with an address": (json.dumps(URL), [URL]),
+    "a string of JSON": (json.dumps(json.dumps({"data": [{"b64_json": ONE}]})), [PNG]),
+}
+
+
+@pytest.mark.parametrize(("body", "expected"), TEXTS.values(), ids=TEXTS.keys())
+def test_images_of_a_text(body: str, expected: Came) -> None:
+    """A body that is base64, an address or a string is an image."""
+    for stream in (False, True):
+        decoder = ImagesDecoder(stream=stream, max_bytes=1 << 24)
+        data = body.encode()
+        for start in range(0, len(data), 1_000):
+            decoder.feed(data[start : start + 1_000])
+        decoder.finish()
+        images = [event.image for event in iter(decoder.next_event, None)]  # type: ignore[union-attr]
+        assert [image.content or image.url for image in images] == expected
+
+
+def test_images_in_a_text() -> None:
+    """An image inside a text that is not JSON is on the error."""
+    _, end = decode(f'callback({{"data": [{{"b64_json": "{ONE}"}}]}});'.encode(), stream=False)
+    assert isinstance(end, ResponseError)
+    assert [image.content for image in end.images] == [PNG]
 
 
 # Mutations
@@ -369,7 +518,7 @@ def test_images_of_mutated_bodies(first: int) -> None:
 
 def test_mutations_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """A decoder that loses an image does not pass."""
-    monkeypatch.setattr(ImagesDecoder, "_complete", lambda self, event: None)
+    monkeypatch.setattr(ImagesDecoder, "_emit", lambda self, event: None)
     seed = next(seed for seed in range(99) if mutations.make_body(seed).dialect == "batch")
     with pytest.raises((AssertionError, IndexError)):
         mutations.check_body(seed)

@@ -23,7 +23,7 @@ from elkimg_async.sansio.decoder import ImagesDecoder
 from elkimg_async.sansio.json_images import InvalidJSON, JSONDecoder
 from elkimg_async.sansio.sse import SSEDecoder
 from tests.helpers import fuzz_decoders as fuzz
-from tests.sansio.test_json_images import work
+from tests.sansio.test_json_cost import work
 
 HOME = os.pathsep.join([str(Path(elkimg_async.__file__).parent.parent), *sys.path])
 places = st.integers(0, 1 << 30)
@@ -33,8 +33,8 @@ tokens = st.sampled_from(fuzz.TOKENS)
 class Decoders(RuleBasedStateMachine):
     """All decoders, fed with the same bytes at the same time.
 
-    Rules change what is still to come (`rest`), or feed some of it. Each decoder is asked for
-    events on the way, and at the end its answers are those of the slow parser.
+    Rules change what is still to come (`rest`), or feed some of it. Events are read from
+    each decoder on the way, and at the end they equal those of the slow parser.
     """
 
     def __init__(self) -> None:
@@ -116,17 +116,17 @@ class Decoders(RuleBasedStateMachine):
                 body.finish()
 
     @rule()
-    def ask_for_events(self) -> None:
+    def read_events(self) -> None:
         decoders: list[SSEDecoder | ImagesDecoder] = [self.sse, *self.bodies]
         for decoder in decoders:
-            with contextlib.suppress(*fuzz.ANSWER_ERRORS):
+            with contextlib.suppress(*fuzz.BODY_ERRORS):
                 while (event := decoder.next_event()) is not None:
                     self.seen.append(event)
 
     # What holds
 
     @invariant()
-    def gives_each_event_once(self) -> None:
+    def returns_each_event_once(self) -> None:
         assert len({id(event) for event in self.seen}) == len(self.seen)
 
     @invariant()
@@ -137,7 +137,7 @@ class Decoders(RuleBasedStateMachine):
     def failure_is_final(self) -> None:
         for body in self.bodies:
             if body.failure is not None and not body.events:
-                with pytest.raises(fuzz.ANSWER_ERRORS) as caught:
+                with pytest.raises(fuzz.BODY_ERRORS) as caught:
                     body.next_event()
                 assert caught.value is body.failure
 
@@ -163,7 +163,7 @@ test_decoders = Decoders.TestCase
 @pytest.mark.parametrize("sizes", [[], [1], [7, 2], [64]], ids=str)
 @pytest.mark.parametrize("seed", fuzz.SEEDS.values(), ids=fuzz.SEEDS.keys())
 def test_seed(seed: bytes, sizes: list[int]) -> None:
-    """What the search begins with holds, tokens put into it here and there included."""
+    """Each seed has the expected result, with tokens inserted at random too."""
     for place in range(0, len(seed), 29):
         for token in fuzz.TOKENS[place % 19 :: 19]:
             changed = seed[:place] + token + seed[place:]
@@ -174,7 +174,7 @@ def test_seed(seed: bytes, sizes: list[int]) -> None:
 
 
 def test_seeds_are_good() -> None:
-    """Most seeds are whole answers, for which the slow parser knows every image."""
+    """Most seeds are complete bodies whose images the slow parser finds."""
     known = [name for name, seed in fuzz.SEEDS.items() if fuzz.slow_images(seed)]
     assert known == ["json", "json escaped", "stream", "stream with carriage returns"]
     assert all(fuzz.slow_images(fuzz.SEEDS[name]) for name in known)
@@ -185,13 +185,13 @@ def test_seeds_are_good() -> None:
     [
         ("json", "Base64Decoder.finish", lambda self: b"other bytes"),
         ("sse", "SSEDecoder._dispatch", lambda self, terminated: None),
-        ("body", "ImagesDecoder._complete", lambda self, event: None),
+        ("body", "ImagesDecoder._emit", lambda self, event: None),
     ],
 )
 def test_checks_see_what_is_wrong(
     target: str, name: str, wrong: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A decoder that gives wrong bytes, or loses an event or an image, does not pass."""
+    """A decoder that returns wrong bytes, or loses an event or image, fails the checks."""
     from elkimg_async.sansio import decoder, json_images, sse
 
     owner, _, method = name.partition(".")
@@ -210,7 +210,7 @@ def test_checks_see_what_is_wrong(
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="needs atheris")
 @pytest.mark.parametrize("target", fuzz.CHECKS)
 def test_search(target: str, tmp_path: Path) -> None:
-    """Searching for a while with the help of coverage finds nothing."""
+    """A coverage-guided search finds no failure."""
     command = [sys.executable, "-m", "tests.helpers.fuzz_decoders", target, "-max_total_time=4"]
     environment = {**os.environ, "PYTHONPATH": HOME}
     ended = subprocess.run(

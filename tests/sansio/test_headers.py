@@ -1,4 +1,4 @@
-"""Request headers of the user, and the meaning of response headers."""
+"""Request headers set by the user, and interpretation of response headers."""
 
 import time
 from email.utils import formatdate
@@ -72,14 +72,14 @@ def test_check_headers_rejects(headers: Any) -> None:
     [("12", 12), (None, 0), ("", 0), ("-1", 0), ("1e3", 0), ("²", 0), ("9" * 30, 0)],
 )
 def test_length(said: str | None, length: int) -> None:
-    """A Content-Length is used if it is a possible number."""
+    """A Content-Length is used if it is a valid number."""
     assert (
         response_headers.content_length({} if said is None else {"content-length": said}) == length
     )
 
 
 def test_with_headers() -> None:
-    """The caller's headers replace ours whatever their case, and leave the request as it was."""
+    """The user's headers replace ours in any case, in a new request."""
     request = encode.generate(GenerateRequest(prompt="a"), stream=False)
     assert with_headers(request, {}) is request
     changed = with_headers(request, {"ACCEPT": "x", "user-agent": "y", "X-A": "1"})
@@ -105,7 +105,7 @@ def test_with_headers() -> None:
     ],
 )
 def test_request_id(headers: dict[str, str], expected: str | None) -> None:
-    """The gateway's name for a request goes before the upstream's."""
+    """The gateway's request id takes precedence over the upstream's."""
     assert request_id(headers) == expected
 
 

@@ -1,4 +1,4 @@
-"""What the first bytes of an image show, compared with what Pillow reads in the same files."""
+"""Image properties in the first bytes, compared with those that Pillow reads."""
 
 import io
 import random
@@ -62,7 +62,7 @@ def test_inspect_webp_with_alpha(lossless: bool, alpha: int) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_inspect_of_a_cut_header(name: str) -> None:
-    """However few bytes there are, what they show is right or None."""
+    """However few bytes there are, each property is correct or None."""
     content, media_type, alpha = FILES[name]
     for length in [*range(min(len(content), 400)), *range(400, len(content), 997)]:
         image = inspect(content[:length], size=len(content), name="kitten")
@@ -72,7 +72,7 @@ def test_inspect_of_a_cut_header(name: str) -> None:
 
 
 def test_inspect_of_noise() -> None:
-    """Nothing that begins like an image raises, and the work is bounded by the bytes."""
+    """Random bytes after a signature raise nothing, and are read in bounded time."""
     dice = random.Random(7)
     for start in (
         b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
@@ -104,7 +104,7 @@ def test_inspect_of_noise() -> None:
     ],
 )
 def test_file_name(name: str, media_type: str, expected: str) -> None:
-    """A name ends in the extension of what the file is, and breaks no header."""
+    """A name ends in the extension of its type, and is safe in a header."""
     assert file_name(name, media_type) == expected
 
 

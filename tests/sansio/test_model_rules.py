@@ -1,4 +1,4 @@
-"""The rules of the model families: every limit at its edge and just beyond, and at random."""
+"""The rules of the model families, at the edge of every limit, just beyond it, and at random."""
 
 import random
 from collections.abc import Callable
@@ -170,7 +170,7 @@ REJECTED: dict[str, dict[str, list[Any]]] = {
 
 
 def test_models_are_those_of_the_contract() -> None:
-    """The table holds the documented models and no others; DALL·E alone is legacy."""
+    """The table holds exactly the documented models; only DALL·E is legacy."""
     assert list(MODELS) == [*DALLE, *GPT]
     assert [name for name in MODELS if MODELS[name].legacy] == DALLE
     assert [name for family in FAMILIES for name in family.names] == list(MODELS)
@@ -186,7 +186,7 @@ def test_rules_for_snapshots(model: str) -> None:
 
 @pytest.mark.parametrize(("model", "name", "value"), rows(ALLOWED))
 def test_validate_allows(model: str, name: str, value: Any) -> None:
-    """A documented value is allowed, up to the very edge."""
+    """A documented value is allowed, up to the limit."""
     assert rejection(model, **{name: value}) is None
 
 
@@ -223,7 +223,7 @@ def test_validate_rejects(model: str, name: str, value: Any) -> None:
     ],
 )
 def test_validate_combinations(model: str, fields: dict[str, Any], param: str | None) -> None:
-    """Transparency needs a format that has it, and compression one that loses."""
+    """Transparency needs a format that supports it, and compression a lossy one."""
     found = rejection(model, **fields)
     assert (found[0] if found else None) == param
 
@@ -243,7 +243,7 @@ def test_validate_combinations(model: str, fields: dict[str, Any], param: str | 
     ],
 )
 def test_validate_partial_images(model: str, stream: bool, count: int, rejected: bool) -> None:
-    """Partial images come with a stream only, at most three of them."""
+    """Partial images are allowed in streams only, at most three."""
     found = rejection(model, stream=stream, partial_images=count)
     assert (found is not None and found[0] == "partial_images") is rejected
 
@@ -256,16 +256,16 @@ def test_validate_stream(model: str | None) -> None:
 
 
 def test_validate_default_model() -> None:
-    """A request without a model is held to the rules of the one that is sent."""
+    """A request without a model is checked against the default model."""
     found = rejection(None, size="256x256")
     assert found is not None
     assert found[1].startswith("gpt-image-1.5: ")
 
 
 def test_validate_says_what_to_choose() -> None:
-    """The sentence has the value that is wrong, and what is right instead."""
-    assert rejection("dall-e-3", n=2) == ("n", "dall-e-3: n is 2, it must be 1.")
-    assert rejection("dall-e-2", n=11) == ("n", "dall-e-2: n is 11, it must be 1 to 10.")
+    """The error has the invalid value and the valid ones."""
+    assert rejection("dall-e-3", n=2) == ("n", "dall-e-3: n is 2; it must be 1.")
+    assert rejection("dall-e-2", n=11) == ("n", "dall-e-2: n is 11; it must be 1 to 10.")
     assert rejection("gpt-image-1", size="1x1") == (
         "size",
         "gpt-image-1: size '1x1' is not offered; choose 1024x1024, 1536x1024, 1024x1536, auto.",
@@ -359,7 +359,7 @@ def test_is_gpt_image(model: str, expected: bool) -> None:
 )
 @pytest.mark.parametrize("model", ["gpt-image-1.5", "gpt-image-2", *MARKUP, "chatgpt-image-latest"])
 def test_validate_gif_and_svg(model: str, fields: dict[str, Any], param: str | None) -> None:
-    """Animations and drawings have rules of their own."""
+    """GIF and SVG output have rules of their own."""
     found = rejection(model, **fields)
     assert (found[0] if found else None) == param
 
@@ -505,7 +505,7 @@ SPOIL: list[Callable[[random.Random], dict[str, Any]]] = [
 
 @pytest.mark.parametrize("seed", range(4))
 def test_validate_allows_what_the_specification_allows(seed: int) -> None:
-    """No request that the specification allows is rejected: 500 at random for each seed."""
+    """No valid request is rejected: 500 at random for each seed."""
     chance = random.Random(seed)
     for _ in range(500):
         model = chance.choice([*GPT, *FREE])
@@ -515,7 +515,7 @@ def test_validate_allows_what_the_specification_allows(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_validate_rejects_what_the_specification_forbids(seed: int) -> None:
-    """Each request with one field spoilt is rejected: 500 at random for each seed."""
+    """A request with one invalid field is rejected: 500 at random for each seed."""
     chance = random.Random(seed)
     for _ in range(500):
         model = chance.choice([*GPT, *FREE])

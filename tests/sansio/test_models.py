@@ -1,4 +1,4 @@
-"""`client.models()`: the list in its shapes, errors, retries and limits."""
+"""`client.models()`: forms of the list, errors, retries and limits."""
 
 import json
 from typing import Any
@@ -23,7 +23,7 @@ from elkimg_async.hooks import Record, RequestFinished, RequestStarted
 from elkimg_async.local import LocalServer
 from elkimg_async.sansio.model_rules import MODELS
 from elkimg_async.sansio.models import ModelsDecoder, read_models
-from tests.helpers.raw_server import KEY, End, RawServer, Reply, head, response
+from tests.helpers.raw_server import API_KEY, End, RawServer, Reply, head, response
 
 FAST = RetryPolicy(initial_backoff=0)
 ONE = {"id": "gpt-image-1.5", "owned_by": "openai", "created": 7}
@@ -74,13 +74,13 @@ async def test_models_of_the_local_server() -> None:
     ],
 )
 def test_read_models(value: Any, expected: list[Model]) -> None:
-    """A list is found in each of its shapes, and what is wrong in it costs nothing else."""
+    """A list is read in any of its forms, and invalid entries do not affect the others."""
     found = read_models(json.dumps(value).encode())
     assert [msgspec.structs.replace(model, extra={}) for model in found] == expected
 
 
 def test_model_fields() -> None:
-    """What the server says of a model is an attribute, or in `extra` exactly as sent."""
+    """Fields of a model are attributes, or in `extra` exactly as sent."""
     item = {
         "id": "m",
         "object": "model",
@@ -116,7 +116,7 @@ def test_read_models_invalid(body: bytes, words: str) -> None:
 
 
 def test_decoder_in_any_split() -> None:
-    """The list is the same however its bytes come."""
+    """The list is the same on any split of its bytes."""
     body = LIST[-1]
     assert isinstance(body, bytes)
     for at in range(len(body) + 1):
@@ -137,13 +137,13 @@ def test_decoder_in_any_split() -> None:
         [head(200, Content_Length="100"), End.RESET],
         [End.CLOSE],
     ],
-    ids=["500", "502", "cut", "reset", "no-answer"],
+    ids=["500", "502", "cut", "reset", "no-response"],
 )
 async def test_models_are_retried(failure: Reply) -> None:
-    """A list costs nothing, so it is retried even where an image would not be."""
+    """Listing models costs nothing, so it is retried where an image would not be."""
     async with (
         RawServer(failure, LIST) as raw_server,
-        AsyncImages(KEY, base_url=raw_server.base_url, retry=FAST) as client,
+        AsyncImages(API_KEY, base_url=raw_server.base_url, retry=FAST) as client,
     ):
         models = await client.models()
         assert [model.id for model in models] == ["gpt-image-1.5"]
@@ -151,12 +151,12 @@ async def test_models_are_retried(failure: Reply) -> None:
 
 
 async def test_models_failures_cost_nothing() -> None:
-    """No failure of a list may have been billed."""
+    """A failure to list models is never billed."""
     page = response(b"<html>", content_type="text/html")
     cut: Reply = [head(200, Content_Length="100"), End.CLOSE]
     async with (
         RawServer() as raw_server,
-        AsyncImages(KEY, base_url=raw_server.base_url, retry=0) as client,
+        AsyncImages(API_KEY, base_url=raw_server.base_url, retry=0) as client,
     ):
         replies: list[tuple[Reply, type[ElkImagesError], str]] = [
             (page, ResponseError, "not_sent"),
@@ -176,7 +176,7 @@ async def test_models_limits() -> None:
     async with (
         RawServer([head(200), b'{"data": [', End.HOLD]) as raw_server,
         AsyncImages(
-            KEY, base_url=raw_server.base_url, limits=Limits(max_response_bytes=5)
+            API_KEY, base_url=raw_server.base_url, limits=Limits(max_response_bytes=5)
         ) as client,
     ):
         with pytest.raises(ResponseError, match="longer than 5 bytes"):
@@ -189,11 +189,11 @@ async def test_models_limits() -> None:
 
 
 async def test_models_hooks_and_headers() -> None:
-    """Hooks see the call without a request, and its headers go along."""
+    """Hooks see the call without a request, and its headers are sent."""
     seen: list[Record] = []
     async with (
         RawServer(LIST) as raw_server,
-        AsyncImages(KEY, base_url=raw_server.base_url, hooks=[seen.append]) as client,
+        AsyncImages(API_KEY, base_url=raw_server.base_url, hooks=[seen.append]) as client,
     ):
         models = await client.models(extra_headers={"X-Team": "birds"})
         assert raw_server.requests[0].headers["x-team"] == "birds"

@@ -1,4 +1,4 @@
-"""The fields of a request, and how arguments become one."""
+"""The fields of a request, and its construction from arguments."""
 
 import enum
 import types
@@ -41,25 +41,25 @@ NUMBERS = sorted(name for name, value in OPTIONS.items() if isinstance(value, in
 
 
 class Size(enum.StrEnum):
-    """A user's own list of sizes."""
+    """Sizes in an enumeration of the user's."""
 
     SMALL = "256x256"
 
 
 class Count(enum.IntEnum):
-    """A user's own list of numbers."""
+    """Numbers in an enumeration of the user's."""
 
     TWO = 2
 
 
 class Text(str):
-    """Text as some libraries have it."""
+    """A subclass of `str`, as some libraries have."""
 
     __slots__ = ()
 
 
 class Number(int):
-    """A number as some libraries have it."""
+    """A subclass of `int`, as some libraries have."""
 
     __slots__ = ()
 
@@ -87,14 +87,14 @@ def test_request_fields() -> None:
     ids=["text", "mapping", "other mapping", "request"],
 )
 def test_make_request_from_any_prompt(prompt: Any) -> None:
-    """Text, a mapping of fields and a ready request all make the same request."""
+    """Text, a mapping of fields and a ready request become the same request."""
     assert make_request(prompt, {}) == GenerateRequest(prompt="a boat")
     assert make_request(prompt, OPTIONS) == GenerateRequest(prompt="a boat", **OPTIONS)
 
 
 @pytest.mark.parametrize("as_mapping", [False, True])
 def test_make_request_options_override(as_mapping: bool) -> None:
-    """Options that are set replace what the prompt brings along; None leaves it."""
+    """Options that are set override the fields of the prompt; None does not."""
     fields = {"prompt": "a", **OPTIONS}
     prompt = fields if as_mapping else GenerateRequest(**fields)
     options = {"n": 5, "size": None, "prompt": None, "partial_images": 3, "extra_body": {"x": 1}}
@@ -104,7 +104,7 @@ def test_make_request_options_override(as_mapping: bool) -> None:
 
 
 def test_make_request_keeps_zero_and_empty() -> None:
-    """Zero and empty text are values, not absence."""
+    """Zero and empty text are values, unlike None."""
     request = make_request({"prompt": "", "n": 0}, {"partial_images": 0, "user": ""})
     assert request.fields() == {
         "prompt": "",
@@ -161,7 +161,7 @@ def test_make_request_with_data_that_is_not_plain(name: str) -> None:
 
 
 def test_make_request_default_model() -> None:
-    """The client's default model is used where nothing else names one."""
+    """The client's default model is used if nothing else names one."""
     for prompt in ("a", {"prompt": "a"}, {"prompt": "a", "model": None}, GenerateRequest("a")):
         assert make_request(prompt, {"model": None}, model="m").model == "m"
         assert make_request(prompt, {"model": "other"}, model="m").model == "other"
@@ -171,7 +171,7 @@ def test_make_request_default_model() -> None:
 
 
 def test_fields_of_svg() -> None:
-    """What is None within `svg` is not sent."""
+    """Fields within `svg` that are None are not sent."""
     svg: Any = {"model": "m", "reasoning": {"effort": None}, "other": None}
     request = GenerateRequest("a", svg=svg)
     assert request.fields()["svg"] == {"model": "m", "reasoning": {}}
@@ -210,7 +210,7 @@ def test_make_request_without_a_prompt(prompt: Any) -> None:
     "prompt", [5, b"a", ["a"], frozenset(), {"prompt": 5}, GenerateRequest(prompt=5)], ids=repr  # type: ignore[arg-type]
 )  # fmt: skip
 def test_make_request_prompt_of_the_wrong_type(prompt: Any) -> None:
-    """A prompt of the wrong type is rejected, wherever it stands."""
+    """A prompt of the wrong type is rejected, however it is passed."""
     with pytest.raises(InvalidRequestError, match="prompt must be a string") as caught:
         make_request(prompt, {})
     assert caught.value.param == "prompt"
@@ -218,7 +218,7 @@ def test_make_request_prompt_of_the_wrong_type(prompt: Any) -> None:
 
 @pytest.mark.parametrize("name", ["nope", "Prompt", "stream", "", 5, None], ids=repr)
 def test_make_request_with_an_unknown_field(name: Any) -> None:
-    """A field that does not exist is rejected; the error lists the fields and the way out."""
+    """An unknown field is rejected; the error lists the fields and the alternatives."""
     with pytest.raises(
         InvalidRequestError, match=r"prompt, model, n, .*extra_body.*metadata"
     ) as caught:
@@ -228,7 +228,7 @@ def test_make_request_with_an_unknown_field(name: Any) -> None:
 
 
 def test_make_request_takes_enumerations() -> None:
-    """A user's own enumeration of strings or numbers works like plain ones, on the wire too."""
+    """Members of an enumeration of strings or numbers are sent like plain values."""
     request = make_request("a", {"size": Size.SMALL, "n": Count.TWO})
     assert (request.size, request.n) == ("256x256", 2)
     sent = msgspec.json.decode(msgspec.json.encode(request.fields()))
@@ -236,14 +236,14 @@ def test_make_request_takes_enumerations() -> None:
 
 
 def test_make_request_takes_subclasses_of_text() -> None:
-    """Text of a subclass, such as `numpy.str_`, is as good as plain text, on the wire too."""
+    """Strings of a subclass, such as `numpy.str_`, are sent like plain ones."""
     request = make_request(Text("a"), {"size": Text("auto"), "n": Number(2)})
     sent = msgspec.json.decode(msgspec.json.encode(request.fields()))
     assert (sent["prompt"], sent["size"], sent["n"]) == ("a", "auto", 2)
 
 
 def test_request_fields_that_are_sent() -> None:
-    """`fields` has what is set, the model always, and never `extra_body`."""
+    """`fields` has the set fields, always the model, and never `extra_body`."""
     assert GenerateRequest(prompt="a").fields() == {"prompt": "a", "model": DEFAULT_MODEL}
     request = GenerateRequest(prompt="a", **OPTIONS)
     assert request.fields().keys() == {"prompt", *OPTIONS} - {"extra_body"}

@@ -1,4 +1,4 @@
-"""What the fields of a response become: attributes, `extra`, plain data."""
+"""The fields of a response as attributes, `extra` and plain data."""
 
 import base64
 import copy
@@ -53,7 +53,7 @@ def response_of(body: Any) -> ImagesResponse:
 
 
 def test_response_extra() -> None:
-    """Every field without an attribute is in `extra` of what it belongs to, exactly as sent."""
+    """Every field without an attribute is in `extra` of its object, exactly as sent."""
     response = response_of(BODY)
     assert response.extra == {"timings": BODY["timings"], "provider": "x"}
     assert response[0].extra == {"seed": 9, "nsfw": [False, None]}
@@ -67,7 +67,7 @@ def test_response_extra() -> None:
 
 
 def test_response_extra_of_nested_objects() -> None:
-    """What stands around an image in an unusual place is kept, without the image."""
+    """Fields around an image in an unusual place are kept, without the image."""
     response = response_of(
         {"output": {"images": [{"url": "https://x/1.png"}], "seed": 4}, "id": "i"}
     )
@@ -144,7 +144,7 @@ def test_response_encodes(connected: bool) -> None:
 
 
 def test_response_copies_to_itself() -> None:
-    """Responses, with all that is on them, can be pickled and copied."""
+    """Responses can be pickled and copied with all their fields."""
     response = response_of(BODY)
     for made in (pickle.loads(pickle.dumps(response)), copy.deepcopy(response)):
         assert made.to_dict() == BODY
@@ -163,7 +163,7 @@ OURS: dict[str, Any] = {
 
 
 def missing_fields(theirs: type[pydantic.BaseModel], ours: Any) -> list[str]:
-    """The fields of a class of `openai` that ours lacks, nested ones included."""
+    """Return the fields of a class of `openai` that ours lacks, nested ones included."""
     known = set(dir(ours)) | set(getattr(ours, "__struct_fields__", ()))
     known |= set(getattr(ours, "__dataclass_fields__", ()))
     missing = [name for name in theirs.model_fields if name not in known]
@@ -206,7 +206,7 @@ def test_fields_of_openai_that_are_missing() -> None:
 
 
 def test_add_usage() -> None:
-    """Usage adds up field by field; None counts as nothing."""
+    """Usage is added field by field; None counts as zero."""
     one = Usage(total_tokens=1, input_tokens_details=TokenDetails(text_tokens=1))
     assert add_usage(one, None) == add_usage(None, one) == one
     assert add_usage(None, None) is None

@@ -25,7 +25,7 @@ from elkimg_async.errors import (
     ServerError,
     StreamIncompleteError,
 )
-from elkimg_async.sansio.error_mapping import read_error
+from elkimg_async.sansio.error_mapping import response_error
 from elkimg_async.sansio.retry import RetryBudget, decide, is_transient
 
 
@@ -48,7 +48,7 @@ def wait(error: ElkImagesError, attempt: int = 1, **changes: Any) -> float | Non
 def api_error(status: int, code: Any = "", **headers: str) -> ElkImagesError:
     body = json.dumps({"error": {"message": "no", "code": code}}).encode() if code != "" else b""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return read_error(status, named, body, now=0.0)
+    return response_error(status, named, body, now=0.0)
 
 
 RETRIED = [
@@ -97,7 +97,7 @@ UNKNOWN = [
 @pytest.mark.parametrize("replay", [False, True])
 @pytest.mark.parametrize(("status", "code"), RETRIED)
 def test_decide_retries(status: int, code: str, replay: bool) -> None:
-    """What was not taken up, or is the server's own passing failure, is tried again."""
+    """Requests that were not processed, and transient server errors, are retried."""
     assert wait(api_error(status, code), replay=replay) == 0.5
 
 
@@ -111,7 +111,7 @@ def test_decide_gives_up(status: int, code: str, replay: bool) -> None:
 @pytest.mark.parametrize(("status", "code"), UNKNOWN)
 @pytest.mark.parametrize("should", [{}, {"x_should_retry": "true"}, {"retry_after": "1"}])
 def test_decide_unknown_outcome(status: int, code: str, should: dict[str, str]) -> None:
-    """A call that may have made an image is retried only with replay."""
+    """A call that may have created an image is retried only with replay."""
     error = api_error(status, code, **should)
     assert error.billing == "unknown"
     assert wait(error) is None
@@ -143,13 +143,13 @@ def test_decide_unknown_outcome(status: int, code: str, should: dict[str, str]) 
     ids=repr,
 )
 def test_decide_other_errors(error: ElkImagesError, retried: bool, replayed: bool) -> None:
-    """A request that never left is tried again; one that may have arrived only with replay."""
+    """A request that was not sent is retried; one that may have arrived only with replay."""
     assert (wait(error) is not None, wait(error, replay=True) is not None) == (retried, replayed)
     assert (is_transient(error), is_transient(error, replay=True)) == (retried, replayed)
 
 
 def test_is_transient_covers_every_class() -> None:
-    """No error class of the package costs a second image by default."""
+    """No error class causes a retry that could cost a second image."""
     for name in errors.__all__:
         cls = getattr(errors, name)
         if isinstance(cls, type):
@@ -175,14 +175,14 @@ def test_is_transient_covers_every_class() -> None:
     ],
 )
 def test_decide_x_should_retry(status: int, code: str, should: str, retried: bool) -> None:
-    """The server's header overrides the table, except where a retry costs money or is futile."""
+    """The server's header overrides the table, unless a retry would cost money or be futile."""
     error = api_error(status, code, x_should_retry=should)
     assert (wait(error) is not None) is retried
 
 
 @pytest.mark.parametrize(("max_retries", "attempts"), [(0, 0), (1, 1), (2, 2), (5, 5)])
 def test_decide_counts_retries(max_retries: int, attempts: int) -> None:
-    """The policy's number counts retries, without the first try."""
+    """`max_retries` counts retries, without the first attempt."""
     policy = Policy(max_retries=max_retries)
     retried = [
         attempt
@@ -193,7 +193,7 @@ def test_decide_counts_retries(max_retries: int, attempts: int) -> None:
 
 
 def test_decide_backs_off() -> None:
-    """The wait doubles from half a second up to eight, and is spread over all of it by jitter."""
+    """The limit of the delay doubles from 0.5 to 8 seconds, with full jitter."""
     policy = Policy(max_retries=100)
     error = ConnectError("x")
     waits = [wait(error, attempt, policy=policy) for attempt in range(1, 8)]
@@ -229,14 +229,14 @@ def test_decide_backs_off_without_end() -> None:
     ],
 )
 def test_decide_retry_after(headers: dict[str, str], expected: float | None) -> None:
-    """Retry-After is kept to the second up to the limit, and beyond it ends the call."""
+    """Retry-After is followed exactly up to the limit; beyond it the call fails."""
     for jitter in (0.0, 1.0):
         found = wait(api_error(429, **headers), jitter=jitter)
         assert found == (expected if expected != 0.5 else 0.5 * jitter)
 
 
 def test_decide_retry_after_of_the_policy() -> None:
-    """The limit on the server's wish is the policy's."""
+    """The limit on Retry-After is that of the policy."""
     error = api_error(503, retry_after="7")
     assert wait(error, policy=Policy(max_retry_after=6.0)) is None
     assert wait(error, policy=Policy(max_retry_after=7.0)) == 7.0
@@ -248,7 +248,7 @@ def test_decide_retry_after_of_the_policy() -> None:
     [(math.inf, 0.5), (0.6, 0.5), (0.5, None), (0.4, None), (0.0, None), (-1.0, None)],
 )
 def test_decide_remaining_time(remaining: float, expected: float | None) -> None:
-    """A wait that would not end before the deadline is not begun."""
+    """A delay that would exceed the deadline is not started."""
     assert wait(ConnectError("x"), remaining=remaining) == expected
     assert wait(api_error(429, retry_after="0.5"), remaining=remaining) == expected
     assert wait(ConnectError("x"), remaining=remaining, jitter=0.0) == (
@@ -266,7 +266,7 @@ def test_decide_remaining_time(remaining: float, expected: float | None) -> None
 def test_decide_stays_within_bounds(
     attempt: int, jitter: float, remaining: float, initial: float, most: float
 ) -> None:
-    """A wait is never negative, over the limit, or past the deadline."""
+    """A delay is never negative, over the limit, or past the deadline."""
     policy = Policy(max_retries=60, initial_backoff=initial, max_backoff=most)
     found = wait(ConnectError("x"), attempt, policy=policy, jitter=jitter, remaining=remaining)
     assert found is None or 0 <= found <= most
@@ -274,7 +274,7 @@ def test_decide_stays_within_bounds(
 
 
 def test_retry_budget_is_used_up_and_refilled() -> None:
-    """Retries use a budget up, successes refill it up to its capacity."""
+    """Retries use the budget, and successes refill it up to its capacity."""
     budget = RetryBudget(2)
     assert [budget.acquire() for _ in range(4)] == [True, True, False, False]
     assert budget.remaining == 0

@@ -1,50 +1,18 @@
-"""The decoder of server-sent events, by the rules of the WHATWG and a few more."""
+"""The decoder of server-sent events, by the WHATWG specification and its additions here."""
 
-import re
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from elkimg_async.sansio import sse
-from elkimg_async.sansio.json_images import InvalidJSON, JSONDecoder
+from elkimg_async.sansio.json_images import InvalidJSON
 from elkimg_async.sansio.sse import MAX_FIELD_LINE, SSEDecoder
-from tests.helpers.splits import cut, every_split, one_by_one, pieces
-
-MEGABYTE = 1 << 20
-places = st.lists(st.integers(0, 200), max_size=6)
-
-
-class Event(NamedTuple):
-    """An event as the tests write it: `data` is the text of its data."""
-
-    data: str
-    name: str = ""
-    id: str = ""
-    terminated: bool = True
-
-
-def decode(chunks: Iterable[bytes]) -> list[Event]:
-    decoder = SSEDecoder()
-    events = []
-    for chunk in chunks:
-        decoder.feed(chunk)
-        events += ready(decoder)
-    decoder.finish()
-    return events + ready(decoder)
-
-
-def ready(decoder: SSEDecoder) -> list[Event]:
-    events = []
-    while (event := decoder.next_event()) is not None:
-        events.append(Event(event.data.text(1_000), event.name, event.id, event.terminated))
-    return events
+from tests.helpers.splits import every_split, pieces
+from tests.helpers.sse_streams import MEGABYTE, Event, decode, ready, recorded
 
 
 def images(chunks: Iterable[bytes]) -> list[Any]:
-    """Each event's name with its decoded document, images in their places."""
+    """Return each event's name with its decoded document, images in place."""
     decoder = SSEDecoder()
     for chunk in chunks:
         decoder.feed(chunk)
@@ -68,9 +36,6 @@ def check(stream: bytes, *expected: Event) -> None:
         assert decode(chunks) == list(expected)
 
 
-# The rules of https://html.spec.whatwg.org/multipage/server-sent-events.html
-
-
 def test_sse_byte_order_mark() -> None:
     """One byte order mark at the beginning is dropped, and only there."""
     check(b"\xef\xbb\xbfdata: a\n\n", Event("a"))
@@ -88,20 +53,20 @@ def test_sse_of_a_byte_order_mark_only(stream: bytes) -> None:
 
 @pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
 def test_sse_line_ends(end: bytes) -> None:
-    """Lines end with LF, CR or CRLF, wherever the stream is cut."""
+    """Lines end with LF, CR or CRLF, on any split."""
     lines = [b"event: x", b"data: a", b"data: b", b"", b"id: 7", b"", b"data:c", b"", b""]
     check(end.join(lines), Event("a\nb", "x"), Event("c", id="7"))
 
 
 def test_sse_line_ends_mixed() -> None:
-    """Each line may end in its own way, and CR LF is one end, LF CR two."""
+    """Each line may end differently; CR LF is one line end, LF CR two."""
     check(b"data: a\rdata: b\ndata: c\r\n\r\ndata: d\n\r", Event("a\nb\nc"), Event("d"))
     check(b"data: a\r\r\ndata: b\r\n\n", Event("a"), Event("b"))
     check(b"data: a\n\rdata: b\n\n", Event("a"), Event("b"))
 
 
 def test_sse_crlf_split_between_chunks() -> None:
-    """An LF that follows a CR in the next chunk ends nothing more."""
+    """An LF after a CR in the previous chunk is part of the same line end."""
     for stream in (
         [b"data: a\r", b"\ndata: b\r", b"\n\r", b"\n"],
         [b"data: a\r", b"", b"\ndata: b\r\r"],
@@ -111,7 +76,7 @@ def test_sse_crlf_split_between_chunks() -> None:
 
 
 def test_sse_event_is_ready_at_its_blank_line() -> None:
-    """An event is given at once when its blank line is there, even where a CR may get an LF."""
+    """An event is returned at its blank line, even if an LF may follow the CR."""
     for stream in (b"data: a\n\n", b"data: a\r\r", b"data: a\r\n\r"):
         decoder = SSEDecoder()
         decoder.feed(stream[:-1])
@@ -134,7 +99,7 @@ def test_sse_field_without_colon() -> None:
 
 
 def test_sse_one_leading_space_is_removed() -> None:
-    """Only one space after the colon is dropped, and only a space."""
+    """Only one space after the colon is removed, and no other white space."""
     check(b'data:"a"\n\ndata: "b"\n\ndata:  "c"\n\n', Event('"a"'), Event('"b"'), Event('"c"'))
     check(b"event:  x\ndata: a\n\nevent:\ty\ndata: b\n\n", Event("a", " x"), Event("b", "\ty"))
     check(b"id:  7 \ndata: a\n\n", Event("a", id=" 7 "))
@@ -142,7 +107,7 @@ def test_sse_one_leading_space_is_removed() -> None:
 
 
 def test_sse_space_before_the_colon() -> None:
-    """Spaces before the colon belong to the field's name, which is unknown then."""
+    """Spaces before the colon belong to the field's name, which is then unknown."""
     check(b"data : a\n data: b\nevent : x\ndata: c\n\n", Event("c"))
 
 
@@ -152,7 +117,7 @@ def test_sse_colons_in_the_value() -> None:
 
 
 def test_sse_multi_line_data() -> None:
-    """The data lines of an event are joined with LF, and JSON may be written over several."""
+    """The data lines of an event are joined with LF; JSON may span several."""
     assert raw(b"data: a\ndata:\ndata: b\ndata\n\n") == [b"a\n\nb\n"]
     stream = b'data: {"a":\ndata: [1,\r\ndata:\rdata: 2]}\n\n'
     for chunks in every_split(stream):
@@ -160,7 +125,7 @@ def test_sse_multi_line_data() -> None:
 
 
 def test_sse_empty_data() -> None:
-    """Empty data is an event, no data at all is none."""
+    """Empty data is an event; no data at all is not."""
     check(b"data:\n\n", Event(""))
     check(b"data: \n\n", Event(""))
     check(b"data:\ndata:\n\n", Event(""))
@@ -168,7 +133,7 @@ def test_sse_empty_data() -> None:
 
 
 def test_sse_event_name_is_reset() -> None:
-    """A name holds for one event, even one without data; the last of several wins."""
+    """A name applies to one event, even one without data; the last of several wins."""
     check(b"event: x\ndata: a\n\ndata: b\n\n", Event("a", "x"), Event("b"))
     check(b"event: x\n\ndata: a\n\n", Event("a"))
     check(b"event: x\nevent: y\ndata: a\n\n", Event("a", "y"))
@@ -176,7 +141,7 @@ def test_sse_event_name_is_reset() -> None:
 
 
 def test_sse_id_is_kept() -> None:
-    """An id holds until another one comes; an empty one takes it away."""
+    """An id applies until the next one; an empty one resets it."""
     check(
         b"id: 7\ndata: a\n\ndata: b\n\nid: 8\n\ndata: c\n\nid:\ndata: d\n\n",
         Event("a", id="7"),
@@ -187,7 +152,7 @@ def test_sse_id_is_kept() -> None:
 
 
 def test_sse_id_with_nul_is_ignored() -> None:
-    """An id that holds a NUL is as good as none."""
+    """An id that contains a NUL is ignored."""
     check(b"id: 7\nid: 8\x009\ndata: a\n\n", Event("a", id="7"))
     check(b"event: x\0y\ndata: a\n\n", Event("a", "x\0y"))
 
@@ -222,14 +187,14 @@ def test_sse_retry_takes_digits_only(value: bytes, retry: int | None) -> None:
 
 
 def test_sse_retry_of_many_digits() -> None:
-    """A number of any length is no error."""
+    """A number of any length is accepted."""
     decoder = SSEDecoder()
     decoder.feed(b"retry: " + b"9" * 10_000 + b"\n")
     assert isinstance(decoder.retry, int)
 
 
 def test_sse_unknown_fields_are_ignored() -> None:
-    """Fields that nobody knows, and known ones in another case, are ignored."""
+    """Unknown fields, and known ones in another case, are ignored."""
     check(b"foo: x\nData: x\nEVENT: x\ndatax: x\ndat: x\nd\n\xff: x\ndata: a\n\n", Event("a"))
 
 
@@ -241,7 +206,7 @@ def test_sse_text_that_is_not_utf8() -> None:
 
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r", b"\r\n"])
 def test_sse_unterminated_event(end: bytes) -> None:
-    """An event without its blank line is given at the end of the stream, as unterminated."""
+    """An event without its blank line is returned at the end, as unterminated."""
     check(b"data: a\n\nevent: x\nid: 7\ndata: b" + end, Event("a"), Event("b", "x", "7", False))
     check(b"data: b\nevent: x" + end, Event("b", "x", terminated=False))
     check(b"data: b\n: ping" + end, Event("b", terminated=False))
@@ -251,17 +216,14 @@ def test_sse_unterminated_event(end: bytes) -> None:
 
 @pytest.mark.parametrize("stream", [b"event: x", b"id: 7\n", b":", b"dat", b"d", b"\n", b"\r"])
 def test_sse_unterminated_without_data(stream: bytes) -> None:
-    """The end of the stream gives no event without data."""
+    """The end of the stream returns no event without data."""
     check(stream)
 
 
 def test_sse_ends_within_an_image() -> None:
-    """An event that is cut within base64 is given as unterminated, and its document is invalid."""
+    """An event cut within base64 is unterminated, and its document invalid."""
     for chunks in every_split(b'data: {"a":1}\n\ndata: {"b64_json":"QUJDREVGR0hJ'):
         assert images(chunks) == [("", True, {"a": 1}), ("", False, "invalid")]
-
-
-# Beyond the rules
 
 
 def test_sse_bare_line() -> None:
@@ -272,7 +234,7 @@ def test_sse_bare_line() -> None:
 
 
 def test_sse_bare_line_ends_the_event_before_it() -> None:
-    """An event that is open when a bare line begins is given first, and its name is used up."""
+    """A bare line ends the open event, which is returned first."""
     check(b"event: x\ndata: a\n{}\ndata: b\n\n", Event("a", "x"), Event("{}"), Event("b"))
     check(b"event: x\n{}\ndata: b\n\n", Event("{}"), Event("b"))
 
@@ -295,7 +257,7 @@ def test_sse_bare_line_ends_the_event_before_it() -> None:
     ],
 )
 def test_sse_recognized(stream: bytes, recognized: bool) -> None:
-    """Text without a single known line is no stream of events."""
+    """Text without a known line is not an event stream."""
     for chunks in every_split(stream):
         decoder = SSEDecoder()
         for chunk in chunks:
@@ -305,7 +267,7 @@ def test_sse_recognized(stream: bytes, recognized: bool) -> None:
 
 
 def test_sse_open_bytes() -> None:
-    """The bytes of the open event are counted, those of its images included."""
+    """`open_bytes` counts the bytes of the open event, images included."""
     stream = b'event: x\ndata: {"b64_json":"QUJDREVGR0hJ"}\ndata: {}\n\n'
     for size in (1, 7, 30):
         decoder = SSEDecoder()
@@ -318,7 +280,7 @@ def test_sse_open_bytes() -> None:
 
 
 def test_sse_bare_line_unterminated() -> None:
-    """A bare line that the end of the stream cuts short is unterminated."""
+    """A bare line cut off by the end of the stream is unterminated."""
     check(b': PING\n\n{"a":1}', Event('{"a":1}', terminated=False))
     check(b"{", Event("{", terminated=False))
 
@@ -331,7 +293,7 @@ def test_sse_bare_line_with_an_image() -> None:
 
 @pytest.mark.parametrize("size", [1_000, 65_536, 10 * MEGABYTE])
 def test_sse_long_field_line_is_ignored(size: int) -> None:
-    """A line over the limit that is no data is dropped whole, and not held; one below it counts."""
+    """A line over the limit that is not data is skipped and not held."""
     fits, over = (b"x" * (MAX_FIELD_LINE - len("event: ") + more) for more in (0, 1))
     for field in (b"event: ", b"id: ", b"retry: ", b"foo: ", b""):
         stream = b"event: y\nid: 7\n" + field + over * 4 + b"\ndata: a\n\n"
@@ -341,7 +303,7 @@ def test_sse_long_field_line_is_ignored(size: int) -> None:
 
 
 def test_sse_long_comment_is_not_held() -> None:
-    """A comment of megabytes leaves nothing behind."""
+    """A comment of several megabytes is not held."""
     decoder = SSEDecoder()
     decoder.feed(b":")
     for _ in range(100):
@@ -352,7 +314,7 @@ def test_sse_long_comment_is_not_held() -> None:
 
 
 def test_sse_huge_data_line() -> None:
-    """Data has no limit: an event of 8 MB comes in one line, its image decoded."""
+    """Data has no limit: an event of 8 MB in one line is decoded."""
     text = b'event: x\ndata: {"a":"%b","b64_json":"%b"}\n\n' % (
         b"y" * 4 * MEGABYTE,
         b"QUJD" * MEGABYTE,
@@ -389,7 +351,7 @@ LAYOUTS = {
 )
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 def test_sse_images(layout: bytes, text: bytes) -> None:
-    """An image is decoded in any layout, spelling and split, and the events around it stay."""
+    """An image is decoded in any layout, spelling and split, without effect on other events."""
     stream = b"data: {}\n\n" + layout.replace(b"%b", text) + b"data: {}\n\n"
     value = {"a": 1, "b64_json": b"ABCDEFGHIJKLMN", "c": "d"}
     for chunks in every_split(stream):
@@ -398,7 +360,7 @@ def test_sse_images(layout: bytes, text: bytes) -> None:
 
 @pytest.mark.parametrize("text", [b"QUJ%DREV", b"QUJDA", b"QQ==QUJD", b"QUJD\\q", b"\\u00e9AAA"])
 def test_sse_broken_images(text: bytes) -> None:
-    """A broken image spoils its own event only."""
+    """A broken image affects only its own event."""
     stream = b'data: {"b64_json":"' + text + b'"}\n\ndata: {"a":1}\n\n'
     outcomes = [images(chunks) for chunks in every_split(stream)]
     assert all(outcome[1:] == [("", True, {"a": 1})] for outcome in outcomes)
@@ -409,7 +371,7 @@ def test_sse_broken_images(text: bytes) -> None:
 @pytest.mark.parametrize("end", [b"\n\n", b"\r\r", b"\r\n\r\n"])
 @pytest.mark.parametrize("length", [0, 1, 3, 4, 7, 8, 13, 64])
 def test_sse_line_end_within_an_image(length: int, end: bytes) -> None:
-    """A server that breaks off within an image and goes on with an error is understood."""
+    """An error after an image that the server broke off is decoded."""
     stream = b'data: {"b64_json":"' + b"A" * length + end + b'data: {"error":"x"}' + end
     for chunks in every_split(stream):
         assert images(chunks) == [("", True, "invalid"), ("", True, {"error": "x"})]
@@ -424,262 +386,12 @@ def test_sse_bare_error_after_half_an_image(length: int) -> None:
 
 
 def test_sse_base64_over_several_lines() -> None:
-    """Base64 that is wrapped over several data lines is one image: a line end is white space."""
+    """Base64 over several data lines is one image, as a line end is white space."""
     stream = b'data: {"b64_json":"QUJD\ndata: REVGR0hJ\r\ndata:SktM"}\n\n'
     for chunks in every_split(stream):
         assert images(chunks) == [("", True, {"b64_json": b"ABCDEFGHIJKL"})]
 
 
-# Against a reference
-
-
-class Recorder:
-    """Stands for the JSON decoder and keeps the bytes that it is given."""
-
-    def __init__(self) -> None:
-        self.data = b""
-
-    def feed(self, data: bytes, start: int = 0, end: int | None = None) -> None:
-        self.data += data[start:end]
-
-    def feed_base64(self, data: bytes, start: int) -> int:
-        return start
-
-
 def raw(*chunks: bytes) -> list[bytes]:
-    """The data of each event to the byte."""
+    """Return the data of each event, byte for byte."""
     return [data for _, data, _, _ in recorded(chunks)]
-
-
-def recorded(chunks: Iterable[bytes]) -> list[tuple[str, bytes, str, bool]]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sse, "JSONDecoder", Recorder)
-        decoder = SSEDecoder()
-        for chunk in chunks:
-            decoder.feed(chunk)
-        decoder.finish()
-        events = []
-        while (event := decoder.next_event()) is not None:
-            data: Any = event.data
-            if not isinstance(data, Recorder):
-                pytest.fail("the data went elsewhere")
-            events.append((event.name, data.data, event.id, event.terminated))
-    return events
-
-
-def reference(stream: bytes) -> list[tuple[str, bytes, str, bool]]:
-    """The events of a whole stream, line by line."""
-    events: list[tuple[str, bytes, str, bool]] = []
-    name, identity = b"", b""
-    data: list[bytes] = []
-    *lines, last = re.split(rb"\r\n|\r|\n", stream.removeprefix(b"\xef\xbb\xbf"))
-
-    def text(value: bytes) -> str:
-        return value.decode("utf-8", "replace")
-
-    for number, line in enumerate([*lines, last] if last else lines):
-        field, _, value = line.partition(b":")
-        value = value.removeprefix(b" ")
-        if not line:
-            if data:
-                events.append((text(name), b"\n".join(data), text(identity), True))
-            name, data = b"", []
-        elif line.startswith(b"{"):
-            if data:
-                events.append((text(name), b"\n".join(data), text(identity), True))
-            name, data = b"", []
-            if data:
-                events.append((text(name), b"\n".join(data), text(identity), True))
-            events.append(("", line, text(identity), number < len(lines)))
-            name, data = b"", []
-        elif field == b"data":
-            data.append(value)
-        elif field == b"event":
-            name = value
-        elif field == b"id" and b"\0" not in value:
-            identity = value
-    if data:
-        events.append((text(name), b"\n".join(data), text(identity), False))
-    return events
-
-
-PARTS = [
-    *(bytes((code,)) for code in b"\n\r: {ax7\0\xff"),
-    b"\n",
-    b"\r\n",
-    b"\n\n",
-    b"data",
-    b"data:",
-    b"data: ",
-    b"event",
-    b"event: x",
-    b"id: 7",
-    b"retry: 5",
-    b": ping",
-    b'{"a":1}',
-    b"\xef\xbb\xbf",
-]
-streams = st.lists(st.sampled_from(PARTS), max_size=25).map(b"".join)
-
-
-@settings(max_examples=250, deadline=None)
-@given(stream=streams, where=places)
-def test_sse_against_reference(stream: bytes, where: list[int]) -> None:
-    """Any stream on any split has the events, to the byte, that reading it line by line finds."""
-    expected = reference(stream)
-    for chunks in ([stream], cut(stream, where), one_by_one(stream)):
-        assert recorded(chunks) == expected
-
-
-@settings(max_examples=100, deadline=None)
-@given(stream=st.binary(max_size=120), where=places)
-def test_sse_of_any_bytes(stream: bytes, where: list[int]) -> None:
-    """Arbitrary bytes raise nothing, and cuts change nothing."""
-    whole = decode([stream])
-    assert decode(cut(stream, where)) == whole
-    assert decode(one_by_one(stream)) == whole
-
-
-JSON_PARTS = [
-    *[b"\n", b"\n\n", b"\r\n", b"\r\n\r\n", b"\r"],
-    b"data: ",
-    b"data:",
-    b'data: {"a":1,"b64_json":"QUJDREVG"}\n\n',
-    b'event: x\ndata: {"b64_json":"QUJDREVGR0hJ","url":"data:;base64,QUJD"}\n\n',
-    b'data: {"b64_json" : "',
-    b'{"b64_json":"',
-    b"QUJD",
-    b"QUJDREVGR0hJ",
-    b"QQ==",
-    b"Q",
-    b'"',
-    b'"}',
-    b"\\",
-    b"event: x\n",
-    b": ping\n",
-    b"id: 7\n",
-    b'{"error":1}',
-]
-
-
-@settings(max_examples=250, deadline=None)
-@given(stream=st.lists(st.sampled_from(JSON_PARTS), max_size=10).map(b"".join), where=places)
-def test_sse_with_images_against_reference(stream: bytes, where: list[int]) -> None:
-    """Images come out of a stream as they do out of each event's data, cut as it may be."""
-    expected = []
-    for name, data, _, _ in reference(stream):
-        decoder = JSONDecoder()
-        decoder.feed(data)
-        expected.append((name, finished(decoder)))
-    for chunks in ([stream], cut(stream, where), one_by_one(stream)):
-        sse_decoder = SSEDecoder()
-        for chunk in chunks:
-            sse_decoder.feed(chunk)
-        sse_decoder.finish()
-        found = []
-        while (event := sse_decoder.next_event()) is not None:
-            found.append((event.name, finished(event.data)))
-        assert found == expected
-
-
-def finished(decoder: Any) -> str:
-    try:
-        document = decoder.finish()
-    except InvalidJSON:
-        return "invalid"
-    value = document.value
-    if not isinstance(value, dict):
-        return repr(value)
-    return repr([(key, document.restore(item)) for key, item in value.items()])
-
-
-# Cost
-
-
-class Counted(bytes):
-    """A chunk that counts how far its searches go."""
-
-    touched = 0
-
-    def find(self, sub: Any, start: Any = 0, end: Any = None) -> int:
-        place = super().find(sub, start, end)
-        last = len(self) if end is None else min(len(self), end)
-        Counted.touched += (place if place >= 0 else last) - start
-        return place
-
-
-class CountedPattern:
-    def __init__(self, pattern: re.Pattern[bytes]) -> None:
-        self._pattern = pattern
-
-    def search(self, data: bytes, start: int = 0) -> re.Match[bytes] | None:
-        match = self._pattern.search(data, start)
-        Counted.touched += (match.end() if match else len(data)) - start
-        return match
-
-    def match(self, data: bytes, start: int = 0) -> re.Match[bytes] | None:
-        match = self._pattern.match(data, start)
-        Counted.touched += match.end() - start if match else 0
-        return match
-
-
-def touched(stream: bytes, size: int, patch: pytest.MonkeyPatch) -> int:
-    """The bytes that the search for line ends and quotes looks at."""
-    with patch.context() as inner:
-        for name, value in vars(sse).items():
-            if isinstance(value, re.Pattern):
-                inner.setattr(sse, name, CountedPattern(value))
-        Counted.touched = 0
-        decoder = SSEDecoder()
-        decoder.feed(b": the first chunk is copied\n")
-        for chunk in pieces(stream, size):
-            decoder.feed(Counted(chunk))
-        decoder.finish()
-        return Counted.touched
-
-
-SHAPES = {
-    "one event": (b'event: x\ndata: {"b64_json":"', b"QUJDREVGR0hJSktM", b'"}\n\n'),
-    "one event with CRLF": (b'event: x\r\ndata: {"b64_json":"', b"QUJDREVGR0hJ", b'"}\r\n\r\n'),
-    "one event with escapes": (b'data: {"b64_json":"\\u0041', b"QUJDREVGR0hJ", b'"}\n\n'),
-    "one event with another field": (b'data: {"a":"', b"hello world ", b'"}\n\n'),
-    "many events": (b"", b'data: {"b64_json":"QUJDREVGR0hJSktM"}\n\n', b""),
-    "many events with CRLF": (b"", b'data: {"b64_json":"QUJDREVGR0hJ"}\r\n\r\n', b""),
-    "many events cut short": (b"", b'data: {"b64_json":"QUJDREVGR0hJ\n\n', b""),
-    "one event of many lines": (b'data: {"b64_json":"QUJD', b"\ndata: QUJD", b'"}\n\n'),
-    "many empty events": (b"", b"data:\n\n", b""),
-    "many comments": (b"", b": ping\n\n", b""),
-    "many bare lines": (b"", b"{}\n", b""),
-    "one comment": (b":", b"x", b"\n"),
-    "one unknown field": (b"foo: ", b"xy", b"\n"),
-    "one line without end": (b"", b'data: {"b64_json":"', b""),
-    "only quotes": (b'data: {"b64_json":"', b'"', b"\n\n"),
-}
-
-
-@pytest.mark.parametrize("size", [100, 10_000, 1 << 30])
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-def test_sse_cost_doubles_with_the_input(
-    shape: tuple[bytes, bytes, bytes], size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Twice the stream is at most twice the search, and each byte is looked at a few times."""
-    head, unit, tail = shape
-    count = 100_000 // len(unit)
-    once, twice = (
-        touched(head + unit * times + tail, size, monkeypatch) for times in (count, 2 * count)
-    )
-    assert twice <= 2 * once + 20_000
-    assert once <= 8 * len(unit) * count
-
-
-@pytest.mark.parametrize("shape", list(SHAPES.values())[:4], ids=list(SHAPES)[:4])
-def test_sse_cost_of_64_megabytes(
-    shape: tuple[bytes, bytes, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A byte of a 64 MB event costs what a byte of a 1 MB event costs."""
-    head, unit, tail = shape
-    per_byte = []
-    for size in (MEGABYTE, 64 * MEGABYTE):
-        stream = head + unit * (size // len(unit)) + tail
-        per_byte.append(touched(stream, 262_144, monkeypatch) / len(stream))
-    assert per_byte[1] <= 1.5 * per_byte[0]

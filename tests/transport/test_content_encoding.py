@@ -16,7 +16,7 @@ from elkimg_async.transport.content_encoding import (
     decoder_for,
 )
 from tests.helpers.calls import B64, COMPLETED, failure, in_both_modes, run_call
-from tests.helpers.raw_server import DONE, KEY, PNG, RawServer, response
+from tests.helpers.raw_server import API_KEY, DONE, PNG, RawServer, response
 
 BODY = b'{"data": ' + b" " * 700_000 + b"[]}"
 
@@ -99,7 +99,7 @@ async def test_encoded_response(raw_server: RawServer, name: str, streaming: boo
     """The image of an encoded response is delivered."""
     body = COMPLETED + DONE if streaming else json.dumps({"data": [{"b64_json": B64}]}).encode()
     raw_server.reply_with(response(ENCODE[name](body), Content_Encoding=name))
-    async with AsyncImages(KEY, base_url=raw_server.base_url) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url) as client:
         _, result = await run_call(client, streaming)
     assert result[0].content == PNG
 
@@ -120,7 +120,7 @@ async def test_encoding_without_its_codec(
 ) -> None:
     """A codec that is not installed is named with its package, and nothing is sent again."""
     raw_server.reply_with(response(b"\x0b\x02\x80{}\x03", Content_Encoding=name))
-    async with AsyncImages(KEY, base_url=raw_server.base_url) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url) as client:
         error = await failure(ResponseError, client, streaming)
     assert f"Content-Encoding: {name}" in str(error)
     assert package in str(error)
@@ -131,6 +131,6 @@ async def test_encoding_without_its_codec(
 async def test_encoded_error_without_its_codec(raw_server: RawServer) -> None:
     """An error status counts, although its body cannot be decoded."""
     raw_server.reply_with(response(b"\x0b\x02\x80{}\x03", status=429, Content_Encoding="br"))
-    async with AsyncImages(KEY, base_url=raw_server.base_url, retry=0) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url, retry=0) as client:
         error = await failure(RateLimitError, client)
     assert error.status == 429

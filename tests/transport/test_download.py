@@ -12,13 +12,13 @@ from elkimg_async import AsyncImages, DownloadError, Image, Limits, Timeout
 from elkimg_async.local import LocalServer
 from elkimg_async.transport import download
 from elkimg_async.transport.download import is_text
-from tests.helpers.raw_server import KEY, PNG, End, RawServer, Reply, response
+from tests.helpers.raw_server import API_KEY, PNG, End, RawServer, Reply, response
 
 
 async def image_at(raw_server: RawServer, url: str, **options: Any) -> tuple[AsyncImages, Image]:
     """Return an open client and its image, which the API names by a URL."""
     raw_server.reply_with(response({"data": [{"url": url}]}))
-    client = AsyncImages(KEY, base_url=raw_server.base_url, **options)
+    client = AsyncImages(API_KEY, base_url=raw_server.base_url, **options)
     (image,) = await client.generate("a boat")
     return client, image
 
@@ -114,11 +114,11 @@ async def test_download_uses_the_borrowed_certificates(raw_server: RawServer) ->
     ours = ssl.create_default_context()
     authority.configure_trust(ours)
     async with (
-        LocalServer(api_key=KEY, light=True, delay=0, ssl_context=theirs) as server,
+        LocalServer(api_key=API_KEY, light=True, delay=0, ssl_context=theirs) as server,
         aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=ours), headers={"X-Secret": "hush"}
         ) as session,
-        AsyncImages(KEY, base_url=server.base_url, session=session) as client,
+        AsyncImages(API_KEY, base_url=server.base_url, session=session) as client,
     ):
         (image,) = await client.generate("a boat", model="dall-e-3", response_format="url")
         assert image.url is not None
@@ -143,7 +143,7 @@ async def test_download_leaves_the_borrowed_session_open(raw_server: RawServer) 
         assert session.connector is not None
         assert not session.connector.closed
         assert "hush" not in str(host.requests)
-        assert KEY not in str(host.requests)
+        assert API_KEY not in str(host.requests)
         async with session.get(f"{host.origin}/b.png") as downloaded:
             assert await downloaded.read() == PNG
 

@@ -4,7 +4,7 @@ import pytest
 
 from elkimg_async import AsyncImages, DisconnectedError
 from tests.helpers.calls import GOOD, QUICK, failure, in_both_modes, run_call
-from tests.helpers.raw_server import KEY, PNG, End, RawServer, response
+from tests.helpers.raw_server import API_KEY, PNG, End, RawServer, response
 
 
 @in_both_modes
@@ -27,7 +27,7 @@ async def test_response_head_is_large(
     raw_server.reply_with(
         [start[:-2] + "".join(f"{line}\r\n" for line in lines).encode() + b"\r\n", body]
     )
-    async with AsyncImages(KEY, base_url=raw_server.base_url, retry=0) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url, retry=0) as client:
         _, result = await run_call(client, streaming)
     assert result[0].content == PNG
 
@@ -39,7 +39,7 @@ async def test_connection_lost_after_sending(
 ) -> None:
     """A request whose connection is lost after sending may be billed, so it is not retried."""
     raw_server.reply_with([end])
-    async with AsyncImages(KEY, base_url=raw_server.base_url, retry=QUICK) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url, retry=QUICK) as client:
         error = await failure(DisconnectedError, client, streaming)
     assert (error.billing, error.attempts, len(raw_server.requests)) == ("unknown", 1, 1)
 
@@ -47,13 +47,13 @@ async def test_connection_lost_after_sending(
 async def test_own_headers_reach_the_server(raw_server: RawServer) -> None:
     """A Host and a non-ASCII header of the user's own are sent, and replace ours."""
     headers = {"host": "images.example", "X-Team": "bücher", "user-agent": "mine"}
-    async with AsyncImages(KEY, base_url=raw_server.base_url, headers=headers) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url, headers=headers) as client:
         await client.generate("a boat")
     (request,) = raw_server.requests
     assert request.headers["host"] == "images.example"
     assert request.headers["x-team"] == "bücher"
     assert request.headers["user-agent"] == "mine"
-    assert request.headers["authorization"] == f"Bearer {KEY}"
+    assert request.headers["authorization"] == f"Bearer {API_KEY}"
     assert request.headers["accept-encoding"] == "identity"
 
 
@@ -62,6 +62,6 @@ async def test_request_with_a_query(raw_server: RawServer) -> None:
     query = "/a%2Fb.png?sig=a%2Bb%3d&x=+%20&y=%e4"
     async with RawServer(response(PNG)) as host:
         raw_server.reply_with(response({"data": [{"url": f"{host.origin}{query}"}]}))
-        async with AsyncImages(KEY, base_url=raw_server.base_url) as client:
+        async with AsyncImages(API_KEY, base_url=raw_server.base_url) as client:
             await (await client.generate("a boat"))[0].read()
         assert host.requests[0].target == query

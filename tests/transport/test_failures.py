@@ -8,7 +8,7 @@ import pytest
 from elkimg_async import AsyncImages, ConfigurationError, ConnectError
 from elkimg_async.errors import ElkImagesError
 from tests.helpers.calls import QUICK, check_secret, in_both_modes
-from tests.helpers.raw_server import KEY, RawServer
+from tests.helpers.raw_server import API_KEY, RawServer
 
 
 class BrokenConnector(aiohttp.TCPConnector):
@@ -29,14 +29,14 @@ class HeaderError(TypeError):
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self.request = {"Authorization": f"Bearer {KEY}"}
+        self.request = {"Authorization": f"Bearer {API_KEY}"}
 
 
 async def failure_through(error: Exception, raw_server: RawServer) -> ElkImagesError:
     """Make a call through a connector that raises `error`, and return how it fails."""
     async with (
         aiohttp.ClientSession(connector=BrokenConnector(error)) as session,
-        AsyncImages(KEY, base_url=raw_server.base_url, session=session, retry=QUICK) as client,
+        AsyncImages(API_KEY, base_url=raw_server.base_url, session=session, retry=QUICK) as client,
     ):
         with pytest.raises(ElkImagesError) as caught:
             await client.generate("a boat")
@@ -57,7 +57,7 @@ async def failure_through(error: Exception, raw_server: RawServer) -> ElkImagesE
         (RuntimeError("no event loop"), True),
         (AssertionError("impossible"), True),
         (KeyError("socket"), True),
-        (AttributeError("no attribute", name="x", obj={"Authorization": KEY}), False),
+        (AttributeError("no attribute", name="x", obj={"Authorization": API_KEY}), False),
         (RuntimeError(["not", "text"]), False),
     ],
 )
@@ -97,7 +97,7 @@ async def test_borrowed_session_with_credentials(raw_server: RawServer, streamin
     auth = aiohttp.BasicAuth("user", "password")
     async with (
         aiohttp.ClientSession(auth=auth) as session,
-        AsyncImages(KEY, base_url=raw_server.base_url, session=session) as client,
+        AsyncImages(API_KEY, base_url=raw_server.base_url, session=session) as client,
     ):
         with pytest.raises(ConfigurationError, match="Cannot combine AUTHORIZATION") as caught:
             await (

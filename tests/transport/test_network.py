@@ -16,7 +16,7 @@ from aiohttp.abc import AbstractResolver
 from elkimg_async import AsyncImages, RequestTimeoutError, Timeout
 from elkimg_async.transport.network import PublicResolver, is_public
 from tests.helpers.calls import QUICK, failure, in_both_modes, run_call
-from tests.helpers.raw_server import KEY, End, RawServer
+from tests.helpers.raw_server import API_KEY, End, RawServer
 
 LATE = 0.5  # seconds that a busy machine may be late
 NAME = "hangs.example"
@@ -99,7 +99,7 @@ async def test_look_up_that_hangs(look_up: threading.Event, streaming: bool) -> 
     """A name lookup is part of connecting: limited by `connect`, and tried again."""
     timeout = Timeout(connect=0.1)
     async with AsyncImages(
-        KEY, base_url=f"http://{NAME}/v1", timeout=timeout, retry=QUICK
+        API_KEY, base_url=f"http://{NAME}/v1", timeout=timeout, retry=QUICK
     ) as client:
         started = time.monotonic()
         error = await failure(RequestTimeoutError, client, streaming)
@@ -117,7 +117,7 @@ async def test_look_up_is_limited_for_each_call(
     base_url = f"http://{NAME}:{raw_server.port}/v1"
     done: list[str] = []
     async with (
-        AsyncImages(KEY, base_url=base_url, retry=0) as client,
+        AsyncImages(API_KEY, base_url=base_url, retry=0) as client,
         anyio.create_task_group() as group,
     ):
 
@@ -143,12 +143,12 @@ async def test_proxy_that_stalls(raw_server: RawServer, monkeypatch: pytest.Monk
     monkeypatch.delenv("no_proxy", raising=False)
     timeout = Timeout(connect=0.2)
     async with AsyncImages(
-        KEY, base_url="https://api.example/v1", timeout=timeout, retry=0
+        API_KEY, base_url="https://api.example/v1", timeout=timeout, retry=0
     ) as client:
         error = await failure(RequestTimeoutError, client)
     assert (error.limit, error.billing) == ("connect", "not_sent")
     assert raw_server.requests[0].method == "CONNECT"
-    assert KEY not in str(raw_server.requests)
+    assert API_KEY not in str(raw_server.requests)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's queue of connections")
@@ -164,7 +164,7 @@ async def test_name_with_several_dead_addresses(monkeypatch: pytest.MonkeyPatch)
         found = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", port))
         monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [found] * 3)
         base_url, timeout = f"http://{NAME}:{port}/v1", Timeout(connect=0.3)
-        async with AsyncImages(KEY, base_url=base_url, timeout=timeout, retry=0) as client:
+        async with AsyncImages(API_KEY, base_url=base_url, timeout=timeout, retry=0) as client:
             started = time.monotonic()
             error = await failure(RequestTimeoutError, client)
             assert time.monotonic() - started < 0.3 + LATE / 2

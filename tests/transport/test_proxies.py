@@ -10,7 +10,7 @@ from elkimg_async import AsyncImages, ConfigurationError, ConnectError
 from elkimg_async.config import ProxySettings
 from elkimg_async.transport.proxies import proxy_for
 from tests.helpers.calls import QUICK, failure, in_both_modes
-from tests.helpers.raw_server import KEY, PNG, RawServer, response
+from tests.helpers.raw_server import API_KEY, PNG, RawServer, response
 from tests.transport.test_reverse_proxies import free_port
 
 PROXY = "http://proxy.example:3128"
@@ -98,7 +98,7 @@ async def test_proxy_without_a_scheme(
 ) -> None:
     """A proxy is an HTTP proxy unless it says otherwise."""
     monkeypatch.setenv("HTTP_PROXY", written.format(raw_server.port))
-    async with AsyncImages(KEY, base_url="http://gateway.example.test/v1", retry=0) as client:
+    async with AsyncImages(API_KEY, base_url="http://gateway.example.test/v1", retry=0) as client:
         assert (await client.generate("a boat"))[0].content == PNG
     assert raw_server.requests[0].target == "http://gateway.example.test/v1/images/generations"
 
@@ -110,7 +110,7 @@ async def test_socks_proxy(
 ) -> None:
     """A SOCKS proxy fails before anything is written, naming the variable and the remedy."""
     monkeypatch.setenv(variable, f"{scheme}://user:hush@127.0.0.1:{raw_server.port}")
-    async with AsyncImages(KEY, base_url="http://gateway.example.test/v1") as client:
+    async with AsyncImages(API_KEY, base_url="http://gateway.example.test/v1") as client:
         error = await failure(ConfigurationError, client)
     assert variable in str(error)
     assert "aiohttp-socks" in str(error)
@@ -126,11 +126,11 @@ async def test_socks_proxy_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     async with (
         aiohttp.ClientSession(connector=connector) as session,
         AsyncImages(
-            KEY, base_url="http://gateway.example.test/v1", session=session, retry=QUICK
+            API_KEY, base_url="http://gateway.example.test/v1", session=session, retry=QUICK
         ) as client,
     ):
         error = await failure(ConnectError, client)
-    assert f"127.0.0.1:{port}" in str(error)  # nobody listens there
+    assert f"127.0.0.1:{port}" in str(error)  # nothing listens there
     assert (error.billing, error.attempts) == ("not_sent", 3)
 
 
@@ -138,7 +138,7 @@ async def test_socks_proxy_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_proxy_url_that_is_wrong(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
     """A proxy URL that cannot be used names its variable."""
     monkeypatch.setenv("HTTP_PROXY", proxy)
-    async with AsyncImages(KEY, base_url="http://gateway.example.test/v1") as client:
+    async with AsyncImages(API_KEY, base_url="http://gateway.example.test/v1") as client:
         error = await failure(ConfigurationError, client)
     assert "HTTP_PROXY" in str(error)
 
@@ -151,7 +151,7 @@ async def test_proxy_rejects_connect(
     """A rejected CONNECT is reported once with its status; 407 advises on credentials."""
     monkeypatch.setenv("HTTPS_PROXY", f"http://user:hush@127.0.0.1:{raw_server.port}")
     raw_server.reply_with(response(b"", status=status, Connection="close"))
-    async with AsyncImages(KEY, base_url="https://api.third.test/v1", retry=QUICK) as client:
+    async with AsyncImages(API_KEY, base_url="https://api.third.test/v1", retry=QUICK) as client:
         error = await failure(ConnectError, client, streaming)
     assert f"127.0.0.1:{raw_server.port} rejected the connection to api.third.test" in str(error)
     assert f"status {status}" in str(error)
@@ -159,14 +159,14 @@ async def test_proxy_rejects_connect(
     assert "hush" not in str(error)
     assert (error.phase, error.billing, error.attempts) == ("proxy", "not_sent", 1)
     assert [request.method for request in raw_server.requests] == ["CONNECT"]
-    assert KEY not in str(raw_server.requests)
+    assert API_KEY not in str(raw_server.requests)
 
 
 async def test_proxy_that_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
     """A proxy that cannot be reached is named, and not the server."""
     port = free_port()
     monkeypatch.setenv("HTTP_PROXY", f"http://user:hush@127.0.0.1:{port}")
-    async with AsyncImages(KEY, base_url="http://api.third.test/v1", retry=QUICK) as client:
+    async with AsyncImages(API_KEY, base_url="http://api.third.test/v1", retry=QUICK) as client:
         error = await failure(ConnectError, client)
     assert f"The proxy 127.0.0.1:{port} cannot be reached" in str(error)
     assert "hush" not in str(error)

@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from elkimg_async import AsyncImages, DisconnectedError
 from tests.helpers.calls import B64, GOOD, PARTIAL, run_call
-from tests.helpers.raw_server import DONE, KEY, PNG, RawServer, event, response, stream
+from tests.helpers.raw_server import API_KEY, DONE, PNG, RawServer, event, response, stream
 
 MODELS = response({"object": "list", "data": [{"id": "gpt-image-1.5", "object": "model"}]})
 COMPLETED = event({"type": "image_generation.completed", "b64_json": B64})
@@ -48,11 +48,11 @@ async def test_vcr_cassette(raw_server: RawServer, tmp_path: Path) -> None:
     for _ in range(2):
         with recorder.use_cassette(str(tmp_path / "cassette.yaml")):
             async with AsyncImages(
-                KEY, base_url=raw_server.base_url, idempotency="off", retry=0
+                API_KEY, base_url=raw_server.base_url, idempotency="off", retry=0
             ) as client:
                 count = await use_deterministic(client, raw_server)
     assert len(raw_server.requests) == count
-    assert KEY not in (tmp_path / "cassette.yaml").read_text()
+    assert API_KEY not in (tmp_path / "cassette.yaml").read_text()
 
 
 async def use_deterministic(client: AsyncImages, raw_server: RawServer) -> int:
@@ -82,7 +82,7 @@ async def test_opentelemetry_instrumentation(
     async with (
         aiohttp.ClientSession() as session,
         AsyncImages(
-            KEY, base_url=raw_server.base_url, session=session if borrowed else None
+            API_KEY, base_url=raw_server.base_url, session=session if borrowed else None
         ) as client,
     ):
         count = await use_everything(client, raw_server)
@@ -108,7 +108,7 @@ async def test_trace_config_of_a_borrowed_session(raw_server: RawServer) -> None
     config.on_request_end.append(note_end)
     async with (
         aiohttp.ClientSession(trace_configs=[config]) as session,
-        AsyncImages(KEY, base_url=raw_server.base_url, session=session) as client,
+        AsyncImages(API_KEY, base_url=raw_server.base_url, session=session) as client,
     ):
         await use_everything(client, raw_server)
     sent = [f"{request.method} {request.target}" for request in raw_server.requests]
@@ -128,7 +128,7 @@ async def test_middleware_of_a_borrowed_session(raw_server: RawServer) -> None:
 
     async with (
         aiohttp.ClientSession(middlewares=(middleware,)) as session,
-        AsyncImages(KEY, base_url=raw_server.base_url, session=session) as client,
+        AsyncImages(API_KEY, base_url=raw_server.base_url, session=session) as client,
     ):
         await use_everything(client, raw_server)
     *api, download = raw_server.requests
@@ -152,7 +152,7 @@ async def test_aioresponses() -> None:
         mock.post(f"{base}/images/edits", payload={"data": [{"url": "https://host.example/a.png"}]})
         mock.get("https://host.example/a.png", body=PNG)
         mock.get(f"{base}/models", exception=aiohttp.ClientConnectionError("down"))
-        async with AsyncImages(KEY, base_url=base, retry=0) as client:
+        async with AsyncImages(API_KEY, base_url=base, retry=0) as client:
             assert (await client.generate("a boat"))[0].content == PNG
             assert await (await client.edit(PNG, "a hat"))[0].read() == PNG
             with pytest.raises(DisconnectedError):

@@ -33,7 +33,7 @@ from tests.helpers.calls import (
     in_both_modes,
     run_call,
 )
-from tests.helpers.raw_server import DONE, KEY, End, RawServer, open_stream
+from tests.helpers.raw_server import API_KEY, DONE, End, RawServer, open_stream
 
 NGINX = """
 daemon off; master_process off; worker_processes 1; pid {folder}/nginx.pid;
@@ -149,9 +149,9 @@ def proxy(request: pytest.FixtureRequest, tmp_path: Path) -> Proxy:
 @in_both_modes
 async def test_complete_response(proxy: Proxy, streaming: bool) -> None:
     """Calls in turn go through as if there were no proxy, on one connection."""
-    async with LocalServer(api_key=KEY, light=True, delay=0) as server:
+    async with LocalServer(api_key=API_KEY, light=True, delay=0) as server:
         port = int(server.base_url.split(":")[2].removesuffix("/v1"))
-        async with proxy.before(port), AsyncImages(KEY, base_url=proxy.base_url) as client:
+        async with proxy.before(port), AsyncImages(API_KEY, base_url=proxy.base_url) as client:
             for _ in range(3):
                 events, result = await run_call(client, streaming)
                 assert len(result) == 1
@@ -172,7 +172,7 @@ async def test_partial_image_arrives_before_the_end(proxy: Proxy) -> None:
         raw_server.reply_with([*start, held, *rest, b"0\r\n\r\n"])
         async with (
             proxy.before(raw_server.port),
-            AsyncImages(KEY, base_url=proxy.base_url) as client,
+            AsyncImages(API_KEY, base_url=proxy.base_url) as client,
             client.generate("a boat", stream=True) as stream,
         ):
             assert isinstance(await anext(stream), PartialImage)
@@ -188,7 +188,7 @@ async def test_upstream_dies_within_the_body(proxy: Proxy, streaming: bool) -> N
         raw_server.reply_with([*half, End.CLOSE])
         async with (
             proxy.before(raw_server.port),
-            AsyncImages(KEY, base_url=proxy.base_url, retry=QUICK, timeout=10) as client,
+            AsyncImages(API_KEY, base_url=proxy.base_url, retry=QUICK, timeout=10) as client,
         ):
             error = await failure_of_any_kind(client, streaming)
         assert (error.billing, error.attempts, len(raw_server.requests)) == ("unknown", 1, 1)
@@ -202,7 +202,7 @@ async def test_upstream_ends_a_stream_cleanly(proxy: Proxy) -> None:
         )
         async with (
             proxy.before(raw_server.port),
-            AsyncImages(KEY, base_url=proxy.base_url) as client,
+            AsyncImages(API_KEY, base_url=proxy.base_url) as client,
         ):
             error = await failure(StreamIncompleteError, client, streaming=True)
         assert len(error.partials) == 1
@@ -214,7 +214,7 @@ async def test_upstream_is_down(proxy: Proxy, streaming: bool) -> None:
     """The proxy's own error page is a ServerError with its status, and is not retried."""
     async with (
         proxy.before(free_port()),
-        AsyncImages(KEY, base_url=proxy.base_url, retry=QUICK) as client,
+        AsyncImages(API_KEY, base_url=proxy.base_url, retry=QUICK) as client,
     ):
         error = await failure_of_any_kind(client, streaming)
     assert isinstance(error, ServerError)
@@ -229,7 +229,7 @@ async def test_upstream_stalls(proxy: Proxy, streaming: bool) -> None:
     async with RawServer([End.HOLD]) as raw_server:
         async with (
             proxy.before(raw_server.port),
-            AsyncImages(KEY, base_url=proxy.base_url, retry=QUICK) as client,
+            AsyncImages(API_KEY, base_url=proxy.base_url, retry=QUICK) as client,
         ):
             error = await failure(ServerError, client, streaming)
         assert error.status == 504
@@ -243,7 +243,7 @@ async def test_upstream_stalls_within_the_body(proxy: Proxy, streaming: bool) ->
         raw_server.reply_with([*open_stream(PARTIAL if streaming else BODY[:200]), End.HOLD])
         async with (
             proxy.before(raw_server.port),
-            AsyncImages(KEY, base_url=proxy.base_url, timeout=Timeout(total=10)) as client,
+            AsyncImages(API_KEY, base_url=proxy.base_url, timeout=Timeout(total=10)) as client,
         ):
             error = await failure_of_any_kind(client, streaming)
         assert isinstance(error, ElkImagesError)
@@ -257,7 +257,7 @@ async def test_leaving_a_stream_reaches_the_upstream(proxy: Proxy) -> None:
         raw_server.reply_with([*open_stream(PARTIAL), End.HOLD])
         async with (
             proxy.before(raw_server.port),
-            AsyncImages(KEY, base_url=proxy.base_url) as client,
+            AsyncImages(API_KEY, base_url=proxy.base_url) as client,
         ):
             async with client.generate("a boat", stream=True) as stream:
                 assert isinstance(await anext(stream), PartialImage)

@@ -21,7 +21,7 @@ from elkimg_async.transport import pool
 from elkimg_async.transport.pool import Hosts
 from tests.helpers.calls import GOOD, PARTIAL, check_clean, run_call
 from tests.helpers.raw_server import (
-    KEY,
+    API_KEY,
     PNG,
     End,
     Piece,
@@ -59,7 +59,7 @@ async def test_aclose_fails_calls_in_flight(reply: Reply, streaming: bool, borro
     """A call that waits for headers or more of a body fails at once and disconnects."""
     async with RawServer(reply) as raw_server, aiohttp.ClientSession() as session:
         client = AsyncImages(
-            KEY, base_url=raw_server.base_url, session=session if borrowed else None, retry=0
+            API_KEY, base_url=raw_server.base_url, session=session if borrowed else None, retry=0
         )
         task = asyncio.create_task(failure_of(run_call(client, streaming)))
         await raw_server.wait_until(lambda: len(raw_server.requests) == 1)
@@ -75,10 +75,10 @@ async def test_aclose_fails_calls_in_flight(reply: Reply, streaming: bool, borro
 
 
 async def test_aclose_fails_a_stream_between_events() -> None:
-    """A stream that nobody reads disconnects, and fails when it is read again."""
+    """A stream that is not read disconnects, and fails when it is read again."""
     async with RawServer(IN_FLIGHT["stream"]) as raw_server, aiohttp.ClientSession() as session:
         for options in ({}, {"session": session}):
-            client = AsyncImages(KEY, base_url=raw_server.base_url, **options)  # type: ignore[arg-type]
+            client = AsyncImages(API_KEY, base_url=raw_server.base_url, **options)  # type: ignore[arg-type]
             async with client.generate("a boat", stream=True) as stream:
                 await anext(stream)
                 await client.aclose()
@@ -93,7 +93,9 @@ async def test_aclose_fails_an_upload(borrowed: bool) -> None:
     async with (
         RawServer(GOOD, reading=False) as deaf,
         aiohttp.ClientSession() as session,
-        AsyncImages(KEY, base_url=deaf.base_url, session=session if borrowed else None) as client,
+        AsyncImages(
+            API_KEY, base_url=deaf.base_url, session=session if borrowed else None
+        ) as client,
     ):
         call = client.generate("a boat", extra_body={"padding": "x" * 30_000_000})
         task = asyncio.create_task(failure_of(call))
@@ -117,7 +119,7 @@ async def test_aclose_fails_calls_waiting_for_a_connection(
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session,
     ):
         client = AsyncImages(
-            KEY, base_url=raw_server.base_url, session=session if borrowed else None
+            API_KEY, base_url=raw_server.base_url, session=session if borrowed else None
         )
         tasks = [asyncio.create_task(failure_of(run_call(client))) for _ in range(3)]
         await raw_server.wait_until(lambda: len(raw_server.requests) == 1)
@@ -146,7 +148,7 @@ async def test_aclose_fails_a_download(reply: Reply, borrowed: bool) -> None:
         api = response({"data": [{"url": f"{host.origin}/a.png"}]})
         async with RawServer(api) as raw_server:
             client = AsyncImages(
-                KEY, base_url=raw_server.base_url, session=session if borrowed else None
+                API_KEY, base_url=raw_server.base_url, session=session if borrowed else None
             )
             (image,) = await client.generate("a boat")
             task = asyncio.create_task(failure_of(image.read()))
@@ -169,7 +171,7 @@ def test_aclose_fails_calls_in_other_threads() -> None:
 
     async def main() -> list[ElkImagesError]:
         async with RawServer(IN_FLIGHT["stream"]) as raw_server:
-            client = AsyncImages(KEY, base_url=raw_server.base_url, retry=0)
+            client = AsyncImages(API_KEY, base_url=raw_server.base_url, retry=0)
             with ThreadPoolExecutor(2) as threads:
                 loop = asyncio.get_running_loop()
                 ends = [
@@ -211,7 +213,7 @@ def test_hosts_keepalive(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def pause_after(raw_server: RawServer, seconds: float, **options: Any) -> int:
     """Make two calls with a pause between them, and return how many connections that took."""
-    async with AsyncImages(KEY, base_url=raw_server.base_url, **options) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url, **options) as client:
         await client.generate("a boat")
         before = raw_server.accepted
         await client.generate("a boat")
@@ -271,7 +273,7 @@ async def test_lost_connection_means_fresh_ones(raw_server: RawServer) -> None:
     server = await serve_once(lambda: lost.append(None))
     async with server:
         port = server.sockets[0].getsockname()[1]
-        async with AsyncImages(KEY, base_url=f"http://127.0.0.1:{port}/v1") as client:
+        async with AsyncImages(API_KEY, base_url=f"http://127.0.0.1:{port}/v1") as client:
             await client.generate("a boat")
             error = await failure_of(client.generate("a boat"))
             assert type(error) is DisconnectedError
@@ -286,7 +288,7 @@ async def test_connection_closed_while_idle(raw_server: RawServer) -> None:
     ended = asyncio.Event()
     pieces: list[Piece] = [*GOOD, ended, End.CLOSE]
     raw_server.reply_with(pieces)
-    async with AsyncImages(KEY, base_url=raw_server.base_url, retry=0) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url, retry=0) as client:
         for n in range(3):
             await client.generate("a boat")
             assert raw_server.accepted == n + 1
@@ -302,7 +304,7 @@ async def test_aiohttp_too_old(raw_server: RawServer, monkeypatch: pytest.Monkey
     """An aiohttp that is too old is named on the first call, before anything is sent."""
     pool.check_aiohttp.cache_clear()
     monkeypatch.setattr(aiohttp, "__version__", "3.8.6")
-    async with AsyncImages(KEY, base_url=raw_server.base_url) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url) as client:
         error = await failure_of(client.generate("a boat"))
     assert type(error) is ConfigurationError
     assert "aiohttp 3.8.6 is too old" in str(error)

@@ -17,7 +17,7 @@ import elkimg_async
 from elkimg_async import AsyncImages, ConnectError
 from elkimg_async.local import LocalServer
 from tests.helpers.calls import QUICK, failure, in_both_modes, run_call
-from tests.helpers.raw_server import KEY
+from tests.helpers.raw_server import API_KEY
 
 HOME = os.pathsep.join([str(Path(elkimg_async.__file__).parent.parent), *sys.path])
 PAST = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
@@ -43,7 +43,7 @@ def server_with(certificate: trustme.LeafCert) -> LocalServer:
     """A local server that shows this certificate."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     certificate.configure_cert(context)
-    return LocalServer(api_key=KEY, light=True, delay=0, ssl_context=context)
+    return LocalServer(api_key=API_KEY, light=True, delay=0, ssl_context=context)
 
 
 def expired(authority: trustme.CA) -> trustme.LeafCert:
@@ -71,7 +71,7 @@ async def test_good_certificate(
     async with server_with(authority.issue_cert("127.0.0.1")) as server:
         assert server.base_url.startswith("https://")
         async with AsyncImages(
-            KEY, base_url=server.base_url, session=session, timeout=10
+            API_KEY, base_url=server.base_url, session=session, timeout=10
         ) as client:
             _, result = await run_call(client, streaming)
             assert len(result) == 1
@@ -98,7 +98,7 @@ async def test_bad_certificate(
     """An invalid certificate is a ConnectError that says why; nothing was sent."""
     async with server_with(make(authority)) as server:
         async with AsyncImages(
-            KEY, base_url=server.base_url, session=session, retry=QUICK
+            API_KEY, base_url=server.base_url, session=session, retry=QUICK
         ) as client:
             error = await failure(ConnectError, client, streaming)
         assert reason in str(error)
@@ -113,7 +113,7 @@ async def test_bad_certificate(
 async def test_unknown_authority_without_a_session(authority: trustme.CA) -> None:
     """The client's own pool checks certificates too."""
     async with server_with(authority.issue_cert("127.0.0.1")) as server:
-        async with AsyncImages(KEY, base_url=server.base_url, retry=0) as client:
+        async with AsyncImages(API_KEY, base_url=server.base_url, retry=0) as client:
             error = await failure(ConnectError, client)
         assert "certificate verify failed" in str(error)
         assert error.billing == "not_sent"
@@ -138,7 +138,7 @@ async def test_authority_of_the_environment(authority: trustme.CA, tmp_path: Pat
     authority.cert_pem.write_to_path(str(file))
     async with server_with(authority.issue_cert("127.0.0.1")) as server:
         done = await anyio.run_process(
-            [sys.executable, "-W", "error", "-c", SCRIPT, KEY, server.base_url],
+            [sys.executable, "-W", "error", "-c", SCRIPT, API_KEY, server.base_url],
             env={**os.environ, "SSL_CERT_FILE": str(file), "PYTHONPATH": HOME},
             stderr=subprocess.STDOUT,
             check=False,

@@ -13,9 +13,9 @@ from elkimg_async import AsyncImages, EditRequest, ImageReference, InvalidReques
 from elkimg_async.sansio.image_headers import MAX_SHOWN, InputImage
 from elkimg_async.transport.uploads import build_edit, open_image, open_images
 from tests.helpers.calls import GOOD
-from tests.helpers.raw_server import KEY, RawServer
+from tests.helpers.edits import parsed
+from tests.helpers.raw_server import API_KEY, RawServer
 from tests.local.test_edits import mask, noise_image
-from tests.test_edit import parsed
 
 PNG, JPEG, WEBP = (noise_image(format=kind) for kind in ("PNG", "JPEG", "WEBP"))
 URL = "https://host/kitten.png?signature=1"
@@ -25,7 +25,7 @@ DATA = f"data:image/png;base64,{TEXT}"
 
 @pytest.fixture
 async def client(raw_server: RawServer) -> AsyncIterator[AsyncImages]:
-    async with AsyncImages(KEY, base_url=raw_server.base_url) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url) as client:
         yield client
 
 
@@ -200,7 +200,7 @@ async def test_data_url_beside_a_file(client: AsyncImages, raw_server: RawServer
 async def test_data_url_is_held_to_the_rules(client: AsyncImages, raw_server: RawServer) -> None:
     """The rules for files hold for what a `data:` URL contains."""
     small = mask((8, 8))
-    with pytest.raises(InvalidRequestError, match="equal size"):
+    with pytest.raises(InvalidRequestError, match="the same size"):
         await client.edit(DATA, "a hat", mask=small)
     gif = base64.b64encode(noise_image(format="GIF", mode="L")).decode()
     with pytest.raises(InvalidRequestError, match="image/gif; choose"):

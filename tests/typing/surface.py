@@ -32,6 +32,7 @@ from elkimg_async import (
     GenerateRequest,
     Image,
     ImageInput,
+    ImagePrices,
     ImageReference,
     ImagesResponse,
     ImageStream,
@@ -48,6 +49,7 @@ from elkimg_async import (
     NotFoundError,
     PartialImage,
     PermissionDeniedError,
+    Pricing,
     QuotaExceededError,
     RateLimit,
     RateLimitError,
@@ -60,6 +62,7 @@ from elkimg_async import (
     StreamStateError,
     Timeout,
     TokenDetails,
+    TokenPrices,
     Totals,
     Usage,
     errors,
@@ -117,6 +120,8 @@ def make(session: aiohttp.ClientSession) -> list[AsyncImages]:
         AsyncImages("sk-1"),
         AsyncImages(api_key=rotating_key),
         AsyncImages(timeout=5, retry=3),
+        AsyncImages(pricing=Pricing({"m": TokenPrices(image_output="32")})),
+        AsyncImages(pricing=Pricing({"m": ImagePrices({("1024x1024", None): "0.04"})})),
         AsyncImages(timeout=2.5, retry=0),
         AsyncImages(timeout=timedelta(minutes=1), max_retries=3, model="gpt-image-2"),
         AsyncImages(timeout=httpx.Timeout(5), default_headers={"X-A": "b"}, default_query={"q": 1}),
@@ -224,7 +229,7 @@ async def streaming(client: AsyncImages) -> None:
 
 
 async def either(client: AsyncImages, stream: bool) -> ImagesResponse:
-    """A bool known only at run time gives the union, and both can be awaited."""
+    """A bool known only at run time results in the union; both can be awaited."""
     made = client.generate("a boat", stream=stream)
     assert_type(made, Coroutine[Any, Any, ImagesResponse] | ImageStream)
     if isinstance(made, ImageStream):

@@ -15,7 +15,7 @@ from fastapi.responses import HTMLResponse, Response
 from elkimg_async import AsyncImages, web
 from elkimg_async.jobs import ImageJobs
 from elkimg_async.local import LocalServer
-from tests.helpers.raw_server import DONE, KEY, End, RawServer, event, open_stream, response
+from tests.helpers.raw_server import API_KEY, DONE, End, RawServer, event, open_stream, response
 from tests.jobs.test_registry import COMPLETED, partial
 from tests.web.test_relay import on_uvicorn
 
@@ -100,7 +100,7 @@ async def example(
     server: LocalServer | RawServer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[int]:
     """The backend of the README in a folder with its page; yields its port."""
-    api_key = server.api_key if isinstance(server, LocalServer) else KEY
+    api_key = server.api_key if isinstance(server, LocalServer) else API_KEY
     monkeypatch.setenv("ELKAPI_API_KEY", api_key)
     monkeypatch.setenv("ELKAPI_BASE_URL", server.base_url)
     shutil.copy(EXAMPLE / "page.html", folder)
@@ -184,7 +184,7 @@ async def test_plain_stream_is_not_resumed(page: Page) -> None:
     app.get("/elkimg.js")(lambda: Response(web.javascript(), media_type="text/javascript"))
     async with (
         RawServer([*open_stream(event(partial(0))), End.HOLD]) as raw_server,
-        AsyncImages(KEY, base_url=raw_server.base_url) as client,
+        AsyncImages(API_KEY, base_url=raw_server.base_url) as client,
     ):
 
         @app.get("/stream")
@@ -228,7 +228,7 @@ async def test_element_previews_finishes_and_cancels_by_keyboard(page: Page) -> 
 
     async with (
         RawServer(first, [head, chunks[0], End.HOLD]) as raw_server,
-        AsyncImages(KEY, base_url=raw_server.base_url) as client,
+        AsyncImages(API_KEY, base_url=raw_server.base_url) as client,
         ImageJobs(client) as jobs,
     ):
 

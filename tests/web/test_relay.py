@@ -37,8 +37,8 @@ from elkimg_async.local import LocalServer
 from elkimg_async.sansio.decoder import ImageEvent
 from elkimg_async.web import frameworks
 from tests.helpers.raw_server import (
+    API_KEY,
     DONE,
-    KEY,
     PNG,
     End,
     RawServer,
@@ -78,7 +78,7 @@ async def upstream() -> AsyncIterator[LocalServer]:
 
 def client_of(server: LocalServer | RawServer) -> AsyncImages:
     """A client of this server that does not retry."""
-    key = server.api_key if isinstance(server, LocalServer) else KEY
+    key = server.api_key if isinstance(server, LocalServer) else API_KEY
     return AsyncImages(key, base_url=server.base_url, retry=0)
 
 
@@ -450,7 +450,7 @@ async def test_relay_is_read_by_this_client(upstream: LocalServer) -> None:
     async with (
         client,
         on_uvicorn(app) as port,
-        AsyncImages(KEY, base_url=f"http://127.0.0.1:{port}/v1", retry=0) as second,
+        AsyncImages(API_KEY, base_url=f"http://127.0.0.1:{port}/v1", retry=0) as second,
     ):
         result = await generated(second, "a heron").result()
         (*_, (_, fields), _) = await collect(web.ServerSentEvents(generated(second, "a heron")))
@@ -613,7 +613,16 @@ async def test_error_is_an_event(
 def check_discreet(text: str, base_url: str) -> None:
     """Nothing of the backend's own is in what the browser gets."""
     host = base_url.removeprefix("http://").removesuffix("/v1")
-    for secret in (KEY, "elkimg-local", host, "ELKAPI", "base URL", "Traceback", ".py", "API key"):
+    for secret in (
+        API_KEY,
+        "elkimg-local",
+        host,
+        "ELKAPI",
+        "base URL",
+        "Traceback",
+        ".py",
+        "API key",
+    ):
         assert secret not in text
 
 
@@ -631,8 +640,8 @@ SECRET = "http://10.1.2.3:8080/v1 with sk-0123456789abcdef"
             response({"error": {"message": SECRET, "type": SECRET}}, status=403),
             "PermissionDeniedError",
         ),
-        (response({"error": {"message": KEY}}, status=401), "AuthenticationError"),
-        (response({"error": KEY}, status=422), "BadRequestError"),
+        (response({"error": {"message": API_KEY}}, status=401), "AuthenticationError"),
+        (response({"error": API_KEY}, status=422), "BadRequestError"),
         (
             response({"error": {"message": SECRET, "code": "model_not_found"}}, status=503),
             "NotFoundError",
@@ -671,7 +680,7 @@ async def test_error_event_reveals_nothing_secret(
     (logged,) = [record for record in caplog.records if record.name == "elkimg_async"]
     assert logged.levelno == logging.WARNING
     assert kind in logged.getMessage()
-    assert KEY not in logged.getMessage()
+    assert API_KEY not in logged.getMessage()
 
 
 async def test_error_before_sending_keeps_its_message(upstream: LocalServer) -> None:
@@ -707,7 +716,7 @@ async def test_error_without_a_server() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         base_url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
-        async with AsyncImages(KEY, base_url=base_url, retry=0) as client:
+        async with AsyncImages(API_KEY, base_url=base_url, retry=0) as client:
             ((_, body),) = await collect(web.ServerSentEvents(generated(client, "cat")))
     assert body["error"]["message"] == "The image service cannot be reached."
     check_discreet(json.dumps(body), base_url)

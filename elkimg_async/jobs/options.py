@@ -1,0 +1,62 @@
+"""Options of a job's call that are not part of its request, as they are stored."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from elkimg_async.config import RetryPolicy, Timeout, make_timeout
+
+_SECRET = re.compile(r"auth|key|token|secret|cookie|password|credential|signature", re.IGNORECASE)
+"""Headers and query parameters with such names are not stored."""
+_KINDS: tuple[type[msgspec.Struct], ...] = (RetryPolicy, Timeout)
+
+
+def write_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options as plain data, without secrets."""
+    plain = dict[str, Any]()
+    for name, given in options.items():
+        # a timedelta, or a Timeout of httpx, is stored as ours
+        value = make_timeout(given) if name == "timeout" else given
+        if isinstance(value, _KINDS):
+            fields = msgspec.structs.asdict(value)
+            plain[name] = {field: _finite(each) for field, each in fields.items()}
+        elif isinstance(value, Mapping):
+            plain[name] = {str(key): each for key, each in value.items() if not is_secret(key)}
+        else:
+            plain[name] = _finite(value)
+    return plain
+
+
+def read_options(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that `write_options` wrote."""
+    options = dict[str, Any](plain)
+    for name, kind in (("retry", RetryPolicy), ("timeout", Timeout)):
+        value = options.get(name)
+        if isinstance(value, Mapping):
+            options[name] = kind(**{field: _number(each) for field, each in value.items()})
+        elif value is not None:
+            options[name] = _number(value)
+    return options
+
+
+def has_secrets(options: Mapping[str, Any]) -> bool:
+    """Return whether some of the options are not stored."""
+    named = (options.get("extra_headers"), options.get("extra_query"))
+    return any(is_secret(name) for each in named if isinstance(each, Mapping) for name in each)
+
+
+def is_secret(name: object) -> bool:
+    """Return whether a header or query parameter of this name may be an API key or the like."""
+    return _SECRET.search(str(name)) is not None
+
+
+def _finite(value: Any) -> Any:
+    """Return a number as JSON can express it."""
+    return "inf" if isinstance(value, float) and math.isinf(value) else value
+
+
+def _number(value: Any) -> Any:
+    return math.inf if value == "inf" else value

@@ -1,0 +1,19 @@
+"""Plain data, as JSON has it, for the `to_dict` of results and errors."""
+
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+
+def to_plain(value: Any, *, images: bool) -> Any:
+    """Return a field as plain data; `images=False` omits the base64 content of images."""
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item, images=images) for item in value]
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    if isinstance(value, Decimal):
+        return str(value)
+    to_dict = getattr(value, "to_dict", None)
+    if to_dict is not None:
+        return to_dict(images=images)
+    return dict(value) if isinstance(value, Mapping) else value

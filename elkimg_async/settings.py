@@ -1,0 +1,133 @@
+"""The settings of a client, from the options of `AsyncImages` and of a single call."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar, get_args
+
+import msgspec
+
+from elkimg_async.config import (
+    IdempotencyMode,
+    Limits,
+    RetryPolicy,
+    Settings,
+    ValidateMode,
+    check_choice,
+    make_model,
+    make_query,
+    make_retry,
+    make_timeout,
+    split_base_url,
+)
+from elkimg_async.credentials import ApiKeySource, source_in
+from elkimg_async.errors import ConfigurationError, InvalidRequestError
+from elkimg_async.hooks import Hook
+from elkimg_async.ratelimit.limiter import Limiter
+from elkimg_async.sansio.headers import check_headers, merge
+from elkimg_async.sansio.pricing import Pricing, make_pricing
+from elkimg_async.sansio.retry import RetryBudget
+from elkimg_async.types import RetryLike, TimeoutLike
+
+T = TypeVar("T")
+
+
+def create_settings(
+    source: ApiKeySource | None,
+    *,
+    base_url: str | None,
+    model: str | None,
+    timeout: TimeoutLike | None,
+    retry: RetryPolicy,
+    idempotency: IdempotencyMode,
+    validate: ValidateMode,
+    limits: Limits | None,
+    headers: Mapping[str, str] | None,
+    query: Mapping[str, Any] | None,
+    hooks: Iterable[Hook],
+    pricing: Pricing | None,
+) -> Settings:
+    """Return the settings of a new client, whose docstring explains the options.
+
+    Raises:
+        ConfigurationError: If an option is invalid.
+    """
+    check_choice("idempotency", idempotency, get_args(IdempotencyMode))
+    check_choice("validate", validate, get_args(ValidateMode))
+    limits = limits or Limits()
+    if not isinstance(limits, Limits):
+        raise ConfigurationError(
+            "limits must be elkimg_async.Limits(…), such as Limits(requests_per_minute=60), "
+            f"not {type(limits).__name__}."
+        )
+    sent = _client_headers(headers)
+    address, parameters = split_base_url(base_url)
+    return Settings(
+        api_key=source_in(sent) if source is None else source,
+        base_url=address,
+        query=parameters | make_query(query),
+        model=make_model(model),
+        timeout=make_timeout(timeout),
+        retry=retry,
+        budget=RetryBudget(retry.budget),
+        idempotency=idempotency,
+        validate=validate,
+        limits=limits,
+        headers=sent,
+        hooks=_hooks(hooks),
+        limiter=Limiter(
+            max_concurrency=limits.max_concurrency,
+            requests_per_minute=limits.requests_per_minute,
+            images_per_minute=limits.images_per_minute,
+        ),
+        shutdowns={},
+        pricing=make_pricing(pricing),
+    )
+
+
+def change_settings(
+    settings: Settings,
+    timeout: TimeoutLike | None,
+    retry: RetryLike | None,
+    headers: Mapping[str, str] | None,
+    query: Mapping[str, Any] | None,
+) -> Settings:
+    """Return settings with some options replaced; None keeps the current value.
+
+    Headers and query are added to the current ones.
+
+    Raises:
+        ConfigurationError: If an option is invalid.
+    """
+    if timeout is None and retry is None and headers is None and query is None:
+        return settings
+    return msgspec.structs.replace(
+        settings,
+        timeout=settings.timeout if timeout is None else make_timeout(timeout),
+        retry=settings.retry if retry is None else make_retry(retry),
+        headers=merge(settings.headers, _client_headers(headers)),
+        query=settings.query | make_query(query),
+    )
+
+
+def either(name: str, value: T | None, other_name: str, other: T | None) -> T | None:
+    """Return the value passed under either of two names.
+
+    Raises:
+        ConfigurationError: If both were passed.
+    """
+    if value is not None and other is not None:
+        raise ConfigurationError(f"Pass either {name} or {other_name}, not both.")
+    return other if value is None else value
+
+
+def _hooks(hooks: Iterable[Hook]) -> tuple[Hook, ...]:
+    if callable(hooks):
+        raise ConfigurationError("hooks must be a list of functions, as in hooks=[function].")
+    return tuple(hooks)
+
+
+def _client_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
+    try:
+        return check_headers(headers)
+    except InvalidRequestError as error:
+        problem = error.message
+    raise ConfigurationError(problem)
