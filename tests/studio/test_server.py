@@ -422,6 +422,7 @@ async def test_many_streams(running: Running) -> None:
 
 async def test_events_in_order(running: Running) -> None:
     """A page sees queued, running, partial images and the final one, then the deletion."""
+    job: dict[str, Any] = {}
     async with events(running) as messages:
         assert (await anext(messages))[0] == "jobs"
         name = await running.start({**PROMPT, "partial_images": 2, "output_format": "webp"})
@@ -472,6 +473,7 @@ async def test_retry_is_reported() -> None:
         studio(server, retry=2) as running,
     ):
         server.inject("rate-limit=1")
+        job: dict[str, Any] = {}
         async with events(running) as messages:
             await running.start(PROMPT)
             async for event, job in messages:
@@ -795,6 +797,28 @@ async def test_command_local(tmp_path: Path) -> None:
             assert (await reply.json())["local"] is True
         command.interrupt()
         assert (await command.ended()).code == 130
+
+
+async def test_command_waits_for_jobs(tmp_path: Path) -> None:
+    """Ctrl-C waits for images in progress; a second one ends at once, and nothing is repeated."""
+    variables = {"HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path / "data")}
+    async with (
+        LocalServer(api_key=KEY, light=True, delay=0) as server,
+        started(
+            "studio", "--port", "0", folder=tmp_path, server=server, variables=variables
+        ) as command,
+        aiohttp.ClientSession() as http,
+    ):
+        url = (await command.line(out=True)).split()[-1]
+        server.inject("stall-stream")
+        await Running(url.rstrip("/"), server, http).start(PROMPT)
+        await server.wait_until(lambda: server.generations == 1)
+        command.interrupt()
+        await command.wait_for("Waiting for 1 job in progress")
+        command.interrupt()
+        with anyio.fail_after(10):
+            assert (await command.ended()).code == 130
+        assert server.generations == 1
 
 
 async def test_command_without_api_key(tmp_path: Path) -> None:
