@@ -21,7 +21,7 @@ import anyio
 import pytest
 from PIL import Image as Pillow
 
-from elkimg_async import AsyncImages, ConfigurationError, StoreError
+from elkimg_async import AsyncImages, ConfigurationError, Pricing, StoreError, TokenPrices
 from elkimg_async.local import LocalServer
 from elkimg_async.studio import listener, page_request
 from elkimg_async.studio.browser import opened
@@ -549,6 +549,19 @@ async def test_generate_without_stream(running: Running) -> None:
     """A model that cannot stream gets a batch call."""
     job = await running.generate({**PROMPT, "model": "dall-e-2", "size": "256x256", "n": 2})
     assert [image["type"] for image in job["images"]] == ["image/png", "image/png"]
+
+
+async def test_cost_of_job() -> None:
+    """A job has the cost that the user's price list gives its tokens."""
+    pricing = Pricing({"gpt-image-1.5": TokenPrices(text_input="5", image_output="32")})
+    async with (
+        LocalServer(api_key=KEY, light=True, delay=0) as server,
+        AsyncImages(KEY, base_url=server.base_url, pricing=pricing) as client,
+        serve(client, port=0, grace=0) as url,
+        aiohttp.ClientSession() as http,
+    ):
+        job = await Running(url.rstrip("/"), server, http).generate(PROMPT)
+    assert 0 < float(job["cost"]) < 1
 
 
 async def test_image_headers(running: Running) -> None:
