@@ -21,7 +21,7 @@ import anyio
 import pytest
 from PIL import Image as Pillow
 
-from elkimg_async import AsyncImages, ConfigurationError, StoreError
+from elkimg_async import AsyncImages, ConfigurationError, Pricing, StoreError, TokenPrices
 from elkimg_async.local import LocalServer
 from elkimg_async.studio import listener, page_request
 from elkimg_async.studio.browser import opened
@@ -422,6 +422,7 @@ async def test_many_streams(running: Running) -> None:
 
 async def test_events_in_order(running: Running) -> None:
     """A page sees queued, running, partial images and the final one, then the deletion."""
+    job: dict[str, Any] = {}
     async with events(running) as messages:
         assert (await anext(messages))[0] == "jobs"
         name = await running.start({**PROMPT, "partial_images": 2, "output_format": "webp"})
@@ -472,6 +473,7 @@ async def test_retry_is_reported() -> None:
         studio(server, retry=2) as running,
     ):
         server.inject("rate-limit=1")
+        job: dict[str, Any] = {}
         async with events(running) as messages:
             await running.start(PROMPT)
             async for event, job in messages:
@@ -547,6 +549,19 @@ async def test_generate_without_stream(running: Running) -> None:
     """A model that cannot stream gets a batch call."""
     job = await running.generate({**PROMPT, "model": "dall-e-2", "size": "256x256", "n": 2})
     assert [image["type"] for image in job["images"]] == ["image/png", "image/png"]
+
+
+async def test_cost_of_job() -> None:
+    """A job has the cost that the user's price list gives its tokens."""
+    pricing = Pricing({"gpt-image-1.5": TokenPrices(text_input="5", image_output="32")})
+    async with (
+        LocalServer(api_key=KEY, light=True, delay=0) as server,
+        AsyncImages(KEY, base_url=server.base_url, pricing=pricing) as client,
+        serve(client, port=0, grace=0) as url,
+        aiohttp.ClientSession() as http,
+    ):
+        job = await Running(url.rstrip("/"), server, http).generate(PROMPT)
+    assert 0 < float(job["cost"]) < 1
 
 
 async def test_image_headers(running: Running) -> None:
@@ -795,6 +810,28 @@ async def test_command_local(tmp_path: Path) -> None:
             assert (await reply.json())["local"] is True
         command.interrupt()
         assert (await command.ended()).code == 130
+
+
+async def test_command_waits_for_jobs(tmp_path: Path) -> None:
+    """Ctrl-C waits for images in progress; a second one ends at once, and nothing is repeated."""
+    variables = {"HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path / "data")}
+    async with (
+        LocalServer(api_key=KEY, light=True, delay=0) as server,
+        started(
+            "studio", "--port", "0", folder=tmp_path, server=server, variables=variables
+        ) as command,
+        aiohttp.ClientSession() as http,
+    ):
+        url = (await command.line(out=True)).split()[-1]
+        server.inject("stall-stream")
+        await Running(url.rstrip("/"), server, http).start(PROMPT)
+        await server.wait_until(lambda: server.generations == 1)
+        command.interrupt()
+        await command.wait_for("Waiting for 1 job in progress")
+        command.interrupt()
+        with anyio.fail_after(10):
+            assert (await command.ended()).code == 130
+        assert server.generations == 1
 
 
 async def test_command_without_api_key(tmp_path: Path) -> None:
