@@ -32,8 +32,8 @@ from elkimg_async.batch.journal import (
     SentRecord,
     decode_record,
     encode,
-    write_error,
 )
+from elkimg_async.error_records import write_error
 from elkimg_async.errors import ConfigurationError, ElkImagesError, JournalError
 from elkimg_async.files import write_atomically
 from elkimg_async.image import EXTENSIONS, Image, media_type_of

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, cast
 import msgspec
 from msgspec.structs import replace
 
-from elkimg_async.batch.journal import read_error, write_error
+from elkimg_async.error_records import read_error, write_error
 from elkimg_async.errors import ElkImagesError, JobCancelledError, JobLostError
 from elkimg_async.image import Image
 from elkimg_async.sansio.decoder import ImageEvent
