@@ -12,10 +12,10 @@ import elkimg_async
 PACKAGE = Path(elkimg_async.__file__).parent
 NAME = PACKAGE.name
 LAYERS = [
-    {"plain"},
+    {"filesystem", "plain"},
     {"errors"},
     {"hooks"},
-    {"error_records", "filesystem", "files", "hints", "logs", "preview"},
+    {"error_records", "files", "hints", "logs", "preview"},
     {"image"},
     {"notebook"},
     {"sansio"},
@@ -41,7 +41,7 @@ ONLY = {
     "errors": {"plain"},
     "hooks": set(),
     "error_records": {"errors"},
-    "files": set(),
+    "files": {"filesystem"},
     "filesystem": set(),
     "hints": set(),
     "preview": set(),
