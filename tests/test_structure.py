@@ -16,7 +16,7 @@ LAYERS = [
     {"errors"},
     {"hooks"},
     {"error_records", "files", "hints", "logs", "preview"},
-    {"image"},
+    {"event_iterator", "image"},
     {"notebook"},
     {"sansio"},
     {"ratelimit"},
@@ -43,11 +43,12 @@ ONLY = {
     "error_records": {"errors"},
     "files": {"filesystem"},
     "filesystem": set(),
+    "event_iterator": {"hints"},
     "hints": set(),
     "preview": set(),
     "image": {"errors", "files", "hints", "logs", "plain", "preview"},
     "notebook": {"errors", "image"},
-    "stream": {"errors", "hints", "image", "logs", "notebook", "sansio"},
+    "stream": {"errors", "event_iterator", "hints", "image", "logs", "notebook", "sansio"},
     "local": {"errors", "config", "credentials", "image", "sansio"},
 }
 """Parts that import less than their layer would let them."""
