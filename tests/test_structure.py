@@ -12,11 +12,11 @@ import elkimg_async
 PACKAGE = Path(elkimg_async.__file__).parent
 NAME = PACKAGE.name
 LAYERS = [
-    {"plain"},
+    {"filesystem", "plain"},
     {"errors"},
     {"hooks"},
-    {"files", "hints", "logs", "preview"},
-    {"image"},
+    {"error_records", "files", "hints", "logs", "preview"},
+    {"event_iterator", "image"},
     {"notebook"},
     {"sansio"},
     {"ratelimit"},
@@ -40,12 +40,15 @@ ONLY = {
     "plain": set(),
     "errors": {"plain"},
     "hooks": set(),
-    "files": set(),
+    "error_records": {"errors"},
+    "files": {"filesystem"},
+    "filesystem": set(),
+    "event_iterator": {"hints"},
     "hints": set(),
     "preview": set(),
     "image": {"errors", "files", "hints", "logs", "plain", "preview"},
     "notebook": {"errors", "image"},
-    "stream": {"errors", "hints", "image", "logs", "notebook", "sansio"},
+    "stream": {"errors", "event_iterator", "hints", "image", "logs", "notebook", "sansio"},
     "local": {"errors", "config", "credentials", "image", "sansio"},
 }
 """Parts that import less than their layer would let them."""
