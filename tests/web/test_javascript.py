@@ -1,7 +1,9 @@
 """`elkimg.js` and `<elk-image>` in a real Chromium, over a real backend."""
 
 import asyncio
+import base64
 import contextlib
+import random
 import shutil
 import types
 from collections.abc import AsyncIterator
@@ -111,7 +113,7 @@ async def example(
         yield port
 
 
-async def ask(page: Page, port: int, prompt: str = "a red fox") -> None:
+async def request_image(page: Page, port: int, prompt: str = "a red fox") -> None:
     """Open the page and request an image."""
     await page.goto(f"http://127.0.0.1:{port}/")
     await page.get_by_label("Prompt").fill(prompt)
@@ -137,7 +139,7 @@ async def test_example_shows_an_image(
         LocalServer(light=True, delay=0.05) as server,
         example(server, tmp_path, monkeypatch) as port,
     ):
-        await ask(page, port)
+        await request_image(page, port)
         await expect(page.get_by_role("status")).to_have_text("Ready")
         assert await width(page) > 0
         assert server.generations == 1
@@ -154,7 +156,7 @@ async def test_example_resumes_a_dropped_connection(
         example(raw_server, tmp_path, monkeypatch) as port,
         Proxy(port).listening() as proxy,
     ):
-        await ask(page, proxy.port)
+        await request_image(page, proxy.port)
         await expect(page.get_by_role("status")).to_have_text("Preview")
         for _ in range(2):
             proxy.cut()
@@ -164,21 +166,21 @@ async def test_example_resumes_a_dropped_connection(
         assert len(raw_server.requests) == 1
 
 
-async def test_example_tells_errors_apart(
+async def test_example_distinguishes_errors(
     page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the API reports is shown; a backend that is gone is a connection error."""
     said = {"error": {"message": "That style does not exist.", "code": "bad_style"}}
     async with RawServer(response(said, status=400)) as raw_server:
         async with example(raw_server, tmp_path, monkeypatch) as port:
-            await ask(page, port)
+            await request_image(page, port)
             await expect(page.get_by_role("status")).to_contain_text("That style does not exist.")
         await page.get_by_role("button", name="Generate").click()
         await expect(page.get_by_role("status")).to_have_text("Check your connection.")
 
 
 async def test_plain_stream_is_not_resumed(page: Page) -> None:
-    """Where asking again would generate again, a broken connection is an error."""
+    """Where another request would generate again, a broken connection is an error."""
     app = fastapi.FastAPI()
     app.get("/")(lambda: HTMLResponse("<title>x</title>"))
     app.get("/elkimg.js")(lambda: Response(web.javascript(), media_type="text/javascript"))
@@ -193,7 +195,7 @@ async def test_plain_stream_is_not_resumed(page: Page) -> None:
 
         async with on_uvicorn(app) as port, Proxy(port).listening() as proxy:
             await page.goto(f"http://127.0.0.1:{proxy.port}/")
-            asked = asyncio.create_task(
+            reading = asyncio.create_task(
                 page.evaluate(
                     """async () => {
                         const { images } = await import("/elkimg.js");
@@ -206,7 +208,7 @@ async def test_plain_stream_is_not_resumed(page: Page) -> None:
             )
             await page.wait_for_function("globalThis.seen")
             proxy.cut()
-            assert await asked == "ConnectionError"
+            assert await reading == "ConnectionError"
             assert len(raw_server.requests) == 1
 
 
@@ -260,3 +262,74 @@ async def test_element_previews_finishes_and_cancels_by_keyboard(page: Page) -> 
             await expect(page.get_by_role("status")).to_be_focused()
             await raw_server.wait_disconnected()
             assert (await jobs.get("two")).state == "cancelled"
+
+
+@contextlib.asynccontextmanager
+async def gallery(jobs: ImageJobs) -> AsyncIterator[int]:
+    """A backend whose page `/ID` shows the image of a job in an element; yields its port."""
+    app = fastapi.FastAPI()
+    app.get("/elkimg.js")(lambda: Response(web.javascript(), media_type="text/javascript"))
+
+    @app.get("/{id}")
+    async def html(id: str) -> HTMLResponse:
+        return HTMLResponse(
+            '<!doctype html><html lang="en"><title>Elk</title>'
+            '<script type="module" src="/elkimg.js"></script>'
+            f'<elk-image src="/images/{id}" alt="An elk"></elk-image>'
+        )
+
+    @app.get("/images/{id}")
+    async def show(id: str, request: fastapi.Request) -> Response:
+        await jobs.start(f"elk {id}", id=id, partial_images=2)
+        return web.starlette_response(jobs.events(id, request.headers.get("last-event-id")))
+
+    async with on_uvicorn(app) as port:
+        yield port
+
+
+async def visit_until_done(browser: Browser, port: int, id: str, chance: random.Random) -> bytes:
+    """Leave and come back at random moments; return the image that the page shows in the end."""
+    async with Proxy(port).listening() as proxy:
+        context = await browser.new_context()
+        page = await context.new_page()
+        for leave in chance.choices(["close", "navigate", "reload", "lose the connection"], k=5):
+            if page.url == "about:blank":
+                await page.goto(f"http://127.0.0.1:{proxy.port}/{id}")
+            await asyncio.sleep(chance.uniform(0, 0.7))
+            if leave == "close":
+                await page.close()
+                page = await context.new_page()
+            elif leave == "navigate":
+                await page.goto("about:blank")
+            elif leave == "reload":
+                await page.reload()
+            else:
+                proxy.cut()
+            await asyncio.sleep(chance.uniform(0, 0.7))
+        if page.url == "about:blank":
+            await page.goto(f"http://127.0.0.1:{proxy.port}/{id}")
+        await expect(page.locator("elk-image")).to_have_attribute("state", "done", timeout=60_000)
+        assert await width(page) > 0
+        source = await page.locator("img").get_attribute("src")
+        await context.close()
+    assert source is not None
+    return base64.b64decode(source.partition(",")[2])
+
+
+@pytest.mark.timeout(240)
+async def test_twenty_browsers_that_leave_and_return(browser: Browser) -> None:
+    """Each of twenty ids is generated once, and each browser shows its image in the end."""
+    ids, chance = [f"job-{number}" for number in range(20)], random.Random(20)
+    async with (
+        LocalServer(light=True, delay=1.0) as server,
+        AsyncImages(server.api_key, base_url=server.base_url, retry=0) as client,
+        ImageJobs(client) as jobs,
+        gallery(jobs) as port,
+    ):
+        shown = await asyncio.gather(
+            *(visit_until_done(browser, port, name, chance) for name in ids)
+        )
+        images = [(await jobs.result(name))[0].content for name in ids]
+        assert sorted(job.id for job in await jobs.list()) == sorted(ids)
+        assert server.generations == len(ids)
+    assert shown == images

@@ -7,7 +7,7 @@ import json
 import random
 import resource
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -168,6 +168,65 @@ async def test_relay_left_in_the_middle_goes_on(backend: Backend) -> None:
             await response.content.readuntil(b"data: ")
         finish.set()
         assert (await jobs.result("one"))[0].content == PNG
+        assert len(raw_server.requests) == 1
+
+
+@contextlib.contextmanager
+def stopped_clock() -> Iterator[None]:
+    """Stop the clock of the event loop: nothing that waits for a time continues."""
+    loop, now = asyncio.get_running_loop(), asyncio.get_running_loop().time()
+    loop.time = lambda: now  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del loop.time
+
+
+async def next_message(response: aiohttp.ClientResponse) -> dict[str, str]:
+    """The fields of the next message of a response."""
+    fields: dict[str, str] = {}
+    while True:
+        line = (await response.content.readline()).decode()
+        assert line, "the response ended"
+        name, _, value = line.strip().partition(": ")
+        if name:
+            fields[name] = value
+        elif "data" in fields:
+            return fields
+
+
+@in_each
+@pytest.mark.parametrize("missed", [True, False], ids=["missed", "still to come"])
+async def test_relay_rejoined_waits_for_no_clock(backend: Backend, missed: bool) -> None:
+    """A browser that returns receives the next event as soon as there is one.
+
+    Neither what it missed nor what is still to come is found by looking again after some time.
+    """
+    finish = asyncio.Event()
+    head, *chunks = open_stream(event(partial(0)), event(COMPLETED), DONE)
+    reply = [head, chunks[0], finish, *chunks[1:], b"0\r\n\r\n"]
+    async with (
+        RawServer(reply) as raw_server,
+        jobs_over(raw_server) as jobs,
+        backend(jobs) as port,
+        aiohttp.ClientSession() as session,
+    ):
+        url = f"http://127.0.0.1:{port}/image?id=one"
+        await jobs.start("an elk", id="one")
+        async with session.get(url) as response:
+            first = await next_message(response)
+        assert first["event"] == "image_generation.partial_image"
+        with stopped_clock():
+            if missed:
+                finish.set()
+                await jobs.result("one")
+            async with session.get(url, headers={"Last-Event-ID": first["id"]}) as response:
+                finish.set()
+                second, end = await next_message(response), await next_message(response)
+        assert second["event"] == "image_generation.completed"
+        assert base64.b64decode(json.loads(second["data"])["b64_json"]) == PNG
+        assert int(first["id"]) < int(second["id"]) < int(end["id"])
+        assert end["data"] == "[DONE]"
         assert len(raw_server.requests) == 1
 
 
