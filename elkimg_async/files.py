@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from elkimg_async.filesystem import sync_file
+
 T = TypeVar("T")
 
 _NO_RENAME = {errno.EACCES, errno.EBUSY, errno.EPERM, errno.EROFS, errno.EXDEV}
@@ -115,7 +117,7 @@ def _replace(
                 os.fchmod(file.fileno(), stat.S_IMODE(existing.st_mode))
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            sync_file(file.fileno())
         if cancelled is not None and cancelled.is_set():
             return
         if overwrite:

@@ -1,12 +1,12 @@
 """`ImageStream`: awaitable, context manager and iterator in one."""
 
 import dataclasses
-from collections.abc import Coroutine, Generator
-from types import TracebackType
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from elkimg_async.errors import StreamStateError
-from elkimg_async.hints import AsyncIterableOnly, missing_attribute
+from elkimg_async.event_iterator import EventIterator
+from elkimg_async.hints import missing_attribute
 from elkimg_async.image import Image
 from elkimg_async.logs import WarningSite
 from elkimg_async.notebook import LiveDisplay
@@ -38,7 +38,7 @@ class EventSource(Protocol):
         """Release everything at once; idempotent."""
 
 
-class ImageStream(AsyncIterableOnly):
+class ImageStream(EventIterator):
     """The events of one streaming call, `PartialImage` and `CompletedImage`, as they arrive.
 
     Use it as `async with client.generate(…, stream=True) as stream:`, which closes the connection
@@ -59,20 +59,6 @@ class ImageStream(AsyncIterableOnly):
         self._failure: BaseException | None = None
         self._response: ImagesResponse | None = None
         self._created_at = WarningSite()
-
-    def __await__(self) -> Generator[Any, Any, Self]:
-        return self._open().__await__()
-
-    async def __aenter__(self) -> Self:
-        return await self._open()
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
 
     def __aiter__(self) -> Self:
         if self._iterated:

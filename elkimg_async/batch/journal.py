@@ -10,16 +10,15 @@ tolerates damage only at the end of the file.
 
 import hashlib
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-from elkimg_async import errors
 from elkimg_async.batch.names import input_names
 from elkimg_async.batch.rows import encode_plain
-from elkimg_async.errors import ElkImagesError, InvalidRequestError, JournalError
+from elkimg_async.errors import InvalidRequestError, JournalError
 from elkimg_async.sansio.encode import generate as encode_generate
 from elkimg_async.sansio.requests import EditRequest, GenerateRequest, ImageRequest
 from elkimg_async.sansio.responses import Meta, Usage
@@ -292,38 +291,3 @@ def is_same(record: AnyRecord, index: int, hash: str | None) -> bool:
         "Use another journal, or pass the same requests with the same options; more may be "
         "appended."
     )
-
-
-_ERROR_FIELDS = [
-    "message",
-    "request_id",
-    "billing",
-    "param",
-    "status",
-    "code",
-    "type",
-    "retry_after",
-    "phase",
-    "limit",
-    "url",
-]
-
-
-def write_error(error: ElkImagesError) -> dict[str, Any]:
-    """Return an error as plain data, without body, headers and images."""
-    fields = {name: getattr(error, name, None) for name in _ERROR_FIELDS}
-    return {"error": type(error).__name__} | {k: v for k, v in fields.items() if v is not None}
-
-
-def read_error(fields: Mapping[str, Any], *, attempts: int) -> ElkImagesError:
-    """Return the error that `write_error` wrote."""
-    name = fields.get("error")
-    kind = getattr(errors, str(name)) if name in errors.__all__ else None
-    if not (isinstance(kind, type) and issubclass(kind, ElkImagesError)):
-        kind = ElkImagesError
-    error = kind(str(fields.get("message", "")))
-    error.attempts = attempts
-    for name in _ERROR_FIELDS[1:]:
-        if name in fields and hasattr(error, name):
-            setattr(error, name, fields[name])
-    return error

@@ -16,14 +16,13 @@ from elkimg_async.batch.journal import (
     SentRecord,
     fingerprint,
     is_same,
-    read_error,
-    write_error,
 )
 from elkimg_async.batch.names import job_stem
 from elkimg_async.batch.rows import Row, has_inputs, read_row
 from elkimg_async.batch.run import MapItem
 from elkimg_async.batch.storage import OutputFolder
 from elkimg_async.config import IdempotencyMode
+from elkimg_async.error_records import read_error, write_error
 from elkimg_async.errors import ElkImagesError, InvalidRequestError
 from elkimg_async.sansio.requests import EditRequest, GenerateRequest, ImageRequest
 

@@ -18,7 +18,6 @@ from typing import Any, BinaryIO
 import anyio.to_thread
 import msgspec
 
-from elkimg_async.batch.filesystem import open_locked, sync_file, sync_folder, write_all
 from elkimg_async.batch.job import BatchJob
 from elkimg_async.batch.journal import (
     AnyRecord,
@@ -32,10 +31,17 @@ from elkimg_async.batch.journal import (
     SentRecord,
     decode_record,
     encode,
-    write_error,
 )
+from elkimg_async.error_records import write_error
 from elkimg_async.errors import ConfigurationError, ElkImagesError, JournalError
 from elkimg_async.files import write_atomically
+from elkimg_async.filesystem import (
+    LocksUnavailableError,
+    open_locked,
+    sync_file,
+    sync_folder,
+    write_all,
+)
 from elkimg_async.image import EXTENSIONS, Image, media_type_of
 from elkimg_async.sansio.responses import Usage
 
@@ -168,7 +174,7 @@ class RunStore:
     def _open_journal(self, path: Path) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._journal = open_locked(path, require_lock=self._require_lock)
+            self._journal = self._open_locked(path)
             self._replay(path)
             os.ftruncate(self._journal, self.replay.end)
             if self.replay.unended:
@@ -186,7 +192,7 @@ class RunStore:
         path = folder.path / MANIFEST
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
-            self._manifest = open_locked(path, require_lock=self._require_lock)
+            self._manifest = self._open_locked(path)
             folder.clean()
             with path.open("rb") as lines:
                 wrong = any(not self._is_valid(line) for line in lines)
@@ -197,6 +203,20 @@ class RunStore:
                 f"The images cannot go to {folder.path}: {error.strerror}. Choose another folder."
             ) from None
 
+    def _open_locked(self, path: Path) -> int:
+        try:
+            return open_locked(path, require_lock=self._require_lock)
+        except BlockingIOError:
+            raise JournalError(
+                f"Another run is using {path}; wait until it ends, or choose other names."
+            ) from None
+        except LocksUnavailableError as error:
+            raise JournalError(
+                f"The file system of {path} has no file locks ({error.strerror}), so nothing keeps "
+                "a second run from using it at the same time and paying twice. Choose a folder on "
+                "a local disk, or pass require_lock=False if no other run can use it."
+            ) from None
+
     def _repair_manifest(self, path: Path) -> None:
         """Rewrite the manifest without lines of requests that the journal does not call finished.
 
@@ -205,7 +225,7 @@ class RunStore:
         """
         assert self._manifest is not None
         part = path.with_name(f".{os.urandom(8).hex()}.part")
-        descriptor = open_locked(part, require_lock=self._require_lock)
+        descriptor = self._open_locked(part)
         with path.open("rb") as lines, os.fdopen(descriptor, "wb") as repaired:
             repaired.writelines(line for line in lines if self._is_valid(line))
             repaired.flush()
@@ -217,7 +237,7 @@ class RunStore:
         os.close(self._manifest)
         self._manifest = None
         part.replace(path)
-        self._manifest = open_locked(path, require_lock=self._require_lock)
+        self._manifest = self._open_locked(path)
 
     def _is_valid(self, line: bytes) -> bool:
         try:

@@ -20,11 +20,11 @@ import msgspec
 
 from elkimg_async import Limits, MapItem, Timeout, Totals, errors
 from elkimg_async.batch.inputs import full_fingerprint
-from elkimg_async.batch.journal import read_error
 from elkimg_async.batch.names import input_list, job_stem
 from elkimg_async.batch.storage import MANIFEST, ManifestLine
 from elkimg_async.cli.batch_plan import RunPlan
 from elkimg_async.config import make_base_url
+from elkimg_async.error_records import read_error
 from elkimg_async.files import write_atomically
 from elkimg_async.ray import generate_dataset
 from elkimg_async.ray.rate import load_ray

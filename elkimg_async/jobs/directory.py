@@ -8,7 +8,6 @@ import hashlib
 import os
 import re
 import shutil
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import msgspec
 
 from elkimg_async.errors import StoreError
 from elkimg_async.files import write_atomically
+from elkimg_async.filesystem import LocksUnavailableError, open_locked, sync_file, write_all
 from elkimg_async.hooks import logger
 from elkimg_async.image import EXTENSIONS, media_type_of
 from elkimg_async.jobs.model import VERSION, Entry, Job
@@ -321,10 +321,8 @@ def _write_line(folder: Path, line: _Line) -> None:
     with (folder / _LOG).open("ab", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
         try:
-            view = memoryview(data)
-            while view:
-                view = view[file.write(view) or 0 :]
-            os.fsync(file.fileno())
+            write_all(file.fileno(), data)
+            sync_file(file.fileno())
         except OSError:
             os.ftruncate(file.fileno(), end)
             raise
@@ -332,29 +330,13 @@ def _write_line(folder: Path, line: _Line) -> None:
 
 def _open_locked(path: Path) -> int:
     """Open and lock a file for this process alone; the lock ends with the process."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        _take_lock(descriptor)
-    except (BlockingIOError, PermissionError):
-        os.close(descriptor)
-        raise StoreError(
-            f"Another process uses {path.parent}; choose another folder, or RedisStore for several "
-            "worker processes."
-        ) from None
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _take_lock(descriptor: int) -> None:
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-
-else:
-    import fcntl
-
-    def _take_lock(descriptor: int) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return open_locked(path)
+    except BlockingIOError:
+        problem = f"Another process uses {path.parent}; choose another folder"
+    except LocksUnavailableError as error:
+        problem = (
+            f"The file system of {path.parent} has no file locks ({error.strerror}), so nothing "
+            "keeps a second process from using it; choose a folder on a local disk"
+        )
+    raise StoreError(f"{problem}, or RedisStore for several worker processes.")

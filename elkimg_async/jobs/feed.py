@@ -7,11 +7,11 @@ been replaced by newer ones.
 
 import asyncio
 import bisect
-from collections.abc import AsyncIterator, Generator, Iterable
-from types import TracebackType
+from collections.abc import Iterable
 from typing import Any, Protocol, Self
 
 from elkimg_async.errors import ElkImagesError, InvalidRequestError
+from elkimg_async.event_iterator import EventIterator
 from elkimg_async.image import Image
 from elkimg_async.jobs.model import Job, JobCompletedImage, JobEvent, read_response
 from elkimg_async.sansio.responses import ImagesResponse
@@ -114,7 +114,7 @@ class Feeds(Protocol):
         """Release a feed."""
 
 
-class JobEvents(AsyncIterator[JobEvent]):
+class JobEvents(EventIterator):
     """The events of one job: those so far, then live ones.
 
     Use it with `async for`. `await jobs.events(id)` looks up the job first, and raises
@@ -124,6 +124,7 @@ class JobEvents(AsyncIterator[JobEvent]):
 
     resumable = True
     """Whether a browser may reconnect at no cost."""
+    _usage = "async for event in jobs.events(id): …"
 
     def __init__(self, feeds: Feeds, id: str, after: int | str | None) -> None:
         self.id = id
@@ -133,20 +134,6 @@ class JobEvents(AsyncIterator[JobEvent]):
         self._job: Job | None = None
         self._position = 0
         self._closed = False
-
-    def __await__(self) -> Generator[Any, Any, Self]:
-        return self._open().__await__()
-
-    async def __aenter__(self) -> Self:
-        return await self._open()
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
 
     def __aiter__(self) -> Self:
         return self

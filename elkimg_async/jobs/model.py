@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, cast
 import msgspec
 from msgspec.structs import replace
 
-from elkimg_async.batch.journal import read_error, write_error
+from elkimg_async.error_records import read_error, write_error
 from elkimg_async.errors import ElkImagesError, JobCancelledError, JobLostError
 from elkimg_async.image import Image
 from elkimg_async.sansio.decoder import ImageEvent
@@ -247,7 +247,7 @@ def read_event(entry: Entry, content: bytes | None) -> JobEvent:
 
 def write_response(response: ImagesResponse) -> dict[str, Any]:
     """Return the fields of a response other than its images as plain data."""
-    plain = {name: _plain(value) for name, value in vars(response).items() if name != "data"}
+    plain = {name: _to_builtins(value) for name, value in vars(response).items() if name != "data"}
     return {name: value for name, value in plain.items() if value is not None}
 
 
@@ -276,11 +276,11 @@ def read_response(job: Job, images: Sequence[Image]) -> ImagesResponse:
 
 def _write(struct: msgspec.Struct, skipped: set[str]) -> dict[str, Any]:
     names = [name for name in struct.__struct_fields__ if name not in skipped]
-    plain = {name: _plain(getattr(struct, name)) for name in names}
+    plain = {name: _to_builtins(getattr(struct, name)) for name in names}
     return {name: value for name, value in plain.items() if value is not None}
 
 
-def _plain(value: Any) -> Any:
+def _to_builtins(value: Any) -> Any:
     """Return plain data; None for values that cannot be written, which must not cost an image."""
     try:
         if isinstance(value, Mapping):

@@ -14,6 +14,7 @@ from elkimg_async.errors import (
     JobConflictError,
     StoreError,
 )
+from elkimg_async.hints import AsyncOnly
 from elkimg_async.hooks import logger
 from elkimg_async.jobs import model
 from elkimg_async.jobs.feed import Feed, JobEvents
@@ -36,7 +37,7 @@ _MAX_SWEEP = 60.0  # seconds between two searches for expired jobs, at most
 _CLOSED = "These jobs are closed; create new ImageJobs."
 
 
-class ImageJobs(JobStart):
+class ImageJobs(JobStart, AsyncOnly):
     """Image generations that outlive the request that started them.
 
         async with ImageJobs(client, store=DirectoryStore("images")) as jobs:
@@ -57,6 +58,8 @@ class ImageJobs(JobStart):
     Raises:
         ConfigurationError: If an argument is invalid.
     """
+
+    _usage = "async with ImageJobs(client) as jobs: …"
 
     def __init__(
         self,

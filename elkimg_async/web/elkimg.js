@@ -9,7 +9,7 @@
 // and an element, <elk-image src="/stream?id=…" alt="A red fox"></elk-image>, defined at the end.
 //
 // A connection that drops is resumed where the backend relays a job; a plain stream is not, because
-// asking again would generate, and bill, another image.
+// another request would generate, and bill, another image.
 
 /** What the image service, or the backend in front of it, reported; never a matter of the connection. */
 export class ImageError extends Error {
@@ -29,7 +29,7 @@ export class ConnectionError extends Error {
 }
 
 const DONE = "[DONE]";
-const LONGEST_RETRY = 60_000; // a backend that names a longer one does not want to be asked again
+const MAX_RETRY = 60_000; // a longer retry means that a new request would generate another image
 
 /**
  * Yield the events of one request: `{type, final, url, id, data}`. `url` is ready for `img.src`.
@@ -82,7 +82,7 @@ class Connection {
   }
 
   get resumable() {
-    return this.retry <= LONGEST_RETRY;
+    return this.retry <= MAX_RETRY;
   }
 
   async *open() {

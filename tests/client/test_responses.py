@@ -261,7 +261,7 @@ RESPONSES_WITHOUT_AN_IMAGE: dict[
         ResponseError, ResponseError, "",
     ),
     "a number": (response(b"42"), ResponseError, ResponseError, ""),
-    "a string": (response(b'"https://host/a.png"'), ResponseError, ResponseError, ""),
+    "a string": (response(b'"no such luck"'), ResponseError, ResponseError, ""),
     "half of the json": (response(BODY[:200]), ResponseError, ResponseError, "JSON"),
     "broken json": (response(b'{"data": [}'), ResponseError, ResponseError, "JSON"),
     "not utf-8": (response(b'{"data": "\xff\xfe"'), ResponseError, ResponseError, "JSON"),

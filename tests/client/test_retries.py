@@ -249,6 +249,7 @@ async def test_retry_after_that_is_too_long(raw_server: RawServer, streaming: bo
     async with AsyncImages(API_KEY, base_url=raw_server.base_url) as client:
         error = await failure(RateLimitError, client, streaming)
         assert error.retry_after == 121.0
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url) as client:
         raw_server.reply_with(error_response(429, Retry_After="30"))
         error = await failure(RateLimitError, client, streaming, timeout=10)
         assert error.retry_after == 30.0

@@ -364,6 +364,17 @@ async def test_events_left_stop_nothing(make_store: MakeStore) -> None:
         assert len(raw_server.requests) == 1
 
 
+async def test_jobs_and_events_used_synchronously(server: LocalServer) -> None:
+    """`with` and `for` raise an error that shows the asynchronous form."""
+    async with client_of(server) as client:
+        jobs: Any = ImageJobs(client)
+        with pytest.raises(TypeError, match="async with ImageJobs"), jobs:
+            pass
+        async with jobs:
+            with pytest.raises(TypeError, match=r"async for event in jobs\.events"):
+                list(jobs.events("one"))
+
+
 @pytest.mark.parametrize("after", ["x", "1.5", True, 1.5, "9" * 30])
 async def test_events_after_something_else(after: Any, server: LocalServer) -> None:
     """What is not the id of an event is rejected."""
