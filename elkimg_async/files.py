@@ -78,7 +78,8 @@ def write_atomically(
         FileNotFoundError: If the folder does not exist.
         OSError: If the file cannot be written.
     """
-    if follow_links and target.is_symlink():
+    # What /dev/stdout and /dev/fd/N lead to may have no path of its own, so it is not resolved.
+    if follow_links and target.is_symlink() and (target.is_file() or not target.exists()):
         target = target.resolve()
     try:
         existing = target.stat() if follow_links else target.lstat()
@@ -101,6 +102,15 @@ def write_atomically(
         if existing is None or error.errno not in _NO_RENAME:
             raise
         target.write_bytes(content)
+
+
+def is_special(path: Path) -> bool:
+    """Return whether a path is a symbolic link, FIFO or device, whose name is not to be changed."""
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _replace(

@@ -14,7 +14,7 @@ import msgspec
 import pybase64
 
 from elkimg_async.errors import ConfigurationError, DownloadError
-from elkimg_async.files import run_in_thread, write_atomically
+from elkimg_async.files import is_special, run_in_thread, write_atomically
 from elkimg_async.hints import IMAGE_ADVICE, missing_attribute
 from elkimg_async.logs import WarningSite
 from elkimg_async.preview import MAX_EMBEDDED, RASTER_TYPES, figure
@@ -161,8 +161,9 @@ class Image(msgspec.Struct, eq=False, omit_defaults=True, dict=True):
         FIFOs and devices are written through.
 
         Args:
-            path: The file. Without a suffix, that of the image's type is added; a suffix of another
-                type causes a warning, because the bytes are written unchanged.
+            path: The file. Without a suffix, that of the image's type is added, unless the path is
+                a symbolic link, FIFO or device; a suffix of another type causes a warning, because
+                the bytes are written unchanged.
             overwrite: Whether to replace an existing file.
 
         Raises:
@@ -174,7 +175,9 @@ class Image(msgspec.Struct, eq=False, omit_defaults=True, dict=True):
         content = await self.read()
         target = Path(path)
         media_type = media_type_of(content)
-        if not target.suffix:
+        if is_special(target):
+            pass
+        elif not target.suffix:
             target = target.with_name(target.name + EXTENSIONS.get(media_type, ""))
         elif _TYPES.get(target.suffix.lower(), media_type) != media_type != UNKNOWN_TYPE:
             extension = EXTENSIONS[media_type]

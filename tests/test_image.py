@@ -4,6 +4,7 @@ import asyncio
 import base64
 import copy
 import io
+import os
 import pickle
 import random
 import sys
@@ -392,3 +393,25 @@ async def test_save_a_long_name_of_wide_characters(tmp_path: Path) -> None:
     """A long name of characters that take several bytes can be saved to."""
     name = "猫" * 80 + ".png"
     assert (await Image(PNG).save(tmp_path / name)).read_bytes() == PNG
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+async def test_save_to_a_special_file_without_a_suffix(tmp_path: Path) -> None:
+    """A FIFO, a symbolic link and a path in /dev/fd keep their names."""
+    image = Image(content=b"\x89PNG\r\n\x1a\n" + bytes(64))
+    fifo, link, target = tmp_path / "fifo", tmp_path / "link", tmp_path / "target"
+    os.mkfifo(fifo)
+    link.symlink_to(target)
+    reading = asyncio.create_task(asyncio.to_thread(fifo.read_bytes))
+    assert await image.save(fifo) == fifo
+    assert await reading == image.content
+    assert await image.save(link) == link
+    assert target.read_bytes() == image.content
+    receiving, sending = os.pipe()
+    try:
+        await image.save(f"/dev/fd/{sending}")
+        assert os.read(receiving, 1_000) == image.content
+    finally:
+        os.close(receiving)
+        os.close(sending)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "link", "target"]
