@@ -65,6 +65,7 @@ class Server:
         self.book = [[self.rate(second), 0, 0] for second in range(combination.seconds)]
         self.bucket = Bucket(combination.rate, combination.burst)
         self.began: float | None = None
+        self.connections: set[asyncio.Task[Any] | None] = set()
 
     def rate(self, passed: float) -> float:
         """Return the requests per second admitted so many seconds after the first one."""
@@ -95,6 +96,7 @@ class Server:
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Respond to the requests of one connection."""
+        self.connections.add(asyncio.current_task())
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).lower()
@@ -111,6 +113,8 @@ class Server:
                     + body
                 )
         writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
 
 
 async def drive(combination: Combination) -> dict[str, Any]:
@@ -133,6 +137,7 @@ async def drive(combination: Combination) -> dict[str, Any]:
                 for _ in range(combination.callers):
                     callers.create_task(caller(client))
     server.close()
+    await asyncio.gather(*filter(None, counted.connections))
     return {"values": figures(combination, counted.book) | {"failed": failed}, "book": counted.book}
 
 

@@ -213,6 +213,8 @@ class BadRequestError(APIError):
             return "Check the proxy settings."
         if self.model is not None and self.param == "model":
             return self._advise_model()
+        if self.billing == "unknown" and self.status in (408, 446, 499):
+            return ""  # a gateway gave up, or rejected what its upstream had created
         if self.status in (408, 409, 425):
             return "Send it again a little later."
         return super()._advise()

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import bench_growth, meters, plots, report, worker
+from benchmarks import bench_growth, dialects, meters, plots, report, worker
 from benchmarks.contenders import BARE, CONTENDERS, OPENAI, OUR_FAST, OUR_MAP, OURS
 from benchmarks.lab import ROOT, Lab, Sample, run_json
 from benchmarks.responses import TAIL, PreparedResponse, Spec, build, digest, image
@@ -302,6 +302,15 @@ def test_help_names_topics_and_contenders() -> None:
     )
     for name in [*command.TOPICS, *CONTENDERS]:
         assert name in done.stdout
+
+
+async def test_dialects_are_delivered() -> None:
+    """Every dialect's images and every error's message come out, and the tables have them all."""
+    images, failures = await dialects.measure_images(), await dialects.measure_errors()
+    assert [row.case.name for row in images if not row.right] == []
+    assert [row for row in failures if not row.right] == []
+    assert dialects.image_table(images).count("\n") == len(images) + 2
+    assert dialects.error_table(failures).count("\n") == len(failures) + 2
 
 
 @pytest.mark.parametrize(

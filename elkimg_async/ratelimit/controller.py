@@ -17,8 +17,8 @@ from elkimg_async.sansio.responses import RateLimit
 
 MAX_PAUSE = 120.0  # seconds: no header pauses all calls for longer
 INITIAL_WINDOW = 4  # requests in flight that slow start never delays, as in RFC 3390
-START_RATE = 25.0  # starts per second of further requests at the beginning
-MIN_RATE = 0.1
+START_RATE, MIN_RATE = 25.0, 0.1  # starts per second of further requests: at first, and at least
+MIN_ROUND_TRIP = 0.25  # seconds in which slow start doubles the pace, at least
 BETA, DEEP_BETA = 0.93, 0.5  # factor of a cut, and of one while the rate is hardly known
 STRICT = 0.7  # weight of the pace against the delivered rate
 MIN_SAMPLE = 15  # requests between two 429s that make a delivered rate reliable
@@ -71,7 +71,7 @@ class Controller:
     def succeeded(self, now: float, latency: float) -> None:
         """Record a success: in slow start, one more request per round trip, if that is needed."""
         if self._plateau == math.inf and now < self._due:
-            self._low += 1.0 / max(latency, 0.001)
+            self._low += 1.0 / max(latency, MIN_ROUND_TRIP)
 
     def rate_limited(self, number: int, now: float, pause: float) -> None:
         """Cut the pace after a 429, once for all starts so far; `pause` is its Retry-After."""

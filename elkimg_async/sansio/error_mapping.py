@@ -7,7 +7,7 @@ from typing import Any
 from elkimg_async import errors
 from elkimg_async.errors import APIError, Billing, ResponseError
 from elkimg_async.image import Image
-from elkimg_async.sansio.error_words import Words, read_words
+from elkimg_async.sansio.error_words import Words, read_words, with_upstream_labels
 from elkimg_async.sansio.find_images import find_images, images_of
 from elkimg_async.sansio.headers import request_id, retry_after
 from elkimg_async.sansio.json_images import InvalidJSON, JSONDecoder
@@ -54,12 +54,23 @@ _NOT_BEGUN_CODES = {
 }
 _OVERLOAD = re.compile(r"overload|^server_busy$|^engine_busy$|^service_unavailable$", re.IGNORECASE)
 _NOT_BEGUN_STATUSES = {501, 503, 529}
+# 408 means that the request did not arrive in time, but gateways also send it when their own time
+# limit for their upstream has passed, which does not stop the upstream.
+_GAVE_UP = re.compile(
+    r"^timeout(?:_?error)?$|(?:upstream|gateway|provider)_?time_?out|deadline"
+    r"|timed out|timeout error|exceeded the time-?\s?(?:out|limit)|upstream.{0,40}time-?\s?out",
+    re.IGNORECASE,
+)
+# 446: Portkey rejected the response that its upstream had produced. 499: the gateway saw its client
+# disconnect.
+_BEGUN_STATUSES = {446, 499}
 _UNREADABLE_CODES = {
     "bad_response_body",
     "read_response_body_failed",
     "bad_response",
     "empty_response",
 }
+_WRAPPED_TEXT = "html-message"  # Portkey's name for what its upstream sent instead of JSON
 
 _STATUS_OF_TYPE = {
     "invalid_request_error": 400,
@@ -123,13 +134,19 @@ def _read_body(body: bytes) -> tuple[Any, tuple[Image, ...]]:
         document = decoder.finish()
     except InvalidJSON:
         return decoder.text(MAX_BODY_TEXT), images_of(decoder.salvage(), of_error=True)
-    return document.restore(document.value), find_images(document, of_error=True).images
+    value, images = document.restore(document.value), find_images(document, of_error=True).images
+    if isinstance(value, dict) and [*value] == [_WRAPPED_TEXT]:
+        wrapped = value[_WRAPPED_TEXT]
+        value = wrapped.strip() if isinstance(wrapped, str) else value
+    return value, images
 
 
 def api_error(status: int, value: Any) -> APIError:
     """Return the error described by a body; `status` is 200 inside a 2xx response."""
     words = read_words(value)
-    implied = status if status >= 400 else _implied_status(words)
+    if status < 500:
+        words = with_upstream_labels(words)
+    implied = _implied(status, words)
     kind = _error_class(implied, words)
     error = kind(
         words.message,
@@ -174,7 +191,10 @@ def _error_class(status: int | None, words: Words) -> type[APIError]:
             return errors.BadRequestError if status < 500 else errors.ServerError
 
 
-def _implied_status(words: Words) -> int | None:
+def _implied(status: int, words: Words) -> int | None:
+    """Return the status of an error, which a 2xx response has in its body if at all."""
+    if status >= 400:
+        return status
     code, kind = _labels(words)
     if re.fullmatch(r"[45][0-9][0-9]", code):
         return int(code)
@@ -188,7 +208,9 @@ def _billing(status: int, kind: type[APIError], words: Words) -> Billing:
     that mean "not begun", and the statuses 501, 503 and 529, exclude that.
     """
     labels = {*_labels(words)}
-    if labels & _UNREADABLE_CODES:
+    if labels & _UNREADABLE_CODES or status in _BEGUN_STATUSES:
+        return "unknown"
+    if _implied(status, words) == 408 and any(map(_GAVE_UP.search, (*labels, words.message))):
         return "unknown"
     if not issubclass(kind, errors.ServerError) or status < 500:
         return "refused"

@@ -4,6 +4,7 @@
 received with status 200 is an error; `pending_task` recognizes asynchronous jobs.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -40,6 +41,8 @@ _BLOCKED_REASON = re.compile(
 _NOT_LETTERS = re.compile(r"[^a-z0-9]")
 _XML_MESSAGE = re.compile(r"<(?:\w+:)?Message>(.{1,4000}?)</", re.IGNORECASE | re.DOTALL)
 _XML_CODE = re.compile(r"<(?:\w+:)?Code>([\w.-]{1,200})</", re.IGNORECASE)
+_STATUS_CODE = re.compile("[45][0-9][0-9]")
+_JSON = json.JSONDecoder()
 _ERROR_TYPES = {"error", "upstream_error"}
 _FAILED = re.compile(r"(?:^|[._-])(?:failed|error|errored)$", re.IGNORECASE)
 _ONE_OF_SEVERAL = re.compile(r"(?:partial|image|item)[._-](?:failed|error)$", re.IGNORECASE)
@@ -108,6 +111,29 @@ def read_words(value: Any, depth: int = 0) -> Words:
             found.moderation if found.moderation is not None else own.moderation,
         )
     return own
+
+
+def with_upstream_labels(words: Words) -> Words:
+    """Return the words with the code and type of the upstream's error, if the message quotes it.
+
+    LiteLLM puts the upstream's body into its message and the status into the code:
+    `litellm.BadRequestError: OpenAIException - {"error": {…}}`.
+    """
+    start = words.message.find(' - {"error"')
+    if start < 0 or not (words.code is None or _STATUS_CODE.fullmatch(words.code)):
+        return words
+    try:
+        value, _ = _JSON.raw_decode(words.message, start + len(" - "))
+    except (ValueError, RecursionError):
+        return words
+    inner = read_words(value)
+    return Words(
+        words.message,
+        inner.code or words.code,
+        inner.type or words.type,
+        inner.param or words.param,
+        words.moderation if words.moderation is not None else inner.moderation,
+    )
 
 
 @lru_cache(maxsize=1024)

@@ -44,6 +44,7 @@ from tests.helpers.runs import (
     until_the_end,
 )
 
+KILLS = int(os.environ.get("ELKIMG_COST_KILLS", "12"))
 PER_IMAGE = Pricing({MODEL: ImagePrices({(None, None): "0.10", (None, "high"): "0.30"})})
 
 
@@ -393,8 +394,8 @@ async def test_max_cost_of_killed_runs(mode: str, tmp_path: Path) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("mode", ["plain", "retry_unknown"])
 async def test_max_cost_of_runs_killed_often(mode: str, tmp_path: Path) -> None:
-    """The same with 50 kills."""
-    await run_killed_until_done(tmp_path, mode, 50, random.Random(f"{mode}-2"), 1500)
+    """The same with more kills."""
+    await run_killed_until_done(tmp_path, mode, KILLS, random.Random(f"{mode}-2"), 30 * KILLS)
 
 
 async def test_max_cost_of_two_runs_of_one_journal(

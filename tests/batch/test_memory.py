@@ -29,7 +29,7 @@ def measuring() -> Iterator[Callable[..., int]]:
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        url = f"http://127.0.0.1:{int(process.stdout.readline())}/url-1-0/v1"
+        url = f"http://127.0.0.1:{int(process.stdout.readline().split()[0])}/url-1-0/v1"
 
         def peak(count: int, *options: str | Path) -> int:
             script = str(ROOT / "tests/helpers/map_many.py")
