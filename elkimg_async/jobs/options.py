@@ -9,8 +9,17 @@ import msgspec
 
 from elkimg_async.config import RetryPolicy, Timeout, make_timeout
 
-_SECRET = re.compile(r"auth|key|token|secret|cookie|password|credential|signature", re.IGNORECASE)
-"""Headers and query parameters with such names are not stored."""
+_SECRET_NAME = re.compile(
+    r"auth|key|token|secret|cookie|passw|passphrase|pwd|credential|signature|session|jwt"
+    r"|\b(?:sig|code|pass|pat)\b",
+    re.IGNORECASE,
+)
+_SECRET_VALUE = re.compile(
+    r"\s*(?:bearer|basic|digest|negotiate|token|apikey)\s"
+    r"|.*(?:\b(?:sk|pk|rk|org|proj|sess)-\w|\beyJ[\w-]{8,}\.|://[^/\s]*@)",
+    re.IGNORECASE | re.DOTALL,
+)
+"""Credentials with their scheme, API keys, JSON Web Tokens, and URLs with a password."""
 _KINDS: tuple[type[msgspec.Struct], ...] = (RetryPolicy, Timeout)
 
 
@@ -24,7 +33,8 @@ def write_options(options: Mapping[str, Any]) -> dict[str, Any]:
             fields = msgspec.structs.asdict(value)
             plain[name] = {field: _finite(each) for field, each in fields.items()}
         elif isinstance(value, Mapping):
-            plain[name] = {str(key): each for key, each in value.items() if not is_secret(key)}
+            kept = [item for item in value.items() if not is_secret(*item)]
+            plain[name] = {str(key): each for key, each in kept}
         else:
             plain[name] = _finite(value)
     return plain
@@ -45,12 +55,13 @@ def read_options(plain: Mapping[str, Any]) -> dict[str, Any]:
 def has_secrets(options: Mapping[str, Any]) -> bool:
     """Return whether some of the options are not stored."""
     named = (options.get("extra_headers"), options.get("extra_query"))
-    return any(is_secret(name) for each in named if isinstance(each, Mapping) for name in each)
+    items = (item for each in named if isinstance(each, Mapping) for item in each.items())
+    return any(is_secret(name, value) for name, value in items)
 
 
-def is_secret(name: object) -> bool:
-    """Return whether a header or query parameter of this name may be an API key or the like."""
-    return _SECRET.search(str(name)) is not None
+def is_secret(name: object, value: object) -> bool:
+    """Return whether a header or query parameter may be an API key or the like."""
+    return bool(_SECRET_NAME.search(str(name)) or _SECRET_VALUE.match(str(value)))
 
 
 def _finite(value: Any) -> Any:

@@ -75,8 +75,9 @@ class JobStart(ABC):
             image: The image or images to edit, as `AsyncImages.edit` takes them; they are read now.
                 None: generate.
             extra_headers: Additional headers of the request. They are stored for a restart, except
-                those whose name suggests a secret, such as `Authorization`, `api-key` or `Cookie`:
-                a job with such a header is lost, and not sent again, if its process ends.
+                those whose name or value suggests a secret, such as `Authorization`, `api-key`,
+                `Cookie` or `Bearer …`: a job with such a header is lost, and not sent again, if its
+                process ends.
             extra_query: Additional query parameters, stored in the same way.
             timeout: Time limits of the call in seconds, also after a restart. None: the client's.
             retry: When to retry the call, also after a restart. None: the client's.

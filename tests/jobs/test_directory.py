@@ -1,5 +1,7 @@
-"""Folders of jobs on file systems with missing features, such as network shares."""
+"""`DirectoryStore` on full disks, and on file systems with missing features."""
 
+import asyncio
+import errno
 import fcntl
 import os
 from pathlib import Path
@@ -10,6 +12,8 @@ from elkimg_async import AsyncImages, StoreError
 from elkimg_async.jobs import DirectoryStore, ImageJobs
 from elkimg_async.local import LocalServer
 from tests.helpers.file_systems import NO_LOCKS, NO_SYNC, failing
+from tests.helpers.raw_server import DONE, PNG, RawServer, event, open_stream
+from tests.jobs.test_registry import COMPLETED, client_of, partial
 
 
 @pytest.mark.parametrize("code", NO_SYNC)
@@ -45,3 +49,35 @@ async def test_directory_in_use(tmp_path: Path) -> None:
     await first.aclose()
     await second.open(None)
     await second.aclose()
+
+
+async def test_directory_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that is paid for waits until there is room, and then delivers its image."""
+    finish = asyncio.Event()
+    head, *chunks = open_stream(event(partial(0)), event(COMPLETED), DONE)
+    reply = [head, chunks[0], finish, *chunks[1:], b"0\r\n\r\n"]
+    async with (
+        RawServer(reply) as raw_server,
+        client_of(raw_server) as client,
+        ImageJobs(client, store=DirectoryStore(tmp_path)) as jobs,
+    ):
+        await jobs.start("an elk", id="one")
+        events = jobs.events("one")
+        await anext(events)
+        with monkeypatch.context() as full:
+            failed = asyncio.Event()
+            loop = asyncio.get_running_loop()
+
+            def no_room(descriptor: int) -> None:
+                loop.call_soon_threadsafe(failed.set)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+            full.setattr(os, "fsync", no_room)
+            finish.set()
+            await failed.wait()
+            with pytest.raises(StoreError, match="No space left"):
+                await jobs.start("a fox", id="two")
+        assert [each.image.content async for each in events] == [PNG]
+        assert (await jobs.get("one")).state == "done"
+        assert [job.id for job in await jobs.list()] == ["one"]
+        assert len(raw_server.requests) == 1

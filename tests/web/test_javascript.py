@@ -17,7 +17,16 @@ from fastapi.responses import HTMLResponse, Response
 from elkimg_async import AsyncImages, web
 from elkimg_async.jobs import ImageJobs
 from elkimg_async.local import LocalServer
-from tests.helpers.raw_server import API_KEY, DONE, End, RawServer, event, open_stream, response
+from tests.helpers.raw_server import (
+    API_KEY,
+    DONE,
+    PNG,
+    End,
+    RawServer,
+    event,
+    open_stream,
+    response,
+)
 from tests.jobs.test_registry import COMPLETED, partial
 from tests.web.test_relay import on_uvicorn
 
@@ -333,3 +342,48 @@ async def test_twenty_browsers_that_leave_and_return(browser: Browser) -> None:
         assert sorted(job.id for job in await jobs.list()) == sorted(ids)
         assert server.generations == len(ids)
     assert shown == images
+
+
+async def test_signal_leaves_the_job_running(page: Page) -> None:
+    """Aborting ends the iteration with the signal's reason; the job continues."""
+    finish = asyncio.Event()
+    head, *chunks = open_stream(event(partial(0)), event(COMPLETED), DONE)
+    reply = [head, chunks[0], finish, *chunks[1:], b"0\r\n\r\n"]
+    async with (
+        RawServer(reply) as raw_server,
+        AsyncImages(API_KEY, base_url=raw_server.base_url) as client,
+        ImageJobs(client) as jobs,
+        gallery(jobs) as port,
+    ):
+        await page.goto(f"http://127.0.0.1:{port}/elkimg.js")
+        name = await page.evaluate(
+            """async () => {
+                const { images } = await import("/elkimg.js");
+                const aborting = new AbortController();
+                try {
+                    for await (const event of images("/images/one", { signal: aborting.signal }))
+                        aborting.abort();
+                } catch (error) { return error.name; }
+            }"""
+        )
+        assert name == "AbortError"
+        finish.set()
+        assert (await jobs.result("one"))[0].content == PNG
+        assert len(raw_server.requests) == 1
+
+
+async def test_element_shows_errors(page: Page) -> None:
+    """The element shows and announces the server's message, and is no longer busy."""
+    body = {"error": {"message": "That style does not exist.", "code": "bad_style"}}
+    async with (
+        RawServer(response(body, status=400)) as raw_server,
+        AsyncImages(API_KEY, base_url=raw_server.base_url) as client,
+        ImageJobs(client) as jobs,
+        gallery(jobs) as port,
+    ):
+        await page.goto(f"http://127.0.0.1:{port}/one")
+        element = page.locator("elk-image")
+        await expect(element).to_have_attribute("state", "error")
+        await expect(element).to_have_attribute("aria-busy", "false")
+        await expect(page.get_by_role("status")).to_contain_text("That style does not exist.")
+        await expect(page.get_by_role("button", name="Cancel")).to_be_hidden()
