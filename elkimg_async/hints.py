@@ -32,6 +32,11 @@ OTHER_METHODS = {
     "stream": "use client.generate(…, stream=True).",
     **dict.fromkeys(("batch", "generate_many"), "use client.map(…)."),
     **dict.fromkeys(("variations", "create_variation"), "servers have retired it; use edit."),
+    **dict.fromkeys(
+        ("with_raw_response", "with_streaming_response"),
+        "the details of the response are in result.meta.",
+    ),
+    "copy": "use client.with_options(…).",
 }
 """Advice for attributes that the client does not have."""
 OTHER_FIELDS = {

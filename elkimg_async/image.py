@@ -41,6 +41,15 @@ EXTENSIONS = {
 _TYPES = {extension: media_type for media_type, extension in EXTENSIONS.items()}
 _TYPES |= {".jpeg": "image/jpeg", ".jpe": "image/jpeg", ".tif": "image/tiff", ".heif": "image/heic"}
 
+_FORMATS = {
+    "image/png": "png",
+    "image/jpeg": "jpeg",
+    "image/webp": "webp",
+    "image/gif": "gif",
+    "image/svg+xml": "svg",
+}
+"""The media types that a request can select, and the `output_format` of each."""
+
 _SIGNATURES = (
     (b"\x89PNG\r\n\x1a\n", "image/png"),
     (b"\xff\xd8\xff", "image/jpeg"),
@@ -181,9 +190,10 @@ class Image(msgspec.Struct, eq=False, omit_defaults=True, dict=True):
             target = target.with_name(target.name + EXTENSIONS.get(media_type, ""))
         elif _TYPES.get(target.suffix.lower(), media_type) != media_type != UNKNOWN_TYPE:
             extension = EXTENSIONS[media_type]
+            wanted = _FORMATS.get(_TYPES[target.suffix.lower()])
+            other = f", or request the format with output_format={wanted!r}" if wanted else ""
             site.warn(
-                f"{target.name} holds {media_type}; save it as {target.stem}{extension}, or "
-                f"request the format with output_format={target.suffix.lower()[1:]!r}."
+                f"{target.name} holds {media_type}; save it as {target.stem}{extension}{other}."
             )
         write = partial(write_atomically, target, content, follow_links=True, overwrite=overwrite)
         await run_in_thread(lambda cancelled: write(cancelled=cancelled))

@@ -27,6 +27,9 @@ OPTIONS = [
     ("AsyncImages(url='http://x')", "the name is base_url."),
     ("AsyncImages(concurrency=5)", "pass limits=Limits(max_concurrency=…), or client.map("),
     ("AsyncImages(rpm=60)", "pass limits=Limits(requests_per_minute=…)."),
+    ("AsyncImages('k').images.with_raw_response", "details of the response are in result.meta."),
+    ("AsyncImages('k').with_streaming_response", "details of the response are in result.meta."),
+    ("AsyncImages('k').copy", "use client.with_options(…)."),
     ("AsyncImages(http_client=1)", "pass an aiohttp.ClientSession as session."),
     ("AsyncImages(time_out=1)", "did you mean 'timeout'?"),
     (

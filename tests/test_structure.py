@@ -29,7 +29,7 @@ LAYERS = [
     {"image_calls"},
     {"client"},
     {"jobs"},
-    {"ray", "otel", "web", "pytest_plugin"},
+    {"ray", "otel", "prices", "web", "pytest_plugin"},
     {"studio"},
     {"cli", "docs"},
     {"__main__"},

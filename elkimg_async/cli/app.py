@@ -65,18 +65,24 @@ _COMMANDS = (
 def run() -> int:
     """Run the command that the arguments name and return its exit code."""
     prepare_streams()
+    code = 0
     try:
         code = _run()
         OUT.file.flush()
     except BrokenPipeError:  # the reader of a pipe, such as head, has exited
         discard_output()
         return 1
+    except OSError as error:  # a full disk, for instance
+        discard_output()
+        if code == 0:
+            say(_describe(error))
+        return code or 1
     return code
 
 
 def _run() -> int:
     try:
-        code = _app()(exit_on_error=False, print_error=False, result_action="return_value")
+        code = _call()
     except KeyboardInterrupt:
         problem, code = "Interrupted.", 130
     except CycloptsError as error:
@@ -85,17 +91,33 @@ def _run() -> int:
         problem, code = str(error), 2
     except BrokenPipeError:
         raise
-    except (errors.ElkImagesError, OSError, OverflowError) as error:
+    except OSError as error:
+        problem, code = _describe(error), 1
+    except (errors.ElkImagesError, OverflowError) as error:
         problem, code = sentence(error), 1
-    except BaseExceptionGroup as group:
-        broken, rest = group.split(BrokenPipeError)
-        if broken is None or rest is not None:
-            raise
-        raise BrokenPipeError from None
     else:
         return code or 0
     say(problem)
     return int(code)
+
+
+def _describe(error: OSError) -> str:
+    if not error.strerror:
+        return sentence(error)
+    return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
+
+
+def _call() -> Any:
+    """Run the command, and raise an expected error of its tasks without the group around it."""
+    try:
+        return _app()(exit_on_error=False, print_error=False, result_action="return_value")
+    except BaseExceptionGroup as group:
+        if group.split((errors.ElkImagesError, OSError))[1] is not None:
+            raise
+        error: BaseException = group.subgroup(BrokenPipeError) or group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None
 
 
 def _app() -> App:

@@ -15,7 +15,7 @@ from elkimg_async.cli import contact_sheet as sheet
 from elkimg_async.cli.batch_input import BatchInput
 from elkimg_async.cli.batch_plan import check_input, print_plan, requests_of
 from elkimg_async.cli.batch_report import BatchReport
-from elkimg_async.cli.console import UsageError, option_name, say
+from elkimg_async.cli.console import UsageError, option_name, say, sentence
 from elkimg_async.cli.options import (
     CONNECTION,
     NO_BATCH_OPTIONS,
@@ -108,7 +108,7 @@ def batch(
         output=output,
         journal=journal,
         concurrency=concurrency,
-        limits=Limits(requests_per_minute=rpm, images_per_minute=ipm),
+        limits=_make_limits(rpm, ipm),
         skip_failed=skip_failed,
         max_errors=max_errors,
         max_images=max_images,
@@ -116,10 +116,11 @@ def batch(
         ray=ray,
     )
     settings.check(connection)
+    if contact_sheet is not None:
+        sheet.check_path(contact_sheet)
     options = image.given()
     check_options(options)
-    if not dry_run:
-        connection.check()
+    connection.check(api_key=not dry_run)
     source = BatchInput(file, format, encoding, keep)
     if source.warning is not None:
         say(source.warning)
@@ -228,6 +229,13 @@ def _requests(
     for index, (row, request) in enumerate(requests_of(source, options)):
         report.rows[index] = row._replace(request=request)
         yield request
+
+
+def _make_limits(rpm: float | None, ipm: float | None) -> Limits:
+    try:
+        return Limits(requests_per_minute=rpm, images_per_minute=ipm)
+    except errors.ConfigurationError as error:
+        raise UsageError(sentence(error)) from None
 
 
 def _reject_with_ray(**options: object) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from elkimg_async import errors
-from elkimg_async.cli.batch_rows import RowError, RowReader, normalise
+from elkimg_async.cli.batch_rows import RowError, RowReader, find_id, normalise
 from elkimg_async.cli.batch_text import decode
 from elkimg_async.cli.console import UsageError
 
@@ -108,7 +108,7 @@ class BatchInput:
         try:
             return InputRow(line, self._reader.read(record, cells=cells))
         except RowError as problem:
-            return InputRow(line, {}, problem)
+            return InputRow(line, find_id(record), problem)
 
     def _read_text(self) -> Iterator[InputRow]:
         if self._keep:

@@ -77,7 +77,8 @@ def locate(row: InputRow, column: str | None = None) -> str:
 def _problem(row: InputRow, options: dict[str, Any]) -> str | None:
     error = row.problem
     if error is not None:
-        return f"column {error.column}: {error}." if error.column else f"{error}."
+        text = str(error).removesuffix(".") + "."
+        return f"column {error.column}: {text}" if error.column else text
     fields = {
         name: value
         for name, value in merge(options, row.request).items()

@@ -171,8 +171,9 @@ class BatchReport:
             self.say(f"To continue:\n{command_line()}")
 
     def broken(self, output: Path) -> None:
-        """Print the summary of a run that ends with an error."""
-        self._print_summary(output)
+        """Print the summary of a run that ends with an error, unless it ends before any item."""
+        if self._totals.done or self._totals.failed:
+            self._print_summary(output)
 
     def interrupted(self, output: Path) -> None:
         """Print the summary after Ctrl-C, and how to continue."""

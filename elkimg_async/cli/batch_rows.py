@@ -165,6 +165,15 @@ def normalise(header: str) -> str:
     return re.sub(r"[\s-]+", "_", header.strip()).lower()
 
 
+def find_id(record: Any) -> dict[str, Any]:
+    """Return the id of a record that cannot be used, as a request with nothing else."""
+    if isinstance(record, Mapping):
+        for header, value in record.items():
+            if normalise(header) in _IDENTITY and not _missing(value):
+                return {"id": value}
+    return {}
+
+
 def known_columns() -> str:
     """Return the sentence that lists the columns."""
     return (

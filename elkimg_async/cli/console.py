@@ -33,6 +33,8 @@ _OPTIONS = {  # arguments of the library, and the options of the command that se
     r" ?Raise it with Timeout\((connect|download)=…\)\.": "",
     r"Timeout\(\w+=…\)": "--timeout",
     r"RetryPolicy\(\w+=…\)": "--retries",
+    r"Limits\(requests_per_minute=…\)": "--rpm",
+    r"Limits\(images_per_minute=…\)": "--ipm",
     r"stream=True": "--stream",
 }
 _ARGUMENTS = re.compile(
@@ -76,6 +78,7 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     """Print a warning of the library as a sentence, without its source line."""
+    message = re.sub(r"output_format='(\w+)'", r"--output-format \1", str(message))
     say(
         f"Note: {message}"
         if issubclass(category, UserWarning)

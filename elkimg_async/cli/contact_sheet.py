@@ -12,6 +12,7 @@ from typing import NamedTuple
 import anyio.to_thread
 
 from elkimg_async import errors
+from elkimg_async.cli.console import UsageError
 
 _PER_PAGE = 400
 _LARGE, _SMALL = 192, 128  # pixels of an edge, for up to a hundred images and for more
@@ -27,6 +28,23 @@ class Tile(NamedTuple):
     prompt: str
     path: Path | None = None
     error: str | None = None
+
+
+def check_path(path: Path) -> None:
+    """Check where the sheet is to be saved, before images are paid for.
+
+    Raises:
+        UsageError: If its suffix is not that of an image, or its folder does not exist.
+    """
+    with contextlib.suppress(ImportError):  # drawing reports that Pillow is missing
+        from PIL import Image
+
+        if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+            raise UsageError(
+                f"--contact-sheet {path}: the suffix is not that of an image. Use .png or .jpg."
+            )
+    if not path.parent.is_dir():
+        raise UsageError(f"--contact-sheet {path}: the folder {path.parent} does not exist.")
 
 
 async def draw(tiles: Sequence[Tile], path: Path) -> list[Path]:

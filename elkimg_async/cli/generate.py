@@ -24,7 +24,7 @@ from elkimg_async.cli.report import Report
 EXAMPLES = """\
 elkimg generate "A small kitten in a sunny garden"
 elkimg generate "A small kitten" --local
-elkimg generate "A small kitten" -o kitten.webp --size 1536x1024 --quality high
+elkimg generate "A kitten" -o kitten.webp --size 1536x1024 --quality high
 elkimg generate "A red fox" "A grey heron" -o images
 elkimg generate "A small kitten" --stream --partial-images 2
 elkimg generate "A small kitten" -o - > kitten.png"""

@@ -12,10 +12,18 @@ from typing import Annotated, Any
 import msgspec
 from cyclopts import Parameter
 
-from elkimg_async import AsyncImages, InvalidRequestError, Limits, Pricing, Timeout, errors
+from elkimg_async import (
+    AsyncImages,
+    InvalidRequestError,
+    Limits,
+    Pricing,
+    RetryPolicy,
+    Timeout,
+    errors,
+)
 from elkimg_async.cli.console import UsageError, sentence
 from elkimg_async.cli.price_file import read_prices
-from elkimg_async.config import MODEL_VARIABLE
+from elkimg_async.config import MODEL_VARIABLE, make_base_url
 from elkimg_async.credentials import API_KEY_VARIABLE, default_api_key
 from elkimg_async.sansio.model_rules import validate
 from elkimg_async.sansio.requests import make_request
@@ -34,6 +42,7 @@ def _decode(kind: Any, tokens: Sequence[Any]) -> Any:
 
 
 WHOLE = Parameter(converter=_decode, metavar="NUMBER")
+COUNT = Parameter(converter=_decode, alias="-n", metavar="NUMBER")
 OBJECT = Parameter(converter=_decode, accepts_keys=False, n_tokens=1, metavar="JSON")
 NUMBER = Parameter(metavar="NUMBER")
 SECONDS = Parameter(metavar="SECONDS")
@@ -51,7 +60,7 @@ class ImageOptions:
 
     model: Annotated[str | None, Parameter(metavar="MODEL")] = None
     """Model to use. Default: ELKAPI_MODEL, else gpt-image-1.5."""
-    n: Annotated[int | None, WHOLE] = None
+    n: Annotated[int | None, COUNT] = None
     """Number of images for each prompt, 1 to 10."""
     size: Annotated[str | None, Parameter(metavar="WIDTHxHEIGHT")] = None
     """Size in pixels, such as 1024x1024, 1536x1024 or 1024x1536; or auto."""
@@ -150,14 +159,28 @@ class Connection:
     retries: Annotated[int | None, WHOLE] = None
     """Maximum number of retries, where they cannot cost a second image. Default: 2."""
     price_file: Annotated[Path | None, Parameter(metavar="FILE")] = None
-    """Prices of each model, as a TOML file. Without it, only costs reported by the server are
-    known."""
+    """TOML file with prices by model. Without it, only costs that the server reports are known."""
 
-    def check(self) -> None:
-        """Reject invalid options before anything is opened."""
+    def check(self, *, api_key: bool = True) -> None:
+        """Reject invalid options before anything is opened, and unless disabled, a missing API key.
+
+        Raises:
+            UsageError: If an option is invalid.
+            ConfigurationError: If there is no usable API key.
+        """
         if self.local and self.base_url is not None:
             raise UsageError("--local and --base-url cannot be used together.")
         self.prices()
+        try:
+            self.time_limits()
+            if self.retries is not None:
+                RetryPolicy(max_retries=self.retries)
+            if not self.local:
+                make_base_url(self.base_url)
+        except errors.ConfigurationError as error:
+            raise UsageError(sentence(error)) from None
+        if not api_key:
+            return
         try:
             _ = self.local or default_api_key()
         except errors.ConfigurationError:
@@ -206,6 +229,16 @@ class Connection:
                 pricing=self.prices(),
             )
             yield await stack.enter_async_context(client)
+
+
+def check_port(port: int | None) -> None:
+    """Check a port to listen on.
+
+    Raises:
+        UsageError: If there is no such port.
+    """
+    if port is not None and not 0 <= port <= 65535:
+        raise UsageError("--port must be 0 to 65535; 0 takes a free one.")
 
 
 NO_IMAGE_OPTIONS, NO_EDIT_OPTIONS, NO_BATCH_OPTIONS = (

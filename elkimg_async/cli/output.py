@@ -39,6 +39,11 @@ def choose_format(options: dict[str, Any], output: str | None) -> dict[str, Any]
     suffix = Path(output or "").suffix
     wanted, given = _FORMATS.get(suffix.lower()), options.get("output_format")
     if wanted is None:
+        family = is_gpt_image(options.get("model") or DEFAULT_MODEL)
+        if suffix.lower() in _SUFFIXES and family and not Path(output or "").is_dir():
+            raise UsageError(
+                f"-o {output}: no model creates {suffix[1:]}. Use .png, .jpg, .webp, .gif or .svg."
+            )
         return options
     if given is not None:
         if given != wanted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
 from typing import Annotated
@@ -9,13 +10,15 @@ from typing import Annotated
 import anyio
 from cyclopts import Parameter
 
-from elkimg_async.cli.console import OUT
+from elkimg_async import errors
+from elkimg_async.cli.console import OUT, UsageError, sentence
 from elkimg_async.cli.options import (
     LOCAL_API_KEY,
     LOCAL_DELAY,
     SECONDS,
     TEXT,
     WHOLE,
+    check_port,
 )
 from elkimg_async.config import URL_VARIABLE
 from elkimg_async.credentials import API_KEY_VARIABLE
@@ -42,14 +45,22 @@ def serve(
         fault: Fault of one request: NAME, NAME=ARGUMENT or NAME*TIMES. If repeated, each applies to
             the next request; "--fault list" prints the names.
     """
+    check_port(port)
+    if not 0 <= delay < math.inf:
+        raise UsageError("--delay must be 0 or more.")
     from elkimg_async.local import FAULTS, LocalServer
 
     if "list" in fault:
         OUT.print(*(f"{name}: {text}" for name, text in FAULTS.items()), sep="\n", soft_wrap=True)
         return 0
 
+    try:
+        local = LocalServer(port=port, api_key=api_key, delay=delay, faults=fault)
+    except errors.ConfigurationError as error:
+        raise UsageError(sentence(error)) from None
+
     async def run() -> None:
-        async with LocalServer(port=port, api_key=api_key, delay=delay, faults=fault) as server:
+        async with local as server:
             OUT.print(_guide(server.base_url, api_key), soft_wrap=True)
             await anyio.sleep_forever()
 

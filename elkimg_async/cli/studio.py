@@ -13,7 +13,7 @@ import anyio.to_thread
 from cyclopts import Parameter
 
 from elkimg_async.cli.console import OUT, count, say
-from elkimg_async.cli.options import CONNECTION, WHOLE, Connection
+from elkimg_async.cli.options import CONNECTION, WHOLE, Connection, check_port
 from elkimg_async.transport import event_loop
 
 EXAMPLES = """\
@@ -40,6 +40,7 @@ def studio(
         open: Open the page in the browser.
         connection: Where requests go.
     """
+    check_port(port)
     connection.check()
     from elkimg_async.studio.browser import opened
     from elkimg_async.studio.listener import DEFAULT_PORT

@@ -160,6 +160,23 @@ def test_closed_standard_output_for_bytes(tmp_path: Path) -> None:
     assert b"standard output, which is closed" in ended.stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize(
+    "arguments", ["models", "generate a b -o images --json", "generate a -o -", "--help", "-V"]
+)
+def test_full_standard_output(tmp_path: Path, arguments: str) -> None:
+    """Output that cannot be written is one sentence and exit code 1, never a traceback."""
+    local = "" if arguments.startswith("-") else "--local"
+    command = f'"{sys.executable}" -m elkimg_async {arguments} {local} > /dev/full'
+    ended = subprocess.run(
+        command, shell=True, cwd=tmp_path, env=environment(None, {}), check=False, stderr=-1
+    )
+    assert ended.returncode == 1
+    assert b"No space left on device." in ended.stderr.splitlines()[-1]
+    assert b"Traceback" not in ended.stderr
+    assert b"Errno" not in ended.stderr
+
+
 def test_closed_pipe(tmp_path: Path) -> None:
     """A reader that leaves early, such as head, ends the command without a traceback."""
     command = f'"{sys.executable}" -m elkimg_async models --local | true'

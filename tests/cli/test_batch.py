@@ -394,13 +394,21 @@ async def test_batch_does_not_break_the_folder_name(
         (("p.txt", "--format", "xml"), 2, "--format must be one of text, csv, tsv, json, jsonl."),
         (("p.txt", "--concurrency", "0"), 2, "--concurrency must be at least 1."),
         (("p.txt", "--max-images", "0"), 2, "--max-images must be at least 1."),
-        (("p.txt", "--rpm", "0"), 1, "requests_per_minute"),
+        (("p.txt", "--rpm", "0"), 2, "--rpm must be more than 0."),
+        (("p.txt", "--ipm", "-3"), 2, "--ipm must be more than 0."),
+        (("p.txt", "--timeout", "0"), 2, "--timeout must be more than 0."),
+        (("p.txt", "--retries", "-1"), 2, "--retries must be 0 or more."),
+        (("p.txt", "--base-url", "host/v1"), 2, "it must begin with https:// or http://."),
+        (("p.txt", "--base-url", "host/v1", "--dry-run"), 2, "it must begin with https://"),
+        (("p.txt", "--contact-sheet", "a.xyz"), 2, "the suffix is not that of an image."),
+        (("p.txt", "--contact-sheet", "no/a.png"), 2, "the folder no does not exist."),
+        (("p.txt", "-o", "p.txt"), 1, "p.txt/journal.jsonl cannot be used"),
         (("p.txt", "--quality", "hd"), 2, "quality 'hd' is not offered"),
         (("p.txt", "--n", "11"), 2, "n is 11"),
         (("p.txt", "--keep", "sku"), 2, "--keep"),
         (("p.txt", "--ray", "--max-images", "1"), 2, "--max-images and --ray"),
     ],
-    ids=range(14),
+    ids=range(22),
 )
 async def test_batch_with_wrong_arguments(
     arguments: tuple[str, ...], code: int, sentence: str, server: LocalServer, tmp_path: Path
@@ -414,6 +422,32 @@ async def test_batch_with_wrong_arguments(
     assert ended.code == code
     assert sentence in ended.err
     assert ended.err.count(sentence) == 1
+    assert ended.out == ""
+    assert not server.requests
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "place"),
+    [
+        ("p.csv", "id,prompt,n\nfox,a fox,\nowl,,1\n", "p.csv, line 3 (id owl): column prompt: "),
+        ("p.csv", "custom_id,prompt,n\nowl,an owl,x\n", "p.csv, line 2 (id owl): column n: "),
+        (
+            "p.jsonl",
+            '{"prompt": "a"}\n\n{"id": 7, "text": "b"}\n',
+            "p.jsonl, line 3 (id 7): column text: ",
+        ),
+        ("p.json", '[{"id": "x", "prompt": ["b"]}]', "p.json, line 1 (id x): "),
+    ],
+)
+async def test_batch_with_wrong_row_names_its_id(
+    name: str, content: str, place: str, server: LocalServer, tmp_path: Path
+) -> None:
+    """A row that cannot be read is named by its line and id, in one sentence with one full stop."""
+    (tmp_path / name).write_text(content)
+    ended = await batch(name, folder=tmp_path, server=server)
+    assert ended.code == 1
+    assert ended.err.startswith(place)
+    assert ".." not in ended.err
     assert not server.requests
 
 
