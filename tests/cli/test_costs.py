@@ -175,4 +175,4 @@ async def test_generate_with_a_wrong_api_key(server: LocalServer, tmp_path: Path
         variables={"ELKAPI_API_KEY": "sk-wrong"},
     )
     assert ended.code == 1
-    assert ended.err.count("401") == 1
+    assert ended.err.count("Check the API key") == 1
