@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,8 @@ async def test_transient_failures_slow_only_their_own_call() -> None:
         RawServer(*replies) as raw_server,
         AsyncImages(API_KEY, base_url=raw_server.base_url, retry=8) as client,
     ):
-        prompts, limiter = iter(range(200)), client._settings.limiter
+        prompts = iter(range(200))
+        limiter: Any = client._settings.limiter
 
         async def call_until_done() -> None:
             for prompt in prompts:
