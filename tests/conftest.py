@@ -26,7 +26,7 @@ def pytest_pycollect_makeitem(
 ) -> None:
     """Let anyio run every async test; its own option for this needs a newer anyio than we do."""
     if collector.istestfunction(obj, name):
-        function = obj.hypothesis.inner_test if hasattr(obj, "hypothesis") else obj
+        function = getattr(getattr(obj, "hypothesis", None), "inner_test", obj)
         if inspect.iscoroutinefunction(function):
             pytest.mark.usefixtures("anyio_backend")(obj)
 
