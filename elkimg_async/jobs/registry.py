@@ -98,7 +98,12 @@ class ImageJobs(JobStart, AsyncOnly):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self.aclose()
+        if kind is not None and issubclass(kind, (KeyboardInterrupt, SystemExit)):
+            # The first Ctrl-C is a cancellation; this is the second one.
+            self._state = "closed"
+            await self._abort()
+        else:
+            await self.aclose()
 
     async def open(self) -> None:
         """Open the store, and recover the jobs of processes that have ended.

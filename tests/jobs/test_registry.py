@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from typing import Any
 
+import anyio
 import msgspec
 import pytest
 from PIL import Image as Pillow
@@ -597,6 +598,22 @@ async def test_closing_cancelled_a_second_time_ends_at_once(make_store: MakeStor
         done, _ = await asyncio.wait([task], timeout=2)
         assert done
         assert task.cancelled()
+        async with opened(raw_server, make_store) as jobs:
+            assert (await jobs.get("one")).state == "lost"
+        assert len(raw_server.requests) == 1
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
+async def test_block_left_by_an_interruption_ends_at_once(
+    interruption: type[BaseException], make_store: MakeStore
+) -> None:
+    """The second Ctrl-C is raised in whatever runs at that moment, which may be the block."""
+    async with RawServer([*open_stream(event(partial(0))), End.HOLD]) as raw_server:
+        with anyio.fail_after(10), pytest.raises(interruption):  # noqa: PT012
+            async with opened(raw_server, make_store) as jobs:
+                await jobs.start("an elk", id="one")
+                await anext(aiter(jobs.events("one")))
+                raise interruption
         async with opened(raw_server, make_store) as jobs:
             assert (await jobs.get("one")).state == "lost"
         assert len(raw_server.requests) == 1
