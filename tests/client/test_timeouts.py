@@ -56,9 +56,9 @@ PINGS: Reply = [*open_stream(b": PING\n\n"), End.HOLD]
         (HEAD_ONLY, 0.5, "total", "body"),
         (ONE_EVENT, 0.5, "total", "body"),
         (NO_RESPONSE, Timeout(first_byte=0.4), "first_byte", "first_byte"),
-        (HEAD_ONLY, Timeout(idle=0.4), "idle", "body"),
-        (HALF, Timeout(idle=0.4), "idle", "body"),
-        (ONE_EVENT, Timeout(idle=0.4), "idle", "body"),
+        (HEAD_ONLY, Timeout(idle=0.5), "idle", "body"),
+        (HALF, Timeout(idle=0.5), "idle", "body"),
+        (ONE_EVENT, Timeout(idle=0.5), "idle", "body"),
         (PINGS, Timeout(idle=0.4, first_byte=math.inf), "idle", "body"),
         (NO_RESPONSE, Timeout(total=0.4, first_byte=5, idle=5), "total", "first_byte"),
         (ONE_EVENT, Timeout(total=0.4, first_byte=5, idle=5), "total", "body"),
@@ -157,7 +157,7 @@ async def test_time_limit_of_connecting() -> None:
 async def test_pings_alone(server: LocalServer, count: bool, streaming: bool) -> None:
     """A stream of only pings is idle, unless `pings_count` is set."""
     server.inject("endless-pings")
-    timeout = Timeout(total=0.6, idle=0.3, pings_count=count)
+    timeout = Timeout(total=2, idle=0.5, pings_count=count)
     async with AsyncImages(server.api_key, base_url=server.base_url, timeout=timeout) as client:
         error = await failure(RequestTimeoutError, client, streaming)
     assert error.limit == ("total" if count else "idle")
