@@ -5,11 +5,16 @@ import os
 from collections.abc import AsyncIterator
 
 import pytest
+from hypothesis import settings
 
 from elkimg_async.image import Image
 from tests.helpers.raw_server import PNG, RawServer, response
 
 os.environ.pop("PYTEST_ADDOPTS", None)  # not for the pytest runs that tests start
+
+# The same examples each time; `pytest --hypothesis-profile default` looks for others.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 collect_ignore = ["plugin_project"]  # a separate project, run by test_pytest_plugin
 
