@@ -19,7 +19,7 @@ from elkimg_async import (
     DownloadError,
     Image,
 )
-from elkimg_async.image import media_type_of
+from elkimg_async.media_types import media_type_of
 from tests.helpers.raw_server import (
     JPEG,
     PNG,

@@ -19,8 +19,8 @@ from nbclient import NotebookClient
 
 import elkimg_async
 from elkimg_async import ConfigurationError, Image, ImagesResponse
-from elkimg_async.image import media_type_of
 from elkimg_async.local import LocalServer
+from elkimg_async.media_types import media_type_of
 from elkimg_async.notebook import grid
 from elkimg_async.stream import ImageStream
 from tests.helpers.raw_server import PNG

@@ -42,7 +42,8 @@ from elkimg_async.filesystem import (
     sync_folder,
     write_all,
 )
-from elkimg_async.image import EXTENSIONS, Image, media_type_of
+from elkimg_async.image import Image
+from elkimg_async.media_types import EXTENSIONS, media_type_of
 from elkimg_async.sansio.responses import Usage
 
 MANIFEST = "manifest.jsonl"

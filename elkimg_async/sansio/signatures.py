@@ -2,7 +2,7 @@
 
 import re
 
-from elkimg_async.image import UNKNOWN_TYPE, media_type_of
+from elkimg_async.media_types import UNKNOWN_TYPE, media_type_of
 
 MIN_UNKNOWN = 64
 """A shorter file without a known signature is not an image."""

@@ -21,7 +21,8 @@ import anyio.to_thread
 import msgspec
 
 from elkimg_async.errors import ElkImagesError, InvalidRequestError
-from elkimg_async.image import UNKNOWN_TYPE, Image
+from elkimg_async.image import Image
+from elkimg_async.media_types import UNKNOWN_TYPE
 from elkimg_async.sansio import image_headers
 from elkimg_async.sansio.image_headers import HEAD, ImageReference, InputImage, short
 from elkimg_async.sansio.model_rules import MAX_UPLOAD
