@@ -1,7 +1,4 @@
-"""Planning of a batch: checks before the first request, the dry run, and the journal's state.
-
-Only this module and `ray_run` use the internals of `elkimg_async.batch`.
-"""
+"""Planning of a batch: checks before the first request, the dry run, and the journal's state."""
 
 from __future__ import annotations
 
