@@ -253,7 +253,7 @@ class Attempt(Generic[ResultT]):
         if self._decoder is not None and self._decoder.failure is not failure:
             self._decoder.attach_images(failure)
         for image in failure.images:
-            if getattr(image, "url", None) is not None:
+            if image.url is not None:
                 enable_download(image, plan.transport, plan.settings)
         self.close()
         return failure

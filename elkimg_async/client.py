@@ -257,8 +257,8 @@ class AsyncImages(ImageCalls, AsyncOnly):
         call = Call(settings, self._transport, MODELS, _build_nothing, extra_headers=extra_headers)
         models = await call.result()
         for model in models:
-            if date := getattr(model, "shutdown_date", None):
-                settings.shutdowns.setdefault(model.id, date)
+            if model.shutdown_date is not None:
+                settings.shutdowns.setdefault(model.id, model.shutdown_date)
         return models
 
     def map(

@@ -394,11 +394,6 @@ class JobConflictError(JobError):
 class JobCancelledError(JobError):
     """The job was cancelled before it finished."""
 
-    images: Sequence[Any] = ()
-    """The images completed before that (`Image`)."""
-    partials: Sequence[Any] = ()
-    """The latest partial image, if there was one (`PartialImage`)."""
-
 
 class JobLostError(JobError):
     """The process that ran the job ended, and sending it again could be billed twice."""

@@ -240,7 +240,7 @@ class Executor:
         cost = job.cost(None, error.attempts) if spent else Decimal(0)
         made = MadeRecord(**job.record_fields(), images=spent, cost=cost)
         if self._store.keeps_files:
-            images = [image for image in getattr(error, "images", ()) if image.content]
+            images = [image for image in error.images if image.content]
             try:
                 files = await _shielded(self._save(job, list(enumerate(images)), many=True))
             except OSError as problem:

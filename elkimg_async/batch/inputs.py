@@ -36,7 +36,7 @@ def hash_inputs(request: EditRequest) -> str:
     """
     total = hashlib.sha256()
     for param in _PARTS:
-        value = getattr(request, param, None)
+        value = getattr(request, param)
         for item in input_list(value) if value is not None else ():
             total.update(f"{param}:{_hash_input(item, param)}\n".encode())
     return total.hexdigest()[:32]

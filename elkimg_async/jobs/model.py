@@ -2,7 +2,7 @@
 
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias, TypeVar, cast
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -106,10 +106,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """The error of the job, with `billing`; None for a job that is done or unfinished."""
         if self.failure is None:
             return None
-        error: Any = read_error(self.failure, attempts=self.attempts)
-        if self.idempotency_key is not None and hasattr(error, "idempotency_key"):
-            error.idempotency_key = self.idempotency_key
-        return cast("ElkImagesError", error)
+        error = read_error(self.failure, attempts=self.attempts)
+        error.idempotency_key = self.idempotency_key
+        return error
 
     @property
     def last_id(self) -> int:
@@ -138,14 +137,13 @@ def send(job: Job, now: float) -> Job:
 
 def complete(job: Job, response: ImagesResponse, now: float) -> Job:
     """Return the job with its result."""
-    meta: Meta | None = getattr(response, "meta", None)
     return replace(
         job,
         state="done",
         finished_at=now,
         usage=response.usage,
-        request_id=meta.request_id if meta else None,
-        attempts=meta.attempts if meta else 0,
+        request_id=response.meta.request_id,
+        attempts=response.meta.attempts,
         result=write_response(response),
     )
 
@@ -222,7 +220,7 @@ def write_event(event: ImageEvent, id: int) -> Entry:
         id=id,
         completed=isinstance(event, CompletedImage),
         fields=_write(event, {"image", "id"}),
-        image=_write(image, {"content", "_download", "_lock"}),
+        image=_write(image, {"content"}),
         size=None if content is None else len(content),
     )
 

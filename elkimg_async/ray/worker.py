@@ -267,7 +267,8 @@ class GenerateImages:
     async def _row_result(self, result: JobResult, earlier: RowRecord | None) -> RowResult:
         job, record, error = result.job, result.record, result.error
         meta, began = record.meta, time.monotonic()
-        images = getattr(error, "images", ()) if result.response is None else result.response
+        images: Sequence[Image] = error.images if error is not None else ()
+        images = images if result.response is None else result.response
         urls = [image.url for image in images if image.url is not None]
         row = RowResult(
             id=str(job.id),
