@@ -22,7 +22,7 @@ from elkimg_async.sansio.requests import (
     make_edit,
     make_request,
 )
-from elkimg_async.transport.uploads import open_image
+from elkimg_async.transport.uploads import image_list, open_image
 
 CALL_OPTIONS = ("extra_headers", "extra_query", "timeout", "retry")
 """Options of a call that are not part of the request, and not compared."""
@@ -171,19 +171,11 @@ async def _read_inputs(files: Mapping[str, Any]) -> list[tuple[Input, bytes]]:
     for param in _PARAMS:
         if param not in files:
             continue
-        value = files[param]
-        several = param == "image" and isinstance(value, Sequence) and not _is_one(value)
-        found += [await _read_input(param, each) for each in (value if several else [value])]
+        values = image_list(files[param]) if param == "image" else [files[param]]
+        found += [await _read_input(param, value) for value in values]
     if not found:
         raise InvalidRequestError("There is no image to edit; pass at least one.", param="image")
     return found
-
-
-def _is_one(value: Any) -> bool:
-    """Return whether a sequence is one image: a path, bytes, or a (name, content, type) tuple."""
-    if isinstance(value, (str, bytes, bytearray, memoryview)):
-        return True
-    return isinstance(value, tuple) and len(value) in (2, 3) and isinstance(value[0], str | None)
 
 
 async def _read_input(param: Param, value: Any) -> tuple[Input, bytes]:

@@ -35,6 +35,8 @@ CHUNK = 128 * 1024
 _BASE64 = re.compile(r"iVBORw0KGgo|/9j/|UklGR|R0lGOD|[A-Za-z0-9+/_-]{200}")
 _MEDIA_TYPE = re.compile(r"(image|application|binary)/[\w.+-]+")
 
+_TEXT_OR_BYTES = (str, bytes, bytearray, memoryview)
+
 _lock = threading.Lock()  # of all file objects: two calls may share one, and so its position
 
 
@@ -83,13 +85,7 @@ async def open_images(images: Any, param: str) -> tuple[InputImage | ImageRefere
         InvalidRequestError: If one is not an image, cannot be read, or is empty.
         DownloadError: If an `Image` is still a URL and cannot be downloaded.
     """
-    one = isinstance(images, (str, bytes, bytearray, memoryview)) or not isinstance(
-        images, Sequence
-    )
-    found = [
-        await open_image(image, param)
-        for image in ([images] if one or _is_file_tuple(images) else images)
-    ]
+    found = [await open_image(image, param) for image in image_list(images)]
     if not found:
         raise InvalidRequestError("There is no image to edit; pass at least one.", param=param)
     return tuple(found)
@@ -98,7 +94,7 @@ async def open_images(images: Any, param: str) -> tuple[InputImage | ImageRefere
 async def open_image(image: Any, param: str) -> InputImage | ImageReference:
     """Return one image as it is sent; raises like `open_images`."""
     name = media_type = None
-    if _is_file_tuple(image):
+    if is_file_tuple(image):
         name, image, media_type = _from_file_tuple(image, param)
     if isinstance(image, Image):
         image = await image.read()
@@ -154,7 +150,13 @@ async def _in_memory_copy(image: InputImage | ImageReference) -> InputImage | Im
 # --- openai's file tuples and data: URLs --------------------------------------
 
 
-def _is_file_tuple(image: Any) -> bool:
+def image_list(images: Any) -> list[Any]:
+    """Return the images of an edit as a list, whether one or several were passed."""
+    several = isinstance(images, Sequence) and not is_file_tuple(images)
+    return list(images) if several and not isinstance(images, _TEXT_OR_BYTES) else [images]
+
+
+def is_file_tuple(image: Any) -> bool:
     """Return whether this is (name, content[, type[, headers]]), not a tuple of images."""
     if not isinstance(image, tuple) or not 2 <= len(image) <= 4:
         return False
@@ -219,7 +221,7 @@ def _open_path(path: "str | os.PathLike[str]", param: str) -> InputImage:
         source = _File(Path(path), param)
         head = source.read(0, HEAD)
     except (OSError, ValueError) as error:
-        reason = _reason(error)
+        reason = reason_of(error)
     else:
         return image_headers.inspect(head, size=source.size, name=source.path.name, source=source)
     text = os.fspath(path)
@@ -275,7 +277,7 @@ def _open_file(file: Any, param: str) -> InputImage:
             return image_headers.inspect(source.read(0, HEAD), size=size, name=name, source=source)
         content = _bytes(file.read(MAX_UPLOAD))
     except Exception as error:  # noqa: BLE001
-        reason = _reason(error)
+        reason = reason_of(error)
     else:
         return _in_memory(content, name)
     raise InvalidRequestError(f"The file passed as {param} cannot be read: {reason}.", param=param)
@@ -306,7 +308,8 @@ def _bytes(content: Any) -> bytes:
     raise ValueError("open it in binary mode, as in open(path, 'rb')")
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Return why an input cannot be read."""
     if isinstance(error, UnicodeDecodeError):
         return "open it in binary mode, as in open(path, 'rb')"
     return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
@@ -343,7 +346,7 @@ class Reader:
         except ElkImagesError as error:
             self.failure = error
         except Exception as error:  # noqa: BLE001
-            self.failure = _unreadable(_reason(error))
+            self.failure = _unreadable(reason_of(error))
         else:
             if len(chunk) == size:
                 return chunk

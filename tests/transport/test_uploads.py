@@ -11,7 +11,13 @@ import pytest
 
 from elkimg_async import AsyncImages, EditRequest, ImageReference, InvalidRequestError
 from elkimg_async.sansio.image_headers import MAX_SHOWN, InputImage
-from elkimg_async.transport.uploads import build_edit, open_image, open_images
+from elkimg_async.transport.uploads import (
+    build_edit,
+    image_list,
+    is_file_tuple,
+    open_image,
+    open_images,
+)
 from tests.helpers.calls import GOOD
 from tests.helpers.edits import parsed
 from tests.helpers.raw_server import API_KEY, RawServer
@@ -88,6 +94,25 @@ async def test_file_tuple_of_an_unknown_type(client: AsyncImages, raw_server: Ra
     """The type of the tuple counts where the bytes do not show one."""
     await client.edit(("a.heic", b"unknown", "image/heic"), "a hat", model="new")
     assert await files_of(raw_server) == [("image", "a.heic", "image/heic", b"unknown")]
+
+
+@pytest.mark.parametrize(
+    ("value", "is_one"),
+    [
+        (("a.png", b"x"), True),
+        (("a.png", io.BytesIO(b"x"), "image/png"), True),
+        (("a.png", Path("a.png"), "image/png"), True),
+        (("a.png", "b.png"), False),
+        ((Path("a.png"), Path("b.png")), False),
+        (("a.png", Path("b.png")), True),
+        (("a.png",), False),
+    ],
+    ids=range(7),
+)
+def test_is_file_tuple(value: Any, is_one: bool) -> None:
+    """A tuple of a name and content is one file, a tuple of paths several."""
+    assert is_file_tuple(value) is is_one
+    assert image_list(value) == ([value] if is_one else list(value))
 
 
 async def test_tuple_of_several_images(tmp_path: Path) -> None:
