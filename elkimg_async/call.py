@@ -230,6 +230,7 @@ class Call(Generic[ResultT]):
         request = await self._build()
         if request is not None:
             self._request = request
+            logs.warn_of_shutdown(settings.shutdowns, request.model or DEFAULT_MODEL)
             self._validate(request)
         idempotency_key = None
         if endpoint.creates_images:

@@ -176,13 +176,7 @@ class GenerateImages:
             limits = options.get("limits") or Limits()
             pacing = SharedRate(self._run, {name: getattr(limits, name) for name in _SHARED})
             client = _PacedImages(pacing, api_key=api_key, **_split(options)[1])
-            sender = Sender(
-                generate=client.generate,
-                edit=client.edit,
-                connect=client.connect,
-                headers={},
-                stream=self._stream,
-            )
+            sender = Sender(client, connect=client.connect, headers={}, stream=self._stream)
             self._client, self._executor = client, Executor(sender, self._store)
         except BaseException as error:  # noqa: BLE001 - raised in `__init__`
             opened.set_exception(error)
