@@ -12,7 +12,7 @@ import elkimg_async
 PACKAGE = Path(elkimg_async.__file__).parent
 NAME = PACKAGE.name
 LAYERS = [
-    {"filesystem", "media_types", "plain"},
+    {"filesystem", "media_types", "plain", "tasks"},
     {"errors"},
     {"hooks"},
     {"error_records", "files", "hints", "logs", "preview"},
@@ -46,6 +46,7 @@ ONLY = {
     "event_iterator": {"hints"},
     "hints": set(),
     "media_types": set(),
+    "tasks": set(),
     "preview": {"files", "media_types"},
     "image": {"errors", "files", "hints", "logs", "media_types", "plain", "preview"},
     "notebook": {"errors", "image"},

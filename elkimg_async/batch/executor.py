@@ -16,8 +16,14 @@ import msgspec
 
 from elkimg_async.batch.budget import Budget
 from elkimg_async.batch.job import BatchJob, JobResult
-from elkimg_async.batch.journal import MadeRecord, PendingImage, ResponseRecord, SavedFile
-from elkimg_async.batch.storage import Slots, response_fields
+from elkimg_async.batch.journal import (
+    MadeRecord,
+    PendingImage,
+    ResponseRecord,
+    SavedFile,
+    fields_of,
+)
+from elkimg_async.batch.storage import Slots
 from elkimg_async.errors import (
     APIError,
     BatchError,
@@ -220,7 +226,7 @@ class Executor:
         began, known = time.monotonic(), job.record
         if isinstance(known, ResponseRecord) and known.urls:  # already paid for: only download
             slots = self._pending_slots(known.urls)
-            made = MadeRecord(**response_fields(known))
+            made = MadeRecord(**fields_of(ResponseRecord, known))
             if self._store.keeps_files:
                 return await self._keep(job, made, slots, None, began)
             response = ImagesResponse((image for _, image in slots), usage=known.usage)

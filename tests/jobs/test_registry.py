@@ -8,6 +8,7 @@ import io
 import math
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -235,7 +236,7 @@ async def test_options_of_the_call_survive_a_restart(
     assert not any(each.fields["prompt"] == "a bear" for each in server.requests)
 
 
-async def test_start_of_an_edit(server: LocalServer, make_store: MakeStore) -> None:
+async def test_start_of_an_edit(server: LocalServer, make_store: MakeStore, tmp_path: Path) -> None:
     """An edit reads its images when it starts; another image is another job."""
     files = []
     for color in ("red", "blue"):
@@ -250,7 +251,11 @@ async def test_start_of_an_edit(server: LocalServer, make_store: MakeStore) -> N
         assert len(await jobs.result("hat")) == 1
         [done] = await collect(jobs, "hat")
         assert done.type == "image_edit.completed"
-    assert [each.path for each in server.requests] == ["/v1/images/edits"]
+        paths = tuple(str(tmp_path / name) for name in ("red.png", "blue.png"))
+        for path, content in zip(paths, files, strict=True):
+            Path(path).write_bytes(content)
+        assert len((await jobs.start("two hats", image=paths)).inputs) == 2
+    assert {each.path for each in server.requests} == {"/v1/images/edits"}
 
 
 async def test_start_of_a_model_that_cannot_stream(
