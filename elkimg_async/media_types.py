@@ -39,14 +39,17 @@ _BRANDS = {
     **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"), "image/heic"),
 }
 _SVG = re.compile(
-    rb"(?:\s|<\?xml[^>]*>|<!--.*?-->|<!DOCTYPE\b[^>\[]*(?:\[[^\]]*\])?[^>]*>)*<svg\b",
+    rb"(?:\xef\xbb\xbf)?(?:\s|<\?.*?\?>|<!--.*?-->"
+    rb"|<!DOCTYPE\s+(?:\w+:)?svg\b[^>\[]*(?:\[.*?\]\s*)?>)*<(?:\w+:)?svg[\s>/]",
     re.DOTALL | re.IGNORECASE,
 )
+_MAX_PROLOGUE = 64 * 1024
+"""Bytes of comments and declarations before the element of an SVG."""
 
 
 def media_type_of(content: bytes) -> str:
     """Return the media type detected from the first bytes, or `application/octet-stream`."""
-    head = content[:4096]
+    head = content[:16]
     for signature, media_type in _SIGNATURES:
         if head.startswith(signature):
             return media_type
@@ -56,6 +59,6 @@ def media_type_of(content: bytes) -> str:
         return _BRANDS[head[8:12]]
     if head.startswith(b"BM") and len(content) > 26:
         return "image/bmp"
-    if _SVG.match(head.removeprefix(b"\xef\xbb\xbf")):
+    if _SVG.match(content[:_MAX_PROLOGUE]):
         return "image/svg+xml"
     return UNKNOWN_TYPE

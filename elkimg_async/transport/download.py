@@ -229,10 +229,6 @@ async def _is_private(url: str) -> bool:
     return any(not is_public(str(address[0])) for *_, address in found)
 
 
-_SVG = re.compile(
-    r"\s*(?:<\?.*?\?>\s*|<!--.*?-->\s*|<!DOCTYPE\s+(?:\w+:)?svg\b[^>\[]*(?:\[.*?\]\s*)?>\s*)*<(?:\w+:)?svg[\s>/]",
-    re.DOTALL | re.IGNORECASE,
-)
 _HTML = re.compile(
     r"\s*(?:<!--.*?-->\s*)*<(?:!DOCTYPE\s+html|html|head|body)\b", re.DOTALL | re.IGNORECASE
 )
@@ -250,7 +246,7 @@ def is_text(content: bytes) -> bool:
     coding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     # The head may end inside a character, and a page may use a legacy encoding.
     text = head.decode(coding, "replace")
-    if _SVG.match(text):
+    if media_type_of(text.encode()) == "image/svg+xml":  # in UTF-16
         return False
     if _HTML.match(text):
         return True
