@@ -40,12 +40,6 @@ async def client(raw_server: RawServer) -> AsyncIterator[AsyncImages]:
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[LocalServer]:
-    async with LocalServer(light=True, delay=0) as server:
-        yield server
-
-
-@pytest.fixture
 async def local(server: LocalServer) -> AsyncIterator[AsyncImages]:
     async with AsyncImages(server.api_key, base_url=server.base_url, retry=QUICK) as client:
         yield client

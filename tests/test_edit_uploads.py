@@ -42,12 +42,6 @@ async def client(raw_server: RawServer) -> AsyncIterator[AsyncImages]:
         yield client
 
 
-@pytest.fixture
-async def server() -> AsyncIterator[LocalServer]:
-    async with LocalServer(light=True, delay=0) as server:
-        yield server
-
-
 BROKEN = response({"error": {"message": "x", "code": "do_request_failed"}}, status=500)
 
 

@@ -2,19 +2,12 @@
 
 import gzip
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from elkimg_async.local import LocalServer
 from tests.helpers.raw_post import Raw, names, post
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[LocalServer]:
-    async with LocalServer(light=True, delay=0) as server:
-        yield server
 
 
 async def test_corrupt_final(server: LocalServer) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -11,13 +10,6 @@ from elkimg_async.errors import ConfigurationError
 from elkimg_async.local import FAULTS, Fault, LocalServer, parse
 from elkimg_async.local.script import ScriptedResponse
 from tests.helpers.raw_post import Raw, address, names, post
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[LocalServer]:
-    async with LocalServer(light=True, delay=0) as server:
-        yield server
-
 
 NOT_GENERATING = {
     "refuse",
