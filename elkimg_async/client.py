@@ -237,7 +237,7 @@ class AsyncImages(ImageCalls, AsyncOnly):
         *,
         extra_headers: Mapping[str, str] | None,
         extra_query: Mapping[str, Any] | None,
-        timeout: TimeoutLike | None,  # noqa: ASYNC109 - limits of ours
+        timeout: TimeoutLike | None,  # noqa: ASYNC109 - `Timeout` has more limits
         retry: RetryLike | None,
     ) -> Models:
         settings = change_settings(self._settings, timeout, retry, None, extra_query)

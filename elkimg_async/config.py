@@ -25,7 +25,7 @@ DEFAULT_BASE_URL = "https://api.elkapi.com/v1"
 URL_VARIABLE = "ELKAPI_BASE_URL"
 MODEL_VARIABLE = "ELKAPI_MODEL"
 
-# Seconds. An image takes ten seconds to five minutes, and the server may be silent until then.
+# Seconds. An image takes ten seconds to five minutes, during which the server may be silent.
 TOTAL, CONNECT, FIRST_BYTE, IDLE, DOWNLOAD = 600.0, 10.0, 600.0, 300.0, 120.0
 
 IdempotencyMode = Literal["off", "send", "replay"]
@@ -119,12 +119,13 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     `requests_per_minute` are sent and `images_per_minute` requested, where a request for n images
     counts n. Further calls wait, first come first served, and the wait counts towards
     `Timeout.total`. Each attempt counts, and is in flight until its response has been read to the
-    end or closed: an open stream that is not read keeps its place. Whatever is set here, the client
-    slows down when the server returns 429, and keeps to the rate limits in its headers.
+    end or closed: an open stream that is not read keeps its place. Regardless of
+    these limits, the client slows down when the server returns 429, and keeps to the rate limits in
+    its headers.
 
     `max_response_bytes` limits one response, decompressed, and one downloaded image.
-    `private_downloads` allows image URLs that lead to a private, loopback or link-local address, as
-    is always allowed when the base URL does so itself.
+    `private_downloads` allows image URLs with a private, loopback or link-local address, which are
+    always allowed if the base URL has such an address itself.
 
     `keepalive_timeout` is the number of seconds for which an idle connection is kept for the next
     request; 0 opens a new one for each. Many servers close idle connections after five seconds, and

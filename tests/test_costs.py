@@ -58,7 +58,7 @@ def respond(server: Server, usage: dict[str, Any] | None) -> None:
 async def test_cost(
     server: Server, pricing: Pricing | None, usage: dict[str, Any] | None, cost: Decimal | None
 ) -> None:
-    """The server's word wins, then the price list; else the cost is None, which means unknown."""
+    """The cost that the server reports wins, then the price list; else it is None: unknown."""
     respond(server, usage)
     async with AsyncImages(API_KEY, base_url=server.base_url, pricing=pricing) as client:
         result = await client.generate("A boat")

@@ -155,7 +155,7 @@ def test_kernel_stream(executed: Executed) -> None:
 
 
 def test_kernel_stream_of_two_images(executed: Executed) -> None:
-    """Finished images of a stream stay, and the next one is beside them."""
+    """Finished images of a stream stay, and the next one appears next to them."""
     display, value = executed.outputs("stream of two")
     assert len(sources(display.data["text/html"])) == 2
     assert value.data["text/plain"] == "2"

@@ -99,7 +99,7 @@ class Totals(ResponseData, frozen=True, kw_only=True):
 
 
 def add_item(totals: Totals, item: MapItem, *, images: int, size: int) -> Totals:
-    """Return the totals with one more item, which has so many images and bytes."""
+    """Return the totals with one more item, which has this number of images and bytes."""
     if item.meta is not None:
         unpriced = item.meta.cost is None
     else:

@@ -321,7 +321,7 @@ class Runner:
         return False
 
     async def _may_start(self, job: BatchJob) -> bool:
-        """Return whether the budget allows a job, if need be after those in flight."""
+        """Return whether the budget allows a job; wait while that depends on those in flight."""
         while self._failure is None:
             limit = self._budget.reached(job.n) or self._costs.reached(job.worst)
             if limit is None:

@@ -62,8 +62,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         state: `queued`, `running`, `done`, `failed`, `cancelled` or `lost`.
         prompt: The text of the request.
         parameters: The other fields of the request that are set.
-        created_at: When it was started, in seconds since 1970; `sent_at` and `finished_at`
-        likewise.
+        created_at: When it was started; all times are in seconds since 1970.
         sent_at: When its request was sent; None before.
         finished_at: When it reached its last state; None before.
         usage: The tokens used; None if the server does not say.

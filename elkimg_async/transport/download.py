@@ -199,7 +199,7 @@ class _Fetch:
         """Check a URL before it is requested.
 
         Raises:
-            DownloadError: If it is not http or https, or leads to a private address.
+            DownloadError: If it is not http or https, or its host is private.
         """
         try:
             parts = urlsplit(url)
@@ -215,7 +215,7 @@ class _Fetch:
             private = await _is_private(url)  # a borrowed connector has a resolver of its own
         if private:
             raise DownloadError(
-                "The URL of the image leads to a private network; "
+                "The URL of the image points to a private network; "
                 "Limits(private_downloads=True) allows that."
             )
 

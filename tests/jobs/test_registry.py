@@ -149,7 +149,7 @@ async def test_start_without_id_creates_one(server: LocalServer, make_store: Mak
 async def test_start_with_other_parameters_is_a_conflict(
     server: LocalServer, make_store: MakeStore
 ) -> None:
-    """An id stands for one request: running, finished, and after a restart."""
+    """An id identifies one request: running, finished, and after a restart."""
     async with opened(server, make_store) as jobs:
         await jobs.start("an elk", id="one", n=1)
         with pytest.raises(errors.JobConflictError, match="'one' belongs to a job with other"):
@@ -350,7 +350,7 @@ async def test_events_of_a_slow_reader_skip_old_partial_images(make_store: MakeS
 
 
 async def test_events_left_stop_nothing(make_store: MakeStore) -> None:
-    """A job whose readers have all left goes on, and its image is there for the next."""
+    """A job whose readers have all left continues, and the next reader receives its image."""
     finish = asyncio.Event()
     head, *chunks = open_stream(event(partial(0)), event(COMPLETED), DONE)
     async with (
@@ -425,7 +425,7 @@ async def test_failed_job_raises_its_error_everywhere(make_store: MakeStore) -> 
 
 
 async def test_failed_job_keeps_what_had_arrived(make_store: MakeStore) -> None:
-    """The partial image before a failure is delivered, and stands in the error."""
+    """The partial image before a failure is delivered, and is attached to the error."""
     async with (
         RawServer(stream(event(partial(0)))) as raw_server,
         opened(raw_server, make_store) as jobs,

@@ -73,7 +73,7 @@ async def test_file_tuple(
 async def test_file_tuple_with_a_path(
     client: AsyncImages, raw_server: RawServer, tmp_path: Path
 ) -> None:
-    """The content may be a path; several tuples and other forms may stand in one list."""
+    """The content may be a path; one list may have tuples and other forms."""
     path = tmp_path / "x.png"
     path.write_bytes(PNG)
     await client.edit(
