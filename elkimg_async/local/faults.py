@@ -49,9 +49,7 @@ class Fault(msgspec.Struct, frozen=True):
                 f"Unknown fault {self.name!r}. Choose one of: {', '.join(_EFFECTS)}."
             )
         if self.times is not None and self.times < 1:
-            raise ConfigurationError(
-                f"{self.name}: times must be at least 1; None means all."
-            )
+            raise ConfigurationError(f"{self.name}: times must be at least 1; None means all.")
         self.value()
 
     def __str__(self) -> str:

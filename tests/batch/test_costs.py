@@ -284,7 +284,7 @@ async def test_max_cost_as_a_float(client: AsyncImages) -> None:
 
 
 async def test_costs_by_a_function_that_needs_usage(server: Server, tmp_path: Path) -> None:
-    """Without `max_cost`, a price function that cannot price a request in advance is not an error."""
+    """Without `max_cost`, a price function may be unable to price a request in advance."""
     pricing = Pricing(lambda request, usage: Decimal(usage.total_tokens))  # type: ignore
     async with AsyncImages(API_KEY, base_url=server.base_url, pricing=pricing) as client:
         run = client.map(["a"], journal=tmp_path / "j.jsonl")

@@ -2,7 +2,7 @@
 
     python costs.py FOLDER COUNT MODE LIMIT
 
-The run goes on until it is done or `max_cost` stops it; it prints its totals as JSON.
+The run continues until it is done or `max_cost` stops it; it prints its totals as JSON.
 """
 
 import asyncio

@@ -77,7 +77,7 @@ def test_descriptions(name: str) -> None:
 
 
 async def test_list_order() -> None:
-    """Each POST takes the next fault of the list, as often as it says; then all is well."""
+    """Each POST takes the next fault of the list, as often as it says; then all are correct."""
     faults: list[Fault | str] = ["error=502*2", Fault("rate-limit"), "none", "empty"]
     async with LocalServer(light=True, faults=faults) as server:
         statuses = [(await post(server))[0] for _ in range(6)]

@@ -62,7 +62,7 @@ async def files_of(raw_server: RawServer) -> list[tuple[str, str | None, str | N
 async def test_file_tuple(
     client: AsyncImages, raw_server: RawServer, given: Any, name: str, media_type: str
 ) -> None:
-    """Openai's form for an image in memory is sent under its name; its bytes decide on the type."""
+    """Openai's form for an image in memory is sent under its name; its bytes determine the type."""
     await client.edit(given, "a hat")
     ((param, filename, sent_type, content),) = await files_of(raw_server)
     assert (param, sent_type) == ("image", media_type)
@@ -91,7 +91,7 @@ async def test_file_tuple_with_a_path(
 
 
 async def test_file_tuple_of_an_unknown_type(client: AsyncImages, raw_server: RawServer) -> None:
-    """The type of the tuple counts where the bytes do not show one."""
+    """The type in the tuple is used if the bytes do not show one."""
     await client.edit(("a.heic", b"unknown", "image/heic"), "a hat", model="new")
     assert await files_of(raw_server) == [("image", "a.heic", "image/heic", b"unknown")]
 
@@ -125,7 +125,7 @@ async def test_tuple_of_several_images(tmp_path: Path) -> None:
 
 
 async def test_file_tuple_with_headers() -> None:
-    """Headers of a part cannot be sent, and are not dropped in silence."""
+    """Headers of a part are rejected rather than dropped silently."""
     with pytest.raises(InvalidRequestError, match="cannot have headers"):
         await open_image(("a.png", PNG, "image/png", {"X-A": "b"}), "image")
 
@@ -196,7 +196,7 @@ async def test_reference(
 async def test_reference_with_a_mask(
     client: AsyncImages, raw_server: RawServer, tmp_path: Path
 ) -> None:
-    """A mask beside a reference is sent in the same JSON, read from its file."""
+    """A mask with a reference is sent in the same JSON, read from its file."""
     path = tmp_path / "m.png"
     path.write_bytes(mask())
     url = "data:image/png;base64," + base64.b64encode(mask()).decode()
@@ -212,7 +212,7 @@ async def test_reference_with_a_mask(
 
 
 async def test_data_url_beside_a_file(client: AsyncImages, raw_server: RawServer) -> None:
-    """A `data:` URL beside a file is decoded, and both go in the form that every server accepts."""
+    """A `data:` URL with a file is decoded, and both are sent as a form."""
     await client.edit([DATA, JPEG], "a hat")
     assert [part[2:] for part in await files_of(raw_server)] == [
         ("image/png", PNG),
@@ -223,7 +223,7 @@ async def test_data_url_beside_a_file(client: AsyncImages, raw_server: RawServer
 
 
 async def test_data_url_is_held_to_the_rules(client: AsyncImages, raw_server: RawServer) -> None:
-    """The rules for files hold for what a `data:` URL contains."""
+    """The rules for files apply to the content of a `data:` URL."""
     small = mask((8, 8))
     with pytest.raises(InvalidRequestError, match="the same size"):
         await client.edit(DATA, "a hat", mask=small)
