@@ -9,7 +9,6 @@ import anyio.to_thread
 import msgspec
 
 from elkimg_async.errors import InvalidRequestError
-from elkimg_async.image import Image
 from elkimg_async.jobs.model import Input, Job
 from elkimg_async.jobs.options import has_secrets
 from elkimg_async.jobs.store import MAX_ID
@@ -156,7 +155,7 @@ async def _check_edit(
     """Return the request of an edit, checked with those of its images that are not references."""
     opened: dict[Param, list[Any]] = {param: [] for param in _PARAMS}
     for each, content in inputs:
-        value = content if each.reference is None else _restore(each.reference)
+        value = content if each.reference is None else ImageReference(**each.reference)
         opened[each.param].append(await open_image(value, each.param))
     mask, markup = (next(iter(opened[param]), None) for param in _PARAMS[1:])
     files = {"mask": mask, "markup": markup}
@@ -179,10 +178,9 @@ async def _read_inputs(files: Mapping[str, Any]) -> list[tuple[Input, bytes]]:
 
 
 async def _read_input(param: Param, value: Any) -> tuple[Input, bytes]:
-    reference = _reference(value)
-    if reference is not None:
-        return Input(param=param, reference=reference), b""
-    opened = value if isinstance(value, InputImage) else await _open(value, param)
+    opened = value if isinstance(value, InputImage) else await open_image(value, param)
+    if isinstance(opened, ImageReference):
+        return Input(param=param, reference=msgspec.to_builtins(opened)), b""
     source: Any = opened.source
     if isinstance(source, bytes):
         content = source
@@ -198,21 +196,6 @@ async def _read_input(param: Param, value: Any) -> tuple[Input, bytes]:
     return Input(param=param, size=len(content), sha256=digest), content
 
 
-async def _open(value: Any, param: Param) -> InputImage:
-    opened = await open_image(value, param)
-    assert isinstance(opened, InputImage)  # references were handled before
-    return opened
-
-
-def _reference(value: Any) -> Any:
-    """Return the reference to an image that the server fetches itself; None for other images."""
-    if isinstance(value, str) and value.lower().startswith(("http://", "https://", "data:")):
-        return value
-    if isinstance(value, msgspec.Struct) and not isinstance(value, (Image, InputImage)):
-        return msgspec.to_builtins(value)
-    return None
-
-
 def arguments(job: Job, contents: Sequence[bytes]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments of `AsyncImages.generate` or `edit` for a job."""
     if not job.edit:
@@ -220,15 +203,9 @@ def arguments(job: Job, contents: Sequence[bytes]) -> tuple[tuple[Any, ...], dic
     rest = iter(contents)
     images, options = list[Any](), dict(job.parameters)
     for each in job.inputs:
-        value = next(rest) if each.reference is None else _restore(each.reference)
+        value = next(rest) if each.reference is None else ImageReference(**each.reference)
         if each.param == "image":
             images.append(value)
         else:
             options[each.param] = value
     return (images, job.prompt), options
-
-
-def _restore(reference: Any) -> Any:
-    if isinstance(reference, str):
-        return reference
-    return ImageReference(**reference)
