@@ -262,7 +262,7 @@ class Call(Generic[ResultT]):
             stream=self._stream,
             limits=self._limits,
             prompt=None if request is None else request.prompt,
-            images=0 if request is None else max(1, request.n or 1),
+            images=0 if request is None else request.image_count,
             observers=self._observers,
         )
 

@@ -46,8 +46,7 @@ class BatchJob(msgspec.Struct, frozen=True, kw_only=True):
         """How many images may be paid for; 0 if they only have to be downloaded."""
         if isinstance(self.record, ResponseRecord) and self.record.urls:
             return 0
-        n = (self.request.extra_body or {}).get("n", self.request.n)
-        return n if type(n) is int and n > 0 else 1
+        return self.request.image_count
 
     @property
     def worst(self) -> Decimal | None:

@@ -11,6 +11,7 @@ from elkimg_async.error_records import read_error, write_error
 from elkimg_async.errors import ElkImagesError, JobCancelledError, JobLostError
 from elkimg_async.image import Image
 from elkimg_async.sansio.decoder import ImageEvent
+from elkimg_async.sansio.requests import image_count
 from elkimg_async.sansio.responses import (
     CompletedImage,
     ImagesResponse,
@@ -117,8 +118,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def wanted(self) -> int:
         """The number of images requested."""
-        n = self.parameters.get("n")
-        return n if isinstance(n, int) and n > 0 else 1
+        return image_count(self.parameters.get("n"), self.parameters.get("extra_body"))
 
     def owns(self, event_id: int) -> bool:
         """Return whether an event id belongs to this job, not to an earlier one with its id."""

@@ -236,6 +236,21 @@ async def test_options_of_the_call_survive_a_restart(
     assert not any(each.fields["prompt"] == "a bear" for each in server.requests)
 
 
+@pytest.mark.parametrize(
+    ("parameters", "wanted"),
+    [
+        ({}, 1),
+        ({"n": 2}, 2),
+        ({"n": 2, "extra_body": {"n": 3}}, 3),
+        ({"extra_body": {"n": "3"}}, 1),
+    ],
+)
+def test_number_of_images_of_a_job(parameters: dict[str, Any], wanted: int) -> None:
+    """A job wants as many images as its request, `extra_body` included."""
+    job = Job(id="1", prompt="a", parameters=parameters, created_at=0.0, first_id=0, fingerprint="")
+    assert job.wanted == wanted
+
+
 async def test_start_of_an_edit(server: LocalServer, make_store: MakeStore, tmp_path: Path) -> None:
     """An edit reads its images when it starts; another image is another job."""
     files = []
