@@ -2,10 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import anyio.to_thread
 import msgspec
 
 from elkimg_async.errors import InvalidRequestError
@@ -21,7 +20,7 @@ from elkimg_async.sansio.requests import (
     make_edit,
     make_request,
 )
-from elkimg_async.transport.uploads import image_list, open_image
+from elkimg_async.transport.uploads import image_list, in_memory, open_image
 
 CALL_OPTIONS = ("extra_headers", "extra_query", "timeout", "retry")
 """Options of a call that are not part of the request, and not compared."""
@@ -178,20 +177,10 @@ async def _read_inputs(files: Mapping[str, Any]) -> list[tuple[Input, bytes]]:
 
 
 async def _read_input(param: Param, value: Any) -> tuple[Input, bytes]:
-    opened = value if isinstance(value, InputImage) else await open_image(value, param)
+    opened = await open_image(value, param)
     if isinstance(opened, ImageReference):
         return Input(param=param, reference=msgspec.to_builtins(opened)), b""
-    source: Any = opened.source
-    if isinstance(source, bytes):
-        content = source
-    else:
-        read: Callable[[int, int], bytes] = source.read
-        try:
-            content = await anyio.to_thread.run_sync(read, 0, opened.size)
-        except OSError as error:
-            raise InvalidRequestError(
-                f"{opened.name} cannot be read: {error.strerror or error}.", param=param
-            ) from None
+    content = (await in_memory(opened, param)).source
     digest = hashlib.sha256(content).hexdigest()
     return Input(param=param, size=len(content), sha256=digest), content
 

@@ -32,6 +32,7 @@ from elkimg_async.sansio.requests import EditRequest, make_edit
 CHUNK = 128 * 1024
 """Bytes read at a time."""
 
+_URL = re.compile(r"data:|https?://", re.IGNORECASE)
 _BASE64 = re.compile(r"iVBORw0KGgo|/9j/|UklGR|R0lGOD|[A-Za-z0-9+/_-]{200}")
 _MEDIA_TYPE = re.compile(r"(image|application|binary)/[\w.+-]+")
 
@@ -73,8 +74,8 @@ async def build_edit(
                 "markup can only be sent with image files; pass the image as a file too.",
                 param="markup",
             )
-        images = tuple([await _in_memory_copy(each) for each in images])
-        mask = None if mask is None else await _in_memory_copy(mask)
+        images = tuple([await _unless_reference(each, "image") for each in images])
+        mask = None if mask is None else await _unless_reference(mask, "mask")
     return msgspec.structs.replace(request, image=images, mask=mask, markup=markup)
 
 
@@ -93,41 +94,35 @@ async def open_images(images: Any, param: str) -> tuple[InputImage | ImageRefere
 
 async def open_image(image: Any, param: str) -> InputImage | ImageReference:
     """Return one image as it is sent; raises like `open_images`."""
-    name = media_type = None
     if is_file_tuple(image):
-        name, image, media_type = _from_file_tuple(image, param)
-    if isinstance(image, Image):
-        image = await image.read()
-    if isinstance(image, str) and name is None:
-        if image[:5].lower() == "data:":
-            return _checked(_from_data_url(image, param), param)
-        if image[:8].lower().startswith(("http://", "https://")):
-            return ImageReference(url=image)
-    if isinstance(image, ImageReference) and name is None:
-        if (image.url or "")[:5].lower() == "data:":
-            return _checked(_from_data_url(image.url or "", param), param)
+        name, content, media_type = _from_file_tuple(image, param)
+        return _checked(_renamed(await _open(content, param), name, media_type), param)
+    if isinstance(image, str) and _URL.match(image):
+        image = ImageReference(url=image)
+    if isinstance(image, ImageReference):
+        if image.url is not None and image.url[:5].lower() == "data:":
+            return _checked(_from_data_url(image.url, param), param)
         return image
     if isinstance(image, InputImage):
         return image
-    content: Any = image
-    open_: Callable[[Any, str], InputImage]
-    if isinstance(image, (bytes, bytearray, memoryview)):
-        found = _in_memory(bytes(image), param)
-    else:
-        if isinstance(image, (str, os.PathLike)):
-            open_ = _open_path
-        elif callable(getattr(image, "read", None)):
-            open_ = _open_file
-        else:
-            raise InvalidRequestError(
-                f"{param} must be a path, bytes, a file opened in binary mode, an Image, a URL, or "
-                f"a (name, content, type) tuple, not {type(image).__name__}.",
-                param=param,
-            )
-        found = await anyio.to_thread.run_sync(open_, content, param)
-    if name is not None or media_type is not None:
-        found = _renamed(found, name, media_type)
-    return _checked(found, param)
+    return _checked(await _open(image, param), param)
+
+
+async def _open(content: Any, param: str) -> InputImage:
+    """Return an image in memory, in a file or in a file object."""
+    if isinstance(content, Image):
+        content = await content.read()
+    if isinstance(content, (bytes, bytearray, memoryview)):
+        return _in_memory(bytes(content), param)
+    if isinstance(content, (str, os.PathLike)):
+        return await anyio.to_thread.run_sync(_open_path, content, param)
+    if callable(getattr(content, "read", None)):
+        return await anyio.to_thread.run_sync(_open_file, content, param)
+    raise InvalidRequestError(
+        f"{param} must be a path, bytes, a file opened in binary mode, an Image, a URL, or a "
+        f"(name, content, type) tuple, not {type(content).__name__}.",
+        param=param,
+    )
 
 
 def _checked(image: InputImage, param: str) -> InputImage:
@@ -140,11 +135,27 @@ def _in_memory(content: bytes, name: str) -> InputImage:
     return image_headers.inspect(content[:HEAD], size=len(content), name=name, source=content)
 
 
-async def _in_memory_copy(image: InputImage | ImageReference) -> InputImage | ImageReference:
-    if isinstance(image, ImageReference) or isinstance(image.source, bytes):
+async def _unless_reference(
+    image: InputImage | ImageReference, param: str
+) -> InputImage | ImageReference:
+    return image if isinstance(image, ImageReference) else await in_memory(image, param)
+
+
+async def in_memory(image: InputImage, param: str) -> InputImage:
+    """Return an image with all of its bytes.
+
+    Raises:
+        InvalidRequestError: If it cannot be read.
+    """
+    if isinstance(image.source, bytes):
         return image
-    content = await anyio.to_thread.run_sync(image.source.read, 0, image.size)
-    return msgspec.structs.replace(image, source=content)
+    try:
+        content = await anyio.to_thread.run_sync(image.source.read, 0, image.size)
+    except OSError as error:
+        reason = reason_of(error)
+    else:
+        return msgspec.structs.replace(image, source=content)
+    raise InvalidRequestError(f"{short(image.name)} cannot be read: {reason}.", param=param)
 
 
 # --- openai's file tuples and data: URLs --------------------------------------
