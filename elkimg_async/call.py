@@ -13,7 +13,6 @@ from typing import Any, Generic, TypeVar
 
 from elkimg_async import hooks, logs
 from elkimg_async.attempt import Attempt, Plan
-from elkimg_async.config import Settings
 from elkimg_async.errors import APIError, Billing, ElkImagesError, InvalidRequestError
 from elkimg_async.sansio.decoder import ImageEvent
 from elkimg_async.sansio.endpoints import Endpoint, ResultT
@@ -23,6 +22,7 @@ from elkimg_async.sansio.pricing import cost_of
 from elkimg_async.sansio.requests import DEFAULT_MODEL, ImageRequest
 from elkimg_async.sansio.responses import Meta
 from elkimg_async.sansio.retry import decide
+from elkimg_async.settings import Settings
 from elkimg_async.transport.deadline import Deadline
 from elkimg_async.transport.session import Transport
 

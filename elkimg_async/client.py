@@ -17,7 +17,6 @@ from elkimg_async.call import Call
 from elkimg_async.config import (
     IdempotencyMode,
     Limits,
-    Settings,
     ValidateMode,
     make_model,
     make_retry,
@@ -42,7 +41,7 @@ from elkimg_async.sansio.models import Models
 from elkimg_async.sansio.pricing import Pricing
 from elkimg_async.sansio.requests import ImageRequest, make_request
 from elkimg_async.sansio.responses import ImagesResponse
-from elkimg_async.settings import change_settings, create_settings, either
+from elkimg_async.settings import Settings, change_settings, create_settings, either
 from elkimg_async.stream import ImageStream
 from elkimg_async.transport.session import Transport
 from elkimg_async.transport.uploads import build_edit

@@ -10,9 +10,9 @@ import msgspec
 from elkimg_async.batch.executor import ImageClient, Sender, SendGate
 from elkimg_async.batch.run import MapRun
 from elkimg_async.batch.runner import Runner, RunOptions
-from elkimg_async.config import Settings
 from elkimg_async.sansio.headers import check_headers
 from elkimg_async.sansio.requests import DEFAULT_MODEL
+from elkimg_async.settings import Settings
 from elkimg_async.transport.download import enable_download
 from elkimg_async.transport.session import Transport
 

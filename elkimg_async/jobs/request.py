@@ -12,7 +12,7 @@ from elkimg_async.jobs.model import Input, Job
 from elkimg_async.jobs.options import has_secrets
 from elkimg_async.jobs.store import MAX_ID
 from elkimg_async.sansio.encode import is_json
-from elkimg_async.sansio.image_headers import ImageReference, InputImage
+from elkimg_async.sansio.image_headers import ImageReference
 from elkimg_async.sansio.model_rules import validate
 from elkimg_async.sansio.requests import (
     EditRequest,

@@ -22,7 +22,6 @@ from elkimg_async.client import AsyncImages
 from elkimg_async.config import (
     IdempotencyMode,
     Limits,
-    Pacing,
     ValidateMode,
     make_retry,
     make_timeout,
@@ -41,6 +40,7 @@ from elkimg_async.ray.rate import SharedRate, load_ray
 from elkimg_async.ray.rows import RowResult
 from elkimg_async.ray.shared_store import RowRecord, SharedStore
 from elkimg_async.sansio.requests import EditRequest, GenerateRequest
+from elkimg_async.settings import Pacing
 from elkimg_async.transport.download import enable_download
 from elkimg_async.transport.event_loop import loop_factory
 from elkimg_async.types import MapOptions

@@ -9,12 +9,12 @@ from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 from elkimg_async import logs
-from elkimg_async.config import Settings
 from elkimg_async.errors import Billing, DownloadError, ElkImagesError, RequestTimeoutError
 from elkimg_async.image import Image
 from elkimg_async.media_types import UNKNOWN_TYPE, media_type_of
 from elkimg_async.sansio import encode
 from elkimg_async.sansio.headers import retry_after
+from elkimg_async.settings import Settings
 from elkimg_async.transport.deadline import Deadline
 from elkimg_async.transport.network import is_public
 from elkimg_async.transport.session import Transport
