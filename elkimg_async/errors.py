@@ -370,7 +370,7 @@ class BatchStoppedError(BatchError):
     """The limit (`max_errors`, `max_images`, `max_total_tokens` or `max_cost`), or why further
     requests would fail: `configuration`, `authentication`, `quota`, `dns`, `tls` or `proxy`."""
     totals: Any = None
-    """The totals of the run until then (`Totals`)."""
+    """The totals of the run when it stopped (`Totals`)."""
 
 
 class JournalError(BatchError):
@@ -393,11 +393,6 @@ class JobConflictError(JobError):
 
 class JobCancelledError(JobError):
     """The job was cancelled before it finished."""
-
-    images: Sequence[Any] = ()
-    """The images completed before that (`Image`)."""
-    partials: Sequence[Any] = ()
-    """The latest partial image, if there was one (`PartialImage`)."""
 
 
 class JobLostError(JobError):

@@ -91,7 +91,7 @@ class ImageTask:
             else:
                 response = await client.generate(self._prompt, **self._options)
         except errors.ElkImagesError as error:
-            for image in getattr(error, "images", ()):  # valid images of a failed call are paid for
+            for image in error.images:  # valid images of a failed call are paid for
                 await self._save(image, request_id=error.request_id)
             raise
         self._report.add_cost(response.meta.cost)

@@ -20,7 +20,8 @@ import msgspec
 
 from elkimg_async import Limits, MapItem, Timeout, Totals, errors
 from elkimg_async.batch.inputs import full_fingerprint
-from elkimg_async.batch.names import input_list, job_stem
+from elkimg_async.batch.names import job_stem
+from elkimg_async.batch.run import add_item
 from elkimg_async.batch.storage import MANIFEST, ManifestLine
 from elkimg_async.cli.batch_plan import RunPlan
 from elkimg_async.config import make_base_url
@@ -30,7 +31,7 @@ from elkimg_async.ray import generate_dataset
 from elkimg_async.ray.rate import load_ray
 from elkimg_async.ray.shared_store import RowRecord, SharedStore
 from elkimg_async.sansio.requests import EditRequest, GenerateRequest
-from elkimg_async.sansio.responses import add_usage
+from elkimg_async.transport.uploads import image_list
 
 _QUIET = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray's log lines would appear between ours
@@ -120,7 +121,6 @@ class RayRun:
             raise errors.BatchError(_reason(error)) from None
         if item is None:
             return None
-        old = self._totals
         try:
             files = [path.stat().st_size for path in item.paths]
         except OSError as problem:
@@ -129,15 +129,8 @@ class RayRun:
                 f"{self._output} must be a folder that all workers and this machine share.",
                 billing="billed",
             ) from None
-        self._totals = msgspec.structs.replace(
-            old,
-            done=old.done + item.ok,
-            failed=old.failed + (not item.ok),
-            resumed=old.resumed + item.resumed,
-            images=old.images + (len(files) if item.ok else 0),
-            usage=add_usage(old.usage, item.usage),
-            bytes=old.bytes + (sum(files) if item.ok else 0),
-        )
+        files = files if item.ok else []
+        self._totals = add_item(self._totals, item, images=len(files), size=sum(files))
         return item
 
     async def aclose(self) -> None:
@@ -222,7 +215,7 @@ def _row(index: int, request: GenerateRequest | EditRequest) -> dict[str, Any]:
     fields = msgspec.structs.asdict(request)
     for name in ("image", "mask", "markup"):  # workers have working directories of their own
         if fields.get(name) is not None:
-            paths = [_absolute(value) for value in input_list(fields[name])]
+            paths = [_absolute(value) for value in image_list(fields[name])]
             fields[name] = paths if name == "image" else paths[0]
     body = fields["extra_body"]
     fields["extra_body"] = None if body is None else msgspec.json.encode(body).decode()

@@ -8,7 +8,7 @@ been replaced by newer ones.
 import asyncio
 import bisect
 from collections.abc import Iterable
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 from elkimg_async.errors import ElkImagesError, InvalidRequestError
 from elkimg_async.event_iterator import EventIterator
@@ -88,14 +88,11 @@ class Feed:
 
     def response(self) -> ImagesResponse:
         """Return the result of the finished job, or raise the error that it recorded."""
-        error: Any = self.job.error
+        error = self.job.error
         if error is None:
             return read_response(self.job, self.images)
-        if hasattr(error, "images"):
-            error.images = tuple(self.images)
-        if hasattr(error, "partials"):
-            partials = (e for e in self.events if not isinstance(e, JobCompletedImage))
-            error.partials = tuple(partials)
+        error.images = tuple(self.images)
+        error.partials = tuple(e for e in self.events if not isinstance(e, JobCompletedImage))
         raise error
 
     def _notify(self) -> None:

@@ -385,7 +385,7 @@ ODD_SIDES = [
 @pytest.mark.parametrize("side", ODD_SIDES, ids=range(len(ODD_SIDES)))
 @pytest.mark.parametrize("name", [PARTIAL, COMPLETED, "error", None])
 def test_body_with_unusual_fields_beside_an_image(side: str, name: str | None) -> None:
-    """Unusual fields beside an image are read alike, whole and byte by byte."""
+    """Unusual fields next to an image are read the same way, whole and byte by byte."""
     for image in ('"b64_json":"/9j/QUJD"', '"b64_json": "/9j/QUJD"'):
         for fields in (f"{side},{image}", f"{image},{side}"):
             odd = ("" if name is None else f"event: {name}\n") + "data: {" + fields + "}\n\n"
