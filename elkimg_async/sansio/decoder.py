@@ -12,52 +12,33 @@ completed image. A body ends with at least one completed image, or with an error
 images received.
 """
 
-import logging
-from collections import deque
-from typing import Any, TypeAlias
-
-import msgspec
-
 from elkimg_async.errors import (
     ElkImagesError,
     ResponseError,
 )
 from elkimg_async.image import Image
+from elkimg_async.sansio.documents import DocumentHandler, ImageEvent, SkippedEvent
 from elkimg_async.sansio.error_mapping import MAX_BODY_TEXT, api_error
-from elkimg_async.sansio.error_words import is_item_failure, pending_task, strength
-from elkimg_async.sansio.events import COMPLETED_FIELDS, event_of, type_of
-from elkimg_async.sansio.find_images import Findings, find_images, images_of
-from elkimg_async.sansio.found_events import error_without_image, events_of, repeats, text_documents
+from elkimg_async.sansio.events import event_of, type_of
+from elkimg_async.sansio.find_images import images_of
+from elkimg_async.sansio.found_events import text_documents
 from elkimg_async.sansio.image_strings import plain_images
 from elkimg_async.sansio.json_images import Document, InvalidJSON, JSONDecoder, unpacked_json
-from elkimg_async.sansio.reading import read_usage
 from elkimg_async.sansio.responses import (
-    COMPLETED_TYPES,
     CompletedImage,
     ImagesResponse,
-    PartialImage,
-    Usage,
 )
 from elkimg_async.sansio.signatures import cannot_be_image, is_image, may_begin_image
 from elkimg_async.sansio.sse import ServerSentEvent, SSEDecoder
 
-ImageEvent: TypeAlias = PartialImage | CompletedImage
-
-_log = logging.getLogger("elkimg_async")
 _BLANK = b" \t\r\n\x1e"  # RFC 7464 has a record separator before each JSON text
 _BOM = b"\xef\xbb\xbf"
-_PINGS = ("keepalive", "keep_alive", "ping", "heartbeat")
-_PLACES = {"data", "images", "b64_json", "url"}
 _DONE = "[DONE]"
 _DECISIVE = 4096  # bytes that tell an SVG image from a web page
 _PING_BYTES = 1024  # an open event that is longer than this is not a ping
 
 
-class SkippedEvent(msgspec.Struct, frozen=True):
-    """An event that was skipped, for hooks."""
-
-    type: str | None
-    reason: str
+__all__ = ["ImageEvent", "ImagesDecoder", "SkippedEvent"]
 
 
 class ImagesDecoder:
@@ -79,17 +60,10 @@ class ImagesDecoder:
         self._image: list[bytes] | None = None  # the chunks of an image that is the body itself
         self._start = b""  # the start of the body, until it is classified
         self._body: str | None = None  # JSON without an image, for the error
-        self.events: deque[ImageEvent | SkippedEvent] = deque()
+        self._documents = DocumentHandler()
+        self.events = self._documents.events
         """The events that `next_event` will return."""
-        self._partials: list[PartialImage] = []
-        self._completed: list[CompletedImage] = []
-        self._response: ImagesResponse | None = None
-        self._usage: Usage | None = None
-        self._failed_items: list[Any] = []
         self._text: JSONDecoder | None = None  # all that is not recognized as server-sent events
-        self._empty = False  # whether a document that should have an image had none
-        self._suspect: Any = None  # a document that is an error unless images arrive
-        self._task: tuple[str, str | None] | None = None
         self.failure: ElkImagesError | None = None
         """The error in the body; None while there is none."""
         self.done = False
@@ -132,20 +106,11 @@ class ImagesDecoder:
 
     def response(self) -> ImagesResponse:
         """Return the complete response, once `finish` has succeeded."""
-        if self._response is None:
-            last = self._completed[-1]
-            self._response = ImagesResponse(
-                [event.image for event in self._completed],
-                created=last.created_at,
-                usage=last.usage or self._usage,
-                extra=last.extra,
-                **{name: getattr(last, name) for name in COMPLETED_FIELDS},
-            )
-        return self._response
+        return self._documents.response()
 
     def attach_images(self, error: ElkImagesError) -> None:
         """Add the images received so far to the error that ends the call."""
-        completed = [event.image for event in self._completed]
+        completed = [event.image for event in self._documents.completed]
         if self.failure is not None:
             completed = [*self.failure.images]
         elif self._json is not None:
@@ -153,7 +118,7 @@ class ImagesDecoder:
             completed += images_of(self._json.salvage())
         extra = [image for image in error.images if not any(image is other for other in completed)]
         error.images = (*completed, *extra)
-        error.partials = error.partials or tuple(self._partials)
+        error.partials = error.partials or tuple(self._documents.partials)
         if (error.images or error.partials) and error.billing == "refused":
             error.billing = "unknown"  # what arrived may have been billed
 
@@ -202,6 +167,7 @@ class ImagesDecoder:
 
     def _begin_text(self, body: bytes) -> None:
         self._sse, self._text = SSEDecoder(), JSONDecoder(self._length)
+        self._documents.streamed = True
         self._feed_sse(self._sse, body)
 
     def _feed_page(self, page: bytearray, chunk: bytes) -> None:
@@ -233,8 +199,9 @@ class ImagesDecoder:
         self._body = decoder.text(MAX_BODY_TEXT)
         self._json = None
         self._sse = SSEDecoder()
+        self._documents.streamed = True
         for document in documents:
-            self._handle(document, "")
+            self._documents.handle(document, "")
         self._feed_sse(self._sse, chunk[end + 1 :])
 
     def _feed_sse(self, decoder: SSEDecoder, chunk: bytes) -> None:
@@ -266,20 +233,22 @@ class ImagesDecoder:
             self._handle_server_sent_events(self._sse)
             if self._text is not None and not self._sse.recognized:
                 self._finish_text(self._text)
-        if not self._completed:
-            self._fail_without_image()
+        if not self._documents.completed:
+            raise self._documents.error_without_image(
+                body=self._body, streamed=self._sse is not None or self._stream
+            )
 
     def _finish_image(self, content: bytes) -> None:
         if cannot_be_image(content):
             raise ResponseError("The response is not an image.", content=content)
-        self._emit(CompletedImage(type=type_of({}, ""), image=Image(content)))
+        self._documents.emit(CompletedImage(type=type_of({}, ""), image=Image(content)))
 
     def _finish_text(self, decoder: JSONDecoder) -> None:
         """Handle a body that is a JSON string, plain base64, addresses, or none of these."""
         if documents := text_documents(decoder):
             self._body = decoder.text(MAX_BODY_TEXT)
             for document in documents:
-                self._handle(document, "")
+                self._documents.handle(document, "")
             return
         raise ResponseError(
             "The response is neither JSON nor an event stream.",
@@ -295,23 +264,12 @@ class ImagesDecoder:
             problem = str(error)
         else:
             for document in documents:
-                self._handle(document, "")
+                self._documents.handle(document, "")
             return
         raise ResponseError(
             f"The response is incomplete or not JSON: {problem}.",
             body=self._body,
             images=images_of(decoder.salvage()),
-        )
-
-    def _fail_without_image(self) -> None:
-        """Raise the error for a body without a completed image."""
-        raise error_without_image(
-            failed_item=self._failed_items[0] if self._failed_items else self._suspect,
-            task=None if self._failed_items else self._task,
-            body=self._body,
-            is_empty=self._body is not None or self._empty,
-            streamed=self._sse is not None or self._stream,
-            partials=len(self._partials),
         )
 
     def _handle_server_sent_events(self, decoder: SSEDecoder) -> None:
@@ -330,7 +288,7 @@ class ImagesDecoder:
             if isinstance(document.value, str) and not document.images:
                 self._handle_text(event, document.value)
             else:
-                self._handle(document, event.name)
+                self._documents.handle(document, event.name)
 
     def _handle_text(self, event: ServerSentEvent, text: str) -> None:
         """Handle data that is not JSON, but may still contain images."""
@@ -353,98 +311,6 @@ class ImagesDecoder:
                     body=text[:MAX_BODY_TEXT],
                 )
             for image in images or plain:
-                self._emit(event_of(type_of(cut, event.name), image, (cut,)))
+                self._documents.emit(event_of(type_of(cut, event.name), image, (cut,)))
         elif text and event.terminated:
-            self._skip(event.name or None, "its data is not JSON")
-
-    def _handle(self, document: Document, name: str) -> None:
-        """Handle one document: first its images, then its other fields."""
-        value = document.value
-        found = find_images(document)
-        stated = value.get("type") if isinstance(value, dict) else None
-        stated = stated if isinstance(stated, str) else None
-        if is_item_failure(stated or name) and not found.found:
-            self._note_failed_item(document.restore(value), stated or name)
-            return
-        certainty = 2 if name == "error" else strength(value, name)
-        # An error among the items of a list belongs to one of several images.
-        if certainty == 2 and not (isinstance(value, list) and found.found):
-            error = api_error(200, document.restore(value))
-            error.images = found.images
-            raise error
-        if self._has_broken_partial(found, stated or name):
-            return
-        fields = value if isinstance(value, dict) else {}
-        events = events_of(found, fields, name, streamed=self._sse is not None)
-        if repeats(events, self._completed):
-            self._usage = read_usage(fields.get("usage")) or self._usage
-            self._skip(stated or name or None, "it repeats images that were delivered before")
-            return
-        for event in events:
-            self._emit(event)
-        for item in found.without:
-            if isinstance(item, dict) and strength(item) == 2:
-                self._note_failed_item(document.restore(item), stated)
-        empty = sum(
-            not isinstance(item, dict) or not item or not item.keys().isdisjoint(_PLACES)
-            for item in found.without
-        )
-        if not found.found:
-            self._handle_without_image(document, stated, name, certainty)
-        elif empty:
-            _log.warning("%d of the images in the response are empty and were skipped", empty)
-
-    def _handle_without_image(
-        self, document: Document, stated: str | None, name: str, certainty: int
-    ) -> None:
-        """Record the fields of a document without an image, for the end of the body."""
-        value = document.value
-        fields = value if isinstance(value, dict) else {}
-        self._usage = read_usage(fields.get("usage")) or self._usage
-        self._task = self._task or pending_task(value)
-        untyped = stated is None and name in ("", "message")
-        if certainty and untyped:
-            self._suspect = document.restore(value)
-        is_final = not untyped and type_of(fields, name) in COMPLETED_TYPES
-        self._empty |= is_final or not fields.keys().isdisjoint(_PLACES)
-        if (
-            self._sse is None
-            or stated in _PINGS
-            or name in _PINGS
-            or (untyped and "usage" in fields)
-        ):
-            return
-        reason = "it has no image" if is_final or untyped else "its type is unknown"
-        self._skip(stated or (None if untyped else name), reason)
-
-    def _has_broken_partial(self, found: Findings, type_: str | None) -> bool:
-        """Return whether there is only a broken partial image; raise for other broken ones."""
-        if not found.broken:
-            return False
-        first = found.broken[0]
-        total = len(found.found) + sum(not broken.beside for broken in found.broken)
-        if type_ and "partial" in type_ and not found.found:
-            self._skip(type_, f"its image is broken: {first.reason}")
-            return True
-        which = f"Image {first.number} of {total}" if total > 1 else "The image"
-        count = len(found.found) + len(self._completed)
-        kept = f" {count} valid images are in .images." if count else ""
-        raise ResponseError(
-            f"{which} is broken: {first.reason}.{kept}", images=found.images, content=first.content
-        )
-
-    def _note_failed_item(self, item: Any, type_: str | None) -> None:
-        self._failed_items.append(item)
-        error = api_error(200, item)
-        reason = error.message or error.code or "the server gave no reason"
-        self._skip(type_, f"one image failed: {reason}")
-
-    def _emit(self, event: ImageEvent) -> None:
-        if isinstance(event, CompletedImage):
-            self._completed.append(event)
-        else:
-            self._partials.append(event)
-        self.events.append(event)
-
-    def _skip(self, type_: str | None, reason: str) -> None:
-        self.events.append(SkippedEvent(type_, reason))
+            self._documents.skip(event.name or None, "its data is not JSON")

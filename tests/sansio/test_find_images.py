@@ -8,6 +8,7 @@ import pytest
 
 from elkimg_async.errors import APIError, ElkImagesError, EmptyResultError, ResponseError
 from elkimg_async.sansio.decoder import ImagesDecoder, SkippedEvent
+from elkimg_async.sansio.documents import DocumentHandler
 from elkimg_async.sansio.find_images import find_images
 from elkimg_async.sansio.json_images import Document
 from elkimg_async.sansio.responses import CompletedImage, ImagesResponse, PartialImage
@@ -253,7 +254,7 @@ def test_images_of_mutated_bodies(first: int) -> None:
 
 def test_mutations_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """A decoder that loses an image does not pass."""
-    monkeypatch.setattr(ImagesDecoder, "_emit", lambda self, event: None)
+    monkeypatch.setattr(DocumentHandler, "emit", lambda self, event: None)
     seed = next(seed for seed in range(99) if mutations.make_body(seed).dialect == "batch")
     with pytest.raises((AssertionError, IndexError)):
         mutations.check_body(seed)
