@@ -1,10 +1,10 @@
 """Decoding of the body of a 2xx response into images, whatever its shape.
 
 The first non-blank bytes of a body decide what it is: `{` or `[` is JSON, `<` is a web page or
-SVG, the signature of an image is the image itself, and anything else is server-sent events, or else
-text that is an image: a JSON string, base64, an address. What was
-requested and what Content-Type claims are hints at best: gateways drop the `stream` flag, label
-errors as streams, and stream to clients that did not request it.
+SVG, the signature of an image is the image itself, a boundary begins several parts, and anything
+else is server-sent events, or else text that is an image: a JSON string, base64, an address. What
+was requested and what Content-Type claims are hints at best: gateways drop the `stream` flag,
+label errors as streams, and stream to clients that did not request it.
 
 In any form, a body is a sequence of documents. Each is searched for images first, which are
 classified afterwards: *no image is ever dropped*. One that is not known to be partial is a
@@ -17,6 +17,7 @@ from elkimg_async.errors import (
     ResponseError,
 )
 from elkimg_async.image import Image
+from elkimg_async.sansio.body_encodings import BodyEncoding, encoding_of, may_be_encoded
 from elkimg_async.sansio.documents import DocumentHandler, ImageEvent, SkippedEvent
 from elkimg_async.sansio.error_mapping import MAX_BODY_TEXT, api_error
 from elkimg_async.sansio.events import event_of, type_of
@@ -24,6 +25,7 @@ from elkimg_async.sansio.find_images import images_of
 from elkimg_async.sansio.found_events import text_documents
 from elkimg_async.sansio.image_strings import plain_images
 from elkimg_async.sansio.json_images import Document, InvalidJSON, JSONDecoder, unpacked_json
+from elkimg_async.sansio.multipart_body import boundary_in, boundary_of, documents_of, parts_of
 from elkimg_async.sansio.responses import (
     CompletedImage,
     ImagesResponse,
@@ -46,12 +48,20 @@ class ImagesDecoder:
 
     An error in the body is raised by `next_event`, after the events before it. `stream` is whether
     a stream was requested; it only selects the error for a body without images. `max_bytes` limits
-    the body; `length` is its expected length, 0 if unknown.
+    the body; `length` is its expected length, 0 if unknown. `content_type` is a hint, used only
+    where the bytes leave open what the body is.
     """
 
-    def __init__(self, *, stream: bool, max_bytes: int, length: int = 0) -> None:
+    def __init__(
+        self, *, stream: bool, max_bytes: int, length: int = 0, content_type: str = ""
+    ) -> None:
         self._stream = stream
         self._length = length
+        self._content_type = content_type.lower()
+        self._named_boundary = boundary_of(content_type)
+        self._encoding: BodyEncoding | None = None  # one that no header declares
+        self._parts: bytearray | None = None  # a body in several parts,
+        self._boundary = b""  # and what separates them
         self._remaining = self._max_bytes = max_bytes
         self._json: JSONDecoder | None = None
         self._first_line = False  # whether the first line of JSON is still open
@@ -79,8 +89,8 @@ class ImagesDecoder:
                 self._fail(error)
         if self._sse is not None and self._sse.open_bytes < _PING_BYTES:
             return len(self.events) > ready or self.failure is not None or self.done
-        begun = self._json or self._sse or self._image or self._page
-        return begun is not None
+        begun = (self._json, self._sse, self._image, self._page, self._parts)
+        return any(each is not None for each in begun)
 
     def finish(self) -> None:
         """Handle the end of the body."""
@@ -116,6 +126,10 @@ class ImagesDecoder:
         elif self._json is not None:
             # The images of a document that will never be complete.
             completed += images_of(self._json.salvage())
+        elif self._parts is not None:
+            found = documents_of(parts_of(bytes(self._parts), self._boundary)[0])
+            for entry in found:
+                completed += [Image(entry)] if isinstance(entry, bytes) else images_of([entry])
         extra = [image for image in error.images if not any(image is other for other in completed)]
         error.images = (*completed, *extra)
         error.partials = error.partials or tuple(self._documents.partials)
@@ -128,6 +142,13 @@ class ImagesDecoder:
         self.failure = error
 
     def _feed(self, chunk: bytes) -> None:
+        if self._encoding is None:
+            self._feed_plain(chunk)
+            return
+        for piece in self._encoding.decode(chunk):
+            self._feed_plain(piece)
+
+    def _feed_plain(self, chunk: bytes) -> None:
         self._remaining -= len(chunk)
         if self._remaining < 0:
             raise ResponseError(
@@ -142,17 +163,36 @@ class ImagesDecoder:
             self._feed_page(self._page, chunk)
         elif self._image is not None:
             self._image.append(chunk)
+        elif self._parts is not None:
+            self._parts += chunk
         else:
             self._begin(chunk)
 
     def _begin(self, chunk: bytes) -> None:
         body = (self._start + chunk).lstrip(_BLANK)
         text = body.removeprefix(_BOM).lstrip(_BLANK)
+        if self._encoding is None and (encoding := encoding_of(body)) is not None:
+            self._start, self._encoding = b"", encoding
+            self._feed(body)
+            return
         is_image = may_begin_image(text) if text and text[0] not in b"{[<" else False
-        if not text or _BOM.startswith(text) or is_image is None:
+        boundary = boundary_in(text) if text[:1] == b"-" else self._boundary_after(text)
+        if not text or _BOM.startswith(text) or None in (is_image, boundary):
+            self._start = body
+            return
+        if may_be_encoded(body) and self._encoding is None:
             self._start = body
             return
         self._start = b""
+        self._classify(body, text, is_image=is_image is True, boundary=boundary or b"")
+
+    def _boundary_after(self, text: bytes) -> bytes:
+        """Return the boundary of a body with a preamble, which only its Content-Type shows."""
+        is_other = text[:1] in (b"{", b"[", b"<") or text.startswith((b"data:", b"event:", b":"))
+        return b"" if is_other else self._named_boundary
+
+    def _classify(self, body: bytes, text: bytes, *, is_image: bool, boundary: bytes) -> None:
+        """Decide what the body is; `text` is its start without blanks and a byte order mark."""
         if text[0] in b"{[":
             self._json = JSONDecoder(self._length)
             self._first_line = text[0] == 0x7B
@@ -160,8 +200,10 @@ class ImagesDecoder:
         elif text[0] == 0x3C:
             self._page = bytearray()
             self._feed_page(self._page, text)
-        elif is_image:
+        elif is_image or (self._content_type.startswith("image/") and not text.isascii()):
             self._image = [body]
+        elif boundary:
+            self._boundary, self._parts = boundary, bytearray(text)
         else:
             self._begin_text(body)
 
@@ -218,6 +260,8 @@ class ImagesDecoder:
             self._page, self._image = None, [page]
         if not _BOM.startswith(self._start):
             self._begin_text(self._start)
+        if self._encoding is not None:
+            self._encoding.finish()
         if self._page is not None:
             raise ResponseError(
                 "The server returned a web page. Check that the base URL ends in /v1.",
@@ -228,11 +272,14 @@ class ImagesDecoder:
         elif self._json is not None:
             decoder, self._json = self._json, None
             self._finish_json(decoder)
+        elif self._parts is not None:
+            self._finish_parts(bytes(self._parts))
         elif self._sse is not None:
             self._sse.finish()
             self._handle_server_sent_events(self._sse)
             if self._text is not None and not self._sse.recognized:
                 self._finish_text(self._text)
+        self._documents.handle_end(is_final=self.done)
         if not self._documents.completed:
             raise self._documents.error_without_image(
                 body=self._body, streamed=self._sse is not None or self._stream
@@ -242,6 +289,18 @@ class ImagesDecoder:
         if cannot_be_image(content):
             raise ResponseError("The response is not an image.", content=content)
         self._documents.emit(CompletedImage(type=type_of({}, ""), image=Image(content)))
+
+    def _finish_parts(self, body: bytes) -> None:
+        parts, is_complete = parts_of(body, self._boundary)
+        if not is_complete:
+            raise ResponseError("The response was cut off within one of its parts.")
+        self._parts = None
+        self._body = body[:MAX_BODY_TEXT].decode("utf-8", "replace")
+        for entry in documents_of(parts):
+            if isinstance(entry, bytes):
+                self._finish_image(entry)
+            else:
+                self._documents.handle(entry, "")
 
     def _finish_text(self, decoder: JSONDecoder) -> None:
         """Handle a body that is a JSON string, plain base64, addresses, or none of these."""
@@ -294,6 +353,7 @@ class ImagesDecoder:
         """Handle data that is not JSON, but may still contain images."""
         if text == _DONE:
             self.done = True
+            self._documents.handle_end(is_final=True)
             return
         if event.name == "error":
             raise api_error(200, text[:MAX_BODY_TEXT])

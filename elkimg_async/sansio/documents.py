@@ -9,7 +9,7 @@ import msgspec
 from elkimg_async.errors import ElkImagesError, ResponseError
 from elkimg_async.sansio.error_mapping import api_error
 from elkimg_async.sansio.error_words import is_item_failure, pending_task, strength
-from elkimg_async.sansio.events import COMPLETED_FIELDS, type_of
+from elkimg_async.sansio.events import COMPLETED_FIELDS, event_of, type_of
 from elkimg_async.sansio.find_images import Findings, find_images
 from elkimg_async.sansio.found_events import error_without_image, events_of, repeats
 from elkimg_async.sansio.json_images import Document
@@ -21,6 +21,7 @@ from elkimg_async.sansio.responses import (
     PartialImage,
     Usage,
 )
+from elkimg_async.sansio.text_deltas import TextDeltas
 
 ImageEvent: TypeAlias = PartialImage | CompletedImage
 
@@ -54,6 +55,7 @@ class DocumentHandler:
         self._empty = False  # whether a document that should have an image had none
         self._suspect: Any = None  # a document that is an error unless images arrive
         self._task: tuple[str, str | None] | None = None
+        self._deltas = TextDeltas()
 
     def response(self) -> ImagesResponse:
         """Return the complete response, once `finish` has succeeded."""
@@ -68,6 +70,22 @@ class DocumentHandler:
             )
         return self._response
 
+    def handle_end(self, *, is_final: bool) -> None:
+        """Handle the text that arrived in pieces; `is_final` is whether the end was announced.
+
+        Raises:
+            ResponseError: If the stream may have been cut off within an image.
+        """
+        self._deltas.is_final |= is_final
+        for document, cut_off in self._deltas.flush():
+            found = find_images(document)
+            if cut_off and found.found:
+                raise ResponseError("The stream was cut off within an image.", images=found.images)
+            delivered = {event.image.content or event.image.url for event in self.completed}
+            for entry in found.found:
+                if (entry.image.content or entry.image.url) not in delivered:
+                    self.emit(event_of(COMPLETED_TYPES[0], entry.image, ()))
+
     def handle(self, document: Document, name: str) -> None:
         """Handle one document: first its images, then its other fields.
 
@@ -75,6 +93,8 @@ class DocumentHandler:
             APIError: If the document reports an error.
             ResponseError: If an image in it is broken.
         """
+        if self.streamed:
+            self._deltas.take(document, name)
         value = document.value
         found = find_images(document)
         stated = value.get("type") if isinstance(value, dict) else None
