@@ -8,8 +8,6 @@ import re
 import zlib
 from urllib.parse import unquote
 
-import pybase64
-
 from elkimg_async.sansio.base64_text import decode_text
 from elkimg_async.sansio.signatures import is_base64_image, is_image
 
@@ -20,6 +18,7 @@ _MAX_PREFIX = 512
 _PREFIX = re.compile(r"data:|base64|b64|image/", re.IGNORECASE)
 _CSS = re.compile(r"url\((.*)\)\Z", re.IGNORECASE | re.DOTALL)
 _HEX = re.compile(r"(?:0x|\\x)?(?:89504e47|ffd8ff|474946383|52494646)[0-9a-f\s]*\Z", re.IGNORECASE)
+"""Hexadecimal digits, all of which are also base64."""
 _ADDRESS = re.compile(r"https?://\S+\Z", re.IGNORECASE)
 _GZIP = b"\x1f\x8b"
 _MAX_LAYERS = 3
@@ -28,15 +27,15 @@ _MAX_LAYERS = 3
 def respelled(text: str) -> bytes | str | None:
     """Return the image in a string, or its URL; None if there is none."""
     if text.lstrip()[:1] == "<":
-        content = text.encode("utf-8", "replace")
-        return content if is_image(content) else None
+        svg = text.encode("utf-8", "replace")
+        return svg if is_image(svg) else None
     text = text.strip(_INVISIBLE)
     if (css := _CSS.match(text)) is not None:
         text = css[1].strip(_INVISIBLE)
     if _ADDRESS.match(text):
         return text
-    if _HEX.match(text):
-        return _from_hex(text)
+    if (content := from_hex(text)) is not None:
+        return content
     head = text[:_MAX_PREFIX]
     if (cut := max(head.rfind(mark) for mark in ",:;")) >= 0 and _PREFIX.search(head):
         text = text[cut + 1 :].strip(_INVISIBLE)
@@ -57,11 +56,10 @@ def unwrapped(content: bytes, layers: int = _MAX_LAYERS) -> bytes | None:
     if content.startswith(_GZIP):
         inflated = _inflated(content)
         return None if inflated is None else unwrapped(inflated, layers - 1)
-    start = content[:64]
-    if not start.isascii():
-        return _from_misread_hex(content)
+    if not content[:64].isascii():
+        return None
     found = respelled(content.decode("ascii", "replace"))
-    return found if isinstance(found, bytes) else _from_misread_hex(content)
+    return found if isinstance(found, bytes) else None
 
 
 def _inflated(content: bytes) -> bytes | None:
@@ -73,14 +71,10 @@ def _inflated(content: bytes) -> bytes | None:
     return inflated if inflate.eof else None
 
 
-def _from_misread_hex(content: bytes) -> bytes | None:
-    """Return the image whose hexadecimal digits were read as base64, which they happen to be."""
-    if not _HEX.match(pybase64.b64encode_as_string(content[:12])):
+def from_hex(text: str) -> bytes | None:
+    """Return the image that hexadecimal digits are, or None."""
+    if not _HEX.match(text):
         return None
-    return _from_hex(pybase64.b64encode_as_string(content))
-
-
-def _from_hex(text: str) -> bytes | None:
     try:
         content = bytes.fromhex(text.removeprefix("0x").removeprefix("0X").removeprefix("\\x"))
     except ValueError:

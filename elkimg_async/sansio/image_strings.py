@@ -8,7 +8,7 @@ import msgspec
 
 from elkimg_async.sansio.base64_text import BadBase64
 from elkimg_async.sansio.field_names import FieldName, field_name
-from elkimg_async.sansio.image_spellings import respelled, unwrapped
+from elkimg_async.sansio.image_spellings import from_hex, respelled, unwrapped
 from elkimg_async.sansio.json_images import Document
 from elkimg_async.sansio.prose_images import PROSE_NAMES, shown_images
 from elkimg_async.sansio.reading import read_str
@@ -98,7 +98,7 @@ def bytes_of(numbers: list[object]) -> bytes | None:
         # Java has signed bytes, and some languages have no integers.
         start = bytes(int(number) & 0xFF for number in numbers[:4096])  # type: ignore[call-overload]
         return bytes(int(number) & 0xFF for number in numbers) if is_image(start) else None  # type: ignore[call-overload]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 
@@ -127,6 +127,8 @@ def _classify_text(document: Document, key: str, text: str, name: FieldName) -> 
         # Under the very names of addresses, an odd one is for the download to judge.
         fits = name.may_be_image and (name.is_address or _ADDRESS.fullmatch(text.strip()))
         return Candidate(key, url=read_str(text.strip())) if fits or named else None
+    if (content := from_hex(text.strip())) is not None:
+        return Candidate(key, content)
     looks_so = is_base64_image(text)
     if name.is_base64 or looks_so or (name.may_be_image and len(text) >= _MIN_BASE64):
         decoded = document.decoded(text)

@@ -44,6 +44,7 @@ _BASE64_START = re.compile(
     rb"(?:[Dd][Aa][Tt][Aa]:[^,]{0,256};base64,)?"
     rb"(?:[A-Za-z0-9+/=_\r\n-]|\\(?:[/nrt]|u00[0-7][0-9A-Fa-f]))*(?:\\(?:u(?:0(?:0[0-7]?)?)?)?)?"
 )
+_HEX_START = re.compile(rb"(?:89504e47|ffd8ff|474946383|52494646)[0-9a-f]{32}", re.IGNORECASE)
 _DATA_PREFIX = re.compile(rb"\s*(?:data:\s*)+")
 _BLANK = b" \t\r\n"
 _PLACEHOLDER = "#image "  # "#" neither occurs in base64 nor begins a URL
@@ -244,7 +245,8 @@ class JSONDecoder:
             return quote
         held += memoryview(data)[start:stop]
         if len(held) >= _DECISIVE:
-            if not held.translate(None, ALPHABET) or _BASE64_START.fullmatch(held):
+            is_base64 = not held.translate(None, ALPHABET) or _BASE64_START.fullmatch(held)
+            if is_base64 and not _HEX_START.match(held):
                 remaining = self._length - self.size + end - stop + len(held)
                 room = max(0, min(self._room, 3 * remaining // 4))
                 self._base64, self._held = Base64Decoder(room), None

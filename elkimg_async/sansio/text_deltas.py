@@ -9,7 +9,7 @@ from collections.abc import Hashable, Iterator
 from typing import Any
 
 from elkimg_async.sansio.json_images import Document
-from elkimg_async.sansio.prose_images import PROSE_NAMES, ends_within_image
+from elkimg_async.sansio.prose_images import PROSE_NAMES, ends_within_image, is_of_user
 
 _DELTA = re.compile(r"(?:[._-]|\A)delta\Z", re.IGNORECASE)
 # Pieces of something other than the text that the model shows.
@@ -71,9 +71,9 @@ def _pieces_of(value: dict[str, Any], name: str) -> Iterator[tuple[Hashable, dic
     """Yield the pieces of an event: the text that each belongs to, the object and the field."""
     for number, choice in _items(value, "choices"):
         delta = choice.get("delta")
-        if isinstance(delta, dict):
+        if isinstance(delta, dict) and not is_of_user(delta):
             yield from _texts(f"choice {number}", delta, PROSE_NAMES)
-        elif "message" not in choice and isinstance(choice.get("text"), str):
+        elif delta is None and "message" not in choice and isinstance(choice.get("text"), str):
             yield f"choice {number}", choice, "text"
     for number, candidate in _items(value, "candidates"):
         content = candidate.get("content")

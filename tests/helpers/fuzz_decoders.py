@@ -147,6 +147,11 @@ class SlowEvent(NamedTuple):
     terminated: bool
 
 
+def is_bare(line: bytes) -> bool:
+    """Return whether a line is an event of its own."""
+    return line.startswith((b"{", b"[")) and not line.startswith(b"[DONE]")
+
+
 def slow_events(stream: bytes) -> list[SlowEvent]:
     """Return the events of a whole stream, read line by line."""
     events: list[SlowEvent] = []
@@ -154,11 +159,11 @@ def slow_events(stream: bytes) -> list[SlowEvent]:
     name, data = "", list[bytes]()
     for number, line in enumerate(lines):
         last = number == len(lines) - 1
-        if not line or line.startswith(b"{"):
+        if not line or is_bare(line):
             if data:
                 events.append(SlowEvent(name, b"\n".join(data), bool(line) or not last))
             name, data = "", []
-        if line.startswith(b"{"):
+        if is_bare(line):
             events.append(SlowEvent("", line, not last))
             continue
         field, _, value = line.partition(b":")
