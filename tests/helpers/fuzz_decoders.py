@@ -178,6 +178,8 @@ def slow_events(stream: bytes) -> list[SlowEvent]:
 
 def slow_images(body: bytes) -> list[tuple[bytes, bool]] | None:
     """Return the images of a flawless body, and whether it completed; None for any other."""
+    if body.lstrip(b" \t\r\n\xef\xbb\xbf").startswith(b"<"):
+        return None  # a web page, whatever follows
     value = slow_value(body)
     if value is not InvalidJSON:
         items = value.get("data") if isinstance(value, dict) and not _is_error(value) else None
