@@ -141,6 +141,7 @@ class Attempt(Generic[ResultT]):
             stream=plan.stream,
             max_bytes=settings.limits.max_response_bytes,
             length=content_length(exchange.headers),
+            content_type=exchange.headers.get("content-type", ""),
         )
 
     # --- receiving ------------------------------------------------------------

@@ -368,7 +368,8 @@ async def test_response_without_an_image(
     assert REQUEST_ID in str(error)
     assert words in str(error)
     assert error.attempts == 1
-    refused = isinstance(error, APIError) and not error.images
+    is_known = isinstance(error, (BadRequestError, QuotaExceededError, RateLimitError))
+    refused = is_known and not error.images and not error.partials
     assert error.billing == ("refused" if refused else "unknown")
     assert len(raw_server.requests) == 1
 

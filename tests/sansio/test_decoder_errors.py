@@ -88,7 +88,8 @@ def test_body_error_inside(value: Any, cls: type[APIError], code: str | None, st
         assert found.body == value or "b64_json" in value
         came = [image.content for image in found.images]
         assert came == ([ONE] if "b64_json" in value else [])
-        assert found.billing == ("unknown" if came else "refused")
+        is_refused = not came and cls in (ModerationError, RateLimitError, BadRequestError)
+        assert found.billing == ("refused" if is_refused else "unknown")
         assert "no" in str(found) or isinstance(value["error"], list)
 
 
