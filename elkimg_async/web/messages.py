@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from elkimg_async.jobs import JobEvent, JobEvents
 
 _log = logging.getLogger("elkimg_async")
-_CHUNK = 48 * 1024  # bytes of an image per chunk, a multiple of 3: 64 KiB of base64
+_CHUNK = 96 * 1024  # bytes of an image per chunk, a multiple of 3: 128 KiB of base64
 _END = b"\n\n"
 DONE = "[DONE]"
 
