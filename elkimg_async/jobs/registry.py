@@ -139,7 +139,9 @@ class ImageJobs(JobStart, AsyncOnly):
         """Wait up to `grace` seconds for running jobs, then close everything; idempotent.
 
         Jobs that are still queued remain so in the store. Cancelling this ends it at once; the
-        store is then consistent, and a later process continues from there.
+        store is then consistent, and a later process continues from there. An image that the store
+        does not take until then, because its disk is full, is written to a temporary file that is
+        named in the log.
         """
         if self._state == "closed":
             return

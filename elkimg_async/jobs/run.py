@@ -1,6 +1,8 @@
 """The call behind one job, from its request to its last record."""
 
 import asyncio
+import os
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
@@ -14,6 +16,7 @@ from elkimg_async.errors import (
     StoreError,
 )
 from elkimg_async.hooks import logger
+from elkimg_async.image import EXTENSIONS, media_type_of
 from elkimg_async.jobs import model
 from elkimg_async.jobs.feed import Feed
 from elkimg_async.jobs.model import Entry, Job
@@ -111,8 +114,12 @@ class JobRun:
                 last = self._last or self._decide()
                 if last is not None:
                     await self._save(last)
-        except (TimeoutError, StoreError, FencedError):
+        except FencedError:
+            logger.warning("a job was taken over by another worker, and was stopped here")
+        except (TimeoutError, StoreError):
             logger.warning("the end of a job could not be recorded in time")
+            if self._pending is not None and self._pending[1].completed:
+                _rescue(self._feed.id, self._pending[0].image.content)
 
     def _decide(self) -> Job | None:
         """Return the last state of a stopped job; None leaves it to a later process."""
@@ -199,6 +206,21 @@ class JobRun:
                 logger.warning("a job waits for its store: %s", error.message)
             await asyncio.sleep(pause)
             pause = min(2 * pause, longest)
+
+
+def _rescue(id: str, content: bytes | None) -> None:
+    """Write an image that the store did not take to a temporary file, since it is paid for."""
+    if content is None:
+        return
+    extension = EXTENSIONS.get(media_type_of(content), "")
+    try:
+        descriptor, path = tempfile.mkstemp(extension, "elkimg-job-")
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+    except OSError as error:
+        logger.error("an image of the job %r is lost: %s", id, error)
+    else:
+        logger.error("an image of the job %r could not be stored, and is in %s", id, path)
 
 
 def _completed(job: Job, response: ImagesResponse, image: Any) -> CompletedImage:
