@@ -19,7 +19,7 @@ from elkimg_async.batch.journal import (
 )
 from elkimg_async.batch.names import job_stem
 from elkimg_async.batch.rows import Row, has_inputs, read_row
-from elkimg_async.batch.run import MapItem
+from elkimg_async.batch.run import MapItem, make_item
 from elkimg_async.batch.storage import OutputFolder
 from elkimg_async.config import IdempotencyMode
 from elkimg_async.error_records import read_error, write_error
@@ -181,6 +181,6 @@ class Planner:
         error: ElkImagesError | None,
         **fields: Any,
     ) -> MapItem:
-        return MapItem(
+        return make_item(
             index=index, id=row.id, metadata=row.metadata, request=request, error=error, **fields
         )

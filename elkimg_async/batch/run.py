@@ -1,5 +1,6 @@
 """`MapRun`, the context manager and iterator that `map` returns, and the items it yields."""
 
+import os
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -25,6 +26,22 @@ _PAYABLE = ("unknown", "billed")
 """The `billing` of errors that may have been paid for."""
 
 
+class _RequestData(dict[str, Any]):
+    """A request as plain data, which is how msgspec encodes it, and the request itself.
+
+    The input images of an edit are omitted, because they can be paths, open files or many bytes.
+    """
+
+    request: GenerateRequest | EditRequest
+
+    @classmethod
+    def of(cls, request: GenerateRequest | EditRequest) -> Self:
+        fields = {**request.fields(), **(request.extra_body or {})}
+        data = cls(msgspec.to_builtins(fields, enc_hook=str))
+        data.request = request
+        return data
+
+
 class MapItem(ResponseData, frozen=True, kw_only=True, eq=False):
     """The result of one request of a run.
 
@@ -36,16 +53,26 @@ class MapItem(ResponseData, frozen=True, kw_only=True, eq=False):
     """
 
     index: int
-    request: GenerateRequest | EditRequest | None
+    _request: _RequestData | None = msgspec.field(default=None, name="request")
     id: str | int | None = None
     metadata: dict[str, Any] | None = None
     result: ImagesResponse | None = None
     error: ElkImagesError | None = None
-    paths: Sequence[Path] = ()
+    _paths: Sequence[str] = msgspec.field(default=(), name="paths")
     attempts: int = 0
     usage: Usage | None = None
     meta: Meta | None = None
     resumed: bool = False
+
+    @property
+    def request(self) -> GenerateRequest | EditRequest | None:
+        """The request; None if the item of the input was not one."""
+        return None if self._request is None else self._request.request
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files of the images, in the order of the response."""
+        return tuple(map(Path, self._paths))
 
     @property
     def ok(self) -> bool:
@@ -59,13 +86,10 @@ class MapItem(ResponseData, frozen=True, kw_only=True, eq=False):
         the base64 content of the result.
         """
         fields = super().to_dict(images=images)
-        fields.pop("request", None)
-        if self.request is not None:
-            request = {**self.request.fields(), **(self.request.extra_body or {})}
-            fields["request"] = msgspec.to_builtins(request, enc_hook=str)
-        fields["ok"] = self.ok
-        fields["paths"] = [str(path) for path in self.paths]
-        return fields
+        fields["paths"] = fields.pop("_paths")
+        if (request := fields.pop("_request", None)) is not None:
+            fields["request"] = request
+        return {**fields, "ok": self.ok}
 
     model_dump = to_dict
 
@@ -76,6 +100,22 @@ class MapItem(ResponseData, frozen=True, kw_only=True, eq=False):
             if name in ("image", "images") or (name[0] != "_" and hasattr(Image, name)):
                 advice = "item.result has the images, or item.paths the files with output_dir."
             raise missing_attribute(self, name, advice)
+
+
+def make_item(
+    *,
+    index: int,
+    request: GenerateRequest | EditRequest | None,
+    paths: Sequence[os.PathLike[str]] = (),
+    **fields: Any,
+) -> MapItem:
+    """Return an item; `fields` are its other fields."""
+    return MapItem(
+        index=index,
+        _request=None if request is None else _RequestData.of(request),
+        _paths=tuple(map(os.fspath, paths)),
+        **fields,
+    )
 
 
 class Totals(ResponseData, frozen=True, kw_only=True):

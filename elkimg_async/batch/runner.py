@@ -25,7 +25,7 @@ from elkimg_async.batch.executor import Executor, Sender
 from elkimg_async.batch.job import BatchJob, JobResult
 from elkimg_async.batch.journal import DoneRecord, SentRecord
 from elkimg_async.batch.planner import Delivery, Planner
-from elkimg_async.batch.run import MapItem, Totals, add_item
+from elkimg_async.batch.run import MapItem, Totals, add_item, make_item
 from elkimg_async.batch.sources import RequestSource, check_iterable, open_source
 from elkimg_async.batch.storage import OutputFolder, RunStore, response_fields
 from elkimg_async.config import IdempotencyMode
@@ -390,7 +390,7 @@ class Runner:
         job, record, response = result.job, result.record, result.response
         folder = self._options.output_dir
         files = () if folder is None else OutputFolder(Path(folder)).paths(record.files)
-        item = MapItem(
+        item = make_item(
             index=job.index,
             id=job.id,
             metadata=job.metadata,

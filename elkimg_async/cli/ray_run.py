@@ -21,6 +21,7 @@ import msgspec
 from elkimg_async import Limits, MapItem, Timeout, Totals, errors
 from elkimg_async.batch.inputs import full_fingerprint
 from elkimg_async.batch.names import input_list, job_stem
+from elkimg_async.batch.run import make_item
 from elkimg_async.batch.storage import MANIFEST, ManifestLine
 from elkimg_async.cli.batch_plan import RunPlan
 from elkimg_async.config import make_base_url
@@ -205,7 +206,7 @@ class RayRun:
             error = read_error(fields, attempts=row["attempts"])
         if record is not None:
             self._lines.append(_line(row["index"], record, pending))
-        return MapItem(
+        return make_item(
             index=row["index"],
             id=pending.id,
             metadata=pending.metadata,
