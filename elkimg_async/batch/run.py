@@ -123,9 +123,11 @@ class Totals(ResponseData, frozen=True, kw_only=True):
 
     `done` and `failed` count items, including the `resumed` ones from the journal. `images`,
     `usage` and `bytes` (of images, decoded) are sums over the items that are done; `usage` is None
-    if the server reported none. `cost` is the sum of the known costs (`meta.cost`), None if there
-    are none; `unpriced` counts the items that were, or may have been, paid for at an unknown cost.
-    `elapsed` is in seconds since this run began.
+    if the server reported none. `cost` is the sum of the known costs (`meta.cost`) in `currency`,
+    which is that of the client's `pricing`, else the first one that occurs; None if there are none.
+    `other_costs` are the sums in other currencies, which `cost` does not include. `unpriced` counts
+    the items that were, or may have been, paid for at an unknown cost. `elapsed` is in seconds
+    since this run began.
     """
 
     done: int = 0
@@ -135,6 +137,8 @@ class Totals(ResponseData, frozen=True, kw_only=True):
     usage: Usage | None = None
     bytes: int = 0
     cost: Decimal | None = None
+    currency: str | None = None
+    other_costs: dict[str, Decimal] = msgspec.field(default_factory=dict)
     unpriced: int = 0
     elapsed: float = 0.0
 
@@ -145,6 +149,11 @@ def add_item(totals: Totals, item: MapItem, *, images: int, size: int) -> Totals
         unpriced = item.meta.cost is None
     else:
         unpriced = item.ok or (item.error is not None and item.error.billing in _PAYABLE)
+    costs = dict(totals.other_costs)
+    currency = totals.currency or (item.meta.currency if item.meta else None)
+    if currency is not None and totals.cost is not None:
+        costs[currency] = totals.cost
+    costs = add_cost(costs, item.meta)
     return msgspec.structs.replace(
         totals,
         done=totals.done + item.ok,
@@ -153,7 +162,9 @@ def add_item(totals: Totals, item: MapItem, *, images: int, size: int) -> Totals
         images=totals.images + images,
         usage=add_usage(totals.usage, item.usage),
         bytes=totals.bytes + size,
-        cost=add_cost(totals.cost, item.meta.cost if item.meta else None),
+        cost=costs.pop(currency, None) if currency else None,
+        currency=currency,
+        other_costs=costs,
         unpriced=totals.unpriced + unpriced,
     )
 

@@ -187,6 +187,7 @@ class _RunSettings(NamedTuple):
             limits=self.limits,
             timeout=connection.time_limits(),
             retries=connection.retries,
+            pricing=connection.prices(),
         )
         return MapRun(work)
 

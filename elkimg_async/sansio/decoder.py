@@ -154,7 +154,7 @@ class ImagesDecoder:
         extra = [image for image in error.images if not any(image is other for other in completed)]
         error.images = (*completed, *extra)
         error.partials = error.partials or tuple(self._partials)
-        if error.images and error.billing == "refused":
+        if (error.images or error.partials) and error.billing == "refused":
             error.billing = "unknown"  # what arrived may have been billed
 
     def _fail(self, error: ElkImagesError) -> None:

@@ -205,16 +205,18 @@ def _billing(status: int, kind: type[APIError], words: Words) -> Billing:
     """Return the billing of an error response.
 
     Gateways return 5xx with any code after their upstream has created the image; only the codes
-    that mean "not begun", and the statuses 501, 503 and 529, exclude that.
+    that mean "not begun", and the statuses 501, 503 and 529, exclude that. The same holds for an
+    error inside a response that reported success, unless it implies a 4xx.
     """
     labels = {*_labels(words)}
     if labels & _UNREADABLE_CODES or status in _BEGUN_STATUSES:
         return "unknown"
-    if _implied(status, words) == 408 and any(map(_GAVE_UP.search, (*labels, words.message))):
+    implied = _implied(status, words)
+    if implied == 408 and any(map(_GAVE_UP.search, (*labels, words.message))):
         return "unknown"
-    if not issubclass(kind, errors.ServerError) or status < 500:
+    if kind not in (errors.ServerError, APIError):
         return "refused"
-    begun = status not in _NOT_BEGUN_STATUSES and not labels & _NOT_BEGUN_CODES
+    begun = implied not in _NOT_BEGUN_STATUSES and not labels & _NOT_BEGUN_CODES
     return "unknown" if begun and not any(map(_OVERLOAD.search, labels)) else "refused"
 
 

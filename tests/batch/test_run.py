@@ -155,7 +155,7 @@ async def test_items_encode(folder: str | None, client: AsyncImages, tmp_path: P
                 *(item.index, item.paths, str(item.error)),
             )
             assert again.request == item.request
-    assert items[2].request is not None
+    assert isinstance(items[2].request, EditRequest)
     assert items[2].request.image == photo
     totals = run.totals
     assert msgspec.to_builtins(totals)["done"] == 3
