@@ -18,11 +18,9 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from elkimg_async.errors import (
-    ElkImagesError,
-    ResponseError,
-)
+from elkimg_async.errors import ElkImagesError, ResponseError
 from elkimg_async.image import Image
+from elkimg_async.sansio.documented import read_documented
 from elkimg_async.sansio.error_mapping import MAX_BODY_TEXT, api_error
 from elkimg_async.sansio.error_words import is_item_failure, pending_task, strength
 from elkimg_async.sansio.events import COMPLETED_FIELDS, event_of, type_of
@@ -105,8 +103,7 @@ class ImagesDecoder:
                 self._fail(error)
         if self._sse is not None and self._sse.open_bytes < _PING_BYTES:
             return len(self.events) > ready or self.failure is not None or self.done
-        begun = self._json or self._sse or self._image or self._page
-        return begun is not None
+        return (self._json or self._sse or self._image or self._page) is not None
 
     def finish(self) -> None:
         """Handle the end of the body."""
@@ -322,7 +319,7 @@ class ImagesDecoder:
     def _handle_server_sent_event(self, event: ServerSentEvent) -> None:
         data = event.data
         try:
-            documents = [unpacked_json(document) for document in data.finish_all()]
+            documents = [*map(unpacked_json, data.finish_all())]
         except InvalidJSON:
             self._handle_text(event, data.text(data.size).removeprefix("data:").strip())
             return
@@ -359,10 +356,13 @@ class ImagesDecoder:
 
     def _handle(self, document: Document, name: str) -> None:
         """Handle one document: first its images, then its other fields."""
-        value = document.value
-        found = find_images(document)
-        stated = value.get("type") if isinstance(value, dict) else None
-        stated = stated if isinstance(stated, str) else None
+        if not self._completed and (documented := read_documented(document, name)):
+            for event in documented:
+                self._emit(event)
+            return
+        value, found = document.value, find_images(document)
+        fields = value if isinstance(value, dict) else {}
+        stated = fields.get("type") if isinstance(fields.get("type"), str) else None
         if is_item_failure(stated or name) and not found.found:
             self._note_failed_item(document.restore(value), stated or name)
             return
@@ -374,7 +374,6 @@ class ImagesDecoder:
             raise error
         if self._has_broken_partial(found, stated or name):
             return
-        fields = value if isinstance(value, dict) else {}
         events = events_of(found, fields, name, streamed=self._sse is not None)
         if repeats(events, self._completed):
             self._usage = read_usage(fields.get("usage")) or self._usage
