@@ -22,6 +22,7 @@ _TICKS_PER_DOLLAR = Decimal(10) ** 10
 
 _COSTS = ("cost", "total_cost", "cost_usd", "total_cost_usd", "estimated_cost")
 """The names under which servers report a cost in US dollars."""
+_COST_FIELDS = {*_COSTS, "cost_in_usd_ticks"}
 _UNITS, _DOLLARS = ("currency", "cost_currency", "paymentSource"), ("USD", "US$", "$")
 """The names under which a unit is reported, and its values for US dollars."""
 
@@ -222,6 +223,8 @@ def _cost_in_usage(fields: Mapping[str, Any]) -> Decimal | None:
 
 
 def _cost_in(fields: Mapping[str, Any]) -> Decimal | None:
+    if _COST_FIELDS.isdisjoint(fields):
+        return None
     if any(str(fields.get(name) or "USD").upper() not in _DOLLARS for name in _UNITS):
         return None
     for name in _COSTS:
