@@ -173,6 +173,11 @@ class APIError(ElkImagesError):
     model: str | None = None
     """The model of the request; None if the request names none."""
 
+    @property
+    def status_code(self) -> int | None:
+        """The same as `status`; openai's name for it."""
+        return self.status
+
     def _advise_model(self) -> str:
         return (
             f"Check the model {self.model!r} against those that the server offers "

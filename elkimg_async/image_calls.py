@@ -252,5 +252,15 @@ class ImageCalls:
 
 def _fields(arguments: Mapping[str, Any], subject: str) -> dict[str, Any]:
     """Return the arguments of a call that are fields of its request, except its `subject`."""
-    names = EditRequest.__struct_fields__
-    return {name: arguments[name] for name in names if name in arguments and name != subject}
+    names = [name for name in EditRequest.__struct_fields__ if name != subject]
+    return {
+        name: arguments[name]
+        for name in names
+        if name in arguments and not _is_omitted(arguments[name])
+    }
+
+
+def _is_omitted(value: object) -> bool:
+    """Return whether a value is one that openai has for arguments that are left out."""
+    kind = type(value)
+    return kind.__name__ in ("NotGiven", "Omit") and kind.__module__.partition(".")[0] == "openai"
