@@ -96,7 +96,6 @@ class ElkImagesError(Exception):
         return self.message
 
     def _advise(self) -> str:
-        """Return advice on what to do about it."""
         return self.advice
 
     def _warn_of_billing(self) -> str:
