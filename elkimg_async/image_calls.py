@@ -10,6 +10,7 @@ from elkimg_async.stream import ImageStream
 from elkimg_async.types import (
     Background,
     Complexity,
+    EditMapping,
     EditOptions,
     EditRequest,
     GenerateOptions,
@@ -129,7 +130,7 @@ class ImageCalls:
     @overload
     def edit(
         self,
-        image: Images | EditRequest | Mapping[str, Any],
+        image: Images | EditRequest | EditMapping,
         prompt: str | None = ...,
         *,
         stream: Literal[False] = ...,
@@ -138,7 +139,7 @@ class ImageCalls:
     @overload
     def edit(
         self,
-        image: Images | EditRequest | Mapping[str, Any],
+        image: Images | EditRequest | EditMapping,
         prompt: str | None = ...,
         *,
         stream: Literal[True],
@@ -147,7 +148,7 @@ class ImageCalls:
     @overload
     def edit(
         self,
-        image: Images | EditRequest | Mapping[str, Any],
+        image: Images | EditRequest | EditMapping,
         prompt: str | None = ...,
         *,
         stream: bool,
@@ -157,7 +158,7 @@ class ImageCalls:
     @returns_awaitable
     def edit(
         self,
-        image: Images | EditRequest | Mapping[str, Any],
+        image: Images | EditRequest | EditMapping,
         prompt: str | None = None,
         *,
         mask: InputFile | None = None,
