@@ -13,6 +13,9 @@ def main() -> int:
     if None in (find_spec("cyclopts"), find_spec("rich")):
         sys.stderr.write('The command needs more packages: pip install "elkimg-async[cli]"\n')
         return 1
-    from elkimg_async.cli.app import run
-
+    try:
+        from elkimg_async.cli.app import run
+    except KeyboardInterrupt:  # these imports take most of the time until the first request
+        sys.stderr.write("Interrupted.\n")
+        return 130
     return run()
