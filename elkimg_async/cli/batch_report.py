@@ -128,7 +128,7 @@ class BatchReport:
             self._done_images += number_of_images(row.request)
             if self._display.json:
                 for path in item.paths:
-                    print_json(_as_object(item, row, path))
+                    print_json(_file_fields(item, row, path))
         if self._keep_tiles:
             label = plain(prompt[:100])
             if item.error is not None:
@@ -211,7 +211,7 @@ class BatchReport:
             console.print(f"{name:{width}}  {value}", soft_wrap=True)
 
 
-def _as_object(item: MapItem, row: InputRow, path: Path) -> dict[str, Any]:
+def _file_fields(item: MapItem, row: InputRow, path: Path) -> dict[str, Any]:
     return {
         "file": str(path),
         "prompt": row.request.get("prompt"),
