@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.text import Text
 
 from elkimg_async import MapItem, MapRun, Totals, errors
+from elkimg_async.batch.budget import fatal_reason
 from elkimg_async.cli import contact_sheet
 from elkimg_async.cli.batch_input import InputRow
 from elkimg_async.cli.batch_plan import Size, locate, number_of_images, paid_images
@@ -59,6 +60,7 @@ class BatchReport:
         self._keep_tiles = keep_tiles
         self._totals, self._done_images = Totals(), 0
         self._first_lines: dict[str, int] = {}  # of each kind of failure
+        self._fatal: set[str] = set()
 
     @property
     def failed(self) -> bool:
@@ -121,10 +123,10 @@ class BatchReport:
     def _note(self, item: MapItem) -> None:
         row = self.rows.pop(item.index, None) or InputRow(0, {})
         prompt = row.request.get("prompt", "")
-        if item.error is not None:
+        if item.error is not None and not self._ends_run_again(item.error):
             place = f"{self._name}, {locate(row)}" if row.line else f"Request {item.index + 1}"
             say(f"{place}, {short(prompt)}: {self._describe(item.error, row.line)}", "red")
-        else:
+        if item.ok:
             self._done_images += number_of_images(row.request)
             if self._display.json:
                 for path in item.paths:
@@ -135,6 +137,14 @@ class BatchReport:
                 problem = plain(str(item.error))[:300]
                 self.tiles.append(contact_sheet.Tile(item.index, label, error=problem))
             self.tiles += [contact_sheet.Tile(item.index, label, path) for path in item.paths]
+
+    def _ends_run_again(self, error: errors.ElkImagesError) -> bool:
+        """Return whether an error is another one that every request meets, such as no network."""
+        if (reason := fatal_reason(error)) is None:
+            return False
+        known = reason in self._fatal
+        self._fatal.add(reason)
+        return known
 
     def _describe(self, error: Exception, line: int) -> str:
         """Return the text of an error, in full only the first time that it occurs."""
