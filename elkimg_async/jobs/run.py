@@ -16,12 +16,12 @@ from elkimg_async.errors import (
     StoreError,
 )
 from elkimg_async.hooks import logger
-from elkimg_async.image import EXTENSIONS, media_type_of
 from elkimg_async.jobs import model
 from elkimg_async.jobs.feed import Feed
 from elkimg_async.jobs.model import Entry, Job
 from elkimg_async.jobs.request import arguments
 from elkimg_async.jobs.store import FencedError, Store
+from elkimg_async.media_types import EXTENSIONS, media_type_of
 from elkimg_async.sansio.decoder import ImageEvent
 from elkimg_async.sansio.responses import CompletedImage, ImagesResponse
 
