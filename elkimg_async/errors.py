@@ -37,7 +37,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
-from elkimg_async.plain import to_plain
+from elkimg_async.plain import class_name, encoded_fields, to_plain
 
 Billing = Literal["not_sent", "refused", "unknown", "billed"]
 
@@ -120,7 +120,7 @@ class ElkImagesError(Exception):
 
         `images=False` omits the base64 content.
         """
-        fields: dict[str, Any] = {"error": type(self).__name__, "text": str(self)}
+        fields: dict[str, Any] = {"error": self.error, "text": self.text}
         for name in sorted(self._fields()):
             value = to_plain(getattr(self, name), images=images)
             if value not in (None, "", [], {}):
@@ -128,6 +128,9 @@ class ElkImagesError(Exception):
         return fields
 
     model_dump = to_dict
+    error = property(class_name)
+    text = property(str, doc="The same as `str()`.")
+    __dataclass_fields__ = property(encoded_fields)
 
 
 def _sentence(text: str) -> str:

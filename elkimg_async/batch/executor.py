@@ -244,7 +244,8 @@ class Executor:
         made = MadeRecord(
             **job.record_fields(),
             images=len(response),
-            cost=job.cost(meta.cost, meta.attempts) if meta else job.worst,
+            cost=job.cost(meta, meta.attempts) if meta else job.worst,
+            currency=job.currency or (meta.currency if meta else None),
             usage=response.usage,
             meta=meta,
         )
@@ -260,7 +261,7 @@ class Executor:
         spent = job.n if error.billing in ("unknown", "billed") else 0
         self._budget.spend(spent, None, responded=False)
         cost = job.cost(None, error.attempts) if spent else Decimal(0)
-        made = MadeRecord(**job.record_fields(), images=spent, cost=cost)
+        made = MadeRecord(**job.record_fields(), images=spent, cost=cost, currency=job.currency)
         if self._store.keeps_files:
             images = [image for image in error.images if image.content]
             try:

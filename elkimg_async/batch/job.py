@@ -15,7 +15,7 @@ from elkimg_async.batch.journal import (
 from elkimg_async.batch.names import input_names
 from elkimg_async.errors import ElkImagesError
 from elkimg_async.sansio.requests import EditRequest, GenerateRequest
-from elkimg_async.sansio.responses import ImagesResponse
+from elkimg_async.sansio.responses import ImagesResponse, Meta
 
 
 class BatchJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,7 +25,8 @@ class BatchJob(msgspec.Struct, frozen=True, kw_only=True):
     record of it; None if there is none. `resumes` is an attempt of an earlier run that had no
     response, if the server is known to replay its idempotency key, so that sending it again costs
     nothing more; else None. `repeated` is whether an earlier attempt may still be running. `price`
-    is the maximum cost of one attempt, None if unknown; up to `payable` attempts may be paid for.
+    is the maximum cost of one attempt in `currency`, None if unknown; up to `payable` attempts may
+    be paid for.
     """
 
     index: int
@@ -39,6 +40,7 @@ class BatchJob(msgspec.Struct, frozen=True, kw_only=True):
     resumes: SentRecord | None = None
     repeated: bool = False
     price: Decimal | None = None
+    currency: str | None = None
     payable: int = 1
 
     @property
@@ -55,14 +57,16 @@ class BatchJob(msgspec.Struct, frozen=True, kw_only=True):
             return Decimal(0)
         return None if self.price is None else self.price * self.payable
 
-    def cost(self, paid: Decimal | None, attempts: int) -> Decimal | None:
+    def cost(self, meta: Meta | None, attempts: int) -> Decimal | None:
         """Return the most that it may have cost; None if unknown.
 
         Args:
-            paid: The cost of the last attempt. None: unknown.
+            meta: The metadata of its response, whose cost counts if it is in the same currency.
+                None: there was no response.
             attempts: The number of attempts. Those before the last may have been paid for, up to
                 `payable` in all.
         """
+        paid = meta.cost if meta and self.currency in (None, meta.currency) else None
         earlier = max(0, min(attempts, self.payable) - 1)
         last = self.price if paid is None else paid
         if last is None or (earlier and self.price is None):

@@ -31,7 +31,7 @@ from elkimg_async.batch.journal import (
     fields_of,
 )
 from elkimg_async.batch.planner import Delivery, Planner
-from elkimg_async.batch.run import MapItem, Totals, add_item
+from elkimg_async.batch.run import MapItem, Totals, add_item, make_item
 from elkimg_async.batch.sources import RequestSource, check_iterable, open_source
 from elkimg_async.batch.storage import OutputFolder, RunStore
 from elkimg_async.config import IdempotencyMode
@@ -119,7 +119,8 @@ class Runner:
         self._ready: deque[Delivery] = deque()
         self._early: dict[int, Delivery] = {}
         self._next_index = self._pending = self.in_flight = 0
-        self._totals, self._began = Totals(), 0.0
+        self._currency = pricing.currency if pricing else None
+        self._totals, self._began = Totals(currency=self._currency), 0.0
         self._over = self._hopeless = False
         self._failure: BaseException | None = None
         self._recorded: Delivery | None = None  # recorded as finished, and not delivered yet
@@ -253,12 +254,7 @@ class Runner:
             lost=store.replay.lost,
             tokens=store.replay.tokens,
         )
-        if options.max_cost is not None and store.replay.unpriced:
-            raise ConfigurationError(
-                f"max_cost cannot be kept, because the journal has {store.replay.unpriced} images "
-                "of unknown cost. Continue without max_cost, or use another journal."
-            )
-        self._costs = CostBudget(options.max_cost, spent=store.replay.cost)
+        self._costs = CostBudget(options.max_cost, spent=self._spent_before())
         planner = Planner(
             defaults=self._defaults,
             stream=options.stream,
@@ -267,9 +263,27 @@ class Runner:
             known=store.record if store.journaling else None,
             folder=folder,
             price=self._price,
+            currency=self._currency,
             payable=self._payable,
         )
         return planner, Executor(self._sender, store, self._budget)
+
+    def _spent_before(self) -> Decimal:
+        """Return the amount that earlier runs may have spent, in the currency of the prices.
+
+        Raises:
+            ConfigurationError: If it is unknown or in another currency, and `max_cost` is set.
+        """
+        before = self._store.replay
+        other = {code for code, cost in before.costs.items() if cost and code != self._currency}
+        if self._options.max_cost is not None and (before.unpriced or other):
+            unknown = f"{before.unpriced} images of unknown cost"
+            named = f"costs in {', '.join(sorted(other))}, and the prices are in {self._currency}"
+            raise ConfigurationError(
+                f"max_cost cannot be kept, because the journal has {named if other else unknown}. "
+                "Continue without max_cost, or use another journal."
+            )
+        return before.costs.get(self._currency or "", Decimal(0))
 
     async def _pump(
         self,
@@ -386,7 +400,7 @@ class Runner:
         job, record, response = result.job, result.record, result.response
         folder = self._options.output_dir
         files = () if folder is None else OutputFolder(Path(folder)).paths(record.files)
-        item = MapItem(
+        item = make_item(
             index=job.index,
             id=job.id,
             metadata=job.metadata,

@@ -58,7 +58,7 @@ class ManifestLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """One finished request, for users and their programs; the last line of an index counts.
 
     `files` have the name, length and SHA-256 of each image. `id` and `metadata` are those of the
-    row. `cost` is absent if unknown.
+    row. `cost` and its `currency` are absent if unknown.
     """
 
     index: int
@@ -71,6 +71,7 @@ class ManifestLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     id: str | int | None = None
     metadata: dict[str, Any] | None = None
     cost: Decimal | None = None
+    currency: str | None = None
 
 
 class OutputFolder:
@@ -277,7 +278,10 @@ class RunStore:
     async def begin(self, job: BatchJob) -> None:
         """Record that a request is about to be sent."""
         if job.resumes is None:
-            await self.commit(SentRecord(**job.record_fields(), images=job.n, cost=job.worst))
+            fields = job.record_fields()
+            currency = None if job.worst is None else job.currency
+            sent = SentRecord(**fields, images=job.n, cost=job.worst, currency=currency)
+            await self.commit(sent)
 
     async def save(self, job: BatchJob, slots: Slots, *, many: bool) -> tuple[SavedFile, ...]:
         """Save images in the folder."""
@@ -311,6 +315,7 @@ class RunStore:
             id=job.id,
             metadata=job.metadata,
             cost=record.meta.cost if record.meta else None,
+            currency=record.meta.currency if record.meta else None,
         )
         await self.commit(DoneRecord(**fields_of(ResponseRecord, record)), line)
 

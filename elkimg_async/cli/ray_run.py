@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import anyio.to_thread
 import msgspec
 
-from elkimg_async import Limits, MapItem, Timeout, Totals, errors
+from elkimg_async import Limits, MapItem, Pricing, Timeout, Totals, errors
 from elkimg_async.batch.inputs import full_fingerprint
 from elkimg_async.batch.names import job_stem
-from elkimg_async.batch.run import add_item
+from elkimg_async.batch.run import add_item, make_item
 from elkimg_async.batch.storage import MANIFEST, ManifestLine
 from elkimg_async.cli.batch_plan import RunPlan
 from elkimg_async.config import make_base_url
@@ -60,6 +60,7 @@ class RayRun:
         limits: Limits for all workers together.
         timeout: Time limits of each call.
         retries: Maximum number of retries. None: the client's default.
+        pricing: The prices of requests. None: unknown.
     """
 
     rate = math.inf
@@ -76,6 +77,7 @@ class RayRun:
         limits: Limits,
         timeout: Timeout,
         retries: int | None,
+        pricing: Pricing | None = None,
     ) -> None:
         self._requests, self._address, self._output = requests, address, output
         self._concurrency = concurrency
@@ -85,11 +87,13 @@ class RayRun:
             "limits": msgspec.structs.replace(limits, max_concurrency=concurrency),
             "timeout": timeout,
             "retry": retries,
+            "pricing": pricing,
         }
         self._pending: dict[int, _Pending] = {}
         self._lines: list[ManifestLine] = []
         self._items: Iterator[MapItem] = iter(())
-        self._totals, self._began = Totals(), time.monotonic()
+        self._totals = Totals(currency=pricing.currency if pricing else None)
+        self._began = time.monotonic()
         self._ray: Any = None
 
     @property
@@ -129,8 +133,8 @@ class RayRun:
                 f"{self._output} must be a folder that all workers and this machine share.",
                 billing="billed",
             ) from None
-        files = files if item.ok else []
-        self._totals = add_item(self._totals, item, images=len(files), size=sum(files))
+        images, size = (len(files), sum(files)) if item.ok else (0, 0)
+        self._totals = add_item(self._totals, item, images=images, size=size)
         return item
 
     async def aclose(self) -> None:
@@ -198,7 +202,7 @@ class RayRun:
             error = read_error(fields, attempts=row["attempts"])
         if record is not None:
             self._lines.append(_line(row["index"], record, pending))
-        return MapItem(
+        return make_item(
             index=row["index"],
             id=pending.id,
             metadata=pending.metadata,
@@ -207,6 +211,7 @@ class RayRun:
             paths=[Path(path) for path in row["paths"]],
             attempts=row["attempts"],
             usage=record.usage if record else None,
+            meta=record.made().meta if record else None,
             resumed=row["resumed"],
         )
 
@@ -239,8 +244,8 @@ def _absolute(value: Any) -> Any:
 
 
 def _line(index: int, record: RowRecord, pending: _Pending) -> ManifestLine:
-    names = ("prompt", "parameters", "files", "usage", "request_id", "idempotency_key")
-    fields = {name: getattr(record, name) for name in names}
+    shared = set(ManifestLine.__struct_fields__) & set(RowRecord.__struct_fields__) - {"id"}
+    fields = {name: getattr(record, name) for name in shared}
     return ManifestLine(index=index, id=pending.id, metadata=pending.metadata, **fields)
 
 

@@ -39,6 +39,7 @@ from elkimg_async.ray import rows
 from elkimg_async.ray.rate import SharedRate, load_ray
 from elkimg_async.ray.rows import RowResult
 from elkimg_async.ray.shared_store import RowRecord, SharedStore
+from elkimg_async.sansio.pricing import Pricing
 from elkimg_async.sansio.requests import EditRequest, GenerateRequest
 from elkimg_async.settings import Pacing
 from elkimg_async.transport.download import enable_download
@@ -61,10 +62,11 @@ class WorkerOptions(MapOptions, total=False):
     idempotency: IdempotencyMode
     validate: ValidateMode
     stream: bool
+    pricing: Pricing | None
 
 
 _SHARED = ("max_concurrency", "requests_per_minute", "images_per_minute")
-_CLIENT = ("base_url", "idempotency", "validate", "limits")
+_CLIENT = ("base_url", "idempotency", "validate", "limits", "pricing")
 
 
 class GenerateImages:
@@ -92,7 +94,7 @@ class GenerateImages:
         limits: Limits that all workers share, as all calls of a client do. None: `Limits()`.
         api_key: The API key, preferably as `ray.put(api_key)`, which keeps it out of the plan; or
             an async function that returns it. None: ELKAPI_API_KEY in the worker's environment.
-        base_url, idempotency, validate: Those of `AsyncImages`.
+        base_url, idempotency, validate, pricing: Those of `AsyncImages`.
         stream: Whether to request streams, which keep connections alive through proxies that cut
             silent ones.
         options: Options of `AsyncImages.generate` and `edit`, for rows that do not set them.
@@ -253,6 +255,8 @@ class GenerateImages:
             paths=self._store.paths(record.files),
             resumed=True,
             usage=record.usage,
+            cost=record.cost,
+            currency=record.currency,
             request_id=record.request_id,
             attempts=record.attempts,
             elapsed=record.elapsed,
@@ -269,6 +273,8 @@ class GenerateImages:
             idempotency_key=job.idempotency_key,
             error=error,
             usage=record.usage,
+            cost=meta.cost if meta else None,
+            currency=meta.currency if meta else None,
             request_id=meta.request_id if meta else error.request_id if error else None,
             attempts=result.attempts,
             urls=result.urls or urls,
@@ -288,6 +294,7 @@ class GenerateImages:
             "text": arrow.string(),
             "whole": arrow.int64(),
             "number": arrow.float64(),
+            "money": arrow.decimal128(rows.MONEY_DIGITS, rows.MONEY_PLACES),
             "text list": arrow.list_(arrow.string()),
             "bytes list": arrow.list_(arrow.large_binary()),
         }

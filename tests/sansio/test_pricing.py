@@ -178,7 +178,9 @@ def test_reported_cost_without_a_report() -> None:
     """Without a cost from the server and a price list the cost is unknown."""
     assert reported_cost(USAGE) is None
     assert cost_of(None, REQUEST, USAGE, 2) is None
-    assert cost_of(Pricing({"gpt-image-1.5": TOKENS}), REQUEST, USAGE, 2) == Decimal("0.06505")
+    assert cost_of(Pricing({"gpt-image-1.5": TOKENS}), REQUEST, USAGE, 2) == (
+        *(Decimal("0.06505"), "USD"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -195,7 +197,8 @@ def test_reported_cost_without_a_report() -> None:
 def test_reported_cost_wins(extra: dict[str, Any], cost: str) -> None:
     """The cost that the server reports wins over the price list, unless it is not an amount."""
     usage = msgspec.structs.replace(USAGE, extra=extra)
-    assert cost_of(Pricing({"gpt-image-1.5": TOKENS}), REQUEST, usage, 2) == Decimal(cost)
+    found = cost_of(Pricing({"gpt-image-1.5": TOKENS}), REQUEST, usage, 2)
+    assert found == (Decimal(cost), "USD")
 
 
 @pytest.mark.parametrize(
