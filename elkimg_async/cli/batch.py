@@ -117,7 +117,7 @@ def batch(
     settings.check(connection)
     if contact_sheet is not None:
         sheet.check_path(contact_sheet)
-    options = image.given()
+    options = image.options()
     check_options(options)
     connection.check(api_key=not dry_run)
     source = BatchInput(file, format, encoding, keep)
