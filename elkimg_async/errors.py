@@ -290,6 +290,8 @@ class ConnectError(NetworkError):
 
     billing: Billing = "not_sent"
     advice = "Check the base URL, the network, and the proxy settings."
+    status: int | None = None
+    """The status with which a proxy rejected the connection; None if none did."""
 
     def _advise(self) -> str:
         if self.phase == "tls":
@@ -395,12 +397,7 @@ class JobConflictError(JobError):
 
 
 class JobCancelledError(JobError):
-    """The job was cancelled before it finished."""
-
-    images: Sequence[Any] = ()
-    """The images completed before that (`Image`)."""
-    partials: Sequence[Any] = ()
-    """The latest partial image, if there was one (`PartialImage`)."""
+    """The job was cancelled before it finished; `partials` has the latest partial image."""
 
 
 class JobLostError(JobError):
