@@ -12,7 +12,6 @@ from typing import Any, Generic, TypeVar
 
 from elkimg_async import hooks, logs
 from elkimg_async.attempt import Attempt, Plan
-from elkimg_async.config import Settings
 from elkimg_async.errors import APIError, Billing, ElkImagesError, InvalidRequestError
 from elkimg_async.sansio.decoder import ImageEvent
 from elkimg_async.sansio.endpoints import Endpoint, ResultT
@@ -22,6 +21,7 @@ from elkimg_async.sansio.pricing import Cost, cost_of
 from elkimg_async.sansio.requests import DEFAULT_MODEL, ImageRequest
 from elkimg_async.sansio.responses import Meta
 from elkimg_async.sansio.retry import decide
+from elkimg_async.settings import Settings
 from elkimg_async.transport.deadline import Deadline
 from elkimg_async.transport.session import Transport
 
@@ -229,6 +229,7 @@ class Call(Generic[ResultT]):
         request = await self._build()
         if request is not None:
             self._request = request
+            logs.warn_of_shutdown(settings.shutdowns, request.model or DEFAULT_MODEL)
             self._validate(request)
         idempotency_key = None
         if endpoint.creates_images:
@@ -260,7 +261,7 @@ class Call(Generic[ResultT]):
             stream=self._stream,
             limits=self._limits,
             prompt=None if request is None else request.prompt,
-            images=0 if request is None else max(1, request.n or 1),
+            images=0 if request is None else request.image_count,
             observers=self._observers,
         )
 

@@ -96,7 +96,6 @@ class ElkImagesError(Exception):
         return self.message
 
     def _advise(self) -> str:
-        """Return advice on what to do about it."""
         return self.advice
 
     def _warn_of_billing(self) -> str:
@@ -175,6 +174,11 @@ class APIError(ElkImagesError):
     """The delay requested by the server, in seconds; None if it does not say."""
     model: str | None = None
     """The model of the request; None if the request names none."""
+
+    @property
+    def status_code(self) -> int | None:
+        """The same as `status`; openai's name for it."""
+        return self.status
 
     def _advise_model(self) -> str:
         return (
@@ -375,7 +379,7 @@ class BatchStoppedError(BatchError):
     """The limit (`max_errors`, `max_images`, `max_total_tokens` or `max_cost`), or why further
     requests would fail: `configuration`, `authentication`, `quota`, `dns`, `tls` or `proxy`."""
     totals: Any = None
-    """The totals of the run until then (`Totals`)."""
+    """The totals of the run when it stopped (`Totals`)."""
 
 
 class JournalError(BatchError):
@@ -397,7 +401,7 @@ class JobConflictError(JobError):
 
 
 class JobCancelledError(JobError):
-    """The job was cancelled before it finished; `partials` has the latest partial image."""
+    """The job was cancelled before it finished."""
 
 
 class JobLostError(JobError):

@@ -1,4 +1,4 @@
-"""`meta.cost`: what each call has cost, by the server's word or by the client's price list."""
+"""`meta.cost`: the cost of each call, as the server reports it or by the client's price list."""
 
 import json
 import pickle
@@ -58,7 +58,7 @@ def respond(server: Server, usage: dict[str, Any] | None) -> None:
 async def test_cost(
     server: Server, pricing: Pricing | None, usage: dict[str, Any] | None, cost: Decimal | None
 ) -> None:
-    """The server's word wins, then the price list; else the cost is None, which means unknown."""
+    """The cost that the server reports wins, then the price list; else it is None: unknown."""
     respond(server, usage)
     async with AsyncImages(API_KEY, base_url=server.base_url, pricing=pricing) as client:
         result = await client.generate("A boat")
@@ -141,7 +141,7 @@ async def test_cost_of_a_stream(raw_server: RawServer) -> None:
 async def test_cost_by_a_function_that_fails(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A price function that raises is logged; the image is delivered all the same."""
+    """A price function that raises is logged; the image is still delivered."""
 
     def price(request: ImageRequest, usage: Usage | None) -> Decimal | None:
         raise KeyError(request.model)

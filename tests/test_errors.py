@@ -216,7 +216,7 @@ def test_error_text(cls: type[ElkImagesError]) -> None:
 def test_error_advice(cls: type[ElkImagesError]) -> None:
     """The advice is a whole sentence; a class without one has it in its messages.
 
-    Where an image may have been made, that is the advice.
+    If an image may have been created, that is the advice.
     """
     speaking = {"ElkImagesError", "ConfigurationError", "InvalidRequestError", "APIError"}
     speaking |= {"NetworkError", "RequestTimeoutError", "ResponseError", "EmptyResultError"}

@@ -5,7 +5,13 @@ from typing import Any
 
 import msgspec
 
-from elkimg_async.batch.journal import AnyRecord, ResponseRecord, SentRecord
+from elkimg_async.batch.journal import (
+    AnyRecord,
+    JournalRecord,
+    ResponseRecord,
+    SentRecord,
+    fields_of,
+)
 from elkimg_async.batch.names import input_names
 from elkimg_async.errors import ElkImagesError
 from elkimg_async.sansio.requests import EditRequest, GenerateRequest
@@ -42,8 +48,7 @@ class BatchJob(msgspec.Struct, frozen=True, kw_only=True):
         """How many images may be paid for; 0 if they only have to be downloaded."""
         if isinstance(self.record, ResponseRecord) and self.record.urls:
             return 0
-        n = (self.request.extra_body or {}).get("n", self.request.n)
-        return n if type(n) is int and n > 0 else 1
+        return self.request.image_count
 
     @property
     def worst(self) -> Decimal | None:
@@ -79,8 +84,7 @@ class BatchJob(msgspec.Struct, frozen=True, kw_only=True):
 
     def record_fields(self) -> dict[str, Any]:
         """Return the fields that all records of the job share."""
-        names = ("index", "hash", "idempotency_key", "id", "metadata")
-        return {name: getattr(self, name) for name in names}
+        return fields_of(JournalRecord, self)
 
 
 class JobResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -123,6 +123,12 @@ _COUNTED = {2, _NOT_DOWNLOADED}
 _NAMES = (*_STATES, "failed")
 _BROKEN = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
+
+def fields_of(kind: type[msgspec.Struct], holder: object) -> dict[str, Any]:
+    """Return the fields of a class, with the values of a record or job that has all of them."""
+    return {name: getattr(holder, name) for name in kind.__struct_fields__}
+
+
 _encoder = msgspec.json.Encoder(enc_hook=encode_plain)
 _decode_header = msgspec.json.Decoder(JournalHeader).decode
 _decode_record: Callable[[bytes], AnyRecord] = msgspec.json.Decoder(AnyRecord).decode

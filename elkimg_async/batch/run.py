@@ -4,7 +4,6 @@ import os
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self
 
 import msgspec
@@ -144,7 +143,7 @@ class Totals(ResponseData, frozen=True, kw_only=True):
 
 
 def add_item(totals: Totals, item: MapItem, *, images: int, size: int) -> Totals:
-    """Return the totals with one more item, which has so many images and bytes."""
+    """Return the totals with one more item, which has this number of images and bytes."""
     if item.meta is not None:
         unpriced = item.meta.cost is None
     else:
@@ -237,12 +236,7 @@ class MapRun(AsyncIterableOnly):
         self._state = "open"
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._state = "closed"
         await self._backend.aclose()
 

@@ -23,11 +23,17 @@ import msgspec
 from elkimg_async.batch.budget import Budget, CostBudget, Limit, fatal_reason
 from elkimg_async.batch.executor import Executor, Sender
 from elkimg_async.batch.job import BatchJob, JobResult
-from elkimg_async.batch.journal import DoneRecord, SentRecord
+from elkimg_async.batch.journal import (
+    DoneRecord,
+    JournalRecord,
+    ResponseRecord,
+    SentRecord,
+    fields_of,
+)
 from elkimg_async.batch.planner import Delivery, Planner
 from elkimg_async.batch.run import MapItem, Totals, add_item, make_item
 from elkimg_async.batch.sources import RequestSource, check_iterable, open_source
-from elkimg_async.batch.storage import OutputFolder, RunStore, response_fields
+from elkimg_async.batch.storage import OutputFolder, RunStore
 from elkimg_async.config import IdempotencyMode
 from elkimg_async.errors import (
     BatchStoppedError,
@@ -37,6 +43,7 @@ from elkimg_async.errors import (
 )
 from elkimg_async.sansio.pricing import Pricing
 from elkimg_async.sansio.requests import DEFAULT_MODEL, ImageRequest
+from elkimg_async.tasks import run_to_end
 
 
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,16 +159,7 @@ class Runner:
 
     async def aclose(self) -> None:
         """Cancel the requests in flight, and wait until the journal is closed."""
-        closing = asyncio.create_task(self._close())
-        cancelled: asyncio.CancelledError | None = None
-        while not closing.done():
-            try:
-                await asyncio.wait([closing])
-            except asyncio.CancelledError as error:  # raised once everything is closed
-                cancelled = error
-        if cancelled is not None:
-            raise cancelled
-        closing.result()
+        await run_to_end(self._close())
 
     async def _close(self) -> None:
         self._over = True
@@ -174,9 +172,7 @@ class Runner:
             self._opened.exception()  # marks it as retrieved, in case `start` no longer waits
         if self._recorded is not None and isinstance(record := self._recorded.record, DoneRecord):
             # These images were never delivered: the request has to be sent again.
-            names = ("index", "hash", "idempotency_key", "id", "metadata")
-            fields = {name: getattr(record, name) for name in names}
-            self._store.note(SentRecord(**fields, images=0))
+            self._store.note(SentRecord(**fields_of(JournalRecord, record), images=0))
         await self._store.aclose()
 
     # --- delivering ---------------------------------------------------------
@@ -339,7 +335,7 @@ class Runner:
         return False
 
     async def _may_start(self, job: BatchJob) -> bool:
-        """Return whether the budget allows a job, if need be after those in flight."""
+        """Return whether the budget allows a job; wait while that depends on those in flight."""
         while self._failure is None:
             limit = self._budget.reached(job.n) or self._costs.reached(job.worst)
             if limit is None:
@@ -422,7 +418,7 @@ class Runner:
             size = sum(file.bytes for file in record.files)
             return Delivery(item=item, images=len(record.files), size=size)
         # Nothing is saved: the request is recorded as done when its item is delivered.
-        done = DoneRecord(**{**response_fields(record), "urls": ()})
+        done = DoneRecord(**{**fields_of(ResponseRecord, record), "urls": ()})
         size = sum(len(image.content or b"") for image in response)
         return Delivery(item=item, images=len(response), size=size, record=done)
 

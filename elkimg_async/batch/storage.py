@@ -31,6 +31,7 @@ from elkimg_async.batch.journal import (
     SentRecord,
     decode_record,
     encode,
+    fields_of,
 )
 from elkimg_async.error_records import write_error
 from elkimg_async.errors import ConfigurationError, ElkImagesError, JournalError
@@ -42,7 +43,8 @@ from elkimg_async.filesystem import (
     sync_folder,
     write_all,
 )
-from elkimg_async.image import EXTENSIONS, Image, media_type_of
+from elkimg_async.image import Image
+from elkimg_async.media_types import EXTENSIONS, media_type_of
 from elkimg_async.sansio.responses import Usage
 
 MANIFEST = "manifest.jsonl"
@@ -299,7 +301,7 @@ class RunStore:
         """Record the end of a job, successful or not."""
         if error is not None:
             attempts = record.meta.attempts if record.meta else error.attempts
-            fields = response_fields(record)
+            fields = fields_of(ResponseRecord, record)
             await self.commit(FailedRecord(**fields, error=write_error(error), attempts=attempts))
             return
         line = ManifestLine(
@@ -315,7 +317,7 @@ class RunStore:
             cost=record.meta.cost if record.meta else None,
             currency=record.meta.currency if record.meta else None,
         )
-        await self.commit(DoneRecord(**response_fields(record)), line)
+        await self.commit(DoneRecord(**fields_of(ResponseRecord, record)), line)
 
     # --- writing ------------------------------------------------------------
 
@@ -392,8 +394,3 @@ class RunStore:
             if descriptor is not None:
                 os.close(descriptor)
         self._journal = self._manifest = self._reader = None
-
-
-def response_fields(record: ResponseRecord) -> dict[str, Any]:
-    """Return the fields that all records of a response share."""
-    return {name: getattr(record, name) for name in ResponseRecord.__struct_fields__}

@@ -20,7 +20,7 @@ import msgspec
 
 from elkimg_async import Limits, MapItem, Pricing, Timeout, Totals, errors
 from elkimg_async.batch.inputs import full_fingerprint
-from elkimg_async.batch.names import input_list, job_stem
+from elkimg_async.batch.names import job_stem
 from elkimg_async.batch.run import add_item, make_item
 from elkimg_async.batch.storage import MANIFEST, ManifestLine
 from elkimg_async.cli.batch_plan import RunPlan
@@ -31,6 +31,7 @@ from elkimg_async.ray import generate_dataset
 from elkimg_async.ray.rate import load_ray
 from elkimg_async.ray.shared_store import RowRecord, SharedStore
 from elkimg_async.sansio.requests import EditRequest, GenerateRequest
+from elkimg_async.transport.uploads import image_list
 
 _QUIET = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray's log lines would appear between ours
@@ -219,7 +220,7 @@ def _row(index: int, request: GenerateRequest | EditRequest) -> dict[str, Any]:
     fields = msgspec.structs.asdict(request)
     for name in ("image", "mask", "markup"):  # workers have working directories of their own
         if fields.get(name) is not None:
-            paths = [_absolute(value) for value in input_list(fields[name])]
+            paths = [_absolute(value) for value in image_list(fields[name])]
             fields[name] = paths if name == "image" else paths[0]
     body = fields["extra_body"]
     fields["extra_body"] = None if body is None else msgspec.json.encode(body).decode()

@@ -22,7 +22,6 @@ from elkimg_async.client import AsyncImages
 from elkimg_async.config import (
     IdempotencyMode,
     Limits,
-    Pacing,
     ValidateMode,
     make_retry,
     make_timeout,
@@ -42,6 +41,7 @@ from elkimg_async.ray.rows import RowResult
 from elkimg_async.ray.shared_store import RowRecord, SharedStore
 from elkimg_async.sansio.pricing import Pricing
 from elkimg_async.sansio.requests import EditRequest, GenerateRequest
+from elkimg_async.settings import Pacing
 from elkimg_async.transport.download import enable_download
 from elkimg_async.transport.event_loop import loop_factory
 from elkimg_async.types import MapOptions
@@ -178,13 +178,7 @@ class GenerateImages:
             limits = options.get("limits") or Limits()
             pacing = SharedRate(self._run, {name: getattr(limits, name) for name in _SHARED})
             client = _PacedImages(pacing, api_key=api_key, **_split(options)[1])
-            sender = Sender(
-                generate=client.generate,
-                edit=client.edit,
-                connect=client.connect,
-                headers={},
-                stream=self._stream,
-            )
+            sender = Sender(client, connect=client.connect, headers={}, stream=self._stream)
             self._client, self._executor = client, Executor(sender, self._store)
         except BaseException as error:  # noqa: BLE001 - raised in `__init__`
             opened.set_exception(error)
@@ -271,7 +265,8 @@ class GenerateImages:
     async def _row_result(self, result: JobResult, earlier: RowRecord | None) -> RowResult:
         job, record, error = result.job, result.record, result.error
         meta, began = record.meta, time.monotonic()
-        images = getattr(error, "images", ()) if result.response is None else result.response
+        images: Sequence[Image] = error.images if error is not None else ()
+        images = images if result.response is None else result.response
         urls = [image.url for image in images if image.url is not None]
         row = RowResult(
             id=str(job.id),

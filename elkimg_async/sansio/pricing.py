@@ -24,6 +24,7 @@ _TICKS_PER_DOLLAR = Decimal(10) ** 10
 _COSTS = ("cost", "total_cost", "estimated_cost")
 """The names under which servers report a cost, in US dollars unless they name a currency."""
 _DOLLAR_COSTS = ("cost_usd", "total_cost_usd")
+_COST_FIELDS = {*_COSTS, *_DOLLAR_COSTS, "cost_in_usd_ticks"}
 _UNITS = ("currency", "cost_currency", "currency_code")
 """The names under which a currency is reported."""
 _SYMBOLS = {"US$": "USD", "$": "USD", "€": "EUR", "£": "GBP"}
@@ -247,6 +248,8 @@ def _cost_in_usage(fields: Mapping[str, Any], unit: str) -> Cost | None:
 
 
 def _cost_in(fields: Mapping[str, Any], unit: str) -> Cost | None:
+    if _COST_FIELDS.isdisjoint(fields):
+        return None
     unit = _unit_in(fields) or unit
     for name in _COSTS:
         cost, currency = fields.get(name), unit

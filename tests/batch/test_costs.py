@@ -1,4 +1,4 @@
-"""Runs that cost money, and `max_cost`, checked against the ledger of the server."""
+"""Runs that cost money, and `max_cost`, checked against the record of the server."""
 
 import asyncio
 import contextlib
@@ -289,7 +289,7 @@ async def test_max_cost_as_a_float(client: AsyncImages) -> None:
 
 
 async def test_costs_by_a_function_that_needs_usage(server: Server, tmp_path: Path) -> None:
-    """Without `max_cost`, a price function that cannot price a request in advance is no error."""
+    """Without `max_cost`, a price function may be unable to price a request in advance."""
     pricing = Pricing(lambda request, usage: Decimal(usage.total_tokens))  # type: ignore
     async with AsyncImages(API_KEY, base_url=server.base_url, pricing=pricing) as client:
         run = client.map(["a"], journal=tmp_path / "j.jsonl")
@@ -299,7 +299,7 @@ async def test_costs_by_a_function_that_needs_usage(server: Server, tmp_path: Pa
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_max_cost_under_concurrency(seed: int, tmp_path: Path) -> None:
-    """With 256 requests in flight, the ledger of the server stays within the limit to the cent."""
+    """With 256 requests in flight, the server charges no more than the limit."""
     limit, journal = Decimal("15.00"), tmp_path / "journal.jsonl"
     async with (
         CostServer(f"{seed}").running() as server,
@@ -317,7 +317,7 @@ async def test_max_cost_under_concurrency(seed: int, tmp_path: Path) -> None:
 
 
 async def test_max_cost_to_the_cent(tmp_path: Path) -> None:
-    """Where every response has its usage, the journal equals the ledger of the server."""
+    """Where every response has its usage, the journal equals the record of the server."""
     journal = tmp_path / "journal.jsonl"
     async with (
         CostServer("exact", failures=0).running() as server,
@@ -332,7 +332,7 @@ async def test_max_cost_to_the_cent(tmp_path: Path) -> None:
 async def run_killed_until_done(
     folder: Path, mode: str, kills: int, chance: random.Random, count: int
 ) -> None:
-    """Start a run again and again, kill it at random moments, and compare with the ledger.
+    """Start a run again and again, kill it at random moments, and compare with the charges.
 
     The modes are `plain` and `retry_unknown`.
     """
@@ -391,7 +391,7 @@ async def _check_second_run(server: Server, journal: Path, first: asyncio.Task[A
 
 @pytest.mark.parametrize("mode", ["plain", "retry_unknown"])
 async def test_max_cost_of_killed_runs(mode: str, tmp_path: Path) -> None:
-    """After 5 kills at random moments, the ledger of the server is within the limit."""
+    """After 5 kills at random moments, the amount that the server charged is within the limit."""
     await run_killed_until_done(tmp_path, mode, 5, random.Random(f"{mode}-1"), 150)
 
 

@@ -24,8 +24,8 @@ import pytest
 import elkimg_async
 from elkimg_async import ImagePrices, Limits, Pricing
 from elkimg_async.errors import BatchStoppedError, ConfigurationError
-from elkimg_async.image import media_type_of
 from elkimg_async.local import LocalServer, ThreadedServer, contract
+from elkimg_async.media_types import media_type_of
 from elkimg_async.ray import GenerateImages, generate_dataset
 from elkimg_async.ray.rate import NAMESPACE, RateActor, SharedRate, actor_name
 from tests.helpers.runs import make_png

@@ -88,8 +88,8 @@ def test_body_error_inside(value: Any, cls: type[APIError], code: str | None, st
         assert found.body == value or "b64_json" in value
         came = [image.content for image in found.images]
         assert came == ([ONE] if "b64_json" in value else [])
-        unclear = came or cls in (APIError, ServerError)
-        assert found.billing == ("unknown" if unclear else "refused")
+        is_refused = not came and cls in (ModerationError, RateLimitError, BadRequestError)
+        assert found.billing == ("refused" if is_refused else "unknown")
         assert "no" in str(found) or isinstance(value["error"], list)
 
 
@@ -386,7 +386,7 @@ ODD_SIDES = [
 @pytest.mark.parametrize("side", ODD_SIDES, ids=range(len(ODD_SIDES)))
 @pytest.mark.parametrize("name", [PARTIAL, COMPLETED, "error", None])
 def test_body_with_unusual_fields_beside_an_image(side: str, name: str | None) -> None:
-    """Unusual fields beside an image are read alike, whole and byte by byte."""
+    """Unusual fields next to an image are read the same way, whole and byte by byte."""
     for image in ('"b64_json":"/9j/QUJD"', '"b64_json": "/9j/QUJD"'):
         for fields in (f"{side},{image}", f"{image},{side}"):
             odd = ("" if name is None else f"event: {name}\n") + "data: {" + fields + "}\n\n"
