@@ -358,7 +358,7 @@ async def test_batch_with_an_escaped_nul(tmp_path: Path, name: str, text: str, c
     """An escaped NUL is rejected with its line and column."""
     (tmp_path / name).write_text(text)
     ended = await run("batch", name, "--dry-run", folder=tmp_path)
-    assert ended.code == 1
+    assert ended.code == 2
     line = 2 if "\n" in text else 1
     assert f"{name}, line {line}: {column}" in ended.err
 

@@ -527,7 +527,7 @@ def test_batch_on_ray(ray: Any, server: ThreadedServer, tmp_path: Path) -> None:
         return ended
 
     ended = batch(good + '{"prompt": "many", "n": 99}\n{"wrong": 1}\n')
-    assert ended.returncode == 1
+    assert ended.returncode == 2
     assert "prompts.jsonl, line 4: column n: gpt-image-1.5: n is 99" in ended.stderr
     assert server.generations == 0
     for before in ([], ["3"]):
