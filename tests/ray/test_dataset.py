@@ -551,4 +551,4 @@ def test_batch_on_ray(ray: Any, server: ThreadedServer, tmp_path: Path) -> None:
     assert {json.loads(line)["currency"] for line in lines} == {"EUR"}
     assert all((tmp_path / "out" / name).stat().st_size for line in names for name in line)
     ended = batch(good, "127.0.0.1:1")
-    assert (ended.returncode, "The Ray cluster cannot be reached" in ended.stderr) == (1, True)
+    assert (ended.returncode, "The Ray cluster cannot be reached" in ended.stderr) == (2, True)
