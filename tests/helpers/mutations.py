@@ -377,7 +377,7 @@ class Maker:
         parts = []
         for start in range(0, len(text), size):
             piece = text[start : start + size]
-            value: dict[str, Any] = {
+            values: dict[str, dict[str, Any]] = {
                 "chat": {"choices": [{"index": 0, "delta": {"content": piece}}]},
                 "responses": {"type": "response.output_text.delta", "item_id": "i", "delta": piece},
                 "messages": {
@@ -386,8 +386,8 @@ class Maker:
                     "delta": {"type": "text_delta", "text": piece},
                 },
                 "ollama": {"response": piece, "done": False},
-            }[style]
-            line = json.dumps({**value, "id": "x"})
+            }
+            line = json.dumps({**values[style], "id": "x"})
             parts.append(line + "\n" if style == "ollama" else f"data: {line}\n\n")
         if random.random() < 0.7 and style != "ollama":
             parts.append("data: [DONE]\n\n")

@@ -228,7 +228,9 @@ FORBIDDEN_EDITS: list[Spoil] = [
 def forbidden(chance: random.Random, *, edit: bool) -> Sent:
     """Return a request with one thing that the specification forbids."""
     sent = allowed(chance, edit=edit)
-    plain = {name: sent.fields[name] for name in ("prompt", "image") if name in sent.fields}
+    plain: dict[str, Any] = {
+        name: sent.fields[name] for name in ("prompt", "image") if name in sent.fields
+    }
     spoil = chance.choice([*FORBIDDEN, *FORBIDDEN_EDITS * edit])
     return spoil(chance, Sent(edit, sent.model, plain, stream=False))
 
