@@ -32,6 +32,8 @@ CHUNK = 128 * 1024
 """Bytes read at a time."""
 
 _BASE64 = re.compile(r"iVBORw0KGgo|/9j/|UklGR|R0lGOD|[A-Za-z0-9+/_-]{200}")
+_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [^\r\n\0]*")
+_FORM_HEADERS = ("content-disposition", "content-type", "content-length")
 _MEDIA_TYPE = re.compile(r"(image|application|binary)/[\w.+-]+")
 
 _lock = threading.Lock()  # of all file objects: two calls may share one, and so its position
@@ -97,11 +99,14 @@ async def open_images(images: Any, param: str) -> tuple[InputImage | ImageRefere
 async def open_image(image: Any, param: str) -> InputImage | ImageReference:
     """Return one image as it is sent; raises like `open_images`."""
     name = media_type = None
+    headers: tuple[tuple[str, str], ...] = ()
     if _is_file_tuple(image):
-        name, image, media_type = _from_file_tuple(image, param)
+        name, image, media_type, headers = _from_file_tuple(image, param)
     if isinstance(image, Image):
         image = await image.read()
     if isinstance(image, str) and name is None:
+        if image[:16].lstrip()[:5].lower() == "data:":
+            image = image.strip()
         if image[:5].lower() == "data:":
             return _checked(_from_data_url(image, param), param)
         if image[:8].lower().startswith(("http://", "https://")):
@@ -130,6 +135,8 @@ async def open_image(image: Any, param: str) -> InputImage | ImageReference:
         found = await anyio.to_thread.run_sync(open_, content, param)
     if name is not None or media_type is not None:
         found = _renamed(found, name, media_type)
+    if headers:
+        found = msgspec.structs.replace(found, headers=headers)
     return _checked(found, param)
 
 
@@ -169,13 +176,16 @@ def _is_media_type(value: Any) -> bool:
     return isinstance(value, str) and _MEDIA_TYPE.fullmatch(value.partition(";")[0]) is not None
 
 
-def _from_file_tuple(image: Any, param: str) -> tuple[str | None, Any, str | None]:
+def _from_file_tuple(
+    image: Any, param: str
+) -> tuple[str | None, Any, str | None, tuple[tuple[str, str], ...]]:
+    """Return the name, content, type and headers, without those that the form has anyway."""
     name, content, media_type, headers = (*image, None, None)[:4]
-    if headers:
-        raise InvalidRequestError(
-            f"{param} cannot have headers of its own; pass (name, content, type).", param=param
-        )
-    return name, content, media_type
+    pairs = tuple((str(key), str(value)) for key, value in dict(headers or {}).items())
+    if any(not _HEADER.fullmatch(f"{key}: {value}") for key, value in pairs):
+        raise InvalidRequestError(f"The headers of {param} are not valid.", param=param)
+    kept = (pair for pair in pairs if pair[0].lower() not in _FORM_HEADERS)
+    return name, content, media_type, tuple(kept)
 
 
 def _renamed(image: InputImage, name: str | None, media_type: str | None) -> InputImage:
