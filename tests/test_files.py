@@ -77,7 +77,7 @@ async def test_write_to_a_fifo_without_a_reader_can_be_cancelled(tmp_path: Path)
 
 @unix
 def test_write_to_a_device() -> None:
-    """A device node takes the content and stays."""
+    """A device node receives the content and remains."""
     write_atomically(Path("/dev/null"), CONTENT, follow_links=True)
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
 

@@ -255,8 +255,7 @@ class ImagesDecoder:
         self._handle_server_sent_events(decoder)
 
     def _finish(self) -> None:
-        page = b"" if self._page is None else bytes(self._page)
-        if is_image(page):
+        if self._page is not None and is_image(page := bytes(self._page)):
             self._page, self._image = None, [page]
         if not _BOM.startswith(self._start):
             self._begin_text(self._start)
@@ -339,7 +338,7 @@ class ImagesDecoder:
     def _handle_server_sent_event(self, event: ServerSentEvent) -> None:
         data = event.data
         try:
-            documents = [unpacked_json(document) for document in data.finish_all()]
+            documents = [*map(unpacked_json, data.finish_all())]
         except InvalidJSON:
             self._handle_text(event, data.text(data.size).removeprefix("data:").strip())
             return

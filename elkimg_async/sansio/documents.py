@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from elkimg_async.errors import ElkImagesError, ResponseError
+from elkimg_async.sansio.documented import read_documented
 from elkimg_async.sansio.error_mapping import api_error
 from elkimg_async.sansio.error_words import is_item_failure, pending_task, strength
 from elkimg_async.sansio.events import COMPLETED_FIELDS, event_of, type_of
@@ -95,6 +96,10 @@ class DocumentHandler:
         """
         if self.streamed:
             self._deltas.take(document, name)
+        if not self.completed and (documented := read_documented(document, name)):
+            for event in documented:
+                self.emit(event)
+            return
         value = document.value
         found = find_images(document)
         stated = value.get("type") if isinstance(value, dict) else None

@@ -93,7 +93,7 @@ TOKENS = [
     *(b"QUJD", b"QUJDREVGR0hJ", b"QQ==", b"QQ", b"Q", b"====", b"-_-_", TEXT, TEXT[:-4]),
     *(b"[" * 200, b'{"a":' * 100, b"]" * 200, b"}" * 100, b"#image 0", b" " * 70),
 ]
-"""What means something to one of the decoders."""
+"""Text with a meaning for one of the decoders."""
 
 
 # --- the slow parser ---------------------------------------------------------

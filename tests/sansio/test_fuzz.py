@@ -1,6 +1,6 @@
 """The decoders fed with a document as it grows, is damaged, is cut and ends.
 
-What must hold stands in `tests/helpers/fuzz_decoders.py`, which also searches with the help of
+The properties are in `tests/helpers/fuzz_decoders.py`, which also searches with the help of
 coverage.
 """
 
