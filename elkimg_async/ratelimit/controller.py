@@ -21,7 +21,7 @@ INITIAL_WINDOW = 4  # requests in flight that slow start never delays, as in RFC
 START_RATE, MIN_RATE = 12.0, 0.1  # starts per second of further requests: at first, and at least
 MIN_ROUND_TRIP = 0.25  # seconds in which slow start doubles the pace, at least
 BETA, DEEP_BETA = 0.8, 0.5  # smallest factor of a cut, and that while the rate is hardly known
-PACE_WEIGHT = 0.65  # of the pace in the plateau; the rest is that of the delivered rate
+PACE_WEIGHT = 0.65  # weight of the pace at a 429 in the plateau, against the delivered rate
 MIN_SAMPLE, MAX_FALL = 15, 4.0  # requests for a reliable plateau; factor of a fall without them
 # The return takes so many requests, so that about one in a hundred is rejected, or a multiple of
 # the pause, so that pauses cost little; only a few requests while the rate is hardly known.

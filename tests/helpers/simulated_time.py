@@ -17,13 +17,13 @@ T = TypeVar("T")
 
 
 class _Clock:
-    """`time.monotonic`, and a selector that moves it on instead of waiting."""
+    """The simulated time."""
 
     def __init__(self) -> None:
         self.now = time.monotonic()
 
     def monotonic(self) -> float:
-        """Return the simulated time."""
+        """Return the time in seconds."""
         return self.now
 
 

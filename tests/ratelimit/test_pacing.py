@@ -14,8 +14,6 @@ from tests.helpers.simulated_time import run_in_simulated_time
 
 GOOD = response({"created": 1, "data": [{"b64_json": "iVBORw0KGgo="}]})
 BUSY = response({"error": {"message": "busy"}}, status=503)
-
-
 CHANGE = "double and halve"
 
 
