@@ -92,6 +92,8 @@ class Setting(msgspec.Struct, frozen=True):
     seconds: float = 120.0
     lateness: float = 0.001
     """The seconds by which timers are late at most."""
+    jitter: float = 0.0
+    """The mean of the further delay that one in twenty starts and arrivals has, as under load."""
     seed: int = 1
 
 
@@ -137,12 +139,18 @@ class Simulation:
                 now = max(now, when)
                 getattr(self, "_" + kind)(now, number, value)
             else:
-                now = now if ready <= now else ready + self._random.random() * setting.lateness
+                now = now if ready <= now else ready + self._delay(setting.lateness)
                 number = controller.started(now, held)
                 self._started[number] = now
-                delay = min(setting.latency, setting.refusal) / 2 + self._random.random() * 0.0002
+                delay = min(setting.latency, setting.refusal) / 2 + self._delay(0.0002)
                 self._add(now + delay, "arrive", number, None)
         return self._result(part)
+
+    def _delay(self, most: float) -> float:
+        delay, jitter = self._random.random() * most, self._setting.jitter
+        if jitter and self._random.random() < 0.05:
+            delay += self._random.expovariate(1.0 / jitter)
+        return delay
 
     def _add(self, when: float, kind: str, number: int, value: Any) -> None:
         heapq.heappush(self._events, (when, next(self._order), kind, number, value))

@@ -2,13 +2,14 @@
 
 The growth function is that of CUBIC (RFC 9438, section 4.2), applied to requests as botocore's
 adaptive retry mode does. Slow start lasts until the first 429: a few requests may always be in
-flight, and the pace of further ones doubles with each round trip. A 429 sets the plateau and cuts
-the pace, which returns along the cubic and then probes beyond, ever faster.
+flight, and the pace of further ones doubles with each round trip. A 429 cuts the pace to the rate
+delivered since the one before; it returns to a plateau along the cubic, then probes beyond, ever
+faster.
 
-A token bucket that admits bursts is empty at each 429, so the rate delivered between two of them is
-its rate. A bucket of one is never empty before: its rate is the pace at the 429. The plateau lies
-between the two. Requests that started before a cut do not cut again, and only time in which the
-limiter held back a request counts, so that idling raises nothing (section 5.8).
+A token bucket is empty at each 429, so the rate delivered between two of them, pauses included, is
+its rate, unless it was full in between. A bucket of one always was: its rate is the pace at the
+429. The plateau is a weighted geometric mean of the two. Requests that started before a cut do not
+cut again, and only time in which the limiter held back a request counts (section 5.8).
 """
 
 import math
@@ -17,16 +18,17 @@ from elkimg_async.sansio.responses import RateLimit
 
 MAX_PAUSE = 120.0  # seconds: no header pauses all calls for longer
 INITIAL_WINDOW = 4  # requests in flight that slow start never delays, as in RFC 3390
-START_RATE, MIN_RATE = 25.0, 0.1  # starts per second of further requests: at first, and at least
+START_RATE, MIN_RATE = 12.0, 0.1  # starts per second of further requests: at first, and at least
 MIN_ROUND_TRIP = 0.25  # seconds in which slow start doubles the pace, at least
-BETA, DEEP_BETA = 0.93, 0.5  # factor of a cut, and of one while the rate is hardly known
-STRICT = 0.7  # weight of the pace against the delivered rate
-MIN_SAMPLE = 15  # requests between two 429s that make a delivered rate reliable
-FIRST_RETURN = 10  # requests in which the pace returns after a cut, at least
-# Seconds, times the root of the plateau, of the return to it and of doubling beyond it: faster
-# servers are probed sooner, but less often per request.
-RETURN, DOUBLE = 40.0, 26.0
-MIN_SECONDS, MAX_SECONDS = 4.0, 15.0  # bounds of these times, while the plateau is known
+BETA, DEEP_BETA = 0.8, 0.5  # smallest factor of a cut, and that while the rate is hardly known
+PACE_WEIGHT = 0.65  # weight of the pace at a 429 in the plateau, against the delivered rate
+MIN_SAMPLE, MAX_FALL = 15, 4.0  # requests for a reliable plateau; factor of a fall without them
+# The return takes so many requests, so that about one in a hundred is rejected, or a multiple of
+# the pause, so that pauses cost little; only a few requests while the rate is hardly known.
+RETURN, RETURN_PER_PAUSE, FIRST_RETURN, MAX_RETURN = 80.0, 15.0, 10.0, 12.0  # the last in seconds
+# Seconds, times the root of the plateau, in which probing doubles the pace: faster servers are
+# probed sooner, but less often per request. The last is that after slow start.
+DOUBLE, MIN_DOUBLE, MAX_DOUBLE, FIRST_DOUBLE = 26.0, 4.0, 12.0, 2.0
 LATENESS = 0.0005  # seconds by which a start may be late without losing its slot
 
 
@@ -36,7 +38,7 @@ class Controller:
     def __init__(self) -> None:
         self._plateau = math.inf
         self._low = START_RATE  # the pace of slow start, and after a cut
-        self._return, self._double = 1.0, MIN_SECONDS
+        self._return, self._double = 1.0, MIN_DOUBLE
         self._elapsed = 0.0  # seconds since the cut in which requests were held back
         self._delivered = self._interval = 0.0  # requests and seconds, weighted to recent ones
         self._due = self._last = -math.inf
@@ -77,28 +79,30 @@ class Controller:
         """Cut the pace after a 429, once for all starts so far; `pause` is its Retry-After."""
         if number <= self._cut_at:
             return
-        pace, beta, seconds, slow_start = self._pace(), DEEP_BETA, 0.0, self._plateau == math.inf
+        pace, slow_start = self._pace(), self._plateau == math.inf
         delivered = max(0.0, self._delivered - 1.0)  # without the rejected request
-        self._interval = max(self._interval + pause, 0.001)
-        measured = min(pace, delivered / self._interval)
-        if delivered < 0.5:  # an outage, or a used-up window: nothing is known of the rate
-            self._plateau = pace if slow_start else self._plateau
-            seconds = min(2.0 * self._return, 2.0 * MAX_SECONDS)
-        elif slow_start:
-            self._plateau = measured
+        interval = max(self._interval, 0.001)
+        average = min(pace, delivered / interval)
+        low, seconds = DEEP_BETA * min(pace, self._plateau), 0.0
+        if slow_start:
+            self._plateau = average if delivered >= MIN_SAMPLE else pace
+            low = DEEP_BETA * self._plateau
+        elif delivered < 0.5:  # an outage, or a used-up window: nothing is learned of the rate
+            seconds = min(2.0 * self._return, 2.0 * MAX_RETURN)
         elif delivered >= MIN_SAMPLE:
-            self._plateau, beta = measured + STRICT * (pace - measured), BETA
-            seconds = min(_seconds(RETURN, self._plateau), 5.0 * self._elapsed)
+            self._plateau = average ** (1.0 - PACE_WEIGHT) * pace**PACE_WEIGHT
+            low = max(average, BETA * self._plateau)
+            seconds = max(min(RETURN / self._plateau, MAX_RETURN), RETURN_PER_PAUSE * pause)
         else:
-            highest = min(pace, self._plateau, (delivered + 1.0) / self._interval)
-            self._plateau = max(highest, pace / 2.0)
-            beta = DEEP_BETA if number - self._cut_at <= 3 else BETA
+            self._plateau = max(min((delivered + 1.0) / interval, self._plateau), pace / MAX_FALL)
+            low = (BETA if number - self._cut_at > 3 else DEEP_BETA) * min(pace, self._plateau)
         if slow_start or delivered >= MIN_SAMPLE:  # the next sample starts with an empty bucket
             delivered = self._interval = 0.0
-        self._delivered, self._plateau = delivered, max(self._plateau, MIN_RATE)
-        self._low = max(beta * min(self._plateau, pace), MIN_RATE)
-        self._double = _seconds(DOUBLE, self._plateau)
-        self._return = max(seconds, min(FIRST_RETURN / self._low, MAX_SECONDS))
+        self._delivered, self._interval = delivered, self._interval + pause
+        self._plateau, self._low = max(self._plateau, MIN_RATE), max(low, MIN_RATE)
+        self._return = max(seconds, min(FIRST_RETURN / self._low, MAX_RETURN))
+        doubling = min(max(DOUBLE / math.sqrt(self._plateau), MIN_DOUBLE), MAX_DOUBLE)
+        self._double = FIRST_DOUBLE if slow_start else doubling
         self._elapsed, self._cut_at = 0.0, self.starts
         self._due, self._last = self._last + 1.0 / self._pace(), max(self._last, now + pause)
 
@@ -108,10 +112,6 @@ class Controller:
         if (time := self._elapsed - self._return) < 0.0:
             return self._plateau + (self._plateau - self._low) * (time / self._return) ** 3
         return self._plateau + self._plateau * (time / self._double) ** 3
-
-
-def _seconds(scale: float, plateau: float) -> float:
-    return min(max(scale / math.sqrt(plateau), MIN_SECONDS), MAX_SECONDS)
 
 
 class HeaderLimits:

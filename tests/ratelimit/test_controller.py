@@ -34,7 +34,7 @@ def test_rate_is_found_from_refusals(rate: float, burst: int, latency: float, pa
     check(Setting(rate=rate, burst=burst, latency=latency, refusal=0.02, pattern=pattern))
 
 
-@pytest.mark.parametrize("rate", [10.0, 20.0])
+@pytest.mark.parametrize("rate", [10.0, 20.0, 30.0, 50.0])
 def test_rate_is_found_for_a_bucket_of_one(rate: float) -> None:
     """A server that admits no burst at all is paced evenly."""
     check(Setting(rate=rate, burst=1, refusal=0.02))
@@ -161,14 +161,14 @@ def test_rate_is_found_for_each_kind_of_server(setting: Setting) -> None:
 def test_pace_never_collapses(
     rate: float, burst: int, latency: float, headers: str, retry_after: str
 ) -> None:
-    """Most of the rate is used, except after pauses of whole seconds, and few are rejected."""
+    """Most of the rate is used, and few requests are rejected, whatever the server is like."""
     result = simulate(
         Setting(
             rate=rate, burst=burst, latency=latency, headers=headers, retry_after=retry_after,
             seconds=60.0,
         )
     )  # fmt: skip
-    assert result.admitted > (0.25 if retry_after == "whole" else 0.6)
+    assert result.admitted > 0.6
     assert result.refused < 0.2
 
 

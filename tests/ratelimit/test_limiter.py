@@ -416,7 +416,7 @@ async def test_local_server_rate_limit_changes_without_headers() -> None:
     """The rate of the local server can change, and its headers can be switched off."""
     async with (
         LocalServer(
-            light=True, delay=0, requests_per_minute=60, burst=1, rate_limit_headers=False
+            light=True, delay=0, requests_per_minute=1, burst=1, rate_limit_headers=False
         ) as server,
         AsyncImages(server.api_key, base_url=server.base_url, retry=0) as client,
     ):

@@ -1,4 +1,4 @@
-"""The pace over real sockets; longer and more of it in `benchmarks.bench_pacing`."""
+"""The pace over real sockets; more of it in `benchmarks.bench_pacing`."""
 
 import asyncio
 import itertools
@@ -7,28 +7,32 @@ from typing import Any
 import pytest
 
 from benchmarks.bench_pacing import Combination, drive
+from benchmarks.rate_simulation import ADMITTED, refused_limit
 from elkimg_async import AsyncImages
 from tests.helpers.raw_server import API_KEY, RawServer, response
+from tests.helpers.simulated_time import run_in_simulated_time
 
 GOOD = response({"created": 1, "data": [{"b64_json": "iVBORw0KGgo="}]})
 BUSY = response({"error": {"message": "busy"}}, status=503)
+CHANGE = "double and halve"
 
 
 @pytest.mark.slow
-async def test_rate_of_servers_is_reached() -> None:
-    """Most of the admitted rate is used and few requests are refused, whatever the headers."""
-    combinations = [
-        Combination(rate=20, burst=10, headers="none", pattern="steady", seconds=30),
-        Combination(rate=30, burst=8, headers="contradictory", retry_after=True,
-                    pattern="steady", seconds=30),
-        Combination(rate=20, burst=20, headers="true", pattern="steady", seconds=30),
-    ]  # fmt: skip
-    results = await asyncio.gather(*map(drive, combinations))
-    for result in results:
-        values = result["values"]
-        assert values["paced_percent"] >= 90
-        assert values["refused_percent"] <= 5
-        assert values["failed"] == 0
+@pytest.mark.parametrize("combination", [
+    Combination(rate=20, burst=10, pattern=CHANGE),
+    Combination(rate=20, burst=20, pattern=CHANGE, headers="true"),
+    Combination(rate=30, burst=8, pattern="steady", headers="contradictory", retry_after=True),
+    Combination(rate=20, burst=1, pattern="steady"),
+    Combination(rate=5, burst=5, pattern="steady"),
+], ids=lambda combination: combination.name)  # fmt: skip
+def test_rate_of_servers_is_reached(
+    combination: Combination, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two minutes use most of the admitted rate, and few requests are rejected."""
+    values = run_in_simulated_time(monkeypatch, drive(combination))["values"]
+    assert values["paced_percent"] >= 100 * ADMITTED
+    assert values["refused_percent"] <= 100 * refused_limit(combination.rate)
+    assert values["failed"] == 0
 
 
 async def test_transient_failures_slow_only_their_own_call() -> None:
