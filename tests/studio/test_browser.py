@@ -541,7 +541,8 @@ async def test_viewer(seen: Seen) -> None:
 async def test_forty_images(browser: Browser, tmp_path: Path) -> None:
     """Forty large images load as thumbnails: a page with all of them needs few megabytes."""
     file = io.BytesIO()
-    Pillow.effect_noise((1024, 1024), 60).convert("RGB").save(file, "png")
+    noise = Pillow.effect_noise((128, 128), 60).convert("RGB")
+    noise.resize((1024, 1024)).save(file, "png")
     images = [{"b64_json": base64.b64encode(file.getvalue()).decode()}] * 10
     async with RawServer(*[response({"created": 1, "data": images})] * 4) as server:
         async with (
@@ -561,7 +562,7 @@ async def test_forty_images(browser: Browser, tmp_path: Path) -> None:
                 .filter(e => e.name.includes('/thumbnails/')).map(e => e.decodedBodySize)"""
             found = await seen.page.evaluate(sizes)
             assert len(found) == 40
-            assert sum(found) < 40 * 150_000 < 40 * len(file.getvalue()) / 4
+            assert sum(found) < 40 * len(file.getvalue()) / 4
 
 
 # --- storing ----------------------------------------------------------------
