@@ -251,6 +251,9 @@ class ImageCalls:
 
 
 def _fields(arguments: Mapping[str, Any], subject: str) -> dict[str, Any]:
-    """Return the arguments of a call that are fields of its request, except its `subject`."""
-    names = EditRequest.__struct_fields__
-    return {name: arguments[name] for name in names if name in arguments and name != subject}
+    """Return the fields of a request that a call sets, from its arguments without `subject`."""
+    return {
+        name: value
+        for name in EditRequest.__struct_fields__
+        if name != subject and (value := arguments.get(name)) is not None
+    }

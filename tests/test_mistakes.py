@@ -19,7 +19,7 @@ HELD = {
     "image": Image(PNG),
     "response": ImagesResponse([Image(PNG)]),
     "event": PartialImage(type="image_generation.partial_image", image=Image(PNG)),
-    "item": MapItem(index=0, request=None),
+    "item": MapItem(index=0),
 }
 
 OPTIONS = [

@@ -100,7 +100,6 @@ def batch(
             max_images=max_images,
             max_cost=max_cost,
             skip_failed=skip_failed,
-            price_file=connection.price_file,
         )
     output = output or Path(_folder_name(file, connection.local))
     journal = journal or output / ("journal-local.jsonl" if connection.local else "journal.jsonl")
@@ -187,6 +186,7 @@ class _RunSettings(NamedTuple):
             limits=self.limits,
             timeout=connection.time_limits(),
             retries=connection.retries,
+            pricing=connection.prices(),
         )
         return MapRun(work)
 

@@ -182,6 +182,16 @@ def amount(cost: Decimal) -> str:
     return f"{cost:.4f}" if cost >= Decimal("0.001") else f"{float(cost):.2g}"
 
 
+def amounts(costs: Mapping[str, Decimal]) -> str:
+    """Return amounts by currency, like `0.13 EUR and 1.20 USD`; dollars alone without their code.
+
+    Prices whose currency the user did not name count as dollars, which they may not be.
+    """
+    if list(costs) == ["USD"]:
+        return amount(costs["USD"])
+    return " and ".join(f"{amount(cost)} {currency}" for currency, cost in costs.items())
+
+
 def json_amount(cost: Decimal | None) -> str | None:
     """Return an exact amount of money as text; None if unknown."""
     return None if cost is None else f"{cost:f}"

@@ -91,10 +91,10 @@ class ImageTask:
             else:
                 response = await client.generate(self._prompt, **self._options)
         except errors.ElkImagesError as error:
-            for image in getattr(error, "images", ()):  # valid images of a failed call are paid for
+            for image in error.images:  # valid images of a failed call are paid for
                 await self._save(image, request_id=error.request_id)
             raise
-        self._report.add_cost(response.meta.cost)
+        self._report.add_cost(response.meta)
         for image in response:
             await self._save(image, response.size, response.usage, meta=response.meta)
 
@@ -109,7 +109,7 @@ class ImageTask:
                     await self._save(event.image, event.size, event.usage)
                 elif self._files is not None:
                     await self._save(event.image, event.size, partial=True)
-            self._report.add_cost((await stream.result()).meta.cost)
+            self._report.add_cost((await stream.result()).meta)
 
     async def _save(
         self,
@@ -151,5 +151,6 @@ class ImageTask:
                 *(path, image, self._prompt, partial, size, usage, seconds),
                 request_id=meta.request_id if meta else request_id,
                 cost=meta.cost if meta else None,
+                currency=meta.currency if meta else None,
             )
             self._report.add(saved, counts_usage=counts)

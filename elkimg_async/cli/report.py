@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from elkimg_async import Image, Usage
+from elkimg_async import Image, Meta, Usage
 from elkimg_async.cli.console import (
     ERR,
-    amount,
+    amounts,
     json_amount,
     open_in_viewer,
     plain,
@@ -42,6 +42,7 @@ class SavedImage(NamedTuple):
     request_id: str | None
     cost: Decimal | None = None
     """The cost of the whole call; None if unknown."""
+    currency: str | None = None
 
 
 class Report:
@@ -56,7 +57,7 @@ class Report:
         self._display = display
         self._rows: list[tuple[str, ...]] = []
         self._finals: list[Path] = []
-        self._cost: Decimal | None = None
+        self._costs: dict[str, Decimal] = {}
         self.stopped = False
 
     @property
@@ -117,16 +118,16 @@ class Report:
             )
         )
 
-    def add_cost(self, cost: Decimal | None) -> None:
-        """Add the cost of a call; None if unknown."""
-        self._cost = add_cost(self._cost, cost)
+    def add_cost(self, meta: Meta) -> None:
+        """Add the cost of a call."""
+        self._costs = add_cost(self._costs, meta)
 
     def finish(self) -> None:
         """Print the table of saved files, and open them if --open was passed."""
         if not self._display.json and not self._display.quiet:
             print_table(_COLUMNS, self._rows)
-        if self._cost is not None:
-            self.say(f"Cost: {amount(self._cost)}")
+        if self._costs:
+            self.say(f"Cost: {amounts(self._costs)}")
         if self._display.open:
             for path in self._finals:
                 open_in_viewer(path)
@@ -161,4 +162,5 @@ def _as_object(
         "seconds": round(saved.seconds, 3),
         "request_id": saved.request_id,
         "cost": json_amount(saved.cost),
+        "currency": saved.currency,
     }

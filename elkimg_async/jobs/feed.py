@@ -11,7 +11,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 from elkimg_async.errors import ElkImagesError, InvalidRequestError
 from elkimg_async.event_iterator import EventIterator
@@ -113,14 +113,11 @@ class Feed:
 
     def response(self) -> ImagesResponse:
         """Return the result of the finished job, or raise the error that it recorded."""
-        error: Any = self.job.error
+        error = self.job.error
         if error is None:
             return read_response(self.job, self.images)
-        if hasattr(error, "images"):
-            error.images = tuple(self.images)
-        if hasattr(error, "partials"):
-            partials = (e for e in self.events if not isinstance(e, JobCompletedImage))
-            error.partials = tuple(partials)
+        error.images = tuple(self.images)
+        error.partials = tuple(e for e in self.events if not isinstance(e, JobCompletedImage))
         raise error
 
     def _notify(self) -> None:

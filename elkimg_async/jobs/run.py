@@ -7,29 +7,24 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
+from elkimg_async.batch.executor import send_while_in_flight
 from elkimg_async.client import AsyncImages
 from elkimg_async.errors import (
-    APIError,
     DownloadError,
     ElkImagesError,
     JobError,
     StoreError,
 )
 from elkimg_async.hooks import logger
-from elkimg_async.image import EXTENSIONS, media_type_of
 from elkimg_async.jobs import model
 from elkimg_async.jobs.feed import Feed
 from elkimg_async.jobs.model import Entry, Job
 from elkimg_async.jobs.request import arguments
 from elkimg_async.jobs.store import FencedError, Store
+from elkimg_async.media_types import EXTENSIONS, media_type_of
 from elkimg_async.sansio.decoder import ImageEvent
 from elkimg_async.sansio.responses import CompletedImage, ImagesResponse
-from elkimg_async.sansio.retry import is_in_flight
 
-IN_FLIGHT_PAUSE = 0.5
-"""Seconds between two requests for an image that the server is still generating."""
-IN_FLIGHT_LIMIT = 600.0
-"""Seconds after which the job fails if the image is still being generated."""
 RECORD_TIMEOUT = 1.0
 """Seconds that recording the last state may take after an abort."""
 _PAUSES = (0.1, 5.0)  # seconds between two attempts to write to a store that fails: first, longest
@@ -144,15 +139,7 @@ class JobRun:
         earlier = [event for event in self._feed.events if isinstance(event, CompletedImage)]
         self._known = [event.image.content for event in earlier]
         self._next_id = self._feed.position + 1
-        since = time.monotonic()
-        while True:
-            try:
-                return await self._call(job, contents)
-            except APIError as error:
-                waited = time.monotonic() - since
-                if job.runs < 2 or not is_in_flight(error) or waited > IN_FLIGHT_LIMIT:
-                    raise
-            await asyncio.sleep(IN_FLIGHT_PAUSE)
+        return await send_while_in_flight(lambda: self._call(job, contents), repeated=job.runs > 1)
 
     async def _call(self, job: Job, contents: list[bytes]) -> ImagesResponse:
         positional, options = arguments(job, contents)

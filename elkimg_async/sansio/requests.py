@@ -69,9 +69,20 @@ class ImageRequest(_Prompt, frozen=True, kw_only=True):
     svg: Svg | None = None
     extra_body: dict[str, Any] | None = None
 
+    @property
+    def image_count(self) -> int:
+        """The number of images requested."""
+        return image_count(self.n, self.extra_body)
+
     def fields(self) -> dict[str, Any]:
         """Return the fields that are set, and always `model`, without `extra_body` and images."""
         return _fields(self if self.extra_body is None else replace(self, extra_body=None))
+
+
+def image_count(n: object, extra_body: Mapping[str, Any] | None) -> int:
+    """Return the number of images of a request with these fields; 1 if `n` is not valid."""
+    n = (extra_body or {}).get("n", n)
+    return n if type(n) is int and n > 0 else 1
 
 
 def _fields(request: ImageRequest) -> dict[str, Any]:

@@ -102,6 +102,7 @@ def _bound(known: dict[str, float]) -> dict[str, float]:
     return known
 
 
+@functools.lru_cache(maxsize=_MAX_HOSTS)
 def origin_of(url: str) -> str:
     """Return the scheme, host and port of a URL."""
     parts = urlsplit(url)

@@ -24,7 +24,7 @@ from elkimg_async.transport.pool import (
 )
 from elkimg_async.transport.proxies import proxy_for
 
-_CLOSING = 5.0  # seconds for another loop to close its sessions
+_CLOSING = 5.0  # seconds that another loop may take to close its sessions
 
 # Sessions of a parent process; closing or collecting them would break its connections.
 _forgotten: list[object] = []
@@ -90,7 +90,7 @@ class Transport:
             request: The method, headers and body.
             api_key: The API key to send. None: a download, which never carries one.
             connect: Seconds for reaching the server.
-            public_only: Whether a host name that leads to a private address is rejected.
+            public_only: Whether a host name with a private address is rejected.
 
         Raises:
             ConfigurationError: If the client is closed, or a proxy or aiohttp cannot be used.
