@@ -23,6 +23,7 @@ from starlette.routing import Route
 from elkimg_async import AsyncImages, web
 from elkimg_async.jobs import ImageJobs
 from elkimg_async.local import LocalServer
+from tests.helpers.jobs import COMPLETED, partial
 from tests.helpers.raw_server import (
     API_KEY,
     DONE,
@@ -34,8 +35,7 @@ from tests.helpers.raw_server import (
     response,
     stream,
 )
-from tests.jobs.test_registry import COMPLETED, partial
-from tests.web.test_relay import on_aiohttp, on_uvicorn
+from tests.helpers.relays import on_aiohttp, on_uvicorn
 
 Message = tuple[str | None, str, Any]
 
