@@ -11,6 +11,7 @@ import asyncio
 import base64
 import contextlib
 import functools
+import gc
 import hashlib
 import json
 import os
@@ -192,6 +193,9 @@ async def serve_backend(url: str, store: Store) -> None:
         serving = asyncio.create_task(server.serve([socket]))
         while not server.started:
             await asyncio.sleep(0.01)
+        # What is there so far stays: full collections, which stop the process, leave it out.
+        gc.collect()
+        gc.freeze()
         print(socket.getsockname()[1], flush=True)
         await input_end()
         server.should_exit = True

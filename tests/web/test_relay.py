@@ -109,7 +109,7 @@ async def test_relay_base64_is_whole_at_every_size(size: int) -> None:
 
 
 async def test_relay_never_holds_the_base64_whole() -> None:
-    """An image of 8 MiB goes out in pieces of some 64 KiB, and costs no more than a few of them."""
+    """An image of 8 MiB goes out in pieces of some 128 KiB, and costs no more than a few of them."""
     content = PNG + bytes(8 * 1024 * 1024)
 
     async def events() -> AsyncIterator[ImageEvent]:
