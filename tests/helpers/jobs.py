@@ -27,7 +27,7 @@ COMPLETED = {
 
 
 def partial(index: int) -> dict[str, Any]:
-    """A partial image that differs from the others."""
+    """Return a partial image that differs from the others."""
     content = base64.b64encode(PNG + bytes([index])).decode()
     return {
         "type": "image_generation.partial_image",
@@ -37,7 +37,7 @@ def partial(index: int) -> dict[str, Any]:
 
 
 def client_of(server: LocalServer | RawServer, **options: Any) -> AsyncImages:
-    """A client of this server that does not retry."""
+    """Return a client of this server that does not retry."""
     api_key = server.api_key if isinstance(server, LocalServer) else API_KEY
     return AsyncImages(api_key, base_url=server.base_url, **{"retry": 0, **options})
 
@@ -46,7 +46,7 @@ def client_of(server: LocalServer | RawServer, **options: Any) -> AsyncImages:
 async def opened(
     server: LocalServer | RawServer, make_store: MakeStore, *, client: Any = None, **options: Any
 ) -> AsyncIterator[ImageJobs]:
-    """Jobs over this server and store."""
+    """Open jobs over this server and store."""
     async with (
         client_of(server, **(client or {})) as own,
         ImageJobs(own, store=make_store(), **options) as jobs,
@@ -55,7 +55,7 @@ async def opened(
 
 
 async def collect(jobs: ImageJobs, id: str, after: int | None = None) -> list[JobEvent]:
-    """All events of a job."""
+    """Return all events of a job."""
     return [each async for each in jobs.events(id, after)]
 
 

@@ -37,7 +37,7 @@ Generate = Callable[[AsyncImages, str], Any]
 
 
 def client_of(server: LocalServer | RawServer) -> AsyncImages:
-    """A client of this server that does not retry."""
+    """Return a client of this server that does not retry."""
     key = server.api_key if isinstance(server, LocalServer) else API_KEY
     return AsyncImages(key, base_url=server.base_url, retry=0)
 
@@ -46,7 +46,7 @@ def client_of(server: LocalServer | RawServer) -> AsyncImages:
 
 
 def generated(client: AsyncImages, prompt: str) -> Any:
-    """What the backend relays unless a test says otherwise."""
+    """Return what the backend relays unless a test says otherwise."""
     return client.generate(prompt, stream=True, partial_images=2)
 
 
@@ -105,7 +105,7 @@ def with_aiohttp(
 
 @asynccontextmanager
 async def on_uvicorn(app: ASGIApp, *, send_buffer: int = 0, **config: Any) -> AsyncIterator[int]:
-    """The app on a uvicorn in this loop; yields its port."""
+    """Run the app on uvicorn in this loop; yield its port."""
     listening = listen(send_buffer)
     server = uvicorn.Server(uvicorn.Config(app, **{"log_config": None, "lifespan": "on", **config}))
     serving = asyncio.create_task(server.serve(sockets=[listening]))
@@ -124,7 +124,7 @@ async def on_uvicorn(app: ASGIApp, *, send_buffer: int = 0, **config: Any) -> As
 async def on_aiohttp(
     app: aiohttp_web.Application, *, send_buffer: int = 0, **config: Any
 ) -> AsyncIterator[int]:
-    """The app on aiohttp's own server in this loop; yields its port."""
+    """Run the app on aiohttp's server in this loop; yield its port."""
     listening = listen(send_buffer)
     runner = aiohttp_web.AppRunner(app, shutdown_timeout=0.2, **config)
     await runner.setup()
@@ -136,7 +136,7 @@ async def on_aiohttp(
 
 
 def listen(send_buffer: int) -> socket.socket:
-    """A listening socket, whose connections have this send buffer in bytes; 0 for the usual one."""
+    """Return a listening socket whose connections have this send buffer; 0 for the default."""
     listening = socket.socket()
     if send_buffer:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
@@ -153,7 +153,7 @@ def backend(
     send_buffer: int = 0,
     **options: Any,
 ) -> AbstractAsyncContextManager[int]:
-    """One of the backends, running; yields its port."""
+    """Run one of the backends; yield its port."""
 
     def make_client() -> AsyncImages:
         return client_of(server)
@@ -182,7 +182,7 @@ in_each_way = pytest.mark.parametrize("name", [*BACKENDS, *VARIANTS])
 
 
 class Browser:
-    """A client that sees the bytes as they come, reads them only when asked, and may leave."""
+    """A client that reads bytes only on request, and may leave."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
@@ -234,7 +234,7 @@ class Browser:
 
 
 async def fetch(port: int) -> tuple[aiohttp.ClientResponse, str]:
-    """What a browser receives in the end."""
+    """Return a complete response as a browser receives it."""
     async with (
         aiohttp.ClientSession() as session,
         session.get(f"http://127.0.0.1:{port}/picture?prompt=cat") as response,
@@ -243,7 +243,7 @@ async def fetch(port: int) -> tuple[aiohttp.ClientResponse, str]:
 
 
 def parse(text: str) -> list[tuple[str, Any]]:
-    """The events as a browser hands them to a page, by the WHATWG's rules."""
+    """Return the events that a browser passes to a page, by the rules of WHATWG."""
     events, name, data = [], "message", list[str]()
     for line in text.split("\n"):
         field, _, value = line.partition(":")
@@ -264,14 +264,14 @@ def parse(text: str) -> list[tuple[str, Any]]:
 
 
 async def collect(relay: web.ServerSentEvents) -> list[tuple[str, Any]]:
-    """The events of a relay, without any framework."""
+    """Return the events of a relay, without any framework."""
     try:
-        return parse(b"".join([piece async for piece in relay]).decode())
+        return parse(b"".join([chunk async for chunk in relay]).decode())
     finally:
         await relay.aclose()
 
 
 async def relayed(server: LocalServer | RawServer, **options: Any) -> list[tuple[str, Any]]:
-    """What a browser gets of one stream from this server."""
+    """Return what a browser receives of one stream from this server."""
     async with client_of(server) as client:
         return await collect(web.ServerSentEvents(generated(client, "cat"), **options))

@@ -48,9 +48,7 @@ pytestmark = pytest.mark.usefixtures("quiet")
 
 @in_each_way
 async def test_relay_forwards_the_events_of_upstream(name: str, upstream: LocalServer) -> None:
-    """A browser gets each event with upstream's fields and image, then [DONE], under the right
-    headers.
-    """
+    """A browser receives each event with upstream's fields and image, then [DONE]."""
     seen: list[ImageEvent] = []
 
     async def recorded(client: AsyncImages, prompt: str) -> AsyncIterator[ImageEvent]:
@@ -86,8 +84,8 @@ async def test_relay_forwards_the_events_of_upstream(name: str, upstream: LocalS
     assert events[2][1]["usage"]["total_tokens"] > 0
 
 
-async def test_relay_leaves_out_what_upstream_did_not_say() -> None:
-    """A field that is not known is not there, not even as null, nor within the usage."""
+async def test_relay_leaves_out_absent_fields() -> None:
+    """A field that upstream did not send is absent, also within the usage, and not null."""
     usage = {"total_tokens": 3, "input_tokens_details": {"text_tokens": 3}}
     sent = event({"type": COMPLETED, "b64_json": B64, "usage": usage})
     async with RawServer(stream(sent, DONE)) as raw_server:
@@ -98,7 +96,7 @@ async def test_relay_leaves_out_what_upstream_did_not_say() -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 49151, 49152, 49153, 98304, 300001])
 async def test_relay_base64_is_whole_at_every_size(size: int) -> None:
-    """The pieces of an image join to its base64, whatever its size."""
+    """The chunks of an image form its complete base64, whatever its size."""
     content = (bytes(range(256)) * 1200)[:size]
 
     async def events() -> AsyncIterator[ImageEvent]:
@@ -109,7 +107,7 @@ async def test_relay_base64_is_whole_at_every_size(size: int) -> None:
 
 
 async def test_relay_never_holds_the_base64_whole() -> None:
-    """An image of 8 MiB goes out in pieces of some 128 KiB, and costs no more than a few of them."""
+    """An image of 8 MiB is sent in chunks of about 128 KiB, and needs memory for a few of them."""
     content = PNG + bytes(8 * 1024 * 1024)
 
     async def events() -> AsyncIterator[ImageEvent]:
@@ -119,8 +117,8 @@ async def test_relay_never_holds_the_base64_whole() -> None:
     total = longest = 0
     tracemalloc.start()
     try:
-        async for piece in relay:
-            total, longest = total + len(piece), max(longest, len(piece))
+        async for chunk in relay:
+            total, longest = total + len(chunk), max(longest, len(chunk))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -163,7 +161,7 @@ async def test_relay_is_read_by_openai(upstream: LocalServer) -> None:
 
 
 async def test_relay_is_read_by_this_client(upstream: LocalServer) -> None:
-    """A relay can be upstream of another one: images and usage come through two of them."""
+    """A relay can be the upstream of another one: images and usage pass through both."""
     client = client_of(upstream)
     app = fastapi.FastAPI()
 
@@ -185,9 +183,7 @@ async def test_relay_is_read_by_this_client(upstream: LocalServer) -> None:
 
 
 async def test_relay_of_an_open_stream(upstream: LocalServer) -> None:
-    """A stream that was awaited first is relayed from its beginning; a refusal is raised by the
-    await.
-    """
+    """A stream that was awaited is relayed from its beginning; the await raises a rejection."""
     async with client_of(upstream) as client:
         opened = await generated(client, "cat")
         events = await collect(web.ServerSentEvents(opened))
@@ -198,7 +194,7 @@ async def test_relay_of_an_open_stream(upstream: LocalServer) -> None:
 
 
 async def test_relay_of_a_generator_that_changes_events(upstream: LocalServer) -> None:
-    """Whatever yields image events can be relayed."""
+    """Any iterator of image events can be relayed."""
 
     async def marked(client: AsyncImages, prompt: str) -> AsyncIterator[ImageEvent]:
         async for each in generated(client, prompt):
@@ -214,7 +210,7 @@ async def test_relay_of_a_generator_that_changes_events(upstream: LocalServer) -
 
 @pytest.mark.parametrize("pass_urls", [False, True])
 async def test_relay_of_an_image_that_is_a_url(pass_urls: bool, upstream: LocalServer) -> None:
-    """An image that came as a URL is read here, unless its address is to be passed on."""
+    """An image that arrives as a URL is downloaded here, unless URLs are to be passed on."""
     async with client_of(upstream) as client:
         made = await client.generate("cat", model="dall-e-2", response_format="url")
         address = made[0].url
@@ -248,9 +244,7 @@ async def test_relay_head_request_sends_nothing_upstream(name: str, upstream: Lo
 
 @in_each_way
 async def test_heartbeats_before_the_first_byte_and_within_events(name: str) -> None:
-    """While upstream is silent, even before its first byte, comments come; then the events are
-    whole.
-    """
+    """While upstream is silent, comments are sent, and the events stay whole."""
     sent = event({"type": COMPLETED, "b64_json": B64})
     begin, go_on, finish = asyncio.Event(), asyncio.Event(), asyncio.Event()
     first, *chunks = open_stream(sent[:60], sent[60:], DONE)
@@ -269,7 +263,7 @@ async def test_heartbeats_before_the_first_byte_and_within_events(name: str) -> 
 
 
 async def test_heartbeats_none() -> None:
-    """Without heartbeats nothing comes until there is something to say."""
+    """Without heartbeats nothing is sent until the next event."""
     release = asyncio.Event()
     reply = [release, *stream(event({"type": COMPLETED, "b64_json": B64}), DONE)]
     async with RawServer(reply) as raw_server, client_of(raw_server) as client:
@@ -284,8 +278,8 @@ async def test_heartbeats_none() -> None:
 
 
 @pytest.mark.parametrize("heartbeat", [0, -1.0, float("nan")])
-async def test_heartbeats_that_cannot_be(heartbeat: float, upstream: LocalServer) -> None:
-    """A pause that is not a positive number is rejected at once."""
+async def test_heartbeats_that_are_invalid(heartbeat: float, upstream: LocalServer) -> None:
+    """A heartbeat that is not a positive number is rejected at once."""
     async with client_of(upstream) as client:
         stream = generated(client, "cat")
         with pytest.raises(errors.ConfigurationError, match="positive number of seconds"):
@@ -294,7 +288,7 @@ async def test_heartbeats_that_cannot_be(heartbeat: float, upstream: LocalServer
 
 
 async def test_relay_of_something_else_is_rejected(upstream: LocalServer) -> None:
-    """What cannot be relayed is rejected before a response has begun."""
+    """An object that is not a stream of events is rejected before the response begins."""
     async with client_of(upstream) as client:
         opened = generated(client, "cat")
         web.ServerSentEvents(opened)

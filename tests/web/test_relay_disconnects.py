@@ -58,9 +58,7 @@ pytestmark = pytest.mark.usefixtures("quiet")
 async def test_disconnect_closes_upstream(
     name: str, fault: str, seen: bytes, upstream: LocalServer
 ) -> None:
-    """A browser that leaves closes upstream within a second: before its answer, within an event,
-    between two.
-    """
+    """Upstream is closed within a second of a disconnect, whatever it is sending."""
     upstream.inject(fault)
     async with backend(name, upstream) as port, Browser.at(port) as browser:
         await browser.read_until(seen)
@@ -72,9 +70,7 @@ async def test_disconnect_closes_upstream(
 
 @in_each_way
 async def test_disconnect_of_a_browser_that_does_not_read(name: str) -> None:
-    """A browser that reads nothing holds upstream back, and one that leaves then closes it within a
-    second.
-    """
+    """A browser that reads nothing stops upstream, and closes it within a second by leaving."""
     frames = [event({"type": PARTIAL, "b64_json": base64.b64encode(BIG).decode()})] * 30
     async with (
         RawServer([*open_stream(*frames), End.HOLD]) as raw_server,
@@ -90,12 +86,12 @@ async def test_disconnect_of_a_browser_that_does_not_read(name: str) -> None:
 
 
 def waiting_bytes(raw_server: RawServer) -> int:
-    """What upstream could not send yet."""
+    """Return the number of bytes that upstream could not send yet."""
     return sum(each.transport.get_write_buffer_size() for each in raw_server._open)
 
 
 async def settled(state: Callable[[], object]) -> None:
-    """Wait until something has stayed as it is for a fifth of a second."""
+    """Wait until a state has not changed for a fifth of a second."""
     async with asyncio.timeout(10):
         before = None
         while before != (before := state()):
@@ -104,9 +100,7 @@ async def settled(state: Callable[[], object]) -> None:
 
 @in_each_way
 async def test_back_pressure_reads_no_further_than_the_browser(name: str) -> None:
-    """While a browser does not read, at most three events of 1 MiB are taken; when it reads, all 20
-    arrive.
-    """
+    """At most three events of 1 MiB are read ahead of a browser, which receives all 20."""
     taken = 0
 
     async def many(client: AsyncImages, prompt: str) -> AsyncIterator[ImageEvent]:
@@ -128,9 +122,7 @@ async def test_back_pressure_reads_no_further_than_the_browser(name: str) -> Non
 
 
 async def test_disconnect_through_middleware(upstream: LocalServer) -> None:
-    """Behind Starlette's middlewares, gzip among them, events come at once, and leaving closes
-    upstream.
-    """
+    """Behind Starlette's middlewares, such as gzip, events and disconnects pass at once."""
 
     async def add_header(
         request: starlette.requests.Request,
@@ -150,9 +142,7 @@ async def test_disconnect_through_middleware(upstream: LocalServer) -> None:
 
 
 async def test_disconnect_on_a_server_of_a_later_asgi(upstream: LocalServer) -> None:
-    """A server that claims ASGI 2.4, where Starlette no longer listens, still notices that the
-    browser left.
-    """
+    """A server of ASGI 2.4, where Starlette does not listen, still notices a disconnect."""
     app = with_starlette(lambda: client_of(upstream), generated)
 
     async def later(scope: Scope, receive: Receive, send: Send) -> None:
@@ -168,7 +158,7 @@ async def test_disconnect_on_a_server_of_a_later_asgi(upstream: LocalServer) -> 
 
 
 async def test_disconnect_noticed_by_send(upstream: LocalServer) -> None:
-    """A server whose `send` raises OSError for a browser that has left gets no exception back."""
+    """A server whose `send` raises OSError after a disconnect receives no exception."""
     sent: list[Message] = []
 
     async def receive() -> Message:
@@ -209,13 +199,13 @@ async def test_disconnect_closes_a_generator(upstream: LocalServer) -> None:
 
 @pytest.mark.parametrize("waiting", [False, True])
 async def test_relay_dropped_without_being_closed(waiting: bool, upstream: LocalServer) -> None:
-    """A framework that just forgets the relay, even while an event is awaited, closes upstream."""
+    """Upstream is closed if a framework drops the relay, even while an event is awaited."""
     upstream.inject("stall-stream=1")
     async with client_of(upstream) as client:
         relay = web.ServerSentEvents(generated(client, "cat"), heartbeat=0.02)
-        piece = b""
-        while not piece.endswith(b'"}\n\n'):
-            piece = await anext(relay)
+        chunk = b""
+        while not chunk.endswith(b'"}\n\n'):
+            chunk = await anext(relay)
         if waiting:
             assert await anext(relay) == b": ping\n"
         del relay
@@ -224,7 +214,7 @@ async def test_relay_dropped_without_being_closed(waiting: bool, upstream: Local
 
 
 async def test_relay_cancelled_closes_upstream(upstream: LocalServer) -> None:
-    """Whoever is cancelled while waiting for the next piece leaves nothing open."""
+    """A task that is cancelled while it waits for the next chunk leaves nothing open."""
     upstream.inject("stall-headers")
     async with client_of(upstream) as client:
         relay = web.ServerSentEvents(generated(client, "cat"))
@@ -242,7 +232,7 @@ async def test_relay_cancelled_closes_upstream(upstream: LocalServer) -> None:
 
 
 async def test_relay_response_never_sent_sends_nothing_upstream(upstream: LocalServer) -> None:
-    """A response that is created and thrown away costs nothing, and warns of nothing."""
+    """A response that is created and dropped sends nothing, and causes no warning."""
     async with client_of(upstream) as client:
         web.starlette_response(generated(client, "cat"))
     assert not upstream.requests
@@ -252,7 +242,7 @@ async def test_relay_response_never_sent_sends_nothing_upstream(upstream: LocalS
 
 
 async def test_shutdown_of_aiohttp(upstream: LocalServer, caplog: pytest.LogCaptureFixture) -> None:
-    """Aiohttp's server ends a relay after its `shutdown_timeout`, and nobody complains."""
+    """The server of aiohttp ends a relay after its `shutdown_timeout`, without a warning."""
     upstream.inject("stall-stream=1")
     async with contextlib.AsyncExitStack() as stack:
         async with backend("aiohttp", upstream) as port:
@@ -263,7 +253,7 @@ async def test_shutdown_of_aiohttp(upstream: LocalServer, caplog: pytest.LogCapt
 
 
 async def test_shutdown_of_uvicorn_waits_for_the_end() -> None:
-    """Uvicorn without a limit lets a relay end before it goes."""
+    """A uvicorn without a limit waits for the end of a relay before it stops."""
     finish = asyncio.Event()
     head, *rest = stream(event({"type": COMPLETED, "b64_json": B64}), DONE)
     async with RawServer([head, finish, *rest]) as raw_server, contextlib.AsyncExitStack() as stack:
@@ -275,9 +265,7 @@ async def test_shutdown_of_uvicorn_waits_for_the_end() -> None:
 
 
 async def test_shutdown_of_uvicorn_with_a_limit(upstream: LocalServer) -> None:
-    """After its `timeout_graceful_shutdown` uvicorn cancels a relay: upstream is closed, no task is
-    left.
-    """
+    """After its `timeout_graceful_shutdown` uvicorn cancels a relay, which closes upstream."""
     upstream.inject("stall-stream=1")
     app = with_fastapi(lambda: client_of(upstream), generated)
     logging.getLogger("uvicorn.error").disabled = True  # it tells each request that it cancels

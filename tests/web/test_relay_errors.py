@@ -46,9 +46,7 @@ pytestmark = pytest.mark.usefixtures("quiet")
 async def test_error_is_an_event(
     name: str, fault: str, before: int, kind: str, billing: str, upstream: LocalServer
 ) -> None:
-    """A refusal, and a failure on the way, end the response with an error event; the response
-    itself is whole.
-    """
+    """A rejection, or a failure in the middle, ends a complete response with an error event."""
     upstream.inject(fault)
     async with backend(name, upstream) as port:
         response, text = await fetch(port)
@@ -64,7 +62,7 @@ async def test_error_is_an_event(
 
 
 def check_discreet(text: str, base_url: str) -> None:
-    """Nothing of the backend's own is in what the browser gets."""
+    """Check that the browser receives nothing internal."""
     host = base_url.removeprefix("http://").removesuffix("/v1")
     for secret in (
         API_KEY,
@@ -120,9 +118,7 @@ SECRET = "http://10.1.2.3:8080/v1 with sk-0123456789abcdef"
 async def test_error_event_reveals_nothing_secret(
     reply: Any, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither keys nor addresses nor headers reach the browser, in whatever part of an answer they
-    came.
-    """
+    """No API key, address or header reaches the browser, from any part of a response."""
     async with RawServer(reply) as raw_server:
         ((name, body),) = await relayed(raw_server)
     assert (name, body["error"]["type"]) == ("error", kind)
@@ -137,7 +133,7 @@ async def test_error_event_reveals_nothing_secret(
 
 
 async def test_error_before_sending_keeps_its_message(upstream: LocalServer) -> None:
-    """What this package rejects itself is reported as it is, with the parameter."""
+    """A request that this package rejects is reported with its message and parameter."""
     async with client_of(upstream) as client:
         events = client.generate("cat", stream=True, n=11)
         ((_, body),) = await collect(web.ServerSentEvents(events))
@@ -152,7 +148,7 @@ async def test_error_before_sending_keeps_its_message(upstream: LocalServer) -> 
 
 
 async def test_error_of_a_rejected_prompt_keeps_its_message() -> None:
-    """Upstream's words about the request are passed on, with its code."""
+    """Upstream's message about the request is passed on, with its code."""
     said = {
         "message": "Your request was rejected by the safety system.",
         "code": "moderation_blocked",
@@ -165,7 +161,7 @@ async def test_error_of_a_rejected_prompt_keeps_its_message() -> None:
 
 
 async def test_error_without_a_server() -> None:
-    """An upstream that is not there is a plain sentence without its address."""
+    """An unreachable upstream is reported in a plain sentence without its address."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         base_url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
@@ -175,8 +171,8 @@ async def test_error_without_a_server() -> None:
     check_discreet(json.dumps(body), base_url)
 
 
-async def test_error_that_nobody_foresaw(caplog: pytest.LogCaptureFixture) -> None:
-    """A foreign exception is a general error for the browser, and in full in the log."""
+async def test_error_that_is_unexpected(caplog: pytest.LogCaptureFixture) -> None:
+    """An unexpected exception is a general error for the browser, and logged in full."""
 
     async def events() -> AsyncIterator[ImageEvent]:
         yield PartialImage(type=PARTIAL, image=Image(PNG))
@@ -192,8 +188,8 @@ async def test_error_that_nobody_foresaw(caplog: pytest.LogCaptureFixture) -> No
     assert isinstance(logged.exc_info[1], KeyError)
 
 
-async def test_error_of_an_event_that_is_none(caplog: pytest.LogCaptureFixture) -> None:
-    """What a generator gives instead of an event is an error event, not a broken response."""
+async def test_error_of_an_object_that_is_not_an_event(caplog: pytest.LogCaptureFixture) -> None:
+    """An object that is not an event becomes an error event, not a broken response."""
 
     async def events() -> AsyncIterator[Any]:
         yield CompletedImage(type=COMPLETED, image=Image(PNG), size=object())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -207,9 +203,7 @@ async def test_error_of_an_event_that_is_none(caplog: pytest.LogCaptureFixture) 
     "kind", [getattr(errors, name) for name in errors.__all__ if name.endswith("Error")]
 )
 async def test_error_body_of_every_error(kind: type[errors.ElkImagesError]) -> None:
-    """Each error of the package has a plain sentence, its own name, and nothing of its text where
-    it is not about the request.
-    """
+    """Each error has a plain sentence and its own name, and reveals no text from elsewhere."""
     body = web.error_body(kind(SECRET))["error"]
     assert body["type"] == kind.__name__
     assert body["message"] == (body["message"] or "").strip()
@@ -235,8 +229,8 @@ async def test_error_body_of_every_error(kind: type[errors.ElkImagesError]) -> N
         "asked localhost",
     ],
 )
-async def test_error_body_withholds_words_with_an_address_or_a_key(words: str) -> None:
-    """Upstream's words are withheld when they may point at something inside."""
+async def test_error_body_withholds_addresses_and_secrets(words: str) -> None:
+    """Upstream's message is withheld if it may contain an address or an API key."""
     body = web.error_body(errors.BadRequestError(words))["error"]
     assert body["message"] == "The image service rejected the request."
 
@@ -250,13 +244,13 @@ async def test_error_body_withholds_words_with_an_address_or_a_key(words: str) -
     ],
 )
 async def test_error_body_keeps_words_about_the_request(words: str) -> None:
-    """Words about models, sizes and values are no addresses."""
+    """A message about models, sizes and values is not mistaken for an address."""
     assert web.error_body(errors.BadRequestError(words))["error"]["message"] == words
 
 
 async def test_error_body_says_when_to_try_again() -> None:
-    """A rate limit tells the seconds to wait, where they are known."""
-    told = web.error_body(errors.RateLimitError("x", retry_after=12.4))["error"]["message"]
-    assert told == "Too many images are being requested; try again in 12 s."
+    """A rate limit states the seconds to wait, if they are known."""
+    message = web.error_body(errors.RateLimitError("x", retry_after=12.4))["error"]["message"]
+    assert message == "Too many images are being requested; try again in 12 s."
     untold = web.error_body(errors.RateLimitError("x"))["error"]["message"]
     assert untold == "Too many images are being requested; try again in a while."
