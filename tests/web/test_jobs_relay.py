@@ -171,6 +171,21 @@ async def test_relay_left_in_the_middle_goes_on(backend: Backend) -> None:
         assert len(raw_server.requests) == 1
 
 
+async def test_relay_of_a_silent_job_sends_heartbeats() -> None:
+    """While a job is silent comments are sent, with and without a watch for the disconnect."""
+    async with RawServer([End.HOLD]) as raw_server, jobs_over(raw_server) as jobs:
+        await jobs.start("an elk", id="one")
+        left = asyncio.Event()
+        relay = web.ServerSentEvents(jobs.events("one"), heartbeat=0.01)
+        assert [await anext(relay) for _ in range(3)][1:] == [b": ping\n"] * 2
+        relay.stop_when(left.wait)
+        assert await anext(relay) == b": ping\n"
+        left.set()
+        rest = [chunk async for chunk in relay]
+        assert set(rest) <= {b": ping\n"}
+        await jobs.cancel("one")
+
+
 @contextlib.contextmanager
 def stopped_clock() -> Iterator[None]:
     """Stop the clock of the event loop: nothing that waits for a time continues."""
