@@ -24,6 +24,7 @@ from elkimg_async.config import (
 from elkimg_async.credentials import make_source
 from elkimg_async.errors import InvalidRequestError
 from elkimg_async.hints import (
+    OTHER_CHANGES,
     OTHER_FIELDS,
     OTHER_METHODS,
     OTHER_OPTIONS,
@@ -158,6 +159,7 @@ class AsyncImages(ImageCalls, AsyncOnly):
     models: ModelsAttribute = returns_awaitable(ModelsAttribute())
     """The models of the server: `await client.models()`, or `client.models.list()` as in openai."""
 
+    @advise_keywords(OTHER_CHANGES)
     def with_options(
         self,
         *,
@@ -167,12 +169,19 @@ class AsyncImages(ImageCalls, AsyncOnly):
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, Any] | None = None,
         max_retries: int | None = None,
+        default_headers: Mapping[str, str] | None = None,
+        default_query: Mapping[str, Any] | None = None,
     ) -> "AsyncImages":
         """Return a view of this client with other options, which shares its connections.
 
-        None keeps the current value; `headers` and `query` are added to the client's. Closing
-        either closes both.
+        None keeps the current value; `headers` and `query` are added to the client's. The last
+        three are openai's names for `retry`, `headers` and `query`. Closing either closes both.
+
+        Raises:
+            ConfigurationError: If an option is invalid.
         """
+        headers = either("headers", headers, "default_headers", default_headers)
+        query = either("query", query, "default_query", default_query)
         if max_retries is not None:
             retry = make_retry(retry, max_retries)
         settings = change_settings(self._settings, timeout, retry, headers, query)

@@ -293,6 +293,8 @@ def split_base_url(url: str | None) -> tuple[str, dict[str, Any]]:
             problem = "it must not contain a user or password"
         elif parts.fragment or "#" in query:
             problem = "it must not contain a fragment (#…)"
+        elif found := re.search(r"/(images/(generations|edits)|models)/?$", parts.path):
+            problem = f"it must end before {found[0].rstrip('/')}, which the client adds"
         elif re.search(r"[\s\x00-\x1f\x7f]", address + query):
             problem = "it contains white space"
     if problem:

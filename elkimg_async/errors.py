@@ -96,7 +96,6 @@ class ElkImagesError(Exception):
         return self.message
 
     def _advise(self) -> str:
-        """Return advice on what to do about it."""
         return self.advice
 
     def _warn_of_billing(self) -> str:
@@ -175,6 +174,11 @@ class APIError(ElkImagesError):
     """The delay requested by the server, in seconds; None if it does not say."""
     model: str | None = None
     """The model of the request; None if the request names none."""
+
+    @property
+    def status_code(self) -> int | None:
+        """The same as `status`; openai's name for it."""
+        return self.status
 
     def _advise_model(self) -> str:
         return (

@@ -115,6 +115,7 @@ def batch(
         ray=ray,
     )
     settings.check(connection)
+    display.check()
     if contact_sheet is not None:
         sheet.check_path(contact_sheet)
     options = image.given()
@@ -199,10 +200,13 @@ def _run(
     contact_sheet: Path | None,
 ) -> int:
     """Run all requests, print the summary, and return the exit code."""
+    began = False
 
     async def run() -> None:
+        nonlocal began
         opened = connection.client(say=report.say, limits=settings.limits)
         async with opened as client, settings.open(client, connection, requests) as running:
+            began = True
             await report.follow(running)
         if contact_sheet is not None:
             for page in await sheet.draw(report.tiles, contact_sheet):
@@ -213,9 +217,12 @@ def _run(
     except errors.BatchStoppedError as error:
         report.stopped(error, settings.output, settings.journal)
         return 1
-    except errors.ElkImagesError:
+    except errors.ElkImagesError as error:
+        if not began:
+            raise
         report.broken(settings.output)
-        raise
+        say(sentence(error))
+        return 1
     except KeyboardInterrupt:
         report.interrupted(settings.output)
         return 130

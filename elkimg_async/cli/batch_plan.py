@@ -191,7 +191,7 @@ def print_plan(
     if wrong:
         parts.append(f"{wrong:,} cannot be sent")
     OUT.print(f"{', '.join(parts)}.", soft_wrap=True)
-    return 1 if wrong else 0
+    return 2 if wrong else 0
 
 
 def _print_request(row: InputRow, planned: Planned) -> None:

@@ -36,7 +36,7 @@ def run_tasks(tasks: Sequence[ImageTask], report: Report, connection: Connection
         event_loop.run(run)
     finally:
         report.finish()
-    return 1 if report.failed else 0
+    return report.exit_code
 
 
 class ImageTask:
@@ -78,10 +78,9 @@ class ImageTask:
             try:
                 await (self._run_stream(client) if self._stream else self._run_batch(client))
             except errors.ElkImagesError as error:
-                if fatal_reason(error) is None:
-                    self._report.fail(sentence(error), self._prompt)
-                else:
-                    self._report.stop(sentence(error), self._prompt)
+                unsent = isinstance(error, (errors.ConfigurationError, errors.InvalidRequestError))
+                show = self._report.fail if fatal_reason(error) is None else self._report.stop
+                show(sentence(error), self._prompt, sent=not unsent)
             self._report.bars.remove_task(bar)
 
     async def _run_batch(self, client: AsyncImages) -> None:

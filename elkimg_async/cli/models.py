@@ -30,6 +30,7 @@ def models(
         display: What is printed.
         connection: Where requests go.
     """
+    display.check()
     connection.check()
 
     def note(text: str) -> None:

@@ -59,6 +59,12 @@ class Report:
         self._finals: list[Path] = []
         self._costs: dict[str, Decimal] = {}
         self.stopped = False
+        self._sent = False
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code: 2 if nothing was sent."""
+        return 0 if not self.failed else 1 if self._sent else 2
 
     @property
     def animated(self) -> bool:
@@ -82,19 +88,21 @@ class Report:
         if isinstance(record, RetryScheduled):
             self.say(f"{sentence(record.error)} Trying again in {record.delay:.1f} s.")
 
-    def fail(self, problem: str, prompt: str) -> None:
-        """Print what went wrong with a prompt."""
+    def fail(self, problem: str, prompt: str, *, sent: bool = True) -> None:
+        """Print what went wrong with a prompt; `sent` is whether its request may have been sent."""
         self.failed = True
+        self._sent = self._sent or sent
         say(f"{short(prompt)}: {problem}", "red")
 
-    def stop(self, problem: str, prompt: str) -> None:
+    def stop(self, problem: str, prompt: str, *, sent: bool = True) -> None:
         """Print once why every prompt fails, and start no further one."""
         if not self.stopped:
-            self.fail(problem, prompt)
+            self.fail(problem, prompt, sent=sent)
         self.stopped = True
 
     def add(self, saved: SavedImage, *, counts_usage: bool) -> None:
         """Record a saved image; `counts_usage` is False if the usage was counted before."""
+        self._sent = True
         pixels = _pixels(saved)
         content = saved.image.content or b""
         kind = saved.image.media_type or ""

@@ -1,5 +1,6 @@
 """Requests for images, and their construction from the arguments of a call."""
 
+import difflib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -221,13 +222,21 @@ def _correction(param: str, value: Any) -> str:
             return " For several prompts use client.map(prompts)."
         case "size", (int(width), int(height)):
             return f" Write size='{width}x{height}'."
+        case "size", int(edge) if edge > 1:
+            return f" Write size='{edge}x{edge}'."
+        case _, str(text) if param in _NUMBERS and text.isdecimal():
+            return f" Write {param}={int(text)}."
+        case _, float(number) if param in _NUMBERS and number.is_integer():
+            return f" Write {param}={int(number)}."
         case _:
             return ""
 
 
 def _unknown_field(kind: type[ImageRequest], name: str) -> str:
+    similar = difflib.get_close_matches(name, kind.__struct_fields__, 1, cutoff=0.75)
+    meant = f"did you mean {similar[0]!r}? Its" if similar else "its"
     return (
-        f"A request has no field {name!r}; its fields are {', '.join(kind.__struct_fields__)}. "
+        f"A request has no field {name!r}; {meant} fields are {', '.join(kind.__struct_fields__)}. "
         "Put other fields for the server into extra_body and, in map, data of your own into "
         "metadata."
     )
@@ -241,4 +250,7 @@ def _is_deep(value: Any) -> bool:
     return False
 
 
+_NUMBERS = {
+    field.name for field in msgspec.structs.fields(ImageRequest) if field.type == int | None
+}
 _IN_WORDS: dict[Any, str] = {str: "a string", str | None: "a string", int | None: "a whole number"}

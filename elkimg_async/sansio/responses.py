@@ -222,6 +222,10 @@ class ImagesResponse(Sequence[Image]):
                 advice = "its images are result[0], result[1], …, or for image in result."
             elif not name.startswith("_") and hasattr(Image, name):
                 advice = f"each of its images has it, as in result[0].{name}."
+            elif name in ("model_dump_json", "to_json", "json"):
+                advice = "use json.dumps(result.to_dict())."
+            elif name in ("_request_id", "request_id"):
+                advice = "use result.meta.request_id."
             raise missing_attribute(self, name, advice)
 
     def __repr__(self) -> str:

@@ -137,7 +137,12 @@ class Transport:
 
     def __del__(self) -> None:
         if getattr(self, "_pools", None) and not self.closed and self._pid == os.getpid():
-            for purpose, pool in self._pools.items():
+            # The loops that have ended have closed their sessions, so that a client in a module's
+            # global is silent at the end of the program.
+            unclosed = [each for each in self._pools.items() if not each[1].session.closed]
+            if not unclosed:
+                return
+            for purpose, pool in unclosed:
                 with contextlib.suppress(RuntimeError):  # the loop is closed, and so is its session
                     purpose.loop.call_soon_threadsafe(_close_later, purpose.loop, pool)
             warnings.warn(
