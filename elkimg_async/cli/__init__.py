@@ -4,9 +4,11 @@ Each command is a function listed in `app`; its signature and docstrings are its
 returns the exit code. Results go to standard output, progress and errors to standard error.
 """
 
+import os
 import signal
 import sys
 from importlib.util import find_spec
+from types import FrameType
 
 
 def main() -> int:
@@ -14,7 +16,7 @@ def main() -> int:
     handled = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not under nohup
     try:
         if handled:  # while modules load, there is nothing to clean up
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, _exit)
         if None in (find_spec("cyclopts"), find_spec("rich")):
             sys.stderr.write('The command needs more packages: pip install "elkimg-async[cli]"\n')
             return 1
@@ -27,3 +29,9 @@ def main() -> int:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # another one ends the process at once
         sys.stderr.write("Interrupted.\n")
         return 130
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    """End the process without an exception, which an import may turn into another one."""
+    os.write(sys.stderr.fileno(), b"Interrupted.\n")
+    os._exit(130)
