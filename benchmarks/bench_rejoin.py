@@ -22,7 +22,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from .jobs_backend import picture
+from .jobs_backend import Lag, picture
 from .lab import ROOT, child_environment
 
 VIEWERS = 50
@@ -120,11 +120,12 @@ async def messages(reader: asyncio.StreamReader) -> AsyncIterator[dict[bytes, by
 
 async def browse(port: int, count: int, size: int, spread: float) -> dict[str, Any]:
     """Run the browsers of one process; return what they have seen."""
-    chance = random.Random(13)
+    chance, lag = random.Random(13), Lag()
     browsers = [Browser(port, f"job-{number}", chance, size) for number in range(count)]
     await asyncio.gather(*(browser.run(spread) for browser in browsers))
     joins = [join for browser in browsers for join in browser.joins]
-    return {"collected": sum(browser.collected for browser in browsers), "joins": joins}
+    collected = sum(browser.collected for browser in browsers)
+    return {"collected": collected, "joins": joins, **lag.figures()}
 
 
 def measure_browsers(args: argparse.Namespace) -> None:
@@ -146,16 +147,27 @@ def measure_browsers(args: argparse.Namespace) -> None:
         seen, wall = json.loads(done.stdout), time.perf_counter() - began
         after, counted = stats(port), stats(api)
     joins = sorted(seen["joins"])
+    late = sum(join > 0.05 for join in joins)
     live = args.count * args.size
     print(
         f"{args.count} browsers, {counted['prompts']} ids, {counted['requests']} generations, "
         f"{seen['collected']} images collected in {wall:.0f} s\n"
         f"{len(joins)} joins: median {1000 * statistics.median(joins):.1f} ms, "
         f"95 % {1000 * joins[len(joins) * 95 // 100]:.1f} ms, "
-        f"99 % {1000 * joins[len(joins) * 99 // 100]:.1f} ms, maximum {1000 * joins[-1]:.0f} ms\n"
+        f"99 % {1000 * joins[len(joins) * 99 // 100]:.1f} ms, maximum {1000 * joins[-1]:.0f} ms, "
+        f"{late} above 50 ms\n"
+        f"{describe_lag('backend', after)}\n{describe_lag('browsers', seen)}\n"
         f"backend: {(after['cpu'] - before['cpu']) / wall:.0%} of a core; memory above the start "
         f"{(after['peak'] - before['resident']) / 1e6:.0f} MB at most, "
         f"{(after['peak'] - before['resident']) / live:.2f} times the live images"
+    )
+
+
+def describe_lag(name: str, figures: dict[str, Any]) -> str:
+    """Return how late the event loop of a process was."""
+    return (
+        f"{name}: loop late by 99 % {1000 * figures['lag_99']:.1f} ms, maximum "
+        f"{1000 * figures['lag_max']:.0f} ms; waited {figures['waited']:.1f} s for a processor"
     )
 
 

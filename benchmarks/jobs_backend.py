@@ -11,6 +11,7 @@ import asyncio
 import base64
 import contextlib
 import functools
+import gc
 import hashlib
 import json
 import os
@@ -32,6 +33,7 @@ from elkimg_async.jobs import DirectoryStore, ImageJobs, MemoryStore, Store
 from .client import KEY
 
 BLOCK = 128 * 1024
+_TICK = 0.005
 PNG = b"\x89PNG\r\n\x1a\n"
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
 
@@ -39,6 +41,43 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close
 def picture(prompt: str, kind: str, size: int) -> bytes:
     """Return the bytes of the image of a prompt, which start like a PNG."""
     return PNG + hashlib.shake_128(f"{kind} {prompt}".encode()).digest(size - len(PNG))
+
+
+class Lag:
+    """How late an event loop is: for its own work, and because other processes have the processors.
+
+    A join waits for the loops of the backend and of the browsers, so its tail is not shorter than
+    theirs.
+    """
+
+    def __init__(self) -> None:
+        self._seconds = list[float]()
+        self._task = asyncio.create_task(self._measure())
+        self._waited = self._run_delay()
+
+    def reset(self) -> None:
+        """Begin again."""
+        self._seconds.clear()
+        self._waited = self._run_delay()
+
+    def figures(self) -> dict[str, float]:
+        """Return how late the loop was, and for how long the process waited for a processor."""
+        found = sorted(self._seconds) or [0.0]
+        return {
+            "lag_99": found[len(found) * 99 // 100],
+            "lag_max": found[-1],
+            "waited": self._run_delay() - self._waited,
+        }
+
+    async def _measure(self) -> None:
+        while True:
+            began = time.perf_counter()
+            await asyncio.sleep(_TICK)
+            self._seconds.append(time.perf_counter() - began - _TICK)
+
+    @staticmethod
+    def _run_delay() -> float:
+        return int(Path("/proc/self/schedstat").read_text().split()[1]) / 1e9
 
 
 class CountingApi:
@@ -106,14 +145,18 @@ def backend(jobs: ImageJobs) -> Starlette:
 
         return StreamingResponse(each())
 
+    lag = Lag()
+
     async def stats(request: Request) -> Response:
         if "reset" in request.query_params:
+            lag.reset()
             Path("/proc/self/clear_refs").write_text("5")
         status = dict(
             line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines()
         )
         resident, peak = (int(status[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
-        return JSONResponse({"resident": resident, "peak": peak, "cpu": time.process_time()})
+        used = {"resident": resident, "peak": peak, "cpu": time.process_time()}
+        return JSONResponse({**used, **lag.figures()})
 
     return Starlette(
         routes=[Route("/image", image), Route("/bytes", same_bytes), Route("/stats", stats)]
@@ -150,6 +193,9 @@ async def serve_backend(url: str, store: Store) -> None:
         serving = asyncio.create_task(server.serve([socket]))
         while not server.started:
             await asyncio.sleep(0.01)
+        # What is there so far stays: full collections, which stop the process, leave it out.
+        gc.collect()
+        gc.freeze()
         print(socket.getsockname()[1], flush=True)
         await input_end()
         server.should_exit = True

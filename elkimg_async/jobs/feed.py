@@ -8,7 +8,6 @@ been replaced by newer ones.
 import asyncio
 import bisect
 import functools
-import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Protocol, Self
@@ -228,11 +227,12 @@ class JobEvents(EventIterator):
         self, *, seconds: float | None, interrupt: "asyncio.Future[None] | None"
     ) -> None:
         """Wait until `ready` is no longer False, until `interrupt`, or for some seconds."""
-        deadline = math.inf if seconds is None else time.monotonic() + seconds
-        while self.ready is False and time.monotonic() < deadline and self._feed is not None:
-            if interrupt is not None and interrupt.done():
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while self.ready is False and self._feed is not None:
+            remaining = None if deadline is None else deadline - time.monotonic()
+            if (remaining is not None and remaining <= 0) or (interrupt and interrupt.done()):
                 return
-            await self._feed.changed(seconds=seconds, interrupt=interrupt)
+            await self._feed.changed(seconds=remaining, interrupt=interrupt)
 
     @property
     def complete(self) -> bool:

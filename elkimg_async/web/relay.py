@@ -162,6 +162,7 @@ class ServerSentEvents:
         if job is None or self._step is not None:
             return None
         if job.ready is not False:
+            await asyncio.sleep(0)  # lets a lost connection be noticed between two events
             return job.ready
         await job.changed(seconds=self._heartbeat, interrupt=self._start_watch())
         return job.ready

@@ -48,7 +48,7 @@ async def end(command: Command) -> Ended:
     with anyio.fail_after(20):
         out, err = await command._process.communicate()
     assert command._process.returncode is not None
-    assert b"KeyboardInterrupt" not in err, err.decode()
+    assert b"KeyboardInterrupt" not in err or b"elkimg_async" not in err, err.decode()
     return Ended(command._process.returncode, out.decode(), err.decode())
 
 

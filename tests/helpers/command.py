@@ -59,7 +59,9 @@ class Command:
 
     def interrupt(self) -> None:
         """Send what Ctrl-C sends."""
-        self._process.send_signal(signal.SIGINT)
+        # not `send_signal`, which may take the exit code from asyncio if the process has ended
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._process.pid, signal.SIGINT)
 
     async def ended(self, typed: bytes | None = None) -> Ended:
         """Wait for the end; check that nothing is left open and no traceback is printed."""

@@ -1,14 +1,13 @@
 """Stores of every kind, and jobs over a local server."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from elkimg_async.jobs import DirectoryStore, MemoryStore, RedisStore, Store
+from elkimg_async.jobs import DirectoryStore, MemoryStore, RedisStore
+from tests.helpers.jobs import MakeStore
 from tests.helpers.redis_server import needs_redis, redis_server
-
-MakeStore = Callable[[], Store]
 
 
 @pytest.fixture(scope="session")

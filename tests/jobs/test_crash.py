@@ -14,9 +14,9 @@ import elkimg_async
 from elkimg_async import AsyncImages, CompletedImage, errors
 from elkimg_async.jobs import DirectoryStore, ImageJobs, RedisStore, Store
 from elkimg_async.local import LocalServer
+from tests.helpers.jobs import COMPLETED, client_of, partial
 from tests.helpers.raw_server import API_KEY, DONE, End, RawServer, event, open_stream, stream
 from tests.helpers.redis_server import needs_redis, redis_server
-from tests.jobs.test_registry import COMPLETED, client_of, partial
 
 ROOT = str(Path(elkimg_async.__file__).parent.parent)
 KILLS = int(os.environ.get("ELKIMG_JOB_KILLS", "6"))

@@ -13,8 +13,8 @@ from elkimg_async import AsyncImages, StoreError
 from elkimg_async.jobs import DirectoryStore, ImageJobs
 from elkimg_async.local import LocalServer
 from tests.helpers.file_systems import NO_LOCKS, NO_SYNC, failing
+from tests.helpers.jobs import COMPLETED, client_of, partial
 from tests.helpers.raw_server import DONE, PNG, RawServer, event, open_stream
-from tests.jobs.test_registry import COMPLETED, client_of, partial
 
 
 @pytest.mark.parametrize("code", NO_SYNC)

@@ -6,8 +6,8 @@ import pytest
 
 from elkimg_async import JobNotFoundError, StoreError
 from elkimg_async.jobs import ImageJobs, MemoryStore
+from tests.helpers.jobs import COMPLETED, client_of, partial
 from tests.helpers.raw_server import DONE, PNG, RawServer, event, open_stream, stream
-from tests.jobs.test_registry import COMPLETED, client_of, partial
 
 
 async def test_memory_evicts_the_oldest_finished_jobs() -> None:

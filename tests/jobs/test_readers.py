@@ -11,8 +11,8 @@ import pytest
 
 from elkimg_async import CompletedImage
 from elkimg_async.jobs import ImageJobs, MemoryStore
+from tests.helpers.jobs import COMPLETED, client_of, partial
 from tests.helpers.raw_server import DONE, PNG, RawServer, event, open_stream
-from tests.jobs.test_registry import COMPLETED, client_of, partial
 
 READERS = int(os.environ.get("ELKIMG_READERS", "200"))
 

@@ -14,11 +14,13 @@ import anyio
 import httpx
 import pytest
 from PIL import Image as Pillow
+from PIL import ImageChops, ImageStat
 
-from elkimg_async import AsyncImages
+from elkimg_async import AsyncImages, Pricing, TokenPrices
+from elkimg_async.jobs import DirectoryStore, ImageJobs
 from elkimg_async.local import LocalServer
 from elkimg_async.studio.server import serve
-from tests.helpers.raw_server import DONE, Piece, RawServer, event, head
+from tests.helpers.raw_server import DONE, Piece, RawServer, event, head, response, stream
 
 playwright = pytest.importorskip("playwright.async_api", reason="pip install playwright")
 
@@ -27,9 +29,14 @@ from playwright.async_api import Browser, Locator, Page, async_playwright, expec
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(180),
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is missing: apt-get install chromium"),
 ]
 BUSY = "[aria-busy=true]"
+GUARD = 40_000
+"""Milliseconds after which a state that does not come fails a test; loaded machines are slow."""
+
+expect.set_options(GUARD)
 
 
 class Seen(NamedTuple):
@@ -50,7 +57,7 @@ class Seen(NamedTuple):
     async def generate(self, prompt: str = "An elk at dawn", **options: str) -> Locator:
         """Generate; return the finished card."""
         card = await self.start(prompt, **options)
-        await expect(card.get_by_role("link", name="Download")).to_be_visible(timeout=15_000)
+        await expect(card.get_by_role("link", name="Download")).to_be_visible()
         return card
 
     async def jobs(self) -> list[dict[str, Any]]:
@@ -88,16 +95,18 @@ async def opened(
     browser: Browser,
     server: LocalServer | RawServer,
     key: str = "key-of-the-browser",
+    folder: Path | None = None,
     **options: Any,
 ) -> AsyncIterator[Seen]:
     """Open the studio in a new window; `options` are those of the window."""
     errors = list[str]()
-    client = AsyncImages(key, base_url=server.base_url, retry=options.pop("retry", 0))
-    async with client, serve(client, port=0, grace=0) as url:
+    settings = {name: options.pop(name) for name in ("retry", "pricing") if name in options}
+    client = AsyncImages(key, base_url=server.base_url, **{"retry": 0, **settings})
+    async with client, serve(client, port=0, grace=0, folder=folder) as url:
         page = await browser.new_page(**{"viewport": {"width": 1280, "height": 900}, **options})
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(GUARD)
         try:
             await page.goto(url)
             await expect(page.get_by_label("Square")).to_be_visible()
@@ -110,7 +119,10 @@ async def opened(
 
 @pytest.fixture
 async def seen(browser: Browser) -> AsyncIterator[Seen]:
-    async with LocalServer(light=True) as server, opened(browser, server, server.api_key) as seen:
+    async with (
+        LocalServer(light=True, delay=0.05) as server,
+        opened(browser, server, server.api_key) as seen,
+    ):
         yield seen
 
 
@@ -124,7 +136,7 @@ async def colour(frame: Locator) -> tuple[int, ...]:
 
 async def until_colour(frame: Locator, wanted: tuple[int, ...]) -> None:
     """Wait until a transition has ended in this colour."""
-    with anyio.fail_after(5):
+    with anyio.fail_after(GUARD / 1000):
         while await colour(frame) != wanted:
             await anyio.sleep(0.05)
 
@@ -244,14 +256,13 @@ async def test_generate_with_every_option(seen: Seen) -> None:
 
 
 async def test_cancel_and_retry(seen: Seen) -> None:
-    """Cancel ends the call within a second, and the partial image stays."""
+    """Cancel ends the call at once, and the partial image stays."""
     seen.server.inject("stall-stream=1")
     card = await seen.start()
     await expect(card.locator(BUSY)).to_be_visible()
     await expect(card.locator(".progress")).to_contain_text("Preview 1")
     await card.get_by_role("button", name="Cancel").click()
-    with anyio.fail_after(1.5):
-        await seen.server.wait_disconnected()
+    await seen.server.wait_disconnected()
     await expect(card).to_contain_text("Cancelled")
     await expect(card).to_contain_text("You may still be charged.")
     await expect(card.locator(".progress")).to_have_text("Unfinished")
@@ -306,7 +317,7 @@ async def test_studio_stopped(browser: Browser, tmp_path: Path) -> None:
             await page.keyboard.press("Control+Enter")
             await expect(page.locator("#composer-problem")).to_contain_text("not running")
             async with serve(client, folder=tmp_path, port=port):
-                await expect(page.locator("#offline")).to_be_hidden(timeout=15_000)
+                await expect(page.locator("#offline")).to_be_hidden()
                 await page.get_by_role("button", name="Generate", exact=True).click()
                 await expect(page.get_by_role("link", name="Download").last).to_be_visible()
         await page.close()
@@ -406,7 +417,7 @@ async def test_reload_while_running(browser: Browser) -> None:
         await seen.start()
         await seen.page.reload()
         card = seen.page.get_by_role("article").first
-        await expect(card.get_by_role("link", name="Download")).to_be_visible(timeout=15_000)
+        await expect(card.get_by_role("link", name="Download")).to_be_visible()
         assert server.generations == 1
 
 
@@ -442,6 +453,58 @@ async def test_variation_and_menu(seen: Seen) -> None:
     await expect(page.get_by_role("article")).to_have_count(1)
 
 
+@pytest.mark.parametrize("kind", ["png", "webp"])
+async def test_copy_image_and_prompt(seen: Seen, kind: str) -> None:
+    """A copied image is pasted as PNG, whatever its format; a copied prompt as text."""
+    page = seen.page
+    await page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    await page.get_by_text("More options").click()
+    await page.get_by_label("File format").select_option(kind)
+    card = await seen.generate("A small elk")
+
+    async def copy(name: str, announced: str) -> None:
+        await card.get_by_role("button", name="More", exact=True).click()
+        await page.get_by_role("menuitem", name=name).click()
+        await expect(page.locator("#status")).to_have_text(announced)
+
+    await copy("Copy prompt", "The prompt was copied.")
+    assert await page.evaluate("navigator.clipboard.readText()") == "A small elk"
+    await copy("Copy image", "The image was copied.")
+    pasted = """async () => {
+        const [item] = await navigator.clipboard.read();
+        const bytes = new Uint8Array(await (await item.getType("image/png")).arrayBuffer());
+        return btoa(bytes.reduce((text, byte) => text + String.fromCharCode(byte), ""));
+    }"""
+    copied = Pillow.open(io.BytesIO(base64.b64decode(await page.evaluate(pasted))))
+    assert copied.format == "PNG"
+    difference = ImageChops.difference(copied.convert("RGB"), await seen.latest())
+    assert max(ImageStat.Stat(difference).mean) < (0.01 if kind == "png" else 4)
+
+
+@pytest.mark.parametrize("reported", [True, False], ids=["by the server", "by a price table"])
+async def test_cost_is_shown(browser: Browser, reported: bool) -> None:
+    """The cost of an image and of the session is that of the server, or of the user's prices."""
+    usage: dict[str, Any] = {"total_tokens": 1100, "input_tokens": 100, "output_tokens": 1000}
+    if reported:
+        usage |= {"cost": 0.033}
+    completed: dict[str, Any] = {
+        "type": "image_generation.completed",
+        "b64_json": plain("red", (64, 64)),
+    }
+    completed["usage"] = usage
+    prices = TokenPrices(text_input=30, image_input=0, image_output=30)
+    pricing = None if reported else Pricing({"gpt-image-1.5": prices})
+    reply = stream(event(completed), DONE)
+    async with RawServer(reply, reply) as server, opened(browser, server, pricing=pricing) as seen:
+        card = await seen.generate()
+        await expect(card.locator(".facts")).to_contain_text("1,100 tokens · cost 0.033")
+        totals = seen.page.locator("#totals")
+        await expect(totals).to_contain_text("1 image · 1,100 tokens · cost 0.033")
+        await seen.page.wait_for_timeout(700)
+        await seen.generate("Another")
+        await expect(totals).to_contain_text("2 images · 2,200 tokens · cost 0.066")
+
+
 async def test_viewer(seen: Seen) -> None:
     """The viewer turns with the arrow keys, shows the full size, and compares before and after."""
     page = seen.page
@@ -475,25 +538,31 @@ async def test_viewer(seen: Seen) -> None:
     await expect(card.get_by_role("button", name="View full size")).to_be_focused()
 
 
-async def test_forty_images(browser: Browser) -> None:
+async def test_forty_images(browser: Browser, tmp_path: Path) -> None:
     """Forty large images load as thumbnails: a page with all of them needs few megabytes."""
-    async with LocalServer(delay=0) as server, opened(browser, server, server.api_key) as seen:
-        page = seen.page
-        await page.get_by_label("Previews").evaluate("field => (field.value = 0)")
-        await page.get_by_label("Count").first.fill("10")
-        for number in range(4):
-            await seen.start(f"Ten elks {number}")
-            await page.wait_for_timeout(700)
-        await expect(page.locator(".frame.finished")).to_have_count(40, timeout=50_000)
-        await page.set_viewport_size({"width": 2560, "height": 1440})
-        await page.reload()
-        await expect(page.locator(".frame.finished")).to_have_count(40)
-        for frame in await page.locator(".frame.finished").all():
-            await frame.scroll_into_view_if_needed()
-        sizes = """() => performance.getEntriesByType('resource')
-            .filter(e => e.name.includes('/thumbnails/')).map(e => e.decodedBodySize)"""
-        found = await page.evaluate(sizes)
-        assert sum(found) < 6_000_000
+    file = io.BytesIO()
+    noise = Pillow.effect_noise((128, 128), 60).convert("RGB")
+    noise.resize((1024, 1024)).save(file, "png")
+    images = [{"b64_json": base64.b64encode(file.getvalue()).decode()}] * 10
+    async with RawServer(*[response({"created": 1, "data": images})] * 4) as server:
+        async with (
+            AsyncImages("key", base_url=server.base_url) as client,
+            ImageJobs(client, store=DirectoryStore(tmp_path), keep=None) as jobs,
+        ):
+            for number in range(4):
+                job = await jobs.start(f"Ten elks {number}", n=10)
+                assert len(await jobs.result(job.id)) == 10
+        window = {"width": 2560, "height": 1440}
+        async with opened(browser, server, folder=tmp_path, viewport=window) as seen:
+            await expect(seen.page.locator(".frame.finished")).to_have_count(40)
+            for frame in await seen.page.locator(".frame.finished").all():
+                await frame.scroll_into_view_if_needed()
+                await expect(frame.locator("img")).to_have_js_property("complete", True)
+            sizes = """() => performance.getEntriesByType('resource')
+                .filter(e => e.name.includes('/thumbnails/')).map(e => e.decodedBodySize)"""
+            found = await seen.page.evaluate(sizes)
+            assert len(found) == 40
+            assert sum(found) < 40 * len(file.getvalue()) / 4
 
 
 # --- storing ----------------------------------------------------------------
@@ -520,22 +589,22 @@ async def test_reload(seen: Seen) -> None:
     assert seen.server.requests[-1].fields["prompt"] == "A first one"
 
 
-@pytest.mark.parametrize("again", [False, True], ids=["at once", "after a reload"])
 @pytest.mark.parametrize(("kind", "ending"), [("png", "png"), ("jpeg", "jpg"), ("webp", "webp")])
-async def test_download(seen: Seen, again: bool, kind: str, ending: str) -> None:
+async def test_download(seen: Seen, kind: str, ending: str) -> None:
     """A download has a name from the prompt, the right extension, and the bytes of the image."""
     await seen.page.get_by_text("More options").click()
     await seen.page.get_by_label("File format").select_option(kind)
     card = await seen.generate("Zwei Elche, am Morgen!")
-    if again:
-        await seen.page.reload()
-    async with seen.page.expect_download() as waiting:
-        await card.get_by_role("link", name="Download").click()
-    download = await waiting.value
-    assert download.suggested_filename == f"zwei-elche-am-morgen.{ending}"
-    content = await anyio.Path(await download.path()).read_bytes()
-    assert content == await seen.content()
-    assert Pillow.open(io.BytesIO(content)).format == kind.upper()
+    for again in (False, True):
+        if again:
+            await seen.page.reload()
+        async with seen.page.expect_download() as waiting:
+            await card.get_by_role("link", name="Download").click()
+        download = await waiting.value
+        assert download.suggested_filename == f"zwei-elche-am-morgen.{ending}"
+        content = await anyio.Path(await download.path()).read_bytes()
+        assert content == await seen.content()
+        assert Pillow.open(io.BytesIO(content)).format == kind.upper()
 
 
 # --- editing ----------------------------------------------------------------
@@ -569,7 +638,7 @@ async def test_edit_with_drawn_mask(seen: Seen) -> None:
     await expect(page.locator("#editor")).to_be_hidden()
     edited = page.get_by_role("article").first
     await expect(edited).to_contain_text("A red scarf")
-    await expect(edited.get_by_role("link", name="Download")).to_be_visible(timeout=15_000)
+    await expect(edited.get_by_role("link", name="Download")).to_be_visible()
     after = await seen.latest()
     assert after.size == before.size
     assert after.getpixel((512, 256)) != before.getpixel((512, 256))
@@ -686,6 +755,43 @@ async def test_editor_erases_and_zooms(seen: Seen) -> None:
     assert cursor["width"] == pytest.approx(0.2 * image["height"], abs=4)
 
 
+async def test_editor_pinch(browser: Browser) -> None:
+    """Two fingers zoom and move the image, and what the first one has drawn before is removed."""
+    window: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
+    async with LocalServer() as server, opened(browser, server, **window) as seen:
+        page = seen.page
+        image: Any = {"name": "a.png", "mimeType": "image/png"}
+        image["buffer"] = base64.b64decode(plain("red", (600, 600)))
+        await page.get_by_label("Your own image").set_input_files(image)
+        viewport = page.locator("#viewport")
+        await expect(viewport).to_have_attribute("data-scale", "1.00")
+        box = await viewport.bounding_box()
+        assert box is not None
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        devtools = await page.context.new_cdp_session(page)
+
+        async def touch(kind: str, *fingers: float) -> None:
+            points = [{"x": x + each, "y": y, "id": finger} for finger, each in enumerate(fingers)]
+            event = {"type": f"touch{kind}", "touchPoints": points}
+            await devtools.send("Input.dispatchTouchEvent", event)
+
+        await touch("Start", -30)
+        await touch("Move", -40)
+        await touch("Start", -40, 40)
+        for step in range(1, 9):
+            await touch("Move", -40 - 5 * step, 40 + 5 * step)
+        await touch("End")
+        await expect(viewport).to_have_attribute("data-scale", re.compile(r"^(1\.9|2\.0)"))
+        await expect(page.locator("#selected")).to_contain_text("Nothing is selected")
+        stage = await page.locator("#stage").bounding_box()
+        assert stage is not None
+        assert stage["x"] + stage["width"] / 2 == pytest.approx(x, abs=12)
+        await touch("Start", 0)
+        await touch("Move", 20)
+        await touch("End")
+        await expect(page.locator("#selected")).to_contain_text("of the image is selected")
+
+
 async def test_paste_and_drop(seen: Seen) -> None:
     """An image that is pasted or dropped opens in the editor."""
     page = seen.page
@@ -753,7 +859,7 @@ async def test_keyboard(seen: Seen) -> None:
     await expect(page.locator("#selected")).to_contain_text("25% of the image")
     await tab_to(page.get_by_role("button", name="Apply edit"))
     await press("Enter")
-    await expect(page.get_by_role("link", name="Download")).to_have_count(2, timeout=15_000)
+    await expect(page.get_by_role("link", name="Download")).to_have_count(2)
     after = await seen.latest()
     right = (after.width // 2 + 8, 0, after.width, after.height)
     assert after.crop(right).tobytes() == before.crop(right).tobytes()
@@ -809,19 +915,20 @@ async def test_dark_and_reduced_motion(seen: Seen) -> None:
     assert await seen.page.evaluate("document.getAnimations().length") == 0
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_accessibility_rules(seen: Seen, scheme: Any) -> None:
-    """axe-core finds no violation in any state of the page."""
+async def test_accessibility_rules(seen: Seen) -> None:
+    """axe-core finds no violation in any state of the page, in light and dark."""
     axe = pytest.importorskip("axe_playwright_python.async_playwright").Axe()
-    await seen.page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+    schemes: tuple[Any, ...] = ("light", "dark")
 
     async def check(state: str) -> None:
-        found = await axe.run(seen.page)
-        wrong = [
-            (problem["id"], [node["html"][:120] for node in problem["nodes"]])
-            for problem in found.response["violations"]
-        ]
-        assert (state, wrong) == (state, [])
+        for scheme in schemes:
+            await seen.page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+            found = await axe.run(seen.page)
+            wrong = [
+                (problem["id"], [node["html"][:120] for node in problem["nodes"]])
+                for problem in found.response["violations"]
+            ]
+            assert (state, scheme, wrong) == (state, scheme, [])
 
     await seen.page.get_by_text("More options").click()
     await check("empty")

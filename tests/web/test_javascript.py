@@ -17,6 +17,7 @@ from fastapi.responses import HTMLResponse, Response
 from elkimg_async import AsyncImages, web
 from elkimg_async.jobs import ImageJobs
 from elkimg_async.local import LocalServer
+from tests.helpers.jobs import COMPLETED, partial
 from tests.helpers.raw_server import (
     API_KEY,
     DONE,
@@ -27,8 +28,7 @@ from tests.helpers.raw_server import (
     open_stream,
     response,
 )
-from tests.jobs.test_registry import COMPLETED, partial
-from tests.web.test_relay import on_uvicorn
+from tests.helpers.relays import on_uvicorn
 
 playwright = pytest.importorskip("playwright.async_api", reason="pip install playwright")
 

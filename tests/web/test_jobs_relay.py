@@ -23,6 +23,7 @@ from starlette.routing import Route
 from elkimg_async import AsyncImages, web
 from elkimg_async.jobs import ImageJobs
 from elkimg_async.local import LocalServer
+from tests.helpers.jobs import COMPLETED, partial
 from tests.helpers.raw_server import (
     API_KEY,
     DONE,
@@ -34,8 +35,7 @@ from tests.helpers.raw_server import (
     response,
     stream,
 )
-from tests.jobs.test_registry import COMPLETED, partial
-from tests.web.test_relay import on_aiohttp, on_uvicorn
+from tests.helpers.relays import on_aiohttp, on_uvicorn
 
 Message = tuple[str | None, str, Any]
 
@@ -169,6 +169,21 @@ async def test_relay_left_in_the_middle_goes_on(backend: Backend) -> None:
         finish.set()
         assert (await jobs.result("one"))[0].content == PNG
         assert len(raw_server.requests) == 1
+
+
+async def test_relay_of_a_silent_job_sends_heartbeats() -> None:
+    """While a job is silent comments are sent, with and without a watch for the disconnect."""
+    async with RawServer([End.HOLD]) as raw_server, jobs_over(raw_server) as jobs:
+        await jobs.start("an elk", id="one")
+        left = asyncio.Event()
+        relay = web.ServerSentEvents(jobs.events("one"), heartbeat=0.01)
+        assert [await anext(relay) for _ in range(3)][1:] == [b": ping\n"] * 2
+        relay.stop_when(left.wait)
+        assert await anext(relay) == b": ping\n"
+        left.set()
+        rest = [chunk async for chunk in relay]
+        assert set(rest) <= {b": ping\n"}
+        await jobs.cancel("one")
 
 
 @contextlib.contextmanager

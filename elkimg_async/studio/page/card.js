@@ -133,7 +133,7 @@ export class Card {
     const { state, images: done } = this.job;
     if (!this.finished) return this.setActions(button("Cancel", once(() => this.act(() => cancelJob(this.job)))));
     const reuse = button("Reuse", () => fill(this.job), { title: "Use this prompt and its settings again" });
-    const all = element("a", { className: "button", href: zipUrl(this.job), textContent: "Save all as ZIP", download: "elkimg-images.zip" });
+    const all = element("a", { className: "button", href: zipUrl(this.job), textContent: "Save as ZIP", download: "elkimg-images.zip" });
     return this.setActions(
       button(state === "done" ? "Again" : "Try again", once(() => this.again())),
       reuse,

@@ -13,7 +13,7 @@ const PROBLEMS = {
   InvalidRequestError: ["These options cannot be combined.", "Change the options."],
   JobCancelledError: ["Cancelled", "You stopped this image."],
   JobConflictError: ["The studio rejected the request.", "Reload this page, then try again."],
-  JobLostError: ["The studio was stopped before the image arrived.", "Try again when you have checked your account."],
+  JobLostError: ["The studio was stopped before the image arrived.", "Check your account before you try again."],
   JobNotFoundError: ["The studio no longer has this image.", "Reload this page."],
   ModerationError: ["The content policy blocked this image.", "Rephrase the prompt, or use a different image."],
   NetworkError: ["The connection was lost before the image arrived.", "Check your network, then try again."],
