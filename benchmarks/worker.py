@@ -80,7 +80,7 @@ async def _cpu(
 
     # At least one full batch, so that all connections are open before the measurement; with small
     # responses until a rate controller has passed its slow start.
-    warmup = max(2, scenario.concurrency, 600 if scenario.spec.kind == "url" else 0)
+    warmup = max(2, scenario.concurrency, 3000 if scenario.spec.kind == "url" else 0)
     least = 0.2 if quick else 0.6
     values = await meters.cpu(run, scenario.count(quick), warmup, least)
     if scenario.fan_out:
