@@ -11,6 +11,7 @@ import asyncio
 import base64
 import contextlib
 import http.client
+import itertools
 import json
 import random
 import statistics
@@ -25,7 +26,7 @@ from .jobs_backend import picture
 from .lab import ROOT, child_environment
 
 VIEWERS = 50
-ROUNDS = 5
+ROUNDS = 9
 AWAY, STAY = (0.2, 4.0), (0.2, 6.0)  # seconds
 
 
@@ -179,13 +180,16 @@ async def view(port: int, count: int, path: str) -> int:
 
 
 def measure_viewers(args: argparse.Namespace) -> None:
-    """Print the CPU of one and of fifty viewers of one image."""
+    """Print the CPU of the backend for one and for fifty viewers of one job.
+
+    The socket writes are those of a plain streaming response of the same framework, which sends as
+    many bytes in chunks of the same size to as many viewers.
+    """
+    ids = (f"live-{number}" for number in itertools.count())
     with contextlib.ExitStack() as stack:
-        api = stack.enter_context(process("api", "--size", str(args.size), "--seconds", "0.1"))
+        api = stack.enter_context(process("api", "--size", str(args.size), "--seconds", "1"))
         url = f"http://127.0.0.1:{api}/v1"
         port = stack.enter_context(process("backend", "--api", url))
-        path = "/image?id=one"
-        length = asyncio.run(view(port, 2, path))
 
         def seconds(path: str, count: int) -> float:
             before = stats(port)["cpu"]
@@ -194,20 +198,27 @@ def measure_viewers(args: argparse.Namespace) -> None:
             subprocess.run(command, cwd=ROOT, env=child_environment(), check=True)
             return float(stats(port)["cpu"] - before)
 
-        rounds = [
-            (
-                seconds(path, 1),
-                seconds(path, VIEWERS),
-                seconds(f"/bytes?length={length}", VIEWERS),
+        lives = asyncio.run(view(port, 2, "/image?id=done"))
+        replay = asyncio.run(view(port, 2, "/image?id=done"))
+        for kind, length in (("a finished", replay), ("a running", lives)):
+            rounds = []
+            for _ in range(ROUNDS):
+                done = kind == "a finished"
+                one, fifty = ("done" if done else next(ids) for _ in range(2))
+                rounds.append(
+                    (
+                        seconds(f"/image?id={one}", 1),
+                        seconds(f"/image?id={fifty}", VIEWERS),
+                        seconds(f"/bytes?length={length}", VIEWERS),
+                    )
+                )
+            medians = (1000 * statistics.median(each) for each in zip(*rounds, strict=True))
+            alone, together, sockets = medians
+            print(
+                f"{kind} job, {length / 1e6:.1f} MB for each viewer: one viewer {alone:.1f} ms, "
+                f"{VIEWERS} viewers {together:.1f} ms, of which socket writes {sockets:.1f} ms and "
+                f"the rest {(together - sockets) / alone:.2f} times one viewer's"
             )
-            for _ in range(ROUNDS)
-        ]
-    one, fifty, sockets = (1000 * statistics.median(values) for values in zip(*rounds, strict=True))
-    print(
-        f"an image of {args.size / 1e6:.1f} MB: one viewer {one:.1f} ms, {VIEWERS} viewers "
-        f"{fifty:.0f} ms, {VIEWERS} responses of as many ready bytes {sockets:.0f} ms: the rest is "
-        f"{(fifty - sockets) / one:.1f} times one viewer's"
-    )
 
 
 def main() -> None:

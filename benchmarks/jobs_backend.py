@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import base64
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -30,6 +31,7 @@ from elkimg_async.jobs import DirectoryStore, ImageJobs, MemoryStore, Store
 
 from .client import KEY
 
+BLOCK = 128 * 1024
 PNG = b"\x89PNG\r\n\x1a\n"
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
 
@@ -80,6 +82,12 @@ class CountingApi:
             await writer.drain()
 
 
+@functools.cache
+def blocks(length: int) -> list[bytes]:
+    """Return so many bytes in blocks of the size that the relay sends, the same to all viewers."""
+    return [os.urandom(min(BLOCK, length - start)) for start in range(0, length, BLOCK)]
+
+
 def backend(jobs: ImageJobs) -> Starlette:
     """Return an application that starts and relays jobs, and reports its memory and CPU."""
 
@@ -90,13 +98,13 @@ def backend(jobs: ImageJobs) -> Starlette:
         return web.starlette_response(jobs.events(job.id, request.headers.get("last-event-id")))
 
     async def same_bytes(request: Request) -> Response:
-        block, length = bytes(64 * 1024), int(request.query_params["length"])
+        ready = blocks(int(request.query_params["length"]))
 
-        async def blocks() -> AsyncIterator[bytes]:
-            for _ in range(length // len(block)):
+        async def each() -> AsyncIterator[bytes]:
+            for block in ready:
                 yield block
 
-        return StreamingResponse(blocks())
+        return StreamingResponse(each())
 
     async def stats(request: Request) -> Response:
         if "reset" in request.query_params:

@@ -79,17 +79,32 @@ _NAMES = {
     "stream": ("ImageStream",),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
+_OTHER_ERRORS = {
+    "OpenAIError": "ElkImagesError",
+    "APIStatusError": "APIError",
+    "APIConnectionError": "NetworkError",
+    "APITimeoutError": "RequestTimeoutError",
+    "APIResponseValidationError": "ResponseError",
+    "InternalServerError": "ServerError",
+    **dict.fromkeys(("ConflictError", "UnprocessableEntityError"), "BadRequestError"),
+}
+"""The errors of openai, and what they are called here."""
 _OTHER_CLIENTS = re.compile(r"(Async)?(\w*Client|OpenAI|Elk(?!\w*Error)\w*|Images?|ImageClient)")
 
 
 def __getattr__(name: str) -> Any:
     if (module := _MODULES.get(name)) is None:
-        if _OTHER_CLIENTS.fullmatch(name):
+        advice = None
+        if name in _OTHER_ERRORS:
+            advice = f"the error is called {_OTHER_ERRORS[name]}."
+        elif name in ("NOT_GIVEN", "NotGiven", "Omit", "omit"):
+            advice = "pass None, or leave the argument out."
+        elif _OTHER_CLIENTS.fullmatch(name):
+            advice = "the client is called AsyncImages, and there is none without async."
+        if advice is not None:
             # An AttributeError would be replaced by Python's own text in `from … import …`.
             raise ImportError(
-                f"cannot import name {name!r} from {__name__!r}: the client is called AsyncImages, "
-                "and there is none without async.",
-                name=__name__,
+                f"cannot import name {name!r} from {__name__!r}: {advice}", name=__name__
             )
         text = f"module {__name__!r} has no attribute {name!r}"
         if name in ("edit", "generate", "map", "models"):

@@ -10,7 +10,7 @@ from typing import Any, Generic
 import msgspec
 
 from elkimg_async import hooks
-from elkimg_async.config import Settings, TimeoutLimits
+from elkimg_async.config import TimeoutLimits
 from elkimg_async.credentials import Secret, resolve_api_key
 from elkimg_async.errors import (
     ElkImagesError,
@@ -26,6 +26,7 @@ from elkimg_async.sansio.endpoints import Decoder, Endpoint, ResultT
 from elkimg_async.sansio.error_mapping import response_error
 from elkimg_async.sansio.headers import content_length, cost_header, rate_limit, request_id
 from elkimg_async.sansio.responses import RateLimit
+from elkimg_async.settings import Settings
 from elkimg_async.transport.deadline import Deadline
 from elkimg_async.transport.download import enable_download
 from elkimg_async.transport.exchange import Exchange
@@ -140,6 +141,7 @@ class Attempt(Generic[ResultT]):
             stream=plan.stream,
             max_bytes=settings.limits.max_response_bytes,
             length=content_length(exchange.headers),
+            content_type=exchange.headers.get("content-type", ""),
         )
 
     # --- receiving ------------------------------------------------------------
@@ -253,7 +255,7 @@ class Attempt(Generic[ResultT]):
         if self._decoder is not None and self._decoder.failure is not failure:
             self._decoder.attach_images(failure)
         for image in failure.images:
-            if getattr(image, "url", None) is not None:
+            if image.url is not None:
                 enable_download(image, plan.transport, plan.settings)
         self.close()
         return failure

@@ -8,21 +8,20 @@ import os
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from decimal import Decimal
 from typing import Any, Generic, TypeVar
 
 from elkimg_async import hooks, logs
 from elkimg_async.attempt import Attempt, Plan
-from elkimg_async.config import Settings
 from elkimg_async.errors import APIError, Billing, ElkImagesError, InvalidRequestError
 from elkimg_async.sansio.decoder import ImageEvent
 from elkimg_async.sansio.endpoints import Endpoint, ResultT
 from elkimg_async.sansio.headers import check_headers, merge, take_idempotency_key, with_headers
 from elkimg_async.sansio.model_rules import validate
-from elkimg_async.sansio.pricing import cost_of
+from elkimg_async.sansio.pricing import Cost, cost_of
 from elkimg_async.sansio.requests import DEFAULT_MODEL, ImageRequest
 from elkimg_async.sansio.responses import Meta
 from elkimg_async.sansio.retry import decide
+from elkimg_async.settings import Settings
 from elkimg_async.transport.deadline import Deadline
 from elkimg_async.transport.session import Transport
 
@@ -230,6 +229,7 @@ class Call(Generic[ResultT]):
         request = await self._build()
         if request is not None:
             self._request = request
+            logs.warn_of_shutdown(settings.shutdowns, request.model or DEFAULT_MODEL)
             self._validate(request)
         idempotency_key = None
         if endpoint.creates_images:
@@ -261,7 +261,7 @@ class Call(Generic[ResultT]):
             stream=self._stream,
             limits=self._limits,
             prompt=None if request is None else request.prompt,
-            images=0 if request is None else max(1, request.n or 1),
+            images=0 if request is None else request.image_count,
             observers=self._observers,
         )
 
@@ -279,6 +279,7 @@ class Call(Generic[ResultT]):
 
     def _describe(self, attempt: Attempt[ResultT]) -> Meta:
         assert self._plan is not None
+        cost = self._cost(attempt.result(), attempt.cost_header)
         return Meta(
             request_id=attempt.request_id,
             status=attempt.status,
@@ -287,10 +288,11 @@ class Call(Generic[ResultT]):
             first_byte=attempt.first_byte,
             rate_limit=attempt.rate_limit,
             idempotency_key=self._plan.idempotency_key,
-            cost=self._cost(attempt.result(), attempt.cost_header),
+            cost=cost.amount if cost else None,
+            currency=cost.currency if cost else None,
         )
 
-    def _cost(self, result: Any, cost_header: str | None) -> Decimal | None:
+    def _cost(self, result: Any, cost_header: str | None) -> Cost | None:
         if self._request is None:
             return None
         try:

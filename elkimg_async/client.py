@@ -4,7 +4,6 @@ import os
 from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Mapping
 from copy import copy
 from decimal import Decimal
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, Unpack
 
 import msgspec
@@ -18,7 +17,6 @@ from elkimg_async.call import Call
 from elkimg_async.config import (
     IdempotencyMode,
     Limits,
-    Settings,
     ValidateMode,
     make_model,
     make_retry,
@@ -26,6 +24,7 @@ from elkimg_async.config import (
 from elkimg_async.credentials import make_source
 from elkimg_async.errors import InvalidRequestError
 from elkimg_async.hints import (
+    OTHER_CHANGES,
     OTHER_FIELDS,
     OTHER_METHODS,
     OTHER_OPTIONS,
@@ -41,9 +40,9 @@ from elkimg_async.resources import ModelsAttribute, returns_awaitable
 from elkimg_async.sansio.endpoints import EDIT, GENERATE, MODELS, Endpoint
 from elkimg_async.sansio.models import Models
 from elkimg_async.sansio.pricing import Pricing
-from elkimg_async.sansio.requests import DEFAULT_MODEL, ImageRequest, make_request
+from elkimg_async.sansio.requests import ImageRequest, make_request
 from elkimg_async.sansio.responses import ImagesResponse
-from elkimg_async.settings import change_settings, create_settings, either
+from elkimg_async.settings import Settings, change_settings, create_settings, either
 from elkimg_async.stream import ImageStream
 from elkimg_async.transport.session import Transport
 from elkimg_async.transport.uploads import build_edit
@@ -160,6 +159,7 @@ class AsyncImages(ImageCalls, AsyncOnly):
     models: ModelsAttribute = returns_awaitable(ModelsAttribute())
     """The models of the server: `await client.models()`, or `client.models.list()` as in openai."""
 
+    @advise_keywords(OTHER_CHANGES)
     def with_options(
         self,
         *,
@@ -169,15 +169,22 @@ class AsyncImages(ImageCalls, AsyncOnly):
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, Any] | None = None,
         max_retries: int | None = None,
+        default_headers: Mapping[str, str] | None = None,
+        default_query: Mapping[str, Any] | None = None,
     ) -> "AsyncImages":
         """Return a view of this client with other options, which shares its connections.
 
-        None keeps the current value; `headers` and `query` are added to the client's. Closing
-        either closes both.
+        None keeps the current value; `headers` and `query` are added to the client's. The last
+        three are openai's names for `retry`, `headers` and `query`. Closing either closes both.
+
+        Raises:
+            ConfigurationError: If an option is invalid.
         """
+        headers = either("headers", headers, "default_headers", default_headers)
+        query = either("query", query, "default_query", default_query)
         if max_retries is not None:
             retry = make_retry(retry, max_retries)
-        settings = self._settings_with(timeout, retry, headers, query)
+        settings = change_settings(self._settings, timeout, retry, headers, query)
         if model is not None:
             settings = msgspec.structs.replace(settings, model=make_model(model))
         return self._view(settings)
@@ -187,15 +194,6 @@ class AsyncImages(ImageCalls, AsyncOnly):
         view._settings = settings  # noqa: SLF001 - of the same class
         return view
 
-    def _settings_with(
-        self,
-        timeout: TimeoutLike | None,
-        retry: RetryLike | None,
-        headers: Mapping[str, str] | None,
-        query: Mapping[str, Any] | None = None,
-    ) -> Settings:
-        return change_settings(self._settings, timeout, retry, headers, query)
-
     def _generate(
         self,
         prompt: Prompt,
@@ -204,9 +202,7 @@ class AsyncImages(ImageCalls, AsyncOnly):
         *options: Any,
     ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream:
         async def build() -> ImageRequest:
-            request = make_request(prompt, fields, model=self.model)
-            logs.warn_of_shutdown(self._settings.shutdowns, request.model or DEFAULT_MODEL)
-            return request
+            return make_request(prompt, fields, model=self.model)
 
         return self._call(GENERATE, build, stream, *options)
 
@@ -218,9 +214,7 @@ class AsyncImages(ImageCalls, AsyncOnly):
         *options: Any,
     ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream:
         async def build() -> ImageRequest:
-            request = await build_edit(image, fields, model=self.model)
-            logs.warn_of_shutdown(self._settings.shutdowns, request.model or DEFAULT_MODEL)
-            return request
+            return await build_edit(image, fields, model=self.model)
 
         return self._call(EDIT, build, stream, *options)
 
@@ -237,7 +231,7 @@ class AsyncImages(ImageCalls, AsyncOnly):
         if not isinstance(stream, bool):
             raise InvalidRequestError("stream must be True or False.", param="stream")
         call = Call(
-            self._settings_with(timeout, retry, None, extra_query),
+            change_settings(self._settings, timeout, retry, None, extra_query),
             self._transport,
             endpoint,
             build,
@@ -251,15 +245,15 @@ class AsyncImages(ImageCalls, AsyncOnly):
         *,
         extra_headers: Mapping[str, str] | None,
         extra_query: Mapping[str, Any] | None,
-        timeout: TimeoutLike | None,  # noqa: ASYNC109 - limits of ours
+        timeout: TimeoutLike | None,  # noqa: ASYNC109 - `Timeout` has more limits
         retry: RetryLike | None,
     ) -> Models:
-        settings = self._settings_with(timeout, retry, None, extra_query)
+        settings = change_settings(self._settings, timeout, retry, None, extra_query)
         call = Call(settings, self._transport, MODELS, _build_nothing, extra_headers=extra_headers)
         models = await call.result()
         for model in models:
-            if date := getattr(model, "shutdown_date", None):
-                settings.shutdowns.setdefault(model.id, date)
+            if model.shutdown_date is not None:
+                settings.shutdowns.setdefault(model.id, model.shutdown_date)
         return models
 
     def map(
@@ -355,9 +349,8 @@ class AsyncImages(ImageCalls, AsyncOnly):
         if unknown := options.keys() - MapOptions.__annotations__.keys():
             known = [*MapOptions.__annotations__, *RunOptions.__struct_fields__]
             raise unknown_keyword("map", min(unknown), known, OTHER_FIELDS, otherwise=OTHERWISE)
-        settings = self._settings_with(
-            options.get("timeout"), options.get("retry"), None, options.get("extra_query")
-        )
+        timeout, retry = options.get("timeout"), options.get("retry")
+        query = options.get("extra_query")
         run_options = RunOptions(
             concurrency=concurrency,
             ordered=ordered,
@@ -375,7 +368,7 @@ class AsyncImages(ImageCalls, AsyncOnly):
             requests,
             run_options,
             options,
-            settings=settings,
+            settings=change_settings(self._settings, timeout, retry, None, query),
             transport=self._transport,
             view=self._view,
         )
@@ -392,12 +385,7 @@ class AsyncImages(ImageCalls, AsyncOnly):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     if not TYPE_CHECKING:

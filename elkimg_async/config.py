@@ -1,4 +1,4 @@
-"""The options of a client and their checks; reads the environment, as does `credentials`."""
+"""The options of a client, each checked by itself; reads the environment, as `credentials` does."""
 
 import math
 import os
@@ -6,26 +6,19 @@ import re
 import urllib.request
 from collections.abc import Mapping
 from datetime import timedelta
-from functools import cached_property
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import msgspec
 
-from elkimg_async.credentials import ApiKeySource
 from elkimg_async.errors import ConfigurationError
-from elkimg_async.hooks import Hook
-from elkimg_async.ratelimit.limiter import Permit
-from elkimg_async.sansio.pricing import Pricing
 from elkimg_async.sansio.requests import DEFAULT_MODEL
-from elkimg_async.sansio.responses import RateLimit
-from elkimg_async.sansio.retry import RetryBudget
 
 DEFAULT_BASE_URL = "https://api.elkapi.com/v1"
 URL_VARIABLE = "ELKAPI_BASE_URL"
 MODEL_VARIABLE = "ELKAPI_MODEL"
 
-# Seconds. An image takes ten seconds to five minutes, and the server may be silent until then.
+# Seconds. An image takes ten seconds to five minutes, during which the server may be silent.
 TOTAL, CONNECT, FIRST_BYTE, IDLE, DOWNLOAD = 600.0, 10.0, 600.0, 300.0, 120.0
 
 IdempotencyMode = Literal["off", "send", "replay"]
@@ -119,12 +112,13 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     `requests_per_minute` are sent and `images_per_minute` requested, where a request for n images
     counts n. Further calls wait, first come first served, and the wait counts towards
     `Timeout.total`. Each attempt counts, and is in flight until its response has been read to the
-    end or closed: an open stream that is not read keeps its place. Whatever is set here, the client
-    slows down when the server returns 429, and keeps to the rate limits in its headers.
+    end or closed: an open stream that is not read keeps its place. Regardless of
+    these limits, the client slows down when the server returns 429, and keeps to the rate limits in
+    its headers.
 
     `max_response_bytes` limits one response, decompressed, and one downloaded image.
-    `private_downloads` allows image URLs that lead to a private, loopback or link-local address, as
-    is always allowed when the base URL does so itself.
+    `private_downloads` allows image URLs with a private, loopback or link-local address, which are
+    always allowed if the base URL has such an address itself.
 
     `keepalive_timeout` is the number of seconds for which an idle connection is kept for the next
     request; 0 opens a new one for each. Many servers close idle connections after five seconds, and
@@ -151,78 +145,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         _check_number(
             "Limits(keepalive_timeout=…)", self.keepalive_timeout, unit="seconds", zero=True
         )
-
-
-class Pacing(Protocol):
-    """Interface for deciding when an attempt may be sent: that of `ratelimit.limiter.Limiter`."""
-
-    @property
-    def rate(self) -> float:
-        """The current pace in requests per second; `math.inf` while no limit is known."""
-        ...
-
-    def reserve(self, weight: int) -> Permit:
-        """Return a permit for `weight` images; if its `started` is None, `wait` for it."""
-        ...
-
-    async def wait(self, permit: Permit, *, remaining: float = math.inf) -> None:
-        """Wait for the start; fail at once if it cannot come within `remaining` seconds."""
-
-    def succeeded(self, permit: Permit, rate_limit: RateLimit | None = None) -> None:
-        """Record a successful response and its rate-limit headers."""
-
-    def rate_limited(
-        self,
-        permit: Permit,
-        *,
-        retry_after: float | None = None,
-        rate_limit: RateLimit | None = None,
-    ) -> None:
-        """Record a 429 about the rate."""
-
-    def release(self, permit: Permit) -> None:
-        """End the attempt, or its wait; idempotent."""
-
-    def close(self) -> None:
-        """Fail every pending wait, because the client is being closed."""
-
-
-class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """The options of a client, checked and complete.
-
-    `base_url` has no query; `query` is that of the base URL and of the client, sent with every
-    request. `shutdowns` is shared by all views of a client.
-    """
-
-    api_key: ApiKeySource
-    base_url: str
-    query: dict[str, Any]
-    model: str
-    timeout: Timeout
-    retry: RetryPolicy
-    idempotency: IdempotencyMode
-    validate: ValidateMode
-    limits: Limits
-    headers: dict[str, str]
-    hooks: tuple[Hook, ...]
-    budget: RetryBudget
-    limiter: "Pacing"
-    shutdowns: dict[str, str]
-    pricing: Pricing | None = None
-
-    def url(self, path: str) -> str:
-        """Return the URL of an endpoint, with the query that every request has."""
-        return f"{self.base_url}{path}{'?' if self.query else ''}{_encoded(self.query)}"
-
-    @cached_property
-    def batch_limits(self) -> TimeoutLimits:
-        """The time limits of a batch call."""
-        return self.timeout.limits(stream=False)
-
-    @cached_property
-    def stream_limits(self) -> TimeoutLimits:
-        """The time limits of a streaming call."""
-        return self.timeout.limits(stream=True)
 
 
 def make_timeout(timeout: object) -> Timeout:
@@ -328,8 +250,9 @@ def make_query(query: object) -> dict[str, Any]:
     return found
 
 
-def _encoded(query: Mapping[str, Any]) -> str:
-    return urlencode(query, doseq=True, quote_via=quote)
+def encode_query(query: Mapping[str, Any]) -> str:
+    """Return query parameters as they stand in a URL, with a question mark; "" without any."""
+    return "?" * bool(query) + urlencode(query, doseq=True, quote_via=quote)
 
 
 def _query_text(value: str | float) -> str:
@@ -343,7 +266,7 @@ def make_base_url(url: str | None) -> str:
         ConfigurationError: If it is not an http or https address.
     """
     address, query = split_base_url(url)
-    return f"{address}{'?' if query else ''}{_encoded(query)}"
+    return address + encode_query(query)
 
 
 def split_base_url(url: str | None) -> tuple[str, dict[str, Any]]:
@@ -370,6 +293,8 @@ def split_base_url(url: str | None) -> tuple[str, dict[str, Any]]:
             problem = "it must not contain a user or password"
         elif parts.fragment or "#" in query:
             problem = "it must not contain a fragment (#…)"
+        elif found := re.search(r"/(images/(generations|edits)|models)/?$", parts.path):
+            problem = f"it must end before {found[0].rstrip('/')}, which the client adds"
         elif re.search(r"[\s\x00-\x1f\x7f]", address + query):
             problem = "it contains white space"
     if problem:

@@ -37,7 +37,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
-from elkimg_async.plain import to_plain
+from elkimg_async.plain import class_name, encoded_fields, to_plain
 
 Billing = Literal["not_sent", "refused", "unknown", "billed"]
 
@@ -96,7 +96,6 @@ class ElkImagesError(Exception):
         return self.message
 
     def _advise(self) -> str:
-        """Return advice on what to do about it."""
         return self.advice
 
     def _warn_of_billing(self) -> str:
@@ -120,7 +119,7 @@ class ElkImagesError(Exception):
 
         `images=False` omits the base64 content.
         """
-        fields: dict[str, Any] = {"error": type(self).__name__, "text": str(self)}
+        fields: dict[str, Any] = {"error": self.error, "text": self.text}
         for name in sorted(self._fields()):
             value = to_plain(getattr(self, name), images=images)
             if value not in (None, "", [], {}):
@@ -128,6 +127,9 @@ class ElkImagesError(Exception):
         return fields
 
     model_dump = to_dict
+    error = property(class_name)
+    text = property(str, doc="The same as `str()`.")
+    __dataclass_fields__ = property(encoded_fields)
 
 
 def _sentence(text: str) -> str:
@@ -172,6 +174,11 @@ class APIError(ElkImagesError):
     """The delay requested by the server, in seconds; None if it does not say."""
     model: str | None = None
     """The model of the request; None if the request names none."""
+
+    @property
+    def status_code(self) -> int | None:
+        """The same as `status`; openai's name for it."""
+        return self.status
 
     def _advise_model(self) -> str:
         return (
@@ -370,7 +377,7 @@ class BatchStoppedError(BatchError):
     """The limit (`max_errors`, `max_images`, `max_total_tokens` or `max_cost`), or why further
     requests would fail: `configuration`, `authentication`, `quota`, `dns`, `tls` or `proxy`."""
     totals: Any = None
-    """The totals of the run until then (`Totals`)."""
+    """The totals of the run when it stopped (`Totals`)."""
 
 
 class JournalError(BatchError):
@@ -393,11 +400,6 @@ class JobConflictError(JobError):
 
 class JobCancelledError(JobError):
     """The job was cancelled before it finished."""
-
-    images: Sequence[Any] = ()
-    """The images completed before that (`Image`)."""
-    partials: Sequence[Any] = ()
-    """The latest partial image, if there was one (`PartialImage`)."""
 
 
 class JobLostError(JobError):

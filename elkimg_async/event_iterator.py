@@ -2,7 +2,6 @@
 
 from abc import abstractmethod
 from collections.abc import Generator
-from types import TracebackType
 from typing import Any, Self
 
 from elkimg_async.hints import AsyncIterableOnly
@@ -20,12 +19,7 @@ class EventIterator(AsyncIterableOnly):
     async def __aenter__(self) -> Self:
         return await self._open()
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     @abstractmethod

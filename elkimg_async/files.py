@@ -1,6 +1,7 @@
 """Atomic file writes, and functions in threads that can be cancelled."""
 
 import asyncio
+import contextlib
 import errno
 import os
 import stat
@@ -14,7 +15,8 @@ from elkimg_async.filesystem import sync_file
 T = TypeVar("T")
 
 _NO_RENAME = {errno.EACCES, errno.EBUSY, errno.EPERM, errno.EROFS, errno.EXDEV}
-"""Why a file can be written but not replaced: a bind mount, a read-only folder."""
+_NO_RENAME |= {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""Why a file can be written but not replaced: a bind mount, a read-only folder, object storage."""
 _FIFO_POLL = 0.05  # seconds between two attempts to open a FIFO that has no reader yet
 
 
@@ -62,8 +64,8 @@ def write_atomically(
     """Write a file atomically, replacing a file of the same name.
 
     A new file is written beside the target and renamed. Where that is not possible (the target is a
-    mount point, or its folder is not writable), and for FIFOs and devices, the content is
-    written into the target itself.
+    mount point, its folder is not writable, or the file system cannot rename), and for FIFOs and
+    devices, the content is written into the target itself.
 
     Args:
         target: The file. An existing one keeps its permissions.
@@ -99,9 +101,10 @@ def write_atomically(
     try:
         _replace(target, content, existing, overwrite, cancelled)
     except OSError as error:
-        if existing is None or error.errno not in _NO_RENAME:
+        if error.errno not in _NO_RENAME:
             raise
-        target.write_bytes(content)
+        if cancelled is None or not cancelled.is_set():
+            _write_in_place(target, content, existing, follow_links=follow_links)
 
 
 def is_special(path: Path) -> bool:
@@ -124,7 +127,8 @@ def _replace(
     try:
         with part.open("xb") as file:
             if existing is not None and stat.S_ISREG(existing.st_mode) and hasattr(os, "fchmod"):
-                os.fchmod(file.fileno(), stat.S_IMODE(existing.st_mode))
+                with contextlib.suppress(OSError):  # a file system without permissions
+                    os.fchmod(file.fileno(), stat.S_IMODE(existing.st_mode))
             file.write(content)
             file.flush()
             sync_file(file.fileno())
@@ -136,6 +140,24 @@ def _replace(
             _create(part, target, content)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _write_in_place(
+    target: Path, content: bytes, existing: os.stat_result | None, *, follow_links: bool
+) -> None:
+    """Write into the target itself; remove a new one that could not be completed."""
+    flags = os.O_WRONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+    if not follow_links:
+        flags |= getattr(os, "O_NOFOLLOW", 0)
+    flags |= os.O_CREAT | os.O_EXCL if existing is None else os.O_TRUNC
+    descriptor = os.open(target, flags, 0o666)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+    except OSError:
+        if existing is None:
+            target.unlink(missing_ok=True)
+        raise
 
 
 def _create(part: Path, target: Path, content: bytes) -> None:

@@ -27,6 +27,14 @@ OTHER_OPTIONS = {
     **dict.fromkeys(("organization", "project"), "pass it in headers."),
 }
 """Advice for arguments that the client does not have."""
+OTHER_CHANGES = {
+    **dict.fromkeys(
+        ("api_key", "base_url", "limits", "session", "http_client", "hooks", "validate"),
+        "create another AsyncImages for that.",
+    ),
+    **dict.fromkeys(("set_default_headers", "set_default_query"), "create another AsyncImages."),
+}
+"""Advice for arguments that `with_options` does not have."""
 OTHER_METHODS = {
     **dict.fromkeys(("create", "create_image", "generations"), "use client.generate(…)."),
     "stream": "use client.generate(…, stream=True).",
@@ -37,6 +45,10 @@ OTHER_METHODS = {
         "the details of the response are in result.meta.",
     ),
     "copy": "use client.with_options(…).",
+    **dict.fromkeys(
+        ("chat", "completions", "responses", "embeddings", "audio", "files"),
+        "this client has the image calls only: generate, edit, map and models.",
+    ),
 }
 """Advice for attributes that the client does not have."""
 OTHER_FIELDS = {

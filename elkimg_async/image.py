@@ -3,7 +3,6 @@
 import importlib.util
 import io
 import os
-import re
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -17,75 +16,13 @@ from elkimg_async.errors import ConfigurationError, DownloadError
 from elkimg_async.files import is_special, run_in_thread, write_atomically
 from elkimg_async.hints import IMAGE_ADVICE, missing_attribute
 from elkimg_async.logs import WarningSite
+from elkimg_async.media_types import EXTENSIONS, FORMATS, TYPES, UNKNOWN_TYPE, media_type_of
 from elkimg_async.preview import MAX_EMBEDDED, RASTER_TYPES, figure
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
 Download = Callable[[str], Awaitable[bytes]]
-
-UNKNOWN_TYPE = "application/octet-stream"
-EXTENSIONS = {
-    "image/png": ".png",
-    "image/jpeg": ".jpg",
-    "image/webp": ".webp",
-    "image/gif": ".gif",
-    "image/svg+xml": ".svg",
-    "image/avif": ".avif",
-    "image/heic": ".heic",
-    "image/jxl": ".jxl",
-    "image/bmp": ".bmp",
-    "image/tiff": ".tiff",
-    "image/x-icon": ".ico",
-}
-_TYPES = {extension: media_type for media_type, extension in EXTENSIONS.items()}
-_TYPES |= {".jpeg": "image/jpeg", ".jpe": "image/jpeg", ".tif": "image/tiff", ".heif": "image/heic"}
-
-_FORMATS = {
-    "image/png": "png",
-    "image/jpeg": "jpeg",
-    "image/webp": "webp",
-    "image/gif": "gif",
-    "image/svg+xml": "svg",
-}
-"""The media types that a request can select, and the `output_format` of each."""
-
-_SIGNATURES = (
-    (b"\x89PNG\r\n\x1a\n", "image/png"),
-    (b"\xff\xd8\xff", "image/jpeg"),
-    (b"GIF87a", "image/gif"),
-    (b"GIF89a", "image/gif"),
-    (b"II*\x00", "image/tiff"),
-    (b"MM\x00*", "image/tiff"),
-    (b"\xff\x0a", "image/jxl"),
-    (b"\x00\x00\x00\x0cJXL \r\n\x87\n", "image/jxl"),
-    (b"\x00\x00\x01\x00", "image/x-icon"),
-)
-_BRANDS = {
-    **dict.fromkeys((b"avif", b"avis"), "image/avif"),
-    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"), "image/heic"),
-}
-_SVG = re.compile(
-    rb"(?:\s|<\?xml[^>]*>|<!--.*?-->|<!DOCTYPE\b[^>\[]*(?:\[[^\]]*\])?[^>]*>)*<svg\b",
-    re.DOTALL | re.IGNORECASE,
-)
-
-
-def media_type_of(content: bytes) -> str:
-    """Return the media type detected from the first bytes, or `application/octet-stream`."""
-    head = content[:4096]
-    for signature, media_type in _SIGNATURES:
-        if head.startswith(signature):
-            return media_type
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "image/webp"
-    if head[4:8] == b"ftyp" and head[8:12] in _BRANDS:
-        return _BRANDS[head[8:12]]
-    if head.startswith(b"BM") and len(content) > 26:
-        return "image/bmp"
-    if _SVG.match(head.removeprefix(b"\xef\xbb\xbf")):
-        return "image/svg+xml"
-    return UNKNOWN_TYPE
 
 
 class Image(msgspec.Struct, eq=False, omit_defaults=True, dict=True):
@@ -188,9 +125,9 @@ class Image(msgspec.Struct, eq=False, omit_defaults=True, dict=True):
             pass
         elif not target.suffix:
             target = target.with_name(target.name + EXTENSIONS.get(media_type, ""))
-        elif _TYPES.get(target.suffix.lower(), media_type) != media_type != UNKNOWN_TYPE:
+        elif TYPES.get(target.suffix.lower(), media_type) != media_type != UNKNOWN_TYPE:
             extension = EXTENSIONS[media_type]
-            wanted = _FORMATS.get(_TYPES[target.suffix.lower()])
+            wanted = FORMATS.get(TYPES[target.suffix.lower()])
             other = f", or request the format with output_format={wanted!r}" if wanted else ""
             site.warn(
                 f"{target.name} holds {media_type}; save it as {target.stem}{extension}{other}."

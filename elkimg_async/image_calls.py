@@ -10,6 +10,7 @@ from elkimg_async.stream import ImageStream
 from elkimg_async.types import (
     Background,
     Complexity,
+    EditMapping,
     EditOptions,
     EditRequest,
     GenerateOptions,
@@ -129,7 +130,7 @@ class ImageCalls:
     @overload
     def edit(
         self,
-        image: Images | EditRequest | Mapping[str, Any],
+        image: Images | EditRequest | EditMapping,
         prompt: str | None = ...,
         *,
         stream: Literal[False] = ...,
@@ -138,7 +139,7 @@ class ImageCalls:
     @overload
     def edit(
         self,
-        image: Images | EditRequest | Mapping[str, Any],
+        image: Images | EditRequest | EditMapping,
         prompt: str | None = ...,
         *,
         stream: Literal[True],
@@ -147,7 +148,7 @@ class ImageCalls:
     @overload
     def edit(
         self,
-        image: Images | EditRequest | Mapping[str, Any],
+        image: Images | EditRequest | EditMapping,
         prompt: str | None = ...,
         *,
         stream: bool,
@@ -157,7 +158,7 @@ class ImageCalls:
     @returns_awaitable
     def edit(
         self,
-        image: Images | EditRequest | Mapping[str, Any],
+        image: Images | EditRequest | EditMapping,
         prompt: str | None = None,
         *,
         mask: InputFile | None = None,
@@ -255,5 +256,11 @@ def _fields(arguments: Mapping[str, Any], subject: str) -> dict[str, Any]:
     return {
         name: value
         for name in EditRequest.__struct_fields__
-        if name != subject and (value := arguments.get(name)) is not None
+        if name != subject and (value := arguments.get(name)) is not None and not _is_omitted(value)
     }
+
+
+def _is_omitted(value: object) -> bool:
+    """Return whether a value is one that openai has for arguments that are left out."""
+    kind = type(value)
+    return kind.__name__ in ("NotGiven", "Omit") and kind.__module__.partition(".")[0] == "openai"

@@ -37,7 +37,7 @@ class Telemetry:
     covers all attempts and the whole stream; leaving a stream early ends it and sets
     `elkimg.stream.left`. Attempts, responses, retries, images and skipped events are its events. A
     call that fails before anything is sent has no span. Spans never contain the API key or images.
-    `elkimg.cost` is the result's `meta.cost`; it is absent if unknown.
+    `elkimg.cost` and `elkimg.currency` are those of the result's `meta`; absent if unknown.
 
     Metrics: `gen_ai.client.operation.duration`, `gen_ai.client.token.usage`, and for streams
     `gen_ai.client.operation.time_to_first_chunk`, the time to the first image.
@@ -171,6 +171,7 @@ class Telemetry:
             running.images = len(record.result)
             if record.result.meta.cost is not None:
                 span.set_attribute("elkimg.cost", float(record.result.meta.cost))
+                span.set_attribute("elkimg.currency", record.result.meta.currency or "USD")
         if "gen_ai.request.model" in shared:
             span.set_attribute("elkimg.images", running.images)
         if running.usage is not None:

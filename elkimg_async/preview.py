@@ -8,11 +8,13 @@ import hashlib
 import html
 import importlib.util
 import io
-import os
 import sys
 from pathlib import Path
 
 import pybase64
+
+from elkimg_async.files import write_atomically
+from elkimg_async.media_types import EXTENSIONS
 
 MAX_EDGE = 512
 """Length of a preview's longer edge, in pixels."""
@@ -26,16 +28,7 @@ MAX_EMBEDDED = 64 * 1024
 RASTER_TYPES = {"image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"}
 """The types that notebooks show without HTML."""
 
-_EXTENSIONS = {
-    "image/png": ".png",
-    "image/jpeg": ".jpg",
-    "image/webp": ".webp",
-    "image/gif": ".gif",
-    "image/avif": ".avif",
-    "image/bmp": ".bmp",
-    "image/svg+xml": ".svg",
-}
-"""The types that browsers show, with their extensions."""
+_BROWSER_TYPES = RASTER_TYPES | {"image/avif", "image/svg+xml"}
 
 
 def figure(content: bytes, media_type: str, alt: str, *, link: bool = True) -> str | None:
@@ -43,7 +36,7 @@ def figure(content: bytes, media_type: str, alt: str, *, link: bool = True) -> s
 
     The element embeds everything it shows and cannot run scripts, not even those of an SVG.
     """
-    if media_type not in _EXTENSIONS:
+    if media_type not in _BROWSER_TYPES:
         return None
     alt = html.escape(" ".join(alt.split()))
     reduced = _reduce(content) if media_type != "image/svg+xml" else None
@@ -82,13 +75,11 @@ def _keep(content: bytes, media_type: str) -> str | None:
     shell = None if ipython is None else ipython.get_ipython()
     if getattr(shell, "kernel", None) is None:
         return None
-    path = Path(FOLDER, hashlib.sha256(content).hexdigest()[:16] + _EXTENSIONS[media_type])
+    path = Path(FOLDER, hashlib.sha256(content).hexdigest()[:16] + EXTENSIONS[media_type])
     try:
         path.parent.mkdir(exist_ok=True)
         if not path.exists():
-            part = path.with_name(f".{os.urandom(8).hex()}.part")
-            part.write_bytes(content)
-            part.replace(path)
+            write_atomically(path, content)
     except OSError:
         return None  # the folder is not writable
     return path.as_posix()

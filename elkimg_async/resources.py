@@ -4,8 +4,9 @@ import asyncio
 import inspect
 import sys
 from collections.abc import AsyncIterator, Coroutine, Generator, Mapping
-from typing import Any, Protocol, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, overload
 
+from elkimg_async.hints import missing_attribute
 from elkimg_async.sansio.models import Model, Models
 from elkimg_async.types import RetryLike, TimeoutLike
 
@@ -96,6 +97,12 @@ class ModelsResource:
     ) -> "ModelsPage":
         """Return the models as openai does: await the result, or iterate with `async for`."""
         return ModelsPage(self, extra_headers, extra_query, timeout)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            advice = "the models are in await client.models()." if name == "retrieve" else None
+            raise missing_attribute(self, name, advice)
 
 
 class ModelsPage:

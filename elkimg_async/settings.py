@@ -1,7 +1,9 @@
-"""The settings of a client, from the options of `AsyncImages` and of a single call."""
+"""All settings of a client, from the options of `AsyncImages` and of a single call."""
 
+import math
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar, get_args
+from functools import cached_property
+from typing import Any, Protocol, TypeVar, get_args
 
 import msgspec
 
@@ -9,9 +11,11 @@ from elkimg_async.config import (
     IdempotencyMode,
     Limits,
     RetryPolicy,
-    Settings,
+    Timeout,
+    TimeoutLimits,
     ValidateMode,
     check_choice,
+    encode_query,
     make_model,
     make_query,
     make_retry,
@@ -21,13 +25,86 @@ from elkimg_async.config import (
 from elkimg_async.credentials import ApiKeySource, source_in
 from elkimg_async.errors import ConfigurationError, InvalidRequestError
 from elkimg_async.hooks import Hook
-from elkimg_async.ratelimit.limiter import Limiter
+from elkimg_async.ratelimit.limiter import Limiter, Permit
 from elkimg_async.sansio.headers import check_headers, merge
 from elkimg_async.sansio.pricing import Pricing, make_pricing
+from elkimg_async.sansio.responses import RateLimit
 from elkimg_async.sansio.retry import RetryBudget
 from elkimg_async.types import RetryLike, TimeoutLike
 
 T = TypeVar("T")
+
+
+class Pacing(Protocol):
+    """Interface for deciding when an attempt may be sent: that of `ratelimit.limiter.Limiter`."""
+
+    @property
+    def rate(self) -> float:
+        """The current pace in requests per second; `math.inf` while no limit is known."""
+        ...
+
+    def reserve(self, weight: int) -> Permit:
+        """Return a permit for `weight` images; if its `started` is None, `wait` for it."""
+        ...
+
+    async def wait(self, permit: Permit, *, remaining: float = math.inf) -> None:
+        """Wait for the start; fail at once if it cannot come within `remaining` seconds."""
+
+    def succeeded(self, permit: Permit, rate_limit: RateLimit | None = None) -> None:
+        """Record a successful response and its rate-limit headers."""
+
+    def rate_limited(
+        self,
+        permit: Permit,
+        *,
+        retry_after: float | None = None,
+        rate_limit: RateLimit | None = None,
+    ) -> None:
+        """Record a 429 about the rate."""
+
+    def release(self, permit: Permit) -> None:
+        """End the attempt, or its wait; idempotent."""
+
+    def close(self) -> None:
+        """Fail every pending wait, because the client is being closed."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+    """The options of a client, checked and complete.
+
+    `base_url` has no query; `query` is that of the base URL and of the client, sent with every
+    request. `shutdowns` is shared by all views of a client.
+    """
+
+    api_key: ApiKeySource
+    base_url: str
+    query: dict[str, Any]
+    model: str
+    timeout: Timeout
+    retry: RetryPolicy
+    idempotency: IdempotencyMode
+    validate: ValidateMode
+    limits: Limits
+    headers: dict[str, str]
+    hooks: tuple[Hook, ...]
+    budget: RetryBudget
+    limiter: Pacing
+    shutdowns: dict[str, str]
+    pricing: Pricing | None = None
+
+    def url(self, path: str) -> str:
+        """Return the URL of an endpoint, with the query that every request has."""
+        return self.base_url + path + encode_query(self.query)
+
+    @cached_property
+    def batch_limits(self) -> TimeoutLimits:
+        """The time limits of a batch call."""
+        return self.timeout.limits(stream=False)
+
+    @cached_property
+    def stream_limits(self) -> TimeoutLimits:
+        """The time limits of a streaming call."""
+        return self.timeout.limits(stream=True)
 
 
 def create_settings(

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self, TypeVar
 
 from elkimg_async.errors import StreamStateError
 from elkimg_async.event_iterator import EventIterator
@@ -108,6 +108,10 @@ class ImageStream(EventIterator):
             self._state = "closed"
         self._source.abort()
 
+    async def close(self) -> None:
+        """Close the connection as `aclose` does; openai's name for it."""
+        await self.aclose()
+
     def __del__(self) -> None:
         state = getattr(self, "_state", "closed")
         if state == "open":
@@ -127,7 +131,14 @@ class ImageStream(EventIterator):
                 advice = f"the response has it, as in (await stream.result()).{name}."
             elif not name.startswith("_") and hasattr(Image, name):
                 advice = f"each event has an image, as in event.image.{name}."
+            elif name == "response":
+                advice = "its details are in (await stream.result()).meta."
             raise missing_attribute(self, name, advice)
+
+        def __getitem__(self, index: object) -> NoReturn:
+            raise TypeError(
+                "A stream has no images to index; read it first, as in (await stream.result())[0]."
+            )
 
     def __repr__(self) -> str:
         return f"<ImageStream {self._state}>"

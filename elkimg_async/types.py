@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import IO, Any, Protocol, TypeAlias, TypedDict
+from typing import IO, Any, Protocol, Required, TypeAlias, TypedDict
 
 from elkimg_async.config import RetryPolicy, Timeout
 from elkimg_async.image import Image
@@ -39,8 +39,6 @@ class HttpxTimeout(Protocol):
     def pool(self) -> float | None: ...
 
 
-Prompt: TypeAlias = str | GenerateRequest | Mapping[str, Any]
-MapRequest: TypeAlias = Prompt | EditRequest
 FileContent: TypeAlias = bytes | bytearray | memoryview | IO[bytes] | os.PathLike[str]
 FileTuple: TypeAlias = tuple[str | None, FileContent] | tuple[str | None, FileContent, str | None]
 InputFile: TypeAlias = str | FileContent | FileTuple | Image | ImageReference
@@ -60,8 +58,8 @@ class CallOptions(TypedDict, total=False):
     retry: RetryLike | None
 
 
-class GenerateOptions(CallOptions, total=False):
-    """The options of `AsyncImages.generate`, whose docstring describes them."""
+class RequestFields(TypedDict, total=False):
+    """The fields that all requests share, except the prompt."""
 
     model: ModelName | None
     n: int | None
@@ -83,32 +81,72 @@ class GenerateOptions(CallOptions, total=False):
     extra_body: Mapping[str, Any] | None
 
 
-class EditOptions(GenerateOptions, total=False):
-    """The options of `AsyncImages.edit`, whose docstring describes them."""
+class EditOnlyFields(TypedDict, total=False):
+    """The fields that only edits have, except the image."""
 
     mask: InputFile | None
     markup: InputFile | None
     input_fidelity: InputFidelity | None
 
 
+class GenerateOptions(CallOptions, RequestFields, total=False):
+    """The options of `AsyncImages.generate`, whose docstring describes them."""
+
+
+class EditOptions(GenerateOptions, EditOnlyFields, total=False):
+    """The options of `AsyncImages.edit`, whose docstring describes them."""
+
+
 class MapOptions(EditOptions, total=False):
     """The options of `AsyncImages.map` that are those of single calls."""
 
+
+class GenerateFields(RequestFields, total=False):
+    """A mapping for `AsyncImages.generate`."""
+
+    prompt: Required[str]
+
+
+class EditFields(RequestFields, EditOnlyFields, total=False):
+    """A mapping for `AsyncImages.edit`."""
+
+    image: Required[Images]
+    prompt: str
+
+
+class MapFields(RequestFields, EditOnlyFields, total=False):
+    """A mapping for `AsyncImages.map`; with `image` it is an edit."""
+
+    prompt: Required[str]
+    image: Images | None
+    id: str | int | None
+    custom_id: str | int | None
+    metadata: Mapping[str, Any] | None
+
+
+# Editors complete the keys and values of a literal by the first; any other mapping is the second.
+Prompt: TypeAlias = str | GenerateRequest | GenerateFields | Mapping[str, Any]
+MapRequest: TypeAlias = str | GenerateRequest | EditRequest | MapFields | Mapping[str, Any]
+EditMapping: TypeAlias = EditFields | Mapping[str, Any]
 
 __all__ = [
     "Background",
     "CallOptions",
     "Complexity",
+    "EditFields",
+    "EditMapping",
     "EditOptions",
     "EditRequest",
     "Effort",
     "FileContent",
     "FileTuple",
+    "GenerateFields",
     "GenerateOptions",
     "HttpxTimeout",
     "Images",
     "InputFidelity",
     "InputFile",
+    "MapFields",
     "MapOptions",
     "MapRequest",
     "ModelName",

@@ -5,11 +5,17 @@ import os
 from collections.abc import AsyncIterator
 
 import pytest
+from hypothesis import settings
 
 from elkimg_async.image import Image
+from elkimg_async.local import LocalServer
 from tests.helpers.raw_server import PNG, RawServer, response
 
 os.environ.pop("PYTEST_ADDOPTS", None)  # not for the pytest runs that tests start
+
+# The same examples each time; `pytest --hypothesis-profile default` looks for others.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 collect_ignore = ["plugin_project"]  # a separate project, run by test_pytest_plugin
 
@@ -35,6 +41,13 @@ def pytest_pycollect_makeitem(
 def anyio_backend() -> str:
     """The tests run on asyncio."""
     return "asyncio"
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[LocalServer]:
+    """A local server that responds at once, with small images."""
+    async with LocalServer(light=True, delay=0) as server:
+        yield server
 
 
 @pytest.fixture

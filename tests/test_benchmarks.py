@@ -305,7 +305,7 @@ def test_help_names_topics_and_contenders() -> None:
 
 
 async def test_dialects_are_delivered() -> None:
-    """Every dialect's images and every error's message come out, and the tables have them all."""
+    """Every dialect's images and every error's message are found, and the tables list them all."""
     images, failures = await dialects.measure_images(), await dialects.measure_errors()
     assert [row.case.name for row in images if not row.right] == []
     assert [row for row in failures if not row.right] == []

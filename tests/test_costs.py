@@ -1,4 +1,4 @@
-"""`meta.cost`: what each call has cost, by the server's word or by the client's price list."""
+"""`meta.cost`: the cost of each call, as the server reports it or by the client's price list."""
 
 import json
 import pickle
@@ -58,7 +58,7 @@ def respond(server: Server, usage: dict[str, Any] | None) -> None:
 async def test_cost(
     server: Server, pricing: Pricing | None, usage: dict[str, Any] | None, cost: Decimal | None
 ) -> None:
-    """The server's word wins, then the price list; else the cost is None, which means unknown."""
+    """The cost that the server reports wins, then the price list; else it is None: unknown."""
     respond(server, usage)
     async with AsyncImages(API_KEY, base_url=server.base_url, pricing=pricing) as client:
         result = await client.generate("A boat")
@@ -141,7 +141,7 @@ async def test_cost_of_a_stream(raw_server: RawServer) -> None:
 async def test_cost_by_a_function_that_fails(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A price function that raises is logged; the image is delivered all the same."""
+    """A price function that raises is logged; the image is still delivered."""
 
     def price(request: ImageRequest, usage: Usage | None) -> Decimal | None:
         raise KeyError(request.model)
@@ -165,3 +165,47 @@ def test_pricing_of_another_type(pricing: Any) -> None:
     """What is not a price list is rejected."""
     with pytest.raises(ConfigurationError, match=r"Pricing\("):
         AsyncImages(API_KEY, pricing=pricing)
+
+
+@pytest.mark.parametrize(
+    ("usage", "fields", "cost", "currency"),
+    [
+        ({"cost": 0.5, "currency": "EUR"}, {}, "0.5", "EUR"),
+        ({"cost": 0.5, "currency": "eur"}, {}, "0.5", "EUR"),
+        ({"cost": 0.5, "currency": "€"}, {}, "0.5", "EUR"),
+        ({"cost": 0.5}, {"currency": "CNY"}, "0.5", "CNY"),
+        ({"cost": {"total": 0.5, "currency": "GBP"}}, {}, "0.5", "GBP"),
+        (None, {"cost": {"amount": "0.5", "currency": "GBP"}}, "0.5", "GBP"),
+        ({"cost": 0.5, "currency": "EUR", "cost_usd": 0.6}, {}, "0.5", "EUR"),
+        ({"cost": 5, "currency": "credits", "cost_usd": 0.6}, {}, "0.6", "USD"),
+        ({"cost_in_usd_ticks": 10**9, "currency": "EUR"}, {}, "0.1", "USD"),
+        ({**USAGE, "cost": 5, "currency": "credits"}, {}, str(COST), "EUR"),
+        (USAGE, {}, str(COST), "EUR"),
+        (None, {}, None, None),
+    ],
+)
+async def test_cost_in_a_currency(
+    server: Server,
+    usage: dict[str, Any] | None,
+    fields: dict[str, Any],
+    cost: str | None,
+    currency: str | None,
+) -> None:
+    """A reported cost has its own currency, and one by the prices that of the prices."""
+
+    async def one(sent: dict[str, Any]) -> dict[str, Any]:
+        return {**images(PNG, tokens=None), "usage": usage, **fields}
+
+    server.respond = one
+    prices = {"gpt-image-1.5": TokenPrices(text_input="5", image_input="5", image_output="32")}
+    pricing = Pricing(prices, currency="eur")
+    async with AsyncImages(API_KEY, base_url=server.base_url, pricing=pricing) as client:
+        meta = (await client.generate("A boat")).meta
+    assert (meta.cost, meta.currency) == (None if cost is None else Decimal(cost), currency)
+
+
+@pytest.mark.parametrize("currency", ["", "euro", "E1R", None, 5, "€"])
+def test_pricing_in_no_currency(currency: Any) -> None:
+    """The currency of prices is a code of three letters."""
+    with pytest.raises(ConfigurationError, match="three letters"):
+        Pricing({}, currency=currency)

@@ -76,7 +76,7 @@ def test_api_key_of_the_wrong_type(api_key: Any) -> None:
 async def test_api_key_header_without_an_api_key(
     raw_server: RawServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A client with an `api-key` header needs no API key, and leaves the environment's alone."""
+    """A client with an `api-key` header needs no API key, and ignores the environment's."""
     monkeypatch.setenv("ELKAPI_API_KEY", API_KEY)
     async with AsyncImages(base_url=raw_server.base_url, headers={"API-Key": "azure"}) as client:
         await client.generate("a boat")

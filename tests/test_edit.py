@@ -40,12 +40,6 @@ async def client(raw_server: RawServer) -> AsyncIterator[AsyncImages]:
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[LocalServer]:
-    async with LocalServer(light=True, delay=0) as server:
-        yield server
-
-
-@pytest.fixture
 async def local(server: LocalServer) -> AsyncIterator[AsyncImages]:
     async with AsyncImages(server.api_key, base_url=server.base_url, retry=QUICK) as client:
         yield client
@@ -155,7 +149,7 @@ async def test_edit_stream_fields(
 
 
 async def test_edit_hooks_see_no_bytes(raw_server: RawServer) -> None:
-    """Hooks receive the request, whose images print shortly."""
+    """Hooks receive the request, whose images have a short repr."""
     seen: list[Record] = []
     async with AsyncImages(API_KEY, base_url=raw_server.base_url, hooks=[seen.append]) as client:
         await client.edit(PNG, "a hat", n=1)
@@ -255,7 +249,7 @@ async def test_edit_against_the_rules_of_its_model(
 
 
 async def test_edit_with_an_unknown_model(client: AsyncImages, raw_server: RawServer) -> None:
-    """An unknown model is sent anything, and so is every model with validate off."""
+    """Nothing is rejected for an unknown model, or with validate off."""
     await client.edit(
         [noise_image(format="GIF", mode="L")] * 17, "a", model="new", mask=noise_image()
     )
@@ -274,7 +268,7 @@ async def test_edit_with_an_unknown_model(client: AsyncImages, raw_server: RawSe
 
 
 async def test_mask_of_a_photograph_on_its_side(client: AsyncImages, raw_server: RawServer) -> None:
-    """A mask may be as a photograph is seen, or as it lies in its file."""
+    """A mask may have the orientation of the photograph as shown, or as stored."""
     for size in ((96, 64), (64, 96)):
         await client.edit(JPEG, "a hat", mask=mask(size))
     assert len(raw_server.requests) == 2

@@ -29,7 +29,7 @@ from tests.helpers.raw_server import (
 
 @pytest.mark.parametrize("streaming", [False, True])
 async def test_cancel_while_uploading(tmp_path: Path, streaming: bool) -> None:
-    """A cancelled upload closes its connection and file at once; the client goes on working."""
+    """A cancelled upload closes its connection and file at once; the client still works."""
     path = large(tmp_path, 20 << 20)
     async with (
         RawServer(GOOD, reading=False) as silent,

@@ -42,12 +42,6 @@ async def client(raw_server: RawServer) -> AsyncIterator[AsyncImages]:
         yield client
 
 
-@pytest.fixture
-async def server() -> AsyncIterator[LocalServer]:
-    async with LocalServer(light=True, delay=0) as server:
-        yield server
-
-
 BROKEN = response({"error": {"message": "x", "code": "do_request_failed"}}, status=500)
 
 
@@ -81,7 +75,7 @@ async def test_retry_sends_the_same_bytes(
 async def test_two_calls_share_a_file(
     client: AsyncImages, raw_server: RawServer, tmp_path: Path
 ) -> None:
-    """Calls that run at once over one file object do not disturb each other."""
+    """Concurrent calls with one file object do not disturb each other."""
     content = large(tmp_path, 2 << 20).read_bytes()
     file = io.BytesIO(content)
     await asyncio.gather(*(client.edit([file, file], "a hat") for _ in range(4)))

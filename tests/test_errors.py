@@ -6,7 +6,9 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
+from fastapi.encoders import jsonable_encoder
 
 from elkimg_async import errors
 from elkimg_async.errors import (
@@ -213,7 +215,7 @@ def test_error_text(cls: type[ElkImagesError]) -> None:
 def test_error_advice(cls: type[ElkImagesError]) -> None:
     """The advice is a whole sentence; a class without one has it in its messages.
 
-    Where an image may have been made, that is the advice.
+    If an image may have been created, that is the advice.
     """
     speaking = {"ElkImagesError", "ConfigurationError", "InvalidRequestError", "APIError"}
     speaking |= {"NetworkError", "RequestTimeoutError", "ResponseError", "EmptyResultError"}
@@ -271,6 +273,17 @@ def test_error_to_dict(cls: type[ElkImagesError]) -> None:
         assert fields["message"] == "What happened."
     assert "b64_json" in str(error.to_dict())
     assert "b64_json" not in str(error.to_dict(images=False))
+
+
+@classes
+def test_error_encodes(cls: type[ElkImagesError]) -> None:
+    """Both msgspec and FastAPI encode an error with its class, text and fields."""
+    error = cls("What happened.", **fields_of(cls))
+    encoded = msgspec.to_builtins(error), jsonable_encoder(error)
+    for plain in (*encoded, json.loads(msgspec.json.encode(error))):
+        assert (plain["error"], plain["text"]) == (cls.__name__, str(error))
+        assert plain.keys() == error.to_dict(images=False).keys()
+        assert json.loads(json.dumps(plain))
 
 
 @classes

@@ -3,9 +3,12 @@ cancellation.
 """
 
 import asyncio
+import errno
 import os
+import shutil
 import stat
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -74,7 +77,7 @@ async def test_write_to_a_fifo_without_a_reader_can_be_cancelled(tmp_path: Path)
 
 @unix
 def test_write_to_a_device() -> None:
-    """A device node takes the content and stays."""
+    """A device node receives the content and remains."""
     write_atomically(Path("/dev/null"), CONTENT, follow_links=True)
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
 
@@ -105,6 +108,100 @@ def test_write_into_a_file_that_cannot_be_renamed(tmp_path: Path) -> None:
     finally:
         os.system(f"umount {target}")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["boat.png", "source"]
+
+
+def refuse_rename(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let renaming and linking fail, as on file systems without them."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    for name in ("replace", "rename", "link"):
+        monkeypatch.setattr(os, name, fail)
+
+
+NO_RENAME = [errno.EBUSY, errno.EXDEV, errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP]
+
+
+@pytest.mark.parametrize("code", NO_RENAME)
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_write_where_nothing_can_be_renamed(
+    code: int, overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new file and an old one are written in place, without a part file."""
+    refuse_rename(code, monkeypatch)
+    path = tmp_path / "boat.png"
+    write_atomically(path, CONTENT, overwrite=overwrite)
+    assert path.read_bytes() == CONTENT
+    path.chmod(0o640)
+    if overwrite:
+        write_atomically(path, b"new")
+        assert path.read_bytes() == b"new"
+        assert sys.platform == "win32" or stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert [path.name for path in tmp_path.iterdir()] == ["boat.png"]
+
+
+def test_write_where_renaming_really_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failing disk is an error, and leaves nothing behind."""
+    refuse_rename(errno.EIO, monkeypatch)
+    with pytest.raises(OSError, match=r"I/O|Input/output"):
+        write_atomically(tmp_path / "boat.png", CONTENT)
+    assert list(tmp_path.iterdir()) == []
+
+
+@unix
+def test_write_in_place_follows_no_link_of_a_generated_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing can be renamed, a generated name still does not follow a link."""
+    target, link = tmp_path / "target.png", tmp_path / "link.png"
+    target.write_bytes(b"old")
+    link.symlink_to(target)
+    refuse_rename(errno.EPERM, monkeypatch)
+    with pytest.raises(OSError, match=r"symbolic links"):
+        write_atomically(link, CONTENT)
+    assert target.read_bytes() == b"old"
+    write_atomically(link, CONTENT, follow_links=True)
+    assert target.read_bytes() == CONTENT
+
+
+@unix
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs mount")
+def test_write_to_a_full_file_system(tmp_path: Path) -> None:
+    """A file that does not fit leaves nothing, and an old file as it was."""
+    if os.system(f"mount -t tmpfs -o size=64k none {tmp_path} 2>/dev/null"):
+        pytest.skip("mounting is not allowed here")
+    try:
+        write_atomically(tmp_path / "boat.png", b"old")
+        for name in ("boat.png", "new.png"):
+            with pytest.raises(OSError, match="No space left"):
+                write_atomically(tmp_path / name, CONTENT * 10)
+        assert [path.name for path in tmp_path.iterdir()] == ["boat.png"]
+        assert (tmp_path / "boat.png").read_bytes() == b"old"
+    finally:
+        os.system(f"umount {tmp_path}")
+
+
+@unix
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root")
+def test_write_over_the_file_of_another_user(tmp_path: Path) -> None:
+    """In a sticky folder, where another user's file cannot be replaced, it is written in place."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    try:
+        folder.chmod(0o1777)
+        path = folder / "boat.png"
+        path.write_bytes(b"old")
+        path.chmod(0o666)
+        os.seteuid(65534)
+        try:
+            write_atomically(path, CONTENT)
+        finally:
+            os.seteuid(0)
+        assert path.read_bytes() == CONTENT
+        assert path.stat().st_uid == 0
+        assert [path.name for path in folder.iterdir()] == ["boat.png"]
+    finally:
+        shutil.rmtree(folder)
 
 
 def test_write_leaves_nothing_once_cancelled(tmp_path: Path) -> None:

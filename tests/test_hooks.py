@@ -12,6 +12,7 @@ from elkimg_async import (
     AuthenticationError,
     CompletedImage,
     GenerateRequest,
+    Image,
     ImagesResponse,
     PartialImage,
     RateLimitError,
@@ -28,7 +29,7 @@ from elkimg_async.hooks import (
     ResponseStarted,
     RetryScheduled,
 )
-from elkimg_async.image import Image
+from tests.helpers.calls import COMPLETED, GOOD, PARTIAL
 from tests.helpers.raw_server import (
     API_KEY,
     DONE,
@@ -42,11 +43,6 @@ from tests.helpers.raw_server import (
     response,
     stream,
 )
-
-B64 = Image(PNG).b64_json
-PARTIAL = event({"type": "image_generation.partial_image", "b64_json": B64})
-COMPLETED = event({"type": "image_generation.completed", "b64_json": B64})
-GOOD = response({"created": 1, "data": [{"b64_json": B64}]})
 
 
 class Collector:

@@ -19,7 +19,7 @@ from elkimg_async import (
     DownloadError,
     Image,
 )
-from elkimg_async.image import media_type_of
+from elkimg_async.media_types import media_type_of
 from tests.helpers.raw_server import (
     JPEG,
     PNG,
@@ -52,6 +52,8 @@ def test_media_type(media_type: str, content: bytes) -> None:
         (b"\x00\x00\x00\x20ftypavis", "image/avif"),
         (b'<?xml version="1.0"?>\n' + SVG, "image/svg+xml"),
         (b"\xef\xbb\xbf \n" + SVG, "image/svg+xml"),
+        (b"<!-- " + b"licence " * 1000 + b"-->" + SVG, "image/svg+xml"),
+        (b"<!DOCTYPE html>" + SVG, "application/octet-stream"),
         (b"", "application/octet-stream"),
         (b"<?xml version='1.0'?><html/>", "application/octet-stream"),
         (b"<html>", "application/octet-stream"),

@@ -191,12 +191,16 @@ async def test_download(raw_server: RawServer, log: pytest.LogCaptureFixture) ->
 
 
 @in_both_modes
+@pytest.mark.parametrize("options", [{"n": 3}, {"extra_body": {"n": 3}}], ids=str)
 async def test_fewer_images_than_requested(
-    raw_server: RawServer, caplog: pytest.LogCaptureFixture, streaming: bool
+    raw_server: RawServer,
+    caplog: pytest.LogCaptureFixture,
+    streaming: bool,
+    options: dict[str, Any],
 ) -> None:
     """Fewer images than requested are a warning at the default level."""
     reply = stream(COMPLETED) if streaming else GOOD
-    assert await run_with_secrets(raw_server, reply, streaming=streaming, n=3) is None
+    assert await run_with_secrets(raw_server, reply, streaming=streaming, **options) is None
     assert lines(caplog) == [("WARNING", f"3 images were requested, but 1 arrived {NAMED}")]
 
 

@@ -19,7 +19,7 @@ HELD = {
     "image": Image(PNG),
     "response": ImagesResponse([Image(PNG)]),
     "event": PartialImage(type="image_generation.partial_image", image=Image(PNG)),
-    "item": MapItem(index=0, request=None),
+    "item": MapItem(index=0),
 }
 
 OPTIONS = [
@@ -39,6 +39,10 @@ OPTIONS = [
     ("AsyncImages(retry=True)", "retry must be a whole number or elkimg_async.RetryPolicy("),
     ("AsyncImages(hooks=print)", "hooks must be a list of functions, as in hooks=[function]."),
     ("AsyncImages(session={})", "session must be an aiohttp.ClientSession, not dict."),
+    (
+        "AsyncImages(base_url='https://host/v1/images/generations')",
+        "it must end before /images/generations, which the client adds.",
+    ),
     ("AsyncImages(12345)", "api_key must be a string or an async function, not int."),
     ("AsyncImages(fetch_key())", "pass the function without calling it."),
     (
@@ -145,6 +149,21 @@ USES = [
         "small.png is 10x10 and q.png is 1024x1024; they must have the same size.",
     ),
     ("await client.with_options().generate('k', n=11)", "n is 11; it must be 1 to 10."),
+    ("await client.generate('k', n='2')", "n must be a whole number, not str. Write n=2."),
+    ("await client.generate('k', n=2.0)", "n must be a whole number, not float. Write n=2."),
+    ("await client.generate('k', size=1024)", "not int. Write size='1024x1024'."),
+    ("await client.generate('k', size='1024*1024')", "is not offered; write 1024x1024."),
+    ("await client.generate('k', size='1024 \u00d7 1024')", "is not offered; write 1024x1024."),
+    ("await client.generate({'prompt': 'k', 'sized': 'auto'})", "did you mean 'size'? Its fields"),
+    (
+        "await client.edit('notes.txt', 'a hat')",
+        "notes.txt is not an image of a known type; choose",
+    ),
+    ("(await client.generate('k', stream=True))[0]", "as in (await stream.result())[0]."),
+    (
+        "(await client.generate('k', stream=True)).response",
+        "its details are in (await stream.result()).meta.",
+    ),
     (
         "await AsyncImages(lambda: 'k').generate('k')",
         "this function is not async. Define it with async def.",
@@ -173,6 +192,7 @@ async def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterat
     monkeypatch.chdir(tmp_path)
     PIL.Image.new("RGB", (1024, 1024)).save("q.png")
     PIL.Image.new("RGBA", (10, 10)).save("small.png")
+    Path("notes.txt").write_text("not an image", "utf-8")
     async with LocalServer(light=True) as running:
         monkeypatch.setenv("ELKAPI_API_KEY", running.api_key)
         monkeypatch.setenv("ELKAPI_BASE_URL", running.base_url)

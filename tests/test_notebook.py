@@ -19,8 +19,8 @@ from nbclient import NotebookClient
 
 import elkimg_async
 from elkimg_async import ConfigurationError, Image, ImagesResponse
-from elkimg_async.image import media_type_of
 from elkimg_async.local import LocalServer
+from elkimg_async.media_types import media_type_of
 from elkimg_async.notebook import grid
 from elkimg_async.stream import ImageStream
 from tests.helpers.raw_server import PNG
@@ -155,7 +155,7 @@ def test_kernel_stream(executed: Executed) -> None:
 
 
 def test_kernel_stream_of_two_images(executed: Executed) -> None:
-    """Finished images of a stream stay, and the next one is beside them."""
+    """Finished images of a stream stay, and the next one appears next to them."""
     display, value = executed.outputs("stream of two")
     assert len(sources(display.data["text/html"])) == 2
     assert value.data["text/plain"] == "2"

@@ -1,15 +1,28 @@
 """Comparison with the `openai` client: its parameters, and the same calls with both."""
 
+import asyncio
 import base64
 import inspect
+import os
+import re
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import openai
 import pytest
 from openai.types import image_edit_params, image_generate_params
 
-from elkimg_async import APIError, AsyncImages, CompletedImage, PartialImage, errors
+from elkimg_async import (
+    APIError,
+    AsyncImages,
+    CompletedImage,
+    ImagesResponse,
+    PartialImage,
+    errors,
+)
 from elkimg_async.local import LocalServer
 from elkimg_async.sansio import values
 from elkimg_async.sansio.requests import EditRequest, GenerateRequest
@@ -253,6 +266,80 @@ async def test_page_of_openai_code(server: LocalServer) -> None:
     )
     timeout = openai.Timeout(50)
     assert await page(ours, timeout) == await page(theirs, timeout)
+
+
+TOUR = (Path(__file__).parent / "helpers" / "openai_tour.py").read_text("utf-8")
+CHANGES = {
+    "import openai\nfrom openai import NOT_GIVEN, AsyncOpenAI, BadRequestError, omit\n": (
+        "import elkimg_async\nfrom elkimg_async import AsyncImages, BadRequestError\n"
+        "import openai\nfrom openai import NOT_GIVEN, omit\n"
+    ),
+    "client = AsyncOpenAI(": "client = AsyncImages(",
+    "except openai.": "except elkimg_async.",
+}
+
+
+async def run_script(script: str, server: LocalServer) -> str:
+    """Return what a script prints; it must end without an error or a Python warning."""
+    names = {"API_KEY": server.api_key, "BASE_URL": server.base_url}
+    env = {
+        f"{prefix}_{name}": text for name, text in names.items() for prefix in ("OPENAI", "ELKAPI")
+    }
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-Werror", "-c", script),
+        env={**os.environ, **env, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    output, log = await process.communicate()
+    assert (process.returncode, "Exception" in log.decode()) == (0, False), log.decode()
+    return output.decode()
+
+
+async def test_tour_of_openai_runs_unchanged(server: LocalServer) -> None:
+    """A page of openai code prints and sends the same after its imports and client are changed."""
+    script = TOUR
+    for old, new in CHANGES.items():
+        assert old in script
+        script = script.replace(old, new)
+    assert len(set(script.splitlines()) - set(TOUR.splitlines())) == 6
+    printed = []
+    for page in (TOUR, script):
+        server.inject(*["none"] * 7, "error=429", "error=400/content_policy_violation", "error=401")
+        printed.append(await run_script(page, server))
+    assert printed[0] == printed[1]
+    sent = [
+        (
+            request.fields,
+            {name: request.headers.get(name) for name in ("x-team", "x-user", "x-call")},
+        )
+        for request in server.requests
+    ]
+    assert len(sent) == 24
+    assert sent[:12] == sent[12:]
+
+
+OMITTED = [
+    ("from elkimg_async import APIStatusError", "the error is called APIError."),
+    ("from elkimg_async import APITimeoutError", "the error is called RequestTimeoutError."),
+    ("from elkimg_async import OpenAIError", "the error is called ElkImagesError."),
+    ("from elkimg_async import NOT_GIVEN", "pass None, or leave the argument out."),
+    ("from elkimg_async import OpenAI", "the client is called AsyncImages"),
+    ("client.models.retrieve('m')", "the models are in await client.models()."),
+    ("client.with_options(api_key='k')", "create another AsyncImages for that."),
+    ("client.with_options(time_out=1)", "did you mean 'timeout'?"),
+    ("client.chat", "this client has the image calls only"),
+    ("response_.model_dump_json()", "use json.dumps(result.to_dict())."),
+    ("response_._request_id", "use result.meta.request_id."),
+]
+
+
+@pytest.mark.parametrize(("code", "advice"), OMITTED, ids=[code for code, _ in OMITTED])
+def test_names_of_openai_that_differ(code: str, advice: str) -> None:
+    """What openai has and this package lacks fails with the name to use instead."""
+    names = {"client": AsyncImages(API_KEY), "response_": ImagesResponse([])}
+    with pytest.raises((ImportError, AttributeError, TypeError), match=re.escape(advice)):
+        exec(code, names)
 
 
 ERRORS = [

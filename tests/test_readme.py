@@ -14,8 +14,8 @@ import pytest
 import uvicorn
 from aiohttp import web
 
-from elkimg_async.image import media_type_of
 from elkimg_async.local import LocalServer
+from elkimg_async.media_types import media_type_of
 
 README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)

@@ -1,4 +1,4 @@
-"""What surrounds the calls of a client: its models, mocks of it, and queries on every request."""
+"""The models of a client, mocks of it, and the query of every request."""
 
 import asyncio
 import gc
@@ -122,7 +122,7 @@ async def test_model_that_the_server_does_not_know(
 async def test_default_model_is_sent(
     raw_server: RawServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The client's model is that of every call which names none, edits and runs included."""
+    """The client's model is used by every call that names none, edits and runs included."""
     monkeypatch.setenv("ELKAPI_MODEL", "from-environment")
     async with AsyncImages(API_KEY, base_url=raw_server.base_url) as client:
         await client.generate("a boat")
@@ -140,7 +140,7 @@ async def test_default_model_is_sent(
 
 
 async def test_query_on_every_request(raw_server: RawServer) -> None:
-    """The query of the base URL, the client and the call goes with every endpoint."""
+    """The query of the base URL, the client and the call is sent to every endpoint."""
     base = raw_server.base_url.replace("/v1", "/openai/deployments/gpt-image-1")
     async with AsyncImages(
         base_url=f"{base}?api-version=2025-04-01-preview",

@@ -12,7 +12,7 @@ import elkimg_async
 PACKAGE = Path(elkimg_async.__file__).parent
 NAME = PACKAGE.name
 LAYERS = [
-    {"filesystem", "plain"},
+    {"filesystem", "media_types", "plain", "tasks"},
     {"errors"},
     {"hooks"},
     {"error_records", "files", "hints", "logs", "preview"},
@@ -22,8 +22,10 @@ LAYERS = [
     {"ratelimit"},
     {"credentials"},
     {"config"},
-    {"transport", "types"},
-    {"attempt", "settings"},
+    {"types"},
+    {"settings"},
+    {"transport"},
+    {"attempt"},
     {"call", "stream"},
     {"batch", "resources"},
     {"image_calls"},
@@ -45,11 +47,13 @@ ONLY = {
     "filesystem": set(),
     "event_iterator": {"hints"},
     "hints": set(),
-    "preview": set(),
-    "image": {"errors", "files", "hints", "logs", "plain", "preview"},
+    "media_types": set(),
+    "tasks": set(),
+    "preview": {"files", "media_types"},
+    "image": {"errors", "files", "hints", "logs", "media_types", "plain", "preview"},
     "notebook": {"errors", "image"},
     "stream": {"errors", "event_iterator", "hints", "image", "logs", "notebook", "sansio"},
-    "local": {"errors", "config", "credentials", "image", "sansio"},
+    "local": {"errors", "config", "credentials", "media_types", "sansio"},
 }
 """Parts that import less than their layer would let them."""
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}

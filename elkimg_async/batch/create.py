@@ -3,29 +3,20 @@
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
-from elkimg_async.batch.executor import Sender, SendGate
+from elkimg_async.batch.executor import ImageClient, Sender, SendGate
 from elkimg_async.batch.run import MapRun
 from elkimg_async.batch.runner import Runner, RunOptions
-from elkimg_async.config import Settings
 from elkimg_async.sansio.headers import check_headers
 from elkimg_async.sansio.requests import DEFAULT_MODEL
+from elkimg_async.settings import Settings
 from elkimg_async.transport.download import enable_download
 from elkimg_async.transport.session import Transport
 
 _OF_CALLS = ("extra_headers", "extra_query", "timeout", "retry")
-
-
-class ImageClient(Protocol):
-    """The part of a client that a run uses."""
-
-    @property
-    def generate(self) -> Callable[..., Any]: ...
-    @property
-    def edit(self) -> Callable[..., Any]: ...
 
 
 def create_run(
@@ -64,10 +55,8 @@ def create_run(
         timeout = msgspec.structs.replace(timeout, total=math.inf)
     gate = SendGate()
     hooks = (*settings.hooks, gate.observe)
-    client = view(msgspec.structs.replace(settings, hooks=hooks))
     sender = Sender(
-        generate=partial(client.generate, timeout=timeout, retry=settings.retry),
-        edit=partial(client.edit, timeout=timeout, retry=settings.retry),
+        view(msgspec.structs.replace(settings, timeout=timeout, hooks=hooks)),
         connect=partial(enable_download, transport=transport, settings=settings),
         headers=check_headers(call_options.get("extra_headers")),
         stream=run_options.stream,

@@ -6,7 +6,7 @@ workers on Ray, `NoStore` if images are returned and nothing is recorded.
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from decimal import Decimal
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -16,8 +16,14 @@ import msgspec
 
 from elkimg_async.batch.budget import Budget
 from elkimg_async.batch.job import BatchJob, JobResult
-from elkimg_async.batch.journal import MadeRecord, PendingImage, ResponseRecord, SavedFile
-from elkimg_async.batch.storage import Slots, response_fields
+from elkimg_async.batch.journal import (
+    MadeRecord,
+    PendingImage,
+    ResponseRecord,
+    SavedFile,
+    fields_of,
+)
+from elkimg_async.batch.storage import Slots
 from elkimg_async.errors import (
     APIError,
     BatchError,
@@ -84,6 +90,24 @@ class NoStore:
         """Record nothing."""
 
 
+async def send_while_in_flight(send: Callable[[], Awaitable[T]], *, repeated: bool) -> T:
+    """Send a request, and send it again while an earlier attempt is still being processed.
+
+    `repeated` is whether it may have been sent before, with the same idempotency key.
+    """
+    began = time.monotonic()
+    while True:
+        try:
+            return await send()
+        except APIError as error:
+            if not ((repeated or error.billing == "unknown") and is_in_flight(error)):
+                raise
+            if time.monotonic() - began > IN_FLIGHT_LIMIT:
+                error.billing = "unknown"  # the earlier attempt may still produce the image
+                raise
+        await asyncio.sleep(IN_FLIGHT_PAUSE)
+
+
 class SendGate:
     """A gate that stops jobs waiting for their turn, but not those being sent."""
 
@@ -120,12 +144,20 @@ class SendGate:
         raise BatchStoppedError(f"Not sent, because the run has stopped: {self._closed}")
 
 
+class ImageClient(Protocol):
+    """The part of a client that sends jobs."""
+
+    @property
+    def generate(self) -> Callable[..., Any]: ...
+    @property
+    def edit(self) -> Callable[..., Any]: ...
+
+
 class Sender:
     """The calls of a client that send jobs.
 
     Args:
-        generate: `AsyncImages.generate`.
-        edit: `AsyncImages.edit`.
+        client: The client that sends them.
         connect: Enables an image to download its URL.
         headers: Additional headers for every request.
         stream: Whether responses are streamed.
@@ -134,32 +166,22 @@ class Sender:
 
     def __init__(
         self,
+        client: ImageClient,
         *,
-        generate: Callable[..., Any],
-        edit: Callable[..., Any],
         connect: Callable[[Image], None],
         headers: Mapping[str, str],
         stream: bool,
         gate: SendGate | None = None,
     ) -> None:
-        self._generate, self._edit = generate, edit
+        self._client = client
         self.connect, self._headers, self._stream = connect, headers, stream
         self.gate = gate or SendGate()
 
     async def send(self, job: BatchJob) -> ImagesResponse:
         """Send a job, and send it again while an earlier attempt is still being processed."""
-        began = time.monotonic()
-        while True:
-            try:
-                return await self.gate.run(self._send_once(job))
-            except APIError as error:
-                repeated = job.repeated or error.billing == "unknown"
-                if not (repeated and is_in_flight(error)):
-                    raise
-                if time.monotonic() - began > IN_FLIGHT_LIMIT:
-                    error.billing = "unknown"  # the earlier attempt may still produce the image
-                    raise
-            await asyncio.sleep(IN_FLIGHT_PAUSE)
+        return await send_while_in_flight(
+            lambda: self.gate.run(self._send_once(job)), repeated=job.repeated
+        )
 
     async def _send_once(self, job: BatchJob) -> ImagesResponse:
         headers = dict(self._headers)
@@ -176,10 +198,10 @@ class Sender:
 
     def _call(self, job: BatchJob) -> Callable[..., Any]:
         if not isinstance(job.request, EditRequest):
-            return partial(self._generate, job.request)
+            return partial(self._client.generate, job.request)
         fields = msgspec.structs.asdict(job.request)
         options = {name: value for name, value in fields.items() if value is not None}
-        return partial(self._edit, options.pop("image"), options.pop("prompt"), **options)
+        return partial(self._client.edit, options.pop("image"), options.pop("prompt"), **options)
 
 
 class Executor:
@@ -204,7 +226,7 @@ class Executor:
         began, known = time.monotonic(), job.record
         if isinstance(known, ResponseRecord) and known.urls:  # already paid for: only download
             slots = self._pending_slots(known.urls)
-            made = MadeRecord(**response_fields(known))
+            made = MadeRecord(**fields_of(ResponseRecord, known))
             if self._store.keeps_files:
                 return await self._keep(job, made, slots, None, began)
             response = ImagesResponse((image for _, image in slots), usage=known.usage)
@@ -222,7 +244,8 @@ class Executor:
         made = MadeRecord(
             **job.record_fields(),
             images=len(response),
-            cost=job.cost(meta.cost, meta.attempts) if meta else job.worst,
+            cost=job.cost(meta, meta.attempts) if meta else job.worst,
+            currency=job.currency or (meta.currency if meta else None),
             usage=response.usage,
             meta=meta,
         )
@@ -238,9 +261,9 @@ class Executor:
         spent = job.n if error.billing in ("unknown", "billed") else 0
         self._budget.spend(spent, None, responded=False)
         cost = job.cost(None, error.attempts) if spent else Decimal(0)
-        made = MadeRecord(**job.record_fields(), images=spent, cost=cost)
+        made = MadeRecord(**job.record_fields(), images=spent, cost=cost, currency=job.currency)
         if self._store.keeps_files:
-            images = [image for image in getattr(error, "images", ()) if image.content]
+            images = [image for image in error.images if image.content]
             try:
                 files = await _shielded(self._save(job, list(enumerate(images)), many=True))
             except OSError as problem:

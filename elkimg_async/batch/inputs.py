@@ -8,10 +8,11 @@ from typing import Any
 import msgspec
 
 from elkimg_async.batch.journal import fingerprint
-from elkimg_async.batch.names import input_list, is_file_tuple
 from elkimg_async.errors import InvalidRequestError
 from elkimg_async.image import Image
+from elkimg_async.sansio.image_headers import short
 from elkimg_async.sansio.requests import EditRequest, ImageRequest
+from elkimg_async.transport.uploads import image_list, is_file_tuple, reason_of
 
 _CHUNK = 1 << 20
 _URLS = ("http://", "https://", "data:")
@@ -36,14 +37,14 @@ def hash_inputs(request: EditRequest) -> str:
     """
     total = hashlib.sha256()
     for param in _PARTS:
-        value = getattr(request, param, None)
-        for item in input_list(value) if value is not None else ():
+        value = getattr(request, param)
+        for item in image_list(value) if value is not None else ():
             total.update(f"{param}:{_hash_input(item, param)}\n".encode())
     return total.hexdigest()[:32]
 
 
 def _hash_input(item: Any, param: str) -> str:
-    if isinstance(item, tuple) and is_file_tuple(item):
+    if is_file_tuple(item):
         item = item[1]
     if isinstance(item, (bytes, bytearray, memoryview)):
         return hashlib.sha256(item).hexdigest()
@@ -69,12 +70,8 @@ def _hash_path(path: "str | os.PathLike[str]", param: str) -> str:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or str(error)
-    shown = os.fsdecode(path)
-    raise InvalidRequestError(
-        f"{shown if len(shown) <= 200 else shown[:200] + '…'!r} cannot be read: {reason}.",
-        param=param,
-    )
+        reason = reason_of(error)
+    raise InvalidRequestError(f"{short(os.fsdecode(path))} cannot be read: {reason}.", param=param)
 
 
 def _hash_file(file: Any, param: str) -> str:

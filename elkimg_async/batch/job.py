@@ -5,11 +5,17 @@ from typing import Any
 
 import msgspec
 
-from elkimg_async.batch.journal import AnyRecord, ResponseRecord, SentRecord
+from elkimg_async.batch.journal import (
+    AnyRecord,
+    JournalRecord,
+    ResponseRecord,
+    SentRecord,
+    fields_of,
+)
 from elkimg_async.batch.names import input_names
 from elkimg_async.errors import ElkImagesError
 from elkimg_async.sansio.requests import EditRequest, GenerateRequest
-from elkimg_async.sansio.responses import ImagesResponse
+from elkimg_async.sansio.responses import ImagesResponse, Meta
 
 
 class BatchJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,7 +25,8 @@ class BatchJob(msgspec.Struct, frozen=True, kw_only=True):
     record of it; None if there is none. `resumes` is an attempt of an earlier run that had no
     response, if the server is known to replay its idempotency key, so that sending it again costs
     nothing more; else None. `repeated` is whether an earlier attempt may still be running. `price`
-    is the maximum cost of one attempt, None if unknown; up to `payable` attempts may be paid for.
+    is the maximum cost of one attempt in `currency`, None if unknown; up to `payable` attempts may
+    be paid for.
     """
 
     index: int
@@ -33,6 +40,7 @@ class BatchJob(msgspec.Struct, frozen=True, kw_only=True):
     resumes: SentRecord | None = None
     repeated: bool = False
     price: Decimal | None = None
+    currency: str | None = None
     payable: int = 1
 
     @property
@@ -40,8 +48,7 @@ class BatchJob(msgspec.Struct, frozen=True, kw_only=True):
         """How many images may be paid for; 0 if they only have to be downloaded."""
         if isinstance(self.record, ResponseRecord) and self.record.urls:
             return 0
-        n = (self.request.extra_body or {}).get("n", self.request.n)
-        return n if type(n) is int and n > 0 else 1
+        return self.request.image_count
 
     @property
     def worst(self) -> Decimal | None:
@@ -50,14 +57,16 @@ class BatchJob(msgspec.Struct, frozen=True, kw_only=True):
             return Decimal(0)
         return None if self.price is None else self.price * self.payable
 
-    def cost(self, paid: Decimal | None, attempts: int) -> Decimal | None:
+    def cost(self, meta: Meta | None, attempts: int) -> Decimal | None:
         """Return the most that it may have cost; None if unknown.
 
         Args:
-            paid: The cost of the last attempt. None: unknown.
+            meta: The metadata of its response, whose cost counts if it is in the same currency.
+                None: there was no response.
             attempts: The number of attempts. Those before the last may have been paid for, up to
                 `payable` in all.
         """
+        paid = meta.cost if meta and self.currency in (None, meta.currency) else None
         earlier = max(0, min(attempts, self.payable) - 1)
         last = self.price if paid is None else paid
         if last is None or (earlier and self.price is None):
@@ -75,8 +84,7 @@ class BatchJob(msgspec.Struct, frozen=True, kw_only=True):
 
     def record_fields(self) -> dict[str, Any]:
         """Return the fields that all records of the job share."""
-        names = ("index", "hash", "idempotency_key", "id", "metadata")
-        return {name: getattr(self, name) for name in names}
+        return fields_of(JournalRecord, self)
 
 
 class JobResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -73,21 +73,25 @@ class SentRecord(JournalRecord, frozen=True, kw_only=True, tag="sent"):
     """A request that is about to be sent.
 
     `images` is how many may be paid for if no further record follows; early versions did not write
-    it, and sent one. `cost` is their maximum cost; None if unknown.
+    it, and sent one. `cost` is their maximum cost; None if unknown. Its `currency` is None in early
+    journals, which were in US dollars.
     """
 
     images: int = 1
     cost: Decimal | None = None
+    currency: str | None = None
 
 
 class ResponseRecord(JournalRecord, frozen=True, kw_only=True):
     """A response.
 
     `images` is how many may have been paid for, and `cost` their maximum cost; None if unknown.
+    `currency` is that of a `SentRecord`.
     """
 
     images: int = 0
     cost: Decimal | None = None
+    currency: str | None = None
     files: tuple[SavedFile, ...] = ()
     urls: tuple[PendingImage, ...] = ()
     usage: Usage | None = None
@@ -119,6 +123,12 @@ _COUNTED = {2, _NOT_DOWNLOADED}
 _NAMES = (*_STATES, "failed")
 _BROKEN = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
+
+def fields_of(kind: type[msgspec.Struct], holder: object) -> dict[str, Any]:
+    """Return the fields of a class, with the values of a record or job that has all of them."""
+    return {name: getattr(holder, name) for name in kind.__struct_fields__}
+
+
 _encoder = msgspec.json.Encoder(enc_hook=encode_plain)
 _decode_header = msgspec.json.Decoder(JournalHeader).decode
 _decode_record: Callable[[bytes], AnyRecord] = msgspec.json.Decoder(AnyRecord).decode
@@ -143,7 +153,8 @@ class JournalIndex:
         images: How many images the run may have paid for.
         lost: How many of them have no reported tokens.
         tokens: How many tokens the server has reported.
-        cost: The most that the run may have cost, without the images of unknown cost.
+        costs: The most that the run may have cost in each currency, without the images of unknown
+            cost.
         unpriced: How many images of unknown cost may have been paid for.
     """
 
@@ -152,12 +163,12 @@ class JournalIndex:
         self.unended = False
         self.images = self.lost = 0
         self.tokens: float = 0
-        self.cost, self.unpriced = Decimal(0), 0
+        self.costs: dict[str, Decimal] = {}
+        self.unpriced = 0
         self._lines = 0
         self._offsets = array("q")
         self._codes = bytearray()
-        # Images and maximum cost of each `sent` without a response.
-        self._open: dict[int, tuple[int, Decimal | None]] = {}
+        self._open: dict[int, SentRecord] = {}  # without a response
 
     def __len__(self) -> int:
         return len(self._codes)
@@ -204,27 +215,28 @@ class JournalIndex:
             self._codes.extend(bytes(missing))
         code = _CODES[type(record)]
         if isinstance(record, SentRecord):
-            self._open[index] = record.images, record.cost
-            self._count(record.images, record.cost, lost=True)
+            self._open[index] = record
+            self._count(record, lost=True)
         else:
-            images, cost = self._open.pop(index, (0, None))
-            self._count(-images, None if cost is None else -cost, lost=True)
+            if (sent := self._open.pop(index, None)) is not None:
+                self._count(sent, lost=True, sign=-1)
             if self._codes[index] not in _COUNTED:
-                lost = record.meta is None and record.usage is None
-                self._count(record.images, record.cost, lost=lost)
+                self._count(record, lost=record.meta is None and record.usage is None)
                 self.tokens += (record.usage and record.usage.total_tokens) or 0
             if isinstance(record, FailedRecord) and record.urls:
                 code = _NOT_DOWNLOADED
         self._offsets[index] = self.end
         self._codes[index] = code
 
-    def _count(self, images: int, cost: Decimal | None, *, lost: bool) -> None:
+    def _count(self, record: SentRecord | ResponseRecord, *, lost: bool, sign: int = 1) -> None:
+        images = sign * record.images
         self.images += images
         self.lost += images if lost else 0
-        if cost is None:
+        if record.cost is None:
             self.unpriced += images
         else:
-            self.cost += cost
+            currency = record.currency or "USD"
+            self.costs[currency] = self.costs.get(currency, Decimal(0)) + sign * record.cost
 
     def state(self, index: int) -> State:
         """Return the state of a request."""

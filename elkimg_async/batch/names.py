@@ -8,6 +8,7 @@ from pathlib import PurePath
 from typing import Any
 
 from elkimg_async.sansio.requests import EditRequest, ImageRequest
+from elkimg_async.transport.uploads import image_list
 
 MAX_STEM = 40
 """Characters of a prompt or a file name that are kept; short enough for any file system."""
@@ -46,23 +47,7 @@ def input_names(request: ImageRequest) -> list[str]:
     """Return the names of an edit's input files; those without a name are left out."""
     if not isinstance(request, EditRequest):
         return []
-    return [name for image in input_list(request.image) if (name := _name_of(image))]
-
-
-def input_list(images: Any) -> list[Any]:
-    """Return the inputs of an edit as a list, whether one or a sequence was passed."""
-    if isinstance(images, list) or (isinstance(images, tuple) and not is_file_tuple(images)):
-        return list(images)
-    return [images]
-
-
-def is_file_tuple(value: tuple[Any, ...]) -> bool:
-    """Return whether a tuple is one file, `(name, content[, type])`, not several inputs."""
-    if not 2 <= len(value) <= 4 or not isinstance(value[0], (str, type(None))):
-        return False
-    return not isinstance(value[1], (str, os.PathLike)) or (
-        isinstance(value[1], os.PathLike) and len(value) > 2 and isinstance(value[2], str)
-    )
+    return [name for image in image_list(request.image) if (name := _name_of(image))]
 
 
 def _name_of(image: Any) -> str | None:

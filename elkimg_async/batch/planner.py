@@ -19,7 +19,7 @@ from elkimg_async.batch.journal import (
 )
 from elkimg_async.batch.names import job_stem
 from elkimg_async.batch.rows import Row, has_inputs, read_row
-from elkimg_async.batch.run import MapItem
+from elkimg_async.batch.run import MapItem, make_item
 from elkimg_async.batch.storage import OutputFolder
 from elkimg_async.config import IdempotencyMode
 from elkimg_async.error_records import read_error, write_error
@@ -50,6 +50,7 @@ class Planner:
         known: Returns the journal's last record of an index. None: there is no journal.
         folder: The folder with the files of finished requests. None: there is none.
         price: Returns the maximum cost of one attempt of a request; None if unknown.
+        currency: The currency of these costs. None: there are no prices.
         payable: How many attempts of a request may be paid for.
     """
 
@@ -63,11 +64,12 @@ class Planner:
         known: Callable[[int], AnyRecord | None] | None,
         folder: OutputFolder | None,
         price: Callable[[ImageRequest], Decimal | None] = lambda request: None,
+        currency: str | None = None,
         payable: int = 1,
     ) -> None:
         self._defaults, self._stream, self._idempotency = defaults, stream, idempotency
         self._skip_failed, self._known, self._folder = skip_failed, known, folder
-        self._price, self._payable = price, payable
+        self._price, self._currency, self._payable = price, currency, payable
 
     def reads_files(self, item: Any) -> bool:
         """Return whether `plan` reads files for this item, and so belongs in a worker thread."""
@@ -110,6 +112,7 @@ class Planner:
             resumes=record if lost and self._idempotency == "replay" else None,  # type: ignore[arg-type]
             repeated=record is not None,
             price=self._price(request),
+            currency=self._currency,
             payable=self._payable,
         )
 
@@ -181,6 +184,6 @@ class Planner:
         error: ElkImagesError | None,
         **fields: Any,
     ) -> MapItem:
-        return MapItem(
+        return make_item(
             index=index, id=row.id, metadata=row.metadata, request=request, error=error, **fields
         )

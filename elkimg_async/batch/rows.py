@@ -23,13 +23,11 @@ INPUT_FIELDS = ("image", "mask", "markup")
 """Fields that are files; their values are passed on unchanged."""
 
 _KINDS: tuple[type[ImageRequest], ...] = (GenerateRequest, EditRequest)
-_INTEGERS = {
-    field.name
-    for kind in _KINDS
-    for field in msgspec.structs.fields(kind)
-    if field.type in (int, int | None)
-}
-_OBJECTS = ("extra_body", "metadata")
+_TYPES = {field.name: field.type for kind in _KINDS for field in msgspec.structs.fields(kind)}
+FIELDS = tuple(_TYPES)
+"""The fields of requests."""
+INTEGER_FIELDS = {name for name, kind in _TYPES.items() if kind in (int, int | None)}
+OBJECT_FIELDS = {"extra_body", "metadata", "svg"}
 _NUMBER = re.compile(r"\s*([+-]?\d{1,18})(?:\.0*)?\s*")
 _MISSING = ("NAType", "NaTType")  # pandas' own markers, which need no import to be recognised
 
@@ -114,10 +112,10 @@ def clean(name: Any, value: Any) -> Any:
     if isinstance(value, str) and name != "prompt":
         if _is_missing(value):
             return None
-        if name in _INTEGERS and (number := _NUMBER.fullmatch(value)):
+        if name in INTEGER_FIELDS and (number := _NUMBER.fullmatch(value)):
             return int(number[1])
-        return _read_json(name, value) if name in _OBJECTS else value
-    if name in _INTEGERS and isinstance(value, float) and value.is_integer():
+        return _read_json(name, value) if name in OBJECT_FIELDS else value
+    if name in INTEGER_FIELDS and isinstance(value, float) and value.is_integer():
         return int(value)
     return value
 

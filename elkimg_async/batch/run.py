@@ -1,9 +1,9 @@
 """`MapRun`, the context manager and iterator that `map` returns, and the items it yields."""
 
+import os
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self
 
 import msgspec
@@ -25,6 +25,22 @@ _PAYABLE = ("unknown", "billed")
 """The `billing` of errors that may have been paid for."""
 
 
+class _RequestData(dict[str, Any]):
+    """A request as plain data, which is how msgspec encodes it, and the request itself.
+
+    The input images of an edit are omitted, because they can be paths, open files or many bytes.
+    """
+
+    request: GenerateRequest | EditRequest
+
+    @classmethod
+    def of(cls, request: GenerateRequest | EditRequest) -> Self:
+        fields = {**request.fields(), **(request.extra_body or {})}
+        data = cls(msgspec.to_builtins(fields, enc_hook=str))
+        data.request = request
+        return data
+
+
 class MapItem(ResponseData, frozen=True, kw_only=True, eq=False):
     """The result of one request of a run.
 
@@ -36,16 +52,26 @@ class MapItem(ResponseData, frozen=True, kw_only=True, eq=False):
     """
 
     index: int
-    request: GenerateRequest | EditRequest | None
+    _request: _RequestData | None = msgspec.field(default=None, name="request")
     id: str | int | None = None
     metadata: dict[str, Any] | None = None
     result: ImagesResponse | None = None
     error: ElkImagesError | None = None
-    paths: Sequence[Path] = ()
+    _paths: Sequence[str] = msgspec.field(default=(), name="paths")
     attempts: int = 0
     usage: Usage | None = None
     meta: Meta | None = None
     resumed: bool = False
+
+    @property
+    def request(self) -> GenerateRequest | EditRequest | None:
+        """The request; None if the item of the input was not one."""
+        return None if self._request is None else self._request.request
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files of the images, in the order of the response."""
+        return tuple(map(Path, self._paths))
 
     @property
     def ok(self) -> bool:
@@ -59,13 +85,10 @@ class MapItem(ResponseData, frozen=True, kw_only=True, eq=False):
         the base64 content of the result.
         """
         fields = super().to_dict(images=images)
-        fields.pop("request", None)
-        if self.request is not None:
-            request = {**self.request.fields(), **(self.request.extra_body or {})}
-            fields["request"] = msgspec.to_builtins(request, enc_hook=str)
-        fields["ok"] = self.ok
-        fields["paths"] = [str(path) for path in self.paths]
-        return fields
+        fields["paths"] = fields.pop("_paths")
+        if (request := fields.pop("_request", None)) is not None:
+            fields["request"] = request
+        return {**fields, "ok": self.ok}
 
     model_dump = to_dict
 
@@ -78,14 +101,32 @@ class MapItem(ResponseData, frozen=True, kw_only=True, eq=False):
             raise missing_attribute(self, name, advice)
 
 
+def make_item(
+    *,
+    index: int,
+    request: GenerateRequest | EditRequest | None,
+    paths: Sequence[os.PathLike[str]] = (),
+    **fields: Any,
+) -> MapItem:
+    """Return an item; `fields` are its other fields."""
+    return MapItem(
+        index=index,
+        _request=None if request is None else _RequestData.of(request),
+        _paths=tuple(map(os.fspath, paths)),
+        **fields,
+    )
+
+
 class Totals(ResponseData, frozen=True, kw_only=True):
     """The totals of a run so far.
 
     `done` and `failed` count items, including the `resumed` ones from the journal. `images`,
     `usage` and `bytes` (of images, decoded) are sums over the items that are done; `usage` is None
-    if the server reported none. `cost` is the sum of the known costs (`meta.cost`), None if there
-    are none; `unpriced` counts the items that were, or may have been, paid for at an unknown cost.
-    `elapsed` is in seconds since this run began.
+    if the server reported none. `cost` is the sum of the known costs (`meta.cost`) in `currency`,
+    which is that of the client's `pricing`, else the first one that occurs; None if there are none.
+    `other_costs` are the sums in other currencies, which `cost` does not include. `unpriced` counts
+    the items that were, or may have been, paid for at an unknown cost. `elapsed` is in seconds
+    since this run began.
     """
 
     done: int = 0
@@ -95,16 +136,23 @@ class Totals(ResponseData, frozen=True, kw_only=True):
     usage: Usage | None = None
     bytes: int = 0
     cost: Decimal | None = None
+    currency: str | None = None
+    other_costs: dict[str, Decimal] = msgspec.field(default_factory=dict)
     unpriced: int = 0
     elapsed: float = 0.0
 
 
 def add_item(totals: Totals, item: MapItem, *, images: int, size: int) -> Totals:
-    """Return the totals with one more item, which has so many images and bytes."""
+    """Return the totals with one more item, which has this number of images and bytes."""
     if item.meta is not None:
         unpriced = item.meta.cost is None
     else:
         unpriced = item.ok or (item.error is not None and item.error.billing in _PAYABLE)
+    costs = dict(totals.other_costs)
+    currency = totals.currency or (item.meta.currency if item.meta else None)
+    if currency is not None and totals.cost is not None:
+        costs[currency] = totals.cost
+    costs = add_cost(costs, item.meta)
     return msgspec.structs.replace(
         totals,
         done=totals.done + item.ok,
@@ -113,7 +161,9 @@ def add_item(totals: Totals, item: MapItem, *, images: int, size: int) -> Totals
         images=totals.images + images,
         usage=add_usage(totals.usage, item.usage),
         bytes=totals.bytes + size,
-        cost=add_cost(totals.cost, item.meta.cost if item.meta else None),
+        cost=costs.pop(currency, None) if currency else None,
+        currency=currency,
+        other_costs=costs,
         unpriced=totals.unpriced + unpriced,
     )
 
@@ -186,12 +236,7 @@ class MapRun(AsyncIterableOnly):
         self._state = "open"
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._state = "closed"
         await self._backend.aclose()
 

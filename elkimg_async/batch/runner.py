@@ -23,11 +23,17 @@ import msgspec
 from elkimg_async.batch.budget import Budget, CostBudget, Limit, fatal_reason
 from elkimg_async.batch.executor import Executor, Sender
 from elkimg_async.batch.job import BatchJob, JobResult
-from elkimg_async.batch.journal import DoneRecord, SentRecord
+from elkimg_async.batch.journal import (
+    DoneRecord,
+    JournalRecord,
+    ResponseRecord,
+    SentRecord,
+    fields_of,
+)
 from elkimg_async.batch.planner import Delivery, Planner
-from elkimg_async.batch.run import MapItem, Totals, add_item
+from elkimg_async.batch.run import MapItem, Totals, add_item, make_item
 from elkimg_async.batch.sources import RequestSource, check_iterable, open_source
-from elkimg_async.batch.storage import OutputFolder, RunStore, response_fields
+from elkimg_async.batch.storage import OutputFolder, RunStore
 from elkimg_async.config import IdempotencyMode
 from elkimg_async.errors import (
     BatchStoppedError,
@@ -37,6 +43,7 @@ from elkimg_async.errors import (
 )
 from elkimg_async.sansio.pricing import Pricing
 from elkimg_async.sansio.requests import DEFAULT_MODEL, ImageRequest
+from elkimg_async.tasks import run_to_end
 
 
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,7 +119,8 @@ class Runner:
         self._ready: deque[Delivery] = deque()
         self._early: dict[int, Delivery] = {}
         self._next_index = self._pending = self.in_flight = 0
-        self._totals, self._began = Totals(), 0.0
+        self._currency = pricing.currency if pricing else None
+        self._totals, self._began = Totals(currency=self._currency), 0.0
         self._over = self._hopeless = False
         self._failure: BaseException | None = None
         self._recorded: Delivery | None = None  # recorded as finished, and not delivered yet
@@ -151,16 +159,7 @@ class Runner:
 
     async def aclose(self) -> None:
         """Cancel the requests in flight, and wait until the journal is closed."""
-        closing = asyncio.create_task(self._close())
-        cancelled: asyncio.CancelledError | None = None
-        while not closing.done():
-            try:
-                await asyncio.wait([closing])
-            except asyncio.CancelledError as error:  # raised once everything is closed
-                cancelled = error
-        if cancelled is not None:
-            raise cancelled
-        closing.result()
+        await run_to_end(self._close())
 
     async def _close(self) -> None:
         self._over = True
@@ -173,9 +172,7 @@ class Runner:
             self._opened.exception()  # marks it as retrieved, in case `start` no longer waits
         if self._recorded is not None and isinstance(record := self._recorded.record, DoneRecord):
             # These images were never delivered: the request has to be sent again.
-            names = ("index", "hash", "idempotency_key", "id", "metadata")
-            fields = {name: getattr(record, name) for name in names}
-            self._store.note(SentRecord(**fields, images=0))
+            self._store.note(SentRecord(**fields_of(JournalRecord, record), images=0))
         await self._store.aclose()
 
     # --- delivering ---------------------------------------------------------
@@ -257,12 +254,7 @@ class Runner:
             lost=store.replay.lost,
             tokens=store.replay.tokens,
         )
-        if options.max_cost is not None and store.replay.unpriced:
-            raise ConfigurationError(
-                f"max_cost cannot be kept, because the journal has {store.replay.unpriced} images "
-                "of unknown cost. Continue without max_cost, or use another journal."
-            )
-        self._costs = CostBudget(options.max_cost, spent=store.replay.cost)
+        self._costs = CostBudget(options.max_cost, spent=self._spent_before())
         planner = Planner(
             defaults=self._defaults,
             stream=options.stream,
@@ -271,9 +263,27 @@ class Runner:
             known=store.record if store.journaling else None,
             folder=folder,
             price=self._price,
+            currency=self._currency,
             payable=self._payable,
         )
         return planner, Executor(self._sender, store, self._budget)
+
+    def _spent_before(self) -> Decimal:
+        """Return the amount that earlier runs may have spent, in the currency of the prices.
+
+        Raises:
+            ConfigurationError: If it is unknown or in another currency, and `max_cost` is set.
+        """
+        before = self._store.replay
+        other = {code for code, cost in before.costs.items() if cost and code != self._currency}
+        if self._options.max_cost is not None and (before.unpriced or other):
+            unknown = f"{before.unpriced} images of unknown cost"
+            named = f"costs in {', '.join(sorted(other))}, and the prices are in {self._currency}"
+            raise ConfigurationError(
+                f"max_cost cannot be kept, because the journal has {named if other else unknown}. "
+                "Continue without max_cost, or use another journal."
+            )
+        return before.costs.get(self._currency or "", Decimal(0))
 
     async def _pump(
         self,
@@ -325,7 +335,7 @@ class Runner:
         return False
 
     async def _may_start(self, job: BatchJob) -> bool:
-        """Return whether the budget allows a job, if need be after those in flight."""
+        """Return whether the budget allows a job; wait while that depends on those in flight."""
         while self._failure is None:
             limit = self._budget.reached(job.n) or self._costs.reached(job.worst)
             if limit is None:
@@ -390,7 +400,7 @@ class Runner:
         job, record, response = result.job, result.record, result.response
         folder = self._options.output_dir
         files = () if folder is None else OutputFolder(Path(folder)).paths(record.files)
-        item = MapItem(
+        item = make_item(
             index=job.index,
             id=job.id,
             metadata=job.metadata,
@@ -408,7 +418,7 @@ class Runner:
             size = sum(file.bytes for file in record.files)
             return Delivery(item=item, images=len(record.files), size=size)
         # Nothing is saved: the request is recorded as done when its item is delivered.
-        done = DoneRecord(**{**response_fields(record), "urls": ()})
+        done = DoneRecord(**{**fields_of(ResponseRecord, record), "urls": ()})
         size = sum(len(image.content or b"") for image in response)
         return Delivery(item=item, images=len(response), size=size, record=done)
 

@@ -31,6 +31,7 @@ from elkimg_async.batch.journal import (
     SentRecord,
     decode_record,
     encode,
+    fields_of,
 )
 from elkimg_async.error_records import write_error
 from elkimg_async.errors import ConfigurationError, ElkImagesError, JournalError
@@ -42,7 +43,8 @@ from elkimg_async.filesystem import (
     sync_folder,
     write_all,
 )
-from elkimg_async.image import EXTENSIONS, Image, media_type_of
+from elkimg_async.image import Image
+from elkimg_async.media_types import EXTENSIONS, media_type_of
 from elkimg_async.sansio.responses import Usage
 
 MANIFEST = "manifest.jsonl"
@@ -56,7 +58,7 @@ class ManifestLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """One finished request, for users and their programs; the last line of an index counts.
 
     `files` have the name, length and SHA-256 of each image. `id` and `metadata` are those of the
-    row. `cost` is absent if unknown.
+    row. `cost` and its `currency` are absent if unknown.
     """
 
     index: int
@@ -69,6 +71,7 @@ class ManifestLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     id: str | int | None = None
     metadata: dict[str, Any] | None = None
     cost: Decimal | None = None
+    currency: str | None = None
 
 
 class OutputFolder:
@@ -275,7 +278,10 @@ class RunStore:
     async def begin(self, job: BatchJob) -> None:
         """Record that a request is about to be sent."""
         if job.resumes is None:
-            await self.commit(SentRecord(**job.record_fields(), images=job.n, cost=job.worst))
+            fields = job.record_fields()
+            currency = None if job.worst is None else job.currency
+            sent = SentRecord(**fields, images=job.n, cost=job.worst, currency=currency)
+            await self.commit(sent)
 
     async def save(self, job: BatchJob, slots: Slots, *, many: bool) -> tuple[SavedFile, ...]:
         """Save images in the folder."""
@@ -295,7 +301,7 @@ class RunStore:
         """Record the end of a job, successful or not."""
         if error is not None:
             attempts = record.meta.attempts if record.meta else error.attempts
-            fields = response_fields(record)
+            fields = fields_of(ResponseRecord, record)
             await self.commit(FailedRecord(**fields, error=write_error(error), attempts=attempts))
             return
         line = ManifestLine(
@@ -309,8 +315,9 @@ class RunStore:
             id=job.id,
             metadata=job.metadata,
             cost=record.meta.cost if record.meta else None,
+            currency=record.meta.currency if record.meta else None,
         )
-        await self.commit(DoneRecord(**response_fields(record)), line)
+        await self.commit(DoneRecord(**fields_of(ResponseRecord, record)), line)
 
     # --- writing ------------------------------------------------------------
 
@@ -387,8 +394,3 @@ class RunStore:
             if descriptor is not None:
                 os.close(descriptor)
         self._journal = self._manifest = self._reader = None
-
-
-def response_fields(record: ResponseRecord) -> dict[str, Any]:
-    """Return the fields that all records of a response share."""
-    return {name: getattr(record, name) for name in ResponseRecord.__struct_fields__}

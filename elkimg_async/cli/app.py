@@ -24,7 +24,7 @@ _EXIT_CODES = """\
 Exit codes:
   0    all done
   1    something failed
-  2    wrong usage; nothing was sent
+  2    wrong usage, settings or input; nothing was sent
   130  interrupted with Ctrl-C"""
 _ENVIRONMENT = """\
 Environment:
@@ -93,6 +93,8 @@ def _run() -> int:
         raise
     except OSError as error:
         problem, code = _describe(error), 1
+    except (errors.ConfigurationError, errors.InvalidRequestError, errors.JournalError) as error:
+        problem, code = sentence(error), 2  # commands report those of requests themselves
     except (errors.ElkImagesError, OverflowError) as error:
         problem, code = sentence(error), 1
     else:

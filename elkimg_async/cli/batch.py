@@ -100,7 +100,6 @@ def batch(
             max_images=max_images,
             max_cost=max_cost,
             skip_failed=skip_failed,
-            price_file=connection.price_file,
         )
     output = output or Path(_folder_name(file, connection.local))
     journal = journal or output / ("journal-local.jsonl" if connection.local else "journal.jsonl")
@@ -116,6 +115,7 @@ def batch(
         ray=ray,
     )
     settings.check(connection)
+    display.check()
     if contact_sheet is not None:
         sheet.check_path(contact_sheet)
     options = image.given()
@@ -187,6 +187,7 @@ class _RunSettings(NamedTuple):
             limits=self.limits,
             timeout=connection.time_limits(),
             retries=connection.retries,
+            pricing=connection.prices(),
         )
         return MapRun(work)
 
@@ -199,10 +200,13 @@ def _run(
     contact_sheet: Path | None,
 ) -> int:
     """Run all requests, print the summary, and return the exit code."""
+    began = False
 
     async def run() -> None:
+        nonlocal began
         opened = connection.client(say=report.say, limits=settings.limits)
         async with opened as client, settings.open(client, connection, requests) as running:
+            began = True
             await report.follow(running)
         if contact_sheet is not None:
             for page in await sheet.draw(report.tiles, contact_sheet):
@@ -213,9 +217,12 @@ def _run(
     except errors.BatchStoppedError as error:
         report.stopped(error, settings.output, settings.journal)
         return 1
-    except errors.ElkImagesError:
+    except errors.ElkImagesError as error:
+        if not began:
+            raise
         report.broken(settings.output)
-        raise
+        say(sentence(error))
+        return 1
     except KeyboardInterrupt:
         report.interrupted(settings.output)
         return 130

@@ -1,7 +1,4 @@
-"""Planning of a batch: checks before the first request, the dry run, and the journal's state.
-
-Only this module and `ray_run` use the internals of `elkimg_async.batch`.
-"""
+"""Planning of a batch: checks before the first request, the dry run, and the journal's state."""
 
 from __future__ import annotations
 
@@ -16,6 +13,7 @@ from elkimg_async.batch.storage import OutputFolder, RunStore
 from elkimg_async.cli.batch_input import BatchInput, InputRow
 from elkimg_async.cli.console import OUT, UsageError, count, plain, say, sentence, short
 from elkimg_async.cli.options import check_request
+from elkimg_async.sansio.requests import image_count
 
 _MAX_SHOWN = 20  # problems that are printed one by one
 _EDIT_ONLY, _GENERATE_ONLY = ("input_fidelity",), ("style",)
@@ -36,8 +34,7 @@ def merge(options: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
 
 def number_of_images(request: dict[str, Any]) -> int:
     """Return the number of images of a request."""
-    n = (request.get("extra_body") or {}).get("n", request.get("n"))
-    return n if type(n) is int and n > 0 else 1
+    return image_count(request.get("n"), request.get("extra_body"))
 
 
 def check_input(source: BatchInput, options: dict[str, Any]) -> Size:
@@ -194,7 +191,7 @@ def print_plan(
     if wrong:
         parts.append(f"{wrong:,} cannot be sent")
     OUT.print(f"{', '.join(parts)}.", soft_wrap=True)
-    return 1 if wrong else 0
+    return 2 if wrong else 0
 
 
 def _print_request(row: InputRow, planned: Planned) -> None:

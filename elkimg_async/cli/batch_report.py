@@ -7,6 +7,7 @@ import math
 import re
 import shlex
 import sys
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from elkimg_async.cli.batch_plan import Size, locate, number_of_images, paid_ima
 from elkimg_async.cli.console import (
     ERR,
     OUT,
-    amount,
+    amounts,
     count,
     json_amount,
     open_in_viewer,
@@ -200,8 +201,8 @@ class BatchReport:
         rows |= {"images": f"{totals.images:,}", "bytes": f"{totals.bytes:,}"}
         if totals.usage and totals.usage.total_tokens is not None:
             rows["tokens"] = f"{totals.usage.total_tokens:,}"
-        if totals.cost is not None:
-            rows["cost"] = amount(totals.cost)
+        if costs := _costs(totals):
+            rows["cost"] = amounts(costs)
             if totals.unpriced:
                 rows["cost"] += f", and {count(totals.unpriced, 'request')} of unknown cost"
         rows |= {"time": clock(totals.elapsed), "folder": plain(str(output))}
@@ -223,8 +224,15 @@ def _as_object(item: MapItem, row: InputRow, path: Path) -> dict[str, Any]:
         "total_tokens": item.usage.total_tokens if item.usage else None,
         "request_id": item.meta.request_id if item.meta else None,
         "cost": json_amount(item.meta.cost if item.meta else None),
+        "currency": item.meta.currency if item.meta else None,
         "resumed": item.resumed,
     }
+
+
+def _costs(totals: Totals) -> dict[str, Decimal]:
+    """Return the known costs by currency."""
+    known = {} if totals.cost is None else {totals.currency or "USD": totals.cost}
+    return {**known, **totals.other_costs}
 
 
 def _text(error: BaseException) -> str:

@@ -4,40 +4,24 @@ from __future__ import annotations
 
 import math
 import re
-import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-import elkimg_async
-from elkimg_async import GenerateRequest
-from elkimg_async.sansio.requests import EditRequest
+from elkimg_async import ImageReference
+from elkimg_async.batch.rows import (
+    FIELDS,
+    ID_FIELDS,
+    INPUT_FIELDS,
+    INTEGER_FIELDS,
+    OBJECT_FIELDS,
+    OWN_FIELDS,
+)
 
-_IMAGES = ("image", "mask", "markup")
-_IDENTITY = ("id", "custom_id")
 _URL = re.compile(r"(https?://|data:)", re.IGNORECASE)
 _PATHS = ("/images/generations", "/images/edits")
-
-
-def _kinds(annotation: Any) -> set[Any]:
-    """Return the plain types in an annotation, such as {str, NoneType} for `str | None`."""
-    members = typing.get_args(annotation)
-    origin = typing.get_origin(annotation)
-    if not members or origin not in (typing.Union, type(int | str)):
-        return {origin or annotation}
-    return {kind for member in members for kind in _kinds(member)}
-
-
-_FIELDS = {
-    field.name: _kinds(field.type)
-    for kind in (GenerateRequest, EditRequest)
-    for field in msgspec.structs.fields(kind)
-}
-_INTEGERS = {name for name, kinds in _FIELDS.items() if int in kinds}
-_OBJECTS = {name for name, kinds in _FIELDS.items() if not kinds & {int, str}} - set(_IMAGES)
-NAMES = (*_FIELDS, *(name for name in _IMAGES if name not in _FIELDS))
 
 
 class RowError(Exception):
@@ -67,7 +51,7 @@ class RowReader:
             RowError: If it is unknown.
         """
         name = normalise(header)
-        if name in _FIELDS or name in (*_IMAGES, *_IDENTITY, "metadata"):
+        if name in FIELDS or name in OWN_FIELDS:
             return name
         if name in self._keep:
             return None
@@ -96,7 +80,7 @@ class RowReader:
                 metadata[kept] = value.strip() if isinstance(value, str) else value
             if name is None:
                 continue
-            if name in _IDENTITY:
+            if name in ID_FIELDS:
                 name, value = "id", _read_id(value, header)
             elif name == "metadata":
                 metadata.update(_read_object(value, header, text=cells))
@@ -111,11 +95,11 @@ class RowReader:
         return request
 
     def _read_value(self, name: str, value: Any, header: str, cells: bool) -> Any:
-        if name in _IMAGES:
+        if name in INPUT_FIELDS:
             return self._read_images(value, header)
-        if name in _INTEGERS:
+        if name in INTEGER_FIELDS:
             return _read_integer(value, header)
-        if name in _OBJECTS:
+        if name in OBJECT_FIELDS:
             return _read_object(value, header, text=cells)
         return value.strip() if cells else value
 
@@ -169,7 +153,7 @@ def find_id(record: Any) -> dict[str, Any]:
     """Return the id of a record that cannot be used, as a request with nothing else."""
     if isinstance(record, Mapping):
         for header, value in record.items():
-            if normalise(header) in _IDENTITY and not _missing(value):
+            if normalise(header) in ID_FIELDS and not _missing(value):
                 return {"id": value}
     return {}
 
@@ -177,7 +161,7 @@ def find_id(record: Any) -> dict[str, Any]:
 def known_columns() -> str:
     """Return the sentence that lists the columns."""
     return (
-        f"Known ones: id, {', '.join(NAMES)}. Keep others with --keep NAME, or put fields of your "
+        f"Known ones: id, {', '.join(FIELDS)}. Keep others with --keep NAME, or put fields of your "
         "server into extra_body."
     )
 
@@ -222,9 +206,7 @@ def _read_reference(value: Mapping[str, Any], header: str) -> Any:
     if isinstance(url := value.get("image_url") or value.get("url"), str):
         return url
     if isinstance(file_id := value.get("file_id"), str):
-        reference: Any = getattr(elkimg_async, "ImageReference", None)
-        if reference is not None:
-            return reference(file_id=file_id)
+        return ImageReference(file_id=file_id)
     raise RowError("expected image_url or file_id", header)
 
 

@@ -36,6 +36,7 @@ _OPTIONS = {  # arguments of the library, and the options of the command that se
     r"Limits\(requests_per_minute=…\)": "--rpm",
     r"Limits\(images_per_minute=…\)": "--ipm",
     r"stream=True": "--stream",
+    r" For several prompts use client\.map\(prompts\)\.": "",
 }
 _ARGUMENTS = re.compile(
     r"\b(?:output_format|output_compression|partial_images|response_format|extra_body|"
@@ -53,12 +54,14 @@ def prepare_streams() -> None:
     A descriptor that stays closed would be reused by the next file or socket, which would then
     receive the output.
     """
-    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+    names = ("stdin", "stdout", "stderr")
+    for descriptor, name in enumerate(names):
         try:
             os.fstat(descriptor)
         except OSError:
             CLOSED_STREAMS.add(name)
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor: this one
+    for name in names:  # not before all descriptors are taken, since this opens files
         if getattr(sys, name) is None:
             mode = "r" if name == "stdin" else "w"
             nothing = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115 - until the end
@@ -180,6 +183,16 @@ def amount(cost: Decimal) -> str:
     if cost >= 1 or cost == 0:
         return f"{cost:,.2f}"
     return f"{cost:.4f}" if cost >= Decimal("0.001") else f"{float(cost):.2g}"
+
+
+def amounts(costs: Mapping[str, Decimal]) -> str:
+    """Return amounts by currency, like `0.13 EUR and 1.20 USD`; dollars alone without their code.
+
+    Prices whose currency the user did not name count as dollars, which they may not be.
+    """
+    if list(costs) == ["USD"]:
+        return amount(costs["USD"])
+    return " and ".join(f"{amount(cost)} {currency}" for currency, cost in costs.items())
 
 
 def json_amount(cost: Decimal | None) -> str | None:

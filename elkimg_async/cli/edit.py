@@ -63,6 +63,7 @@ def edit(
         raise UsageError(f"Name the images before the text: {_EXAMPLE}.")
     options = choose_format(image.given(), output)
     check_options(options, stream=stream)
+    display.check()
     connection.check()
     report, target = Report(display), None
     if output == STDOUT:

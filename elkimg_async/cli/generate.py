@@ -55,6 +55,7 @@ def generate(
         raise UsageError('Describe the image: elkimg generate "A small kitten".')
     options = choose_format(image.given(), output)
     check_options(options, stream=stream)
+    display.check()
     connection.check()
     files, report = None, Report(display)
     if output == STDOUT:

@@ -36,7 +36,7 @@ def run_tasks(tasks: Sequence[ImageTask], report: Report, connection: Connection
         event_loop.run(run)
     finally:
         report.finish()
-    return 1 if report.failed else 0
+    return report.exit_code
 
 
 class ImageTask:
@@ -78,10 +78,9 @@ class ImageTask:
             try:
                 await (self._run_stream(client) if self._stream else self._run_batch(client))
             except errors.ElkImagesError as error:
-                if fatal_reason(error) is None:
-                    self._report.fail(sentence(error), self._prompt)
-                else:
-                    self._report.stop(sentence(error), self._prompt)
+                unsent = isinstance(error, (errors.ConfigurationError, errors.InvalidRequestError))
+                show = self._report.fail if fatal_reason(error) is None else self._report.stop
+                show(sentence(error), self._prompt, sent=not unsent)
             self._report.bars.remove_task(bar)
 
     async def _run_batch(self, client: AsyncImages) -> None:
@@ -91,10 +90,10 @@ class ImageTask:
             else:
                 response = await client.generate(self._prompt, **self._options)
         except errors.ElkImagesError as error:
-            for image in getattr(error, "images", ()):  # valid images of a failed call are paid for
+            for image in error.images:  # valid images of a failed call are paid for
                 await self._save(image, request_id=error.request_id)
             raise
-        self._report.add_cost(response.meta.cost)
+        self._report.add_cost(response.meta)
         for image in response:
             await self._save(image, response.size, response.usage, meta=response.meta)
 
@@ -109,7 +108,7 @@ class ImageTask:
                     await self._save(event.image, event.size, event.usage)
                 elif self._files is not None:
                     await self._save(event.image, event.size, partial=True)
-            self._report.add_cost((await stream.result()).meta.cost)
+            self._report.add_cost((await stream.result()).meta)
 
     async def _save(
         self,
@@ -151,5 +150,6 @@ class ImageTask:
                 *(path, image, self._prompt, partial, size, usage, seconds),
                 request_id=meta.request_id if meta else request_id,
                 cost=meta.cost if meta else None,
+                currency=meta.currency if meta else None,
             )
             self._report.add(saved, counts_usage=counts)

@@ -30,6 +30,7 @@ def models(
         display: What is printed.
         connection: Where requests go.
     """
+    display.check()
     connection.check()
 
     def note(text: str) -> None:
@@ -62,7 +63,7 @@ def _print(listed: list[Model]) -> None:
         [plain(model.id), _word(model), plain(model.owned_by or "-"), _since(model) or "-"]
         for model in listed
     ]
-    shutdowns = [_shutdown(model) for model in listed]
+    shutdowns = [model.shutdown_date for model in listed]
     if any(shutdowns):
         columns.append("until")
         for row, date in zip(rows, shutdowns, strict=True):
@@ -76,7 +77,7 @@ def _as_object(model: Model) -> dict[str, object]:
         "images": model.is_image,
         "owner": model.owned_by,
         "since": _since(model),
-        "until": _shutdown(model),
+        "until": model.shutdown_date,
     }
 
 
@@ -92,8 +93,3 @@ def _since(model: Model) -> str | None:
         return str(datetime.datetime.fromtimestamp(model.created, datetime.UTC).date())
     except (ValueError, OverflowError, OSError):
         return None
-
-
-def _shutdown(model: Model) -> str | None:
-    date = getattr(model, "shutdown_date", None)
-    return None if date is None else str(date)

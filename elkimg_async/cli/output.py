@@ -12,7 +12,7 @@ from typing import Any
 from elkimg_async import Image, errors
 from elkimg_async.batch.names import prompt_stem
 from elkimg_async.cli.console import CLOSED_STREAMS, UsageError
-from elkimg_async.image import EXTENSIONS
+from elkimg_async.media_types import EXTENSIONS
 from elkimg_async.sansio.model_rules import is_gpt_image
 from elkimg_async.sansio.requests import DEFAULT_MODEL
 

@@ -1,4 +1,6 @@
-"""The TOML file of `--price-file`, with one table per model.
+"""The TOML file of `--price-file`, with one table per model, and the currency before them.
+
+currency = "EUR"             # USD without this line
 
 ["gpt-image-1.5"]            # per million tokens
 text_input = 5.00
@@ -25,6 +27,7 @@ import msgspec
 
 from elkimg_async import ImagePrices, Pricing, TokenPrices, errors
 from elkimg_async.cli.console import UsageError, sentence
+from elkimg_async.sansio.pricing import USD
 
 
 class _ImagePrice(msgspec.Struct, forbid_unknown_fields=True):
@@ -64,8 +67,10 @@ def read_prices(path: Path) -> Pricing:
     """
     try:
         models = tomllib.loads(path.read_text("utf-8"), parse_float=Decimal)
+        currency = models.pop("currency", USD)
         tables = msgspec.convert(models, dict[str, _ModelPrices], strict=True)
-        return Pricing({model: table.prices() for model, table in tables.items()})
+        prices = {model: table.prices() for model, table in tables.items()}
+        return Pricing(prices, currency=currency)
     except OSError as error:
         problem = error.strerror or str(error)
     except (ValueError, msgspec.MsgspecError, UsageError) as error:

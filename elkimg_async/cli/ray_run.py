@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import anyio.to_thread
 import msgspec
 
-from elkimg_async import Limits, MapItem, Timeout, Totals, errors
+from elkimg_async import Limits, MapItem, Pricing, Timeout, Totals, errors
 from elkimg_async.batch.inputs import full_fingerprint
-from elkimg_async.batch.names import input_list, job_stem
+from elkimg_async.batch.names import job_stem
+from elkimg_async.batch.run import add_item, make_item
 from elkimg_async.batch.storage import MANIFEST, ManifestLine
 from elkimg_async.cli.batch_plan import RunPlan
 from elkimg_async.config import make_base_url
@@ -30,7 +31,7 @@ from elkimg_async.ray import generate_dataset
 from elkimg_async.ray.rate import load_ray
 from elkimg_async.ray.shared_store import RowRecord, SharedStore
 from elkimg_async.sansio.requests import EditRequest, GenerateRequest
-from elkimg_async.sansio.responses import add_usage
+from elkimg_async.transport.uploads import image_list
 
 _QUIET = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray's log lines would appear between ours
@@ -59,6 +60,7 @@ class RayRun:
         limits: Limits for all workers together.
         timeout: Time limits of each call.
         retries: Maximum number of retries. None: the client's default.
+        pricing: The prices of requests. None: unknown.
     """
 
     rate = math.inf
@@ -75,6 +77,7 @@ class RayRun:
         limits: Limits,
         timeout: Timeout,
         retries: int | None,
+        pricing: Pricing | None = None,
     ) -> None:
         self._requests, self._address, self._output = requests, address, output
         self._concurrency = concurrency
@@ -84,11 +87,13 @@ class RayRun:
             "limits": msgspec.structs.replace(limits, max_concurrency=concurrency),
             "timeout": timeout,
             "retry": retries,
+            "pricing": pricing,
         }
         self._pending: dict[int, _Pending] = {}
         self._lines: list[ManifestLine] = []
         self._items: Iterator[MapItem] = iter(())
-        self._totals, self._began = Totals(), time.monotonic()
+        self._totals = Totals(currency=pricing.currency if pricing else None)
+        self._began = time.monotonic()
         self._ray: Any = None
 
     @property
@@ -120,7 +125,6 @@ class RayRun:
             raise errors.BatchError(_reason(error)) from None
         if item is None:
             return None
-        old = self._totals
         try:
             files = [path.stat().st_size for path in item.paths]
         except OSError as problem:
@@ -129,15 +133,8 @@ class RayRun:
                 f"{self._output} must be a folder that all workers and this machine share.",
                 billing="billed",
             ) from None
-        self._totals = msgspec.structs.replace(
-            old,
-            done=old.done + item.ok,
-            failed=old.failed + (not item.ok),
-            resumed=old.resumed + item.resumed,
-            images=old.images + (len(files) if item.ok else 0),
-            usage=add_usage(old.usage, item.usage),
-            bytes=old.bytes + (sum(files) if item.ok else 0),
-        )
+        images, size = (len(files), sum(files)) if item.ok else (0, 0)
+        self._totals = add_item(self._totals, item, images=images, size=size)
         return item
 
     async def aclose(self) -> None:
@@ -205,7 +202,7 @@ class RayRun:
             error = read_error(fields, attempts=row["attempts"])
         if record is not None:
             self._lines.append(_line(row["index"], record, pending))
-        return MapItem(
+        return make_item(
             index=row["index"],
             id=pending.id,
             metadata=pending.metadata,
@@ -214,6 +211,7 @@ class RayRun:
             paths=[Path(path) for path in row["paths"]],
             attempts=row["attempts"],
             usage=record.usage if record else None,
+            meta=record.made().meta if record else None,
             resumed=row["resumed"],
         )
 
@@ -222,7 +220,7 @@ def _row(index: int, request: GenerateRequest | EditRequest) -> dict[str, Any]:
     fields = msgspec.structs.asdict(request)
     for name in ("image", "mask", "markup"):  # workers have working directories of their own
         if fields.get(name) is not None:
-            paths = [_absolute(value) for value in input_list(fields[name])]
+            paths = [_absolute(value) for value in image_list(fields[name])]
             fields[name] = paths if name == "image" else paths[0]
     body = fields["extra_body"]
     fields["extra_body"] = None if body is None else msgspec.json.encode(body).decode()
@@ -246,8 +244,8 @@ def _absolute(value: Any) -> Any:
 
 
 def _line(index: int, record: RowRecord, pending: _Pending) -> ManifestLine:
-    names = ("prompt", "parameters", "files", "usage", "request_id", "idempotency_key")
-    fields = {name: getattr(record, name) for name in names}
+    shared = set(ManifestLine.__struct_fields__) & set(RowRecord.__struct_fields__) - {"id"}
+    fields = {name: getattr(record, name) for name in shared}
     return ManifestLine(index=index, id=pending.id, metadata=pending.metadata, **fields)
 
 

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from elkimg_async import Image, Usage
+from elkimg_async import Image, Meta, Usage
 from elkimg_async.cli.console import (
     ERR,
-    amount,
+    amounts,
     json_amount,
     open_in_viewer,
     plain,
@@ -42,6 +42,7 @@ class SavedImage(NamedTuple):
     request_id: str | None
     cost: Decimal | None = None
     """The cost of the whole call; None if unknown."""
+    currency: str | None = None
 
 
 class Report:
@@ -56,8 +57,14 @@ class Report:
         self._display = display
         self._rows: list[tuple[str, ...]] = []
         self._finals: list[Path] = []
-        self._cost: Decimal | None = None
+        self._costs: dict[str, Decimal] = {}
         self.stopped = False
+        self._sent = False
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code: 2 if nothing was sent."""
+        return 0 if not self.failed else 1 if self._sent else 2
 
     @property
     def animated(self) -> bool:
@@ -81,19 +88,21 @@ class Report:
         if isinstance(record, RetryScheduled):
             self.say(f"{sentence(record.error)} Trying again in {record.delay:.1f} s.")
 
-    def fail(self, problem: str, prompt: str) -> None:
-        """Print what went wrong with a prompt."""
+    def fail(self, problem: str, prompt: str, *, sent: bool = True) -> None:
+        """Print what went wrong with a prompt; `sent` is whether its request may have been sent."""
         self.failed = True
+        self._sent = self._sent or sent
         say(f"{short(prompt)}: {problem}", "red")
 
-    def stop(self, problem: str, prompt: str) -> None:
+    def stop(self, problem: str, prompt: str, *, sent: bool = True) -> None:
         """Print once why every prompt fails, and start no further one."""
         if not self.stopped:
-            self.fail(problem, prompt)
+            self.fail(problem, prompt, sent=sent)
         self.stopped = True
 
     def add(self, saved: SavedImage, *, counts_usage: bool) -> None:
         """Record a saved image; `counts_usage` is False if the usage was counted before."""
+        self._sent = True
         pixels = _pixels(saved)
         content = saved.image.content or b""
         kind = saved.image.media_type or ""
@@ -117,16 +126,16 @@ class Report:
             )
         )
 
-    def add_cost(self, cost: Decimal | None) -> None:
-        """Add the cost of a call; None if unknown."""
-        self._cost = add_cost(self._cost, cost)
+    def add_cost(self, meta: Meta) -> None:
+        """Add the cost of a call."""
+        self._costs = add_cost(self._costs, meta)
 
     def finish(self) -> None:
         """Print the table of saved files, and open them if --open was passed."""
         if not self._display.json and not self._display.quiet:
             print_table(_COLUMNS, self._rows)
-        if self._cost is not None:
-            self.say(f"Cost: {amount(self._cost)}")
+        if self._costs:
+            self.say(f"Cost: {amounts(self._costs)}")
         if self._display.open:
             for path in self._finals:
                 open_in_viewer(path)
@@ -161,4 +170,5 @@ def _as_object(
         "seconds": round(saved.seconds, 3),
         "request_id": saved.request_id,
         "cost": json_amount(saved.cost),
+        "currency": saved.currency,
     }

@@ -20,8 +20,8 @@ from elkimg_async.errors import StoreError
 from elkimg_async.files import write_atomically
 from elkimg_async.filesystem import LocksUnavailableError, open_locked, sync_file, write_all
 from elkimg_async.hooks import logger
-from elkimg_async.image import EXTENSIONS, media_type_of
 from elkimg_async.jobs.model import VERSION, Entry, Job
+from elkimg_async.media_types import EXTENSIONS, media_type_of
 
 _MARK, _LOCK, _LOG, _JOBS = "elkimg-jobs.json", "lock", "job.jsonl", "jobs"
 _BROKEN = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)

@@ -7,8 +7,11 @@ been replaced by newer ones.
 
 import asyncio
 import bisect
-from collections.abc import Iterable
-from typing import Any, Protocol, Self
+import functools
+import math
+import time
+from collections.abc import Callable, Iterable
+from typing import Protocol, Self
 
 from elkimg_async.errors import ElkImagesError, InvalidRequestError
 from elkimg_async.event_iterator import EventIterator
@@ -28,8 +31,9 @@ class Feed:
         self.closed: ElkImagesError | None = None
         self.loading: asyncio.Task[None] | None = None
         self.reading = asyncio.Lock()
+        self.encoded: dict[int, tuple[bytes, ...]] = {}
         self._job: Job | None = None
-        self._changed = asyncio.Event()
+        self._waiting: set[asyncio.Future[None]] = set()
 
     @property
     def job(self) -> Job:
@@ -56,6 +60,8 @@ class Feed:
         """Add an event; it replaces the partial images before it."""
         self.events = [known for known in self.events if isinstance(known, JobCompletedImage)]
         self.events.append(event)
+        ids = {known.id for known in self.events}
+        self.encoded = {each: self.encoded[each] for each in ids & self.encoded.keys()}
         self._notify()
 
     def extend(self, events: Iterable[JobEvent]) -> None:
@@ -74,9 +80,28 @@ class Feed:
         index = bisect.bisect_right(self.events, position, key=lambda event: event.id)
         return self.events[index] if index < len(self.events) else None
 
-    async def changed(self) -> None:
-        """Wait for the next change."""
-        await self._changed.wait()
+    async def changed(
+        self, *, seconds: float | None = None, interrupt: "asyncio.Future[None] | None" = None
+    ) -> None:
+        """Wait for the next change, until `interrupt` is done, or for some seconds.
+
+        Many viewers wait here for each event, so this uses a single future, and no tasks.
+        """
+        loop = asyncio.get_running_loop()
+        waiting = loop.create_future()
+        self._waiting.add(waiting)
+        timer = None if seconds is None else loop.call_later(seconds, _wake, waiting)
+        wake = functools.partial(_wake, waiting)
+        if interrupt is not None:
+            interrupt.add_done_callback(wake)
+        try:
+            await waiting
+        finally:
+            self._waiting.discard(waiting)
+            if timer is not None:
+                timer.cancel()
+            if interrupt is not None:
+                interrupt.remove_done_callback(wake)
 
     async def finished(self) -> Job:
         """Wait for the last state."""
@@ -88,19 +113,22 @@ class Feed:
 
     def response(self) -> ImagesResponse:
         """Return the result of the finished job, or raise the error that it recorded."""
-        error: Any = self.job.error
+        error = self.job.error
         if error is None:
             return read_response(self.job, self.images)
-        if hasattr(error, "images"):
-            error.images = tuple(self.images)
-        if hasattr(error, "partials"):
-            partials = (e for e in self.events if not isinstance(e, JobCompletedImage))
-            error.partials = tuple(partials)
+        error.images = tuple(self.images)
+        error.partials = tuple(e for e in self.events if not isinstance(e, JobCompletedImage))
         raise error
 
     def _notify(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
+        waiting, self._waiting = self._waiting, set()
+        for each in waiting:
+            _wake(each)
+
+
+def _wake(waiting: "asyncio.Future[None]", _: object = None) -> None:
+    if not waiting.done():
+        waiting.set_result(None)
 
 
 class Feeds(Protocol):
@@ -168,10 +196,43 @@ class JobEvents(EventIterator):
         """The newest record of the job; None before the events are opened."""
         return self._feed.job if self._feed else self._job
 
+    def share(
+        self, event: JobEvent, encode: Callable[[JobEvent], Iterable[bytes]]
+    ) -> Iterable[bytes]:
+        """Return the chunks of an event, encoded once for all readers of the job at this time."""
+        feed = self._feed
+        if feed is None or feed.readers < 2:
+            return encode(event)
+        chunks = feed.encoded.get(event.id)
+        if chunks is None:
+            chunks = tuple(encode(event))
+            if feed.next_after(event.id - 1) is event:
+                feed.encoded[event.id] = chunks
+        return chunks
+
     @property
-    def shared(self) -> bool:
-        """Whether another reader follows the same events in this process."""
-        return self._feed is not None and self._feed.readers > 1
+    def ready(self) -> bool | None:
+        """Whether the next step of the iteration does not wait for the job.
+
+        None if it may wait for something else: the record of the job, or an image that is a URL.
+        """
+        feed = self._feed
+        if feed is None:
+            return None
+        event = feed.next_after(self._position)
+        if event is None:
+            return feed.job.finished or feed.closed is not None
+        return True if event.image.content is not None else None
+
+    async def changed(
+        self, *, seconds: float | None, interrupt: "asyncio.Future[None] | None"
+    ) -> None:
+        """Wait until `ready` is no longer False, until `interrupt`, or for some seconds."""
+        deadline = math.inf if seconds is None else time.monotonic() + seconds
+        while self.ready is False and time.monotonic() < deadline and self._feed is not None:
+            if interrupt is not None and interrupt.done():
+                return
+            await self._feed.changed(seconds=seconds, interrupt=interrupt)
 
     @property
     def complete(self) -> bool:
@@ -194,7 +255,8 @@ class JobEvents(EventIterator):
         """End the iteration, with the error of a failed job unless that was received before."""
         if self._position != feed.job.last_id:
             self._position = feed.job.last_id
-            feed.response()
+            if feed.job.failure is not None:
+                feed.response()
         raise StopAsyncIteration
 
     def _leave(self) -> None:

@@ -71,6 +71,8 @@ class FeedTable:
     def leave(self, feed: Feed) -> None:
         """Release a feed, which is removed with its last reader unless its job runs here."""
         feed.readers -= 1
+        if feed.readers < 2:
+            feed.encoded = {}
         self._drop(feed)
 
     async def find(self, id: str) -> Job:

@@ -2,7 +2,7 @@
 
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias, TypeVar, cast
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -11,6 +11,7 @@ from elkimg_async.error_records import read_error, write_error
 from elkimg_async.errors import ElkImagesError, JobCancelledError, JobLostError
 from elkimg_async.image import Image
 from elkimg_async.sansio.decoder import ImageEvent
+from elkimg_async.sansio.requests import image_count
 from elkimg_async.sansio.responses import (
     CompletedImage,
     ImagesResponse,
@@ -62,8 +63,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         state: `queued`, `running`, `done`, `failed`, `cancelled` or `lost`.
         prompt: The text of the request.
         parameters: The other fields of the request that are set.
-        created_at: When it was started, in seconds since 1970; `sent_at` and `finished_at`
-        likewise.
+        created_at: When it was started; all times are in seconds since 1970.
         sent_at: When its request was sent; None before.
         finished_at: When it reached its last state; None before.
         usage: The tokens used; None if the server does not say.
@@ -106,10 +106,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """The error of the job, with `billing`; None for a job that is done or unfinished."""
         if self.failure is None:
             return None
-        error: Any = read_error(self.failure, attempts=self.attempts)
-        if self.idempotency_key is not None and hasattr(error, "idempotency_key"):
-            error.idempotency_key = self.idempotency_key
-        return cast("ElkImagesError", error)
+        error = read_error(self.failure, attempts=self.attempts)
+        error.idempotency_key = self.idempotency_key
+        return error
 
     @property
     def last_id(self) -> int:
@@ -119,8 +118,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def wanted(self) -> int:
         """The number of images requested."""
-        n = self.parameters.get("n")
-        return n if isinstance(n, int) and n > 0 else 1
+        return image_count(self.parameters.get("n"), self.parameters.get("extra_body"))
 
     def owns(self, event_id: int) -> bool:
         """Return whether an event id belongs to this job, not to an earlier one with its id."""
@@ -138,14 +136,13 @@ def send(job: Job, now: float) -> Job:
 
 def complete(job: Job, response: ImagesResponse, now: float) -> Job:
     """Return the job with its result."""
-    meta: Meta | None = getattr(response, "meta", None)
     return replace(
         job,
         state="done",
         finished_at=now,
         usage=response.usage,
-        request_id=meta.request_id if meta else None,
-        attempts=meta.attempts if meta else 0,
+        request_id=response.meta.request_id,
+        attempts=response.meta.attempts,
         result=write_response(response),
     )
 
@@ -222,7 +219,7 @@ def write_event(event: ImageEvent, id: int) -> Entry:
         id=id,
         completed=isinstance(event, CompletedImage),
         fields=_write(event, {"image", "id"}),
-        image=_write(image, {"content", "_download", "_lock"}),
+        image=_write(image, {"content"}),
         size=None if content is None else len(content),
     )
 

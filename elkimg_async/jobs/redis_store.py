@@ -40,7 +40,7 @@ return false
 _OWNED = """
 local owner = redis.call('HGET', KEYS[2], ARGV[1])
 if not owner and redis.call('EXISTS', KEYS[1]) == 1 then
-  -- it was given up as lost, and has its image after all
+  -- it was recorded as lost, but its image has arrived
   redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
 elseif owner ~= ARGV[2] then
   return 0

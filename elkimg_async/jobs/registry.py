@@ -29,6 +29,7 @@ from elkimg_async.jobs.store import MultiWorkerStore, Store
 from elkimg_async.jobs.workers import Coordinator
 from elkimg_async.sansio.headers import take_idempotency_key
 from elkimg_async.sansio.responses import ImagesResponse
+from elkimg_async.tasks import run_to_end
 from elkimg_async.types import Images
 
 T = TypeVar("T")
@@ -138,7 +139,9 @@ class ImageJobs(JobStart, AsyncOnly):
         """Wait up to `grace` seconds for running jobs, then close everything; idempotent.
 
         Jobs that are still queued remain so in the store. Cancelling this ends it at once; the
-        store is then consistent, and a later process continues from there.
+        store is then consistent, and a later process continues from there. An image that the store
+        does not take until then, because its disk is full, is written to a temporary file that is
+        named in the log.
         """
         if self._state == "closed":
             return
@@ -158,16 +161,7 @@ class ImageJobs(JobStart, AsyncOnly):
         """Stop everything now."""
         for run in self._runs.values():
             run.stop("abort")
-        closing = asyncio.create_task(self._close())
-        cancelled: asyncio.CancelledError | None = None
-        while not closing.done():  # every step of it is bounded
-            try:
-                await asyncio.shield(closing)
-            except asyncio.CancelledError as error:
-                cancelled = error
-        closing.result()
-        if cancelled is not None:
-            raise cancelled
+        await run_to_end(self._close())  # every step of it is bounded
 
     async def _close(self) -> None:
         if self._sweeper is not None:

@@ -2,19 +2,17 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import anyio.to_thread
 import msgspec
 
 from elkimg_async.errors import InvalidRequestError
-from elkimg_async.image import Image
 from elkimg_async.jobs.model import Input, Job
 from elkimg_async.jobs.options import has_secrets
 from elkimg_async.jobs.store import MAX_ID
 from elkimg_async.sansio.encode import is_json
-from elkimg_async.sansio.image_headers import ImageReference, InputImage
+from elkimg_async.sansio.image_headers import ImageReference
 from elkimg_async.sansio.model_rules import validate
 from elkimg_async.sansio.requests import (
     EditRequest,
@@ -22,7 +20,7 @@ from elkimg_async.sansio.requests import (
     make_edit,
     make_request,
 )
-from elkimg_async.transport.uploads import open_image
+from elkimg_async.transport.uploads import image_list, in_memory, open_image
 
 CALL_OPTIONS = ("extra_headers", "extra_query", "timeout", "retry")
 """Options of a call that are not part of the request, and not compared."""
@@ -156,7 +154,7 @@ async def _check_edit(
     """Return the request of an edit, checked with those of its images that are not references."""
     opened: dict[Param, list[Any]] = {param: [] for param in _PARAMS}
     for each, content in inputs:
-        value = content if each.reference is None else _restore(each.reference)
+        value = content if each.reference is None else ImageReference(**each.reference)
         opened[each.param].append(await open_image(value, each.param))
     mask, markup = (next(iter(opened[param]), None) for param in _PARAMS[1:])
     files = {"mask": mask, "markup": markup}
@@ -171,54 +169,20 @@ async def _read_inputs(files: Mapping[str, Any]) -> list[tuple[Input, bytes]]:
     for param in _PARAMS:
         if param not in files:
             continue
-        value = files[param]
-        several = param == "image" and isinstance(value, Sequence) and not _is_one(value)
-        found += [await _read_input(param, each) for each in (value if several else [value])]
+        values = image_list(files[param]) if param == "image" else [files[param]]
+        found += [await _read_input(param, value) for value in values]
     if not found:
         raise InvalidRequestError("There is no image to edit; pass at least one.", param="image")
     return found
 
 
-def _is_one(value: Any) -> bool:
-    """Return whether a sequence is one image: a path, bytes, or a (name, content, type) tuple."""
-    if isinstance(value, (str, bytes, bytearray, memoryview)):
-        return True
-    return isinstance(value, tuple) and len(value) in (2, 3) and isinstance(value[0], str | None)
-
-
 async def _read_input(param: Param, value: Any) -> tuple[Input, bytes]:
-    reference = _reference(value)
-    if reference is not None:
-        return Input(param=param, reference=reference), b""
-    opened = value if isinstance(value, InputImage) else await _open(value, param)
-    source: Any = opened.source
-    if isinstance(source, bytes):
-        content = source
-    else:
-        read: Callable[[int, int], bytes] = source.read
-        try:
-            content = await anyio.to_thread.run_sync(read, 0, opened.size)
-        except OSError as error:
-            raise InvalidRequestError(
-                f"{opened.name} cannot be read: {error.strerror or error}.", param=param
-            ) from None
+    opened = await open_image(value, param)
+    if isinstance(opened, ImageReference):
+        return Input(param=param, reference=msgspec.to_builtins(opened)), b""
+    content = (await in_memory(opened, param)).source
     digest = hashlib.sha256(content).hexdigest()
     return Input(param=param, size=len(content), sha256=digest), content
-
-
-async def _open(value: Any, param: Param) -> InputImage:
-    opened = await open_image(value, param)
-    assert isinstance(opened, InputImage)  # references were handled before
-    return opened
-
-
-def _reference(value: Any) -> Any:
-    """Return the reference to an image that the server fetches itself; None for other images."""
-    if isinstance(value, str) and value.lower().startswith(("http://", "https://", "data:")):
-        return value
-    if isinstance(value, msgspec.Struct) and not isinstance(value, (Image, InputImage)):
-        return msgspec.to_builtins(value)
-    return None
 
 
 def arguments(job: Job, contents: Sequence[bytes]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -228,15 +192,9 @@ def arguments(job: Job, contents: Sequence[bytes]) -> tuple[tuple[Any, ...], dic
     rest = iter(contents)
     images, options = list[Any](), dict(job.parameters)
     for each in job.inputs:
-        value = next(rest) if each.reference is None else _restore(each.reference)
+        value = next(rest) if each.reference is None else ImageReference(**each.reference)
         if each.param == "image":
             images.append(value)
         else:
             options[each.param] = value
     return (images, job.prompt), options
-
-
-def _restore(reference: Any) -> Any:
-    if isinstance(reference, str):
-        return reference
-    return ImageReference(**reference)

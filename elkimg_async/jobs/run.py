@@ -1,13 +1,15 @@
 """The call behind one job, from its request to its last record."""
 
 import asyncio
+import os
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
+from elkimg_async.batch.executor import send_while_in_flight
 from elkimg_async.client import AsyncImages
 from elkimg_async.errors import (
-    APIError,
     DownloadError,
     ElkImagesError,
     JobError,
@@ -19,14 +21,10 @@ from elkimg_async.jobs.feed import Feed
 from elkimg_async.jobs.model import Entry, Job
 from elkimg_async.jobs.request import arguments
 from elkimg_async.jobs.store import FencedError, Store
+from elkimg_async.media_types import EXTENSIONS, media_type_of
 from elkimg_async.sansio.decoder import ImageEvent
 from elkimg_async.sansio.responses import CompletedImage, ImagesResponse
-from elkimg_async.sansio.retry import is_in_flight
 
-IN_FLIGHT_PAUSE = 0.5
-"""Seconds between two requests for an image that the server is still generating."""
-IN_FLIGHT_LIMIT = 600.0
-"""Seconds after which the job fails if the image is still being generated."""
 RECORD_TIMEOUT = 1.0
 """Seconds that recording the last state may take after an abort."""
 _PAUSES = (0.1, 5.0)  # seconds between two attempts to write to a store that fails: first, longest
@@ -116,8 +114,12 @@ class JobRun:
                 last = self._last or self._decide()
                 if last is not None:
                     await self._save(last)
-        except (TimeoutError, StoreError, FencedError):
+        except FencedError:
+            logger.warning("a job was taken over by another worker, and was stopped here")
+        except (TimeoutError, StoreError):
             logger.warning("the end of a job could not be recorded in time")
+            if self._pending is not None and self._pending[1].completed:
+                _rescue(self._feed.id, self._pending[0].image.content)
 
     def _decide(self) -> Job | None:
         """Return the last state of a stopped job; None leaves it to a later process."""
@@ -137,15 +139,7 @@ class JobRun:
         earlier = [event for event in self._feed.events if isinstance(event, CompletedImage)]
         self._known = [event.image.content for event in earlier]
         self._next_id = self._feed.position + 1
-        since = time.monotonic()
-        while True:
-            try:
-                return await self._call(job, contents)
-            except APIError as error:
-                waited = time.monotonic() - since
-                if job.runs < 2 or not is_in_flight(error) or waited > IN_FLIGHT_LIMIT:
-                    raise
-            await asyncio.sleep(IN_FLIGHT_PAUSE)
+        return await send_while_in_flight(lambda: self._call(job, contents), repeated=job.runs > 1)
 
     async def _call(self, job: Job, contents: list[bytes]) -> ImagesResponse:
         positional, options = arguments(job, contents)
@@ -212,6 +206,21 @@ class JobRun:
                 logger.warning("a job waits for its store: %s", error.message)
             await asyncio.sleep(pause)
             pause = min(2 * pause, longest)
+
+
+def _rescue(id: str, content: bytes | None) -> None:
+    """Write an image that the store did not take to a temporary file, since it is paid for."""
+    if content is None:
+        return
+    extension = EXTENSIONS.get(media_type_of(content), "")
+    try:
+        descriptor, path = tempfile.mkstemp(extension, "elkimg-job-")
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+    except OSError as error:
+        logger.error("an image of the job %r is lost: %s", id, error)
+    else:
+        logger.error("an image of the job %r could not be stored, and is in %s", id, path)
 
 
 def _completed(job: Job, response: ImagesResponse, image: Any) -> CompletedImage:

@@ -9,6 +9,7 @@ from elkimg_async.jobs.model import Job
 from elkimg_async.types import (
     Background,
     Complexity,
+    EditOptions,
     EditRequest,
     Images,
     InputFidelity,
@@ -88,31 +89,7 @@ class JobStart(ABC):
             StoreError: If the store is full or cannot be written. Nothing was sent.
         """
         options = {
-            "mask": mask,
-            "markup": markup,
-            "input_fidelity": input_fidelity,
-            "model": model,
-            "n": n,
-            "size": size,
-            "quality": quality,
-            "background": background,
-            "moderation": moderation,
-            "style": style,
-            "user": user,
-            "safety_identifier": safety_identifier,
-            "output_format": output_format,
-            "output_compression": output_compression,
-            "partial_images": partial_images,
-            "response_format": response_format,
-            "complexity": complexity,
-            "frame_count": frame_count,
-            "frame_duration_ms": frame_duration_ms,
-            "svg": svg,
-            "extra_body": extra_body,
-            "extra_query": extra_query,
-            "extra_headers": extra_headers,
-            "timeout": timeout,
-            "retry": retry,
+            name: value for name, value in locals().items() if name in EditOptions.__annotations__
         }
         return await self._start(prompt, id, image, options)
 

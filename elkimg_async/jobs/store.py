@@ -82,7 +82,7 @@ class MultiWorkerStore(Store, Protocol):
         ...
 
     async def request_cancel(self, id: str) -> None:
-        """Ask the owner of a job to cancel it."""
+        """Request that the owner of a job cancels it."""
 
     async def changes(self) -> tuple[frozenset[str], frozenset[str]]:
         """Wait for news; return the ids of jobs that changed, and of jobs to cancel."""

@@ -56,7 +56,7 @@ class ParsedRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def described(self) -> dict[str, str]:
-        """The fields that stand beside an image in responses and events."""
+        """The fields that accompany an image in responses and events."""
         described = {
             "background": "transparent" if self.transparent else "opaque",
             "output_format": self.output_format,

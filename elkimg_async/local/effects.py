@@ -1,5 +1,7 @@
 """The type of fault effects, converters for their arguments, and changes to responses."""
 
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -50,32 +52,20 @@ class EffectTable(dict[str, Effect]):
 # --- arguments --------------------------------------------------------------
 
 
-def count(text: str) -> int:
-    """Convert to a whole number, 0 included."""
-    if (value := int(text)) < 0:
-        raise ValueError(text)
-    return value
+def _number(kind: Callable[[str], Any], least: float, most: float) -> Callable[[str], Any]:
+    def convert(text: str) -> Any:
+        if not least <= (value := kind(text)) <= most:
+            raise ValueError(text)
+        return value
+
+    return convert
 
 
-def positive(text: str) -> int:
-    """Convert to a whole number above 0."""
-    if (value := int(text)) < 1:
-        raise ValueError(text)
-    return value
-
-
-def seconds(text: str) -> float:
-    """Convert to a finite time."""
-    if not 0 <= (value := float(text)) < float("inf"):
-        raise ValueError(text)
-    return value
-
-
-def status(text: str) -> int:
-    """Convert to an HTTP status of a final response."""
-    if not 200 <= (value := int(text)) <= 599:
-        raise ValueError(text)
-    return value
+count = _number(int, 0, sys.maxsize)
+positive = _number(int, 1, sys.maxsize)
+seconds = _number(float, 0, threading.TIMEOUT_MAX)
+status = _number(int, 200, 599)
+"""An HTTP status of a final response."""
 
 
 def one_of(*names: str) -> Callable[[str], str]:

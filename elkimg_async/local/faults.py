@@ -49,7 +49,7 @@ class Fault(msgspec.Struct, frozen=True):
                 f"Unknown fault {self.name!r}. Choose one of: {', '.join(_EFFECTS)}."
             )
         if self.times is not None and self.times < 1:
-            raise ConfigurationError(f"{self.name}: times must be at least 1, or None for no end.")
+            raise ConfigurationError(f"{self.name}: times must be at least 1; None means all.")
         self.value()
 
     def __str__(self) -> str:
@@ -92,7 +92,7 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 def parse(text: str) -> Fault:
-    """Parse `name` or `name=argument`, followed by `*times`, by `*` for no end, or by nothing.
+    """Parse `name` or `name=argument`, optionally followed by `*times`, or by `*` for all.
 
     Raises:
         ConfigurationError: If the text is not a fault.

@@ -32,7 +32,7 @@ def draw_scene(seed: bytes, width: int, height: int, *, light: bool) -> "Pillow.
     dice = Dice(seed)
     palette = dice.palette()
     draw: Callable[[Pillow.Image, Dice, list[Colour]], None]
-    draw = dice.pick((_hills, _sea, _rings, _mosaic))
+    draw = dice.pick((_hills, _rings))
     scale = 0.25 if light else 2 if width * height <= 2_000_000 else 1
     canvas = Image.new("RGB", (round(width * scale), round(height * scale)))
     draw(canvas, dice, palette)
@@ -104,8 +104,8 @@ def _disc(centre: tuple[float, float], radius: float) -> tuple[float, float, flo
     return centre[0] - radius, centre[1] - radius, centre[0] + radius, centre[1] + radius
 
 
-def _sky(canvas: "Pillow.Image", dice: Dice, palette: list[Colour], horizon: float) -> float:
-    """Paint the sky, stars if it is dark, and the sun; return the x position of the sun."""
+def _sky(canvas: "Pillow.Image", dice: Dice, palette: list[Colour], horizon: float) -> None:
+    """Paint the sky, stars if it is dark, and the sun."""
     from PIL import ImageDraw
 
     width, height = canvas.size
@@ -120,7 +120,6 @@ def _sky(canvas: "Pillow.Image", dice: Dice, palette: list[Colour], horizon: flo
     sun = width * dice.between(0.2, 0.8), height * horizon * dice.between(0.45, 0.85)
     _glow(canvas, sun, unit * dice.between(0.4, 0.6), palette[3], 0.75)
     draw.ellipse(_disc(sun, unit * dice.between(0.06, 0.11)), palette[3])
-    return sun[0]
 
 
 def _hills(canvas: "Pillow.Image", dice: Dice, palette: list[Colour]) -> None:
@@ -157,35 +156,6 @@ def _hills(canvas: "Pillow.Image", dice: Dice, palette: list[Colour]) -> None:
         canvas.paste(layer, mask=mask)
 
 
-def _sea(canvas: "Pillow.Image", dice: Dice, palette: list[Colour]) -> None:
-    """Paint the sun over the sea, its light on the waves, and a sail."""
-    from PIL import ImageDraw
-
-    width, height = canvas.size
-    unit = min(width, height)
-    shore = dice.between(0.5, 0.62)
-    sun = _sky(canvas, dice, palette, shore)
-    horizon = round(height * shore)
-    water = [_blend(palette[2], palette[4], 0.6), palette[4], palette[5]]
-    canvas.paste(_gradient((width, height - horizon), water), (0, horizon))
-    draw = ImageDraw.Draw(canvas)
-    for _ in range(260):
-        depth = dice.between(0, 1) ** 1.5
-        y = horizon + depth * (height - horizon)
-        lit = dice.between(0, 1) < 0.55
-        reach = unit * (0.04 + 0.22 * depth) if lit else width
-        x = (sun if lit else width / 2) + dice.between(-1, 1) * reach
-        long = unit * (0.008 + 0.06 * depth) * dice.between(0.4, 1)
-        shade = palette[3] if lit else _blend(palette[4], palette[5], depth * 0.8)
-        draw.ellipse((x - long, y, x + long, y + unit * (0.0015 + 0.006 * depth)), shade)
-    x, y = width * dice.between(0.15, 0.85), horizon + unit * 0.03
-    tall = unit * dice.between(0.09, 0.14)
-    draw.polygon([(x, y - tall), (x, y), (x + tall * 0.5, y)], palette[3])
-    draw.polygon([(x - 4, y - tall * 0.8), (x - 4, y), (x - tall * 0.35, y)], palette[2])
-    hull = [(x - tall * 0.4, y + 4), (x + tall * 0.55, y + 4), (x + tall * 0.35, y + tall * 0.17)]
-    draw.polygon([*hull, (x - tall * 0.25, y + tall * 0.17)], palette[5])
-
-
 def _rings(canvas: "Pillow.Image", dice: Dice, palette: list[Colour]) -> None:
     """Paint overlapping discs of coloured glass with fine circles around them."""
     from PIL import Image, ImageDraw
@@ -207,29 +177,3 @@ def _rings(canvas: "Pillow.Image", dice: Dice, palette: list[Colour]) -> None:
             reach = radius * (1.12 + 0.1 * ring)
             draw.ellipse(_disc(centre, reach), outline=palette[3], width=max(1, unit // 700))
         _glow(canvas, centre, radius * 1.5, palette[3], 0.28)
-
-
-def _mosaic(canvas: "Pillow.Image", dice: Dice, palette: list[Colour]) -> None:
-    """Paint square tiles, each with a disc or a quarter of one, lit from one side."""
-    from PIL import ImageDraw
-
-    width, height = canvas.size
-    draw = ImageDraw.Draw(canvas)
-    edge = math.ceil(min(width, height) / dice.pick((4, 5, 6)))
-    for top in range(0, height, edge):
-        for left in range(0, width, edge):
-            ground = dice.pick(palette)
-            shape = dice.pick([colour for colour in palette if colour != ground])
-            inner = dice.pick([colour for colour in palette if colour != shape])
-            box = (left, top, left + edge, top + edge)
-            draw.rectangle(box, ground)
-            if dice.between(0, 1) < 0.25:
-                centre = left + edge / 2, top + edge / 2
-                draw.ellipse(_disc(centre, edge * 0.4), shape)
-                draw.ellipse(_disc(centre, edge * 0.2), inner)
-                continue
-            quarter = dice.pick(range(4))
-            corner = left + edge * (quarter in (1, 2)), top + edge * (quarter in (2, 3))
-            for reach, colour in ((edge, shape), (edge * 0.55, inner)):
-                draw.pieslice(_disc(corner, reach), 90 * quarter, 90 * quarter + 90, colour)
-    _glow(canvas, (width * dice.between(0, 1), 0), max(width, height), palette[3], 0.35)

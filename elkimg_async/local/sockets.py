@@ -97,7 +97,7 @@ class Listener:
         self._server = await loop.create_server(web_server, sock=self._socket, ssl=self._ssl)
 
     def pause(self) -> None:
-        """Refuse connections, but keep the port."""
+        """Reject connections, but keep the port."""
         if self._server is not None:
             self.close()
             self.bind()

@@ -2,9 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
 from elkimg_async.local.faults import Fault
@@ -125,24 +124,16 @@ class ThreadedServer:
             runner.run(self._serve(ready))
 
     async def _serve(self, ready: "Future[None]") -> None:
-        with _reported(ready):
-            self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        try:
             await self._server.start()
-        if self._stop is not None and ready.exception() is None:
-            await self._stop.wait()
-            await self._server.aclose()
+        except BaseException as error:  # noqa: BLE001 - raised by `start`
+            ready.set_exception(error)
+            return
+        ready.set_result(None)
+        await self._stop.wait()
+        await self._server.aclose()
 
 
 async def _call(function: Callable[[], T]) -> T:
     return function()
-
-
-@contextmanager
-def _reported(ready: "Future[None]") -> Iterator[None]:
-    """Report to the waiting `start` how the start ended."""
-    try:
-        yield
-    except BaseException as error:  # noqa: BLE001
-        ready.set_exception(error)
-    else:
-        ready.set_result(None)

@@ -43,8 +43,8 @@ def generate_dataset(
     edit: a path visible to all workers, or bytes. These columns are added: `ok`; `images`, a list
     of bytes, or with `output_dir` `paths` and `resumed`; `urls`; `error` (the class),
     `error_message`, `billing`; `request_id`, `attempts`, `elapsed` (seconds), `input_tokens`,
-    `output_tokens`, `total_tokens`, `idempotency_key`; and `id`, if there is none. They replace
-    columns of the same names.
+    `output_tokens`, `total_tokens`; `cost` (a decimal number) and its `currency`, null if unknown;
+    `idempotency_key`; and `id`, if there is none. They replace columns of the same names.
 
     A failed row has its error in its columns. The execution fails only for problems that affect all
     rows: no API key, or a rejected one, an exhausted quota, an unknown host, no column of prompts,

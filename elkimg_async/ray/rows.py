@@ -1,7 +1,9 @@
 """The request of a row, and the columns of its result."""
 
+import decimal
 import hashlib
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -30,9 +32,13 @@ COLUMNS = {
     "input_tokens": "number",
     "output_tokens": "number",
     "total_tokens": "number",
+    "cost": "money",
+    "currency": "text",
     "idempotency_key": "text",
 }
 """The columns that are added, and their types."""
+MONEY_DIGITS, MONEY_PLACES = 38, 18
+"""The digits of an amount in Arrow's decimal type, and those of them after the point."""
 _WITH_FOLDER, _WITHOUT_FOLDER = {"paths", "resumed"}, {"images"}
 
 
@@ -47,6 +53,8 @@ class RowResult(msgspec.Struct, kw_only=True):
     urls: Sequence[str] = ()
     resumed: bool = False
     usage: Usage | None = None
+    cost: Decimal | None = None
+    currency: str | None = None
     request_id: str | None = None
     attempts: int = 0
     elapsed: float = 0.0
@@ -67,7 +75,20 @@ class RowResult(msgspec.Struct, kw_only=True):
                 return "billed" if error is None else error.billing
             case "input_tokens" | "output_tokens" | "total_tokens":
                 return None if self.usage is None else getattr(self.usage, name)
+            case "cost":
+                return _fixed(self.cost)
         return getattr(self, name)
+
+
+def _fixed(cost: Decimal | None) -> Decimal | None:
+    """Return an amount with all decimal places of the column; None if it does not fit."""
+    if cost is None:
+        return None
+    context = decimal.Context(prec=MONEY_DIGITS, traps=[decimal.InvalidOperation])
+    try:
+        return cost.quantize(Decimal(1).scaleb(-MONEY_PLACES), context=context)
+    except decimal.InvalidOperation:
+        return None
 
 
 def read_request(

@@ -7,6 +7,7 @@ unless some of its images are still pending at their URLs.
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from elkimg_async.sansio.responses import Meta, Usage
 class RowRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One row with images: `files` are saved, and those of `urls` have not been downloaded yet.
 
-    `hash` is the fingerprint of its request, `elapsed` the seconds spent on it so far.
+    `hash` is the fingerprint of its request, `elapsed` the seconds spent on it so far. `cost` and
+    its `currency` are those of the response; None if unknown.
     """
 
     id: str
@@ -38,6 +40,8 @@ class RowRecord(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str | None
     attempts: int
     elapsed: float
+    cost: Decimal | None = None
+    currency: str | None = None
 
     def made(self) -> MadeRecord:
         """Return the record in the form that the executor uses."""
@@ -49,6 +53,8 @@ class RowRecord(msgspec.Struct, frozen=True, kw_only=True):
             first_byte=0.0,
             rate_limit=None,
             idempotency_key=self.idempotency_key,
+            cost=self.cost,
+            currency=self.currency,
         )
         return MadeRecord(
             index=0,
@@ -160,4 +166,6 @@ def _row_record(job: BatchJob, record: MadeRecord, elapsed: float) -> RowRecord:
         request_id=meta.request_id if meta else None,
         attempts=meta.attempts if meta else 0,
         elapsed=elapsed + (before.elapsed if before else 0.0),
+        cost=meta.cost if meta else None,
+        currency=meta.currency if meta else None,
     )

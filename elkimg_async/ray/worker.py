@@ -22,7 +22,6 @@ from elkimg_async.client import AsyncImages
 from elkimg_async.config import (
     IdempotencyMode,
     Limits,
-    Pacing,
     ValidateMode,
     make_retry,
     make_timeout,
@@ -40,7 +39,9 @@ from elkimg_async.ray import rows
 from elkimg_async.ray.rate import SharedRate, load_ray
 from elkimg_async.ray.rows import RowResult
 from elkimg_async.ray.shared_store import RowRecord, SharedStore
+from elkimg_async.sansio.pricing import Pricing
 from elkimg_async.sansio.requests import EditRequest, GenerateRequest
+from elkimg_async.settings import Pacing
 from elkimg_async.transport.download import enable_download
 from elkimg_async.transport.event_loop import loop_factory
 from elkimg_async.types import MapOptions
@@ -61,10 +62,11 @@ class WorkerOptions(MapOptions, total=False):
     idempotency: IdempotencyMode
     validate: ValidateMode
     stream: bool
+    pricing: Pricing | None
 
 
 _SHARED = ("max_concurrency", "requests_per_minute", "images_per_minute")
-_CLIENT = ("base_url", "idempotency", "validate", "limits")
+_CLIENT = ("base_url", "idempotency", "validate", "limits", "pricing")
 
 
 class GenerateImages:
@@ -92,7 +94,7 @@ class GenerateImages:
         limits: Limits that all workers share, as all calls of a client do. None: `Limits()`.
         api_key: The API key, preferably as `ray.put(api_key)`, which keeps it out of the plan; or
             an async function that returns it. None: ELKAPI_API_KEY in the worker's environment.
-        base_url, idempotency, validate: Those of `AsyncImages`.
+        base_url, idempotency, validate, pricing: Those of `AsyncImages`.
         stream: Whether to request streams, which keep connections alive through proxies that cut
             silent ones.
         options: Options of `AsyncImages.generate` and `edit`, for rows that do not set them.
@@ -176,13 +178,7 @@ class GenerateImages:
             limits = options.get("limits") or Limits()
             pacing = SharedRate(self._run, {name: getattr(limits, name) for name in _SHARED})
             client = _PacedImages(pacing, api_key=api_key, **_split(options)[1])
-            sender = Sender(
-                generate=client.generate,
-                edit=client.edit,
-                connect=client.connect,
-                headers={},
-                stream=self._stream,
-            )
+            sender = Sender(client, connect=client.connect, headers={}, stream=self._stream)
             self._client, self._executor = client, Executor(sender, self._store)
         except BaseException as error:  # noqa: BLE001 - raised in `__init__`
             opened.set_exception(error)
@@ -259,6 +255,8 @@ class GenerateImages:
             paths=self._store.paths(record.files),
             resumed=True,
             usage=record.usage,
+            cost=record.cost,
+            currency=record.currency,
             request_id=record.request_id,
             attempts=record.attempts,
             elapsed=record.elapsed,
@@ -267,13 +265,16 @@ class GenerateImages:
     async def _row_result(self, result: JobResult, earlier: RowRecord | None) -> RowResult:
         job, record, error = result.job, result.record, result.error
         meta, began = record.meta, time.monotonic()
-        images = getattr(error, "images", ()) if result.response is None else result.response
+        images: Sequence[Image] = error.images if error is not None else ()
+        images = images if result.response is None else result.response
         urls = [image.url for image in images if image.url is not None]
         row = RowResult(
             id=str(job.id),
             idempotency_key=job.idempotency_key,
             error=error,
             usage=record.usage,
+            cost=meta.cost if meta else None,
+            currency=meta.currency if meta else None,
             request_id=meta.request_id if meta else error.request_id if error else None,
             attempts=result.attempts,
             urls=result.urls or urls,
@@ -293,6 +294,7 @@ class GenerateImages:
             "text": arrow.string(),
             "whole": arrow.int64(),
             "number": arrow.float64(),
+            "money": arrow.decimal128(rows.MONEY_DIGITS, rows.MONEY_PLACES),
             "text list": arrow.list_(arrow.string()),
             "bytes list": arrow.list_(arrow.large_binary()),
         }

@@ -23,6 +23,7 @@ _COMPLETE_TOKENS = re.compile(  # everything but an escape that is cut off at th
 )
 _ESCAPE = re.compile(rb"\\(?:u([0-9A-Fa-f]{4})|(.))", re.DOTALL)
 _ESCAPED = {b"/": b"/", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
+_BLANK_CODES = {0xA0, 0x200B, 0x2028, 0x2029, 0x2060, 0x3000, 0xFEFF}
 _NOT_BASE64 = "it is not base64, or was cut off"
 _INVALID = b"?"  # replaces characters that base64 never contains
 ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
@@ -183,4 +184,6 @@ def _unescape(match: re.Match[bytes]) -> bytes:
     if match[2]:
         return _ESCAPED.get(match[2], _INVALID)
     code = int(match[1], 16)
+    if code in _BLANK_CODES:
+        return b" "
     return bytes((code,)) if code < 0x80 else _INVALID

@@ -43,8 +43,8 @@ class Endpoint(msgspec.Struct, Generic[ResultT], frozen=True, kw_only=True):
 
     `creates_images` is whether a repeated request can cost twice. `encode` takes a request,
     `stream`, `idempotency_key` and `boundary` (text that separates the parts of a form), and
-    returns an `HTTPRequest`. `decoder` takes `stream`, `max_bytes` and `length`, and returns a
-    `Decoder`.
+    returns an `HTTPRequest`. `decoder` takes `stream`, `max_bytes`, `length` and `content_type`,
+    and returns a `Decoder`.
     """
 
     creates_images: bool

@@ -205,17 +205,24 @@ def _billing(status: int, kind: type[APIError], words: Words) -> Billing:
     """Return the billing of an error response.
 
     Gateways return 5xx with any code after their upstream has created the image; only the codes
-    that mean "not begun", and the statuses 501, 503 and 529, exclude that.
+    that mean "not begun", and the statuses 501, 503 and 529, exclude that. An error inside a 2xx
+    response has no status of its own: the gateway had accepted the request, and a stream may have
+    been under way for a minute. It counts as the status that its code or type names, and as an
+    unknown 5xx if they name none.
     """
     labels = {*_labels(words)}
     if labels & _UNREADABLE_CODES or status in _BEGUN_STATUSES:
         return "unknown"
-    if _implied(status, words) == 408 and any(map(_GAVE_UP.search, (*labels, words.message))):
+    implied = _implied(status, words)
+    if implied == 408 and any(map(_GAVE_UP.search, (*labels, words.message))):
         return "unknown"
-    if not issubclass(kind, errors.ServerError) or status < 500:
+    if labels & _NOT_BEGUN_CODES or any(map(_OVERLOAD.search, labels)):
         return "refused"
-    begun = status not in _NOT_BEGUN_STATUSES and not labels & _NOT_BEGUN_CODES
-    return "unknown" if begun and not any(map(_OVERLOAD.search, labels)) else "refused"
+    is_known = issubclass(kind, (errors.ModerationError, errors.QuotaExceededError))
+    if implied is None and not is_known:
+        return "unknown"
+    is_begun = issubclass(kind, errors.ServerError) and implied not in _NOT_BEGUN_STATUSES
+    return "unknown" if is_begun else "refused"
 
 
 def _to(headers: Mapping[str, str]) -> str:

@@ -28,6 +28,7 @@ from elkimg_async.sansio.image_strings import (
     pair,
 )
 from elkimg_async.sansio.json_images import Document
+from elkimg_async.sansio.prose_images import PROSE_NAMES, embedded_json, is_of_user
 from elkimg_async.sansio.reading import read_str
 
 _MAX_DEPTH = 100
@@ -123,6 +124,12 @@ class _Search:
         item: Any,
         container: str,
     ) -> None:
+        if is_of_user(value):
+            return
+        if type(value.get("0")) is int and (content := bytes_of([*value.values()])) is not None:
+            self._record([Candidate(key, content)], inside[:-1], item, container)
+            self._used.add(id(value))
+            return
         strings = [
             (name, text)
             for name, field in value.items()
@@ -152,7 +159,7 @@ class _Search:
         item: Any,
         container: str,
     ) -> None:
-        if value and type(value[0]) is int:
+        if value and type(value[0]) in (int, float):
             content = bytes_of(value)
             if content is not None:
                 self._record([Candidate(key, content)], chain, item, container)
@@ -183,17 +190,23 @@ class _Search:
         container: str,
     ) -> None:
         """Search JSON inside a string."""
-        if not text.lstrip().startswith(("{", "[")) or field_name(key).is_text:
+        name = field_name(key)
+        is_prose = name.plain in PROSE_NAMES
+        source = embedded_json(text) if is_prose else text
+        if source is None or source.lstrip()[:1] not in ("{", "["):
             return
-        if self._json_depth >= _MAX_JSON:
+        if (name.is_text and not is_prose) or self._json_depth >= _MAX_JSON:
             return
         try:
-            value = msgspec.json.decode(text)
+            value = msgspec.json.decode(source)
         except (msgspec.MsgspecError, UnicodeError, RecursionError):
             return
         self._parsed.append(value)
         before = self._count
         self._json_depth += 1
+        if isinstance(value, list):
+            texts = [(key, element) for element in value if isinstance(element, str)]
+            self._take(texts, chain, item, container)
         self.walk(value, key, chain, item, f"{container}.{key}")
         self._json_depth -= 1
         if self._count > before:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from elkimg_async.errors import InvalidRequestError
-from elkimg_async.image import EXTENSIONS, UNKNOWN_TYPE, media_type_of
+from elkimg_async.media_types import EXTENSIONS, UNKNOWN_TYPE, media_type_of
 
 HEAD = 128 * 1024
 """How many of the first bytes are examined; photographs have previews before their size."""

@@ -8,7 +8,9 @@ import msgspec
 
 from elkimg_async.sansio.base64_text import BadBase64
 from elkimg_async.sansio.field_names import FieldName, field_name
+from elkimg_async.sansio.image_spellings import from_hex, respelled, unwrapped
 from elkimg_async.sansio.json_images import Document
+from elkimg_async.sansio.prose_images import PROSE_NAMES, shown_images
 from elkimg_async.sansio.reading import read_str
 from elkimg_async.sansio.signatures import cannot_be_image, is_base64_image, is_image
 
@@ -20,7 +22,6 @@ _FILE = re.compile(
 )
 _MIN_BASE64 = 256  # characters of base64 without a signature under a name that may be an image's
 _ADDRESS = re.compile(r"(?:https?:)?//\S+", re.IGNORECASE)
-_MARKDOWN = re.compile(r"!\[[^\]]*\]\(\s*<?((?:https?://|data:image/)[^\s<>()]+)")
 _DATA_URL_REST = re.compile(r"image/[\w.+-]+(?:;[^,]{0,200})?,", re.IGNORECASE)
 _NO_IMAGE = "it is not an image"
 
@@ -43,16 +44,33 @@ def classify(
     `only_certain` excludes addresses that only the name of the field suggests.
     """
     name = field_name(key)
-    if name.plain == "content" and "![" in text:
-        shown = (_classify(document, "url", url, name) for url in _MARKDOWN.findall(text))
+    if name.plain in PROSE_NAMES and (urls := shown_images(text)):
+        shown = (_classify(document, "url", url, field_name("url")) for url in urls)
         return [candidate for candidate in shown if candidate is not None]
-    if name.is_text or not text:
+    if name.is_text or not text or text[0] in "{[":
         return []
     candidate = _classify(document, key, text, name)
+    if candidate is None or candidate.problem is not None or _is_odd(candidate.url):
+        candidate = _respelled(document, key, text, name) or candidate
     if candidate is None or (only_certain and candidate.url and not _is_certain(name, text)):
         return []
     candidate.text = text
     return [candidate]
+
+
+def _respelled(document: Document, key: str, text: str, name: FieldName) -> Candidate | None:
+    """Return the image in an unusual spelling, which needs no name of a field to be certain."""
+    if text in document.images:
+        return None
+    found = respelled(text)
+    if isinstance(found, bytes):
+        return Candidate(key, found)
+    usable = found is not None and found != text.strip() and name.may_be_image
+    return Candidate(key, url=found) if usable else None
+
+
+def _is_odd(url: str | None) -> bool:
+    return url is not None and not url.startswith(("http://", "https://"))
 
 
 def is_address(key: str, text: str) -> bool:
@@ -77,11 +95,11 @@ def plain_images(text: str) -> list[Any]:
 def bytes_of(numbers: list[object]) -> bytes | None:
     """Return the image that a list of numbers is, as in the JSON of a Node.js Buffer, or None."""
     try:
-        if is_image(bytes(numbers[:4096])):  # type: ignore[arg-type]
-            return bytes(numbers)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        pass
-    return None
+        # Java has signed bytes, and some languages have no integers.
+        start = bytes(int(number) & 0xFF for number in numbers[:4096])  # type: ignore[call-overload]
+        return bytes(int(number) & 0xFF for number in numbers) if is_image(start) else None  # type: ignore[call-overload]
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def _is_certain(name: FieldName, text: str) -> bool:
@@ -109,6 +127,8 @@ def _classify_text(document: Document, key: str, text: str, name: FieldName) -> 
         # Under the very names of addresses, an odd one is for the download to judge.
         fits = name.may_be_image and (name.is_address or _ADDRESS.fullmatch(text.strip()))
         return Candidate(key, url=read_str(text.strip())) if fits or named else None
+    if (content := from_hex(text.strip())) is not None:
+        return Candidate(key, content)
     looks_so = is_base64_image(text)
     if name.is_base64 or looks_so or (name.may_be_image and len(text) >= _MIN_BASE64):
         decoded = document.decoded(text)
@@ -118,15 +138,20 @@ def _classify_text(document: Document, key: str, text: str, name: FieldName) -> 
             return Candidate(key, problem=decoded.reason)
     if name.may_be_image and text.startswith("/") and _FILE.fullmatch(text):
         return Candidate(key, url=read_str(text))
-    if name.is_address and not any(char.isspace() for char in text):
+    if name.is_address and not any(char.isspace() for char in text) and not _is_inside(text):
         return Candidate(key, url=read_str(text))  # relative to the base URL
     return None
 
 
+def _is_inside(text: str) -> bool:
+    """Return whether an address is that of another part of the same body."""
+    return text[:4].lower() == "cid:"
+
+
 def _judged(key: str, content: bytes, name: FieldName) -> Candidate | None:
     """Classify decoded base64 by its signature and the name of its field."""
-    if is_image(content):
-        return Candidate(key, content)
+    if (image := unwrapped(content)) is not None:
+        return Candidate(key, image)
     if cannot_be_image(content):
         return Candidate(key, content, problem=_NO_IMAGE) if name.is_base64 else None
     return Candidate(key, content) if name.may_be_image else None

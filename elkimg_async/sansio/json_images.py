@@ -42,15 +42,17 @@ _LONG = 16_384  # bytes of base64 that are cheaper to decode tentatively than to
 _DECISIVE = 512  # bytes of a value that decide whether it is treated as base64
 _BASE64_START = re.compile(
     rb"(?:[Dd][Aa][Tt][Aa]:[^,]{0,256};base64,)?"
-    rb"(?:[A-Za-z0-9+/=_\r\n-]|\\(?:[/nrt]|u[0-9A-Fa-f]{4}))*(?:\\(?:u[0-9A-Fa-f]{0,3})?)?"
+    rb"(?:[A-Za-z0-9+/=_\r\n-]|\\(?:[/nrt]|u00[0-7][0-9A-Fa-f]))*(?:\\(?:u(?:0(?:0[0-7]?)?)?)?)?"
 )
+_HEX_START = re.compile(rb"(?:89504e47|ffd8ff|474946383|52494646)[0-9a-f]{32}", re.IGNORECASE)
 _DATA_PREFIX = re.compile(rb"\s*(?:data:\s*)+")
 _BLANK = b" \t\r\n"
 _PLACEHOLDER = "#image "  # "#" neither occurs in base64 nor begins a URL
 _TOKEN = re.compile(r'"((?:[^"\\]|\\.)*+)\\?("|\Z)|[][{}]', re.DOTALL)
 _MAX_NESTING = 100  # of a document to repair
 _MAX_REPAIRS = 8
-_SPACE = re.compile(r"\s*")
+_MAX_STRINGS = 8  # JSON in a string in a string …
+_SPACE = re.compile(r"[\s,]*")
 _UNFIT = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
@@ -178,6 +180,8 @@ class JSONDecoder:
     def salvage(self) -> list[Document]:
         """Return the complete parts of a document that was cut off or is not JSON."""
         skeleton = self._unprefixed().decode("utf-8", "replace")
+        if skeleton.lstrip()[:2] in ("{'", "['"):
+            skeleton = skeleton.replace("'", '"')  # a literal of Python or JavaScript
         value = _repaired(skeleton)
         values = [{key: text} for key, text in _pairs(skeleton)] if value is None else [value]
         return [Document(value, self._images) for value in values]
@@ -241,7 +245,8 @@ class JSONDecoder:
             return quote
         held += memoryview(data)[start:stop]
         if len(held) >= _DECISIVE:
-            if not held.translate(None, ALPHABET) or _BASE64_START.fullmatch(held):
+            is_base64 = not held.translate(None, ALPHABET) or _BASE64_START.fullmatch(held)
+            if is_base64 and not _HEX_START.match(held):
                 remaining = self._length - self.size + end - stop + len(held)
                 room = max(0, min(self._room, 3 * remaining // 4))
                 self._base64, self._held = Base64Decoder(room), None
@@ -276,12 +281,15 @@ class JSONDecoder:
 
 def unpacked_json(document: Document) -> Document:
     """Return the document inside a document that is a string of JSON, or else the same."""
-    if not isinstance(document.value, str) or not document.value.lstrip().startswith(("{", "[")):
-        return document
-    try:
-        return Document(decode(document.value.encode("utf-8", "replace")))
-    except InvalidJSON:
-        return document
+    for _ in range(_MAX_STRINGS):
+        text = document.value
+        if not isinstance(text, str) or not text.lstrip().startswith(("{", "[", '"')):
+            break
+        try:
+            document = Document(decode(text.encode("utf-8", "replace")))
+        except InvalidJSON:
+            break
+    return document
 
 
 def map_strings(value: Any, change: Callable[[str], str], depth: int = 20) -> Any:
@@ -325,7 +333,7 @@ def _decode_several(skeleton: bytes | bytearray) -> list[Any]:
     values: list[Any] = []
     place = 0
     try:
-        while not values or text[place : place + 1] in ("{", "["):
+        while not values or text[place : place + 1] in ("{", "[", '"'):
             value, place = decoder.raw_decode(text, place)
             values.append(value)
             place = _SPACE.match(text, place).end()  # type: ignore[union-attr]

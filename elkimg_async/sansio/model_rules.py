@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from elkimg_async.errors import InvalidRequestError
+from elkimg_async.image import UNKNOWN_TYPE
 from elkimg_async.sansio.image_headers import ImageReference, InputImage
 from elkimg_async.sansio.requests import DEFAULT_MODEL, EditRequest, ImageRequest
 
@@ -241,7 +242,9 @@ def _file_problems(
     if isinstance(image, ImageReference):
         return
     if image.media_type.removeprefix("image/") not in types:
-        yield param, f"{image.name} is {image.media_type}; choose {', '.join(types)}."
+        known = image.media_type != UNKNOWN_TYPE
+        what = image.media_type if known else "not an image of a known type"
+        yield param, f"{image.name} is {what}; choose {', '.join(types)}."
     if image.size >= size:
         yield param, f"{image.name} has {image.size:,} bytes; it must have fewer than {size:,}."
 
@@ -291,7 +294,9 @@ def _problems(fields: dict[str, Any], rules: ModelRules, stream: bool) -> Iterat
     if not 1 <= n <= rules.n:
         yield "n", f"n is {_short(n)}; it must be {'1' if rules.n == 1 else f'1 to {rules.n}'}."
     if size is not None and size not in rules.sizes:
-        yield "size", f"size {size!r} is not offered; choose {_choices(rules.sizes)}."
+        similar = re.sub(r"\s*[xX*\u00d7]\s*", "x", size.strip())
+        choice = f"write {similar}" if similar in rules.sizes else f"choose {_choices(rules.sizes)}"
+        yield "size", f"size {size!r} is not offered; {choice}."
     if stream and not rules.streams:
         yield "stream", "this model cannot stream; leave stream out."
     if special := fields.keys() - _PLAIN:

@@ -40,8 +40,8 @@ class Models(list[Model]):
         """The models themselves, for code written for openai."""
         return self
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data, as the API sends it."""
+    def to_dict(self, *, images: bool = True) -> dict[str, Any]:
+        """Return plain data, as the API sends it; `images` is accepted as by other results."""
         return {"object": "list", "data": [model.to_dict() for model in self]}
 
     model_dump = to_dict

@@ -2,12 +2,13 @@
 
 The package contains no prices, since they change, and a wrong one is worse than none. If the server
 reports no cost and there is no price for the request, its cost is None, which means unknown and
-never zero.
+never zero. Amounts in different currencies are never added.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 from msgspec.structs import replace
@@ -20,14 +21,25 @@ _MILLION = Decimal(1_000_000)
 _TICKS_PER_DOLLAR = Decimal(10) ** 10
 """Of `cost_in_usd_ticks`, as https://docs.x.ai/developers/cost-tracking defines it."""
 
-_COSTS = ("cost", "total_cost", "cost_usd", "total_cost_usd", "estimated_cost")
-"""The names under which servers report a cost in US dollars."""
-_COST_FIELDS = {*_COSTS, "cost_in_usd_ticks"}
-_UNITS, _DOLLARS = ("currency", "cost_currency", "paymentSource"), ("USD", "US$", "$")
-"""The names under which a unit is reported, and its values for US dollars."""
+_COSTS = ("cost", "total_cost", "estimated_cost")
+"""The names under which servers report a cost, in US dollars unless they name a currency."""
+_DOLLAR_COSTS = ("cost_usd", "total_cost_usd")
+_COST_FIELDS = {*_COSTS, *_DOLLAR_COSTS, "cost_in_usd_ticks"}
+_UNITS = ("currency", "cost_currency", "currency_code")
+"""The names under which a currency is reported."""
+_SYMBOLS = {"US$": "USD", "$": "USD", "€": "EUR", "£": "GBP"}
+_CURRENCY = re.compile("[A-Z]{3}")
+USD = "USD"
 
 Price: TypeAlias = Decimal | str | int
 CostFunction: TypeAlias = Callable[[Any, Usage | None], Decimal | None]
+
+
+class Cost(NamedTuple):
+    """An amount of money; `currency` is an ISO 4217 code."""
+
+    amount: Decimal
+    currency: str
 
 
 class TokenPrices(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,7 +142,7 @@ class ImagePrices(msgspec.Struct, frozen=True):
 
 
 class Pricing:
-    """The prices of requests, in one currency of the user's choice.
+    """The prices of requests, in one currency.
 
         Pricing({"gpt-image-1.5": TokenPrices(text_input="5", image_output="32")})
 
@@ -138,12 +150,20 @@ class Pricing:
         prices: The prices of each model, or a function of a request and its usage that returns the
             cost, or None if it is unknown. The usage is None if the response has none, and before
             the response: for `max_cost`, the function then has to return the maximum cost.
+        currency: The currency of all prices, as an ISO 4217 code such as `EUR`.
 
     Raises:
-        ConfigurationError: If `prices` is neither, or a price is not a number of at least 0.
+        ConfigurationError: If `prices` is neither, a price is not a number of at least 0, or the
+            currency is not a code of three letters.
     """
 
-    def __init__(self, prices: Mapping[str, TokenPrices | ImagePrices] | CostFunction) -> None:
+    def __init__(
+        self,
+        prices: Mapping[str, TokenPrices | ImagePrices] | CostFunction,
+        *,
+        currency: str = USD,
+    ) -> None:
+        self.currency = _check_currency(currency)
         if callable(prices):
             self._function: CostFunction | None = prices
             self._models: Mapping[str, TokenPrices | ImagePrices] = {}
@@ -182,7 +202,7 @@ class Pricing:
         return None if prices is None or sent is None else prices.worst_case(sent)
 
     def __repr__(self) -> str:
-        return f"Pricing({self._function or self._models!r})"
+        return f"Pricing({self._function or self._models!r}, currency={self.currency!r})"
 
 
 def make_pricing(pricing: object) -> Pricing | None:
@@ -198,8 +218,8 @@ def make_pricing(pricing: object) -> Pricing | None:
 
 def reported_cost(
     usage: Usage | None, extra: Mapping[str, Any] | None = None, header: str | None = None
-) -> Decimal | None:
-    """Return the cost in US dollars that the server reports; None if it reports none.
+) -> Cost | None:
+    """Return the cost that the server reports; None if it reports none, or not in a currency.
 
     Args:
         usage: The usage of the response, which most servers add the cost to.
@@ -207,34 +227,52 @@ def reported_cost(
         header: The header with the cost, as sent by LiteLLM. None: there was none.
     """
     fields: Mapping[str, Any] = getattr(usage, "extra", None) or {}
-    for reported in (_cost_in_usage(fields), _cost_in(extra or {}), _price_or_none(header)):
-        if reported is not None:
-            return reported
-    return None
+    extra = extra or {}
+    unit = _unit_in(extra) or USD
+    in_header = _price_or_none(header)
+    return (
+        _cost_in_usage(fields, unit)
+        or _cost_in(extra, unit)
+        or (None if in_header is None else Cost(in_header, USD))
+    )
 
 
-def _cost_in_usage(fields: Mapping[str, Any]) -> Decimal | None:
-    cost = _cost_in(fields)
+def _cost_in_usage(fields: Mapping[str, Any], unit: str) -> Cost | None:
+    cost = _cost_in(fields, unit)
     details = fields.get("cost_details")
     if cost is not None and fields.get("is_byok") is True and isinstance(details, Mapping):
         # With the user's own API key for the upstream, OpenRouter's `cost` is only its fee.
-        return cost + (_price_or_none(details.get("upstream_inference_cost")) or 0)
+        upstream = _price_or_none(details.get("upstream_inference_cost")) or 0
+        return Cost(cost.amount + upstream, cost.currency)
     return cost
 
 
-def _cost_in(fields: Mapping[str, Any]) -> Decimal | None:
+def _cost_in(fields: Mapping[str, Any], unit: str) -> Cost | None:
     if _COST_FIELDS.isdisjoint(fields):
         return None
-    if any(str(fields.get(name) or "USD").upper() not in _DOLLARS for name in _UNITS):
-        return None
+    unit = _unit_in(fields) or unit
     for name in _COSTS:
-        cost = fields.get(name)
+        cost, currency = fields.get(name), unit
         if isinstance(cost, Mapping):  # a breakdown, as of Perplexity
-            cost = cost.get("total_cost", cost.get("total"))
-        if (amount := _price_or_none(cost)) is not None:
-            return amount
+            currency = _unit_in(cost) or unit
+            totals = [cost.get(name) for name in ("total_cost", "total", "amount", "value")]
+            cost = next((total for total in totals if total is not None), None)
+        amount = _price_or_none(cost)
+        if amount is not None and _CURRENCY.fullmatch(currency):
+            return Cost(amount, currency)
+    for name in _DOLLAR_COSTS:
+        if (amount := _price_or_none(fields.get(name))) is not None:
+            return Cost(amount, USD)
     ticks = _price_or_none(fields.get("cost_in_usd_ticks"))
-    return None if ticks is None else ticks / _TICKS_PER_DOLLAR
+    return None if ticks is None else Cost(ticks / _TICKS_PER_DOLLAR, USD)
+
+
+def _unit_in(fields: Mapping[str, Any]) -> str | None:
+    """Return the unit of the costs in these fields, in capitals; None if there is none."""
+    if (source := fields.get("paymentSource")) and str(source).upper() != USD:
+        return str(source) + " (not a currency)"  # NanoGPT bills in cryptocurrencies as well
+    named = next((fields[name] for name in _UNITS if fields.get(name)), None)
+    return None if named is None else _SYMBOLS.get(str(named), str(named).upper())
 
 
 def cost_of(
@@ -245,12 +283,21 @@ def cost_of(
     *,
     extra: Mapping[str, Any] | None = None,
     header: str | None = None,
-) -> Decimal | None:
+) -> Cost | None:
     """Return the cost that the server reports, else the one according to the prices, else None."""
     reported = reported_cost(usage, extra, header)
     if reported is not None or pricing is None:
         return reported
-    return pricing.cost(request, usage, images)
+    cost = pricing.cost(request, usage, images)
+    return None if cost is None else Cost(cost, pricing.currency)
+
+
+def _check_currency(currency: object) -> str:
+    if isinstance(currency, str) and _CURRENCY.fullmatch(code := currency.strip().upper()):
+        return code
+    raise ConfigurationError(
+        f"currency must be a code of three letters, such as EUR, not {currency!r}."
+    )
 
 
 def _check(model: str, price: TokenPrices | ImagePrices) -> None:

@@ -1,5 +1,6 @@
 """Requests for images, and their construction from the arguments of a call."""
 
+import difflib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -69,9 +70,20 @@ class ImageRequest(_Prompt, frozen=True, kw_only=True):
     svg: Svg | None = None
     extra_body: dict[str, Any] | None = None
 
+    @property
+    def image_count(self) -> int:
+        """The number of images requested."""
+        return image_count(self.n, self.extra_body)
+
     def fields(self) -> dict[str, Any]:
         """Return the fields that are set, and always `model`, without `extra_body` and images."""
         return _fields(self if self.extra_body is None else replace(self, extra_body=None))
+
+
+def image_count(n: object, extra_body: Mapping[str, Any] | None) -> int:
+    """Return the number of images of a request with these fields; 1 if `n` is not valid."""
+    n = (extra_body or {}).get("n", n)
+    return n if type(n) is int and n > 0 else 1
 
 
 def _fields(request: ImageRequest) -> dict[str, Any]:
@@ -210,13 +222,21 @@ def _correction(param: str, value: Any) -> str:
             return " For several prompts use client.map(prompts)."
         case "size", (int(width), int(height)):
             return f" Write size='{width}x{height}'."
+        case "size", int(edge) if edge > 1:
+            return f" Write size='{edge}x{edge}'."
+        case _, str(text) if param in _NUMBERS and text.isdecimal():
+            return f" Write {param}={int(text)}."
+        case _, float(number) if param in _NUMBERS and number.is_integer():
+            return f" Write {param}={int(number)}."
         case _:
             return ""
 
 
 def _unknown_field(kind: type[ImageRequest], name: str) -> str:
+    similar = difflib.get_close_matches(name, kind.__struct_fields__, 1, cutoff=0.75)
+    meant = f"did you mean {similar[0]!r}? Its" if similar else "its"
     return (
-        f"A request has no field {name!r}; its fields are {', '.join(kind.__struct_fields__)}. "
+        f"A request has no field {name!r}; {meant} fields are {', '.join(kind.__struct_fields__)}. "
         "Put other fields for the server into extra_body and, in map, data of your own into "
         "metadata."
     )
@@ -230,4 +250,7 @@ def _is_deep(value: Any) -> bool:
     return False
 
 
+_NUMBERS = {
+    field.name for field in msgspec.structs.fields(ImageRequest) if field.type == int | None
+}
 _IN_WORDS: dict[Any, str] = {str: "a string", str | None: "a string", int | None: "a whole number"}

@@ -4,7 +4,7 @@ Only the type and the image of an event are always present: every other field is
 omits it or sends something else. Fields without an attribute here are in `extra`.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
@@ -92,9 +92,9 @@ class Meta(ResponseData, frozen=True, kw_only=True):
     attempt to its headers. `rate_limit` is None where the server sent no such headers,
     `idempotency_key` where none was sent.
 
-    `cost` is the cost of the response as reported by the server, in US dollars, else according to
-    the client's `pricing`, in its currency. None means unknown, never free. Earlier attempts, which
-    may have been paid for, are not included.
+    `cost` is the cost of the response as reported by the server, else according to the client's
+    `pricing`. None means unknown, never free. Earlier attempts, which may have been paid for, are
+    not included. `currency` is that of the cost, such as `USD`; None if the cost is unknown.
     """
 
     request_id: str | None
@@ -105,6 +105,7 @@ class Meta(ResponseData, frozen=True, kw_only=True):
     rate_limit: RateLimit | None
     idempotency_key: str | None
     cost: Decimal | None = None
+    currency: str | None = None
 
 
 class Event(ResponseData, frozen=True, kw_only=True):
@@ -221,6 +222,10 @@ class ImagesResponse(Sequence[Image]):
                 advice = "its images are result[0], result[1], …, or for image in result."
             elif not name.startswith("_") and hasattr(Image, name):
                 advice = f"each of its images has it, as in result[0].{name}."
+            elif name in ("model_dump_json", "to_json", "json"):
+                advice = "use json.dumps(result.to_dict())."
+            elif name in ("_request_id", "request_id"):
+                advice = "use result.meta.request_id."
             raise missing_attribute(self, name, advice)
 
     def __repr__(self) -> str:
@@ -259,9 +264,12 @@ def add_usage(one: Usage | None, other: Usage | None) -> Usage | None:
     )
 
 
-def add_cost(one: Decimal | None, other: Decimal | None) -> Decimal | None:
-    """Return the sum of two costs; None counts as zero."""
-    return other if one is None else one if other is None else one + other
+def add_cost(costs: Mapping[str, Decimal], meta: Meta | None) -> dict[str, Decimal]:
+    """Return the sums by currency, with the cost of one more response."""
+    if meta is None or meta.cost is None:
+        return dict(costs)
+    currency = meta.currency or "USD"
+    return {**costs, currency: costs.get(currency, Decimal(0)) + meta.cost}
 
 
 def _add(one: Number | None, other: Number | None) -> Number | None:

@@ -2,17 +2,14 @@
 
 import re
 
-from elkimg_async.image import UNKNOWN_TYPE, media_type_of
+from elkimg_async.media_types import UNKNOWN_TYPE, media_type_of
 
 MIN_UNKNOWN = 64
 """A shorter file without a known signature is not an image."""
 
 # Signatures beyond those of `media_type_of`: https://en.wikipedia.org/wiki/List_of_file_signatures
 _SIGNATURES = (
-    b"\x00\x00\x01\x00",  # ICO
     b"\x00\x00\x02\x00",  # CUR
-    b"\xff\x0a",  # JPEG XL, bare codestream
-    b"\x00\x00\x00\x0cJXL \x0d\x0a\x87\x0a",
     b"\x00\x00\x00\x0cjP  \x0d\x0a\x87\x0a",  # JPEG 2000
     b"\xff\x4f\xff\x51",
     b"8BPS",
@@ -22,9 +19,6 @@ _SIGNATURES = (
     b"#?RADIANCE",
     b"P1\n", b"P2\n", b"P3\n", b"P4\n", b"P5\n", b"P6\n", b"P7\n", b"PF\n", b"Pf\n",
 )  # fmt: skip
-_SVG = re.compile(
-    rb"\s*(?:<\?xml[^>]*>|<!--.*?-->|<!DOCTYPE[^>]*>|\s)*<(?:\w+:)?svg[\s>/]", re.DOTALL
-)
 # The same as base64, for signatures long enough never to occur by accident.
 _BASE64 = re.compile(
     r"\s*(?:iVBORw0KGgo|[/_]9j[/_]|R0lGOD[dl]h|UklGR|AAAA.GZ0eX|AAAADEpYTCAN|AAAADGpQICAN|SUkqA|TU0AK"
@@ -46,12 +40,10 @@ _PRINTABLE = bytes(range(0x20, 0x7F)) + b"\t\r\n"
 
 def is_image(content: bytes) -> bool:
     """Return whether the content begins with the signature of an image format."""
-    head = content[:4096]
     return (
-        media_type_of(head) != UNKNOWN_TYPE
-        or head.startswith(_SIGNATURES)
-        or (head[4:8] == b"ftyp")
-        or _SVG.match(head.removeprefix(b"\xef\xbb\xbf")) is not None
+        media_type_of(content) != UNKNOWN_TYPE
+        or content.startswith(_SIGNATURES)
+        or content[4:8] == b"ftyp"
     )
 
 

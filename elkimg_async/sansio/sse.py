@@ -6,9 +6,9 @@ in full. Each byte is examined a fixed number of times; base64 in the middle of 
 decoded before it is searched for line ends, because strict base64 contains none.
 
 The rules are those of https://html.spec.whatwg.org/multipage/server-sent-events.html, with two
-additions for real servers: a line that begins with `{` is an event of its own (a bare error after a
-ping, or lines of JSON), and an event that is cut off by the end of the stream is returned with
-`terminated=False`, while the specification drops it.
+additions for real servers: a line that begins with `{` or `[` is an event of its own (a bare error
+after a ping, or lines of JSON), and an event that is cut off by the end of the stream is returned
+with `terminated=False`, while the specification drops it.
 """
 
 import re
@@ -160,7 +160,9 @@ class SSEDecoder:
             self._mode = _DATA_MODE
             self._target = self._next_data_line()
             start += 6 if chunk.startswith(b" ", start + 5, stop) else 5
-        elif chunk.startswith(b"{", start):
+        elif chunk.startswith(b"{", start) or (
+            chunk.startswith(b"[", start) and not chunk.startswith(b"[DONE]", start, stop)
+        ):
             self._dispatch(terminated=True)
             self._mode = _BARE_MODE
             self._target = JSONDecoder()

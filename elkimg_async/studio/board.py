@@ -166,7 +166,7 @@ class Board:
             "sent_at": job.sent_at,
             "finished_at": job.finished_at,
             "usage": job.usage,
-            "cost": cost_of(job),
+            **cost_of(job),
             "retry": None if job.finished else self._retries.get(job.id),
             "error": describe_error(job),
             "images": [
@@ -226,9 +226,12 @@ def describe_error(job: Job) -> dict[str, Any] | None:
     return {"type": type(error).__name__, **{k: v for k, v in found.items() if v is not None}}
 
 
-def cost_of(job: Job) -> str | None:
-    """Return what a job has cost; None if neither the server nor a price list says."""
-    cost = ((job.result or {}).get("meta") or {}).get("cost")
-    if cost is None:
-        cost = reported_cost(job.usage)
-    return None if cost is None else str(cost)
+def cost_of(job: Job) -> dict[str, str | None]:
+    """Return the cost of a job and its currency; None if unknown."""
+    meta = (job.result or {}).get("meta") or {}
+    if (cost := meta.get("cost")) is not None:
+        return {"cost": str(cost), "currency": meta.get("currency") or "USD"}
+    reported = reported_cost(job.usage)
+    if reported is None:
+        return {"cost": None, "currency": None}
+    return {"cost": str(reported.amount), "currency": reported.currency}

@@ -20,8 +20,8 @@ import anyio.to_thread
 
 from elkimg_async.errors import StoreError
 from elkimg_async.files import write_atomically
-from elkimg_async.image import EXTENSIONS, media_type_of
 from elkimg_async.jobs import Job
+from elkimg_async.media_types import EXTENSIONS, media_type_of
 
 EDGE = 640
 """Length of a thumbnail's longer edge, in pixels."""

@@ -36,9 +36,9 @@ from elkimg_async.errors import (
     JobNotFoundError,
     StoreError,
 )
-from elkimg_async.image import media_type_of
 from elkimg_async.jobs import DirectoryStore, ImageJobs, Job
 from elkimg_async.jobs.model import Entry
+from elkimg_async.media_types import media_type_of
 from elkimg_async.sansio.model_rules import MODELS, FreeSizes, ModelRules, rules_for
 from elkimg_async.studio.board import Board, current_job
 from elkimg_async.studio.library import Library, file_name, type_of

@@ -9,11 +9,12 @@ from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 from elkimg_async import logs
-from elkimg_async.config import Settings
 from elkimg_async.errors import Billing, DownloadError, ElkImagesError, RequestTimeoutError
-from elkimg_async.image import UNKNOWN_TYPE, Image, media_type_of
+from elkimg_async.image import Image
+from elkimg_async.media_types import UNKNOWN_TYPE, media_type_of
 from elkimg_async.sansio import encode
 from elkimg_async.sansio.headers import retry_after
+from elkimg_async.settings import Settings
 from elkimg_async.transport.deadline import Deadline
 from elkimg_async.transport.network import is_public
 from elkimg_async.transport.session import Transport
@@ -198,7 +199,7 @@ class _Fetch:
         """Check a URL before it is requested.
 
         Raises:
-            DownloadError: If it is not http or https, or leads to a private address.
+            DownloadError: If it is not http or https, or its host is private.
         """
         try:
             parts = urlsplit(url)
@@ -214,7 +215,7 @@ class _Fetch:
             private = await _is_private(url)  # a borrowed connector has a resolver of its own
         if private:
             raise DownloadError(
-                "The URL of the image leads to a private network; "
+                "The URL of the image points to a private network; "
                 "Limits(private_downloads=True) allows that."
             )
 
@@ -228,10 +229,6 @@ async def _is_private(url: str) -> bool:
     return any(not is_public(str(address[0])) for *_, address in found)
 
 
-_SVG = re.compile(
-    r"\s*(?:<\?.*?\?>\s*|<!--.*?-->\s*|<!DOCTYPE\s+(?:\w+:)?svg\b[^>\[]*(?:\[.*?\]\s*)?>\s*)*<(?:\w+:)?svg[\s>/]",
-    re.DOTALL | re.IGNORECASE,
-)
 _HTML = re.compile(
     r"\s*(?:<!--.*?-->\s*)*<(?:!DOCTYPE\s+html|html|head|body)\b", re.DOTALL | re.IGNORECASE
 )
@@ -249,7 +246,7 @@ def is_text(content: bytes) -> bool:
     coding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     # The head may end inside a character, and a page may use a legacy encoding.
     text = head.decode(coding, "replace")
-    if _SVG.match(text):
+    if media_type_of(text.encode()) == "image/svg+xml":  # in UTF-16
         return False
     if _HTML.match(text):
         return True

@@ -177,24 +177,19 @@ class Exchange:
             self._has_slot = False
             self._pool.release()
         self._disconnect()
+        self._response = None
 
     def _disconnect(self) -> None:
-        response, self._response = self._response, None
-        if response is None:
-            return
-        connection = response.connection
-        if connection is not None:
-            if connection.transport is not None:
-                connection.transport.abort()
-            response.close()
-
-    def _stop(self) -> Billing:
-        """Close the connection because the client is being closed; return the billing."""
-        billing = self.billing
+        """Abort the connection; one whose body has been read to its end is in the pool already."""
         if self._response is not None and (connection := self._response.connection) is not None:
             if connection.transport is not None:
                 connection.transport.abort()
             self._response.close()
+
+    def _stop(self) -> Billing:
+        """Close the connection because the client is being closed; return the billing."""
+        billing = self.billing
+        self._disconnect()
         return billing
 
     async def _send(self) -> ElkImagesError | None:

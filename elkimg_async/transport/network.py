@@ -44,7 +44,7 @@ class PublicResolver(aiohttp.ThreadedResolver):
         """
         found = await super().resolve(host, port, family)
         if not all(is_public(result["host"]) for result in found):
-            raise OSError(None, "it leads to a private address")
+            raise OSError(None, "it resolves to a private address")
         return found
 
 

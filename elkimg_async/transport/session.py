@@ -24,7 +24,7 @@ from elkimg_async.transport.pool import (
 )
 from elkimg_async.transport.proxies import proxy_for
 
-_CLOSING = 5.0  # seconds for another loop to close its sessions
+_CLOSING = 5.0  # seconds that another loop may take to close its sessions
 
 # Sessions of a parent process; closing or collecting them would break its connections.
 _forgotten: list[object] = []
@@ -90,7 +90,7 @@ class Transport:
             request: The method, headers and body.
             api_key: The API key to send. None: a download, which never carries one.
             connect: Seconds for reaching the server.
-            public_only: Whether a host name that leads to a private address is rejected.
+            public_only: Whether a host name with a private address is rejected.
 
         Raises:
             ConfigurationError: If the client is closed, or a proxy or aiohttp cannot be used.
@@ -137,7 +137,12 @@ class Transport:
 
     def __del__(self) -> None:
         if getattr(self, "_pools", None) and not self.closed and self._pid == os.getpid():
-            for purpose, pool in self._pools.items():
+            # The loops that have ended have closed their sessions, so that a client in a module's
+            # global is silent at the end of the program.
+            unclosed = [each for each in self._pools.items() if not each[1].session.closed]
+            if not unclosed:
+                return
+            for purpose, pool in unclosed:
                 with contextlib.suppress(RuntimeError):  # the loop is closed, and so is its session
                     purpose.loop.call_soon_threadsafe(_close_later, purpose.loop, pool)
             warnings.warn(

@@ -21,7 +21,8 @@ import anyio.to_thread
 import msgspec
 
 from elkimg_async.errors import ElkImagesError, InvalidRequestError
-from elkimg_async.image import UNKNOWN_TYPE, Image
+from elkimg_async.image import Image
+from elkimg_async.media_types import UNKNOWN_TYPE
 from elkimg_async.sansio import image_headers
 from elkimg_async.sansio.image_headers import HEAD, ImageReference, InputImage, short
 from elkimg_async.sansio.model_rules import MAX_UPLOAD
@@ -31,8 +32,11 @@ from elkimg_async.sansio.requests import EditRequest, make_edit
 CHUNK = 128 * 1024
 """Bytes read at a time."""
 
+_URL = re.compile(r"data:|https?://", re.IGNORECASE)
 _BASE64 = re.compile(r"iVBORw0KGgo|/9j/|UklGR|R0lGOD|[A-Za-z0-9+/_-]{200}")
 _MEDIA_TYPE = re.compile(r"(image|application|binary)/[\w.+-]+")
+
+_TEXT_OR_BYTES = (str, bytes, bytearray, memoryview)
 
 _lock = threading.Lock()  # of all file objects: two calls may share one, and so its position
 
@@ -70,8 +74,8 @@ async def build_edit(
                 "markup can only be sent with image files; pass the image as a file too.",
                 param="markup",
             )
-        images = tuple([await _in_memory_copy(each) for each in images])
-        mask = None if mask is None else await _in_memory_copy(mask)
+        images = tuple([await _unless_reference(each, "image") for each in images])
+        mask = None if mask is None else await _unless_reference(mask, "mask")
     return msgspec.structs.replace(request, image=images, mask=mask, markup=markup)
 
 
@@ -82,13 +86,7 @@ async def open_images(images: Any, param: str) -> tuple[InputImage | ImageRefere
         InvalidRequestError: If one is not an image, cannot be read, or is empty.
         DownloadError: If an `Image` is still a URL and cannot be downloaded.
     """
-    one = isinstance(images, (str, bytes, bytearray, memoryview)) or not isinstance(
-        images, Sequence
-    )
-    found = [
-        await open_image(image, param)
-        for image in ([images] if one or _is_file_tuple(images) else images)
-    ]
+    found = [await open_image(image, param) for image in image_list(images)]
     if not found:
         raise InvalidRequestError("There is no image to edit; pass at least one.", param=param)
     return tuple(found)
@@ -96,41 +94,35 @@ async def open_images(images: Any, param: str) -> tuple[InputImage | ImageRefere
 
 async def open_image(image: Any, param: str) -> InputImage | ImageReference:
     """Return one image as it is sent; raises like `open_images`."""
-    name = media_type = None
-    if _is_file_tuple(image):
-        name, image, media_type = _from_file_tuple(image, param)
-    if isinstance(image, Image):
-        image = await image.read()
-    if isinstance(image, str) and name is None:
-        if image[:5].lower() == "data:":
-            return _checked(_from_data_url(image, param), param)
-        if image[:8].lower().startswith(("http://", "https://")):
-            return ImageReference(url=image)
-    if isinstance(image, ImageReference) and name is None:
-        if (image.url or "")[:5].lower() == "data:":
-            return _checked(_from_data_url(image.url or "", param), param)
+    if is_file_tuple(image):
+        name, content, media_type = _from_file_tuple(image, param)
+        return _checked(_renamed(await _open(content, param), name, media_type), param)
+    if isinstance(image, str) and _URL.match(image):
+        image = ImageReference(url=image)
+    if isinstance(image, ImageReference):
+        if image.url is not None and image.url[:5].lower() == "data:":
+            return _checked(_from_data_url(image.url, param), param)
         return image
     if isinstance(image, InputImage):
         return image
-    content: Any = image
-    open_: Callable[[Any, str], InputImage]
-    if isinstance(image, (bytes, bytearray, memoryview)):
-        found = _in_memory(bytes(image), param)
-    else:
-        if isinstance(image, (str, os.PathLike)):
-            open_ = _open_path
-        elif callable(getattr(image, "read", None)):
-            open_ = _open_file
-        else:
-            raise InvalidRequestError(
-                f"{param} must be a path, bytes, a file opened in binary mode, an Image, a URL, or "
-                f"a (name, content, type) tuple, not {type(image).__name__}.",
-                param=param,
-            )
-        found = await anyio.to_thread.run_sync(open_, content, param)
-    if name is not None or media_type is not None:
-        found = _renamed(found, name, media_type)
-    return _checked(found, param)
+    return _checked(await _open(image, param), param)
+
+
+async def _open(content: Any, param: str) -> InputImage:
+    """Return an image in memory, in a file or in a file object."""
+    if isinstance(content, Image):
+        content = await content.read()
+    if isinstance(content, (bytes, bytearray, memoryview)):
+        return _in_memory(bytes(content), param)
+    if isinstance(content, (str, os.PathLike)):
+        return await anyio.to_thread.run_sync(_open_path, content, param)
+    if callable(getattr(content, "read", None)):
+        return await anyio.to_thread.run_sync(_open_file, content, param)
+    raise InvalidRequestError(
+        f"{param} must be a path, bytes, a file opened in binary mode, an Image, a URL, or a "
+        f"(name, content, type) tuple, not {type(content).__name__}.",
+        param=param,
+    )
 
 
 def _checked(image: InputImage, param: str) -> InputImage:
@@ -143,17 +135,39 @@ def _in_memory(content: bytes, name: str) -> InputImage:
     return image_headers.inspect(content[:HEAD], size=len(content), name=name, source=content)
 
 
-async def _in_memory_copy(image: InputImage | ImageReference) -> InputImage | ImageReference:
-    if isinstance(image, ImageReference) or isinstance(image.source, bytes):
+async def _unless_reference(
+    image: InputImage | ImageReference, param: str
+) -> InputImage | ImageReference:
+    return image if isinstance(image, ImageReference) else await in_memory(image, param)
+
+
+async def in_memory(image: InputImage, param: str) -> InputImage:
+    """Return an image with all of its bytes.
+
+    Raises:
+        InvalidRequestError: If it cannot be read.
+    """
+    if isinstance(image.source, bytes):
         return image
-    content = await anyio.to_thread.run_sync(image.source.read, 0, image.size)
-    return msgspec.structs.replace(image, source=content)
+    try:
+        content = await anyio.to_thread.run_sync(image.source.read, 0, image.size)
+    except OSError as error:
+        reason = reason_of(error)
+    else:
+        return msgspec.structs.replace(image, source=content)
+    raise InvalidRequestError(f"{short(image.name)} cannot be read: {reason}.", param=param)
 
 
 # --- openai's file tuples and data: URLs --------------------------------------
 
 
-def _is_file_tuple(image: Any) -> bool:
+def image_list(images: Any) -> list[Any]:
+    """Return the images of an edit as a list, whether one or several were passed."""
+    several = isinstance(images, Sequence) and not is_file_tuple(images)
+    return list(images) if several and not isinstance(images, _TEXT_OR_BYTES) else [images]
+
+
+def is_file_tuple(image: Any) -> bool:
     """Return whether this is (name, content[, type[, headers]]), not a tuple of images."""
     if not isinstance(image, tuple) or not 2 <= len(image) <= 4:
         return False
@@ -218,7 +232,7 @@ def _open_path(path: "str | os.PathLike[str]", param: str) -> InputImage:
         source = _File(Path(path), param)
         head = source.read(0, HEAD)
     except (OSError, ValueError) as error:
-        reason = _reason(error)
+        reason = reason_of(error)
     else:
         return image_headers.inspect(head, size=source.size, name=source.path.name, source=source)
     text = os.fspath(path)
@@ -274,7 +288,7 @@ def _open_file(file: Any, param: str) -> InputImage:
             return image_headers.inspect(source.read(0, HEAD), size=size, name=name, source=source)
         content = _bytes(file.read(MAX_UPLOAD))
     except Exception as error:  # noqa: BLE001
-        reason = _reason(error)
+        reason = reason_of(error)
     else:
         return _in_memory(content, name)
     raise InvalidRequestError(f"The file passed as {param} cannot be read: {reason}.", param=param)
@@ -305,7 +319,8 @@ def _bytes(content: Any) -> bytes:
     raise ValueError("open it in binary mode, as in open(path, 'rb')")
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Return why an input cannot be read."""
     if isinstance(error, UnicodeDecodeError):
         return "open it in binary mode, as in open(path, 'rb')"
     return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
@@ -342,7 +357,7 @@ class Reader:
         except ElkImagesError as error:
             self.failure = error
         except Exception as error:  # noqa: BLE001
-            self.failure = _unreadable(_reason(error))
+            self.failure = _unreadable(reason_of(error))
         else:
             if len(chunk) == size:
                 return chunk

@@ -1,8 +1,7 @@
 """Image events as messages of server-sent events, complete or in chunks."""
 
 import logging
-import weakref
-from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
 import msgspec
@@ -14,10 +13,11 @@ from elkimg_async.sansio.decoder import ImageEvent
 from elkimg_async.web.error_body import error_body
 
 if TYPE_CHECKING:
-    from elkimg_async.jobs import JobEvents
+    from elkimg_async.jobs import JobEvent, JobEvents
 
 _log = logging.getLogger("elkimg_async")
-_CHUNK = 48 * 1024  # bytes of an image per chunk, a multiple of 3: 64 KiB of base64
+_CHUNK = 96 * 1024  # bytes of an image per chunk, a multiple of 3: 128 KiB of base64
+_END = b"\n\n"
 DONE = "[DONE]"
 
 
@@ -65,7 +65,7 @@ class Messages(AsyncIterator[Message]):
         try:
             event = await read(self._events, self._pass_urls)
             if event is not None:
-                data = b"".join(write_data(event, shared=is_shared(self._events)))
+                data = b"".join(_write_data(event, self._events)).removesuffix(_END)
                 return Message(event.type, data.decode(), _text(event_id(event)))
             self._ended = True
             return Message(None, DONE, _text(end_id(self._events)))
@@ -119,22 +119,16 @@ def end_id(events: AsyncIterator[ImageEvent]) -> int | None:
     return None if job is None or job.job is None else job.job.last_id
 
 
-def is_shared(events: AsyncIterator[ImageEvent]) -> bool:
-    """Return whether other viewers get the same images."""
-    job = as_job(events)
-    return job is not None and job.shared
+def write_event(event: ImageEvent, events: AsyncIterator[ImageEvent]) -> Iterator[bytes]:
+    """Yield the lines of an event in chunks, so that the base64 of an image is not held in full.
 
-
-def write_event(event: ImageEvent, *, shared: bool) -> Iterator[bytes]:
-    """Yield the lines of an event in chunks, so that the base64 of an image is never held in full.
-
-    With `shared` it is held in full once, for all viewers that currently receive the same image.
+    While several viewers follow one job, it is held in full once for all of them.
     """
     head = b"event: %b\ndata: " % event.type.encode()
     number = event_id(event)
     if number is not None:
         head = b"id: %d\n" % number + head
-    chunks = write_data(event, shared=shared, end=b"\n\n")
+    chunks = iter(_write_data(event, events))
     yield head + next(chunks)
     yield from chunks
 
@@ -145,8 +139,13 @@ def write_end(data: bytes, *, id: int | None, event: bytes = b"") -> bytes:
     return lines + (b"event: %b\n" % event if event else b"") + b"data: %b\n\n" % data
 
 
-def write_data(event: ImageEvent, *, shared: bool, end: bytes = b"") -> Iterator[bytes]:
-    """Yield the JSON of an event and `end`, in chunks."""
+def _write_data(event: ImageEvent, events: AsyncIterator[ImageEvent]) -> Iterable[bytes]:
+    """Return the JSON of an event and the end of its message, in chunks."""
+    job = as_job(events)
+    return _encode(event) if job is None else job.share(cast("JobEvent", event), _encode)
+
+
+def _encode(event: ImageEvent) -> Iterator[bytes]:
     content = event.image.content
     fields = {name: _filled(getattr(event, name)) for name in event.__struct_fields__}
     for name in ("image", "id"):
@@ -156,11 +155,14 @@ def write_data(event: ImageEvent, *, shared: bool, end: bytes = b"") -> Iterator
         fields["url"] = event.image.url
     text = msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
     if content is None:
-        yield text + end
+        yield text + _END
         return
     yield text[:-1] + b',"b64_json":"'
-    yield from _base64_chunks(content, shared=shared)
-    yield b'"}' + end
+    view = memoryview(content)
+    for start in range(0, len(view) or 1, _CHUNK):
+        encoded = pybase64.b64encode(view[start : start + _CHUNK])
+        last = start + _CHUNK >= len(view)
+        yield encoded + b'"}' + _END if last else encoded
 
 
 def _filled(value: Any) -> Any:
@@ -170,41 +172,6 @@ def _filled(value: Any) -> Any:
     fields = msgspec.structs.asdict(value)
     fields = {**(fields.pop("extra", None) or {}), **fields}
     return {name: _filled(field) for name, field in fields.items() if field is not None}
-
-
-def _base64_chunks(content: bytes, *, shared: bool) -> Iterator[bytes]:
-    if shared:
-        encoded = _share(content)  # kept by this frame until the last chunk
-        yield from encoded.chunks
-    else:
-        yield from _encode(content)
-
-
-def _encode(content: bytes) -> Iterator[bytes]:
-    view = memoryview(content)
-    for start in range(0, len(view), _CHUNK):
-        yield pybase64.b64encode(view[start : start + _CHUNK])
-
-
-class _Encoded:
-    """The base64 of an image that several viewers receive at once, in the chunks of them all."""
-
-    __slots__ = ("__weakref__", "chunks", "content")
-
-    def __init__(self, content: bytes) -> None:
-        self.content = content
-        self.chunks = tuple(_encode(content))
-
-
-_encoded: "weakref.WeakValueDictionary[int, _Encoded]" = weakref.WeakValueDictionary()
-
-
-def _share(content: bytes) -> _Encoded:
-    """Return the base64 of a bytes object, encoded once while it is being sent."""
-    known = _encoded.get(id(content))
-    if known is None:  # the entry keeps the bytes alive, so their address is not reused
-        known = _encoded[id(content)] = _Encoded(content)
-    return known
 
 
 def log_failure(error: Exception) -> None:

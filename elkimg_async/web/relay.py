@@ -17,7 +17,6 @@ from elkimg_async.web.messages import (
     as_job,
     close,
     end_id,
-    is_shared,
     log_failure,
     read,
     write_end,
@@ -78,7 +77,7 @@ class ServerSentEvents:
         self._step: asyncio.Task[ImageEvent | None] | None = None
         self._disconnected: Callable[[], Awaitable[object]] | None = None
         self._watch: asyncio.Task[None] | None = None
-        self._ended = False
+        self._ended = self._closed = False
 
     def stop_when(self, disconnected: Callable[[], Awaitable[object]]) -> Self:
         """End at once when `disconnected()` returns, because the browser has disconnected."""
@@ -113,6 +112,8 @@ class ServerSentEvents:
         self._ended = True
         self._chunks = iter(())
         self._disconnected = None
+        if self._closed:
+            return
         tasks = [task for task in (self._step, self._watch) if task is not None]
         self._step = self._watch = None
         with anyio.CancelScope(shield=True):
@@ -120,6 +121,7 @@ class ServerSentEvents:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await close(self._events)
+        self._closed = True
 
     def __del__(self) -> None:
         tasks = getattr(self, "_step", None), getattr(self, "_watch", None)
@@ -133,24 +135,45 @@ class ServerSentEvents:
             await self.aclose()
             raise StopAsyncIteration
         try:
-            step, watch = self._start()
-            waited = {step, watch} if watch else {step}
-            await asyncio.wait(waited, timeout=self._heartbeat, return_when=asyncio.FIRST_COMPLETED)
+            ready = await self._job_is_ready()
+            if ready is None:
+                step = self._start_step()
+                watch = self._start_watch()
+                await asyncio.wait(
+                    {step, watch} if watch else {step},
+                    timeout=self._heartbeat,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                ready = step.done()
         except BaseException:
             await self.aclose()
             raise
-        if watch is not None and watch.done():
+        if self._watch is not None and self._watch.done():
             await self.aclose()
             raise StopAsyncIteration
-        if not step.done():
+        if not ready:
             return _PING
-        self._step = None
+        started, self._step = self._step, None
+        return await self._write(started or read(self._events, self._pass_urls))
+
+    async def _job_is_ready(self) -> bool | None:
+        """Wait for a job; return as `JobEvents.ready`, or None for other events."""
+        job = as_job(self._events)
+        if job is None or self._step is not None:
+            return None
+        if job.ready is not False:
+            return job.ready
+        await job.changed(seconds=self._heartbeat, interrupt=self._start_watch())
+        return job.ready
+
+    async def _write(self, step: Awaitable[ImageEvent | None]) -> bytes:
+        """Return the first chunk of what a step returned or raised."""
         try:
-            event = step.result()
+            event = await step
             self._ended = event is None
             if event is None:
                 return write_end(DONE.encode(), id=end_id(self._events))
-            self._chunks = write_event(event, shared=is_shared(self._events))
+            self._chunks = write_event(event, self._events)
             return next(self._chunks)
         except Exception as error:  # noqa: BLE001
             self._ended = True
@@ -158,13 +181,17 @@ class ServerSentEvents:
             body = msgspec.json.encode(error_body(error))
             return write_end(body, id=end_id(self._events), event=b"error")
 
-    def _start(self) -> tuple["asyncio.Task[ImageEvent | None]", "asyncio.Task[None] | None"]:
-        """Read the next event and watch the browser, in tasks that do not hold this object."""
+    # The tasks do not hold this object, so that it is deleted when it is abandoned.
+
+    def _start_step(self) -> "asyncio.Task[ImageEvent | None]":
         if self._step is None:
             self._step = asyncio.create_task(read(self._events, self._pass_urls))
+        return self._step
+
+    def _start_watch(self) -> "asyncio.Task[None] | None":
         if self._watch is None and self._disconnected is not None:
             self._watch = asyncio.create_task(_until(self._disconnected))
-        return self._step, self._watch
+        return self._watch
 
 
 async def _until(disconnected: Callable[[], Awaitable[object]]) -> None:

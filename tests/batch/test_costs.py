@@ -1,4 +1,4 @@
-"""Runs that cost money, and `max_cost`, checked against the ledger of the server."""
+"""Runs that cost money, and `max_cost`, checked against the record of the server."""
 
 import asyncio
 import contextlib
@@ -63,6 +63,11 @@ def replayed(journal: Path) -> JournalIndex:
     return index
 
 
+def paid(journal: Path) -> Decimal:
+    """Return the amount that a journal counts as spent, in US dollars."""
+    return replayed(journal).costs.get("USD", Decimal(0))
+
+
 def reason(error: Exception | None) -> str | None:
     """Return why a run was stopped."""
     assert isinstance(error, BatchStoppedError)
@@ -91,7 +96,7 @@ async def test_totals_of_costs(server: Server, priced: AsyncImages, tmp_path: Pa
     assert first.totals.cost == Decimal("0.30")
     assert first.totals.unpriced == 1  # the 502 may have been paid for
     assert sorted(line["cost"] for line in lines(tmp_path / MANIFEST)) == ["0.10", "0.20"]
-    assert replayed(journal).cost == Decimal("0.60")
+    assert replayed(journal).costs == {"USD": Decimal("0.60")}
     again = run(skip_failed=True)
     assert [item.meta and item.meta.cost for item in in_order(await everything(again))] == found
     assert again.totals.cost == Decimal("0.30")
@@ -194,7 +199,7 @@ async def test_max_cost_of_a_killed_run(
     async with priced.map(map(str, range(3)), journal=journal):
         await server.wait_until(lambda: server.in_flight == 3)
     released.set()
-    assert replayed(journal).cost == Decimal("0.30")
+    assert paid(journal) == Decimal("0.30")
     items, error = await until_the_end(
         priced.map(map(str, range(3)), journal=journal, max_cost="0.45")
     )
@@ -216,7 +221,7 @@ async def test_max_cost_with_a_replaying_server(server: Server, tmp_path: Path) 
         items, error = await until_the_end(run)
     assert error is None
     assert len(items) == 3
-    assert replayed(journal).cost == Decimal("0.30")
+    assert paid(journal) == Decimal("0.30")
 
 
 async def test_max_cost_of_downloads(server: Server, priced: AsyncImages, tmp_path: Path) -> None:
@@ -284,7 +289,7 @@ async def test_max_cost_as_a_float(client: AsyncImages) -> None:
 
 
 async def test_costs_by_a_function_that_needs_usage(server: Server, tmp_path: Path) -> None:
-    """Without `max_cost`, a price function that cannot price a request in advance is no error."""
+    """Without `max_cost`, a price function may be unable to price a request in advance."""
     pricing = Pricing(lambda request, usage: Decimal(usage.total_tokens))  # type: ignore
     async with AsyncImages(API_KEY, base_url=server.base_url, pricing=pricing) as client:
         run = client.map(["a"], journal=tmp_path / "j.jsonl")
@@ -294,7 +299,7 @@ async def test_costs_by_a_function_that_needs_usage(server: Server, tmp_path: Pa
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_max_cost_under_concurrency(seed: int, tmp_path: Path) -> None:
-    """With 256 requests in flight, the ledger of the server stays within the limit to the cent."""
+    """With 256 requests in flight, the server charges no more than the limit."""
     limit, journal = Decimal("15.00"), tmp_path / "journal.jsonl"
     async with (
         CostServer(f"{seed}").running() as server,
@@ -307,12 +312,12 @@ async def test_max_cost_under_concurrency(seed: int, tmp_path: Path) -> None:
         charged = server.charged
     assert reason(error) == "max_cost"
     known = sum((i.meta.cost for i in items if i.meta and i.meta.cost is not None), Decimal(0))
-    assert known <= charged <= replayed(journal).cost <= limit
-    assert replayed(journal).cost > limit - 2 * WORST
+    assert known <= charged <= paid(journal) <= limit
+    assert paid(journal) > limit - 2 * WORST
 
 
 async def test_max_cost_to_the_cent(tmp_path: Path) -> None:
-    """Where every response has its usage, the journal equals the ledger of the server."""
+    """Where every response has its usage, the journal equals the record of the server."""
     journal = tmp_path / "journal.jsonl"
     async with (
         CostServer("exact", failures=0).running() as server,
@@ -321,13 +326,13 @@ async def test_max_cost_to_the_cent(tmp_path: Path) -> None:
         assert isinstance(server, CostServer)
         run = client.map(costs.requests(300), concurrency=256, max_cost=100, journal=journal)
         await everything(run)
-        assert run.totals.cost == replayed(journal).cost == server.charged
+        assert run.totals.cost == paid(journal) == server.charged
 
 
 async def run_killed_until_done(
     folder: Path, mode: str, kills: int, chance: random.Random, count: int
 ) -> None:
-    """Start a run again and again, kill it at random moments, and compare with the ledger.
+    """Start a run again and again, kill it at random moments, and compare with the charges.
 
     The modes are `plain` and `retry_unknown`.
     """
@@ -364,7 +369,7 @@ async def run_killed_until_done(
                     process.kill()
             stdout, stderr = await ended
             assert process.returncode in ((0, -9) if number < kills else (0,)), stderr.decode()
-            spent = replayed(journal).cost if journal.exists() else Decimal(0)
+            spent = paid(journal) if journal.exists() else Decimal(0)
             assert server.charged <= spent <= limit
         assert json.loads(stdout)["reason"] in (None, "max_cost")
         states = [replayed(journal).state(index) for index in range(count)]
@@ -386,7 +391,7 @@ async def _check_second_run(server: Server, journal: Path, first: asyncio.Task[A
 
 @pytest.mark.parametrize("mode", ["plain", "retry_unknown"])
 async def test_max_cost_of_killed_runs(mode: str, tmp_path: Path) -> None:
-    """After 5 kills at random moments, the ledger of the server is within the limit."""
+    """After 5 kills at random moments, the amount that the server charged is within the limit."""
     await run_killed_until_done(tmp_path, mode, 5, random.Random(f"{mode}-1"), 150)
 
 
@@ -431,3 +436,64 @@ async def test_item_to_dict_without_images(priced: AsyncImages) -> None:
     """The images may be omitted."""
     (item,) = await everything(priced.map(["a"]))
     assert item.model_dump(images=False)["result"]["data"] == [{}]
+
+
+async def test_totals_of_mixed_currencies(server: Server, tmp_path: Path) -> None:
+    """Costs in several currencies are summed apart, in the totals, the journal and later runs."""
+
+    async def respond(fields: Fields) -> Fields:
+        currency = fields["prompt"].partition(" ")[0]
+        usage = {"total_tokens": 5, "cost": 0.25, "currency": currency}
+        return {**images(PNG), "usage": usage if currency != "none" else None}
+
+    server.respond = respond
+    journal = tmp_path / "j.jsonl"
+    prompts = ["EUR a", "EUR b", "USD a", "USD b", "none a", "credits a"]
+    pricing = Pricing({MODEL: ImagePrices({(None, None): "0.10"})}, currency="EUR")
+    async with AsyncImages(API_KEY, base_url=server.base_url, pricing=pricing) as client:
+        for _ in range(2):  # the second run reads the journal
+            run = client.map(prompts, output_dir=tmp_path, journal=journal)
+            assert run.totals.currency == "EUR"
+            await everything(run)
+            assert (run.totals.cost, run.totals.currency) == (Decimal("0.70"), "EUR")
+            assert run.totals.other_costs == {"USD": Decimal("0.50")}
+            assert run.totals.unpriced == 0
+        assert len(server.requests) == len(prompts)
+        assert replayed(journal).costs == {"EUR": Decimal("0.90")}  # USD counts as the maximum
+    written = {
+        (line["prompt"], line["cost"], line["currency"]) for line in lines(tmp_path / MANIFEST)
+    }
+    assert ("USD a", "0.25", "USD") in written
+    assert ("none a", "0.10", "EUR") in written
+    async with AsyncImages(API_KEY, base_url=server.base_url) as client:
+        run = client.map(prompts)
+        await everything(run)
+    assert (run.totals.cost, run.totals.currency) in (
+        (Decimal("0.50"), "EUR"),
+        (Decimal("0.50"), "USD"),
+    )
+    assert len(run.totals.other_costs) == 1
+    assert run.totals.unpriced == 2
+
+
+async def test_max_cost_with_costs_in_another_currency(server: Server, tmp_path: Path) -> None:
+    """A cost in another currency counts as the maximum in the currency of the limit."""
+
+    async def respond(fields: Fields) -> Fields:
+        usage = {"total_tokens": 5, "cost": "0.000001", "currency": "USD"}
+        return {**images(PNG), "usage": usage}
+
+    server.respond = respond
+    journal = tmp_path / "j.jsonl"
+    prices = {MODEL: ImagePrices({(None, None): "0.10"})}
+    for currency in ("EUR", "GBP"):
+        pricing = Pricing(prices, currency=currency)
+        async with AsyncImages(API_KEY, base_url=server.base_url, pricing=pricing) as client:
+            run = client.map(map(str, range(9)), max_cost="0.45", journal=journal)
+            if currency == "EUR":
+                _, error = await until_the_end(run)
+                assert reason(error) == "max_cost"
+            else:
+                with pytest.raises(ConfigurationError, match="costs in EUR"):
+                    await everything(run)
+    assert len(server.requests) == 4

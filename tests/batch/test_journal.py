@@ -190,7 +190,7 @@ def test_index_costs() -> None:
     ]
     for record, cost, unpriced in steps:
         index.feed(encode(record))
-        assert (index.cost, index.unpriced) == (Decimal(cost), unpriced)
+        assert (index.costs["USD"], index.unpriced) == (Decimal(cost), unpriced)
 
 
 def test_meta_with_a_cost() -> None:

@@ -14,8 +14,8 @@ import pytest
 import elkimg_async
 from elkimg_async.batch.journal import JournalIndex
 from elkimg_async.batch.storage import MANIFEST
-from elkimg_async.image import media_type_of
 from elkimg_async.local import LocalServer
+from elkimg_async.media_types import media_type_of
 from tests.helpers.runs import lines, make_png
 
 

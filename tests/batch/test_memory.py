@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 @contextlib.contextmanager
 def measuring() -> Iterator[Callable[..., int]]:
-    """Start a server; yield a function that runs so many requests and returns their peak memory."""
+    """Start a server; yield a function that runs requests and returns their peak memory."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     command = [sys.executable, "-m", "benchmarks.server"]
     with subprocess.Popen(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from elkimg_async.batch.names import input_names, is_file_tuple, job_stem, prompt_stem, row_stem
+from elkimg_async.batch.names import input_names, job_stem, prompt_stem, row_stem
 from elkimg_async.sansio.requests import EditRequest, GenerateRequest
 
 
@@ -59,24 +59,6 @@ def test_input_names_of_a_file_object(tmp_path: Path) -> None:
         request = EditRequest(image=[file, io.BytesIO(b"x")], prompt="p")
         assert input_names(request) == ["cat.png"]
     assert input_names(GenerateRequest(prompt="p")) == []
-
-
-@pytest.mark.parametrize(
-    ("value", "is_one"),
-    [
-        (("a.png", b"x"), True),
-        (("a.png", io.BytesIO(b"x"), "image/png"), True),
-        (("a.png", Path("a.png"), "image/png"), True),
-        (("a.png", "b.png"), False),
-        ((Path("a.png"), Path("b.png")), False),
-        (("a.png", Path("b.png")), False),
-        (("a.png",), False),
-    ],
-    ids=range(7),
-)
-def test_is_file_tuple(value: Any, is_one: bool) -> None:
-    """A tuple of a name and content is one file, a tuple of paths several."""
-    assert is_file_tuple(value) is is_one
 
 
 @pytest.mark.parametrize(

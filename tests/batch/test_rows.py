@@ -56,6 +56,12 @@ def test_row_with_wrong_numbers(value: Any) -> None:
         request(row)
 
 
+def test_row_with_objects_as_json() -> None:
+    """Objects may be JSON text, as in CSV."""
+    row = {"prompt": "a", "svg": '{"model": "m"}', "extra_body": '{"seed": 7}'}
+    assert request(row) == GenerateRequest("a", svg={"model": "m"}, extra_body={"seed": 7})
+
+
 def test_row_of_numpy_text() -> None:
     """Strings of numpy are plain text."""
     made = request({"prompt": numpy.str_("a cat"), "size": numpy.str_("auto")})

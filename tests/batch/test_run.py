@@ -2,20 +2,27 @@
 
 import asyncio
 import contextlib
+import copy
+import json
 import pickle
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
+from fastapi.encoders import jsonable_encoder
 
 from elkimg_async import (
     AsyncImages,
     BatchError,
     BatchStoppedError,
+    EditRequest,
     GenerateRequest,
-    MapItem,
     Totals,
     Usage,
 )
+from elkimg_async.batch.run import make_item
+from tests.helpers.raw_server import PNG
 from tests.helpers.runs import (
     Server,
     everything,
@@ -112,5 +119,44 @@ async def test_stop_pickled() -> None:
     error = BatchStoppedError("stopped", reason="max_images", totals=totals)
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), again.reason, again.totals) == (BatchStoppedError, "max_images", totals)
-    item = MapItem(index=1, request=GenerateRequest(prompt="a"), error=error)
+    item = make_item(index=1, request=GenerateRequest(prompt="a"), error=error)
     assert pickle.loads(pickle.dumps(item)).error.reason == "max_images"
+
+
+@pytest.mark.parametrize("folder", ["out", None])
+async def test_items_encode(folder: str | None, client: AsyncImages, tmp_path: Path) -> None:
+    """Items of all kinds are encoded by msgspec and FastAPI, pickled and copied."""
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(PNG)
+    rows: list[Any] = [
+        {"prompt": "a", "id": 3, "metadata": {"sku": 7}, "extra_body": {"seed-1": 5}},
+        {"prompt": "a", "n": 77},
+        EditRequest(image=photo, prompt="hat"),
+        EditRequest(image=[PNG, photo], prompt="hat"),
+        {"prompt": "a", "image": tmp_path / "missing.png"},
+        17,
+    ]
+    options: dict[str, Any] = {} if folder is None else {"output_dir": tmp_path / folder}
+    async with client.map(rows, ordered=True, **options) as run:
+        items = [item async for item in run]
+    assert [item.ok for item in items] == [True, False, True, True, False, False]
+    for item in items:
+        plain = json.loads(msgspec.json.encode(item))
+        assert json.loads(json.dumps(msgspec.to_builtins(item))) == plain
+        assert json.loads(json.dumps(jsonable_encoder(item))) == item.to_dict()
+        assert plain.get("request") == item.to_dict().get("request")
+        assert plain.get("paths", []) == list(map(str, item.paths))
+        assert all(isinstance(path, Path) for path in item.paths)
+        if item.error is not None:
+            assert plain["error"]["error"] == type(item.error).__name__
+            assert plain["error"]["text"] == str(item.error)
+        for again in (pickle.loads(pickle.dumps(item)), copy.deepcopy(item), copy.copy(item)):
+            assert (again.index, again.paths, str(again.error)) == (
+                *(item.index, item.paths, str(item.error)),
+            )
+            assert again.request == item.request
+    assert isinstance(items[2].request, EditRequest)
+    assert items[2].request.image == photo
+    totals = run.totals
+    assert msgspec.to_builtins(totals)["done"] == 3
+    assert jsonable_encoder(totals) == totals.to_dict()

@@ -193,11 +193,11 @@ async def test_map_default_total_time(server: Server) -> None:
 
     async with AsyncImages(API_KEY, base_url=server.base_url) as client:
         run = client.map(["a"])
-        generate = run._backend._sender._generate  # type: ignore[attr-defined]
-        assert generate.keywords["timeout"].total > TOTAL
+        settings = run._backend._sender._client._settings  # type: ignore[attr-defined]
+        assert settings.timeout.total > TOTAL
         run = client.map(["a"], timeout=5)
-        generate = run._backend._sender._generate  # type: ignore[attr-defined]
-        assert generate.keywords["timeout"].total == 5
+        settings = run._backend._sender._client._settings  # type: ignore[attr-defined]
+        assert settings.timeout.total == 5
 
 
 async def test_map_item_never_delivered(

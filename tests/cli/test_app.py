@@ -150,14 +150,19 @@ def test_closed_standard_streams(tmp_path: Path, closed: str) -> None:
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_closed_standard_output_for_bytes(tmp_path: Path) -> None:
-    """`-o -` is rejected where standard output is closed: the image would be lost."""
-    command = f'"{sys.executable}" -m elkimg_async generate a --local -o - >&-'
+@pytest.mark.parametrize(
+    "arguments", ["generate a -o -", "generate a --json", "edit a.png b -o -", "models --json"]
+)
+@pytest.mark.parametrize("closed", [">&-", "<&- >&-", "<&- >&- 2>&-"])
+def test_closed_standard_output_that_is_needed(tmp_path: Path, arguments: str, closed: str) -> None:
+    """Output that would be lost is rejected where standard output is closed."""
+    command = f'"{sys.executable}" -m elkimg_async {arguments} --local {closed}'
     ended = subprocess.run(
         command, shell=True, cwd=tmp_path, env=environment(None, {}), check=False, stderr=-1
     )
     assert ended.returncode == 2
-    assert b"standard output, which is closed" in ended.stderr
+    assert ("2>&-" in closed) != (b"standard output, which is closed" in ended.stderr)
+    assert file_names(tmp_path) == []
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")

@@ -108,13 +108,13 @@ async def test_batch_rejects_folder_of_other_kind_of_run(
     record = folder / "000000-a-red-fox.json"
     record.write_text("{}", "utf-8")
     ended = await batch("prompts.txt", "-o", "pictures", folder=tmp_path, server=server)
-    assert (ended.code, server.generations) == (1, 0)
+    assert (ended.code, server.generations) == (2, 0)
     assert "pictures holds a run with --ray" in ended.err
     record.rename(folder / "package.json")
     ended = await batch("prompts.txt", "-o", "pictures", folder=tmp_path, server=server)
     assert ended.code == 0
     ended = await batch("prompts.txt", "-o", "pictures", "--ray", folder=tmp_path, server=server)
-    assert ended.code == 1
+    assert ended.code == 2
     assert "pictures holds a run without --ray" in ended.err
     assert server.generations == 1
 
@@ -383,35 +383,35 @@ async def test_batch_does_not_break_the_folder_name(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "sentence"),
+    ("arguments", "sentence"),
     [
-        (("none.txt",), 1, "none.txt cannot be read: No such file"),
-        ((".",), 1, "cannot be read: Is a directory"),
-        (("empty.txt",), 1, "empty.txt is empty; it needs at least one prompt."),
-        (("header.csv",), 1, "header.csv has no prompts."),
-        (("p.csv",), 1, "p.csv, line 1: the header needs a column prompt"),
-        (("p.txt", "--journal", "p.txt"), 1, "not a journal"),
-        (("p.txt", "--format", "xml"), 2, "--format must be one of text, csv, tsv, json, jsonl."),
-        (("p.txt", "--concurrency", "0"), 2, "--concurrency must be at least 1."),
-        (("p.txt", "--max-images", "0"), 2, "--max-images must be at least 1."),
-        (("p.txt", "--rpm", "0"), 2, "--rpm must be more than 0."),
-        (("p.txt", "--ipm", "-3"), 2, "--ipm must be more than 0."),
-        (("p.txt", "--timeout", "0"), 2, "--timeout must be more than 0."),
-        (("p.txt", "--retries", "-1"), 2, "--retries must be 0 or more."),
-        (("p.txt", "--base-url", "host/v1"), 2, "it must begin with https:// or http://."),
-        (("p.txt", "--base-url", "host/v1", "--dry-run"), 2, "it must begin with https://"),
-        (("p.txt", "--contact-sheet", "a.xyz"), 2, "the suffix is not that of an image."),
-        (("p.txt", "--contact-sheet", "no/a.png"), 2, "the folder no does not exist."),
-        (("p.txt", "-o", "p.txt"), 1, "p.txt/journal.jsonl cannot be used"),
-        (("p.txt", "--quality", "hd"), 2, "quality 'hd' is not offered"),
-        (("p.txt", "--n", "11"), 2, "n is 11"),
-        (("p.txt", "--keep", "sku"), 2, "--keep"),
-        (("p.txt", "--ray", "--max-images", "1"), 2, "--max-images and --ray"),
+        (("none.txt",), "none.txt cannot be read: No such file"),
+        ((".",), "cannot be read: Is a directory"),
+        (("empty.txt",), "empty.txt is empty; it needs at least one prompt."),
+        (("header.csv",), "header.csv has no prompts."),
+        (("p.csv",), "p.csv, line 1: the header needs a column prompt"),
+        (("p.txt", "--journal", "p.txt"), "not a journal"),
+        (("p.txt", "--format", "xml"), "--format must be one of text, csv, tsv, json, jsonl."),
+        (("p.txt", "--concurrency", "0"), "--concurrency must be at least 1."),
+        (("p.txt", "--max-images", "0"), "--max-images must be at least 1."),
+        (("p.txt", "--rpm", "0"), "--rpm must be more than 0."),
+        (("p.txt", "--ipm", "-3"), "--ipm must be more than 0."),
+        (("p.txt", "--timeout", "0"), "--timeout must be more than 0."),
+        (("p.txt", "--retries", "-1"), "--retries must be 0 or more."),
+        (("p.txt", "--base-url", "host/v1"), "it must begin with https:// or http://."),
+        (("p.txt", "--base-url", "host/v1", "--dry-run"), "it must begin with https://"),
+        (("p.txt", "--contact-sheet", "a.xyz"), "the suffix is not that of an image."),
+        (("p.txt", "--contact-sheet", "no/a.png"), "the folder no does not exist."),
+        (("p.txt", "-o", "p.txt"), "p.txt/journal.jsonl cannot be used"),
+        (("p.txt", "--quality", "hd"), "quality 'hd' is not offered"),
+        (("p.txt", "--n", "11"), "n is 11"),
+        (("p.txt", "--keep", "sku"), "--keep"),
+        (("p.txt", "--ray", "--max-images", "1"), "--max-images and --ray"),
     ],
     ids=range(22),
 )
 async def test_batch_with_wrong_arguments(
-    arguments: tuple[str, ...], code: int, sentence: str, server: LocalServer, tmp_path: Path
+    arguments: tuple[str, ...], sentence: str, server: LocalServer, tmp_path: Path
 ) -> None:
     """What cannot work is one sentence, not one for each prompt, and nothing is sent."""
     (tmp_path / "p.txt").write_text("a fox\nan owl\n")
@@ -419,8 +419,7 @@ async def test_batch_with_wrong_arguments(
     (tmp_path / "header.csv").write_text("prompt,n\n,\n")
     (tmp_path / "empty.txt").write_text("\n")
     ended = await batch(*arguments, folder=tmp_path, server=server)
-    assert ended.code == code
-    assert sentence in ended.err
+    assert ended.code == 2
     assert ended.err.count(sentence) == 1
     assert ended.out == ""
     assert not server.requests
@@ -445,7 +444,7 @@ async def test_batch_with_wrong_row_names_its_id(
     """A row that cannot be read is named by its line and id, in one sentence with one full stop."""
     (tmp_path / name).write_text(content)
     ended = await batch(name, folder=tmp_path, server=server)
-    assert ended.code == 1
+    assert ended.code == 2
     assert ended.err.startswith(place)
     assert ".." not in ended.err
     assert not server.requests
@@ -456,7 +455,7 @@ async def test_batch_with_wrong_rows_sends_nothing(server: LocalServer, tmp_path
     table = "prompt,n,size\na fox,2.5,\nan owl,,\na cat,11,\n,1,\na dog,,7x7\n"
     (tmp_path / "p.csv").write_text(table)
     ended = await batch("p.csv", folder=tmp_path, server=server)
-    assert (ended.code, ended.out) == (1, "")
+    assert (ended.code, ended.out) == (2, "")
     lines = ended.err.splitlines()
     assert lines[0] == "p.csv, line 2: column n: expected a whole number, found '2.5'."
     assert lines[1].startswith("p.csv, line 4: column n: gpt-image-1.5: n is 11")
@@ -470,7 +469,7 @@ async def test_batch_with_many_wrong_rows(tmp_path: Path) -> None:
     """A long list of problems is cut short."""
     (tmp_path / "p.csv").write_text("prompt,n\n" + "a fox,x\n" * 500)
     ended = await batch("p.csv", "--local", folder=tmp_path)
-    assert ended.code == 1
+    assert ended.code == 2
     assert len(ended.err.splitlines()) == 22
     assert "… and 480 more." in ended.err
 
@@ -479,7 +478,7 @@ async def test_batch_without_api_key(tmp_path: Path) -> None:
     """500 prompts without an API key are one error, before anything is opened."""
     (tmp_path / "p.txt").write_text("a fox\n" * 500)
     ended = await batch("p.txt", folder=tmp_path)
-    assert ended.code == 1
+    assert ended.code == 2
     assert len(ended.err.splitlines()) == 1
     assert "ELKAPI_API_KEY" in ended.err
     assert file_names(tmp_path) == ["p.txt"]
@@ -500,7 +499,7 @@ async def test_batch_dry_run_sends_nothing(server: LocalServer, tmp_path: Path) 
     with (tmp_path / "p.jsonl").open("a") as file:
         file.write('{"prompt": "a cat", "n": 11}\n{"prompt": "a cat", "sise": 1}\n')
     ended = await batch("p.jsonl", "--dry-run", folder=tmp_path)
-    assert ended.code == 1
+    assert ended.code == 2
     assert "p.jsonl, line 3: column n: gpt-image-1.5: n is 11" in ended.err
     assert "p.jsonl, line 4: column sise: unknown column" in ended.err
     assert server.generations == 1

@@ -78,8 +78,8 @@ async def test_edit_with_wrong_arguments(
 
 
 async def test_edit_of_missing_file_sends_nothing(folder: Path, server: LocalServer) -> None:
-    """A file that cannot be read is named, and exit code 1 says that the edit failed."""
+    """A file that cannot be read is named, and exit code 2 says that nothing was sent."""
     ended = await run("edit", "nope.png", "add a hat", folder=folder, server=server)
-    assert ended.code == 1
+    assert ended.code == 2
     assert "nope.png" in ended.err
     assert not server.requests

@@ -24,12 +24,6 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[LocalServer]:
-    async with LocalServer(light=True, delay=0) as server:
-        yield server
-
-
-@pytest.fixture
 async def client(server: LocalServer) -> AsyncIterator[AsyncImages]:
     async with AsyncImages(server.api_key, base_url=server.base_url, retry=QUICK) as client:
         yield client

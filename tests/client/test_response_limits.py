@@ -337,7 +337,7 @@ async def test_headers_of_a_borrowed_session_stay_with_the_api(raw_server: RawSe
 async def test_error_after_a_partial_image(
     client: AsyncImages, raw_server: RawServer, streaming: bool
 ) -> None:
-    """An error event after a partial image is not billed."""
+    """After an error event that does not say that nothing began, the billing is unknown."""
     raw_server.reply_with(stream(PARTIAL, event({"error": {"message": "it broke"}}, "error")))
     error = await failure_of_any_kind(client, streaming)
-    assert error.billing == "refused"
+    assert error.billing == "unknown"

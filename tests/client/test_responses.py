@@ -368,7 +368,8 @@ async def test_response_without_an_image(
     assert REQUEST_ID in str(error)
     assert words in str(error)
     assert error.attempts == 1
-    refused = isinstance(error, APIError) and not error.images
+    is_known = isinstance(error, (BadRequestError, QuotaExceededError, RateLimitError))
+    refused = is_known and not error.images and not error.partials
     assert error.billing == ("refused" if refused else "unknown")
     assert len(raw_server.requests) == 1
 
@@ -454,7 +455,7 @@ async def test_web_page_is_truncated(
     ids=["json", "events", "page", "blanks"],
 )
 async def test_response_over_the_limit(raw_server: RawServer, body: bytes, streaming: bool) -> None:
-    """A response over the limit is not read on, and the error says how to raise it."""
+    """A response over the limit is not read further, and the error says how to raise it."""
     raw_server.reply_with([*open_stream(body), End.HOLD])
     limits = Limits(max_response_bytes=300)
     async with AsyncImages(API_KEY, base_url=raw_server.base_url, limits=limits) as client:

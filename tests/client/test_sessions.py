@@ -91,7 +91,7 @@ async def test_nothing_is_opened_before_the_first_call(server: LocalServer) -> N
 
 
 async def test_connections_are_reused(client: AsyncImages, server: LocalServer) -> None:
-    """Calls in turn share one connection, also after an error response."""
+    """Successive calls share one connection, also after an error response."""
     for model in ("gpt-image-1", "unknown-model", "gpt-image-1"):
         with pytest.raises(NotFoundError) if model == "unknown-model" else anyio.CancelScope():
             await client.generate("a boat", model=model)

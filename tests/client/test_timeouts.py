@@ -56,9 +56,9 @@ PINGS: Reply = [*open_stream(b": PING\n\n"), End.HOLD]
         (HEAD_ONLY, 0.5, "total", "body"),
         (ONE_EVENT, 0.5, "total", "body"),
         (NO_RESPONSE, Timeout(first_byte=0.4), "first_byte", "first_byte"),
-        (HEAD_ONLY, Timeout(idle=0.4), "idle", "body"),
-        (HALF, Timeout(idle=0.4), "idle", "body"),
-        (ONE_EVENT, Timeout(idle=0.4), "idle", "body"),
+        (HEAD_ONLY, Timeout(idle=0.5), "idle", "body"),
+        (HALF, Timeout(idle=0.5), "idle", "body"),
+        (ONE_EVENT, Timeout(idle=0.5), "idle", "body"),
         (PINGS, Timeout(idle=0.4, first_byte=math.inf), "idle", "body"),
         (NO_RESPONSE, Timeout(total=0.4, first_byte=5, idle=5), "total", "first_byte"),
         (ONE_EVENT, Timeout(total=0.4, first_byte=5, idle=5), "total", "body"),
@@ -104,11 +104,11 @@ async def test_time_limit_of_the_client(raw_server: RawServer, streaming: bool) 
 async def test_total_covers_all_attempts(raw_server: RawServer, streaming: bool) -> None:
     """The total covers attempts and delays; the last error or a timeout is raised."""
     raw_server.reply_with(error_response(429, Retry_After_Ms="50"))
-    async with AsyncImages(API_KEY, base_url=raw_server.base_url, retry=90, timeout=0.5) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url, retry=90, timeout=1) as client:
         with pytest.raises((RateLimitError, RequestTimeoutError)) as caught:
             await run_call(client, streaming)
     check_clean(caught.value)
-    assert 1 < len(raw_server.requests) <= 10
+    assert 1 < len(raw_server.requests) <= 20
     assert caught.value.attempts == len(raw_server.requests)
 
 
@@ -116,7 +116,7 @@ async def test_total_covers_all_attempts(raw_server: RawServer, streaming: bool)
 async def test_total_in_the_second_attempt(raw_server: RawServer, streaming: bool) -> None:
     """A second attempt has only the remaining time of the total."""
     raw_server.reply_with(error_response(429, Retry_After_Ms="1"), NO_RESPONSE)
-    async with AsyncImages(API_KEY, base_url=raw_server.base_url, timeout=0.2) as client:
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url, timeout=1) as client:
         error = await failure(RequestTimeoutError, client, streaming)
     assert (error.limit, error.attempts, error.billing) == ("total", 2, "unknown")
 
@@ -126,7 +126,7 @@ async def test_time_limit_of_an_upload(streaming: bool) -> None:
     """A server that does not read the request cannot stall the call."""
     async with (
         RawServer(GOOD, reading=False) as stalled,
-        AsyncImages(API_KEY, base_url=stalled.base_url, timeout=0.3) as client,
+        AsyncImages(API_KEY, base_url=stalled.base_url, timeout=2) as client,
     ):
         extra = {"padding": "x" * 30_000_000}
         error = await failure(RequestTimeoutError, client, streaming, extra_body=extra)
@@ -157,7 +157,7 @@ async def test_time_limit_of_connecting() -> None:
 async def test_pings_alone(server: LocalServer, count: bool, streaming: bool) -> None:
     """A stream of only pings is idle, unless `pings_count` is set."""
     server.inject("endless-pings")
-    timeout = Timeout(total=0.6, idle=0.3, pings_count=count)
+    timeout = Timeout(total=2, idle=0.5, pings_count=count)
     async with AsyncImages(server.api_key, base_url=server.base_url, timeout=timeout) as client:
         error = await failure(RequestTimeoutError, client, streaming)
     assert error.limit == ("total" if count else "idle")

@@ -195,7 +195,7 @@ async def test_unsolicited_response(
 async def test_response_followed_by_another(
     client: AsyncImages, raw_server: RawServer, streaming: bool
 ) -> None:
-    """Nor is a second response that arrives together with the first."""
+    """A second response that arrives together with the first is not used either."""
     other = response({"data": [{"b64_json": "R0lGODlhb3RoZXI="}]})
     raw_server.reply_with([b"".join(p for p in [*GOOD, *other] if isinstance(p, bytes))], GOOD)
     for _ in range(3):

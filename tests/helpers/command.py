@@ -128,7 +128,7 @@ async def run(
 
 
 class Screen:
-    """A terminal of a given width, and the output written to it."""
+    """A terminal of a certain width, and the output written to it."""
 
     def __init__(self, columns: int) -> None:
         self._ours, self.theirs = pty.openpty()

@@ -1,8 +1,8 @@
-"""A server that keeps a ledger of what it has charged, and a run that it serves.
+"""A server that records what it has charged, and a run that it serves.
 
     python costs.py FOLDER COUNT MODE LIMIT
 
-The run goes on until it is done or `max_cost` stops it; it prints its totals as JSON.
+The run continues until it is done or `max_cost` stops it; it prints its totals as JSON.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ WORST = Decimal("0.1928")
 
 
 class CostServer(Server):
-    """A server that charges when a request arrives, whatever becomes of its response.
+    """A server that charges when a request arrives, even if its response is lost.
 
     Attributes:
         charged: What it has charged, exactly.
@@ -77,7 +77,7 @@ def requests(count: int) -> list[dict[str, Any]]:
 
 
 async def main(folder: Path, count: int, mode: str, limit: str) -> None:
-    """Go on until every request is done; address and API key are those of the environment."""
+    """Continue until every request is done; address and API key are those of the environment."""
     retry = RetryPolicy(2, initial_backoff=0.001, retry_unknown=mode == "retry_unknown")
     async with (
         AsyncImages(pricing=PRICING, idempotency="off", retry=retry) as client,

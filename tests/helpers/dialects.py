@@ -1,8 +1,10 @@
 """The bodies of every dialect, with the images in them."""
 
 import base64
+import gzip
 import json
 from typing import Any
+from urllib.parse import quote
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(64))
 WEBP = b"RIFF\x24\0\0\0WEBPVP8 " + bytes(range(64))
@@ -136,6 +138,99 @@ DIALECTS |= {
     "a Buffer": ({"data": [{"image": {"type": "Buffer", "data": list(PNG)}}]}, [PNG]),
 }
 
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><rect width="1" height="1"/></svg>'
+LONG = PNG + bytes(range(256)) * 3
+LONG_TEXT = base64.b64encode(LONG).decode()
+DIALECTS |= {
+    f"base64 after {prefix!r} in {name!r}": ({"data": [{name: prefix + text}]}, [content])
+    for name in ("b64_json", "url", "pixels")
+    for text, content in ((ONE, PNG), (LONG_TEXT, LONG))
+    for prefix in (
+        *("data:;base64,", "data:application/octet-stream;base64,", "data:base64,", "base64,"),
+        *("data:image/png; base64,", "data:image/png;base64, ", "data:image/png,", "base64:"),
+        *("data:image/png;charset=utf-8;base64,", "data:image/png;base64;charset=utf-8,"),
+        *('data:image/png;name="a,b.png";base64,', "data:image/png;base64,data:image/png;base64,"),
+    )
+}
+DIALECTS |= {
+    "quoted base64": ({"data": [{"b64_json": f'"{ONE}"'}]}, [PNG]),
+    "a quoted address": ({"data": [{"url": f'"{URL}"'}]}, [URL]),
+    "a list in a string": ({"data": [{"url": json.dumps([URL, OTHER])}]}, [URL, OTHER]),
+    "JSON in b64_json": ({"data": [{"b64_json": json.dumps({"b64_json": ONE})}]}, [PNG]),
+    "percent-encoded base64": (
+        {"data": [{"url": "data:image/png;base64," + quote(ONE, safe="")}]},
+        [PNG],
+    ),
+    "no-break spaces": ({"data": [{"b64_json": "\u00a0" + LONG_TEXT + "\u200b"}]}, [LONG]),
+    "base64 of base64": (
+        {"data": [{"b64_json": base64.b64encode(LONG_TEXT.encode()).decode()}]},
+        [LONG],
+    ),
+    "base64 of gzip": (
+        {"data": [{"b64_json": base64.b64encode(gzip.compress(LONG)).decode()}]},
+        [LONG],
+    ),
+    "hexadecimal": ({"data": [{"b64_json": PNG.hex()}, {"x": WEBP.hex()}]}, [PNG, WEBP]),
+    "SVG as text": ({"data": [{"svg": SVG.decode()}, {"b64_json": SVG.decode()}]}, [SVG, SVG]),
+    "signed bytes": ({"image": [byte - 256 if byte > 127 else byte for byte in PNG]}, [PNG]),
+    "numbered bytes": (
+        {"data": [{"image": dict(zip(map(str, range(len(PNG))), PNG, strict=True))}]},
+        [PNG],
+    ),
+    "HTML": ({"choices": [{"message": {"content": f'<img src="{URL}" alt="x">'}}]}, [URL]),
+    "Markdown with a title": (
+        {"choices": [{"message": {"content": f'![x]({URL} "A title")'}}]},
+        [URL],
+    ),
+    "Markdown with a reference": (
+        {"choices": [{"message": {"content": f"![x][1]\n\n[1]: {URL}"}}]},
+        [URL],
+    ),
+    "Markdown with parentheses": (
+        {"choices": [{"message": {"content": "![x](https://cdn.example.com/a_(1).png)"}}]},
+        ["https://cdn.example.com/a_(1).png"],
+    ),
+    "Markdown in parts": (
+        {"choices": [{"message": {"content": [{"type": "text", "text": f"![x]({URL})"}]}}]},
+        [URL],
+    ),
+    "Markdown in output_text": (
+        {"output": [{"content": [{"type": "output_text", "text": f"![x]({URL})"}]}]},
+        [URL],
+    ),
+    "Markdown of Gemini": (
+        {"candidates": [{"content": {"parts": [{"text": f"![x]({URL})"}]}}]},
+        [URL],
+    ),
+    "a data URL in prose": (
+        {"choices": [{"message": {"content": f"Here:\ndata:image/png;base64,{ONE}\nEnjoy"}}]},
+        [PNG],
+    ),
+    "JSON between fences": (
+        {
+            "choices": [
+                {"message": {"content": f"Done.\n```json\n{json.dumps({'image_url': URL})}\n```"}}
+            ]
+        },
+        [URL],
+    ),
+}
+
+
+def pieces(text: str, size: int) -> list[str]:
+    """Return a text in pieces."""
+    return [text[start : start + size] for start in range(0, len(text), size)]
+
+
+def chat_pieces(text: str, size: int) -> list[Any]:
+    """Return the events of a chat completion with a text in pieces."""
+    end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+    return [
+        *({"choices": [{"index": 0, "delta": {"content": piece}}]} for piece in pieces(text, size)),
+        end,
+    ]
+
+
 STREAMS: dict[str, tuple[bytes, list[tuple[str, bool]]]] = {
     "succeeded": (
         sse(
@@ -265,7 +360,173 @@ STREAMS: dict[str, tuple[bytes, list[tuple[str, bool]]]] = {
     ),
     "an address as data": (f"event: image\ndata: {URL}\n\n".encode(), [(URL, False)]),
     "a string as data": (f'data: "{ONE}"\n\n'.encode(), [("PNG", False)]),
+    **{
+        f"{kind} in pieces of {size}": (body(text, size), [(identity, False)])
+        for size in (1, 7, 4_000)
+        for kind, body in (
+            ("chat completions", lambda text, size: sse(*chat_pieces(text, size))),
+            (
+                "the Responses API",
+                lambda text, size: sse(
+                    *(
+                        {"type": "response.output_text.delta", "item_id": "i", "delta": piece}
+                        for piece in pieces(text, size)
+                    ),
+                    {"type": "response.output_text.done", "item_id": "i", "text": text},
+                ),
+            ),
+            (
+                "Messages",
+                lambda text, size: sse(
+                    *(
+                        {
+                            "type": "content_block_delta",
+                            "index": 0,
+                            "delta": {"type": "text_delta", "text": piece},
+                        }
+                        for piece in pieces(text, size)
+                    ),
+                    {"type": "message_stop"},
+                ),
+            ),
+            (
+                "Gemini",
+                lambda text, size: sse(
+                    *(
+                        {"candidates": [{"content": {"parts": [{"text": piece}]}}]}
+                        for piece in pieces(text, size)
+                    )
+                ),
+            ),
+            (
+                "Ollama",
+                lambda text, size: b"".join(
+                    json.dumps({"response": piece, "done": False}).encode() + b"\n"
+                    for piece in pieces(text, size)
+                ),
+            ),
+        )
+        for text, identity in (
+            (f"Here:\n![x]({URL})\nEnjoy", URL),
+            (f"Here:\n![x](data:image/png;base64,{ONE})\nEnjoy", "PNG"),
+        )
+        if (kind, identity) != ("Ollama", "PNG") or size < 4_000
+    },
+    "two choices in pieces": (
+        sse(
+            *(
+                {"choices": [{"index": index, "delta": {"content": text[place : place + 9]}}]}
+                for place in range(0, 99, 9)
+                for index, text in enumerate((f"![x]({URL})", f"![y]({OTHER})"))
+            )
+        ),
+        [(URL, False), (OTHER, False)],
+    ),
+    "JSON in pieces": (
+        sse(*chat_pieces(json.dumps({"data": [{"b64_json": ONE}]}), 11)),
+        [("PNG", False)],
+    ),
+    "base64 in pieces": (sse(*chat_pieces(ONE, 11)), [("PNG", False)]),
     "broken side data": (b'data: {"b64_json":"%b","x":}\n\n' % ONE.encode(), [("PNG", False)]),
+}
+
+Parts = list[tuple[str, bytes]]
+
+
+def multipart(parts: Parts, *, preamble: bytes = b"", end: bytes = b"--") -> bytes:
+    """Return a body of several parts, each with its headers; the boundary is `edge`."""
+    bodies = (b"--edge\r\n" + head.encode() + b"\r\n" + body for head, body in parts)
+    return preamble + b"".join(body + b"\r\n" for body in bodies) + b"--edge" + end + b"\r\n"
+
+
+_AS_PNG = "Content-Type: image/png\r\n"
+_AS_JSON = "Content-Type: application/json\r\n"
+MULTIPARTS: dict[str, tuple[bytes, Came]] = {
+    "JSON and an image": (multipart([(_AS_JSON, b'{"created":1}'), (_AS_PNG, LONG)]), [LONG]),
+    "two images": (
+        multipart([(_AS_PNG, PNG), ("Content-Type: image/webp\r\n", WEBP)]),
+        [PNG, WEBP],
+    ),
+    "base64": (
+        multipart([(_AS_PNG + "Content-Transfer-Encoding: base64\r\n", base64.encodebytes(LONG))]),
+        [LONG],
+    ),
+    "quoted-printable": (
+        multipart(
+            [
+                (
+                    _AS_JSON + "Content-Transfer-Encoding: quoted-printable\r\n",
+                    json.dumps({"b64_json": ONE}).encode().replace(b"=", b"=3D"),
+                )
+            ]
+        ),
+        [PNG],
+    ),
+    "base64 in JSON": (
+        multipart([(_AS_JSON, json.dumps({"data": [{"b64_json": ONE}]}).encode())]),
+        [PNG],
+    ),
+    "an image that the JSON refers to": (
+        multipart([(_AS_JSON, b'{"data":[{"url":"cid:one"}]}'), (_AS_PNG, PNG)]),
+        [PNG],
+    ),
+    "no headers": (multipart([("", PNG)]), [PNG]),
+    "a preamble": (multipart([(_AS_PNG, PNG)], preamble=b"In several parts.\r\n"), [PNG]),
+    "the fields of a form": (
+        multipart(
+            [
+                ('Content-Disposition: form-data; name="prompt"\r\n', OTHER.encode()),
+                ('Content-Disposition: form-data; name="url"\r\n', URL.encode()),
+                ('Content-Disposition: form-data; name="b64_json"\r\n', ONE.encode()),
+            ]
+        ),
+        [URL, PNG],
+    ),
+    "parts in a part": (
+        multipart(
+            [
+                (
+                    "Content-Type: multipart/related; boundary=inner\r\n",
+                    multipart([(_AS_PNG, PNG)]).replace(b"edge", b"inner"),
+                )
+            ]
+        ),
+        [PNG],
+    ),
+}
+RAW: dict[str, tuple[bytes, str, Came]] = {
+    "an image": (LONG, "image/png", [LONG]),
+    "an image without a known signature": (
+        bytes(range(128, 256)),
+        "image/x-new",
+        [bytes(range(128, 256))],
+    ),
+    "undeclared gzip": (
+        gzip.compress(json.dumps({"data": [{"b64_json": ONE}]}).encode()),
+        "application/json",
+        [PNG],
+    ),
+    "a compressed image": (gzip.compress(LONG), "image/png", [LONG]),
+    "UTF-16": (
+        json.dumps({"data": [{"b64_json": ONE}]}).encode("utf-16"),
+        "application/json",
+        [PNG],
+    ),
+    "strings in lines": (
+        f"{json.dumps(ONE)}\n{json.dumps(URL)}\n".encode(),
+        "text/plain",
+        [PNG, URL],
+    ),
+    "objects with commas between": (
+        json.dumps({"b64_json": ONE}).encode() + b"," + json.dumps({"url": URL}).encode(),
+        "application/json",
+        [PNG, URL],
+    ),
+    "a string of a string of JSON": (
+        json.dumps(json.dumps(json.dumps({"b64_json": ONE}))).encode(),
+        "application/json",
+        [PNG],
+    ),
 }
 
 LARGE = PNG + bytes(range(256)) * 1_000

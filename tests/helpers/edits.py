@@ -70,7 +70,7 @@ def on_disk(folder: Path, content: bytes = PNG, name: str = "kitten.png") -> Pat
 
 
 def large(folder: Path, size: int, name: str = "large.png") -> Path:
-    """Return an image file of so many bytes; those behind its header are random."""
+    """Return an image file of this size, with random bytes after its header."""
     path = on_disk(folder, PNG[:60], name)
     with path.open("ab") as file:
         block = os.urandom(1 << 20)

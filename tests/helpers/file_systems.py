@@ -11,7 +11,7 @@ NO_LOCKS = [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL]
 
 
 def failing(code: int, real: Callable[..., Any], *, folders_only: bool) -> Callable[..., Any]:
-    """Return the system call as a file system without it has it."""
+    """Return the system call as it behaves on a file system that lacks it."""
 
     def call(descriptor: int, *arguments: Any) -> Any:
         if folders_only and not stat.S_ISDIR(os.fstat(descriptor).st_mode):

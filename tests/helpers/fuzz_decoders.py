@@ -93,7 +93,7 @@ TOKENS = [
     *(b"QUJD", b"QUJDREVGR0hJ", b"QQ==", b"QQ", b"Q", b"====", b"-_-_", TEXT, TEXT[:-4]),
     *(b"[" * 200, b'{"a":' * 100, b"]" * 200, b"}" * 100, b"#image 0", b" " * 70),
 ]
-"""What means something to one of the decoders."""
+"""Text with a meaning for one of the decoders."""
 
 
 # --- the slow parser ---------------------------------------------------------
@@ -147,6 +147,11 @@ class SlowEvent(NamedTuple):
     terminated: bool
 
 
+def is_bare(line: bytes) -> bool:
+    """Return whether a line is an event of its own."""
+    return line.startswith((b"{", b"[")) and not line.startswith(b"[DONE]")
+
+
 def slow_events(stream: bytes) -> list[SlowEvent]:
     """Return the events of a whole stream, read line by line."""
     events: list[SlowEvent] = []
@@ -154,11 +159,11 @@ def slow_events(stream: bytes) -> list[SlowEvent]:
     name, data = "", list[bytes]()
     for number, line in enumerate(lines):
         last = number == len(lines) - 1
-        if not line or line.startswith(b"{"):
+        if not line or is_bare(line):
             if data:
                 events.append(SlowEvent(name, b"\n".join(data), bool(line) or not last))
             name, data = "", []
-        if line.startswith(b"{"):
+        if is_bare(line):
             events.append(SlowEvent("", line, not last))
             continue
         field, _, value = line.partition(b":")
@@ -173,6 +178,8 @@ def slow_events(stream: bytes) -> list[SlowEvent]:
 
 def slow_images(body: bytes) -> list[tuple[bytes, bool]] | None:
     """Return the images of a flawless body, and whether it completed; None for any other."""
+    if body.lstrip(b" \t\r\n\xef\xbb\xbf").startswith(b"<"):
+        return None  # a web page, whatever follows
     value = slow_value(body)
     if value is not InvalidJSON:
         items = value.get("data") if isinstance(value, dict) and not _is_error(value) else None
@@ -220,7 +227,11 @@ def every_image(body: bytes) -> set[Given]:
                 string = json.loads(f'"{written}"', strict=False)
             except ValueError:
                 string = written
-            found |= {string, slow_image(string)}
+            found |= {
+                string,
+                slow_image(string),
+                slow_image(re.split("[,:;]", string[:512])[-1] + string[512:]),
+            }
         found.add(slow_image(text.decode("utf-8", "replace").strip()))
     return found
 

@@ -1,17 +1,21 @@
 """Valid bodies of every known dialect, mutated, with the images that must come out of each.
 
+A body is one document, a stream, several parts, text of a model in pieces, or any of these encoded.
+
 `make_body` builds one from a seed; `check_body` feeds it to the decoder and compares. The
 mutations rename keys, nest, reorder, wrap, duplicate, add siblings and re-spell base64; the
 siblings include text that contains base64 and addresses and is not an image.
 """
 
 import base64
+import gzip
 import itertools
 import json
 from collections import Counter
 from collections.abc import Callable
 from random import Random
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 
@@ -30,6 +34,15 @@ SIGNATURES = [
 WORDS = ["foo", "x1", "blob", "payload", "asset_bytes", "thing", "v", "art", "sigma"]
 WRAPPERS = ["result", "output", "response", "data", "payload", "body", "wrapped", "x", "zz_9"]
 URL_KEYS = ["url", "image_url", "imageUrl", "uri", "image", "output_url", "download_url", "img_url"]
+ODD_PREFIXES = [
+    *("data:;base64,", "data:base64,", "base64,", "base64:", "data:image/png; base64,"),
+    *("data:image/png,", "data:image/png;charset=utf-8;base64,", "image/png;base64,", "\n "),
+    *('data:image/png;name="a,b.png";base64,', "data:image/png;base64,data:image/png;base64,"),
+]
+DIALECTS = [
+    *("batch", "batch", "batch", "stream", "stream", "stream", "failing"),
+    *("chat", "parts", "encoded"),
+]
 PARTIAL = "image_generation.partial_image"
 COMPLETED = "image_generation.completed"
 
@@ -38,8 +51,11 @@ class Made(msgspec.Struct):
     """One image as generated: its bytes or its URL, and its form in JSON."""
 
     identity: bytes | str
-    text: str
+    text: Any
+    """A string, or a list of bytes as numbers."""
     partial: bool = False
+    named: bool = False
+    """Whether only the name of its field shows that it is an image."""
 
     @property
     def is_url(self) -> bool:
@@ -75,7 +91,10 @@ class Maker:
         else:
             size = random.choice([0, 1, 40, 380, 400, 800, 3_000, 20_000])
             content = random.choice(SIGNATURES) + b"%x" % number + random.randbytes(size)
-            made = Made(content, self.spell(content), partial)
+            if random.random() < 0.1:
+                made = self.oddly_spelled(number, content, partial=partial)
+            else:
+                made = Made(content, self.spell(content), partial)
         self.images.append(made)
         return made
 
@@ -93,6 +112,35 @@ class Maker:
             text = "data:image/png;base64," + text
         return text
 
+    def oddly_spelled(self, number: int, content: bytes, *, partial: bool) -> Made:
+        """Return an image in a form that only its content shows."""
+        random = self.random
+        text = base64.b64encode(content).decode()
+        way = random.randrange(7)
+        if len(content) < 400 and way in (2, 3):
+            way = 0  # under most names, short base64 without a signature is not an image
+        if way == 0:
+            text = random.choice(ODD_PREFIXES) + text
+        elif way == 1:
+            text = "data:image/png;base64," + quote(text, safe="")
+        elif way == 2:
+            text = base64.b64encode(gzip.compress(content, mtime=0)).decode()
+            return Made(content, text, partial, named=True)
+        elif way == 3:
+            text = base64.b64encode(text.encode()).decode()
+            return Made(content, text, partial, named=True)
+        elif way == 4:
+            return Made(content, list(content), partial)
+        elif way == 5:
+            content = b'<svg xmlns="http://www.w3.org/2000/svg"><g id="%x"/></svg>' % number
+            start = random.choice(
+                ["", "", "data:image/svg+xml,", "data:image/svg+xml;charset=utf-8,"]
+            )
+            text = start + quote(content) if start else content.decode()
+        elif content[:4] in (b"\x89PNG", b"RIFF", b"\xff\xd8\xff\xe0"):
+            text = content.hex()
+        return Made(content, text, partial)
+
     # The surroundings of images
 
     def item(self, made: Made) -> dict[str, Any]:
@@ -100,7 +148,7 @@ class Maker:
         random = self.random
         if made.is_url:
             key = random.choice(URL_KEYS)
-        elif random.random() < 0.25:
+        elif random.random() < 0.25 and not made.named:
             key = random.choice(WORDS)
         else:
             key = random.choice(["b64_json", "b64_json", "image_base64", "base64", "image", "url"])
@@ -310,6 +358,90 @@ class Maker:
             parts.append("data: [DONE]" + end + end)
         return "".join(parts)
 
+    def chat(self) -> str:
+        """Return a stream of chat completions that show images in text, in pieces."""
+        random = self.random
+        shown = [self.image(url=True) for _ in range(random.choice([1, 1, 2]))]
+        shown += [self.inline() for _ in range(random.choice([0, 0, 1]))]
+        text = "\n".join(
+            random.choice(["![image]({})", "Here: ![a cat]({})", '<img src="{}">']).format(
+                made.text
+            )
+            for made in shown
+        )
+        text = (
+            random.choice(["", "Of course! See [the terms](https://example.com/t.png).\n"]) + text
+        )
+        size = random.choice([1, 3, 17, 400, len(text)])
+        style = random.choice(["chat", "responses", "messages", "ollama"])
+        parts = []
+        for start in range(0, len(text), size):
+            piece = text[start : start + size]
+            values: dict[str, Any] = {
+                "chat": {"choices": [{"index": 0, "delta": {"content": piece}}]},
+                "responses": {"type": "response.output_text.delta", "item_id": "i", "delta": piece},
+                "messages": {
+                    "type": "content_block_delta",
+                    "index": 0,
+                    "delta": {"type": "text_delta", "text": piece},
+                },
+                "ollama": {"response": piece, "done": False},
+            }
+            line = json.dumps({**values[style], "id": "x"})
+            parts.append(line + "\n" if style == "ollama" else f"data: {line}\n\n")
+        if random.random() < 0.7 and style != "ollama":
+            parts.append("data: [DONE]\n\n")
+        return "".join(parts)
+
+    def inline(self) -> Made:
+        """Return a new image as a `data:` URL."""
+        content = SIGNATURES[0] + b"%x" % self.random.getrandbits(64)
+        made = Made(content, "data:image/png;base64," + base64.b64encode(content).decode())
+        self.images.append(made)
+        return made
+
+    def parts(self) -> bytes:
+        """Return a body of several parts: a document, and images as they are or in base64."""
+        random = self.random
+        made = [self.image(url=False) for _ in range(random.choice([1, 1, 3]))]
+        parts = [
+            (
+                b"Content-Type: image/png\r\n" * (random.random() < 0.8)
+                + b"Content-Transfer-Encoding: base64\r\n" * (encoded := random.random() < 0.3),
+                base64.encodebytes(content) if encoded else content,
+            )
+            for content in (each.identity for each in made)
+            if isinstance(content, bytes)
+        ]
+        if random.random() < 0.5:
+            text = self.dump(self.with_siblings({"created": 1}))
+            parts.insert(
+                random.choice([0, len(parts)]), (b"Content-Type: text/json\r\n", text.encode())
+            )
+        if random.random() < 0.3:
+            head = b'Content-Disposition: form-data; name="prompt"\r\n'
+            parts.append((head, self.prose().encode()))
+        end = random.choice([b"--\r\n", b"--", b"--\r\nThe end\r\n"])
+        bodies = (b"--e/1\r\n" + head + b"\r\n" + body + b"\r\n" for head, body in parts)
+        return b"".join(bodies) + b"--e/1" + end
+
+    def encoded(self) -> bytes:
+        """Return another body, encoded once more."""
+        random = self.random
+        way = random.randrange(4)
+        if way == 2:
+            values = [self.document(self.images_of()) for _ in range(random.choice([2, 3]))]
+            between = random.choice(["\n", "", ",", "\n\n"])
+            return between.join(self.dump(value, one_line=True) for value in values).encode()
+        text = self.batch() if way == 3 or random.random() < 0.7 else self.chat()
+        if way == 0:
+            return gzip.compress(text.encode(), mtime=0)
+        if way == 1:
+            return text.lstrip("\ufeff").encode("utf-16")
+        for _ in range(random.choice([1, 2])):
+            text = json.dumps(text.strip("\ufeff \r\n"))
+        return text.encode()
+
     def failing(self) -> str:
         """Return a body with images beside an error of the whole call."""
         value = self.document(self.images_of())
@@ -335,9 +467,10 @@ class Maker:
 def make_body(seed: int) -> Body:
     """Return the body for a seed."""
     maker = Maker(seed)
-    dialect = maker.random.choice(["batch", "batch", "stream", "stream", "failing"])
-    data = getattr(maker, dialect)().encode()
-    whole = maker.random.random() < 0.85
+    dialect = maker.random.choice(DIALECTS)
+    made = getattr(maker, dialect)()
+    data = made if isinstance(made, bytes) else made.encode()
+    whole = maker.random.random() < 0.85 or dialect not in ("batch", "stream", "failing")
     if not whole:
         data = data[: maker.random.randrange(len(data))]
     fails = dialect == "failing" and whole

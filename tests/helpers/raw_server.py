@@ -67,7 +67,7 @@ class RawServer:
     all so far.
 
     Args:
-        replies: The pieces of each response.
+        replies: The chunks of each response.
         reading: Whether to read from connections; if False, not before `read_on`.
         reply_after: How many bytes of the body to read before the reply; the rest is read while it
             is sent. None for all of them.
@@ -218,7 +218,7 @@ class _Connection(asyncio.Protocol):
             match piece:
                 case bytes():
                     self.transport.write(piece)
-                    for _ in range(3):  # let a client in the same event loop read this piece
+                    for _ in range(3):  # let a client in the same event loop read this chunk
                         await asyncio.sleep(0)
                 case asyncio.Event():
                     await piece.wait()
@@ -250,7 +250,7 @@ def response(
 
 
 def stream(*frames: bytes, content_type: str = "text/event-stream", **headers: str) -> list[Piece]:
-    """Return a chunked response, one piece per frame."""
+    """Return a chunked response, one chunk per frame."""
     return [*open_stream(*frames, content_type=content_type, **headers), b"0\r\n\r\n"]
 
 

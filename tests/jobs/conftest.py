@@ -1,22 +1,14 @@
 """Stores of every kind, and jobs over a local server."""
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from elkimg_async.jobs import DirectoryStore, MemoryStore, RedisStore, Store
-from elkimg_async.local import LocalServer
 from tests.helpers.redis_server import needs_redis, redis_server
 
 MakeStore = Callable[[], Store]
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[LocalServer]:
-    """A quick server."""
-    async with LocalServer(light=True, delay=0) as server:
-        yield server
 
 
 @pytest.fixture(scope="session")

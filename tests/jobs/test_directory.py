@@ -4,6 +4,7 @@ import asyncio
 import errno
 import fcntl
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -65,14 +66,7 @@ async def test_directory_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.Monk
         events = jobs.events("one")
         await anext(events)
         with monkeypatch.context() as full:
-            failed = asyncio.Event()
-            loop = asyncio.get_running_loop()
-
-            def no_room(descriptor: int) -> None:
-                loop.call_soon_threadsafe(failed.set)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-            full.setattr(os, "fsync", no_room)
+            failed = fill_disk(full)
             finish.set()
             await failed.wait()
             with pytest.raises(StoreError, match="No space left"):
@@ -81,3 +75,43 @@ async def test_directory_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.Monk
         assert (await jobs.get("one")).state == "done"
         assert [job.id for job in await jobs.list()] == ["one"]
         assert len(raw_server.requests) == 1
+
+
+async def test_directory_on_a_disk_that_stays_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At the end, an image that does not fit is written elsewhere, and the log says where."""
+    finish = asyncio.Event()
+    head, *chunks = open_stream(event(COMPLETED), DONE)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
+    async with (
+        RawServer([head, finish, *chunks, b"0\r\n\r\n"]) as raw_server,
+        client_of(raw_server) as client,
+    ):
+        jobs = ImageJobs(client, store=DirectoryStore(tmp_path / "jobs"), grace=0.01)
+        async with jobs:
+            await jobs.start("an elk", id="one")
+            await raw_server.wait_until(lambda: bool(raw_server.requests))
+            with monkeypatch.context() as full:
+                failed = fill_disk(full)
+                finish.set()
+                await failed.wait()
+                await jobs.aclose()
+    [rescued] = (tmp_path / "elsewhere").iterdir()
+    assert rescued.read_bytes() == PNG
+    assert rescued.suffix == ".png"
+    assert f"'one' could not be stored, and is in {rescued}" in caplog.text
+
+
+def fill_disk(full: pytest.MonkeyPatch) -> asyncio.Event:
+    """Let every file be rejected, as on a full disk; the event is set by the first one."""
+    failed = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def no_room(descriptor: int) -> None:
+        loop.call_soon_threadsafe(failed.set)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    full.setattr(os, "fsync", no_room)
+    return failed

@@ -50,7 +50,7 @@ async def follow(jobs: ImageJobs, id: str, rng: random.Random, joined: list[floa
 
 
 async def tick(gate: asyncio.Event) -> None:
-    """Let the images that are being generated go on, from time to time."""
+    """Let the server continue with the images it is generating, from time to time."""
     while True:
         await asyncio.sleep(0.2)
         gate.set()

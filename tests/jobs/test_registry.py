@@ -8,6 +8,7 @@ import io
 import math
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -148,7 +149,7 @@ async def test_start_without_id_creates_one(server: LocalServer, make_store: Mak
 async def test_start_with_other_parameters_is_a_conflict(
     server: LocalServer, make_store: MakeStore
 ) -> None:
-    """An id stands for one request: running, finished, and after a restart."""
+    """An id identifies one request: running, finished, and after a restart."""
     async with opened(server, make_store) as jobs:
         await jobs.start("an elk", id="one", n=1)
         with pytest.raises(errors.JobConflictError, match="'one' belongs to a job with other"):
@@ -235,7 +236,22 @@ async def test_options_of_the_call_survive_a_restart(
     assert not any(each.fields["prompt"] == "a bear" for each in server.requests)
 
 
-async def test_start_of_an_edit(server: LocalServer, make_store: MakeStore) -> None:
+@pytest.mark.parametrize(
+    ("parameters", "wanted"),
+    [
+        ({}, 1),
+        ({"n": 2}, 2),
+        ({"n": 2, "extra_body": {"n": 3}}, 3),
+        ({"extra_body": {"n": "3"}}, 1),
+    ],
+)
+def test_number_of_images_of_a_job(parameters: dict[str, Any], wanted: int) -> None:
+    """A job wants as many images as its request, `extra_body` included."""
+    job = Job(id="1", prompt="a", parameters=parameters, created_at=0.0, first_id=0, fingerprint="")
+    assert job.wanted == wanted
+
+
+async def test_start_of_an_edit(server: LocalServer, make_store: MakeStore, tmp_path: Path) -> None:
     """An edit reads its images when it starts; another image is another job."""
     files = []
     for color in ("red", "blue"):
@@ -250,7 +266,11 @@ async def test_start_of_an_edit(server: LocalServer, make_store: MakeStore) -> N
         assert len(await jobs.result("hat")) == 1
         [done] = await collect(jobs, "hat")
         assert done.type == "image_edit.completed"
-    assert [each.path for each in server.requests] == ["/v1/images/edits"]
+        paths = tuple(str(tmp_path / name) for name in ("red.png", "blue.png"))
+        for path, content in zip(paths, files, strict=True):
+            Path(path).write_bytes(content)
+        assert len((await jobs.start("two hats", image=paths)).inputs) == 2
+    assert {each.path for each in server.requests} == {"/v1/images/edits"}
 
 
 async def test_start_of_a_model_that_cannot_stream(
@@ -345,7 +365,7 @@ async def test_events_of_a_slow_reader_skip_old_partial_images(make_store: MakeS
 
 
 async def test_events_left_stop_nothing(make_store: MakeStore) -> None:
-    """A job whose readers have all left goes on, and its image is there for the next."""
+    """A job whose readers have all left continues, and the next reader receives its image."""
     finish = asyncio.Event()
     head, *chunks = open_stream(event(partial(0)), event(COMPLETED), DONE)
     async with (
@@ -420,7 +440,7 @@ async def test_failed_job_raises_its_error_everywhere(make_store: MakeStore) -> 
 
 
 async def test_failed_job_keeps_what_had_arrived(make_store: MakeStore) -> None:
-    """The partial image before a failure is delivered, and stands in the error."""
+    """The partial image before a failure is delivered, and is attached to the error."""
     async with (
         RawServer(stream(event(partial(0)))) as raw_server,
         opened(raw_server, make_store) as jobs,

@@ -2,19 +2,12 @@
 
 import gzip
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from elkimg_async.local import LocalServer
 from tests.helpers.raw_post import Raw, names, post
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[LocalServer]:
-    async with LocalServer(light=True, delay=0) as server:
-        yield server
 
 
 async def test_corrupt_final(server: LocalServer) -> None:
@@ -109,7 +102,7 @@ async def test_rate_limit_with_retry_after(server: LocalServer) -> None:
 
 
 async def test_redirect_goes_elsewhere(server: LocalServer) -> None:
-    """A redirect leads to a host that does not exist by default."""
+    """A redirect points to a host that does not exist by default."""
     async with Raw(server) as raw:
         raw.post("redirect")
         await raw.until(b"\r\nLocation: http://elsewhere.invalid/v1/images/generations\r\n")

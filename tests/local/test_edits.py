@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -18,12 +17,6 @@ from elkimg_async.local.forms import MAX_PARTS, described, parse_form
 from elkimg_async.local.server import EDITS_PATH
 
 KIND = "multipart/form-data; boundary=XX"
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[LocalServer]:
-    async with LocalServer(light=True, delay=0) as server:
-        yield server
 
 
 def noise_image(size: tuple[int, int] = (96, 64), format: str = "PNG", mode: str = "RGB") -> bytes:

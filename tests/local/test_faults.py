@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -11,13 +10,6 @@ from elkimg_async.errors import ConfigurationError
 from elkimg_async.local import FAULTS, Fault, LocalServer, parse
 from elkimg_async.local.script import ScriptedResponse
 from tests.helpers.raw_post import Raw, address, names, post
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[LocalServer]:
-    async with LocalServer(light=True, delay=0) as server:
-        yield server
-
 
 NOT_GENERATING = {
     "refuse",
@@ -85,7 +77,7 @@ def test_descriptions(name: str) -> None:
 
 
 async def test_list_order() -> None:
-    """Each POST takes the next fault of the list, as often as it says; then all is well."""
+    """Each POST takes the next fault of the list, as often as it says; then all are correct."""
     faults: list[Fault | str] = ["error=502*2", Fault("rate-limit"), "none", "empty"]
     async with LocalServer(light=True, faults=faults) as server:
         statuses = [(await post(server))[0] for _ in range(6)]

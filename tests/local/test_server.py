@@ -273,7 +273,7 @@ async def test_idempotency_key_in_flight(server: LocalServer, http: aiohttp.Clie
 async def test_generation_outlives_its_client(
     server: LocalServer, http: aiohttp.ClientSession
 ) -> None:
-    """A generation goes on when its client leaves, and its idempotency key returns the result."""
+    """A generation continues when its client leaves, and its idempotency key returns the result."""
     headers = {"Idempotency-Key": "k"}
     post = asyncio.create_task(http.post(url(server), json=REQUEST, headers=headers).__aenter__())
     await server.wait_until(lambda: server.generations == 1)

@@ -15,16 +15,17 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import elkimg_async
-from elkimg_async import Limits
+from elkimg_async import ImagePrices, Limits, Pricing
 from elkimg_async.errors import BatchStoppedError, ConfigurationError
-from elkimg_async.image import media_type_of
 from elkimg_async.local import LocalServer, ThreadedServer, contract
+from elkimg_async.media_types import media_type_of
 from elkimg_async.ray import GenerateImages, generate_dataset
 from elkimg_async.ray.rate import NAMESPACE, RateActor, SharedRate, actor_name
 from tests.helpers.runs import make_png
@@ -116,7 +117,12 @@ def test_generate_dataset_columns(
     rows += [{"prompt": "two", "n": 2, "note": "y"}, {"prompt": "many", "n": 99, "note": "z"}]
     rows += [{"prompt": None, "n": 1, "note": "w"}]
     made = generate_dataset(
-        dataset(ray, rows), api_key=API_KEY, base_url=server.base_url, batch_size=4, quality="low"
+        dataset(ray, rows),
+        api_key=API_KEY,
+        base_url=server.base_url,
+        batch_size=4,
+        quality="low",
+        pricing=Pricing({"gpt-image-1.5": ImagePrices({(None, "low"): "0.04"})}, currency="EUR"),
     )
     assert server.generations == 0  # lazy
     result = made.take_all()
@@ -131,6 +137,9 @@ def test_generate_dataset_columns(
     assert len(good) == server.generations == 6
     assert len({row["id"] for row in result}) == len({row["request_id"] for row in good}) + 2 == 8
     assert all(row["attempts"] == 1 and row["total_tokens"] > 0 for row in good)
+    priced = [(row["cost"], row["currency"]) for row in result if row["ok"]]
+    assert sorted(priced) == [(Decimal("0.04"), "EUR")] * 5 + [(Decimal("0.08"), "EUR")]
+    assert {(row["cost"], row["currency"]) for row in result if not row["ok"]} == {(None, None)}
     sent = {seen.headers["idempotency-key"] for seen in server.requests}
     assert sent == {row["idempotency_key"] for row in good}
     assert all(seen.fields["quality"] == "low" for seen in server.requests)
@@ -497,7 +506,10 @@ def test_batch_on_ray(ray: Any, server: ThreadedServer, tmp_path: Path) -> None:
         '{"prompt": "a cat"}\n{"prompt": "two", "n": 2}\n'
         '{"prompt": "a boat", "id": "b-7", "extra_body": {"seed": 3}}\n'
     )
-    command = [sys.executable, "-m", "elkimg_async", "batch", "prompts.jsonl", "-o", "out", "--ray"]
+    command = [sys.executable, "-m", "elkimg_async", "batch", "prompts.jsonl", "-o", "out"]
+    command += ["--price-file", "prices.toml", "--ray"]
+    prices = 'currency = "EUR"\n["gpt-image-1.5"]\nimages = [{price = 0.04}]\n'
+    (tmp_path / "prices.toml").write_text(prices)
     environment = {**os.environ, "ELKAPI_API_KEY": API_KEY, "ELKAPI_BASE_URL": server.base_url}
     address = ray.get_runtime_context().gcs_address
 
@@ -523,6 +535,7 @@ def test_batch_on_ray(ray: Any, server: ThreadedServer, tmp_path: Path) -> None:
         assert ended.returncode == 0, ended.stderr
         assert re.findall(r"^(?:done|failed)  +(\d+)", ended.stdout, re.MULTILINE) == ["3", "0"]
         assert re.findall(r"^done before  (\d+)", ended.stdout, re.MULTILINE) == before
+        assert re.findall(r"^cost  +(.+)", ended.stdout, re.MULTILINE) == ["0.1600 EUR"]
         assert server.generations == 3
     (seeded,) = [seen for seen in server.requests if seen.fields["prompt"] == "a boat"]
     assert seeded.fields["seed"] == 3
@@ -534,6 +547,8 @@ def test_batch_on_ray(ray: Any, server: ThreadedServer, tmp_path: Path) -> None:
         ["000002-a-boat.png"],
     ]
     assert [json.loads(line).get("id") for line in lines] == [None, None, "b-7"]
+    assert [json.loads(line)["cost"] for line in lines] == ["0.04", "0.08", "0.04"]
+    assert {json.loads(line)["currency"] for line in lines} == {"EUR"}
     assert all((tmp_path / "out" / name).stat().st_size for line in names for name in line)
     ended = batch(good, "127.0.0.1:1")
     assert (ended.returncode, "The Ray cluster cannot be reached" in ended.stderr) == (1, True)

@@ -1,6 +1,7 @@
 """The request of a row, and the columns of its result."""
 
 import math
+from decimal import Decimal
 
 import pytest
 
@@ -75,6 +76,27 @@ def test_columns_of_a_good_row() -> None:
     column = {name: outcome.column(name) for name in rows.COLUMNS}
     assert (column["ok"], column["billing"], column["error"]) == (True, "billed", None)
     assert (column["total_tokens"], column["input_tokens"], column["images"]) == (9, None, [PNG])
+
+
+@pytest.mark.parametrize(
+    ("cost", "column"),
+    [
+        (None, None),
+        ("0.0421", "0.0421"),
+        ("1E-18", "1E-18"),
+        ("0.0000000000000000014", "0.000000000000000001"),
+        ("12345678901234567890.5", "12345678901234567890.5"),
+        ("1E+30", None),
+    ],
+)
+def test_columns_of_a_cost(cost: str | None, column: str | None) -> None:
+    """A cost has as many places as its column, and is null if it is too large for it."""
+    paid = RowResult(id="1", cost=None if cost is None else Decimal(cost), currency="EUR")
+    assert paid.column("cost") == (None if column is None else Decimal(column))
+    assert paid.column("currency") == "EUR"
+    arrow = pytest.importorskip("pyarrow")
+    kind = arrow.decimal128(rows.MONEY_DIGITS, rows.MONEY_PLACES)
+    assert arrow.array([paid.column("cost")], kind).to_pylist() == [paid.column("cost")]
 
 
 def test_columns_of_a_failed_row() -> None:

@@ -196,7 +196,7 @@ def test_body_json_nested_too_deeply() -> None:
     ],
 )
 def test_body_json_side_data_never_costs_an_image(invalid: str) -> None:
-    """Images are delivered whatever is wrong beside them."""
+    """Images are delivered despite errors in the fields around them."""
     body = f'{{"data":[{{"b64_json":"{b64(ONE)}"}}],{invalid}}}'
     assert outcome(body, exhaustive=False).images == [ONE]
     completed = f'data: {{"type":"{COMPLETED}","b64_json":"{b64(ONE)}",{invalid}}}\n\n'

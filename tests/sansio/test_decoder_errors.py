@@ -88,7 +88,8 @@ def test_body_error_inside(value: Any, cls: type[APIError], code: str | None, st
         assert found.body == value or "b64_json" in value
         came = [image.content for image in found.images]
         assert came == ([ONE] if "b64_json" in value else [])
-        assert found.billing == ("unknown" if came else "refused")
+        is_refused = not came and cls in (ModerationError, RateLimitError, BadRequestError)
+        assert found.billing == ("refused" if is_refused else "unknown")
         assert "no" in str(found) or isinstance(value["error"], list)
 
 
@@ -385,7 +386,7 @@ ODD_SIDES = [
 @pytest.mark.parametrize("side", ODD_SIDES, ids=range(len(ODD_SIDES)))
 @pytest.mark.parametrize("name", [PARTIAL, COMPLETED, "error", None])
 def test_body_with_unusual_fields_beside_an_image(side: str, name: str | None) -> None:
-    """Unusual fields beside an image are read alike, whole and byte by byte."""
+    """Unusual fields next to an image are read the same way, whole and byte by byte."""
     for image in ('"b64_json":"/9j/QUJD"', '"b64_json": "/9j/QUJD"'):
         for fields in (f"{side},{image}", f"{image},{side}"):
             odd = ("" if name is None else f"event: {name}\n") + "data: {" + fields + "}\n\n"
@@ -394,3 +395,29 @@ def test_body_with_unusual_fields_beside_an_image(side: str, name: str | None) -
             whole = Outcome([body], stream=True)
             assert repr(whole) == repr(Outcome(one_by_one(body), stream=True))
             assert whole.failure or {TWO, THREE} <= {event.image.content for event in whole.events}
+
+
+@pytest.mark.parametrize(
+    ("error", "billing"),
+    [
+        ({"message": "no"}, "unknown"),
+        ({"message": "no", "code": "something_new"}, "unknown"),
+        ({"message": "no", "type": "server_error"}, "unknown"),
+        ({"message": "no", "code": 502}, "unknown"),
+        ({"message": "no", "code": "bad_response_body"}, "unknown"),
+        ({"message": "no", "code": 503}, "refused"),
+        ({"message": "no", "code": "do_request_failed"}, "refused"),
+        ({"message": "no", "type": "overloaded_error"}, "refused"),
+        ({"message": "no", "type": "invalid_request_error"}, "refused"),
+        ({"message": "no", "code": 400}, "refused"),
+        ({"message": "no", "code": "moderation_blocked"}, "refused"),
+        ({"message": "no", "code": "insufficient_quota"}, "refused"),
+        ({"message": "no", "code": "rate_limit_exceeded"}, "refused"),
+    ],
+)
+def test_billing_of_an_error_inside(error: dict[str, Any], billing: str) -> None:
+    """An error after status 200 is `refused` only if it means that no image was begun."""
+    text = json.dumps({"error": error})
+    for body in (text, f"event: error\ndata: {text}\n\n", f": PING\n\n{text}\n"):
+        assert failure(body).billing == billing
+    assert failure(frame(PARTIAL, ONE) + f"data: {text}\n\n").billing == "unknown"

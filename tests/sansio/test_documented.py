@@ -16,7 +16,13 @@ from elkimg_async.sansio.json_images import Document
 from elkimg_async.sansio.responses import COMPLETED_TYPES, PARTIAL_TYPES
 from tests.helpers.dialects import PNG, URL, WEBP
 
-IMAGES = {"#1": PNG, "#2": WEBP, "#noise": b"\0" * 80, "#text": b"no image", "#bad": BadBase64("x")}
+IMAGES: dict[str, Any] = {
+    "#1": PNG,
+    "#2": WEBP,
+    "#noise": b"\0" * 80,
+    "#text": b"no image",
+    "#bad": BadBase64("x"),
+}
 SHORT = base64.b64encode(PNG[:40]).decode()
 TEXTS = st.sampled_from(
     [

@@ -399,3 +399,31 @@ def test_api_error_inside_a_success(value: Any, cls: type[APIError]) -> None:
     assert type(found) is cls
     assert found.status == 200
     assert "an error with status 200" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("error", "billing"),
+    [
+        ({"type": "server_error"}, "unknown"),
+        ({"code": "500"}, "unknown"),
+        ({"code": 502}, "unknown"),
+        ({"code": "x", "type": "y"}, "unknown"),
+        ({"message": "no"}, "unknown"),
+        ({"code": 40001}, "unknown"),
+        ({"code": "bad_response_body"}, "unknown"),
+        ({"code": 408, "message": "upstream timed out"}, "unknown"),
+        ({"code": 503}, "refused"),
+        ({"code": "do_request_failed", "type": "server_error"}, "refused"),
+        ({"code": "model_not_found"}, "refused"),
+        ({"code": "system_cpu_overloaded", "type": "server_error"}, "refused"),
+        ({"type": "overloaded_error"}, "refused"),
+        ({"type": "invalid_request_error"}, "refused"),
+        ({"code": 429}, "refused"),
+        ({"code": "insufficient_user_quota"}, "refused"),
+        ({"code": "content_filter"}, "refused"),
+    ],
+)
+def test_api_error_inside_a_success_billing(error: dict[str, Any], billing: str) -> None:
+    """In a response with status 200, an image is excluded only by what the error says."""
+    value = {"error": {"message": "no", **error}}
+    assert error_mapping.api_error(200, value).billing == billing

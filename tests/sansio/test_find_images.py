@@ -8,21 +8,27 @@ import pytest
 
 from elkimg_async.errors import APIError, ElkImagesError, EmptyResultError, ResponseError
 from elkimg_async.sansio.decoder import ImagesDecoder, SkippedEvent
+from elkimg_async.sansio.documents import DocumentHandler
 from elkimg_async.sansio.find_images import find_images
 from elkimg_async.sansio.json_images import Document
 from elkimg_async.sansio.responses import CompletedImage, ImagesResponse, PartialImage
 from tests.helpers import mutations
 from tests.helpers.dialects import (
     DIALECTS,
+    LONG,
+    MULTIPARTS,
     ONE,
     OTHER,
     PNG,
+    RAW,
     STREAMS,
     TEXTS,
     TWO,
     URL,
     WEBP,
     Came,
+    chat_pieces,
+    multipart,
     sse,
 )
 from tests.helpers.splits import one_by_one
@@ -253,7 +259,112 @@ def test_images_of_mutated_bodies(first: int) -> None:
 
 def test_mutations_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """A decoder that loses an image does not pass."""
-    monkeypatch.setattr(ImagesDecoder, "_emit", lambda self, event: None)
+    monkeypatch.setattr(DocumentHandler, "emit", lambda self, event: None)
     seed = next(seed for seed in range(99) if mutations.make_body(seed).dialect == "batch")
     with pytest.raises((AssertionError, IndexError)):
         mutations.check_body(seed)
+
+
+# Several parts, encodings, and text in pieces
+
+
+def decode_raw(body: bytes, content_type: str) -> tuple[Came, ElkImagesError | None]:
+    """Return the images of a body and its error, the same in chunks of any size."""
+    results: list[tuple[Came, str]] = []
+    failure = None
+    for size in (len(body), 1, 13):
+        chunks = [body[start : start + size] for start in range(0, len(body), size)]
+        decoder = ImagesDecoder(stream=False, max_bytes=1 << 20, content_type=content_type)
+        for chunk in chunks:
+            decoder.feed(chunk)
+        decoder.finish()
+        failure = decoder.failure
+        images = failure.images if failure else decoder.response().data
+        results.append(([image.content or image.url for image in images], repr(failure)))
+    assert results[0] == results[1] == results[2]
+    return results[0][0], failure
+
+
+@pytest.mark.parametrize("kind", ["mixed", "related", "form-data", "x-mixed-replace"])
+@pytest.mark.parametrize("name", MULTIPARTS)
+def test_images_in_parts(name: str, kind: str) -> None:
+    """Each image in a body of several parts is delivered, whatever the kind."""
+    body, images = MULTIPARTS[name]
+    assert decode_raw(body, f'multipart/{kind}; boundary="edge"') == (images, None)
+
+
+@pytest.mark.parametrize("name", [name for name in MULTIPARTS if name != "a preamble"])
+def test_images_in_parts_without_a_content_type(name: str) -> None:
+    """The body itself shows its boundary."""
+    body, images = MULTIPARTS[name]
+    assert decode_raw(body, "application/json") == (images, None)
+
+
+def test_images_in_parts_cut_off() -> None:
+    """A body that ends before its last boundary is an error with the images of complete parts."""
+    body = multipart([("Content-Type: image/png\r\n", PNG), ("", LONG)], end=b"")
+    cut = body[: body.rindex(b"--edge") - 100]
+    images, failure = decode_raw(cut, "multipart/mixed; boundary=edge")
+    assert isinstance(failure, ResponseError)
+    assert images == [PNG]
+
+
+def test_images_in_parts_none() -> None:
+    """Parts without an image are an error that has them in its body."""
+    body = multipart([("Content-Type: application/json\r\n", b'{"data":[{}]}')])
+    images, failure = decode_raw(body, "multipart/mixed; boundary=edge")
+    assert isinstance(failure, EmptyResultError)
+    assert images == []
+    body = multipart([("Content-Type: application/json\r\n", b'{"error":{"message":"no luck"}}')])
+    assert isinstance(decode_raw(body, "multipart/mixed; boundary=edge")[1], APIError)
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_images_in_a_raw_body(name: str) -> None:
+    """An image is found whatever the body is encoded as."""
+    body, content_type, images = RAW[name]
+    assert decode_raw(body, content_type) == (images, None)
+
+
+def test_images_in_a_broken_encoding() -> None:
+    """A body that was compressed, and cut off or broken, is an error."""
+    body = RAW["undeclared gzip"][0]
+    for wrong in (body[:-9], body[:20] + b"\0" * 40):
+        assert isinstance(decode_raw(wrong, "")[1], ResponseError)
+
+
+@pytest.mark.parametrize("size", [1, 9, 5_000])
+def test_images_in_text_cut_off(size: int) -> None:
+    """Text that ends without any sign of its end may have been cut off within an image."""
+    text = f"data:image/png;base64,{ONE}"
+    events, end = decode(sse(*chat_pieces(text, size)[:-1]), stream=True)
+    assert isinstance(end, ResponseError)
+    assert [image.content for image in end.images] == [PNG]
+    assert all(isinstance(event, SkippedEvent) for event in events)
+    shown = f"![x](data:image/png;base64,{ONE})"
+    events, end = decode(sse(*chat_pieces(shown, size)[:-1]), stream=True)
+    assert isinstance(end, ImagesResponse)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user", "content": f"![x]({URL})"},
+        {"reasoning_content": f"![x]({URL})"},
+        {"content": f"[a link]({URL})"},
+        {"content": f"The address {URL} is in the prompt."},
+        {"content": f"You wrote ![x]( {ONE[:9]}"},
+    ],
+)
+@pytest.mark.parametrize("size", [3, 4_000])
+def test_images_in_other_text(message: dict[str, str], size: int) -> None:
+    """What a text merely mentions, and the text of others, is not an image."""
+    name, text = list(message.items())[-1]
+    events = [
+        {"choices": [{"delta": {**message, name: text[start : start + size]}}]}
+        for start in range(0, len(text), size)
+    ]
+    for body in (json.dumps({"choices": [{"message": message}]}).encode(), sse(*events)):
+        _, end = decode(body, stream=True)
+        assert isinstance(end, ElkImagesError)
+        assert end.images == ()

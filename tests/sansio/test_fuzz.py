@@ -1,6 +1,6 @@
 """The decoders fed with a document as it grows, is damaged, is cut and ends.
 
-What must hold stands in `tests/helpers/fuzz_decoders.py`, which also searches with the help of
+The properties are in `tests/helpers/fuzz_decoders.py`, which also searches with the help of
 coverage.
 """
 
@@ -185,18 +185,18 @@ def test_seeds_are_good() -> None:
     [
         ("json", "Base64Decoder.finish", lambda self: b"other bytes"),
         ("sse", "SSEDecoder._dispatch", lambda self, terminated: None),
-        ("body", "ImagesDecoder._emit", lambda self, event: None),
+        ("body", "DocumentHandler.emit", lambda self, event: None),
     ],
 )
 def test_checks_see_what_is_wrong(
     target: str, name: str, wrong: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A decoder that returns wrong bytes, or loses an event or image, fails the checks."""
-    from elkimg_async.sansio import decoder, json_images, sse
+    from elkimg_async.sansio import documents, json_images, sse
 
     owner, _, method = name.partition(".")
     found = next(
-        vars(module)[owner] for module in (json_images, sse, decoder) if owner in vars(module)
+        vars(module)[owner] for module in (json_images, sse, documents) if owner in vars(module)
     )
     seed = fuzz.SEEDS["json escaped" if target == "json" else "stream"]
     how = {"json": b"\0\0\0\0\0", "sse": b"\0\0\0\0\0", "body": b"\0\0\0\0\xff"}[target]

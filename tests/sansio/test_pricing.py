@@ -76,7 +76,7 @@ def test_cost_per_image(size: str, quality: str | None, cost: str | None) -> Non
 
 
 def test_worst_case_of_tokens() -> None:
-    """The worst case is every image at its most tokens, and the input at the higher price."""
+    """The worst case is the maximum of tokens per image, and the input at the higher price."""
     prices = TokenPrices(
         text_input="5",
         image_input="8",
@@ -92,7 +92,7 @@ def test_worst_case_of_tokens() -> None:
 def test_worst_case_of_tokens_without_a_maximum_of_input(
     text_input: str | int, worst: Decimal | None
 ) -> None:
-    """The most input tokens must be known, unless input costs nothing."""
+    """The maximum of input tokens must be known, unless input costs nothing."""
     prices = TokenPrices(text_input=text_input, image_output="32", max_tokens_per_image=1000)
     assert prices.worst_case(REQUEST) == worst
     assert prices.cost(REQUEST, Usage(output_tokens=2000), 2) == worst
@@ -119,7 +119,7 @@ def test_cost_of_an_svg_in_tokens() -> None:
     ],
 )
 def test_worst_case_with_an_extra_body(body: dict[str, Any], worst: str | None) -> None:
-    """What the extra body replaces counts, and the cost is unknown where it cannot be read."""
+    """Fields of `extra_body` count, and the cost is unknown where they cannot be read."""
     pricing = Pricing(
         {
             "dall-e-3": ImagePrices({(None, None): 1, (None, "hd"): 2}),
@@ -178,7 +178,9 @@ def test_reported_cost_without_a_report() -> None:
     """Without a cost from the server and a price list the cost is unknown."""
     assert reported_cost(USAGE) is None
     assert cost_of(None, REQUEST, USAGE, 2) is None
-    assert cost_of(Pricing({"gpt-image-1.5": TOKENS}), REQUEST, USAGE, 2) == Decimal("0.06505")
+    assert cost_of(Pricing({"gpt-image-1.5": TOKENS}), REQUEST, USAGE, 2) == (
+        *(Decimal("0.06505"), "USD"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -193,9 +195,10 @@ def test_reported_cost_without_a_report() -> None:
     ],
 )
 def test_reported_cost_wins(extra: dict[str, Any], cost: str) -> None:
-    """What the server reports counts more than the price list, unless it is no amount."""
+    """The cost that the server reports wins over the price list, unless it is not an amount."""
     usage = msgspec.structs.replace(USAGE, extra=extra)
-    assert cost_of(Pricing({"gpt-image-1.5": TOKENS}), REQUEST, usage, 2) == Decimal(cost)
+    found = cost_of(Pricing({"gpt-image-1.5": TOKENS}), REQUEST, usage, 2)
+    assert found == (Decimal(cost), "USD")
 
 
 @pytest.mark.parametrize(

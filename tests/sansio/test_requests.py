@@ -137,7 +137,9 @@ def test_make_request_number_of_the_wrong_type(name: str, value: Any) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         make_request("a", {name: value})
     assert caught.value.param == name
-    assert str(caught.value) == f"{name} must be a whole number, not {type(value).__name__}."
+    correction = f" Write {name}=1." if value in ("1", 1.0) and value is not True else ""
+    problem = f"{name} must be a whole number, not {type(value).__name__}."
+    assert str(caught.value) == problem + correction
 
 
 @pytest.mark.parametrize("value", ["x", 5, [1], [("a", 1)], {1: 2}, frozenset()], ids=repr)

@@ -66,7 +66,7 @@ def test_decoder_in_any_split(name: str) -> None:
 
 
 def test_decoder_of_a_bomb() -> None:
-    """A small body that swells comes in pieces, so that a limit ends it early."""
+    """A small body that expands is decoded in chunks, so that a limit ends it early."""
     decode = decoder_for("gzip")
     assert decode is not None
     pieces = decode(gzip.compress(bytes(100_000_000), 9))

@@ -43,7 +43,7 @@ async def test_deadline_interrupted() -> None:
 
 
 async def test_deadline_interrupted_and_cancelled() -> None:
-    """A cancellation by somebody else stays one."""
+    """A cancellation from outside remains a cancellation."""
     deadline = Deadline(10)
 
     async def work() -> None:

@@ -28,7 +28,7 @@ async def image_at(raw_server: RawServer, url: str, **options: Any) -> tuple[Asy
 
 @pytest.mark.parametrize("status", [403, 404, 408, 425, 429, 500, 502, 503, 504, 520])
 async def test_download_that_is_not_ready(raw_server: RawServer, status: int) -> None:
-    """A status that may pass is tried again by itself."""
+    """A transient status is retried automatically."""
     async with RawServer(response(b"not yet", status=status), response(PNG)) as host:
         client, image = await image_at(raw_server, f"{host.origin}/a.png")
         async with client:
@@ -50,7 +50,7 @@ async def test_download_that_is_final(raw_server: RawServer, status: int) -> Non
 
 
 async def test_download_honours_retry_after(raw_server: RawServer) -> None:
-    """A server's Retry-After is kept; one beyond the limit ends the download at once."""
+    """A server's Retry-After is respected; one beyond the limit ends the download at once."""
     async with RawServer(response(b"", status=503, Retry_After="1"), response(PNG)) as host:
         client, image = await image_at(raw_server, f"{host.origin}/a.png")
         async with client:

@@ -62,7 +62,7 @@ async def failure_through(error: Exception, raw_server: RawServer) -> ElkImagesE
     ],
 )
 async def test_python_error(raw_server: RawServer, error: Exception, chained: bool) -> None:
-    """A bug or an incompatibility is called that, with its type and text; no retry."""
+    """A bug or an incompatibility is reported as such, with its type and text; no retry."""
     failure = await failure_through(error, raw_server)
     assert type(failure) is ConfigurationError
     assert type(error).__name__ in str(failure)
@@ -82,7 +82,7 @@ async def test_settings_of_a_borrowed_session(raw_server: RawServer) -> None:
 
 
 async def test_error_of_a_foreign_connector(raw_server: RawServer) -> None:
-    """An exception class of another package is a failure to connect, and not kept."""
+    """An exception of another package's connector becomes a ConnectError, and is not chained."""
     failure = await failure_through(HeaderError("tunnel rejected"), raw_server)
     assert type(failure) is ConnectError
     assert "tunnel rejected (HeaderError)" in str(failure)
@@ -93,7 +93,7 @@ async def test_error_of_a_foreign_connector(raw_server: RawServer) -> None:
 @pytest.mark.filterwarnings("ignore:BasicAuth is deprecated")
 @pytest.mark.filterwarnings("ignore:The 'auth' parameter")
 async def test_borrowed_session_with_credentials(raw_server: RawServer, streaming: bool) -> None:
-    """Credentials of a borrowed session collide with the API key, as aiohttp says."""
+    """Credentials of a borrowed session that collide with the API key are reported."""
     auth = aiohttp.BasicAuth("user", "password")
     async with (
         aiohttp.ClientSession(auth=auth) as session,

@@ -1,4 +1,4 @@
-"""Addresses: which are public, and how long the way to one may take."""
+"""Addresses: which are public, and how long connecting to one may take."""
 
 import itertools
 import math
@@ -59,7 +59,7 @@ def test_private_addresses_in_tunnels(address: str) -> None:
 
 @pytest.mark.parametrize("address", PUBLIC)
 def test_public_addresses(address: str) -> None:
-    """Addresses of the internet are taken as such."""
+    """Public addresses are recognised."""
     assert is_public(address)
 
 
@@ -113,7 +113,7 @@ async def test_look_up_that_hangs(look_up: threading.Event, streaming: bool) -> 
 async def test_look_up_is_limited_for_each_call(
     look_up: threading.Event, raw_server: RawServer
 ) -> None:
-    """Calls that wait for the same look-up have each its own limit, and the patient one arrives."""
+    """Calls that wait for the same name lookup have limits of their own; a longer one suffices."""
     base_url = f"http://{NAME}:{raw_server.port}/v1"
     done: list[str] = []
     async with (
@@ -153,7 +153,7 @@ async def test_proxy_that_stalls(raw_server: RawServer, monkeypatch: pytest.Monk
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's queue of connections")
 async def test_name_with_several_dead_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All the addresses of a name have `connect` together, not each for itself."""
+    """`connect` limits all addresses of a name together, not each of them."""
     with socket.socket() as listener, socket.socket() as first, socket.socket() as second:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)  # room for one; the kernel does not complete further connections

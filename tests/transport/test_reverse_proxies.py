@@ -95,7 +95,7 @@ class Proxy:
 
     @contextlib.asynccontextmanager
     async def before(self, upstream: int) -> AsyncIterator["Proxy"]:
-        """In the foreground, until the end of the block."""
+        """Run in the foreground, until the end of the block."""
         config, arguments = COMMANDS[self._name]
         file = self._folder / f"{self._name}.conf"
         file.write_text(config.format(folder=self._folder, port=self.port, upstream=upstream))
@@ -126,7 +126,7 @@ class Proxy:
 
 
 def which(name: str) -> str | None:
-    """Where the program is; Debian keeps such out of a user's PATH."""
+    """The path of the program, which Debian installs outside of a user's PATH."""
     return shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
 
 
@@ -140,7 +140,7 @@ def free_port() -> int:
 
 @pytest.fixture(params=COMMANDS)
 def proxy(request: pytest.FixtureRequest, tmp_path: Path) -> Proxy:
-    """Each of the two, not started."""
+    """Each of the two proxies, not started."""
     if which(request.param) is None:
         pytest.skip(f"{request.param} is not installed")
     return Proxy(request.param, tmp_path)
@@ -148,7 +148,7 @@ def proxy(request: pytest.FixtureRequest, tmp_path: Path) -> Proxy:
 
 @in_both_modes
 async def test_complete_response(proxy: Proxy, streaming: bool) -> None:
-    """Calls in turn go through as if there were no proxy, on one connection."""
+    """Successive calls work as without a proxy, on one connection."""
     async with LocalServer(api_key=API_KEY, light=True, delay=0) as server:
         port = int(server.base_url.split(":")[2].removesuffix("/v1"))
         async with proxy.before(port), AsyncImages(API_KEY, base_url=proxy.base_url) as client:

@@ -192,7 +192,7 @@ def test_aclose_fails_calls_in_other_threads() -> None:
 
 
 def test_hosts_keepalive(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server's time less a second is used; a lost connection means none for a while."""
+    """A server's time less a second is used; after a lost connection none is reused for a while."""
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     hosts = Hosts(4.0)

@@ -47,7 +47,7 @@ def server_with(certificate: trustme.LeafCert) -> LocalServer:
 
 
 def expired(authority: trustme.CA) -> trustme.LeafCert:
-    """A certificate whose time is over."""
+    """An expired certificate."""
     return authority.issue_cert(
         "127.0.0.1", not_before=PAST, not_after=PAST + datetime.timedelta(days=1)
     )
@@ -67,7 +67,7 @@ def untrusted(authority: trustme.CA) -> trustme.LeafCert:
 async def test_good_certificate(
     authority: trustme.CA, session: aiohttp.ClientSession, streaming: bool
 ) -> None:
-    """With a certificate of a trusted authority a call goes through."""
+    """A call succeeds with a certificate of a trusted authority."""
     async with server_with(authority.issue_cert("127.0.0.1")) as server:
         assert server.base_url.startswith("https://")
         async with AsyncImages(

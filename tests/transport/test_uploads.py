@@ -11,7 +11,13 @@ import pytest
 
 from elkimg_async import AsyncImages, EditRequest, ImageReference, InvalidRequestError
 from elkimg_async.sansio.image_headers import MAX_SHOWN, InputImage
-from elkimg_async.transport.uploads import build_edit, open_image, open_images
+from elkimg_async.transport.uploads import (
+    build_edit,
+    image_list,
+    is_file_tuple,
+    open_image,
+    open_images,
+)
 from tests.helpers.calls import GOOD
 from tests.helpers.edits import parsed
 from tests.helpers.raw_server import API_KEY, RawServer
@@ -56,7 +62,7 @@ async def files_of(raw_server: RawServer) -> list[tuple[str, str | None, str | N
 async def test_file_tuple(
     client: AsyncImages, raw_server: RawServer, given: Any, name: str, media_type: str
 ) -> None:
-    """Openai's form for an image in memory is sent under its name; its bytes decide on the type."""
+    """Openai's form for an image in memory is sent under its name; its bytes determine the type."""
     await client.edit(given, "a hat")
     ((param, filename, sent_type, content),) = await files_of(raw_server)
     assert (param, sent_type) == ("image", media_type)
@@ -67,7 +73,7 @@ async def test_file_tuple(
 async def test_file_tuple_with_a_path(
     client: AsyncImages, raw_server: RawServer, tmp_path: Path
 ) -> None:
-    """The content may be a path; several tuples and other forms may stand in one list."""
+    """The content may be a path; one list may have tuples and other forms."""
     path = tmp_path / "x.png"
     path.write_bytes(PNG)
     await client.edit(
@@ -85,9 +91,28 @@ async def test_file_tuple_with_a_path(
 
 
 async def test_file_tuple_of_an_unknown_type(client: AsyncImages, raw_server: RawServer) -> None:
-    """The type of the tuple counts where the bytes do not show one."""
+    """The type in the tuple is used if the bytes do not show one."""
     await client.edit(("a.heic", b"unknown", "image/heic"), "a hat", model="new")
     assert await files_of(raw_server) == [("image", "a.heic", "image/heic", b"unknown")]
+
+
+@pytest.mark.parametrize(
+    ("value", "is_one"),
+    [
+        (("a.png", b"x"), True),
+        (("a.png", io.BytesIO(b"x"), "image/png"), True),
+        (("a.png", Path("a.png"), "image/png"), True),
+        (("a.png", "b.png"), False),
+        ((Path("a.png"), Path("b.png")), False),
+        (("a.png", Path("b.png")), True),
+        (("a.png",), False),
+    ],
+    ids=range(7),
+)
+def test_is_file_tuple(value: Any, is_one: bool) -> None:
+    """A tuple of a name and content is one file, a tuple of paths several."""
+    assert is_file_tuple(value) is is_one
+    assert image_list(value) == ([value] if is_one else list(value))
 
 
 async def test_tuple_of_several_images(tmp_path: Path) -> None:
@@ -100,7 +125,7 @@ async def test_tuple_of_several_images(tmp_path: Path) -> None:
 
 
 async def test_file_tuple_with_headers() -> None:
-    """Headers of a part cannot be sent, and are not dropped in silence."""
+    """Headers of a part are rejected rather than dropped silently."""
     with pytest.raises(InvalidRequestError, match="cannot have headers"):
         await open_image(("a.png", PNG, "image/png", {"X-A": "b"}), "image")
 
@@ -171,7 +196,7 @@ async def test_reference(
 async def test_reference_with_a_mask(
     client: AsyncImages, raw_server: RawServer, tmp_path: Path
 ) -> None:
-    """A mask beside a reference is sent in the same JSON, read from its file."""
+    """A mask with a reference is sent in the same JSON, read from its file."""
     path = tmp_path / "m.png"
     path.write_bytes(mask())
     url = "data:image/png;base64," + base64.b64encode(mask()).decode()
@@ -187,7 +212,7 @@ async def test_reference_with_a_mask(
 
 
 async def test_data_url_beside_a_file(client: AsyncImages, raw_server: RawServer) -> None:
-    """A `data:` URL beside a file is decoded, and both go in the form that every server accepts."""
+    """A `data:` URL with a file is decoded, and both are sent as a form."""
     await client.edit([DATA, JPEG], "a hat")
     assert [part[2:] for part in await files_of(raw_server)] == [
         ("image/png", PNG),
@@ -198,7 +223,7 @@ async def test_data_url_beside_a_file(client: AsyncImages, raw_server: RawServer
 
 
 async def test_data_url_is_held_to_the_rules(client: AsyncImages, raw_server: RawServer) -> None:
-    """The rules for files hold for what a `data:` URL contains."""
+    """The rules for files apply to the content of a `data:` URL."""
     small = mask((8, 8))
     with pytest.raises(InvalidRequestError, match="the same size"):
         await client.edit(DATA, "a hat", mask=small)

@@ -535,7 +535,7 @@ async def fan_out(
             assert_type(item.ok, bool)
             assert_type(item.result, ImagesResponse | None)
             assert_type(item.error, ElkImagesError | None)
-            assert_type(item.paths, Sequence[Path])
+            assert_type(item.paths, tuple[Path, ...])
             assert_type(item.attempts, int)
             assert_type(item.meta, Meta | None)
             assert_type(item.usage, Usage | None)

@@ -586,7 +586,7 @@ async def test_relay_of_something_else_is_rejected(upstream: LocalServer) -> Non
     ("fault", "before", "kind", "billing"),
     [
         ("error=401", 0, "AuthenticationError", "refused"),
-        ("error-event", 2, "ServerError", "refused"),
+        ("error-event", 2, "ServerError", "unknown"),
         ("no-completed", 2, "StreamIncompleteError", "unknown"),
     ],
 )

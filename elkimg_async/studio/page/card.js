@@ -89,11 +89,11 @@ export class Card {
   }
 
   facts() {
-    const { images: done, parameters, usage, cost, edit } = this.job;
+    const { images: done, parameters, usage, cost, currency, edit } = this.job;
     const size = (done.at(-1)?.size ?? parameters.size)?.replace("x", " × ") ?? "Automatic size";
     const time = this.elapsed !== null && this.job.state === "done" ? seconds(this.elapsed) : null;
     const tokens = usage?.total_tokens == null ? null : `${whole(usage.total_tokens)} tokens`;
-    return [edit && "Edit", size, parameters.quality, time, tokens, cost && `cost ${money(cost)}`].filter(Boolean).join(" · ");
+    return [edit && "Edit", size, parameters.quality, time, tokens, cost && `cost ${money(cost, currency)}`].filter(Boolean).join(" · ");
   }
 
   usage() {

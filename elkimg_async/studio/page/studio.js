@@ -76,8 +76,10 @@ function showTotals(all) {
   const count = own.reduce((sum, job) => sum + job.images.length, 0);
   const tokens = own.reduce((sum, job) => sum + (job.usage?.total_tokens ?? 0), 0);
   const priced = own.filter((job) => job.cost);
-  const cost = priced.reduce((sum, job) => sum + Number(job.cost), 0);
-  const parts = [count && images(count), tokens && `${whole(tokens)} tokens`, priced.length && `cost ${money(cost)}`];
+  const sums = {}; // by currency, since amounts in different ones are never added
+  for (const { cost, currency } of priced) sums[currency] = (sums[currency] ?? 0) + Number(cost);
+  const cost = Object.entries(sums).map(([currency, sum]) => money(sum, currency)).join(" and ");
+  const parts = [count && images(count), tokens && `${whole(tokens)} tokens`, cost && `cost ${cost}`];
   const text = parts.filter(Boolean).join(" · ");
   $("totals").textContent = text && `This session: ${text}`;
   const running = all.filter((job) => !FINISHED.has(job.state)).length;

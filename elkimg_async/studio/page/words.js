@@ -70,7 +70,7 @@ export function sentence(error) {
   return [title, error.type === "InvalidRequestError" || error.type === "Rejected" ? error.message : "", advice].filter(Boolean).join(" ");
 }
 
-/** Return an amount without trailing zeros: 0.042. */
-export function money(amount) {
-  return Number(amount).toLocaleString("en", { maximumFractionDigits: 4 });
+/** Return an amount without trailing zeros: 0.042 USD. */
+export function money(amount, currency) {
+  return `${Number(amount).toLocaleString("en", { maximumFractionDigits: 4 })} ${currency}`;
 }

@@ -1,0 +1,204 @@
+"""The documents of one body: their images become events, everything else is kept for the end."""
+
+import logging
+from collections import deque
+from typing import Any, TypeAlias
+
+import msgspec
+
+from elkimg_async.errors import ElkImagesError, ResponseError
+from elkimg_async.sansio.documented import read_documented
+from elkimg_async.sansio.error_mapping import api_error
+from elkimg_async.sansio.error_words import is_item_failure, pending_task, strength
+from elkimg_async.sansio.events import COMPLETED_FIELDS, event_of, type_of
+from elkimg_async.sansio.find_images import Findings, find_images
+from elkimg_async.sansio.found_events import error_without_image, events_of, repeats
+from elkimg_async.sansio.json_images import Document
+from elkimg_async.sansio.reading import read_usage
+from elkimg_async.sansio.responses import (
+    COMPLETED_TYPES,
+    CompletedImage,
+    ImagesResponse,
+    PartialImage,
+    Usage,
+)
+from elkimg_async.sansio.text_deltas import TextDeltas
+
+ImageEvent: TypeAlias = PartialImage | CompletedImage
+
+_log = logging.getLogger("elkimg_async")
+_PINGS = ("keepalive", "keep_alive", "ping", "heartbeat")
+_PLACES = {"data", "images", "b64_json", "url"}
+
+
+class SkippedEvent(msgspec.Struct, frozen=True):
+    """An event that was skipped, for hooks."""
+
+    type: str | None
+    reason: str
+
+
+class DocumentHandler:
+    """Everything received so far from one body, document by document.
+
+    `streamed` is whether the documents are events of a stream.
+    """
+
+    def __init__(self) -> None:
+        self.streamed = False
+        self.events: deque[ImageEvent | SkippedEvent] = deque()
+        """The events that have not been read yet."""
+        self.partials: list[PartialImage] = []
+        self.completed: list[CompletedImage] = []
+        self._response: ImagesResponse | None = None
+        self._usage: Usage | None = None
+        self._failed_items: list[Any] = []
+        self._empty = False  # whether a document that should have an image had none
+        self._suspect: Any = None  # a document that is an error unless images arrive
+        self._task: tuple[str, str | None] | None = None
+        self._deltas = TextDeltas()
+
+    def response(self) -> ImagesResponse:
+        """Return the complete response, once `finish` has succeeded."""
+        if self._response is None:
+            last = self.completed[-1]
+            self._response = ImagesResponse(
+                [event.image for event in self.completed],
+                created=last.created_at,
+                usage=last.usage or self._usage,
+                extra=last.extra,
+                **{name: getattr(last, name) for name in COMPLETED_FIELDS},
+            )
+        return self._response
+
+    def handle_end(self, *, is_final: bool) -> None:
+        """Handle the text that arrived in pieces; `is_final` is whether the end was announced.
+
+        Raises:
+            ResponseError: If the stream may have been cut off within an image.
+        """
+        self._deltas.is_final |= is_final
+        for document, cut_off in self._deltas.flush():
+            found = find_images(document)
+            if cut_off and found.found:
+                raise ResponseError("The stream was cut off within an image.", images=found.images)
+            delivered = {event.image.content or event.image.url for event in self.completed}
+            for entry in found.found:
+                if (entry.image.content or entry.image.url) not in delivered:
+                    self.emit(event_of(COMPLETED_TYPES[0], entry.image, ()))
+
+    def handle(self, document: Document, name: str) -> None:
+        """Handle one document: first its images, then its other fields.
+
+        Raises:
+            APIError: If the document reports an error.
+            ResponseError: If an image in it is broken.
+        """
+        if self.streamed:
+            self._deltas.take(document, name)
+        if not self.completed and (documented := read_documented(document, name)):
+            for event in documented:
+                self.emit(event)
+            return
+        value = document.value
+        found = find_images(document)
+        stated = value.get("type") if isinstance(value, dict) else None
+        stated = stated if isinstance(stated, str) else None
+        if is_item_failure(stated or name) and not found.found:
+            self._note_failed_item(document.restore(value), stated or name)
+            return
+        certainty = 2 if name == "error" else strength(value, name)
+        # An error among the items of a list belongs to one of several images.
+        if certainty == 2 and not (isinstance(value, list) and found.found):
+            error = api_error(200, document.restore(value))
+            error.images = found.images
+            raise error
+        if self._has_broken_partial(found, stated or name):
+            return
+        fields = value if isinstance(value, dict) else {}
+        events = events_of(found, fields, name, streamed=self.streamed)
+        if repeats(events, self.completed):
+            self._usage = read_usage(fields.get("usage")) or self._usage
+            self.skip(stated or name or None, "it repeats images that were delivered before")
+            return
+        for event in events:
+            self.emit(event)
+        for item in found.without:
+            if isinstance(item, dict) and strength(item) == 2:
+                self._note_failed_item(document.restore(item), stated)
+        empty = sum(
+            not isinstance(item, dict) or not item or not item.keys().isdisjoint(_PLACES)
+            for item in found.without
+        )
+        if not found.found:
+            self._handle_without_image(document, stated, name, certainty)
+        elif empty:
+            _log.warning("%d of the images in the response are empty and were skipped", empty)
+
+    def _handle_without_image(
+        self, document: Document, stated: str | None, name: str, certainty: int
+    ) -> None:
+        """Record the fields of a document without an image, for the end of the body."""
+        value = document.value
+        fields = value if isinstance(value, dict) else {}
+        self._usage = read_usage(fields.get("usage")) or self._usage
+        self._task = self._task or pending_task(value)
+        untyped = stated is None and name in ("", "message")
+        if certainty and untyped:
+            self._suspect = document.restore(value)
+        is_final = not untyped and type_of(fields, name) in COMPLETED_TYPES
+        self._empty |= is_final or not fields.keys().isdisjoint(_PLACES)
+        if (
+            not self.streamed
+            or stated in _PINGS
+            or name in _PINGS
+            or (untyped and "usage" in fields)
+        ):
+            return
+        reason = "it has no image" if is_final or untyped else "its type is unknown"
+        self.skip(stated or (None if untyped else name), reason)
+
+    def error_without_image(self, *, body: str | None, streamed: bool) -> ElkImagesError:
+        """Return the error for a body without a completed image; `body` is its JSON."""
+        return error_without_image(
+            failed_item=self._failed_items[0] if self._failed_items else self._suspect,
+            task=None if self._failed_items else self._task,
+            body=body,
+            is_empty=body is not None or self._empty,
+            streamed=streamed,
+            partials=len(self.partials),
+        )
+
+    def _has_broken_partial(self, found: Findings, type_: str | None) -> bool:
+        """Return whether there is only a broken partial image; raise for other broken ones."""
+        if not found.broken:
+            return False
+        first = found.broken[0]
+        total = len(found.found) + sum(not broken.beside for broken in found.broken)
+        if type_ and "partial" in type_ and not found.found:
+            self.skip(type_, f"its image is broken: {first.reason}")
+            return True
+        which = f"Image {first.number} of {total}" if total > 1 else "The image"
+        count = len(found.found) + len(self.completed)
+        kept = f" {count} valid images are in .images." if count else ""
+        raise ResponseError(
+            f"{which} is broken: {first.reason}.{kept}", images=found.images, content=first.content
+        )
+
+    def _note_failed_item(self, item: Any, type_: str | None) -> None:
+        self._failed_items.append(item)
+        error = api_error(200, item)
+        reason = error.message or error.code or "the server gave no reason"
+        self.skip(type_, f"one image failed: {reason}")
+
+    def emit(self, event: ImageEvent) -> None:
+        """Add an image."""
+        if isinstance(event, CompletedImage):
+            self.completed.append(event)
+        else:
+            self.partials.append(event)
+        self.events.append(event)
+
+    def skip(self, type_: str | None, reason: str) -> None:
+        """Note that an event was skipped, and why."""
+        self.events.append(SkippedEvent(type_, reason))
