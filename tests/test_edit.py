@@ -228,7 +228,7 @@ async def test_edit_against_the_rules_of_its_model(
     for image, param, words, options in (
         ([PNG] * 17, "image", "17 images, at most 16", {}),
         (gif, "image", "image.gif is image/gif; choose png, webp, jpeg", {}),
-        (b"text", "image", "application/octet-stream", {}),
+        (b"text", "image", "known type", {}),
         (huge, "image", "huge.png has 52,428,800 bytes", {}),
         ([huge, huge, huge], "image", "huge.png", {}),
         (PNG, "mask", "64x96 and image.png is 96x64; they must have the same size", {"mask": tall}),

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from elkimg_async.errors import InvalidRequestError
-from elkimg_async.image import UNKNOWN_TYPE
+from elkimg_async.media_types import UNKNOWN_TYPE
 from elkimg_async.sansio.image_headers import ImageReference, InputImage
 from elkimg_async.sansio.requests import DEFAULT_MODEL, EditRequest, ImageRequest
 

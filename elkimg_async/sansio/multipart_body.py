@@ -24,7 +24,7 @@ _NAME = re.compile(r'\bname="?([^";]*)"?', re.IGNORECASE)
 _MAX_DEPTH = 4
 
 
-class Part(msgspec.Struct, frozen=True):
+class BodyPart(msgspec.Struct, frozen=True):
     """One part: its headers with names in lower case, and its content."""
 
     headers: dict[str, str]
@@ -57,12 +57,12 @@ def boundary_of(content_type: str) -> bytes:
     return match[1].encode("latin-1", "replace") if match else b""
 
 
-def parts_of(body: bytes, boundary: bytes, depth: int = 0) -> tuple[list[Part], bool]:
+def parts_of(body: bytes, boundary: bytes, depth: int = 0) -> tuple[list[BodyPart], bool]:
     """Return the complete parts of a body, and whether the body itself is complete."""
     line = re.compile(rb"(?:\A|\r?\n)--" + re.escape(boundary) + rb"(--)?[ \t]*(?=\r?\n|\Z)")
     marks = list(line.finditer(body))
     ends = [match.start() for match in marks[1:]]
-    found: list[Part] = []
+    found: list[BodyPart] = []
     for mark, end in zip(marks, ends, strict=False):
         if mark[1] is not None:
             break
@@ -75,7 +75,7 @@ def parts_of(body: bytes, boundary: bytes, depth: int = 0) -> tuple[list[Part], 
     return found, any(mark[1] is not None for mark in marks)
 
 
-def documents_of(parts: list[Part]) -> Iterator[bytes | Document]:
+def documents_of(parts: list[BodyPart]) -> Iterator[bytes | Document]:
     """Yield the images of the parts, then the documents of the others."""
     others = []
     for part in parts:
@@ -89,7 +89,7 @@ def documents_of(parts: list[Part]) -> Iterator[bytes | Document]:
         yield from _documents_of_text(part)
 
 
-def _part(text: bytes) -> Part:
+def _part(text: bytes) -> BodyPart:
     head = _HEADERS.match(text, text.startswith(b"\r") + text.startswith((b"\r\n", b"\n")))
     assert head is not None
     content = text[head.end() :]
@@ -105,10 +105,10 @@ def _part(text: bytes) -> Part:
     elif encoding == "base64":
         with contextlib.suppress(binascii.Error):  # left as text, which may be an image
             content = binascii.a2b_base64(b"".join(content.split()), strict_mode=True)
-    return Part(headers, content)
+    return BodyPart(headers, content)
 
 
-def _documents_of_text(part: Part) -> Iterator[Document]:
+def _documents_of_text(part: BodyPart) -> Iterator[Document]:
     decoder = JSONDecoder(len(part.content))
     decoder.feed(part.content)
     try:

@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
@@ -231,6 +232,51 @@ def chat_pieces(text: str, size: int) -> list[Any]:
     ]
 
 
+_IN_PIECES: tuple[tuple[str, Callable[[str, int], bytes]], ...] = (
+    ("chat completions", lambda text, size: sse(*chat_pieces(text, size))),
+    (
+        "the Responses API",
+        lambda text, size: sse(
+            *(
+                {"type": "response.output_text.delta", "item_id": "i", "delta": piece}
+                for piece in pieces(text, size)
+            ),
+            {"type": "response.output_text.done", "item_id": "i", "text": text},
+        ),
+    ),
+    (
+        "Messages",
+        lambda text, size: sse(
+            *(
+                {
+                    "type": "content_block_delta",
+                    "index": 0,
+                    "delta": {"type": "text_delta", "text": piece},
+                }
+                for piece in pieces(text, size)
+            ),
+            {"type": "message_stop"},
+        ),
+    ),
+    (
+        "Gemini",
+        lambda text, size: sse(
+            *(
+                {"candidates": [{"content": {"parts": [{"text": piece}]}}]}
+                for piece in pieces(text, size)
+            )
+        ),
+    ),
+    (
+        "Ollama",
+        lambda text, size: b"".join(
+            json.dumps({"response": piece, "done": False}).encode() + b"\n"
+            for piece in pieces(text, size)
+        ),
+    ),
+)
+"""Streams whose text arrives in pieces of a size."""
+
 STREAMS: dict[str, tuple[bytes, list[tuple[str, bool]]]] = {
     "succeeded": (
         sse(
@@ -363,49 +409,7 @@ STREAMS: dict[str, tuple[bytes, list[tuple[str, bool]]]] = {
     **{
         f"{kind} in pieces of {size}": (body(text, size), [(identity, False)])
         for size in (1, 7, 4_000)
-        for kind, body in (
-            ("chat completions", lambda text, size: sse(*chat_pieces(text, size))),
-            (
-                "the Responses API",
-                lambda text, size: sse(
-                    *(
-                        {"type": "response.output_text.delta", "item_id": "i", "delta": piece}
-                        for piece in pieces(text, size)
-                    ),
-                    {"type": "response.output_text.done", "item_id": "i", "text": text},
-                ),
-            ),
-            (
-                "Messages",
-                lambda text, size: sse(
-                    *(
-                        {
-                            "type": "content_block_delta",
-                            "index": 0,
-                            "delta": {"type": "text_delta", "text": piece},
-                        }
-                        for piece in pieces(text, size)
-                    ),
-                    {"type": "message_stop"},
-                ),
-            ),
-            (
-                "Gemini",
-                lambda text, size: sse(
-                    *(
-                        {"candidates": [{"content": {"parts": [{"text": piece}]}}]}
-                        for piece in pieces(text, size)
-                    )
-                ),
-            ),
-            (
-                "Ollama",
-                lambda text, size: b"".join(
-                    json.dumps({"response": piece, "done": False}).encode() + b"\n"
-                    for piece in pieces(text, size)
-                ),
-            ),
-        )
+        for kind, body in _IN_PIECES
         for text, identity in (
             (f"Here:\n![x]({URL})\nEnjoy", URL),
             (f"Here:\n![x](data:image/png;base64,{ONE})\nEnjoy", "PNG"),
