@@ -266,6 +266,8 @@ class Attempt(Generic[ResultT]):
             fields: dict[str, Any] = self._api_key.redact(failure.__dict__)
             failure.__dict__.update(fields)
             failure.args = (failure.message,)
+            if failure.__cause__ is not None:
+                failure.__cause__.args = tuple(self._api_key.redact([*failure.__cause__.args]))
 
     def _error_status(self, exchange: Exchange) -> ElkImagesError:
         """Return the error for a status other than 2xx, from as much of its body as arrived."""

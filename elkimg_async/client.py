@@ -107,7 +107,8 @@ class AsyncImages(ImageCalls, AsyncOnly):
             headers: Additional headers for every request.
             query: Additional query parameters for every request.
             session: A session of yours to send requests with; it is never closed by the client.
-                None: the client creates its own.
+                Downloads of result URLs use its connector and trace configurations, but not its
+                headers, cookies, credentials and middlewares. None: the client creates its own.
             hooks: Functions that receive a record of everything that happens; see
                 `elkimg_async.hooks`.
             pricing: The prices for `meta.cost` of results whose cost the server does not report,

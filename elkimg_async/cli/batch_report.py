@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.text import Text
 
 from elkimg_async import MapItem, MapRun, Totals, errors
+from elkimg_async.batch.budget import fatal_reason
 from elkimg_async.cli import contact_sheet
 from elkimg_async.cli.batch_input import InputRow
 from elkimg_async.cli.batch_plan import Size, locate, number_of_images, paid_images
@@ -60,6 +61,7 @@ class BatchReport:
         self._keep_tiles = keep_tiles
         self._totals, self._done_images = Totals(), 0
         self._first_lines: dict[str, int] = {}  # of each kind of failure
+        self._fatal: set[str] = set()
 
     @property
     def failed(self) -> bool:
@@ -122,20 +124,28 @@ class BatchReport:
     def _note(self, item: MapItem) -> None:
         row = self.rows.pop(item.index, None) or InputRow(0, {})
         prompt = row.request.get("prompt", "")
-        if item.error is not None:
+        if item.error is not None and not self._ends_run_again(item.error):
             place = f"{self._name}, {locate(row)}" if row.line else f"Request {item.index + 1}"
             say(f"{place}, {short(prompt)}: {self._describe(item.error, row.line)}", "red")
-        else:
+        if item.ok:
             self._done_images += number_of_images(row.request)
             if self._display.json:
                 for path in item.paths:
-                    print_json(_as_object(item, row, path))
+                    print_json(_file_fields(item, row, path))
         if self._keep_tiles:
             label = plain(prompt[:100])
             if item.error is not None:
                 problem = plain(str(item.error))[:300]
                 self.tiles.append(contact_sheet.Tile(item.index, label, error=problem))
             self.tiles += [contact_sheet.Tile(item.index, label, path) for path in item.paths]
+
+    def _ends_run_again(self, error: errors.ElkImagesError) -> bool:
+        """Return whether an error is another one that every request meets, such as no network."""
+        if (reason := fatal_reason(error)) is None:
+            return False
+        known = reason in self._fatal
+        self._fatal.add(reason)
+        return known
 
     def _describe(self, error: Exception, line: int) -> str:
         """Return the text of an error, in full only the first time that it occurs."""
@@ -212,7 +222,7 @@ class BatchReport:
             console.print(f"{name:{width}}  {value}", soft_wrap=True)
 
 
-def _as_object(item: MapItem, row: InputRow, path: Path) -> dict[str, Any]:
+def _file_fields(item: MapItem, row: InputRow, path: Path) -> dict[str, Any]:
     return {
         "file": str(path),
         "prompt": row.request.get("prompt"),

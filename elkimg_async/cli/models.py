@@ -45,7 +45,7 @@ def models(
     listed = [model for model in found if all or model.is_image is not False]
     if display.json:
         for model in listed:
-            print_json(_as_object(model))
+            print_json(_model_fields(model))
     elif not display.quiet:
         _print(listed)
     hidden = len(found) - len(listed)
@@ -71,7 +71,7 @@ def _print(listed: list[Model]) -> None:
     print_table(columns, rows)
 
 
-def _as_object(model: Model) -> dict[str, object]:
+def _model_fields(model: Model) -> dict[str, object]:
     return {
         "model": model.id,
         "images": model.is_image,

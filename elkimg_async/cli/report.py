@@ -113,7 +113,7 @@ class Report:
         if not saved.partial:
             self._finals.append(saved.path)
         if self._display.json:
-            print_json(_as_object(saved, pixels, kind, len(content)))
+            print_json(_image_fields(saved, pixels, kind, len(content)))
         tokens = saved.usage.total_tokens if saved.usage and counts_usage else None
         self._rows.append(
             (
@@ -148,7 +148,7 @@ def _pixels(saved: SavedImage) -> tuple[int, int] | None:
     return None
 
 
-def _as_object(
+def _image_fields(
     saved: SavedImage, pixels: tuple[int, int] | None, kind: str, size: int
 ) -> dict[str, Any]:
     usage = None

@@ -25,7 +25,7 @@ from elkimg_async.credentials import API_KEY_VARIABLE
 
 EXAMPLES = """\
 elkimg serve --port 8080
-elkimg serve --fault rate-limit --fault error*2
+elkimg serve --fault rate-limit --fault "error*2"
 elkimg serve --fault list"""
 
 

@@ -12,6 +12,8 @@ completed image. A body ends with at least one completed image, or with an error
 images received.
 """
 
+import re
+
 from elkimg_async.errors import (
     ElkImagesError,
     ResponseError,
@@ -36,7 +38,8 @@ from elkimg_async.sansio.sse import ServerSentEvent, SSEDecoder
 _BLANK = b" \t\r\n\x1e"  # RFC 7464 has a record separator before each JSON text
 _BOM = b"\xef\xbb\xbf"
 _DONE = "[DONE]"
-_DECISIVE = 4096  # bytes that tell an SVG image from a web page
+_WHOLE_PAGE = re.compile("<(!doctype )?html", re.IGNORECASE)
+"""A page whose images, such as a logo, are not the response."""
 _PING_BYTES = 1024  # an open event that is longer than this is not a ping
 
 
@@ -66,7 +69,8 @@ class ImagesDecoder:
         self._json: JSONDecoder | None = None
         self._first_line = False  # whether the first line of JSON is still open
         self._sse: SSEDecoder | None = None
-        self._page: bytearray | None = None
+        self._page: bytearray | None = None  # the start of a web page or an SVG image
+        self._page_text: str | None = None  # the start of a web page
         self._image: list[bytes] | None = None  # the chunks of an image that is the body itself
         self._start = b""  # the start of the body, until it is classified
         self._body: str | None = None  # JSON without an image, for the error
@@ -213,14 +217,21 @@ class ImagesDecoder:
         self._feed_sse(self._sse, body)
 
     def _feed_page(self, page: bytearray, chunk: bytes) -> None:
-        """Add to a web page, unless the first bytes show that it is an SVG image."""
-        decided = len(page) >= _DECISIVE
-        page += chunk if not decided else chunk[: max(0, MAX_BODY_TEXT - len(page))]
-        if not decided and len(page) >= _DECISIVE:
-            if is_image(bytes(page)):
-                self._page, self._image = None, [bytes(page)]
-            else:
-                del page[MAX_BODY_TEXT:]
+        """Add to what starts with "<", until there is enough to decide what it is."""
+        if self._page_text is None:
+            page += chunk
+            if len(page) >= MAX_BODY_TEXT:
+                self._classify_page(bytes(page))
+
+    def _classify_page(self, page: bytes) -> None:
+        if is_image(page):
+            self._page, self._image = None, [page]
+            return
+        self._page_text = page[:MAX_BODY_TEXT].decode("utf-8", "replace")
+        if not _WHOLE_PAGE.match(self._page_text):
+            # PHP, for instance, writes its warnings as HTML in front of a response.
+            self._page = None
+            self._begin_text(page)
 
     def _feed_json(self, decoder: JSONDecoder, chunk: bytes) -> None:
         """Decode JSON; if its first line is a complete document, the rest is read line by line."""
@@ -255,17 +266,12 @@ class ImagesDecoder:
         self._handle_server_sent_events(decoder)
 
     def _finish(self) -> None:
-        if self._page is not None and is_image(page := bytes(self._page)):
-            self._page, self._image = None, [page]
+        if self._page is not None and self._page_text is None:
+            self._classify_page(bytes(self._page))
         if not _BOM.startswith(self._start):
             self._begin_text(self._start)
         if self._encoding is not None:
             self._encoding.finish()
-        if self._page is not None:
-            raise ResponseError(
-                "The server returned a web page. Check that the base URL ends in /v1.",
-                body=self._page.decode("utf-8", "replace"),
-            )
         if self._image is not None:
             self._finish_image(b"".join(self._image))
         elif self._json is not None:
@@ -279,6 +285,11 @@ class ImagesDecoder:
             if self._text is not None and not self._sse.recognized:
                 self._finish_text(self._text)
         self._documents.handle_end(is_final=self.done)
+        if not self._documents.completed and self._page_text is not None:
+            raise ResponseError(
+                "The server returned a web page. Check that the base URL ends in /v1.",
+                body=self._page_text,
+            )
         if not self._documents.completed:
             raise self._documents.error_without_image(
                 body=self._body, streamed=self._sse is not None or self._stream
@@ -303,14 +314,17 @@ class ImagesDecoder:
 
     def _finish_text(self, decoder: JSONDecoder) -> None:
         """Handle a body that is a JSON string, plain base64, addresses, or none of these."""
+        body = decoder.text(MAX_BODY_TEXT)
         if documents := text_documents(decoder):
-            self._body = decoder.text(MAX_BODY_TEXT)
+            self._body = body
             for document in documents:
                 self._documents.handle(document, "")
             return
+        if self._page_text is not None:
+            return
         raise ResponseError(
             "The response is neither JSON nor an event stream.",
-            body=decoder.text(MAX_BODY_TEXT),
+            body=body,
             images=images_of(decoder.salvage()),
         )
 

@@ -136,12 +136,19 @@ def _unexpected(error: Exception, at: Situation) -> ElkImagesError:
     return failure
 
 
+_WITH_ATTRIBUTES = (
+    *(AttributeError, ImportError, NameError, OSError, StopAsyncIteration, StopIteration),
+    *(SyntaxError, UnicodeError),
+)
+"""Exceptions that hold more than their `args`."""
+
+
 def _is_plain(error: Exception) -> bool:
     """Return whether an exception holds nothing but text, and so cannot hold the API key."""
     kind = type(error)
     return (
         getattr(builtins, kind.__name__, None) is kind
-        and not isinstance(error, (AttributeError, NameError, ImportError, OSError))
+        and not isinstance(error, _WITH_ATTRIBUTES)
         and all(isinstance(argument, (str, int)) for argument in error.args)
         and not vars(error)
     )

@@ -235,7 +235,8 @@ def share_connector(session: aiohttp.ClientSession) -> aiohttp.ClientSession:
     """Create a session for downloads on a borrowed connector, without headers and cookies.
 
     The connector brings its certificates, proxy and limits. Trace configurations are kept, since
-    they observe.
+    they observe. Middlewares are not: aiohttp has no public access to those of a session, and they
+    may add credentials.
     """
     # OpenTelemetry adds its own configuration to each new session, so it is not passed on.
     traces = [

@@ -40,6 +40,18 @@ async def test_command_without_its_packages(tmp_path: Path) -> None:
     assert ended.err == 'The command needs more packages: pip install "elkimg-async[cli]"\n'
 
 
+async def test_interrupt_during_imports(tmp_path: Path) -> None:
+    """Ctrl-C while the command is loading ends it without a traceback."""
+    (tmp_path / "rich").mkdir()
+    (tmp_path / "rich" / "__init__.py").write_text(
+        "import signal\nsignal.raise_signal(signal.SIGINT)\n"
+    )
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from elkimg_async.cli import main; "
+    async with started(folder=tmp_path, code=f"{code} sys.exit(main())") as command:
+        ended = await command.ended()
+    assert (ended.code, ended.err) == (130, "Interrupted.\n")
+
+
 async def test_interrupt_local_stream(tmp_path: Path) -> None:
     """Ctrl-C in a local stream ends cleanly; what came before is kept and listed."""
     arguments = ("A kitten", "--local", "--stream", "--partial-images", "3")

@@ -267,6 +267,17 @@ async def test_batch_that_cannot_succeed_stops(server: LocalServer, tmp_path: Pa
     assert ended.err.count("Check the API key") == 2
 
 
+async def test_batch_without_network_says_so_once(tmp_path: Path) -> None:
+    """A host that cannot be resolved is one line and the reason for the end, not 32 lines."""
+    (tmp_path / "p.txt").write_text("".join(f"fox {n}\n" for n in range(500)))
+    variables = {"ELKAPI_API_KEY": "sk-wrong", "ELKAPI_BASE_URL": "http://host.invalid/v1"}
+    ended = await run("batch", "p.txt", folder=tmp_path, variables=variables)
+    assert ended.code == 1
+    assert "Stopped, 500 requests not done, because every request would fail: " in ended.err
+    assert ended.err.count("host.invalid cannot be reached") == 2
+    assert "the same error as" not in ended.err
+
+
 # --- limits and interruption --------------------------------------------------
 
 

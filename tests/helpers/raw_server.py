@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import msgspec
 
-API_KEY = KEY = "sk-raw-0123456789abcdef"
+API_KEY = "sk-raw-0123456789abcdef"
 REQUEST_ID = "raw-request"
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
 JPEG = b"\xff\xd8\xff" + bytes(range(256))

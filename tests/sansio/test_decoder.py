@@ -262,6 +262,26 @@ def test_body_page(page: str, stream: bool) -> None:
     assert found.body.startswith(page.strip())
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "before", ["<br />\n<b>Warning</b>: x<br />\n", "<!-- x -->\n", "<" * 9_000]
+)
+@pytest.mark.parametrize("body", [json_body(item(ONE)), frame(COMPLETED, ONE)])
+def test_body_after_html(body: str, before: str, stream: bool) -> None:
+    """Warnings that a server writes as HTML before its response do not hide the image."""
+    found = outcome(f"{before}\n{body}", stream=stream)
+    assert found.images == found.given == [ONE]
+
+
+def test_body_page_with_images() -> None:
+    """The images of a web page, such as its logo, are not the response."""
+    logo = f'<img src="https://a.b/c.png"><img src="data:image/png;base64,{b64(ONE)}">'
+    data = '<script type="application/ld+json">\n{"image": "https://a.b/c.png"}\n</script>'
+    found = failure(f"<!doctype html><title>404</title>{logo}{data}")
+    assert "web page" in str(found)
+    assert found.images == ()
+
+
 def test_body_page_is_not_held() -> None:
     """Only the beginning of a long page is kept."""
     for chunks in ([b"<" + b"x" * 100_000], [b"<", *[b"x" * 1_000] * 200]):

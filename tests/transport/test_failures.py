@@ -57,6 +57,7 @@ async def failure_through(error: Exception, raw_server: RawServer) -> ElkImagesE
         (RuntimeError("no event loop"), True),
         (AssertionError("impossible"), True),
         (KeyError("socket"), True),
+        (RuntimeError(f"cannot send Authorization: Bearer {API_KEY}"), True),
         (AttributeError("no attribute", name="x", obj={"Authorization": API_KEY}), False),
         (RuntimeError(["not", "text"]), False),
     ],
