@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import openai
 
 from elkimg_async import AsyncImages, ElkImagesError
-from tests.helpers.dialects import DIALECTS, PNG, STREAMS, TEXTS, Came, sse
+from tests.helpers.dialects import DIALECTS, MULTIPARTS, PNG, RAW, STREAMS, TEXTS, Came, sse
 from tests.helpers.error_bodies import SHAPES, WORDS
 from tests.helpers.raw_server import API_KEY, RawServer, Reply, response, stream
 
@@ -94,6 +94,12 @@ def cases() -> Iterator[Case]:
         yield Case(f"stream: {name}", None, stream(events), sent)
     for name, (text, images) in TEXTS.items():
         whole = response(text.encode(), content_type="text/plain")
+        yield Case(f"body: {name}", whole, whole, images)
+    for name, (raw, images) in MULTIPARTS.items():
+        whole = response(raw, content_type='multipart/mixed; boundary="edge"')
+        yield Case(f"parts: {name}", whole, whole, images)
+    for name, (raw, content_type, images) in RAW.items():
+        whole = response(raw, content_type=content_type)
         yield Case(f"body: {name}", whole, whole, images)
 
 

@@ -244,7 +244,8 @@ def make_query(query: object) -> dict[str, Any]:
             raise ConfigurationError(
                 f"query parameter {name!r} must be text, a number or a boolean, or a list of them."
             )
-        texts = [_query_text(each) for each in values if each is not None]
+        present = [each for each in values if each is not None]
+        texts = [str(each).lower() if isinstance(each, bool) else str(each) for each in present]
         if texts:
             found[name] = texts if len(texts) > 1 else texts[0]
     return found
@@ -253,10 +254,6 @@ def make_query(query: object) -> dict[str, Any]:
 def encode_query(query: Mapping[str, Any]) -> str:
     """Return query parameters as they stand in a URL, with a question mark; "" without any."""
     return "?" * bool(query) + urlencode(query, doseq=True, quote_via=quote)
-
-
-def _query_text(value: str | float) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def make_base_url(url: str | None) -> str:

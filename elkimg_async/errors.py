@@ -294,6 +294,8 @@ class ConnectError(NetworkError):
 
     billing: Billing = "not_sent"
     advice = "Check the base URL, the network, and the proxy settings."
+    status: int | None = None
+    """The status with which a proxy rejected the connection; None if none did."""
 
     def _advise(self) -> str:
         if self.phase == "tls":

@@ -183,7 +183,7 @@ class Telemetry:
                 if count is not None:
                     self._tokens.record(count, {**shared, "gen_ai.token.type": kind})
         if record.error is not None:
-            failed = {"error.type": _name(record.error)}
+            failed = {"error.type": type(record.error).__name__}
             self._duration.record(record.elapsed, shared | failed)
             self._fail(span, record.error)
         else:
@@ -198,14 +198,14 @@ class Telemetry:
         span.set_attributes(
             _without_none(
                 {
-                    "error.type": _name(error),
+                    "error.type": type(error).__name__,
                     "elkimg.error.code": getattr(error, "code", None),
                     "elkimg.error.billing": getattr(error, "billing", None),
                 }
             )
         )
         description = str(error) if self._capture_prompts else ""
-        span.set_status(StatusCode.ERROR, description or _name(error))
+        span.set_status(StatusCode.ERROR, description or type(error).__name__)
 
 
 class _Running(msgspec.Struct):
@@ -241,7 +241,7 @@ def _add_event(span: "Span", record: hooks.Record) -> None:
                 {
                     "elkimg.attempt": record.attempt,
                     "elkimg.delay": record.delay,
-                    "error.type": _name(record.error),
+                    "error.type": type(record.error).__name__,
                 },
             )
         case hooks.EventSkipped():
@@ -292,10 +292,6 @@ def _messages(prompt: str) -> str:
 
 def _without_none(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _name(error: BaseException) -> str:
-    return type(error).__name__
 
 
 __all__ = ["Telemetry"]

@@ -40,10 +40,14 @@ class HttpxTimeout(Protocol):
 
 
 FileContent: TypeAlias = bytes | bytearray | memoryview | IO[bytes] | os.PathLike[str]
-FileTuple: TypeAlias = tuple[str | None, FileContent] | tuple[str | None, FileContent, str | None]
+FileTuple: TypeAlias = (
+    tuple[str | None, FileContent]
+    | tuple[str | None, FileContent, str | None]
+    | tuple[str | None, FileContent, str | None, Mapping[str, str]]
+)
 InputFile: TypeAlias = str | FileContent | FileTuple | Image | ImageReference
 """One image to send: a path, an http(s) or `data:` URL, bytes, a binary file, an `Image`, an
-`ImageReference`, or openai's (name, content, type)."""
+`ImageReference`, or openai's (name, content[, type[, headers]])."""
 Images: TypeAlias = InputFile | Sequence[InputFile]
 TimeoutLike: TypeAlias = Timeout | float | timedelta | HttpxTimeout
 RetryLike: TypeAlias = RetryPolicy | int

@@ -88,6 +88,7 @@ OWN_FIELDS = {
     "APIError": {"status", "code", "type", "param", "headers", "body", "retry_after"},
     "ModerationError": {"moderation"},
     "NetworkError": {"phase"},
+    "ConnectError": {"status"},
     "RequestTimeoutError": {"limit"},
     "ResponseError": {"status", "body", "content"},
     "EmptyResultError": {"task_id"},

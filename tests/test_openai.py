@@ -85,11 +85,20 @@ def test_parameters_are_those_of_openai(call: str) -> None:
     assert known == set(options.__annotations__)
 
 
-def test_parameters_that_are_missing_are_named() -> None:
-    """The comparison names missing parameters."""
-    theirs = PARAMS["generate"].__annotations__
-    for name in theirs:
-        assert unknown(theirs, theirs.keys() - {name}) == [name]
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [(call, name) for call, theirs in PARAMS.items() for name in theirs.__annotations__],
+)
+def test_parameters_that_are_missing_are_named(call: str, name: str) -> None:
+    """If one parameter of one call, request or dictionary is removed, the comparison names it."""
+    theirs = PARAMS[call].__annotations__
+    request, options = OURS[call]
+    for ours in (
+        {*inspect.signature(getattr(AsyncImages, call)).parameters},
+        {*request.__struct_fields__, "stream"},
+        {*options.__annotations__, "prompt", "image", "stream"},
+    ):
+        assert unknown(theirs, ours - {name}) == [name]
 
 
 def literals(annotation: Any) -> set[str]:

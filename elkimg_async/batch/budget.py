@@ -188,6 +188,6 @@ def fatal_reason(error: ElkImagesError | None) -> FatalReason | None:
             return "quota"
         case ConnectError(phase="dns" | "tls"):
             return "dns" if error.phase == "dns" else "tls"
-        case APIError(status=407):
+        case APIError(status=407) | ConnectError(status=407):
             return "proxy"
     return None

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from elkimg_async.batch.executor import ImageClient, Sender, SendGate
+from elkimg_async.batch.executor import ImageClient, Sender, WaitingCalls
 from elkimg_async.batch.run import MapRun
 from elkimg_async.batch.runner import Runner, RunOptions
 from elkimg_async.sansio.headers import check_headers
@@ -53,14 +53,14 @@ def create_run(
     timeout = settings.timeout
     if timeout.total is None:  # the wait for a turn is unlimited, as it depends on the other calls
         timeout = msgspec.structs.replace(timeout, total=math.inf)
-    gate = SendGate()
-    hooks = (*settings.hooks, gate.observe)
+    waiting = WaitingCalls()
+    hooks = (*settings.hooks, waiting.observe)
     sender = Sender(
         view(msgspec.structs.replace(settings, timeout=timeout, hooks=hooks)),
         connect=partial(enable_download, transport=transport, settings=settings),
         headers=check_headers(call_options.get("extra_headers")),
         stream=run_options.stream,
-        gate=gate,
+        waiting=waiting,
     )
     runner = Runner(
         requests,

@@ -108,32 +108,32 @@ async def send_while_in_flight(send: Callable[[], Awaitable[T]], *, repeated: bo
         await asyncio.sleep(IN_FLIGHT_PAUSE)
 
 
-class SendGate:
-    """A gate that stops jobs waiting for their turn, but not those being sent."""
+class WaitingCalls:
+    """The calls that wait for their turn, which can be cancelled without those being sent."""
 
     def __init__(self) -> None:
         self._waiting: dict[asyncio.Task[Any] | None, anyio.CancelScope] = {}
-        self._closed: ElkImagesError | None = None
+        self._reason: ElkImagesError | None = None
 
     def observe(self, record: object) -> None:
         """Record that the current task is being sent; this is a hook of the client."""
         if isinstance(record, AttemptStarted):
             self._waiting.pop(asyncio.current_task(), None)
 
-    def close(self, error: ElkImagesError) -> None:
-        """Stop sending; jobs that wait for their turn fail with an error that names this one."""
-        self._closed = error
+    def cancel(self, error: ElkImagesError) -> None:
+        """Fail these calls, and every later one, with an error that names this one."""
+        self._reason = error
         for scope in self._waiting.values():
             scope.cancel()
 
     async def run(self, call: Coroutine[Any, Any, T]) -> T:
-        """Run a call unless the gate is closed before its first attempt starts.
+        """Run a call, unless it is cancelled before its first attempt starts.
 
         Raises:
-            BatchStoppedError: If the gate is closed; nothing was sent.
+            BatchStoppedError: If it is cancelled; nothing was sent.
         """
         task = asyncio.current_task()
-        if self._closed is None:
+        if self._reason is None:
             with anyio.CancelScope() as scope:
                 self._waiting[task] = scope
                 try:
@@ -141,7 +141,7 @@ class SendGate:
                 finally:
                     self._waiting.pop(task, None)
         call.close()
-        raise BatchStoppedError(f"Not sent, because the run has stopped: {self._closed}")
+        raise BatchStoppedError(f"Not sent, because the run has stopped: {self._reason}")
 
 
 class ImageClient(Protocol):
@@ -161,7 +161,7 @@ class Sender:
         connect: Enables an image to download its URL.
         headers: Additional headers for every request.
         stream: Whether responses are streamed.
-        gate: Stops jobs that wait for their turn when the run stops. None: one that stays open.
+        waiting: The calls to cancel when the run stops. None: they are never cancelled.
     """
 
     def __init__(
@@ -171,16 +171,16 @@ class Sender:
         connect: Callable[[Image], None],
         headers: Mapping[str, str],
         stream: bool,
-        gate: SendGate | None = None,
+        waiting: WaitingCalls | None = None,
     ) -> None:
         self._client = client
         self.connect, self._headers, self._stream = connect, headers, stream
-        self.gate = gate or SendGate()
+        self.waiting = waiting or WaitingCalls()
 
     async def send(self, job: BatchJob) -> ImagesResponse:
         """Send a job, and send it again while an earlier attempt is still being processed."""
         return await send_while_in_flight(
-            lambda: self.gate.run(self._send_once(job)), repeated=job.repeated
+            lambda: self.waiting.run(self._send_once(job)), repeated=job.repeated
         )
 
     async def _send_once(self, job: BatchJob) -> ImagesResponse:

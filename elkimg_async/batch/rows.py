@@ -1,9 +1,13 @@
 """Conversion of input items into requests: prompts, requests, mappings, and rows of tables."""
 
 import math
+import os
 import re
 from collections.abc import Mapping
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import msgspec
 
@@ -29,6 +33,8 @@ FIELDS = tuple(_TYPES)
 INTEGER_FIELDS = {name for name, kind in _TYPES.items() if kind in (int, int | None)}
 OBJECT_FIELDS = {"extra_body", "metadata", "svg"}
 _NUMBER = re.compile(r"\s*([+-]?\d{1,18})(?:\.0*)?\s*")
+_KEPT = (bytes, date, datetime, time, timedelta, Decimal, UUID)
+"""Types in metadata that JSON can encode, and that are returned as they are."""
 _MISSING = ("NAType", "NaTType")  # pandas' own markers, which need no import to be recognised
 
 
@@ -145,9 +151,11 @@ def _metadata(value: Any) -> dict[str, Any] | None:
     if value is None:
         return None
     try:
-        if isinstance(value, Mapping):
-            metadata = dict(value)
-            msgspec.json.encode(metadata, enc_hook=encode_plain)
+        if isinstance(value, Mapping) or hasattr(value, "keys"):
+            fields = {name: value[name] for name in value.keys()}  # noqa: SIM118 - pandas.Series
+            plain = msgspec.to_builtins(fields, enc_hook=encode_plain, builtin_types=_KEPT)
+            metadata: dict[str, Any] = plain
+            msgspec.json.encode(metadata)
             return metadata
     except (TypeError, ValueError, msgspec.MsgspecError, RecursionError):
         pass
@@ -155,11 +163,17 @@ def _metadata(value: Any) -> dict[str, Any] | None:
 
 
 def encode_plain(value: Any) -> Any:
-    """Return a NumPy number as a Python number; an `enc_hook` for msgspec."""
+    """Return values of NumPy and pandas, and paths, as plain data; an `enc_hook` for msgspec."""
     plain = _plain(value)
-    if plain is value:
-        raise TypeError(f"{type(value).__name__} is not plain data")
-    return plain
+    if plain is not value:
+        return plain
+    if isinstance(value, datetime):  # pandas.Timestamp
+        return datetime.combine(value.date(), value.timetz())
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "dtype") and hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is not plain data")
 
 
 def _read_json(name: str, text: str) -> Any:

@@ -386,7 +386,7 @@ class Runner:
                 self._stop(result.stop)
             elif (reason := fatal_reason(result.error)) is not None and result.error is not None:
                 self._hopeless = True
-                self._sender.gate.close(result.error)
+                self._sender.waiting.cancel(result.error)
                 self._stop(self._stopped_after(reason, result.error))
         except Exception as error:  # noqa: BLE001 - from the journal; raised by `next_item`
             self._stop(error)

@@ -118,7 +118,7 @@ def batch(
     display.check()
     if contact_sheet is not None:
         sheet.check_path(contact_sheet)
-    options = image.given()
+    options = image.options()
     check_options(options)
     connection.check(api_key=not dry_run)
     source = BatchInput(file, format, encoding, keep)

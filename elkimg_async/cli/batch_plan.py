@@ -90,9 +90,14 @@ def _problem(row: InputRow, options: dict[str, Any]) -> str | None:
             and "model" not in row.request
         ):
             raise UsageError(sentence(invalid)) from None
-        column = f"column {invalid.param}: " if invalid.param in row.request else ""
-        return f"{column}{invalid}"
+        return f"{_column(row, invalid)}{invalid}"
     return None
+
+
+def _column(row: InputRow, error: errors.ElkImagesError) -> str:
+    """Return the column that an error is about, as the start of a sentence; "" if there is none."""
+    param = getattr(error, "param", None)
+    return f"column {param}: " if param in row.request else ""
 
 
 class Planned(NamedTuple):
@@ -177,7 +182,8 @@ def print_plan(
             planned = plan.plan(index, request)
             if planned.error is not None:
                 wrong += 1
-                say(f"{source.name}, {locate(row)}: {sentence(planned.error)}", "red")
+                problem = f"{_column(row, planned.error)}{sentence(planned.error)}"
+                say(f"{source.name}, {locate(row)}: {problem}", "red")
             elif planned.done:
                 done += 1
             else:

@@ -95,6 +95,8 @@ class RowReader:
         return request
 
     def _read_value(self, name: str, value: Any, header: str, cells: bool) -> Any:
+        if isinstance(value, str) and "\0" in value:
+            raise RowError("there is a NUL; this is not text", header)
         if name in INPUT_FIELDS:
             return self._read_images(value, header)
         if name in INTEGER_FIELDS:

@@ -61,7 +61,7 @@ def edit(
         files = list(images)
     if not files:
         raise UsageError(f"Name the images before the text: {_EXAMPLE}.")
-    options = choose_format(image.given(), output)
+    options = choose_format(image.options(), output)
     check_options(options, stream=stream)
     display.check()
     connection.check()

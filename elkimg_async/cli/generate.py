@@ -53,7 +53,7 @@ def generate(
     """
     if not any(prompt.strip() for prompt in prompts):
         raise UsageError('Describe the image: elkimg generate "A small kitten".')
-    options = choose_format(image.given(), output)
+    options = choose_format(image.options(), output)
     check_options(options, stream=stream)
     display.check()
     connection.check()

@@ -93,7 +93,7 @@ class ImageOptions:
     extra_body: Annotated[dict[str, Any] | None, OBJECT] = None
     """Additional fields of the request, as a JSON object: '{"seed": 7}'."""
 
-    def given(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
         """Return the options that were set, by name; ELKAPI_MODEL counts as set."""
         options = {field.name: getattr(self, field.name) for field in fields(self)}
         options["model"] = self.model or os.environ.get(MODEL_VARIABLE, "").strip() or None

@@ -12,20 +12,12 @@ from typing import Any
 from elkimg_async import Image, errors
 from elkimg_async.batch.names import prompt_stem
 from elkimg_async.cli.console import CLOSED_STREAMS, UsageError
-from elkimg_async.media_types import EXTENSIONS
+from elkimg_async.media_types import EXTENSIONS, FORMATS, TYPES
 from elkimg_async.sansio.model_rules import is_gpt_image
 from elkimg_async.sansio.requests import DEFAULT_MODEL
 
 STDOUT = "-"
-_FORMATS = {
-    ".png": "png",
-    ".jpg": "jpeg",
-    ".jpeg": "jpeg",
-    ".webp": "webp",
-    ".gif": "gif",
-    ".svg": "svg",
-}
-_SUFFIXES = {*EXTENSIONS.values(), *_FORMATS, ".tif"}
+_FORMATS = {suffix: FORMATS[kind] for suffix, kind in TYPES.items() if kind in FORMATS}
 
 
 def choose_format(options: dict[str, Any], output: str | None) -> dict[str, Any]:
@@ -37,18 +29,18 @@ def choose_format(options: dict[str, Any], output: str | None) -> dict[str, Any]
     if output is not None and output.startswith("-") and output != STDOUT:
         raise UsageError(f"-o needs a file or folder; found {output}.")
     suffix = Path(output or "").suffix
-    wanted, given = _FORMATS.get(suffix.lower()), options.get("output_format")
+    wanted, named = _FORMATS.get(suffix.lower()), options.get("output_format")
     if wanted is None:
         family = is_gpt_image(options.get("model") or DEFAULT_MODEL)
-        if suffix.lower() in _SUFFIXES and family and not Path(output or "").is_dir():
+        if suffix.lower() in TYPES and family and not Path(output or "").is_dir():
             raise UsageError(
                 f"-o {output}: no model creates {suffix[1:]}. Use .png, .jpg, .webp, .gif or .svg."
             )
         return options
-    if given is not None:
-        if given != wanted:
+    if named is not None:
+        if named != wanted:
             raise UsageError(
-                f"-o {output} means {wanted}, but --output-format is {given}. Omit one of them, "
+                f"-o {output} means {wanted}, but --output-format is {named}. Omit one of them, "
                 "or use the same format in both."
             )
         return options
@@ -69,7 +61,7 @@ class OutputFiles:
         self._folder, self._stem, self._suffix = Path(output or "."), "", ""
         self._reserved: set[str] = set()
         suffix = Path(output or "").suffix
-        if suffix.lower() not in _SUFFIXES:
+        if suffix.lower() not in TYPES:
             suffix = ""
         folder = not output or output.endswith(("/", "\\")) or self._folder.is_dir()
         if not folder and (suffix or not several):

@@ -82,7 +82,7 @@ class ImageJobs(JobStart, AsyncOnly):
         self._grace: float = settings.batch_limits.total if grace is None else grace
         self._strict = settings.validate == "strict"
         self._idempotency = settings.idempotency
-        self._gate = asyncio.Semaphore(concurrency or settings.limits.max_concurrency or 2**31)
+        self._slots = asyncio.Semaphore(concurrency or settings.limits.max_concurrency or 2**31)
         self._feeds = FeedTable(self._store, keep=keep, check_open=self._check_open)
         self._runs: dict[str, JobRun] = {}
         self._coordinator: Coordinator | None = None
@@ -342,7 +342,7 @@ class ImageJobs(JobStart, AsyncOnly):
             feed,
             options=options,
             replay=self._idempotency == "replay",
-            gate=self._gate,
+            slots=self._slots,
         )
         self._runs[job.id] = run
         run.task.add_done_callback(lambda _: self._ended(feed, run))

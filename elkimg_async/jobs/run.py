@@ -41,7 +41,7 @@ class JobRun:
         feed: The events for the readers of this process.
         options: Options of the call that are not part of the request.
         replay: Whether the job may be sent again after the end of this process.
-        gate: Limits how many jobs run at once.
+        slots: Limits how many jobs run at once.
     """
 
     def __init__(
@@ -52,10 +52,10 @@ class JobRun:
         *,
         options: dict[str, Any],
         replay: bool,
-        gate: asyncio.Semaphore,
+        slots: asyncio.Semaphore,
     ) -> None:
         self._client, self._store, self._feed = client, store, feed
-        self._options, self._replay, self._gate = options, replay, gate
+        self._options, self._replay, self._slots = options, replay, slots
         self._known: list[bytes | None] = []
         self._next_id = 0
         self._stop: Stop | None = None
@@ -76,7 +76,7 @@ class JobRun:
         try:
             if self._stop is not None:
                 raise asyncio.CancelledError
-            async with self._gate:
+            async with self._slots:
                 await self._save(model.send(self._feed.job, time.time()))
                 self._last = await self._outcome()
                 await self._save(self._last)

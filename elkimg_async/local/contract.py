@@ -84,15 +84,6 @@ def check_accept(headers: Mapping[str, str]) -> None:
         raise invalid("Accept must name application/json first")
 
 
-def parse_generation(body: bytes) -> ParsedRequest:
-    """Parse the body of `POST /v1/images/generations`; unknown fields are dropped.
-
-    Raises:
-        GatewayError: If the body is not valid, with the gateway's status and code.
-    """
-    return parse_fields(parse_json(body), GenerateRequest)
-
-
 def parse_json(body: bytes) -> dict[str, Any]:
     """Parse a JSON object; fields that are null are dropped.
 

@@ -15,7 +15,7 @@ from elkimg_async.local.contract import (
     parse_json,
     unreadable,
 )
-from elkimg_async.local.forms import Part
+from elkimg_async.local.forms import FormPart
 from elkimg_async.sansio.image_headers import HEAD, InputImage, inspect
 from elkimg_async.sansio.requests import EditRequest
 
@@ -28,14 +28,14 @@ _NUMBERS = {
 }
 
 
-def parse_edit_form(parts: list[Part]) -> ParsedRequest:
+def parse_edit_form(parts: list[FormPart]) -> ParsedRequest:
     """Parse an edit in a form; unknown fields are dropped.
 
     Raises:
         GatewayError: If the form is not valid, with the gateway's status and code.
     """
     fields: dict[str, Any] = {}
-    files: dict[str, list[Part]] = {"image": [], **{name: [] for name in _SINGLE_FILES}}
+    files: dict[str, list[FormPart]] = {"image": [], **{name: [] for name in _SINGLE_FILES}}
     for part in parts:
         name = "image" if part.name in _IMAGE_NAMES else part.name
         if part.filename is not None:
@@ -126,10 +126,10 @@ def _referenced_image(reference: object, param: str) -> InputImage:
         content = pybase64.b64decode(data, validate=True) if head.endswith(";base64") else b""
     except (binascii.Error, ValueError):
         content = b""
-    return _input_image(Part(param, param, "", content), param)
+    return _input_image(FormPart(param, param, "", content), param)
 
 
-def _input_image(part: Part, param: str) -> InputImage:
+def _input_image(part: FormPart, param: str) -> InputImage:
     image = inspect(
         part.content[:HEAD],
         size=len(part.content),

@@ -12,7 +12,7 @@ _PARAMETER = re.compile(r';\s*([^=;\s]+)=("[^"]*"|[^;\s]*)')
 _ESCAPES = {"%22": '"', "%0D": "\r", "%0A": "\n"}
 
 
-class Part(msgspec.Struct, frozen=True):
+class FormPart(msgspec.Struct, frozen=True):
     """One part of a form; `filename` is None for a plain field."""
 
     name: str
@@ -28,19 +28,14 @@ class Part(msgspec.Struct, frozen=True):
         return {"filename": self.filename, "type": self.media_type, "size": len(self.content)}
 
 
-def is_form(content_type: str) -> bool:
-    """Return whether a body of this type is a form."""
-    return content_type.lower().startswith("multipart/form-data")
-
-
-def parse_form(content_type: str, body: bytes) -> list[Part]:
+def parse_form(content_type: str, body: bytes) -> list[FormPart]:
     """Parse the parts of a form.
 
     Raises:
         GatewayError: If the body is not a form, or is truncated.
     """
     boundary = _parameter(content_type, "boundary")
-    if not is_form(content_type) or not boundary:
+    if not content_type.lower().startswith("multipart/form-data") or not boundary:
         raise invalid("the body must be multipart/form-data, with a boundary in its Content-Type")
     line = b"\r\n--" + boundary.encode("latin-1", "replace")
     _, *sections = (b"\r\n" + body).split(line, MAX_PARTS + 1)
@@ -53,7 +48,7 @@ def parse_form(content_type: str, body: bytes) -> list[Part]:
     return [_parse_part(section) for section in sections]
 
 
-def _parse_part(section: bytes) -> Part:
+def _parse_part(section: bytes) -> FormPart:
     head, blank, content = section.lstrip(b" \t").partition(b"\r\n\r\n")
     lines = head.decode("utf-8", "replace").split("\r\n")[1:]
     headers = {
@@ -65,7 +60,7 @@ def _parse_part(section: bytes) -> Part:
     if not blank or name is None:
         raise invalid("a part of the form has no name")
     filename = _parameter(disposition, "filename")
-    return Part(name, filename, headers.get("content-type", "text/plain"), content)
+    return FormPart(name, filename, headers.get("content-type", "text/plain"), content)
 
 
 def _parameter(header: str, name: str) -> str | None:
@@ -78,7 +73,7 @@ def _parameter(header: str, name: str) -> str | None:
     return value
 
 
-def described(parts: list[Part]) -> dict[str, Any]:
+def described(parts: list[FormPart]) -> dict[str, Any]:
     """Return a form as `ReceivedRequest.fields` has it.
 
     Names that end in `[]`, and names that occur more than once, have lists.

@@ -35,6 +35,7 @@ from elkimg_async.local.sockets import (
     reset,
     write,
 )
+from elkimg_async.sansio.requests import GenerateRequest
 
 GENERATIONS_PATH, EDITS_PATH = "/v1/images/generations", "/v1/images/edits"
 _KEPT_REQUESTS = 1_000
@@ -263,7 +264,7 @@ class LocalServer:
         self,
         request: web.BaseRequest,
         body: bytes,
-        parts: list[forms.Part] | None,
+        parts: list[forms.FormPart] | None,
         received: ReceivedRequest,
         headers: dict[str, str],
     ) -> ScriptedResponse:
@@ -387,7 +388,7 @@ def _fields(body: bytes) -> dict[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
-def _parse(path: str, body: bytes, parts: list[forms.Part] | None) -> ParsedRequest:
+def _parse(path: str, body: bytes, parts: list[forms.FormPart] | None) -> ParsedRequest:
     if path == GENERATIONS_PATH:
-        return contract.parse_generation(body)
+        return contract.parse_fields(contract.parse_json(body), GenerateRequest)
     return edits.parse_edit_json(body) if parts is None else edits.parse_edit_form(parts)

@@ -27,7 +27,7 @@ class InputImage(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     `name` is the file name that is sent, `size` its bytes, `width` and `height` its pixels, `alpha`
     whether it can be transparent; the last three are None if the first bytes do not show them.
     `source` is the bytes themselves, or an object that reads them. `url` is the `data:` URL that
-    the image was passed as, or None.
+    the image was passed as, or None. `headers` are further headers of its part in a form.
     """
 
     name: str
@@ -38,6 +38,7 @@ class InputImage(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     alpha: bool | None = None
     source: Any = None
     url: str | None = None
+    headers: tuple[tuple[str, str], ...] = ()
 
     @property
     def pixels(self) -> tuple[int, int] | None:

@@ -27,8 +27,8 @@ _MAX_LAYERS = 3
 def respelled(text: str) -> bytes | str | None:
     """Return the image in a string, or its URL; None if there is none."""
     if text.lstrip()[:1] == "<":
-        svg = text.encode("utf-8", "replace")
-        return svg if is_image(svg) else None
+        is_svg = is_image(text[:4096].encode("utf-8", "replace"))
+        return text.encode("utf-8", "replace") if is_svg else None
     text = text.strip(_INVISIBLE)
     if (css := _CSS.match(text)) is not None:
         text = css[1].strip(_INVISIBLE)
@@ -39,11 +39,9 @@ def respelled(text: str) -> bytes | str | None:
     head = text[:_MAX_PREFIX]
     if (cut := max(head.rfind(mark) for mark in ",:;")) >= 0 and _PREFIX.search(head):
         text = text[cut + 1 :].strip(_INVISIBLE)
-    if "%" in text:
-        text = unquote(text)
-    if not is_base64_image(text):
+    if not is_base64_image(unquote(text[:64])):
         return None
-    decoded = decode_text(text)
+    decoded = decode_text(unquote(text) if "%" in text else text)
     return decoded if isinstance(decoded, bytes) and is_image(decoded) else None
 
 

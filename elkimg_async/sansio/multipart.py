@@ -36,8 +36,9 @@ def encode(
     ]
     for name, image in files:
         disposition = _quoted(name) + b"; filename=" + _quoted(image.name)
-        media_type = f"\r\nContent-Type: {image.media_type}\r\n\r\n".encode()
-        parts += [line + disposition + media_type, image, b"\r\n"]
+        headers = (("Content-Type", image.media_type), *image.headers)
+        head = "".join(f"\r\n{name}: {value}" for name, value in headers) + "\r\n\r\n"
+        parts += [line + disposition + head.encode(), image, b"\r\n"]
     return Upload((*parts, f"--{boundary}--\r\n".encode()))
 
 

@@ -85,7 +85,7 @@ class _Zlib:
         try:
             while True:
                 if self._inflate is not None and self._inflate.eof:
-                    if not self._continues(data):
+                    if self._raw_allowed or data[:1] != b"\x1f":
                         return  # padding after the end
                     self._inflate = None
                 if self._inflate is None:
@@ -104,9 +104,6 @@ class _Zlib:
         if not self._raw_allowed:
             return 16 + zlib.MAX_WBITS
         return zlib.MAX_WBITS if data[0] & 0xF == 8 else -zlib.MAX_WBITS
-
-    def _continues(self, data: bytes) -> bool:
-        return not self._raw_allowed and data[:1] == b"\x1f"
 
 
 def _in_steps(decompress: Callable[[bytes], bytes], failure: type[Exception]) -> Decode:

@@ -9,7 +9,13 @@ from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 from elkimg_async import logs
-from elkimg_async.errors import Billing, DownloadError, ElkImagesError, RequestTimeoutError
+from elkimg_async.errors import (
+    Billing,
+    DisconnectedError,
+    DownloadError,
+    ElkImagesError,
+    RequestTimeoutError,
+)
 from elkimg_async.image import Image
 from elkimg_async.media_types import UNKNOWN_TYPE, media_type_of
 from elkimg_async.sansio import encode
@@ -25,8 +31,10 @@ _REQUEST = encode.get("image/*")
 _REDIRECTS = {301, 302, 303, 307, 308}
 _BACK_OFF, _MAX_BACK_OFF = 0.5, 8.0  # seconds
 _MAX_RETRY_AFTER = 120.0
+_NOT_READY_STATUSES = {202, 403, 404}
 NOT_READY = 30.0
-"""Seconds after which 403 and 404 are final: the URL is wrong, or has expired."""
+"""Seconds after which these are final: the URL is wrong, or has expired."""
+_MAX_LOST = 3  # connections that may break, and empty bodies
 
 
 class DownloadOptions(NamedTuple):
@@ -43,8 +51,9 @@ class DownloadOptions(NamedTuple):
 async def download(transport: Transport, options: DownloadOptions, url: str) -> bytes:
     """Download the image at `url`.
 
-    A transient status (403, 404, 408, 425, 429, 5xx) is retried within the time limit: many servers
-    announce an image before their CDN has it, and a GET costs nothing.
+    A transient status (202, 403, 404, 408, 425, 429, 5xx) is retried within the time limit, and an
+    empty body or a broken connection a few times: many servers announce an image before their CDN
+    has it, and a GET costs nothing.
 
     A private, loopback or link-local address is rejected, so that a server cannot make its clients
     send requests to their own network, unless `options.private` allows it or the API itself is in
@@ -106,11 +115,16 @@ def resolve(base: str, url: str) -> str:
 
 
 class _StatusError(Exception):
-    """A status other than success."""
+    """A status other than success, or an empty body."""
 
-    def __init__(self, status: int, wait: float | None) -> None:
+    def __init__(self, status: int, wait: float | None, *, empty: bool = False) -> None:
         super().__init__(status)
-        self.status, self.wait = status, wait
+        self.status, self.wait, self.empty = status, wait, empty
+
+    def failure(self) -> DownloadError:
+        """Return the error once there is nothing left to try."""
+        returned = "an empty body" if self.empty else f"status {self.status}"
+        return DownloadError(f"The image host returned {returned}.", status=self.status)
 
 
 class _Fetch:
@@ -126,27 +140,30 @@ class _Fetch:
 
     async def run(self, url: str) -> bytes:
         """Follow redirects and retry transient failures until the image has arrived."""
-        attempt, started = 0, time.monotonic()
+        attempt, lost, started = 0, 0, time.monotonic()
         while True:
             try:
                 content = await self._follow(url)
             except _StatusError as error:
                 attempt += 1
+                lost += error.empty
                 delay = self._delay(error, attempt, time.monotonic() - started)
-                status = error.status
+                if lost > _MAX_LOST or delay is None:
+                    raise error.failure() from None
+            except DisconnectedError:
+                lost += 1
+                if lost > _MAX_LOST:
+                    raise
+                delay = _BACK_OFF * 2.0 ** (lost - 1)
             else:
-                if not content:
-                    raise DownloadError("The image host returned an empty body.", status=200)
                 if is_text(content):
                     raise DownloadError("The image host returned text, not an image.", status=200)
                 return content
-            if delay is None:
-                raise DownloadError(f"The image host returned status {status}.", status=status)
             await asyncio.sleep(delay)
 
     def _delay(self, error: _StatusError, attempt: int, elapsed: float) -> float | None:
         """Return the seconds before the next request, or None to give up."""
-        absent = error.status in (403, 404)
+        absent = error.status in _NOT_READY_STATUSES or error.empty
         if not absent and error.status not in (408, 425, 429) and error.status < 500:
             return None
         delay = min(_BACK_OFF * 2.0 ** min(attempt - 1, 10), _MAX_BACK_OFF)
@@ -191,6 +208,9 @@ class _Fetch:
                         f"The image is larger than {max_bytes:,} bytes.", status=200
                     )
                 chunks.append(chunk)
+            if not chunks:
+                wait = retry_after(exchange.headers, time.time())
+                raise _StatusError(exchange.status, wait, empty=True)
         finally:
             exchange.close()
         return b"".join(chunks), url

@@ -279,7 +279,7 @@ class Exchange:
                 return ResponseError(
                     f"The response of {host} cannot be read: {problem}.", billing=self.billing
                 )
-            self._decode = _discard  # the status says enough
+            self._decode = lambda chunk: iter(())  # the status says enough
         return None
 
     def _situation(self) -> Situation:
@@ -292,10 +292,6 @@ class Exchange:
             borrowed=self._pool.borrowed,
             closed=self._pool.session.closed,
         )
-
-
-def _discard(chunk: bytes) -> Iterator[bytes]:
-    return iter(())
 
 
 @functools.lru_cache(maxsize=16)

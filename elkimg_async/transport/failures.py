@@ -102,6 +102,7 @@ def _connect_error(
             f"{proxy} rejected the connection to {at.host} with status {error.status}"
             f"{reason}.{advice}",
             phase="proxy",
+            status=error.status,
         )
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         reason = _reason(error.certificate_error)

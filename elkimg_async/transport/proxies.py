@@ -1,5 +1,6 @@
 """Choice of the proxy for a URL, from the environment's settings."""
 
+import fnmatch
 import ipaddress
 import re
 from urllib.parse import urlsplit
@@ -77,7 +78,8 @@ def _matches(entry: str, host: str, port: int | None) -> bool:
     """Return whether one entry of NO_PROXY names the host, as curl and Go read it.
 
     An entry is `*`, a host name (which includes its subdomains), `.suffix`, `*.suffix`, an IP
-    address, or a network in CIDR notation, each but the first and last with or without `:port`.
+    address, a pattern such as `192.0.2.*`, or a network in CIDR notation, each but the first and
+    last with or without `:port`.
     """
     if entry == "*":
         return True
@@ -89,6 +91,8 @@ def _matches(entry: str, host: str, port: int | None) -> bool:
     name, entry_port = _split_port(entry)
     if entry_port is not None and entry_port != port:
         return False
+    if "*" in name.removeprefix("*"):
+        return fnmatch.fnmatchcase(_plain(host), _plain(name))
     listed = _address(name)
     if listed is not None or address is not None:
         return listed == address
@@ -104,7 +108,14 @@ def _split_port(entry: str) -> tuple[str, int | None]:
 
 
 def _plain(name: str) -> str:
-    return name.lower().rstrip(".")
+    """Return a name in the form in which it is looked up: lower case, international as ASCII."""
+    name = name.lower().rstrip(".")
+    if name.isascii():
+        return name
+    try:
+        return name.encode("idna").decode()
+    except UnicodeError:
+        return name
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -32,8 +32,10 @@ from elkimg_async.sansio.requests import EditRequest, make_edit
 CHUNK = 128 * 1024
 """Bytes read at a time."""
 
-_URL = re.compile(r"data:|https?://", re.IGNORECASE)
+_URL = re.compile(r"\s*(?:data:|https?://)", re.IGNORECASE)
 _BASE64 = re.compile(r"iVBORw0KGgo|/9j/|UklGR|R0lGOD|[A-Za-z0-9+/_-]{200}")
+_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [^\r\n\0]*")
+_FORM_HEADERS = ("content-disposition", "content-type", "content-length")
 _MEDIA_TYPE = re.compile(r"(image|application|binary)/[\w.+-]+")
 
 _TEXT_OR_BYTES = (str, bytes, bytearray, memoryview)
@@ -95,10 +97,11 @@ async def open_images(images: Any, param: str) -> tuple[InputImage | ImageRefere
 async def open_image(image: Any, param: str) -> InputImage | ImageReference:
     """Return one image as it is sent; raises like `open_images`."""
     if is_file_tuple(image):
-        name, content, media_type = _from_file_tuple(image, param)
-        return _checked(_renamed(await _open(content, param), name, media_type), param)
+        name, content, media_type, headers = _from_file_tuple(image, param)
+        found = _renamed(await _open(content, param), name, media_type)
+        return _checked(msgspec.structs.replace(found, headers=headers), param)
     if isinstance(image, str) and _URL.match(image):
-        image = ImageReference(url=image)
+        image = ImageReference(url=image.strip())
     if isinstance(image, ImageReference):
         if image.url is not None and image.url[:5].lower() == "data:":
             return _checked(_from_data_url(image.url, param), param)
@@ -183,13 +186,16 @@ def _is_media_type(value: Any) -> bool:
     return isinstance(value, str) and _MEDIA_TYPE.fullmatch(value.partition(";")[0]) is not None
 
 
-def _from_file_tuple(image: Any, param: str) -> tuple[str | None, Any, str | None]:
+def _from_file_tuple(
+    image: Any, param: str
+) -> tuple[str | None, Any, str | None, tuple[tuple[str, str], ...]]:
+    """Return the name, content, type and headers, without those that the form has anyway."""
     name, content, media_type, headers = (*image, None, None)[:4]
-    if headers:
-        raise InvalidRequestError(
-            f"{param} cannot have headers of its own; pass (name, content, type).", param=param
-        )
-    return name, content, media_type
+    pairs = tuple((str(key), str(value)) for key, value in dict(headers or {}).items())
+    if any(not _HEADER.fullmatch(f"{key}: {value}") for key, value in pairs):
+        raise InvalidRequestError(f"The headers of {param} are not valid.", param=param)
+    kept = (pair for pair in pairs if pair[0].lower() not in _FORM_HEADERS)
+    return name, content, media_type, tuple(kept)
 
 
 def _renamed(image: InputImage, name: str | None, media_type: str | None) -> InputImage:

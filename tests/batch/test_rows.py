@@ -2,13 +2,16 @@
 
 import csv
 import io
+import json
 import math
 import sqlite3
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from fastapi.encoders import jsonable_encoder
 
 from elkimg_async import AsyncImages, InvalidRequestError
 from elkimg_async.batch.rows import has_inputs, read_row
@@ -191,3 +194,42 @@ async def test_map_keeps_the_identity_of_rows(
     last = {record["index"]: record for record in lines(options["journal"]) if "index" in record}
     assert [last[index]["id"] for index in range(3)] == ["r-1", "r-2", "r-3"]
     assert [last[index]["metadata"]["sku"] for index in range(3)] == [7, 8, 9]
+
+
+async def test_map_metadata_of_a_table(client: AsyncImages, tmp_path: Path) -> None:
+    """Metadata with values of NumPy and pandas comes back as plain data, and encodes."""
+    noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    given = {
+        "number": numpy.int64(7),
+        "time": pandas.Timestamp(noon),
+        "local": pandas.Timestamp("2026-01-01"),
+        "missing": pandas.NA,
+        "never": pandas.NaT,
+        "list": numpy.array([1, 2]),
+        "path": Path("a.png"),
+        "day": noon.date(),
+        "inner": {"x": numpy.float64(0.5)},
+    }
+    plain = {
+        "number": 7,
+        "time": noon,
+        "local": datetime(2026, 1, 1),  # noqa: DTZ001
+        "missing": None,
+        "never": None,
+        "list": [1, 2],
+        "path": "a.png",
+        "day": noon.date(),
+        "inner": {"x": 0.5},
+    }
+    rows = [
+        {"prompt": "a", "metadata": given},
+        {"prompt": "a", "metadata": pandas.Series({"k": numpy.int64(1)})},
+    ]
+    run = client.map(rows, journal=tmp_path / "j.jsonl", output_dir=tmp_path, ordered=True)
+    first, second = await everything(run)
+    assert (first.ok, first.metadata) == (True, plain)
+    assert (second.ok, second.metadata) == (True, {"k": 1})
+    assert first.metadata is not None
+    assert type(first.metadata["number"]) is int
+    assert json.loads(msgspec.json.encode(first))["metadata"]["time"] == "2026-01-01T12:00:00Z"
+    assert json.loads(json.dumps(jsonable_encoder(first)))["metadata"]["day"] == "2026-01-01"

@@ -9,7 +9,7 @@ from aiohttp import web
 from elkimg_async import AsyncImages, BatchStoppedError, ConfigurationError, Limits, MapRun
 from elkimg_async.batch.journal import JournalIndex
 from elkimg_async.errors import AuthenticationError, ConnectError, QuotaExceededError
-from tests.helpers.raw_server import API_KEY, PNG
+from tests.helpers.raw_server import API_KEY, PNG, RawServer
 from tests.helpers.runs import Fields, Server, images, in_order, rejection, until_the_end
 
 PROMPTS = [str(number) for number in range(500)]
@@ -50,6 +50,21 @@ async def test_map_stops_after_a_hopeless_error(
     assert isinstance(error.__cause__, kind)
     assert error.totals.done == 3
     assert 4 <= len(server.requests) <= count <= 3 + 4
+
+
+async def test_map_stops_when_the_proxy_requires_a_password(
+    raw_server: RawServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy that rejects CONNECT with 407 is asked once, and ends the run."""
+    head = "HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n"
+    raw_server.reply_with([head.encode()])
+    monkeypatch.setenv("HTTPS_PROXY", raw_server.base_url.removesuffix("/v1"))
+    async with AsyncImages(API_KEY, base_url="https://api.third.test/v1") as client:
+        _, error = await stopped(client.map(PROMPTS, concurrency=1))
+    assert error.reason == "proxy"
+    assert isinstance(error.__cause__, ConnectError)
+    assert error.__cause__.status == 407
+    assert len(raw_server.requests) == 1
 
 
 async def test_map_stops_what_waits_for_its_turn(server: Server, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from elkimg_async import ConfigurationError
 from elkimg_async.cli.batch_input import BatchInput
 from elkimg_async.cli.console import UsageError
+from tests.helpers.command import run
 
 
 def read(
@@ -343,3 +344,27 @@ def test_openai_batch_lines_of_other_kinds(
         tmp_path / "p.jsonl", json.dumps({**line, "body": {"prompt": "a"}, **change})
     )
     assert (number, wrong) == (1, column)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "column"),
+    [
+        ("p.jsonl", '{"prompt": "a\\u0000b"}', "column prompt: there is a NUL"),
+        ("p.json", '[\n{"prompt": "a", "size": "\\u0000"}]', "column size: there is a NUL"),
+        ("p.jsonl", '{"prompt": "a", "image": "\\u0000.png"}', "column image: there is a NUL"),
+    ],
+)
+async def test_batch_with_an_escaped_nul(tmp_path: Path, name: str, text: str, column: str) -> None:
+    """An escaped NUL is rejected with its line and column."""
+    (tmp_path / name).write_text(text)
+    ended = await run("batch", name, "--dry-run", folder=tmp_path)
+    assert ended.code == 2
+    line = 2 if "\n" in text else 1
+    assert f"{name}, line {line}: {column}" in ended.err
+
+
+async def test_batch_with_a_missing_image(tmp_path: Path) -> None:
+    """A file that cannot be read is located by line and column before anything is sent."""
+    (tmp_path / "p.csv").write_text("prompt,image\nhat,none.png\n")
+    ended = await run("batch", "p.csv", "--dry-run", folder=tmp_path)
+    assert "p.csv, line 2: column image: " in ended.err

@@ -232,50 +232,56 @@ def chat_pieces(text: str, size: int) -> list[Any]:
     ]
 
 
-_IN_PIECES: tuple[tuple[str, Callable[[str, int], bytes]], ...] = (
-    ("chat completions", lambda text, size: sse(*chat_pieces(text, size))),
-    (
-        "the Responses API",
-        lambda text, size: sse(
-            *(
-                {"type": "response.output_text.delta", "item_id": "i", "delta": piece}
-                for piece in pieces(text, size)
-            ),
-            {"type": "response.output_text.done", "item_id": "i", "text": text},
-        ),
-    ),
-    (
-        "Messages",
-        lambda text, size: sse(
-            *(
-                {
-                    "type": "content_block_delta",
-                    "index": 0,
-                    "delta": {"type": "text_delta", "text": piece},
-                }
-                for piece in pieces(text, size)
-            ),
-            {"type": "message_stop"},
-        ),
-    ),
-    (
-        "Gemini",
-        lambda text, size: sse(
-            *(
-                {"candidates": [{"content": {"parts": [{"text": piece}]}}]}
-                for piece in pieces(text, size)
-            )
-        ),
-    ),
-    (
-        "Ollama",
-        lambda text, size: b"".join(
-            json.dumps({"response": piece, "done": False}).encode() + b"\n"
+def _chat(text: str, size: int) -> bytes:
+    return sse(*chat_pieces(text, size))
+
+
+def _responses(text: str, size: int) -> bytes:
+    events = (
+        {"type": "response.output_text.delta", "item_id": "i", "delta": piece}
+        for piece in pieces(text, size)
+    )
+    return sse(*events, {"type": "response.output_text.done", "item_id": "i", "text": text})
+
+
+def _messages(text: str, size: int) -> bytes:
+    events = (
+        {
+            "type": "content_block_delta",
+            "index": 0,
+            "delta": {"type": "text_delta", "text": piece},
+        }
+        for piece in pieces(text, size)
+    )
+    return sse(*events, {"type": "message_stop"})
+
+
+def _gemini(text: str, size: int) -> bytes:
+    return sse(
+        *(
+            {"candidates": [{"content": {"parts": [{"text": piece}]}}]}
             for piece in pieces(text, size)
-        ),
-    ),
-)
-"""Streams whose text arrives in pieces of a size."""
+        )
+    )
+
+
+def _ollama(text: str, size: int) -> bytes:
+    # A body of one line is a document, not a stream, so that there are always two.
+    parts = [*pieces(text, size), ""]
+    return b"".join(
+        json.dumps({"response": piece, "done": number == len(parts) - 1}).encode() + b"\n"
+        for number, piece in enumerate(parts)
+    )
+
+
+IN_PIECES: dict[str, Callable[[str, int], bytes]] = {
+    "chat completions": _chat,
+    "the Responses API": _responses,
+    "Messages": _messages,
+    "Gemini": _gemini,
+    "Ollama": _ollama,
+}
+"""Text of a model in pieces of a size, as each API streams it."""
 
 STREAMS: dict[str, tuple[bytes, list[tuple[str, bool]]]] = {
     "succeeded": (
@@ -407,14 +413,13 @@ STREAMS: dict[str, tuple[bytes, list[tuple[str, bool]]]] = {
     "an address as data": (f"event: image\ndata: {URL}\n\n".encode(), [(URL, False)]),
     "a string as data": (f'data: "{ONE}"\n\n'.encode(), [("PNG", False)]),
     **{
-        f"{kind} in pieces of {size}": (body(text, size), [(identity, False)])
+        f"{kind} in pieces of {size}, {identity[:5]}": (body(text, size), [(identity, False)])
         for size in (1, 7, 4_000)
-        for kind, body in _IN_PIECES
+        for kind, body in IN_PIECES.items()
         for text, identity in (
             (f"Here:\n![x]({URL})\nEnjoy", URL),
             (f"Here:\n![x](data:image/png;base64,{ONE})\nEnjoy", "PNG"),
         )
-        if (kind, identity) != ("Ollama", "PNG") or size < 4_000
     },
     "two choices in pieces": (
         sse(

@@ -377,7 +377,7 @@ class Maker:
         parts = []
         for start in range(0, len(text), size):
             piece = text[start : start + size]
-            values: dict[str, Any] = {
+            values: dict[str, dict[str, Any]] = {
                 "chat": {"choices": [{"index": 0, "delta": {"content": piece}}]},
                 "responses": {"type": "response.output_text.delta", "item_id": "i", "delta": piece},
                 "messages": {

@@ -11,23 +11,27 @@ from elkimg_async.local import contract, responses
 from elkimg_async.local.contract import (
     GatewayError,
     ParsedRequest,
-    parse_generation,
+    parse_fields,
+    parse_json,
 )
 from elkimg_async.local.responses import GeneratedImages
 from elkimg_async.local.script import End, Pause, ScriptedResponse, Step, joined, steps
+from elkimg_async.sansio.requests import GenerateRequest
 
 HEADERS = {responses.REQUEST_ID: "r-1"}
 
 
+def parse(body: bytes) -> ParsedRequest:
+    return parse_fields(parse_json(body), GenerateRequest)
+
+
 def parsed(**fields: Any) -> ParsedRequest:
-    return parse_generation(
-        msgspec.json.encode({"model": "gpt-image-1", "prompt": "a boat", **fields})
-    )
+    return parse(msgspec.json.encode({"model": "gpt-image-1", "prompt": "a boat", **fields}))
 
 
 def rejection(body: bytes) -> GatewayError:
     with pytest.raises(GatewayError) as caught:
-        parse_generation(body)
+        parse(body)
     return caught.value
 
 
@@ -40,9 +44,9 @@ def events(response: ScriptedResponse) -> list[tuple[str, Any]]:
     return found
 
 
-def test_parse_generation_fills_in_defaults() -> None:
+def test_parse_fields_fills_in_defaults() -> None:
     """Missing fields get the documented defaults."""
-    plain = parse_generation(b'{"prompt": "a boat"}')
+    plain = parse(b'{"prompt": "a boat"}')
     assert (plain.model, plain.n, plain.width, plain.height) == ("gpt-image-1.5", 1, 1024, 1024)
     assert (plain.output_format, plain.compression, plain.stream) == ("png", 100, False)
     assert not plain.by_url

@@ -527,7 +527,7 @@ def test_batch_on_ray(ray: Any, server: ThreadedServer, tmp_path: Path) -> None:
         return ended
 
     ended = batch(good + '{"prompt": "many", "n": 99}\n{"wrong": 1}\n')
-    assert ended.returncode == 1
+    assert ended.returncode == 2
     assert "prompts.jsonl, line 4: column n: gpt-image-1.5: n is 99" in ended.stderr
     assert server.generations == 0
     for before in ([], ["3"]):
@@ -551,4 +551,4 @@ def test_batch_on_ray(ray: Any, server: ThreadedServer, tmp_path: Path) -> None:
     assert {json.loads(line)["currency"] for line in lines} == {"EUR"}
     assert all((tmp_path / "out" / name).stat().st_size for line in names for name in line)
     ended = batch(good, "127.0.0.1:1")
-    assert (ended.returncode, "The Ray cluster cannot be reached" in ended.stderr) == (1, True)
+    assert (ended.returncode, "The Ray cluster cannot be reached" in ended.stderr) == (2, True)

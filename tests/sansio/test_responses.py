@@ -11,6 +11,7 @@ import openai.types as openai_types
 import pydantic
 import pytest
 from fastapi.encoders import jsonable_encoder
+from openai.types import images_response
 
 from elkimg_async.image import Image
 from elkimg_async.sansio.decoder import ImagesDecoder
@@ -162,47 +163,82 @@ OURS: dict[str, Any] = {
 }
 
 
-def missing_fields(theirs: type[pydantic.BaseModel], ours: Any) -> list[str]:
-    """Return the fields of a class of `openai` that ours lacks, nested ones included."""
-    known = set(dir(ours)) | set(getattr(ours, "__struct_fields__", ()))
-    known |= set(getattr(ours, "__dataclass_fields__", ()))
+NESTED: dict[str, Any] = {
+    "usage": Usage,
+    "svg_usage": SvgUsage,
+    "input_tokens_details": TokenDetails,
+    "output_tokens_details": TokenDetails,
+}
+
+
+def names_of(ours: Any) -> set[str]:
+    """Return the names of all attributes of a class."""
+    fields = (getattr(ours, name, ()) for name in ("__struct_fields__", "__dataclass_fields__"))
+    return set(dir(ours)).union(*fields)
+
+
+def missing_fields(
+    theirs: type[pydantic.BaseModel], known: set[str], nested: dict[str, set[str]]
+) -> list[str]:
+    """Return the fields of a class of `openai` that are not known, nested ones included."""
     missing = [name for name in theirs.model_fields if name not in known]
-    for name, nested in (("usage", Usage), ("svg_usage", SvgUsage)):
-        missing += _missing_in(theirs, name, nested)
-    for name in ("input_tokens_details", "output_tokens_details"):
-        missing += _missing_in(theirs, name, TokenDetails)
+    for name, inside in nested.items():
+        for model in _models_in(theirs, name):
+            missing += [f"{name}.{inner}" for inner in missing_fields(model, inside, nested)]
     return missing
 
 
-def _missing_in(theirs: type[pydantic.BaseModel], name: str, nested: Any) -> list[str]:
+def _models_in(theirs: type[pydantic.BaseModel], name: str) -> list[type[pydantic.BaseModel]]:
     field = theirs.model_fields.get(name)
     if field is None:
         return []
     parts = [field.annotation, *getattr(field.annotation, "__args__", ())]
-    models = [
+    return [
         part for part in parts if isinstance(part, type) and issubclass(part, pydantic.BaseModel)
     ]
-    return [f"{name}.{inner}" for model in models for inner in missing_fields(model, nested)]
+
+
+KNOWN = {name: names_of(ours) for name, ours in OURS.items()}
+INSIDE = {name: names_of(ours) for name, ours in NESTED.items()}
 
 
 @pytest.mark.parametrize("name", OURS)
 def test_fields_of_openai(name: str) -> None:
     """Every field of the installed `openai` package is an attribute of ours."""
-    assert missing_fields(getattr(openai_types, name), OURS[name]) == []
+    assert missing_fields(getattr(openai_types, name), KNOWN[name], INSIDE) == []
 
 
-def test_fields_of_openai_that_are_missing() -> None:
-    """The comparison names a field that is missing, in nested objects too."""
-    assert missing_fields(openai_types.Model, Usage) == [
-        "id",
-        "created",
-        "object",
-        "owned_by",
-        "shutdown_date",
-    ]
-    assert "usage.input_tokens_details.image_tokens" in missing_fields(
-        openai_types.ImagesResponse, type("Empty", (), {})
-    ) or missing_fields(openai_types.ImagesResponse, type("Empty", (), {}))
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [(name, field) for name in OURS for field in getattr(openai_types, name).model_fields],
+)
+def test_fields_of_openai_that_are_missing(name: str, field: str) -> None:
+    """If one field of one class is removed, the comparison names it."""
+    missing = missing_fields(getattr(openai_types, name), KNOWN[name] - {field}, INSIDE)
+    assert missing == [field]
+
+
+INSIDE_OF_OPENAI: dict[str, type[pydantic.BaseModel]] = {
+    "usage": images_response.Usage,
+    "svg_usage": images_response.SvgUsage,
+    "input_tokens_details": images_response.UsageInputTokensDetails,
+    "output_tokens_details": images_response.UsageOutputTokensDetails,
+}
+
+
+@pytest.mark.parametrize(
+    ("holder", "field"),
+    [
+        (holder, field)
+        for holder, theirs in INSIDE_OF_OPENAI.items()
+        for field in theirs.model_fields
+    ],
+)
+def test_fields_of_openai_that_are_missing_inside(holder: str, field: str) -> None:
+    """If one field of the usage or of its details is removed, the comparison names it."""
+    inside = {**INSIDE, holder: INSIDE[holder] - {field}}
+    (missing,) = missing_fields(openai_types.ImagesResponse, KNOWN["ImagesResponse"], inside)
+    assert missing.endswith(f"{holder}.{field}")
 
 
 def test_add_usage() -> None:

@@ -837,6 +837,6 @@ async def test_command_waits_for_jobs(tmp_path: Path) -> None:
 async def test_command_without_api_key(tmp_path: Path) -> None:
     """Without an API key the error names the variable and --local."""
     ended = await run("studio", folder=tmp_path)
-    assert (ended.code, ended.out) == (1, "")
+    assert (ended.code, ended.out) == (2, "")
     assert "ELKAPI_API_KEY" in ended.err
     assert "--local" in ended.err

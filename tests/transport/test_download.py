@@ -12,7 +12,7 @@ from elkimg_async import AsyncImages, DownloadError, Image, Limits, Timeout
 from elkimg_async.local import LocalServer
 from elkimg_async.transport import download
 from elkimg_async.transport.download import is_text
-from tests.helpers.raw_server import API_KEY, PNG, End, RawServer, Reply, response
+from tests.helpers.raw_server import API_KEY, PNG, End, RawServer, Reply, head, response
 
 
 async def image_at(raw_server: RawServer, url: str, **options: Any) -> tuple[AsyncImages, Image]:
@@ -26,7 +26,7 @@ async def image_at(raw_server: RawServer, url: str, **options: Any) -> tuple[Asy
 # --- repeated ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", [403, 404, 408, 425, 429, 500, 502, 503, 504, 520])
+@pytest.mark.parametrize("status", [202, 403, 404, 408, 425, 429, 500, 502, 503, 504, 520])
 async def test_download_that_is_not_ready(raw_server: RawServer, status: int) -> None:
     """A transient status is retried automatically."""
     async with RawServer(response(b"not yet", status=status), response(PNG)) as host:
@@ -35,6 +35,26 @@ async def test_download_that_is_not_ready(raw_server: RawServer, status: int) ->
             assert await image.read() == PNG
         assert len(host.requests) == 2
     assert len(raw_server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        response(b""),
+        [End.CLOSE],
+        [End.RESET],
+        [head(200, Content_Length="5000"), PNG, End.CLOSE],
+        [head(200, Content_Length="5000"), PNG, End.RESET],
+    ],
+    ids=["empty", "closed", "reset", "cut", "reset-in-body"],
+)
+async def test_download_that_breaks_off_at_first(raw_server: RawServer, first: Reply) -> None:
+    """A broken connection and an empty file are tried again."""
+    async with RawServer(first, response(PNG)) as host:
+        client, image = await image_at(raw_server, f"{host.origin}/a.png")
+        async with client:
+            assert await image.read() == PNG
+        assert len(host.requests) == 2
 
 
 @pytest.mark.parametrize("status", [204, 400, 401, 410, 451])

@@ -25,6 +25,10 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 DIRECT = [
+    ("192.0.2.*", "http://192.0.2.9/v1"),
+    ("gateway-*.example.test", "http://gateway-1.example.test/v1"),
+    ("b\u00fccher.test", "http://xn--bcher-kva.test/v1"),
+    ("xn--bcher-kva.test", "http://b\u00fccher.test/v1"),
     ("gateway.example.test:8080", "http://gateway.example.test:8080/v1"),
     ("gateway.example.test:443", "https://gateway.example.test/v1"),
     ("gateway.example.test:80", "http://gateway.example.test/v1"),
@@ -52,6 +56,7 @@ DIRECT = [
     ("", "http://[::1]:8000/v1"),
 ]
 PROXIED = [
+    ("192.0.2.*", "http://192.0.3.9/v1"),
     ("gateway.example.test:8080", "http://gateway.example.test:8081/v1"),
     ("192.0.2.0/24", "http://192.0.3.7/v1"),
     ("192.0.2.0/24", "http://gateway.example.test/v1"),

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -124,10 +125,20 @@ async def test_tuple_of_several_images(tmp_path: Path) -> None:
     assert len(await open_images(("x.png", PNG), "image")) == 1
 
 
-async def test_file_tuple_with_headers() -> None:
-    """Headers of a part are rejected rather than dropped silently."""
-    with pytest.raises(InvalidRequestError, match="cannot have headers"):
-        await open_image(("a.png", PNG, "image/png", {"X-A": "b"}), "image")
+async def test_file_tuple_with_headers(client: AsyncImages, raw_server: RawServer) -> None:
+    """Headers of a part are sent with it, except those that the form has itself."""
+    headers = {"X-A": "b", "Content-Type": "text/plain", "content-length": "1"}
+    await client.edit(("a.png", PNG, "image/png", headers), "a hat", model="new")
+    assert await files_of(raw_server) == [("image", "a.png", "image/png", PNG)]
+    (head,) = re.findall(rb"filename=.*?\r\n\r\n", raw_server.requests[-1].body, re.DOTALL)
+    assert head == b'filename="a.png"\r\nContent-Type: image/png\r\nX-A: b\r\n\r\n'
+
+
+@pytest.mark.parametrize("headers", [{"X-A": "b\r\nX-B: c"}, {"X A": "b"}, {"": "b"}])
+async def test_file_tuple_with_wrong_headers(headers: dict[str, str]) -> None:
+    """A header that would begin another one is not sent."""
+    with pytest.raises(InvalidRequestError, match="headers of image are not valid"):
+        await open_image(("a.png", PNG, "image/png", headers), "image")
 
 
 async def test_markup(client: AsyncImages, raw_server: RawServer) -> None:
