@@ -52,6 +52,8 @@ class Contender:
     """Reads the body without decoding it."""
     fast: bool = False
     """Runs on aiofastnet's event loop."""
+    paced: bool = False
+    """Has a rate controller, which starts slowly."""
 
     def enters(self, *, streaming: bool, fan_out: bool) -> bool:
         if self.own_fan_out:

@@ -238,7 +238,9 @@ _ALL = (
         own_fan_out=True,
     ),
     Contender(BARE, "aiohttp, bare read", _open_aiohttp(BareRead), ("aiohttp",), _NEEDED, raw=True),
-    Contender(OURS, "elkimg_async", open_elkimg, ("msgspec", "pybase64", "anyio"), _NEEDED),
+    Contender(
+        OURS, "elkimg_async", open_elkimg, ("msgspec", "pybase64", "anyio"), _NEEDED, paced=True
+    ),
     Contender(
         OUR_FAST,
         "elkimg_async, fast",
@@ -246,6 +248,7 @@ _ALL = (
         ("aiofastnet",),
         "install the extra: pip install 'elkimg-async[fast]'",
         fast=True,
+        paced=True,
     ),
     Contender(
         OUR_MAP, "elkimg_async, map", open_elkimg_map, ("elkimg-async",), _NEEDED, own_fan_out=True

@@ -79,8 +79,9 @@ async def _cpu(
             await meters.drive(call, count, scenario.concurrency)
 
     # At least one full batch, so that all connections are open before the measurement; with small
-    # responses until a rate controller has passed its slow start.
-    warmup = max(2, scenario.concurrency, 600 if scenario.spec.kind == "url" else 0)
+    # responses until the rate controller has passed its slow start.
+    slow_start = 3000 if contender.paced and scenario.spec.kind == "url" else 0
+    warmup = max(2, scenario.concurrency, slow_start)
     least = 0.2 if quick else 0.6
     values = await meters.cpu(run, scenario.count(quick), warmup, least)
     if scenario.fan_out:
