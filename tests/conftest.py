@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import signal
 from collections.abc import AsyncIterator
 
 import pytest
@@ -11,6 +12,8 @@ from elkimg_async.image import Image
 from elkimg_async.local import LocalServer
 from tests.helpers.raw_server import PNG, RawServer, response
 
+# Commands that tests start would ignore Ctrl-C, as the tests do when a shell runs them with &.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.pop("PYTEST_ADDOPTS", None)  # not for the pytest runs that tests start
 
 # The same examples each time; `pytest --hypothesis-profile default` looks for others.
