@@ -181,7 +181,7 @@ class _RunSettings(NamedTuple):
             requests,
             address=self.ray if isinstance(self.ray, str) else None,
             api_key=connection.api_key(),
-            base_url=client.base_url,
+            base_url=client._settings.url(""),  # noqa: SLF001
             output=self.output,
             concurrency=self.concurrency,
             limits=self.limits,

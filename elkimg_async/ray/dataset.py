@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 from uuid import uuid4
 
-from elkimg_async.config import make_base_url
+from elkimg_async.config import make_base_url, make_model
 from elkimg_async.errors import ConfigurationError
 from elkimg_async.ray.rate import load_ray
 from elkimg_async.ray.rows import POSITION
 from elkimg_async.ray.worker import GenerateImages, WorkerOptions, check_options
+from elkimg_async.sansio.requests import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -81,6 +82,8 @@ def generate_dataset(
             raise ConfigurationError(f"{name} must be a whole number of at least 1.")
     arguments: dict[str, Any] = {"run": run or uuid4().hex, **options}
     arguments["base_url"] = make_base_url(options.get("base_url"))
+    if (model := make_model(options.get("model"))) != DEFAULT_MODEL:
+        arguments["model"] = model  # of this process's environment, not the worker's
     if isinstance(api_key := options.get("api_key"), str):
         # The plan, which Ray shows and stores, holds a reference only.
         arguments["api_key"] = ray.put(api_key)

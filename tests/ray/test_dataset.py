@@ -110,9 +110,13 @@ def in_loop(server: ThreadedServer, condition: Callable[[], bool]) -> None:
 
 
 def test_generate_dataset_columns(
-    ray: Any, server: ThreadedServer, capfd: pytest.CaptureFixture[str]
+    ray: Any,
+    server: ThreadedServer,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Rows have their own options and errors, and the API key appears nowhere."""
+    monkeypatch.setenv("ELKAPI_MODEL", "gpt-image-1-mini")  # which the workers do not have
     rows: list[dict[str, Any]] = [{"prompt": "a cat", "n": 1, "note": "x"} for _ in range(5)]
     rows += [{"prompt": "two", "n": 2, "note": "y"}, {"prompt": "many", "n": 99, "note": "z"}]
     rows += [{"prompt": None, "n": 1, "note": "w"}]
@@ -122,7 +126,7 @@ def test_generate_dataset_columns(
         base_url=server.base_url,
         batch_size=4,
         quality="low",
-        pricing=Pricing({"gpt-image-1.5": ImagePrices({(None, "low"): "0.04"})}, currency="EUR"),
+        pricing=Pricing({"gpt-image-1-mini": ImagePrices({(None, "low"): "0.04"})}, currency="EUR"),
     )
     assert server.generations == 0  # lazy
     result = made.take_all()
@@ -143,6 +147,7 @@ def test_generate_dataset_columns(
     sent = {seen.headers["idempotency-key"] for seen in server.requests}
     assert sent == {row["idempotency_key"] for row in good}
     assert all(seen.fields["quality"] == "low" for seen in server.requests)
+    assert all(seen.fields["model"] == "gpt-image-1-mini" for seen in server.requests)
     plan = ray.cloudpickle.dumps(made._logical_plan.dag)
     shown = [repr(made), str(made.stats()), repr(plan), *capfd.readouterr()]
     assert not any(API_KEY in text for text in shown)
@@ -510,7 +515,8 @@ def test_batch_on_ray(ray: Any, server: ThreadedServer, tmp_path: Path) -> None:
     command += ["--price-file", "prices.toml", "--ray"]
     prices = 'currency = "EUR"\n["gpt-image-1.5"]\nimages = [{price = 0.04}]\n'
     (tmp_path / "prices.toml").write_text(prices)
-    environment = {**os.environ, "ELKAPI_API_KEY": API_KEY, "ELKAPI_BASE_URL": server.base_url}
+    base_url = f"{server.base_url}?api-version=2"
+    environment = {**os.environ, "ELKAPI_API_KEY": API_KEY, "ELKAPI_BASE_URL": base_url}
     address = ray.get_runtime_context().gcs_address
 
     def batch(prompts: str, at: str = address) -> subprocess.CompletedProcess[str]:
@@ -539,6 +545,7 @@ def test_batch_on_ray(ray: Any, server: ThreadedServer, tmp_path: Path) -> None:
         assert server.generations == 3
     (seeded,) = [seen for seen in server.requests if seen.fields["prompt"] == "a boat"]
     assert seeded.fields["seed"] == 3
+    assert {seen.query["api-version"] for seen in server.requests} == {"2"}
     lines = (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()
     names = [[file["name"] for file in json.loads(line)["files"]] for line in lines]
     assert names == [
