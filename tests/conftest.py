@@ -14,7 +14,6 @@ from tests.helpers.raw_server import PNG, RawServer, response
 
 # Commands that tests start would ignore Ctrl-C, as the tests do when a shell runs them with &.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-os.environ.pop("PYTEST_ADDOPTS", None)  # not for the pytest runs that tests start
 
 # The same examples each time; `pytest --hypothesis-profile default` looks for others.
 settings.register_profile("repeatable", derandomize=True)
@@ -38,6 +37,11 @@ def pytest_pycollect_makeitem(
         function = getattr(getattr(obj, "hypothesis", None), "inner_test", obj)
         if inspect.iscoroutinefunction(function):
             pytest.mark.usefixtures("anyio_backend")(obj)
+
+
+def pytest_collection_modifyitems() -> None:
+    """Keep the options in the environment from the pytest runs that tests start."""
+    os.environ.pop("PYTEST_ADDOPTS", None)
 
 
 @pytest.fixture(scope="session")

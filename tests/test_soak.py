@@ -1,6 +1,6 @@
 """Thousands of calls against mixed faults: memory, sockets and tasks stay flat.
 
-ELKIMG_SOAK_CALLS is the number of calls, 8,000 by default.
+ELKIMG_SOAK_CALLS is the number of calls, 3,000 by default.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from tests.helpers.raw_server import (
     stream,
 )
 
-CALLS = int(os.environ.get("ELKIMG_SOAK_CALLS", "8000"))
+CALLS = int(os.environ.get("ELKIMG_SOAK_CALLS", "3000"))
 AT_ONCE = 16
 PERIOD = 97  # calls between two stalls, which cost time
 MIB = 1024 * 1024
