@@ -20,7 +20,7 @@ import pytest
 from elkimg_async import AsyncImages, Image, ImagesResponse, PartialImage, RetryPolicy
 from elkimg_async.hooks import Record, RetryScheduled
 from elkimg_async.transport import pool
-from tests.helpers.calls import GOOD, PARTIAL, check_secret, in_both_modes, run_call
+from tests.helpers.calls import GOOD, PARTIAL, SOON, check_secret, in_both_modes, run_call
 from tests.helpers.raw_server import (
     API_KEY,
     PNG,
@@ -57,7 +57,7 @@ def running() -> "set[asyncio.Task[Any]]":
 
 async def until(condition: Callable[[], bool]) -> None:
     """Run the loop until `condition` holds."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SOON):
         while not condition():
             await asyncio.sleep(0)
 
@@ -65,7 +65,7 @@ async def until(condition: Callable[[], bool]) -> None:
 async def cancel(task: "asyncio.Task[Any]") -> None:
     """Cancel a task; check that it ends at once, without another use of the API key."""
     task.cancel()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SOON):
         with pytest.raises(asyncio.CancelledError) as caught:
             await task
     check_secret(caught.value)

@@ -24,7 +24,7 @@ from elkimg_async import (
     ElkImagesError,
 )
 from elkimg_async.local import LocalServer
-from tests.helpers.calls import GOOD, PARTIAL, check_clean, run_call
+from tests.helpers.calls import GOOD, PARTIAL, SOON, check_clean, run_call
 from tests.helpers.raw_server import (
     API_KEY,
     PNG,
@@ -37,7 +37,6 @@ from tests.helpers.raw_server import (
 )
 
 HOME = os.pathsep.join([str(Path(elkimg_async.__file__).parent.parent), *sys.path])
-SOON = 2.0  # seconds, for what has to be at once, on a busy machine
 
 
 @pytest.fixture

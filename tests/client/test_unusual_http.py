@@ -22,6 +22,7 @@ from tests.helpers.calls import (
     B64,
     GOOD,
     QUICK,
+    SOON,
     failure,
     failure_of_any_kind,
     in_both_modes,
@@ -124,10 +125,10 @@ async def test_switched_protocol(
         [*raw("101 Switching Protocols", "Upgrade: x", "Connection: upgrade"), End.HOLD]
     )
     started = time.monotonic()
-    error = await failure_of_any_kind(client, streaming, timeout=Timeout(total=5, idle=0.2))
+    error = await failure_of_any_kind(client, streaming, timeout=Timeout(total=60, idle=0.2))
     assert isinstance(error, (ResponseError, RequestTimeoutError))
     assert error.billing == "unknown"
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < SOON
 
 
 @in_both_modes

@@ -19,6 +19,9 @@ B64 = base64.b64encode(PNG).decode()
 GOOD = response({"created": 1, "data": [{"b64_json": B64}]})
 BUSY = response({"error": {"message": "busy"}}, status=429)
 QUICK = RetryPolicy(initial_backoff=0.002)
+SOON = 10.0
+"""Seconds within which a busy machine does what needs no waiting; what would be waited for by
+mistake takes longer."""
 PARTIAL_TYPE = "image_generation.partial_image"
 COMPLETED_TYPE = "image_generation.completed"
 PARTIAL = event({"type": PARTIAL_TYPE, "b64_json": B64, "partial_image_index": 0})

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp
 
 from elkimg_async import AsyncImages, web
 from elkimg_async.local import LocalServer
+from tests.helpers.calls import SOON
 from tests.helpers.raw_server import (
     API_KEY,
     PNG,
@@ -228,7 +229,7 @@ class Browser:
         """Close the connection; return the seconds until upstream sees it."""
         started = time.monotonic()
         self._writer.transport.abort()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(SOON):
             await server.wait_disconnected()
         return time.monotonic() - started
 

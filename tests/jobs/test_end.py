@@ -13,6 +13,7 @@ from elkimg_async import (
 )
 from elkimg_async.jobs import ImageJobs
 from elkimg_async.local import LocalServer
+from tests.helpers.calls import SOON
 from tests.helpers.jobs import (
     COMPLETED,
     MakeStore,
@@ -173,7 +174,7 @@ async def test_closing_cancelled_a_second_time_ends_at_once(make_store: MakeStor
         done, _ = await asyncio.wait([task], timeout=0.2)
         assert not done
         task.cancel()
-        done, _ = await asyncio.wait([task], timeout=2)
+        done, _ = await asyncio.wait([task], timeout=SOON)
         assert done
         assert task.cancelled()
         async with opened(raw_server, make_store) as jobs:
@@ -187,7 +188,7 @@ async def test_block_left_by_an_interruption_ends_at_once(
 ) -> None:
     """The second Ctrl-C is raised in whatever runs at that moment, which may be the block."""
     async with RawServer([*open_stream(event(partial(0))), End.HOLD]) as raw_server:
-        with anyio.fail_after(10), pytest.raises(interruption):  # noqa: PT012
+        with anyio.fail_after(SOON), pytest.raises(interruption):  # noqa: PT012
             async with opened(raw_server, make_store) as jobs:
                 await jobs.start("an elk", id="one")
                 await anext(aiter(jobs.events("one")))

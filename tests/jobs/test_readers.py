@@ -89,5 +89,4 @@ async def test_readers_that_leave_and_rejoin() -> None:
         f"{len(joined)} joins: median {median * 1000:.2f} ms, 99 % {late * 1000:.1f} ms; images "
         f"{sum(sizes) / 1e6:.1f} MB, held {(after - before) / 1e6:.1f}, peak {peak / 1e6:.1f} MB"
     )
-    assert median < 0.05
     assert after - before < 1.2 * sum(sizes)

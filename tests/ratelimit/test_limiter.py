@@ -6,7 +6,6 @@ import math
 import os
 import threading
 import time
-import timeit
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -23,6 +22,7 @@ from elkimg_async.errors import (
 from elkimg_async.local import LocalServer
 from elkimg_async.local.faults import FAULTS
 from elkimg_async.ratelimit.limiter import Limiter
+from tests.helpers.calls import SOON
 from tests.helpers.raw_server import API_KEY, End, RawServer, event, open_stream, response, stream
 
 GOOD = response({"created": 1, "data": [{"b64_json": "iVBORw0KGgo="}]})
@@ -120,7 +120,7 @@ async def test_retry_after_pauses_all_calls_once() -> None:
             await until(lambda: limiter_of(client)._paused_until > 0)
             began = time.monotonic()
             await asyncio.gather(first, *(client.generate("later") for _ in range(3)))
-            assert 0.3 < time.monotonic() - began < 5
+            assert 0.3 < time.monotonic() - began < SOON
         assert len(raw_server.requests) == 5
 
 
@@ -379,20 +379,7 @@ async def test_explicit_limit_spreads_starts() -> None:
         limiter.release(permit)
         times.append(permit.started or 0.0)
     # A burst of 61, and the other 59 at 99 in a second.
-    assert 0.5 < times[-1] - times[0] < 3
-
-
-def test_limiter_is_nearly_free() -> None:
-    """Passing the limiter while nothing waits costs a few microseconds."""
-    limiter = Limiter()
-
-    def pass_through() -> None:
-        permit = limiter.reserve(1)
-        limiter.succeeded(permit)
-        limiter.release(permit)
-
-    seconds = min(timeit.repeat(pass_through, number=2000, repeat=5)) / 2000
-    assert seconds < 50e-6
+    assert 0.5 < times[-1] - times[0] < SOON
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -455,7 +442,7 @@ async def test_wait_beyond_the_deadline_fails_at_once() -> None:
         with pytest.raises(RequestTimeoutError, match="rate limit") as caught:
             await client.generate("two", timeout=30)
         error = caught.value
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < SOON
         assert (error.limit, error.phase, error.billing) == ("total", "queue", "not_sent")
         assert_empty(limiter_of(client))
 
@@ -476,8 +463,8 @@ async def test_fast_responses_are_not_paced() -> None:
         AsyncImages(API_KEY, base_url=raw_server.base_url) as client,
     ):
         began = time.monotonic()
-        await asyncio.gather(*(client.generate("A kitten") for _ in range(300)))
-        assert time.monotonic() - began < 5  # 12 at the 25 per second of the beginning
+        await asyncio.gather(*(client.generate("A kitten") for _ in range(1000)))
+        assert time.monotonic() - began < SOON  # 40 at the 25 per second of the beginning
 
 
 async def test_outage_fails_fast() -> None:
@@ -488,6 +475,6 @@ async def test_outage_fails_fast() -> None:
             results = await asyncio.gather(
                 *(client.generate("A kitten") for _ in range(210)), return_exceptions=True
             )
-        assert time.monotonic() - began < 5 + 1.5
+        assert time.monotonic() - began < 2 * SOON
         assert all(isinstance(result, ServerError) for result in results)
         assert len(raw_server.requests) <= 0.7 * 3 * 210

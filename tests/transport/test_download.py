@@ -12,6 +12,7 @@ from elkimg_async import AsyncImages, DownloadError, Image, Limits, Timeout
 from elkimg_async.local import LocalServer
 from elkimg_async.transport import download
 from elkimg_async.transport.download import is_text
+from tests.helpers.calls import SOON
 from tests.helpers.raw_server import API_KEY, PNG, End, RawServer, Reply, head, response
 
 
@@ -76,16 +77,16 @@ async def test_download_honours_retry_after(raw_server: RawServer) -> None:
         async with client:
             started = time.monotonic()
             assert await image.read() == PNG
-            assert 1.0 <= time.monotonic() - started < 3
+            assert time.monotonic() - started >= 1.0
         host.reply_with(response(b"", status=503, Retry_After="60"))
         client, image = await image_at(
-            raw_server, f"{host.origin}/b.png", timeout=Timeout(download=5)
+            raw_server, f"{host.origin}/b.png", timeout=Timeout(download=45)
         )
         async with client:
             started = time.monotonic()
             with pytest.raises(DownloadError, match="status 503"):
                 await image.read()
-            assert time.monotonic() - started < 3
+            assert time.monotonic() - started < SOON
 
 
 async def test_download_ends_within_its_limit(
@@ -100,7 +101,7 @@ async def test_download_ends_within_its_limit(
             started = time.monotonic()
             with pytest.raises(DownloadError, match="status 404"):
                 await image.read()
-            assert time.monotonic() - started < 2
+            assert time.monotonic() - started < SOON
             assert len(host.requests) == 2
         monkeypatch.setattr(download, "NOT_READY", 0.1)
         client, image = await image_at(raw_server, f"{host.origin}/a.png")

@@ -19,7 +19,7 @@ from elkimg_async import (
 )
 from elkimg_async.transport import pool
 from elkimg_async.transport.pool import Hosts
-from tests.helpers.calls import GOOD, PARTIAL, check_clean, run_call
+from tests.helpers.calls import GOOD, PARTIAL, SOON, check_clean, run_call
 from tests.helpers.raw_server import (
     API_KEY,
     PNG,
@@ -32,7 +32,6 @@ from tests.helpers.raw_server import (
     response,
 )
 
-SOON = 2.0  # seconds, for what has to be at once, on a busy machine
 BODY: Reply = [head(200, Content_Length="1000"), b'{"data": [{"b64', End.HOLD]
 IN_FLIGHT: dict[str, Reply] = {
     "headers": [End.HOLD],
