@@ -1,4 +1,4 @@
-"""Encodings of a whole body that no header declares: gzip, and text in UTF-16."""
+"""Encodings of a whole body that no header declares: gzip, and JSON in UTF-16 or UTF-32."""
 
 import codecs
 import zlib
@@ -7,16 +7,29 @@ from collections.abc import Iterator
 from elkimg_async.errors import ResponseError
 
 _GZIP = b"\x1f\x8b\x08"
-_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+# Without a byte order mark, the zeros around the first character of JSON show the encoding, as in
+# RFC 4627, section 3. Longer marks come first, since some begin with a shorter one.
+_MARKS = {
+    _GZIP: "gzip",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    **{
+        first.encode(name): name
+        for name in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
+        for first in '{["'
+    },
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 _PIECE = 262_144  # bytes that are decompressed at a time
 
 
 class BodyEncoding:
-    """Decoder of an encoding, recognized by the first bytes of a body."""
+    """Decoder of an encoding: gzip, or one of text."""
 
-    def __init__(self, start: bytes) -> None:
-        self._inflate = zlib.decompressobj(wbits=31) if start.startswith(_GZIP) else None
-        self._text = codecs.getincrementaldecoder("utf-16")("replace")
+    def __init__(self, name: str) -> None:
+        self._inflate = zlib.decompressobj(wbits=31) if name == "gzip" else None
+        self._text = codecs.getincrementaldecoder("utf-8" if self._inflate else name)("replace")
 
     def decode(self, chunk: bytes) -> Iterator[bytes]:
         """Yield the decoded bytes, a limited number at a time.
@@ -49,9 +62,10 @@ class BodyEncoding:
 
 def encoding_of(start: bytes) -> BodyEncoding | None:
     """Return the decoder for a body that begins like this; None if it is not encoded."""
-    return BodyEncoding(start) if start.startswith((_GZIP, *_UTF_16)) else None
+    name = next((name for mark, name in _MARKS.items() if start.startswith(mark)), None)
+    return None if name is None else BodyEncoding(name)
 
 
 def may_be_encoded(start: bytes) -> bool:
     """Return whether more bytes are needed to say."""
-    return any(mark.startswith(start) for mark in (_GZIP, *_UTF_16) if len(start) < len(mark))
+    return any(mark.startswith(start) for mark in _MARKS if len(start) < len(mark))

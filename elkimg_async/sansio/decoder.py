@@ -175,6 +175,9 @@ class ImagesDecoder:
     def _begin(self, chunk: bytes) -> None:
         body = (self._start + chunk).lstrip(_BLANK)
         text = body.removeprefix(_BOM).lstrip(_BLANK)
+        if self._encoding is None and may_be_encoded(body):
+            self._start = body
+            return
         if self._encoding is None and (encoding := encoding_of(body)) is not None:
             self._start, self._encoding = b"", encoding
             self._feed(body)
@@ -182,9 +185,6 @@ class ImagesDecoder:
         is_image = may_begin_image(text) if text and text[0] not in b"{[<" else False
         boundary = boundary_in(text) if text[:1] == b"-" else self._boundary_after(text)
         if not text or _BOM.startswith(text) or None in (is_image, boundary):
-            self._start = body
-            return
-        if may_be_encoded(body) and self._encoding is None:
             self._start = body
             return
         self._start = b""
@@ -266,10 +266,10 @@ class ImagesDecoder:
         self._handle_server_sent_events(decoder)
 
     def _finish(self) -> None:
+        if text := self._start.removeprefix(_BOM).lstrip(_BLANK):
+            self._classify(self._start, text, is_image=False, boundary=b"")
         if self._page is not None and self._page_text is None:
             self._classify_page(bytes(self._page))
-        if not _BOM.startswith(self._start):
-            self._begin_text(self._start)
         if self._encoding is not None:
             self._encoding.finish()
         if self._image is not None:
@@ -313,20 +313,22 @@ class ImagesDecoder:
                 self._documents.handle(entry, "")
 
     def _finish_text(self, decoder: JSONDecoder) -> None:
-        """Handle a body that is a JSON string, plain base64, addresses, or none of these."""
+        """Handle text: a JSON string, base64, addresses, or another format that has images."""
         body = decoder.text(MAX_BODY_TEXT)
         if documents := text_documents(decoder):
             self._body = body
             for document in documents:
                 self._documents.handle(document, "")
             return
-        if self._page_text is not None:
-            return
-        raise ResponseError(
-            "The response is neither JSON nor an event stream.",
-            body=body,
-            images=images_of(decoder.salvage()),
-        )
+        saved = [document for document in decoder.salvage() if images_of([document])]
+        images = images_of(saved)
+        if any(image.content is not None for image in images) and decoder.is_balanced:
+            for document in saved:
+                self._documents.handle(document, "")
+        elif self._page_text is None:
+            raise ResponseError(
+                "The response is neither JSON nor an event stream.", body=body, images=images
+            )
 
     def _finish_json(self, decoder: JSONDecoder) -> None:
         self._body = decoder.text(MAX_BODY_TEXT)

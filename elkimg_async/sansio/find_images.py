@@ -28,7 +28,8 @@ from elkimg_async.sansio.image_strings import (
     pair,
 )
 from elkimg_async.sansio.json_images import Document
-from elkimg_async.sansio.prose_images import PROSE_NAMES, embedded_json, is_of_user
+from elkimg_async.sansio.lenient_json import InvalidJSON, decode, embedded_json
+from elkimg_async.sansio.prose_images import PROSE_NAMES, is_of_user
 from elkimg_async.sansio.reading import read_str
 
 _MAX_DEPTH = 100
@@ -198,8 +199,8 @@ class _Search:
         if (name.is_text and not is_prose) or self._json_depth >= _MAX_JSON:
             return
         try:
-            value = msgspec.json.decode(source)
-        except (msgspec.MsgspecError, UnicodeError, RecursionError):
+            value = decode(source.encode("utf-8", "replace"))
+        except InvalidJSON:
             return
         self._parsed.append(value)
         before = self._count

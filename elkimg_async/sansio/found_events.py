@@ -89,14 +89,15 @@ def error_without_image(
 
 
 def text_documents(decoder: JSONDecoder) -> list[Document]:
-    """Return the documents in a body that is a JSON string, plain base64, or addresses.
+    """Return the documents in text: JSON strings, plain base64, addresses, or JSON behind words.
 
     The list is empty if it is none of these.
     """
     try:
         documents = [unpacked_json(document) for document in decoder.finish_all()]
     except InvalidJSON:
-        documents = [Document(value) for value in plain_images(decoder.text(decoder.size))]
+        plain = [Document(value) for value in plain_images(decoder.text(decoder.size))]
+        documents = plain or decoder.embedded()
     usable = any(
         isinstance(document.value, (dict, list)) or find_images(document).found
         for document in documents

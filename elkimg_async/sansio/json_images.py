@@ -17,8 +17,7 @@ spelled with escapes; `Document` decodes these at the end.
 """
 
 import re
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -30,6 +29,16 @@ from elkimg_async.sansio.base64_text import (
     Base64Decoder,
     Decoded,
     decode_text,
+)
+from elkimg_async.sansio.lenient_json import (
+    NOT_STRICT,
+    InvalidJSON,
+    decode,
+    decode_several,
+    embedded_json,
+    named_strings,
+    repaired,
+    unquoted_base64,
 )
 
 _IMAGE_KEY = re.compile(
@@ -48,16 +57,15 @@ _HEX_START = re.compile(rb"(?:89504e47|ffd8ff|474946383|52494646)[0-9a-f]{32}", 
 _DATA_PREFIX = re.compile(rb"\s*(?:data:\s*)+")
 _BLANK = b" \t\r\n"
 _PLACEHOLDER = "#image "  # "#" neither occurs in base64 nor begins a URL
-_TOKEN = re.compile(r'"((?:[^"\\]|\\.)*+)\\?("|\Z)|[][{}]', re.DOTALL)
-_MAX_NESTING = 100  # of a document to repair
-_MAX_REPAIRS = 8
 _MAX_STRINGS = 8  # JSON in a string in a string …
-_SPACE = re.compile(r"[\s,]*")
-_UNFIT = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-
-
-class InvalidJSON(ValueError):  # noqa: N818
-    """A document that is not JSON or is incomplete; never leaves `sansio`."""
+_MAX_STRINGS = 8  # JSON in a string in a string …
+_UNQUOTED_KEY = re.compile(r"([A-Za-z_$][\w$-]*)\s*[:=]\s*\Z")
+_UNQUOTED = re.compile(  # base64 in XML, YAML or a form, with the name in front of it
+    r"(?:(?P<name>[A-Za-z_][\w.-]*)(?:\s[^<>]{0,256})?[:=>][\s|>!-]*+(?:<!\[CDATA\[)?\s*+)?"
+    r"(?<![\w\"'+/%])(?P<text>(?:data:image/[\w.+-]{1,64};base64,)?"
+    r"(?:[A-Za-z0-9+/_-]|%2[BF]){64}(?:[A-Za-z0-9+/_-]|%2[BF]|\s(?=\s*+[A-Za-z0-9+/]{4}))*+"
+    r"(?:=|%3D){0,2})(?=[^\w+/=%-])"
+)
 
 
 class Document(msgspec.Struct, frozen=True):
@@ -173,18 +181,36 @@ class JSONDecoder:
             raise InvalidJSON("the document ends within an image")
         try:
             values = [msgspec.json.decode(self._skeleton)]
-        except _UNFIT:
-            values = _decode_several(self._unprefixed())
+        except NOT_STRICT:
+            values = decode_several(self._unprefixed())
         return [Document(value, self._images) for value in values]
+
+    def embedded(self) -> list[Document]:
+        """Return the JSON that follows other text, or an empty list."""
+        source = embedded_json(self._skeleton.decode("utf-8", "replace"))
+        try:
+            return [Document(decode((source or "").encode("utf-8", "replace")), self._images)]
+        except InvalidJSON:
+            return []
 
     def salvage(self) -> list[Document]:
         """Return the complete parts of a document that was cut off or is not JSON."""
         skeleton = self._unprefixed().decode("utf-8", "replace")
         if skeleton.lstrip()[:2] in ("{'", "['"):
             skeleton = skeleton.replace("'", '"')  # a literal of Python or JavaScript
-        value = _repaired(skeleton)
-        values = [{key: text} for key, text in _pairs(skeleton)] if value is None else [value]
-        return [Document(value, self._images) for value in values]
+        if (value := repaired(embedded_json(skeleton) or skeleton)) is not None:
+            return [Document(value, self._images)]
+        found = (*named_strings(skeleton), *unquoted_base64(skeleton))
+        return [Document({name: text}, self._images) for name, text in found]
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether text that is not JSON may be complete: no bracket is still open in it."""
+        pairs = ((b"{", b"}"), (b"[", b"]"))
+        return not self.in_value and all(
+            self._skeleton.count(opening) <= self._skeleton.count(closing)
+            for opening, closing in pairs
+        )
 
     def text(self, length: int) -> str:
         """Return the start of the document for an error, without its images."""
@@ -306,92 +332,6 @@ def map_strings(value: Any, change: Callable[[str], str], depth: int = 20) -> An
             for name, item in value.items()
         }
     return type(value)(map_strings(item, change, depth - 1) for item in value)
-
-
-def decode(skeleton: bytes | bytearray) -> Any:
-    """Decode JSON, leniently if necessary.
-
-    Raises:
-        InvalidJSON: If it is not JSON.
-    """
-    try:
-        return msgspec.json.decode(skeleton)
-    except _UNFIT:
-        return _decode_several(skeleton)[0]
-
-
-def _decode_several(skeleton: bytes | bytearray) -> list[Any]:
-    """Decode JSON that the fast, strict decoder rejects, so that no image is lost.
-
-    This covers a byte order mark, NaN, lone surrogates, bytes that are not UTF-8, control
-    characters, numbers beyond 64 bits, and anything that follows the document.
-    """
-    import json  # slow to import, and rarely needed
-
-    text = skeleton.decode("utf-8-sig", "replace").lstrip()
-    decoder = json.JSONDecoder(strict=False, parse_int=_parse_int)
-    values: list[Any] = []
-    place = 0
-    try:
-        while not values or text[place : place + 1] in ("{", "[", '"'):
-            value, place = decoder.raw_decode(text, place)
-            values.append(value)
-            place = _SPACE.match(text, place).end()  # type: ignore[union-attr]
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-    else:
-        return values
-    if values:
-        return values
-    raise InvalidJSON(reason)
-
-
-def _repaired(text: str) -> Any:
-    """Decode a document that was cut off, up to its last complete string; None if impossible."""
-    ends: deque[tuple[int, str]] = deque(maxlen=_MAX_REPAIRS)
-    open_ones = ""
-    for match in _TOKEN.finditer(text):
-        found = match[0]
-        if found in ("{", "["):
-            open_ones = ("}" if found == "{" else "]") + open_ones
-            if len(open_ones) > _MAX_NESTING:
-                return None
-            continue
-        if found in ("}", "]"):
-            if not open_ones.startswith(found):
-                return None
-            open_ones = open_ones[1:]
-        elif not match[2]:
-            break
-        ends.append((match.end(), open_ones))
-    for end, closing in reversed(ends):
-        try:
-            return decode((text[:end] + closing).encode("utf-8", "replace"))
-        except InvalidJSON:
-            continue
-    return None
-
-
-def _pairs(text: str) -> Iterator[tuple[str, str]]:
-    """Yield the complete strings of a document that is not JSON, each with its name."""
-    key, last, place, in_list = "", "", 0, False
-    for match in _TOKEN.finditer(text):
-        if match[1] is None:
-            continue
-        between, string = text[place : match.start()].strip(), match[1]
-        in_list = between == ":[" or (between == "," and in_list)
-        key = last if between in (":", ":[") else key
-        is_value = (between == ":" or in_list) and match[2]
-        last, place = string, match.end()
-        if is_value:
-            try:
-                yield key, str(decode(b'"' + string.encode("utf-8", "replace") + b'"'))
-            except InvalidJSON:
-                continue
-
-
-def _parse_int(digits: str) -> int | float:
-    return int(digits) if len(digits) < 20 else float(digits)
 
 
 __all__ = [

@@ -15,7 +15,6 @@ _SHOWN = re.compile(
     re.IGNORECASE,
 )
 _REFERENCE = re.compile(r"!\[[^\]]*\]\[([^\]]+)\]")
-_FENCED = re.compile(r"```[\w-]*[ \t]*\r?\n\s*([{\[].*?)\s*```", re.DOTALL)
 _HINTS = ("](", "][", "<img", "data:image/")
 _OTHER_ROLES = ("user", "system", "developer", "tool")
 
@@ -46,14 +45,6 @@ def ends_within_image(text: str) -> bool:
         return not any(mark in text for mark in " {[](")
     bare = [match for match in _SHOWN.finditer(text) if match["bare"]]
     return bool(bare) and bare[-1].end() == len(text)
-
-
-def embedded_json(text: str) -> str | None:
-    """Return the JSON that a text is, or has between code fences; None if there is none."""
-    if text.lstrip()[:1] in ("{", "["):
-        return text
-    fenced = _FENCED.search(text) if "```" in text else None
-    return fenced[1] if fenced else None
 
 
 def is_of_user(fields: Mapping[str, Any]) -> bool:

@@ -215,6 +215,18 @@ DIALECTS |= {
         },
         [URL],
     ),
+    "JSON between words": (
+        {
+            "choices": [
+                {"message": {"content": f"Here: {json.dumps({'b64_json': ONE})} Enjoy [it]."}}
+            ]
+        },
+        [PNG],
+    ),
+    "JSON before words": (
+        {"choices": [{"message": {"content": f"{json.dumps([{'image_url': URL}])}\nEnjoy!"}}]},
+        [URL],
+    ),
 }
 
 
@@ -521,6 +533,19 @@ RAW: dict[str, tuple[bytes, str, Came]] = {
         "application/json",
         [PNG],
     ),
+    **{
+        f"{name} without a byte order mark": (
+            json.dumps({"data": [{"b64_json": ONE}]}).encode(name),
+            "application/json",
+            [PNG],
+        )
+        for name in ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
+    },
+    "UTF-32": (
+        json.dumps({"data": [{"b64_json": ONE}]}).encode("utf-32"),
+        "application/json",
+        [PNG],
+    ),
     "strings in lines": (
         f"{json.dumps(ONE)}\n{json.dumps(URL)}\n".encode(),
         "text/plain",
@@ -548,4 +573,30 @@ TEXTS: dict[str, tuple[str, Came]] = {
     "a string": (json.dumps(ONE), [PNG]),
     "a string with an address": (json.dumps(URL), [URL]),
     "a string of JSON": (json.dumps(json.dumps({"data": [{"b64_json": ONE}]})), [PNG]),
+    "JSON after words": (f"Warning: slow. {json.dumps({'data': [{'b64_json': ONE}]})}\n", [PNG]),
+    "JSON with a callback": (
+        f"callback({json.dumps({'data': [{'b64_json': LONG_TEXT}]})});",
+        [LONG],
+    ),
+    "XML": (
+        f'<?xml version="1.0"?>\n<response><prompt>{TWO}</prompt>'
+        f'<image type="image/png">{LONG_TEXT}</image></response>\n',
+        [LONG],
+    ),
+    "XML with wrapped base64": (
+        "<response><data><![CDATA[\n"
+        + base64.encodebytes(LARGE).decode()
+        + "]]></data></response>",
+        [LARGE],
+    ),
+    "XML with an attribute": (f'<r><image b64_json="{LONG_TEXT}" format="png"/></r>', [LONG]),
+    "YAML": (f"created: 1\nprompt: {TWO}\nimages:\n  - b64_json: {LONG_TEXT}\n", [LONG]),
+    "YAML with wrapped base64": (
+        "b64_json: |\n  "
+        + base64.encodebytes(LARGE).decode().replace("\n", "\n  ")
+        + "\ncreated: 1\n",
+        [LARGE],
+    ),
+    "YAML with quotes": (f'images:\n  - b64_json: "{LONG_TEXT}"\n', [LONG]),
+    "a form": (f"created=1&b64_json={quote(LONG_TEXT, safe='')}&n=1", [LONG]),
 }

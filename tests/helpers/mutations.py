@@ -428,18 +428,22 @@ class Maker:
     def encoded(self) -> bytes:
         """Return another body, encoded once more."""
         random = self.random
-        way = random.randrange(4)
+        way = random.randrange(5)
         if way == 2:
             values = [self.document(self.images_of()) for _ in range(random.choice([2, 3]))]
             between = random.choice(["\n", "", ",", "\n\n"])
             return between.join(self.dump(value, one_line=True) for value in values).encode()
-        text = self.batch() if way == 3 or random.random() < 0.7 else self.chat()
+        is_batch = way > 2 or random.random() < 0.7
+        text = (self.batch() if is_batch else self.chat()).strip("\ufeff \r\n")
         if way == 0:
             return gzip.compress(text.encode(), mtime=0)
         if way == 1:
-            return text.lstrip("\ufeff").encode("utf-16")
+            bare = ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"] * is_batch
+            return text.encode(random.choice(["utf-16", "utf-32", *bare]))
+        if way == 4:
+            return f"Warning: [slow] {text}{random.choice(['', ' Done.'])}".encode()
         for _ in range(random.choice([1, 2])):
-            text = json.dumps(text.strip("\ufeff \r\n"))
+            text = json.dumps(text)
         return text.encode()
 
     def failing(self) -> str:

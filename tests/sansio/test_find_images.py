@@ -16,6 +16,7 @@ from tests.helpers import mutations
 from tests.helpers.dialects import (
     DIALECTS,
     LONG,
+    LONG_TEXT,
     MULTIPARTS,
     ONE,
     OTHER,
@@ -241,10 +242,34 @@ def test_images_of_a_text(body: str, expected: Came) -> None:
 
 
 def test_images_in_a_text() -> None:
-    """An image inside a text that is not JSON is on the error."""
-    _, end = decode(f'callback({{"data": [{{"b64_json": "{ONE}"}}]}});'.encode(), stream=False)
+    """Images of text that is not JSON and may be cut off are on the error."""
+    for body in (
+        f'callback({{"data": [{{"b64_json": "{ONE}"}}]',
+        f'{{b64_json: "{LONG_TEXT}"}}',
+        f'{{"b64_json": "{ONE}",}}',
+        f'{{"b64_json": "{ONE}" /* an image */}}',
+    ):
+        _, end = decode(body.encode(), stream=False)
+        assert isinstance(end, ResponseError)
+        assert len(end.images) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"<error><prompt>{LONG_TEXT}</prompt></error>",
+        f"message: {LONG_TEXT}\n",
+        f"error={LONG_TEXT}&status=failed",
+        "Sorry, no image. See https://cdn.example/a.png",
+        "image: https://cdn.example/a.png",
+        f"<r><image>{LONG_TEXT}",
+    ],
+)
+def test_text_without_images(text: str) -> None:
+    """Base64 in a text field, an address alone and an image that is cut off are not images."""
+    _, end = decode(text.encode(), stream=False)
     assert isinstance(end, ResponseError)
-    assert [image.content for image in end.images] == [PNG]
+    assert not [image for image in end.images if image.content is not None]
 
 
 # Mutations

@@ -1,0 +1,143 @@
+"""Decoding of JSON that is not strict, and of what can be saved of text that is not JSON."""
+
+import re
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import unquote
+
+import msgspec
+
+from elkimg_async.sansio.signatures import is_base64_image
+
+NOT_STRICT = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""The errors of the strict decoder."""
+_FENCED = re.compile(r"```[\w-]*[ \t]*\r?\n\s*([{\[].*?)\s*```", re.DOTALL)
+_JSON = re.compile(r"\{\s*\"|\[\s*[\[{\"]")
+_TOKEN = re.compile(r'"((?:[^"\\]|\\.)*+)\\?("|\Z)|[][{}]', re.DOTALL)
+_MAX_NESTING = 100  # of a document to repair
+_MAX_REPAIRS = 8
+_SPACE = re.compile(r"[\s,]*")
+_UNQUOTED_KEY = re.compile(r"([A-Za-z_$][\w$-]*)\s*[:=]\s*(\[?)\Z")
+_BASE64 = re.compile(  # in one line, or in lines that have nothing else
+    r"(?<![\w\"'+/%,;-])(?:data:image/[\w.+-]{1,64};base64,)?(?:[A-Za-z0-9+/_-]|%2[BF]){64}"
+    r"(?:[A-Za-z0-9+/_-]|%2[BF]|\r?\n[ \t]*+(?=[A-Za-z0-9+/]++={0,2}[ \t]*+(?:[\r\n<]|\Z)))*+"
+    r"(?:=|%3D){0,2}",
+    re.IGNORECASE,
+)
+_TAG = re.compile(r"<([\w.:-]+)(?:\s[^<>]*)?>\s*(?:<!\[CDATA\[)?\s*\Z")
+_LABEL = re.compile(r"([A-Za-z_$][\w.$-]*)\s*[:=][\s|>-]*\Z")
+_MAX_LABEL = 300  # characters in front of base64 that may name it
+
+
+class InvalidJSON(ValueError):  # noqa: N818
+    """A document that is not JSON or is incomplete; never leaves `sansio`."""
+
+
+def decode(skeleton: bytes | bytearray) -> Any:
+    """Decode JSON, leniently if necessary.
+
+    Raises:
+        InvalidJSON: If it is not JSON.
+    """
+    try:
+        return msgspec.json.decode(skeleton)
+    except NOT_STRICT:
+        return decode_several(skeleton)[0]
+
+
+def decode_several(skeleton: bytes | bytearray) -> list[Any]:
+    """Decode JSON that the fast, strict decoder rejects, so that no image is lost.
+
+    This covers a byte order mark, NaN, lone surrogates, bytes that are not UTF-8, control
+    characters, numbers beyond 64 bits, and anything that follows the document.
+    """
+    import json  # slow to import, and rarely needed
+
+    text = skeleton.decode("utf-8-sig", "replace").lstrip()
+    decoder = json.JSONDecoder(strict=False, parse_int=_parse_int)
+    values: list[Any] = []
+    place = 0
+    try:
+        while not values or text[place : place + 1] in ("{", "[", '"'):
+            value, place = decoder.raw_decode(text, place)
+            values.append(value)
+            place = _SPACE.match(text, place).end()  # type: ignore[union-attr]
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+    else:
+        return values
+    if values:
+        return values
+    raise InvalidJSON(reason)
+
+
+def embedded_json(text: str) -> str | None:
+    """Return a text from where its JSON begins: at its start, in a code fence, or behind words."""
+    if text.lstrip()[:1] in ("{", "["):
+        return text
+    if "```" in text and (fenced := _FENCED.search(text)) is not None:
+        return fenced[1]
+    found = _JSON.search(text)
+    return None if found is None else text[found.start() :]
+
+
+def repaired(text: str) -> Any:
+    """Decode a document that was cut off, up to its last complete string; None if impossible."""
+    ends: deque[tuple[int, str]] = deque(maxlen=_MAX_REPAIRS)
+    open_ones = ""
+    for match in _TOKEN.finditer(text):
+        found = match[0]
+        if found in ("{", "["):
+            open_ones = ("}" if found == "{" else "]") + open_ones
+            if len(open_ones) > _MAX_NESTING:
+                return None
+            continue
+        if found in ("}", "]"):
+            if not open_ones.startswith(found):
+                return None
+            open_ones = open_ones[1:]
+        elif not match[2]:
+            break
+        ends.append((match.end(), open_ones))
+    for end, closing in reversed(ends):
+        try:
+            return decode((text[:end] + closing).encode("utf-8", "replace"))
+        except InvalidJSON:
+            continue
+    return None
+
+
+def named_strings(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the complete strings of a document that is not JSON, each with its name."""
+    key, last, place, in_list = "", "", 0, False
+    for match in _TOKEN.finditer(text):
+        if match[1] is None:
+            continue
+        between, string = text[place : match.start()].strip(), match[1]
+        if (unquoted := _UNQUOTED_KEY.search(between)) is not None:
+            last, between = unquoted[1], ":" + unquoted[2]
+        in_list = between == ":[" or (between == "," and in_list)
+        key = last if between in (":", ":[") else key
+        is_value = (between == ":" or in_list) and match[2]
+        last, place = string, match.end()
+        if is_value:
+            try:
+                yield key, str(decode(b'"' + string.encode("utf-8", "replace") + b'"'))
+            except InvalidJSON:
+                continue
+
+
+def unquoted_base64(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the images in base64 without quotes, each with its name: in XML, YAML or a form."""
+    for match in _BASE64.finditer(text):
+        image = unquote(match[0])
+        if match.end() == len(text) or not is_base64_image(image[image.find(",") + 1 :][:64]):
+            continue
+        before = text[max(0, match.start() - _MAX_LABEL) : match.start()]
+        label = _TAG.search(before) or _LABEL.search(before)
+        yield label[1] if label else "data", image
+
+
+def _parse_int(digits: str) -> int | float:
+    return int(digits) if len(digits) < 20 else float(digits)
