@@ -141,6 +141,13 @@ async def until_colour(frame: Locator, wanted: tuple[int, ...]) -> None:
             await anyio.sleep(0.05)
 
 
+async def until_box(element: Locator, wanted: Any) -> None:
+    """Wait until an element has this place and size, to the pixel."""
+    with anyio.fail_after(GUARD / 1000):
+        while (await element.bounding_box() or {}) != pytest.approx(wanted, abs=1):
+            await anyio.sleep(0.05)
+
+
 def plain(colour: str, size: tuple[int, int]) -> str:
     file = io.BytesIO()
     Pillow.new("RGB", size, colour).save(file, "png")
@@ -530,10 +537,12 @@ async def test_viewer(seen: Seen) -> None:
     await page.keyboard.press("ArrowLeft")
     await viewer.get_by_role("button", name="Compare").click()
     await expect(page.get_by_label("Before and after")).to_be_visible()
-    after, before = [
-        await page.locator(name).bounding_box() for name in ("#viewer-image", "#viewer-before")
-    ]
-    assert before == after
+    for width in (1280, 320):
+        await page.set_viewport_size({"width": width, "height": 700})
+        after = await page.locator("#viewer-image").bounding_box()
+        assert after is not None
+        assert after["width"] <= width
+        await until_box(page.locator("#viewer-before"), after)
     await page.keyboard.press("Escape")
     await expect(card.get_by_role("button", name="View full size")).to_be_focused()
 
@@ -866,10 +875,11 @@ async def test_keyboard(seen: Seen) -> None:
     assert after.tobytes() != before.tobytes()
 
 
-async def test_phone(browser: Browser) -> None:
-    """At 390 pixels nothing overflows the screen."""
+@pytest.mark.parametrize("width", [320, 390])
+async def test_phone(browser: Browser, width: int) -> None:
+    """On a phone nothing overflows the screen, and the header keeps its lines."""
     window: dict[str, Any] = {
-        "viewport": {"width": 390, "height": 844},
+        "viewport": {"width": width, "height": 844},
         "is_mobile": True,
         "has_touch": True,
     }
@@ -880,17 +890,30 @@ async def test_phone(browser: Browser) -> None:
         page = seen.page
 
         async def check_width() -> None:
-            assert await page.evaluate("document.documentElement.scrollWidth") == 390
-            wide = """[...document.querySelectorAll('dialog[open], main *')]
-                .filter(e => e.checkVisibility() && e.getBoundingClientRect().right > 390.5)
+            assert await page.evaluate("document.documentElement.scrollWidth") == width
+            wide = """width => [...document.querySelectorAll('dialog[open], .top, main *')]
+                .filter(e => e.checkVisibility() && e.getBoundingClientRect().right > width + 0.5)
                 .map(e => e.outerHTML.slice(0, 80))"""
-            assert await page.evaluate(wide) == []
+            assert await page.evaluate(wide, width) == []
 
         await check_width()
         await page.get_by_text("More options").tap()
         await check_width()
         card = await seen.generate("A" * 300)
         await expect(card).to_be_in_viewport()
+        await check_width()
+        title, named, totals = await page.evaluate(
+            "['h1', '#server', '#totals'].map(e => document.querySelector(e))"
+            ".map(e => e.getBoundingClientRect()).map(e => [e.top, e.bottom])"
+        )
+        assert title[0] < named[0] < named[1] < title[1] < totals[0]
+        assert totals[1] - totals[0] == pytest.approx(named[1] - named[0])
+        await card.get_by_role("button", name="More", exact=True).tap()
+        menu = page.get_by_role("menu")
+        await expect(menu).to_be_visible()
+        await page.set_viewport_size({"width": 844, "height": width})
+        await expect(menu).to_be_hidden()
+        await page.set_viewport_size({"width": width, "height": 844})
         await check_width()
         await card.get_by_role("button", name="Edit", exact=True).tap()
         await page.get_by_text("Select a rectangle").tap()

@@ -59,6 +59,9 @@ menu.addEventListener("keydown", (event) => {
   items.at(next % items.length).focus();
 });
 
+// Its place is that of a button which may have moved.
+addEventListener("resize", () => menu.matches(":popover-open") && menu.hidePopover());
+
 const PAUSE = 500; // between two clicks that are meant as two
 
 /**

@@ -145,6 +145,7 @@ document.addEventListener("drop", (event) => {
 
 session = await getJson("api/session");
 $("server").textContent = session.local ? "Local server · free" : session.server;
+$("server").title = session.server;
 $("server").classList.toggle("free", session.local);
 startComposer(session);
 follow(receive, connected);

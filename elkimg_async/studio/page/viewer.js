@@ -64,9 +64,17 @@ function compare(on) {
 
 function slide() {
   const { value } = $("viewer-slider");
-  stage.style.setProperty("--before", `${value}%`);
+  stage.style.setProperty("--part", value / 100);
   $("viewer-slider").setAttribute("aria-valuetext", `${value}% before, ${100 - value}% after`);
 }
+
+// The image before the edit covers the one after it, whatever its own size.
+const places = new ResizeObserver(() => {
+  const { offsetLeft: left, offsetTop: top, offsetWidth: width, offsetHeight: height } = $("viewer-image");
+  for (const [name, value] of Object.entries({ left, top, width, height })) stage.style.setProperty(`--${name}`, `${value}px`);
+});
+places.observe(stage);
+places.observe($("viewer-image"));
 
 // Dragging on the image moves the border between before and after.
 function slideTo(event) {
