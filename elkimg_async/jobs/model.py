@@ -66,7 +66,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         created_at: When it was started; all times are in seconds since 1970.
         sent_at: When its request was sent; None before.
         finished_at: When it reached its last state; None before.
-        usage: The tokens used; None if the server does not say.
+        usage: The tokens used; None if the server does not report them.
         request_id: The server's id of the request; None if there is none.
         attempts: How often the request was tried; 0 while that is unknown.
         idempotency_key: The idempotency key that the request is sent with; None without one.

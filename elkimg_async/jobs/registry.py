@@ -139,9 +139,9 @@ class ImageJobs(JobStart, AsyncOnly):
         """Wait up to `grace` seconds for running jobs, then close everything; idempotent.
 
         Jobs that are still queued remain so in the store. Cancelling this ends it at once; the
-        store is then consistent, and a later process continues from there. An image that the store
-        does not take until then, because its disk is full, is written to a temporary file that is
-        named in the log.
+        store is then consistent, and a later process continues from there. An image that could not
+        be stored by then, because the disk is full, is written to a temporary file that is named
+        in the log.
         """
         if self._state == "closed":
             return
@@ -400,8 +400,8 @@ def _timeout(seconds: float) -> float | None:
     return None if math.isinf(seconds) else seconds
 
 
-def _check_seconds(name: str, value: object, least: float) -> None:
+def _check_seconds(name: str, value: object, above: float) -> None:
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > least:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > above:
         raise ConfigurationError(f"{name} must be a positive number of seconds, or None.")

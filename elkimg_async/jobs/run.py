@@ -209,7 +209,7 @@ class JobRun:
 
 
 def _rescue(id: str, content: bytes | None) -> None:
-    """Write an image that the store did not take to a temporary file, since it is paid for."""
+    """Write a paid image that could not be stored to a temporary file."""
     if content is None:
         return
     extension = EXTENSIONS.get(media_type_of(content), "")

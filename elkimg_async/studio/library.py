@@ -26,7 +26,7 @@ from elkimg_async.media_types import EXTENSIONS, media_type_of
 EDGE = 640
 """Length of a thumbnail's longer edge, in pixels."""
 MAX_SHOWN = 96 * 1024
-"""Images of at most so many bytes are shown without a thumbnail."""
+"""Images of up to this many bytes are shown without a thumbnail."""
 
 _REDUCED = {".png", ".jpg", ".webp"}
 _TOKEN = re.compile(r"[\w-]{32}", re.ASCII)

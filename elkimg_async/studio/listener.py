@@ -42,7 +42,7 @@ def listen(port: int | None) -> socket.socket:
 class HeaderTimer:
     """Closes connections whose next request does not arrive in time.
 
-    aiohttp limits neither the time until the first request nor the time that headers may take.
+    aiohttp limits neither the time until the first request nor the time for its headers.
 
     Args:
         create: Creates aiohttp's handler of one connection.

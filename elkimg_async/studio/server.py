@@ -265,8 +265,8 @@ class Studio:
         response = web.StreamResponse(headers=EVENT_HEADERS)
         await response.prepare(request)
         await response.write(b"retry: 1000\n\n")
-        asked = request.headers.get("Last-Event-ID") or request.query.get("after")
-        position = self.board.position(asked)
+        last_id = request.headers.get("Last-Event-ID") or request.query.get("after")
+        position = self.board.position(last_id)
         with contextlib.suppress(ConnectionError, StoreError):  # the page or the studio has ended
             while not self.board.closed:
                 for change in await self.board.changes(position):

@@ -9,7 +9,7 @@ import anyio.to_thread
 
 
 class _Sink(io.RawIOBase):
-    """A file that hands over what was written to it."""
+    """A file that collects what is written to it."""
 
     def __init__(self) -> None:
         self._chunks: list[bytes] = []
@@ -21,8 +21,8 @@ class _Sink(io.RawIOBase):
         self._chunks.append(bytes(data))
         return len(data)
 
-    def take(self) -> bytes:
-        """Return what was written since the last time."""
+    def collect(self) -> bytes:
+        """Return what was written since the last call."""
         chunks, self._chunks = self._chunks, []
         return b"".join(chunks)
 
@@ -60,7 +60,7 @@ class ZipStream(AsyncIterator[bytes]):
             except FileNotFoundError:
                 return b""
             self._archive.writestr(name, content)
-        return self._sink.take()
+        return self._sink.collect()
 
 
 def _unique(files: Iterable[tuple[str, Path]]) -> list[tuple[str, Path]]:

@@ -11,7 +11,7 @@
 // A connection that drops is resumed where the backend relays a job; a plain stream is not, because
 // another request would generate, and bill, another image.
 
-/** What the image service, or the backend in front of it, reported; never a matter of the connection. */
+/** An error that the image service, or the backend in front of it, reported. */
 export class ImageError extends Error {
   constructor({ message, type, code, param, billing, request_id }, status = 200) {
     super(message || "The image could not be generated.");
@@ -20,7 +20,7 @@ export class ImageError extends Error {
   }
 }
 
-/** The connection to the backend could not be made, or broke and was not resumed. */
+/** The connection to the backend failed, or broke and was not resumed. */
 export class ConnectionError extends Error {
   constructor(message, cause) {
     super(message, { cause });
@@ -35,9 +35,9 @@ const MAX_RETRY = 60_000; // a longer retry means that a new request would gener
  * Yield the events of one request: `{type, final, url, id, data}`. `url` is ready for `img.src`.
  *
  * Options: `signal` (AbortSignal), `headers`, `method`, `credentials`; `resume`, how often in a row a
- * dropped connection is resumed without any progress (default 10; 0 switches it off). All others,
- * such as `prompt` and `size`, are the fields of the request: they are sent as JSON by POST, together
- * with an `id` that is the same when the connection is resumed.
+ * dropped connection is resumed without receiving an event (default 10; 0 disables it). All others,
+ * such as `prompt` and `size`, are fields of the request: they are sent as JSON by POST, with an `id`
+ * that stays the same when the connection is resumed.
  */
 export async function* images(url, options = {}) {
   const { signal, headers, method, credentials, resume = 10, ...fields } = options;
@@ -93,7 +93,7 @@ class Connection {
       return;
     }
     if (!response.ok) {
-      // 502 to 504 come from something in between while the backend restarts
+      // a proxy returns 502 to 504 while the backend restarts
       if (this.resumable && response.status >= 502 && response.status <= 504) throw new Error(response.statusText);
       const body = parse(await response.text());
       const error = typeof body.error === "object" && body.error ? body.error : { message: `The server returned ${response.status}.` };
@@ -117,7 +117,7 @@ class Connection {
   }
 }
 
-/** Server-sent events, as the HTML standard describes them; parts of a long line are joined once. */
+/** A parser of server-sent events, as in the HTML standard. The parts of a long line are joined once. */
 class Parser {
   constructor(connection) {
     this.connection = connection;
@@ -215,10 +215,10 @@ const STYLE = `
 `;
 
 /**
- * <elk-image src alt cancel-method="DELETE" cancel-src>: an image while it is generated.
+ * <elk-image src alt cancel-method="DELETE" cancel-src>: shows an image while it is generated.
  *
  * `src` streams a job; `alt` describes the image. The button sends `cancel-method` to `cancel-src` (default: `src`)
- * and closes the connection. Removing the element closes the connection only; the job goes on.
+ * and closes the connection. Removing the element only closes the connection; the job continues.
  * `state` is `waiting`, `preview`, `done`, `error` or `cancelled`; events `preview`, `done`, `error` and
  * `cancelled` carry the image event or the error as `detail`. Style it by `::part(image | bar | status | progress | cancel)`.
  */
@@ -249,7 +249,7 @@ class ElkImage extends (globalThis.HTMLElement ?? Object) {
     else if (this.isConnected && before !== value) this.start();
   }
 
-  /** Close the connection; a job goes on. */
+  /** Close the connection; the job continues. */
   stop() {
     this.aborting?.abort();
     this.aborting = undefined;
@@ -301,7 +301,7 @@ class ElkImage extends (globalThis.HTMLElement ?? Object) {
     progress.hidden = !busy;
     button.hidden = !busy;
     if (focused && !busy) {
-      // the focus must not get lost with the button
+      // the focused button disappears
       span.tabIndex = -1;
       span.focus();
     }

@@ -8,7 +8,7 @@ export const thumbnailUrl = (job, number) => at(`api/jobs/${encodeURIComponent(j
 export const inputUrl = (input) => at(`api/inputs/${input.sha256}`);
 export const zipUrl = (job) => at(`api/zip?job=${encodeURIComponent(job.id)}`);
 
-/** What the studio said; `type`, `message` and `billing` are in `error`. */
+/** An error that the studio reported; `error` has `type`, `message` and `billing`. */
 export class StudioError extends Error {
   constructor(error) {
     super(error.message ?? error.type);
@@ -34,20 +34,20 @@ async function read(response) {
   return body;
 }
 
-// A request that the studio may have received, though its answer was lost, keeps its id, so that
-// sending it once more is still one job.
-const unanswered = new Map();
+// A request whose response was lost may have reached the studio. It keeps its id, so that sending it
+// again starts no second job.
+const unconfirmed = new Map();
 
 /** Start a job. `files` are `[name, blob]`: images to edit, and a mask. */
 export async function startJob(request_, files = []) {
   const text = JSON.stringify([request_, files.map(([name, blob]) => [name, blob.size])]);
-  const id = unanswered.get(text) ?? crypto.randomUUID();
-  unanswered.set(text, id);
+  const id = unconfirmed.get(text) ?? crypto.randomUUID();
+  unconfirmed.set(text, id);
   const sent = await send(JSON.stringify({ id, request: request_ }), files).catch((error) => {
-    if (error.error.type !== "StudioGone") unanswered.delete(text);
+    if (error.error.type !== "StudioGone") unconfirmed.delete(text);
     throw error;
   });
-  unanswered.delete(text);
+  unconfirmed.delete(text);
   return sent.job;
 }
 

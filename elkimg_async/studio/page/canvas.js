@@ -1,5 +1,5 @@
-// The selection on an image: shapes in fractions of its width and height, drawn, erased and undone,
-// on a stage that zooms and moves.
+// The selection on an image: shapes in fractions of its width and height that are drawn, erased and
+// undone, on a stage that zooms and moves.
 
 import { $ } from "./words.js";
 
@@ -20,7 +20,7 @@ let pinch = null;
 const tool = () => document.querySelector("input[name=tool]:checked").value;
 const thickness = () => $("brush").value / 100; // of the shorter side, so that wide images work
 
-/** Start with the image in `#original`, and shapes that were drawn on it before. */
+/** Start with the image in `#original` and the shapes drawn on it earlier. */
 export function prepare(shapes) {
   const { naturalWidth: width, naturalHeight: height } = $("original");
   const shrink = Math.min(1, MAX_EDGE / Math.max(width, height));
@@ -63,9 +63,9 @@ function paint(context, shapes, { width, height }) {
 }
 
 function layer(width, height) {
-  const made = new OffscreenCanvas(width, height);
-  paint(made.getContext("2d"), selection.shapes, made);
-  return made;
+  const painted = new OffscreenCanvas(width, height);
+  paint(painted.getContext("2d"), selection.shapes, painted);
+  return painted;
 }
 
 /** Return how much of the image is selected, in percent. */
@@ -77,7 +77,7 @@ export function selectedShare() {
   return pixels && Math.max(1, Math.round((100 * pixels) / (small.width * small.height)));
 }
 
-/** Return the mask as PNG, whose transparent area may change; null if nothing is selected. */
+/** Return the mask as a PNG whose transparent area may change; null if nothing is selected. */
 export async function maskFile() {
   if (!selectedShare()) return null;
   const { width, height } = selection;
@@ -169,7 +169,7 @@ viewport.addEventListener("pointerdown", (event) => {
   viewport.setPointerCapture(event.pointerId);
   pointers.set(event.pointerId, inside(event));
   if (pointers.size === 2) {
-    if (stroke) undo(); // it was the first finger of two
+    if (stroke) undo(); // the first of two fingers
     stroke = null;
     pinch = measure();
   } else if (pointers.size === 1 && tool() !== "move" && event.button === 0) {

@@ -1,4 +1,4 @@
-// A card shows one job: its images as they arrive, its state, and what can be done with it.
+// A card shows one job: its images as they arrive, its state and its actions.
 
 import { cancelJob, deleteJob, imageUrl, inputUrl, inputsOf, startJob, thumbnailUrl, zipUrl } from "./api.js";
 import { fill } from "./composer.js";
@@ -72,13 +72,13 @@ export class Card {
 
   tick() {
     const { state, created_at: created, sent_at: sent, retry, previews, parameters, images: done } = this.job;
-    this.figures.forEach((figure) => figure.say(""));
+    this.figures.forEach((figure) => figure.showProgress(""));
     const waiting = this.figures[done.length];
-    if (this.finished) return waiting?.say("Unfinished");
+    if (this.finished) return waiting?.showProgress("Unfinished");
     const time = `${Math.max(0, Math.floor(now() - (sent ?? created)))} s`;
-    if (retry) return waiting?.say(`Retrying in ${Math.max(0, Math.ceil(retry.at - now()))} s (${retry.attempt} of ${retry.of})`);
+    if (retry) return waiting?.showProgress(`Retrying in ${Math.max(0, Math.ceil(retry.at - now()))} s (${retry.attempt} of ${retry.of})`);
     const step = previews ? `Preview ${previews} of ${parameters.partial_images ?? 1}` : state === "queued" ? "Queued" : "Waiting";
-    return waiting?.say(`${step} · ${time}`);
+    return waiting?.showProgress(`${step} · ${time}`);
   }
 
   // --- words ----------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ export class Card {
     );
   }
 
-  // New buttons take over the focus of those they replace.
+  // The focus moves from the old buttons to the new ones.
   setActions(...buttons) {
     const bar = this.find(".details > .actions");
     const focused = bar.contains(document.activeElement);
@@ -206,7 +206,7 @@ export class Figure {
     this.node.classList.add("waiting");
   }
 
-  say(text) {
+  showProgress(text) {
     this.node.querySelector(".progress").textContent = text;
   }
 
@@ -230,7 +230,7 @@ export class Figure {
     this.node.querySelector("figcaption").replaceChildren(...this.tools());
   }
 
-  // While a page is open, a new image fades in over the old one, and an outdated one is dropped.
+  // On an open page a new image fades in over the old one, unless a newer one has replaced it.
   async show(src, alt, fading) {
     const image = element("img", { alt, decoding: "async" });
     if (!fading) image.loading = "lazy";
@@ -285,19 +285,19 @@ export class Figure {
 }
 
 function tool(name, icon, text, properties = {}) {
-  const made = element(name, name === "a" ? { className: "button", ...properties } : { type: "button", ...properties });
+  const node = element(name, name === "a" ? { className: "button", ...properties } : { type: "button", ...properties });
   const drawing = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
   use.setAttribute("href", `#icon-${icon}`);
   drawing.append(use);
   drawing.setAttribute("aria-hidden", "true");
   drawing.setAttribute("class", "icon");
-  made.append(drawing, element("span", { textContent: text }));
-  made.title = text;
-  return made;
+  node.append(drawing, element("span", { textContent: text }));
+  node.title = text;
+  return node;
 }
 
-// Browsers copy PNG only.
+// Browsers can only copy PNG.
 async function copyImage(url) {
   const png = fetch(url)
     .then((response) => response.blob())
@@ -312,7 +312,7 @@ async function copyImage(url) {
     await navigator.clipboard.write([new ClipboardItem({ "image/png": png })]);
     announce("The image was copied.");
   } catch {
-    await confirmed("Your browser does not let this page copy the image. Download it instead.");
+    await confirmed("Your browser did not copy the image. Download it instead.");
   }
 }
 

@@ -1,4 +1,4 @@
-// The form for a new image: its options follow the model, and are remembered.
+// The form for a new image. Its options depend on the model, and are remembered.
 
 import { getJson, startJob } from "./api.js";
 import { once } from "./dialogs.js";
@@ -73,7 +73,7 @@ function offer() {
 function offerMore() {
   const { streams } = rulesOf($("model").value);
   const format = $("output_format").value;
-  const previews = streams && format !== "gif"; // which comes in one piece
+  const previews = streams && format !== "gif"; // a GIF is not streamed
   setShown($("partial_images").parentElement, previews);
   $("previews-hint").hidden = !previews;
   setShown($("compression-row"), ["jpeg", "webp"].includes(format));
@@ -185,7 +185,7 @@ function saveDraft() {
   try {
     sessionStorage.setItem(DRAFT, JSON.stringify($("prompt").value));
   } catch {
-    // as above
+    // see `remember`
   }
 }
 
@@ -222,7 +222,7 @@ composer.addEventListener("input", ({ target }) => {
   if (target !== $("prompt")) remember();
 });
 
-/** Submit a form by Ctrl + Enter in a field, once however long the keys are held. */
+/** Submit a form when Ctrl + Enter is pressed in a field, but only once while the keys are held. */
 export function submitByKey(field) {
   field.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !event.repeat) field.form.requestSubmit();

@@ -1,4 +1,4 @@
-// What all dialogs share; a question before something is spent or lost; and menus.
+// What all dialogs share, questions before something is spent or lost, and menus.
 
 import { $, button } from "./words.js";
 
@@ -6,7 +6,7 @@ for (const dialog of document.querySelectorAll("dialog")) {
   dialog.querySelector(".close")?.addEventListener("click", () => dialog.close());
 }
 
-/** Ask, and return whether the answer is yes. With one label only, it is a message. */
+/** Ask a question, and return whether it was confirmed. Without labels it is a message. */
 export function confirmed(text, yes = "OK", no = "Cancel") {
   $("confirm-text").textContent = text;
   $("confirm-yes").textContent = yes;
@@ -59,14 +59,14 @@ menu.addEventListener("keydown", (event) => {
   items.at(next % items.length).focus();
 });
 
-// Its place is that of a button which may have moved.
+// The button may have moved.
 addEventListener("resize", () => menu.matches(":popover-open") && menu.hidePopover());
 
-const PAUSE = 500; // between two clicks that are meant as two
+const PAUSE = 500; // milliseconds between two clicks that are not a double click
 
 /**
- * Run an action once for a double click: not while it runs, and not again with the same arguments
- * for a moment after it.
+ * Return a function that runs an action once for a double click: a call is ignored while another
+ * one runs, and for a moment after one with the same arguments.
  */
 export function once(action) {
   let running = false;

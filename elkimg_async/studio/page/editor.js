@@ -1,4 +1,4 @@
-// The editor: what should change, where, and what further images show.
+// The editor: what should change, where, and with which reference images.
 
 import { fetchBlob, startJob } from "./api.js";
 import { clear, fit, maskFile, prepare, redraw, select, selectedShare, selection, undo, zoom } from "./canvas.js";
@@ -11,7 +11,7 @@ const REMEMBERED = "elkimg-studio-editor";
 const NOT_AN_IMAGE = "This file is not an image that can be edited. Choose a PNG, JPEG or WebP file.";
 
 const editor = $("editor");
-const drafts = new Map(); // prompt, shapes and references of each image that was open
+const drafts = new Map(); // prompt, shapes and references of each image opened so far
 let current = null;
 
 const remembered = read(localStorage, REMEMBERED) ?? {};
@@ -34,7 +34,7 @@ export async function editResult(figure, prompt = null) {
   await open(blob, prompt === null ? name : `${name}/variation`, prompt ?? "", prompt !== null);
 }
 
-/** Edit files of the user: the first one, with the others as references. */
+/** Edit the first of the user's files, with the others as references. */
 export async function editFiles(files) {
   const found = [...files].filter((file) => file.type.startsWith("image/") || !file.type);
   if (!found.length) return;
@@ -71,7 +71,7 @@ async function open(blob, name, prompt = "", variation = false) {
   $("change").focus();
 }
 
-// The options of the page apply, except for those that the editor has itself.
+// The options of the page apply, except those that the editor has as well.
 function offer() {
   const { model, quality = "auto", output_format: format } = options();
   const rules = rulesOf(model);
@@ -104,12 +104,12 @@ selection.changed = () => {
 
 async function addReferences(files) {
   const { references } = current.draft;
-  const most = rulesOf(options().model).edits - 1;
+  const limit = rulesOf(options().model).edits;
   for (const file of files) {
     const bitmap = await createImageBitmap(file).catch(() => null);
     if (!bitmap) await confirmed(NOT_AN_IMAGE);
-    else if (references.length >= most) {
-      await confirmed(`This model accepts ${most + 1} images at most.`);
+    else if (references.length + 1 >= limit) {
+      await confirmed(`This model accepts at most ${limit} images.`);
       break;
     } else references.push(file);
     bitmap?.close();
@@ -146,7 +146,7 @@ async function editable(blob) {
 
 function request() {
   const fields = { ...options(), prompt: $("change").value, n: Number($("edit-n").value) };
-  for (const name of ["size", "moderation", "style"]) delete fields[name]; // edits do not take them
+  for (const name of ["size", "moderation", "style"]) delete fields[name]; // edits do not have them
   const size = `${selection.width}x${selection.height}`;
   if (rulesOf(fields.model).size.includes(size)) fields.size = size;
   if ($("input_fidelity").value) fields.input_fidelity = $("input_fidelity").value;

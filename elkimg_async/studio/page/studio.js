@@ -1,5 +1,5 @@
-// The page of elkimg studio. Jobs belong to the studio: this page starts them, and shows what the
-// stream of events reports, as every other open page does.
+// The page of elkimg studio. Jobs belong to the studio: this page starts them, and like every other
+// open page shows what the stream of events reports.
 
 import { follow, getJson } from "./api.js";
 import { Card, FINISHED, cardsShown, clock } from "./card.js";
@@ -9,7 +9,7 @@ import { editFiles } from "./editor.js";
 import { $, button, describe, images, money, whole } from "./words.js";
 
 const EXAMPLES = ["A small kitten in a sunny garden", "An elk in the morning mist, watercolour", "A lighthouse built of books"];
-const STEP = 60; // jobs that are shown at once
+const STEP = 60; // how many jobs are shown at once
 
 const jobs = new Map(); // by id, as the studio reports them
 const cards = new Map();
@@ -90,7 +90,7 @@ function connected(ok, gone) {
   $("offline").hidden = ok;
   if (ok) return;
   const { title, advice } = describe({ type: "StudioGone" });
-  $("offline").textContent = `${title} ${gone ? "Restart it in your terminal, then open the address that it prints." : advice}`;
+  $("offline").textContent = `${title} ${gone ? "Restart it in your terminal, then open the address it prints." : advice}`;
 }
 
 // --- the page -----------------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ $("examples").append(...EXAMPLES.map((text) => button(text, () => {
   $("prompt").focus();
 })));
 
-// A key that is held down presses a button once.
+// A key that is held down activates a control once.
 document.addEventListener("keydown", (event) => {
   if (event.repeat && event.key === "Enter" && event.target.closest("button, input, select, summary, a")) event.preventDefault();
 }, true);

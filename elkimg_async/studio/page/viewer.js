@@ -1,4 +1,4 @@
-// The viewer: one image at a time, with arrows, its full size, and a slider between before and after.
+// The viewer: one image at a time, with arrows, full size, and a slider between before and after.
 
 import { inputUrl } from "./api.js";
 import { $ } from "./words.js";
@@ -118,7 +118,7 @@ viewer.addEventListener("keydown", (event) => {
   if (event.target === $("viewer-slider") || event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.key === "ArrowLeft" || event.key === "ArrowRight") {
     const full = stage.classList.contains("full") && event.target === stage;
-    if (full) return; // which the arrows scroll
+    if (full) return; // the arrows scroll it
     event.preventDefault();
     turn(event.key === "ArrowLeft" ? -1 : 1);
   } else if (event.key === "f" || event.key === "F") setZoom(!stage.classList.contains("full"));

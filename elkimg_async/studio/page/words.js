@@ -5,10 +5,10 @@ const PROBLEMS = {
   APIError: ["The image server rejected the request.", "Change the prompt or the options."],
   AuthenticationError: ["The API key was rejected.", "Check ELKAPI_API_KEY, then restart the studio."],
   BadRequestError: ["The image server rejected the request.", "Change the prompt or the options."],
-  ConfigurationError: ["The studio is shutting down, or is not configured correctly.", "See the terminal in which it runs."],
+  ConfigurationError: ["The studio is shutting down, or is not configured correctly.", "Check the terminal in which it runs."],
   ConnectError: ["The image server cannot be reached.", "Check your network, then try again."],
   DisconnectedError: ["The connection was lost before the image arrived.", "Check your network, then try again."],
-  DownloadError: ["The image was generated but could not be downloaded.", "See the terminal in which the studio runs."],
+  DownloadError: ["The image was generated but could not be downloaded.", "Check the terminal in which the studio runs."],
   EmptyResultError: ["The image server returned no image.", "Try again in a moment."],
   InvalidRequestError: ["These options cannot be combined.", "Change the options."],
   JobCancelledError: ["Cancelled", "You stopped this image."],
@@ -27,7 +27,7 @@ const PROBLEMS = {
   StoreError: ["The studio cannot store images.", "Check the folder and the disk space, then try again."],
   StreamIncompleteError: ["The stream ended before the image was finished.", "Try again in a moment."],
   Rejected: ["The studio rejected the request.", "Reload this page, then try again."],
-  StudioGone: ["The studio is not running.", "Restart it in your terminal; this page then continues by itself."],
+  StudioGone: ["The studio is not running.", "Restart it in your terminal; this page will reconnect."],
 };
 const BILLING = {
   not_sent: "Nothing was sent; you will not be charged.",
@@ -46,16 +46,16 @@ export const whole = (number) => number.toLocaleString("en");
 export const images = (count) => (count === 1 ? "1 image" : `${whole(count)} images`);
 
 export function element(name, properties = {}, ...children) {
-  const made = Object.assign(document.createElement(name), properties);
-  made.append(...children);
-  return made;
+  const node = Object.assign(document.createElement(name), properties);
+  node.append(...children);
+  return node;
 }
 
 export function button(textContent, onclick, properties = {}) {
   return element("button", { type: "button", textContent, onclick, ...properties });
 }
 
-/** Return what to say about an error: `{title, advice, billing, details}`. */
+/** Return the texts for an error: `{title, advice, billing, details}`. */
 export function describe({ type, message, billing = "unknown", ...more }) {
   const [title, advice] = PROBLEMS[type] ?? ["Something went wrong.", "Try again in a moment."];
   const labels = { status: "Status", code: "Code", param: "Parameter", request_id: "Request ID", idempotency_key: "Idempotency key" };
