@@ -26,6 +26,7 @@ from elkimg_async.local import LocalServer
 from elkimg_async.studio import listener, page_request
 from elkimg_async.studio.browser import opened
 from elkimg_async.studio.server import OWN_HEADER, serve
+from tests.helpers.calls import SOON
 from tests.helpers.command import run, started
 from tests.helpers.raw_server import PNG, RawServer, response
 
@@ -728,7 +729,7 @@ async def test_killed_while_running(tmp_path: Path) -> None:
 
 async def closed(reader: asyncio.StreamReader) -> bytes:
     """Return what is received before the connection is closed."""
-    with anyio.fail_after(5):
+    with anyio.fail_after(SOON):
         try:
             return await reader.read()
         except ConnectionError:
@@ -829,7 +830,7 @@ async def test_command_waits_for_jobs(tmp_path: Path) -> None:
         command.interrupt()
         await command.wait_for("Waiting for 1 job in progress")
         command.interrupt()
-        with anyio.fail_after(10):
+        with anyio.fail_after(SOON):
             assert (await command.ended()).code == 130
         assert server.generations == 1
 
