@@ -167,7 +167,9 @@ def describe_lag(name: str, figures: dict[str, Any]) -> str:
     """Return how late the event loop of a process was."""
     return (
         f"{name}: loop late by 99 % {1000 * figures['lag_99']:.1f} ms, maximum "
-        f"{1000 * figures['lag_max']:.0f} ms; waited {figures['waited']:.1f} s for a processor"
+        f"{1000 * figures['lag_max']:.0f} ms; {figures['collections']} garbage collections above "
+        f"5 ms of CPU, maximum {1000 * figures['collection_max']:.0f} ms; waited "
+        f"{figures['waited']:.1f} s for a processor"
     )
 
 

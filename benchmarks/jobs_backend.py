@@ -52,22 +52,34 @@ class Lag:
 
     def __init__(self) -> None:
         self._seconds = list[float]()
+        self._collections = list[float]()
+        self._collecting = 0.0
+        gc.callbacks.append(self._collected)
         self._task = asyncio.create_task(self._measure())
         self._waited = self._run_delay()
 
     def reset(self) -> None:
         """Begin again."""
         self._seconds.clear()
+        self._collections.clear()
         self._waited = self._run_delay()
 
     def figures(self) -> dict[str, float]:
-        """Return how late the loop was, and for how long the process waited for a processor."""
+        """Return how late the loop was, the CPU of garbage collections, and the wait for CPUs."""
         found = sorted(self._seconds) or [0.0]
         return {
             "lag_99": found[len(found) * 99 // 100],
             "lag_max": found[-1],
+            "collections": sum(each > _TICK for each in self._collections),
+            "collection_max": max(self._collections, default=0.0),
             "waited": self._run_delay() - self._waited,
         }
+
+    def _collected(self, phase: str, _: dict[str, int]) -> None:
+        if phase == "start":
+            self._collecting = time.process_time()
+        else:
+            self._collections.append(time.process_time() - self._collecting)
 
     async def _measure(self) -> None:
         while True:
