@@ -39,9 +39,11 @@ return false
 """
 _OWNED = """
 local owner = redis.call('HGET', KEYS[2], ARGV[1])
-if not owner and redis.call('EXISTS', KEYS[1]) == 1 then
-  -- it was recorded as lost, but its image has arrived
+if not owner then
+  -- it was recorded as lost, or Redis has lost its data, but its image has arrived
   redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
+  redis.call('SET', KEYS[1], ARGV[3], 'NX')
+  redis.call('ZADD', KEYS[5], ARGV[4], ARGV[1])
 elseif owner ~= ARGV[2] then
   return 0
 end
@@ -50,24 +52,24 @@ _UPDATE = (
     _OWNED
     + """
 redis.call('SET', KEYS[1], ARGV[3])
-if ARGV[4] == '1' then
+if ARGV[5] == '1' then
   redis.call('HDEL', KEYS[2], ARGV[1])
-  if tonumber(ARGV[5]) > 0 then
-    redis.call('PEXPIRE', KEYS[1], ARGV[5])
-    redis.call('PEXPIRE', KEYS[4], ARGV[5])
+  if tonumber(ARGV[6]) > 0 then
+    redis.call('PEXPIRE', KEYS[1], ARGV[6])
+    redis.call('PEXPIRE', KEYS[4], ARGV[6])
   end
 end
-redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[6], '*', 'changed', ARGV[1])
+redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[7], '*', 'changed', ARGV[1])
 return 1
 """
 )
 _APPEND = (
     _OWNED
     + """
-if #redis.call('XRANGE', KEYS[4], ARGV[3], ARGV[3]) == 0 then
-  redis.call('XADD', KEYS[4], ARGV[3], 'event', ARGV[4])
+if #redis.call('XRANGE', KEYS[4], ARGV[5], ARGV[5]) == 0 then
+  redis.call('XADD', KEYS[4], ARGV[5], 'event', ARGV[6])
 end
-redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[5], '*', 'changed', ARGV[1])
+redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[7], '*', 'changed', ARGV[1])
 return 1
 """
 )
@@ -217,8 +219,7 @@ class RedisStore:
         """
         expiry = self._expiry(0.0)
         finished = int(job.finished)
-        data = msgspec.json.encode(job)
-        await self._write(_UPDATE, job, data, finished, expiry or 0, _NEWS)
+        await self._write(_UPDATE, job, finished, expiry or 0, _NEWS)
         if job.finished:
             self._partials.pop(job.id, None)
             for index in range(len(job.inputs)):
@@ -322,8 +323,10 @@ class RedisStore:
     async def _write(self, script: str, job: Job, *arguments: Any) -> None:
         """Write as the owner of a job."""
         keys = [self._name("job", job.id), self._name("active"), self._name("news")]
-        keys.append(self._name("events", job.id))
-        if not await self._script(script, keys, job.id, self._worker, *arguments):
+        keys += [self._name("events", job.id), self._name("jobs")]
+        record = msgspec.json.encode(job)
+        owner = (job.id, self._worker, record, job.created_at)
+        if not await self._script(script, keys, *owner, *arguments):
             raise FencedError
 
     async def _script(self, script: str, keys: list[str], *arguments: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import os
 import random
 import sys
@@ -14,8 +15,9 @@ import elkimg_async
 from elkimg_async import AsyncImages, CompletedImage, errors
 from elkimg_async.jobs import DirectoryStore, ImageJobs, RedisStore, Store
 from elkimg_async.local import LocalServer
+from tests.helpers.calls import SOON
 from tests.helpers.jobs import COMPLETED, client_of, partial
-from tests.helpers.raw_server import API_KEY, DONE, End, RawServer, event, open_stream, stream
+from tests.helpers.raw_server import API_KEY, DONE, PNG, End, RawServer, event, open_stream, stream
 from tests.helpers.redis_server import needs_redis, redis_server
 
 ROOT = str(Path(elkimg_async.__file__).parent.parent)
@@ -218,6 +220,36 @@ async def test_worker_starts_while_redis_is_away(tmp_path: Path) -> None:
             async with ImageJobs(client, store=RedisStore(url)):
                 pass
         assert not server.requests
+
+
+@needs_redis
+async def test_redis_that_loses_its_data(tmp_path: Path) -> None:
+    """A running job is stored again in a Redis that restarted empty, and its image delivered."""
+    from redis.asyncio import Redis
+
+    finish = asyncio.Event()
+    head, *chunks = open_stream(event(partial(0)), event(COMPLETED), DONE)
+    with redis_server(tmp_path) as url:
+        store = functools.partial(RedisStore, url, lease=1)
+        async with (
+            RawServer([head, chunks[0], finish, *chunks[1:], b"0\r\n\r\n"]) as raw_server,
+            AsyncImages(API_KEY, base_url=raw_server.base_url, retry=0) as client,
+            ImageJobs(client, store=store()) as one,
+            ImageJobs(client, store=store()) as other,
+            Redis.from_url(url) as redis,
+        ):
+            await one.start("an elk", id="one")
+            readers = [jobs.events("one") for jobs in (one, other)]
+            for reader in readers:
+                await anext(reader)
+            await redis.flushall()
+            finish.set()
+            async with asyncio.timeout(SOON):
+                for reader in readers:
+                    assert [each.image.content async for each in reader] == [PNG]
+            assert (await other.result("one"))[0].content == PNG
+            assert [(job.id, job.state) for job in await other.list()] == [("one", "done")]
+            assert len(raw_server.requests) == 1
 
 
 @needs_redis
