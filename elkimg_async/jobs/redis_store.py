@@ -99,7 +99,10 @@ class RedisStore:
         self, url: str = "redis://localhost:6379/0", *, prefix: str = "elkimg:", lease: float = 5.0
     ) -> None:
         try:
+            from redis import exceptions
             from redis.asyncio import BlockingConnectionPool, Redis
+            from redis.asyncio.retry import Retry
+            from redis.backoff import NoBackoff
         except ImportError:
             raise ConfigurationError(
                 'The package redis is missing: pip install "elkimg-async[redis]".'
@@ -113,6 +116,8 @@ class RedisStore:
                 timeout=_TIMEOUT,
                 socket_connect_timeout=_TIMEOUT,
                 socket_timeout=_TIMEOUT,
+                # after a restart of Redis, all connections in the pool are broken
+                retry=Retry(NoBackoff(), 1, supported_errors=(exceptions.ConnectionError,)),
             )
         except ValueError:
             raise ConfigurationError(

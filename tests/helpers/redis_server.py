@@ -23,10 +23,10 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def redis_server(folder: Path, *options: str) -> Iterator[str]:
-    """Run a Redis with its files in `folder`; yield its URL."""
+def redis_server(folder: Path, *options: str, port: int | None = None) -> Iterator[str]:
+    """Run a Redis with its files in `folder`, on a free port by default; yield its URL."""
     assert BINARY is not None
-    port = free_port()
+    port = port or free_port()
     command = [BINARY, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
     command += ["--save", "", "--daemonize", "no", *options]
     with (folder / "redis.log").open("ab") as log:

@@ -18,7 +18,7 @@ from elkimg_async.local import LocalServer
 from tests.helpers.calls import SOON
 from tests.helpers.jobs import COMPLETED, client_of, partial
 from tests.helpers.raw_server import API_KEY, DONE, PNG, End, RawServer, event, open_stream, stream
-from tests.helpers.redis_server import needs_redis, redis_server
+from tests.helpers.redis_server import free_port, needs_redis, redis_server
 
 ROOT = str(Path(elkimg_async.__file__).parent.parent)
 KILLS = int(os.environ.get("ELKIMG_JOB_KILLS", "6"))
@@ -220,6 +220,39 @@ async def test_worker_starts_while_redis_is_away(tmp_path: Path) -> None:
             async with ImageJobs(client, store=RedisStore(url)):
                 pass
         assert not server.requests
+
+
+@needs_redis
+async def test_redis_that_restarts(tmp_path: Path) -> None:
+    """Once Redis is back, everything works at the first call, and nothing is lost."""
+    finish, port = asyncio.Event(), free_port()
+    head, *chunks = open_stream(event(partial(0)), event(COMPLETED), DONE)
+    serve = functools.partial(redis_server, tmp_path, "--appendonly", "yes", port=port)
+    with contextlib.ExitStack() as stack:
+        url = stack.enter_context(serve("--appendfsync", "always"))
+        async with (
+            RawServer([head, chunks[0], finish, *chunks[1:], b"0\r\n\r\n"]) as raw_server,
+            AsyncImages(API_KEY, base_url=raw_server.base_url, retry=0) as client,
+            ImageJobs(client, store=RedisStore(url, lease=1)) as one,
+            ImageJobs(client, store=RedisStore(url, lease=1)) as other,
+        ):
+            await one.start("an elk", id="one")
+            readers = [jobs.events("one") for jobs in (one, other)]
+            for reader in readers:
+                await anext(reader)
+            await asyncio.gather(*(other.get("one") for _ in range(9)))  # nine connections
+            stack.close()
+            finish.set()
+            with serve():
+                assert [(await other.get("one")).id for _ in range(9)] == ["one"] * 9
+                async with asyncio.timeout(SOON):
+                    for reader in readers:
+                        assert [each.image.content async for each in reader] == [PNG]
+                assert (await other.result("one"))[0].content == PNG
+                assert (await one.get("one")).state == "done"
+                await one.aclose()
+                await other.aclose()
+        assert len(raw_server.requests) == 1
 
 
 @needs_redis
