@@ -403,7 +403,7 @@ async def test_max_cost_of_killed_runs(mode: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["plain", "retry_unknown"])
 async def test_max_cost_of_runs_killed_often(mode: str, concurrency: int, tmp_path: Path) -> None:
     """The same with more kills, and with more requests in flight."""
-    chance, count = random.Random(f"{mode}-2"), 2 * concurrency * KILLS
+    chance, count = random.Random(f"{mode}-2"), (24 + concurrency // 4) * KILLS
     await run_killed_until_done(tmp_path, mode, KILLS, chance, count, concurrency)
 
 
