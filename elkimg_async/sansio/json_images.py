@@ -1,6 +1,6 @@
 """Incremental decoding of JSON that contains base64.
 
-Wanted: `feed` bytes in any split, then `finish` for the document, in which every long base64 string
+Usage: `feed` bytes in any split, then `finish` for the document, in which every long base64 string
 under a usual name for images has become bytes.
 
 Cost goal: each byte is examined a fixed number of times; neither the text of the document nor a
