@@ -198,8 +198,10 @@ class JSONDecoder:
         skeleton = self._unprefixed().decode("utf-8", "replace")
         if skeleton.lstrip()[:2] in ("{'", "['"):
             skeleton = skeleton.replace("'", '"')  # a literal of Python or JavaScript
-        if (value := repaired(embedded_json(skeleton) or skeleton)) is not None:
-            return [Document(value, self._images)]
+        if not self.is_balanced:
+            value = repaired(embedded_json(skeleton) or skeleton)
+            if value is not None:
+                return [Document(value, self._images)]
         found = (*named_strings(skeleton), *unquoted_base64(skeleton))
         return [Document({name: text}, self._images) for name, text in found]
 
