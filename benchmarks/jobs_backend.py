@@ -205,9 +205,10 @@ async def serve_backend(url: str, store: Store) -> None:
         serving = asyncio.create_task(server.serve([socket]))
         while not server.started:
             await asyncio.sleep(0.01)
-        # What is there so far stays: full collections, which stop the process, leave it out.
+        # Full collections stop the process. They leave out what is there so far, and are rarer.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(700, 10, 1000)
         print(socket.getsockname()[1], flush=True)
         await input_end()
         server.should_exit = True
