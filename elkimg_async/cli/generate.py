@@ -14,6 +14,7 @@ from elkimg_async.cli.options import (
     OUTPUT,
     SHOW_IMAGES,
     Connection,
+    FileName,
     GenerateImageOptions,
     ImageDisplay,
     check_options,
@@ -32,7 +33,7 @@ elkimg generate "A small kitten" -o - > kitten.png"""
 
 def generate(
     *prompts: Annotated[str, Parameter(metavar="PROMPT")],
-    output: Annotated[str | None, OUTPUT] = None,
+    output: Annotated[FileName | None, OUTPUT] = None,
     stream: bool = False,
     image: Annotated[GenerateImageOptions, Parameter(name="*", group="Image")] = NO_IMAGE_OPTIONS,
     display: Annotated[ImageDisplay, Parameter(name="*", group="Display")] = SHOW_IMAGES,
