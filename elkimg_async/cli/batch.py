@@ -132,10 +132,7 @@ def batch(
         return print_plan(source, options, output, journal, skip_failed=skip_failed)
     report = BatchReport(source.name, size, display, rpm=rpm, keep_tiles=contact_sheet is not None)
     requests = _requests(source, options, report)
-    code = _run(requests, settings, connection, report, contact_sheet)
-    if code == 0:
-        report.show(contact_sheet or output)
-    return code
+    return _run(requests, settings, connection, report, contact_sheet)
 
 
 class _RunSettings(NamedTuple):
@@ -230,6 +227,7 @@ def _run(
         report.interrupted(settings.output)
         return 130
     report.finish(settings.output)
+    report.show(contact_sheet or settings.output)
     return 1 if report.failed else 0
 
 

@@ -68,7 +68,7 @@ def edit(
     connection.check()
     report, target = Report(display), None
     if output == STDOUT:
-        check_stdout(1, options.get("n", 1), json=display.json)
+        check_stdout(1, options.get("n", 1), display)
     else:
         target = OutputFiles(output)
     task = ImageTask(prompt, options, target, report, stream=stream, images=files)

@@ -60,7 +60,7 @@ def generate(
     connection.check()
     files, report = None, Report(display)
     if output == STDOUT:
-        check_stdout(len(prompts), options.get("n", 1), json=display.json)
+        check_stdout(len(prompts), options.get("n", 1), display)
     else:
         files = OutputFiles(output, several=len(prompts) > 1)
     tasks = [ImageTask(prompt, options, files, report, stream=stream) for prompt in prompts]
