@@ -44,7 +44,12 @@ class Timeout(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         for name in ("total", "connect", "first_byte", "idle", "download"):
             if (seconds := getattr(self, name)) is not None:
-                _check_number(f"Timeout({name}=…)", seconds, unit="seconds", zero=False)
+                _check_number(
+                    *(f"Timeout({name}=…)", seconds),
+                    unit="seconds",
+                    zero=False,
+                    advice="; for no limit pass math.inf",
+                )
 
     def limits(self, *, stream: bool) -> "TimeoutLimits":
         """Return the limits with the defaults filled in."""
@@ -304,11 +309,12 @@ def split_base_url(url: str | None) -> tuple[str, dict[str, Any]]:
     return address.rstrip("/"), parameters
 
 
-def _check_number(name: str, value: object, *, unit: str, zero: bool) -> None:
+def _check_number(name: str, value: object, *, unit: str, zero: bool, advice: str = "") -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ConfigurationError(f"{name} must be {unit}, not {type(value).__name__}.")
     if not (value > 0 or (zero and value == 0)):
-        raise ConfigurationError(f"{name} must be {'0 or more' if zero else 'more than 0'}.")
+        least = "0 or more" if zero else "more than 0"
+        raise ConfigurationError(f"{name} must be {least}{advice}.")
 
 
 class ProxySettings(NamedTuple):

@@ -61,6 +61,8 @@ def test_timeout_wrong(name: str, value: Any) -> None:
     with pytest.raises(ConfigurationError, match=rf"Timeout\({name}=…\)") as caught:
         Timeout(**{name: value})
     assert caught.value.billing == "not_sent"
+    if value == 0:
+        assert "must be more than 0; for no limit pass math.inf." in str(caught.value)
 
 
 def test_timeout_from_a_number() -> None:

@@ -420,7 +420,7 @@ async def test_batch_does_not_break_the_folder_name(
         (("p.txt", "--max-images", "0"), "--max-images must be at least 1."),
         (("p.txt", "--rpm", "0"), "--rpm must be more than 0."),
         (("p.txt", "--ipm", "-3"), "--ipm must be more than 0."),
-        (("p.txt", "--timeout", "0"), "--timeout must be more than 0."),
+        (("p.txt", "--timeout", "0"), "--timeout must be more than 0; for no limit pass inf."),
         (("p.txt", "--retries", "-1"), "--retries must be 0 or more."),
         (("p.txt", "--base-url", "host/v1"), "it must begin with https:// or http://."),
         (("p.txt", "--base-url", "host/v1", "--dry-run"), "it must begin with https://"),

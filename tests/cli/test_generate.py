@@ -158,7 +158,7 @@ async def test_generate_without_api_key(tmp_path: Path) -> None:
         ),
         (["--base-url", "localhost/v1"], "it must begin with https:// or http://."),
         (["--base-url", "http://x", "--local"], "--local and --base-url cannot be used together."),
-        (["--timeout", "0"], "--timeout must be more than 0."),
+        (["--timeout", "0"], "--timeout must be more than 0; for no limit pass inf."),
         (["--retries", "-1"], "--retries must be 0 or more."),
         (["-n", "0"], "n is 0; it must be 1 to 10."),
         (["-o", "k.bmp"], "-o k.bmp: no model creates bmp. Use .png, .jpg, .webp, .gif or .svg."),
