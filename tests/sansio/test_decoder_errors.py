@@ -258,7 +258,7 @@ def sound(body: bytes, chunks: list[bytes], *, stream: bool) -> None:
         assert str(whole.failure)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     seed=st.sampled_from(SEEDS),
     edits=st.lists(
@@ -324,7 +324,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     values=st.lists(json_values, min_size=1, max_size=3),
     name=st.sampled_from(["", "error", COMPLETED, PARTIAL, "x"]),

@@ -259,7 +259,7 @@ def test_base64_round_trip(prefix: bytes, body: bytes, where: list[int]) -> None
     assert resolved(found) == {"b64_json": expected or None}
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(inside=mutations(), where=places)
 def test_base64_mutated(inside: bytes, where: list[int]) -> None:
     """Damaged base64 decodes like the reference, or is bad, and never to other bytes."""

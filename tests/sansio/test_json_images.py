@@ -273,7 +273,7 @@ def test_json_nested_too_deeply(frame: tuple[bytes, bytes], depth: int) -> None:
         document([frame[0] * depth + b"1" + frame[1] * depth])
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     parts=st.lists(
         st.sampled_from(

@@ -71,7 +71,7 @@ PARTS = [
 streams = st.lists(st.sampled_from(PARTS), max_size=25).map(b"".join)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(stream=streams, where=places)
 def test_sse_against_reference(stream: bytes, where: list[int]) -> None:
     """Any stream on any split has the events that reading it line by line finds."""
@@ -111,7 +111,7 @@ JSON_PARTS = [
 ]
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(stream=st.lists(st.sampled_from(JSON_PARTS), max_size=10).map(b"".join), where=places)
 def test_sse_with_images_against_reference(stream: bytes, where: list[int]) -> None:
     """Images in a stream equal those in the data of each event, on any split."""
