@@ -144,7 +144,9 @@ def _app() -> App:
             usage=f"Usage: elkimg {command.usage}",
             help_epilogue=f"Examples:\n{examples}\n\n{_ENVIRONMENT}\n\n{_EXIT_CODES}",
         )
-    app.register_install_completion_command(help="Install completion for your shell.")
+    app.register_install_completion_command(
+        help="Install completion for bash, zsh, fish or PowerShell."
+    )
     return app
 
 
