@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import inspect
 import pickle
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -222,6 +223,15 @@ def test_mistake_in_another_name() -> None:
     with pytest.raises(ImportError, match="cannot import name 'Timeouts' from 'elkimg_async'"):
         exec("from elkimg_async import Timeouts")
     assert not hasattr(elkimg_async, "ElkFooError")
+
+
+def test_map_spells_out_its_options() -> None:
+    """`help()` and IPython list every option of `map`, those of single calls included."""
+    parameters = inspect.signature(AsyncImages.map).parameters
+    for call in (AsyncImages.generate, AsyncImages.edit):
+        missing = inspect.signature(call).parameters.keys() - parameters.keys()
+        assert missing <= {"prompt", "image"}
+    assert all(each.kind is not each.VAR_KEYWORD for each in parameters.values())
 
 
 def test_with_options_shares_the_client() -> None:
