@@ -225,6 +225,15 @@ def test_mistake_in_another_name() -> None:
     assert not hasattr(elkimg_async, "ElkFooError")
 
 
+async def test_mistake_in_a_row_of_map(server: LocalServer) -> None:
+    """A misspelled field of a row is corrected like that of a single call."""
+    async with AsyncImages() as client, client.map([{"promt": "a cat"}, {"sku": "7"}]) as run:
+        texts = sorted([str(item.error) async for item in run])
+    assert "no field 'promt'; did you mean 'prompt'? Its fields are prompt, model," in texts[0]
+    assert "no field 'sku'; its fields are" in texts[1]
+    assert texts[1].endswith("in map, data of your own into metadata.")
+
+
 def test_map_spells_out_its_options() -> None:
     """`help()` and IPython list every option of `map`, those of single calls included."""
     parameters = inspect.signature(AsyncImages.map).parameters
