@@ -15,7 +15,8 @@ SCRIPTS = {
 }
 ASK = {
     "bash": ". {script}; COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _elkimg; "
-    'printf "%s\\n" "${{COMPREPLY[@]}}"',
+    'if ((${{#COMPREPLY[@]}})); then printf "%s\\n" "${{COMPREPLY[@]}}"; '
+    'elif [[ $(complete -p elkimg) = *" -o default "* ]]; then compgen -f -- {last}; fi',
     "fish": "source {script}; complete -C '{line}'",
 }
 LINES = {
@@ -26,9 +27,9 @@ LINES = {
     "elkimg generate a --model dall-e-": ["dall-e-2", "dall-e-3"],
     "elkimg edit a.png hat --input-fidelity h": ["high"],
     "elkimg batch --format j": ["json", "jsonl"],
-    "elkimg edit kit": ["kitten.png"],
-    "elkimg edit a.png hat --mask kit": ["kitten.png"],
-    "elkimg generate a -o kit": ["kitten.png"],
+    "elkimg edit kit": ["kitten 1.png"],
+    "elkimg edit a.png hat --mask kit": ["kitten 1.png"],
+    "elkimg generate a -o kit": ["kitten 1.png"],
     "elkimg batch pro": ["prompts.csv"],
 }
 
@@ -58,11 +59,11 @@ async def test_completion_of_values_and_files(tmp_path: Path, shell: str) -> Non
     if not shutil.which(shell):
         pytest.skip(f"needs {shell}")
     script = await install(shell, tmp_path)
-    (tmp_path / "kitten.png").touch()
+    (tmp_path / "kitten 1.png").touch()
     (tmp_path / "prompts.csv").touch()
     completed = {}
     for line in LINES:
-        code = ASK[shell].format(script=script, words=line, line=line)
+        code = ASK[shell].format(script=script, words=line, line=line, last=line.split()[-1])
         ended = subprocess.run([shell, "-c", code], cwd=tmp_path, capture_output=True, check=True)
         words = ended.stdout.decode().splitlines()
         completed[line] = sorted(word.partition("\t")[0].strip() for word in words)
