@@ -39,9 +39,12 @@ def pytest_pycollect_makeitem(
             pytest.mark.usefixtures("anyio_backend")(obj)
 
 
-def pytest_collection_modifyitems() -> None:
-    """Keep the options in the environment from the pytest runs that tests start."""
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give slow tests time, and keep options in the environment from the runs that tests start."""
     os.environ.pop("PYTEST_ADDOPTS", None)
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(300))
 
 
 @pytest.fixture(scope="session")

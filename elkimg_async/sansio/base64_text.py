@@ -1,6 +1,6 @@
 """Base64 inside a JSON string, decoded chunk by chunk.
 
-Wanted: `feed` the inside of the string in any split, then `finish` for its bytes.
+Usage: `feed` the inside of the string in any split, then `finish` for its bytes.
 
 Base64 is decoded strictly. From the first chunk that does not decode, the string is cleaned
 (escapes, white space, `data:` prefix, URL-safe alphabet, missing padding) and decoded strictly

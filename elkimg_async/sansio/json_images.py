@@ -1,6 +1,6 @@
 """Incremental decoding of JSON that contains base64.
 
-Wanted: `feed` bytes in any split, then `finish` for the document, in which every long base64 string
+Usage: `feed` bytes in any split, then `finish` for the document, in which every long base64 string
 under a usual name for images has become bytes.
 
 Cost goal: each byte is examined a fixed number of times; neither the text of the document nor a
@@ -198,8 +198,10 @@ class JSONDecoder:
         skeleton = self._unprefixed().decode("utf-8", "replace")
         if skeleton.lstrip()[:2] in ("{'", "['"):
             skeleton = skeleton.replace("'", '"')  # a literal of Python or JavaScript
-        if (value := repaired(embedded_json(skeleton) or skeleton)) is not None:
-            return [Document(value, self._images)]
+        if not self.is_balanced:
+            value = repaired(embedded_json(skeleton) or skeleton)
+            if value is not None:
+                return [Document(value, self._images)]
         found = (*named_strings(skeleton), *unquoted_base64(skeleton))
         return [Document({name: text}, self._images) for name, text in found]
 

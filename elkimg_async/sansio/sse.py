@@ -1,6 +1,6 @@
 """Incremental decoding of server-sent events.
 
-Wanted: `feed` bytes in any split, then `next_event` until it returns None. An event is one `data:`
+Usage: `feed` bytes in any split, then `next_event` until it returns None. An event is one `data:`
 line of up to 33 MB, so its data goes chunk by chunk into a `JSONDecoder` and no line is ever held
 in full. Each byte is examined a fixed number of times; base64 in the middle of a data line is
 decoded before it is searched for line ends, because strict base64 contains none.

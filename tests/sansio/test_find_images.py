@@ -248,10 +248,11 @@ def test_images_in_a_text() -> None:
         f'{{b64_json: "{LONG_TEXT}"}}',
         f'{{"b64_json": "{ONE}",}}',
         f'{{"b64_json": "{ONE}" /* an image */}}',
+        f'{{"data": [{{"b64_json": "{ONE}",}}, {{"b64_json": "{LONG_TEXT}",}},]}}',
     ):
         _, end = decode(body.encode(), stream=False)
         assert isinstance(end, ResponseError)
-        assert len(end.images) == 1
+        assert len(end.images) == body.count("b64_json")
 
 
 @pytest.mark.parametrize(
