@@ -26,20 +26,25 @@ ValidateMode = Literal["strict", "warn", "off"]
 
 
 class Timeout(msgspec.Struct, frozen=True):
-    """Limits in seconds; None means the default, `math.inf` no limit."""
+    """Limits in seconds; None means the default, `math.inf` no limit.
+
+    Args:
+        total: The whole call: queueing, every attempt, back-off and body. 600; a stream has none.
+        connect: Finding and reaching the server, TLS included. 10. In a borrowed session: each
+            address.
+        first_byte: From the start of an attempt to the headers of its response. 600.
+        idle: Between two chunks of a response, and while no byte of an upload is sent. 300.
+        download: Downloading an image that came as a URL. 120.
+        pings_count: Whether a ping counts as a chunk; otherwise `idle` ends a stream of nothing but
+            pings.
+    """
 
     total: float | None = None
-    """The whole call: queueing, every attempt, back-off and body. 600; a stream has none."""
     connect: float | None = None
-    """Finding and reaching the server, TLS included. 10. In a borrowed session: each address."""
     first_byte: float | None = None
-    """From the start of an attempt to the headers of its response. 600."""
     idle: float | None = None
-    """Between two chunks of a response, and while no byte of an upload is sent. 300."""
     download: float | None = None
-    """Downloading an image that came as a URL. 120."""
     pings_count: bool = False
-    """Whether a ping counts as a chunk; otherwise `idle` ends a stream of nothing but pings."""
 
     def __post_init__(self) -> None:
         for name in ("total", "connect", "first_byte", "idle", "download"):
@@ -81,7 +86,7 @@ class TimeoutLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RetryPolicy(msgspec.Struct, frozen=True):
-    """How often a failed attempt is retried, where that cannot cost a second image.
+    """Retries of a failed call, at most `max_retries`, where they cannot cost a second image.
 
     The delay before retry n is a random part of `initial_backoff` · 2^(n-1) seconds, at most
     `max_backoff`, unless the server names one; a call fails at once when the server names more than

@@ -81,6 +81,13 @@ def test_timeout_from_a_number() -> None:
         make_timeout("5")
 
 
+@pytest.mark.parametrize("settings", [Timeout, RetryPolicy, Limits])
+def test_help_has_each_setting(settings: type[Timeout | RetryPolicy | Limits]) -> None:
+    """The docstring, which `help()` shows, has the meaning of each parameter."""
+    text = settings.__doc__ or ""
+    assert [name for name in settings.__struct_fields__ if name not in text] == []
+
+
 def test_timeout_is_frozen() -> None:
     """A Timeout cannot be changed."""
     with pytest.raises(AttributeError):
