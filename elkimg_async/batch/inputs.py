@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from elkimg_async.batch.journal import fingerprint
+from elkimg_async.batch.names import input_names
 from elkimg_async.errors import InvalidRequestError
 from elkimg_async.image import Image
 from elkimg_async.sansio.image_headers import short
@@ -27,6 +28,22 @@ def full_fingerprint(request: ImageRequest, *, stream: bool) -> str:
     """
     inputs = hash_inputs(request) if isinstance(request, EditRequest) else None
     return fingerprint(request, stream=stream, inputs=inputs)
+
+
+def journal_fingerprint(request: ImageRequest, *, stream: bool) -> str:
+    """Return the fingerprint of a request in a journal, which for an edit also covers its names.
+
+    A journal identifies requests by their position, so it needs the names to distinguish a changed
+    file from another one.
+
+    Raises:
+        InvalidRequestError: If the request cannot be written as JSON, or an input cannot be read.
+    """
+    found = full_fingerprint(request, stream=stream)
+    if not isinstance(request, EditRequest):
+        return found
+    names = "\n".join(input_names(request)).encode("utf-8", "surrogatepass")
+    return f"{found}-{hashlib.sha256(names).hexdigest()[:16]}"
 
 
 def hash_inputs(request: EditRequest) -> str:

@@ -16,7 +16,6 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-from elkimg_async.batch.names import input_names
 from elkimg_async.batch.rows import encode_plain
 from elkimg_async.errors import InvalidRequestError, JournalError
 from elkimg_async.sansio.encode import generate as encode_generate
@@ -267,15 +266,15 @@ def fingerprint(request: ImageRequest, *, stream: bool, inputs: str | None = Non
     Args:
         request: The request.
         stream: Whether it is streamed, which makes it a different request.
-        inputs: The hash of an edit's input files; it is separate, so that a changed file can be
-            distinguished from a different request. None: there are none.
+        inputs: The hash of the content of an edit's input files; it is separate, so that a changed
+            file can be distinguished from a different request. None: there are none.
 
     Raises:
         InvalidRequestError: If the request cannot be written as JSON.
     """
     content: list[Any] = [request.fields(), request.extra_body or {}, stream]
     if isinstance(request, EditRequest):
-        content.append(["edit", *input_names(request)])
+        content.append("edit")
     try:
         encoded = msgspec.json.encode(content, order="sorted")
     except (TypeError, ValueError, msgspec.MsgspecError, RecursionError):
@@ -289,6 +288,8 @@ def fingerprint(request: ImageRequest, *, stream: bool, inputs: str | None = Non
 def is_same(record: AnyRecord, index: int, hash: str | None) -> bool:
     """Return whether a record belongs to a request; False if only its input files have changed.
 
+    The hash of an edit has three parts: of the request, of the content of its input files, and of
+    their names. A file that was renamed is still the same, and one with the same name has changed.
     An item that was not a valid request when the record was written may have been corrected since.
 
     Raises:
@@ -296,8 +297,12 @@ def is_same(record: AnyRecord, index: int, hash: str | None) -> bool:
     """
     if record.hash is None or record.hash == hash:
         return True
-    if hash is not None and record.hash.partition("-")[0] == hash.partition("-")[0]:
-        return "-" not in hash  # a file that cannot be read has no hash of its own
+    known, current = record.hash.split("-"), (hash or "").split("-")
+    if known[0] == current[0]:
+        if len(current) == 1 or known[1:2] == current[1:2]:
+            return True  # a file that cannot be read has no content and no name
+        if known[2:] == current[2:]:
+            return False
     raise JournalError(
         f"The journal belongs to other requests: number {index} (counted from 0) is different. "
         "Use another journal, or pass the same requests with the same options; more may be "

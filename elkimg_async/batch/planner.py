@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from elkimg_async.batch.inputs import full_fingerprint
+from elkimg_async.batch.inputs import journal_fingerprint
 from elkimg_async.batch.job import BatchJob
 from elkimg_async.batch.journal import (
     AnyRecord,
@@ -89,7 +89,7 @@ class Planner:
             if self._known:
                 digest = fingerprint(request, stream=self._stream)
                 if isinstance(request, EditRequest):
-                    digest = full_fingerprint(request, stream=self._stream)
+                    digest = journal_fingerprint(request, stream=self._stream)
         except InvalidRequestError as error:
             return self._invalid(index, row, request, digest, record, error)
         if record is not None:

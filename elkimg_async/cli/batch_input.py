@@ -128,8 +128,9 @@ class BatchInput:
                 continue
             try:
                 record = json.loads(text)
-            except (ValueError, RecursionError):
-                problem = RowError(f"not a JSON object: {text.strip()[:60]}")
+            except (ValueError, RecursionError) as error:
+                place = f" (at character {error.colno})" if hasattr(error, "colno") else ""
+                problem = RowError(f"not a JSON object{place}: {text.strip()[:60]}")
                 yield InputRow(line, {}, problem)
             else:
                 yield self._row(line, record)
@@ -172,7 +173,8 @@ class BatchInput:
     def _json_error(self, error: Exception, line: int) -> errors.ConfigurationError:
         if isinstance(error, json.JSONDecodeError):
             advice = " If each line is a prompt, add --format text." if self._guessed else ""
-            return self._error(error.lineno, f"the JSON is broken: {error.msg}.{advice}")
+            place = f"at character {error.colno}"
+            return self._error(error.lineno, f"the JSON is broken {place}: {error.msg}.{advice}")
         return self._error(line, "the JSON is nested too deeply.")
 
     def _read_table(self) -> Iterator[InputRow]:

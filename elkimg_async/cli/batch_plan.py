@@ -65,10 +65,9 @@ def check_input(source: BatchInput, options: dict[str, Any]) -> Size:
     return Size(rows, images)
 
 
-def locate(row: InputRow, column: str | None = None) -> str:
-    """Return the location of a row, like `line 3, column size (id fox-7)`."""
-    place = f"line {row.line}" + (f", column {column}" if column else "")
-    return place if row.id is None else f"{place} (id {plain(str(row.id))})"
+def locate(row: InputRow) -> str:
+    """Return the location of a row, like `line 3 (id fox-7)`."""
+    return f"line {row.line}" + ("" if row.id is None else f" (id {plain(str(row.id))})")
 
 
 def _problem(row: InputRow, options: dict[str, Any]) -> str | None:
@@ -90,11 +89,11 @@ def _problem(row: InputRow, options: dict[str, Any]) -> str | None:
             and "model" not in row.request
         ):
             raise UsageError(sentence(invalid)) from None
-        return f"{_column(row, invalid)}{invalid}"
+        return f"{column_of(row, invalid)}{invalid}"
     return None
 
 
-def _column(row: InputRow, error: errors.ElkImagesError) -> str:
+def column_of(row: InputRow, error: errors.ElkImagesError) -> str:
     """Return the column that an error is about, as the start of a sentence; "" if there is none."""
     param = getattr(error, "param", None)
     return f"column {param}: " if param in row.request else ""
@@ -182,7 +181,7 @@ def print_plan(
             planned = plan.plan(index, request)
             if planned.error is not None:
                 wrong += 1
-                problem = f"{_column(row, planned.error)}{sentence(planned.error)}"
+                problem = f"{column_of(row, planned.error)}{sentence(planned.error)}"
                 say(f"{source.name}, {locate(row)}: {problem}", "red")
             elif planned.done:
                 done += 1

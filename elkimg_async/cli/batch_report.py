@@ -19,7 +19,13 @@ from elkimg_async import MapItem, MapRun, Totals, errors
 from elkimg_async.batch.budget import fatal_reason
 from elkimg_async.cli import contact_sheet
 from elkimg_async.cli.batch_input import InputRow
-from elkimg_async.cli.batch_plan import Size, locate, number_of_images, paid_images
+from elkimg_async.cli.batch_plan import (
+    Size,
+    column_of,
+    locate,
+    number_of_images,
+    paid_images,
+)
 from elkimg_async.cli.console import (
     ERR,
     OUT,
@@ -126,7 +132,8 @@ class BatchReport:
         prompt = row.request.get("prompt", "")
         if item.error is not None and not self._ends_run_again(item.error):
             place = f"{self._name}, {locate(row)}" if row.line else f"Request {item.index + 1}"
-            say(f"{place}, {short(prompt)}: {self._describe(item.error, row.line)}", "red")
+            problem = column_of(row, item.error) + self._describe(item.error, row.line)
+            say(f"{place}, {short(prompt)}: {problem}", "red")
         if item.ok:
             self._done_images += number_of_images(row.request)
             if self._display.json:

@@ -7,6 +7,9 @@ from elkimg_async.media_types import UNKNOWN_TYPE, media_type_of
 MIN_UNKNOWN = 64
 """A shorter file without a known signature is not an image."""
 
+_HEAD = 64 * 1024
+"""Bytes of a file that are examined for text."""
+
 # Signatures beyond those of `media_type_of`: https://en.wikipedia.org/wiki/List_of_file_signatures
 _SIGNATURES = (
     b"\x00\x00\x02\x00",  # CUR
@@ -35,7 +38,16 @@ _BODY_SIGNATURES = (
     b"II*\0",
     b"MM\0*",
 )
-_PRINTABLE = bytes(range(0x20, 0x7F)) + b"\t\r\n"
+_HTML = re.compile(
+    r"\s*(?:<!--.*?-->\s*)*<(?:!DOCTYPE\s+html|html|head|body)\b", re.DOTALL | re.IGNORECASE
+)
+_TEXT_FORMATS = re.compile(
+    r"P[1-7Ff]\s"  # Netpbm
+    r"|/\* XPM|\s*#define\s+\w+_width\b"  # XPM, XBM
+    r"|%!PS|%PDF-"
+    r"|.*<(?:\w+:)?svg\b",  # SVG after anything, such as words or a Markdown fence
+    re.DOTALL | re.IGNORECASE,
+)
 
 
 def is_image(content: bytes) -> bool:
@@ -62,7 +74,33 @@ def cannot_be_image(content: bytes) -> bool:
     """Return whether the content has no known signature and is tiny, or is plain text."""
     if is_image(content):
         return False
-    return len(content) < MIN_UNKNOWN or not content[:4096].translate(None, _PRINTABLE)
+    text = _text_of(content)
+    return _is_text(text) or (len(content) < MIN_UNKNOWN and not _TEXT_FORMATS.match(text))
+
+
+def is_text(content: bytes) -> bool:
+    """Return whether a file is clearly text or HTML, such as an error page, rather than an image.
+
+    Unknown formats count as images, and so do formats of images that are text, such as SVG.
+    """
+    return not is_image(content) and _is_text(_text_of(content))
+
+
+def _text_of(content: bytes) -> str:
+    """Return the text that the first bytes may be, whatever its encoding."""
+    head = content[:_HEAD]
+    coding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    text = head.decode(coding, "replace")
+    # The head may end inside a character.
+    return text.rstrip("\ufffd") if len(content) > _HEAD else text
+
+
+def _is_text(text: str) -> bool:
+    if _HTML.match(text):
+        return True
+    if _TEXT_FORMATS.match(text) or text.count("\ufffd") > len(text) // 4:
+        return False  # a few bytes that are not UTF-8 may be a legacy encoding
+    return all(character.isprintable() or character in "\t\n\r\f" for character in text)
 
 
 def is_base64_image(text: str) -> bool:

@@ -54,9 +54,9 @@ def _codec(name: str) -> Decode:
         if brotli is not None:
             return _in_steps(brotli.Decompressor().process, brotli.error)
     if name == "zstd":
-        zstd = _load("compression.zstd", "backports.zstd")
+        zstd = _load("compression.zstd", "backports.zstd", "zstandard")
         if zstd is not None:
-            return _in_steps(zstd.ZstdDecompressor().decompress, zstd.ZstdError)
+            return _in_steps(_Zstd(zstd).decompress, zstd.ZstdError)
     remedy = f"install {_INSTALL[name]}, or " if name in _INSTALL else ""
     raise UnknownEncodingError(
         f"it has Content-Encoding: {name[:40]}, which was not requested and cannot be decoded; "
@@ -104,6 +104,31 @@ class _Zlib:
         if not self._raw_allowed:
             return 16 + zlib.MAX_WBITS
         return zlib.MAX_WBITS if data[0] & 0xF == 8 else -zlib.MAX_WBITS
+
+
+class _Zstd:
+    """Decoder of zstd in any number of frames (RFC 8878, section 3)."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+        self._frame = self._next_frame()
+
+    def _next_frame(self) -> Any:
+        decompressor = self._module.ZstdDecompressor()
+        return (
+            decompressor.decompressobj()
+            if hasattr(decompressor, "decompressobj")  # the package zstandard
+            else decompressor
+        )
+
+    def decompress(self, data: bytes) -> bytes:
+        decoded = []
+        while data:
+            if self._frame.eof:
+                self._frame = self._next_frame()
+            decoded.append(self._frame.decompress(data))
+            data = self._frame.unused_data if self._frame.eof else b""
+        return b"".join(decoded)
 
 
 def _in_steps(decompress: Callable[[bytes], bytes], failure: type[Exception]) -> Decode:

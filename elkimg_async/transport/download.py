@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import re
 import time
 from functools import partial
 from typing import NamedTuple
@@ -17,9 +16,9 @@ from elkimg_async.errors import (
     RequestTimeoutError,
 )
 from elkimg_async.image import Image
-from elkimg_async.media_types import UNKNOWN_TYPE, media_type_of
 from elkimg_async.sansio import encode
 from elkimg_async.sansio.headers import retry_after
+from elkimg_async.sansio.signatures import is_text
 from elkimg_async.settings import Settings
 from elkimg_async.transport.deadline import Deadline
 from elkimg_async.transport.network import is_public
@@ -247,29 +246,3 @@ async def _is_private(url: str) -> bool:
     except (OSError, UnicodeError):
         return False
     return any(not is_public(str(address[0])) for *_, address in found)
-
-
-_HTML = re.compile(
-    r"\s*(?:<!--.*?-->\s*)*<(?:!DOCTYPE\s+html|html|head|body)\b", re.DOTALL | re.IGNORECASE
-)
-_HEAD = 64 * 1024  # bytes that are examined
-
-
-def is_text(content: bytes) -> bool:
-    """Return whether a body is clearly text or HTML, such as an error page, rather than an image.
-
-    Unknown formats count as images, and so does SVG, although it is text.
-    """
-    if media_type_of(content) != UNKNOWN_TYPE:
-        return False
-    head = content[:_HEAD]
-    coding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    # The head may end inside a character, and a page may use a legacy encoding.
-    text = head.decode(coding, "replace")
-    if media_type_of(text.encode()) == "image/svg+xml":  # in UTF-16
-        return False
-    if _HTML.match(text):
-        return True
-    if len(content) > _HEAD:
-        text = text.rstrip("\ufffd")
-    return all(character.isprintable() or character in "\t\n\r\f" for character in text)

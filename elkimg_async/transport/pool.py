@@ -8,10 +8,10 @@ import re
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
-from urllib.parse import urlsplit
 from weakref import WeakSet
 
 import aiohttp
+import yarl
 from aiohttp.client_proto import ResponseHandler
 
 from elkimg_async.errors import Billing, ConfigurationError
@@ -65,7 +65,7 @@ class Hosts:
     A server that closes an idle connection at the moment it is reused loses the request, and it is
     unknown whether it was processed. Connections are therefore closed before the server closes
     them: after `keepalive` seconds, earlier if its `Keep-Alive: timeout=N` says so, and at once for
-    a while after one was closed without notice.
+    a while after one was closed without notice, with a request on it or idle.
     """
 
     def __init__(self, keepalive: float) -> None:
@@ -92,7 +92,7 @@ class Hosts:
             _bound(self._seconds)[origin] = seconds
 
     def note_lost(self, origin: str) -> None:
-        """Record that a connection was closed before a response began."""
+        """Record that the server closed a connection that could have been used."""
         _bound(self._fresh_until)[origin] = time.monotonic() + FRESH_CONNECTIONS
 
 
@@ -105,8 +105,11 @@ def _bound(known: dict[str, float]) -> dict[str, float]:
 @functools.lru_cache(maxsize=_MAX_HOSTS)
 def origin_of(url: str) -> str:
     """Return the scheme, host and port of a URL."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc}"
+    try:
+        parts = yarl.URL(url)
+    except ValueError:
+        return url  # it fails when it is requested
+    return f"{parts.scheme}://{parts.host}:{parts.port}"
 
 
 class InFlight:
@@ -210,10 +213,11 @@ async def _lifetime(session: aiohttp.ClientSession) -> AsyncGenerator[None, None
         await session.close()
 
 
-def create_session(*, public_only: bool, keepalive: float) -> aiohttp.ClientSession:
+def create_session(hosts: Hosts, *, public_only: bool, keepalive: float) -> aiohttp.ClientSession:
     """Create a session of our own.
 
     Args:
+        hosts: What is known about the servers' connections.
         public_only: Whether host names with a private address are rejected.
         keepalive: Seconds for which idle connections are kept; 0 for one connection per request.
     """
@@ -227,7 +231,7 @@ def create_session(*, public_only: bool, keepalive: float) -> aiohttp.ClientSess
     if accepts(aiohttp.TCPConnector.__init__, "socket_factory"):  # since aiohttp 3.12
         options["socket_factory"] = keep_alive_socket
     return aiohttp.ClientSession(
-        connector=_Connector(**options), cookie_jar=aiohttp.DummyCookieJar()
+        connector=_Connector(hosts, keepalive, **options), cookie_jar=aiohttp.DummyCookieJar()
     )
 
 
@@ -253,15 +257,18 @@ def share_connector(session: aiohttp.ClientSession) -> aiohttp.ClientSession:
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Connector that drops connections with unexpected input, and tracks open ones.
+    """Connector that drops unusable connections, and tracks open and idle ones.
 
-    aiohttp would take a second response, sent while the connection was idle, for the response to
-    the next request.
+    A connection with unexpected input is unusable: aiohttp would take a second response, sent while
+    the connection was idle, for the response to the next request. So is an idle one of a host that
+    has closed another without notice.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, hosts: Hosts, keepalive: float, **options: Any) -> None:
         super().__init__(**options)
+        self._reuse, self._seconds = hosts, keepalive
         self._protocols: WeakSet[ResponseHandler] = WeakSet()
+        self._kept: dict[ResponseHandler, tuple[str, float]] = {}
 
     def abort(self) -> None:
         """Close every connection at once; `close` would wait for stalled uploads."""
@@ -275,14 +282,40 @@ class _Connector(aiohttp.TCPConnector):
         traces: Any,
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109
     ) -> aiohttp.connector.Connection:
+        origin = origin_of(str(req.url))
         while True:
+            self._note_closed()
             connection = await super().connect(req, traces, timeout)
             protocol = connection.protocol
-            if protocol is None or not protocol.should_close:
-                if protocol is not None:
-                    self._protocols.add(protocol)
+            if protocol is None:
+                return connection
+            was_idle = self._kept.pop(protocol, None) is not None
+            if not (protocol.should_close or (was_idle and not self._reuse.keepalive(origin))):
+                self._protocols.add(protocol)
+                connection.add_callback(functools.partial(self._note_released, protocol, origin))
                 return connection
             connection.close()
+
+    def _note_released(self, protocol: ResponseHandler, origin: str) -> None:
+        """Record a connection that is idle from now on, unless it is being closed."""
+        if protocol.is_connected() and not protocol.should_close:
+            self._kept[protocol] = origin, time.monotonic()
+            asyncio.get_running_loop().call_soon(self._note_kept, protocol)
+
+    def _note_kept(self, protocol: ResponseHandler) -> None:
+        """Forget a connection that was closed by this side rather than kept."""
+        if not protocol.is_connected():
+            self._kept.pop(protocol, None)
+
+    def _note_closed(self) -> None:
+        """Record the hosts that have closed an idle connection without notice."""
+        now = time.monotonic()
+        for protocol, (origin, since) in list(self._kept.items()):
+            if now - since >= self._seconds:
+                del self._kept[protocol]  # aiohttp may close it at any time
+            elif not protocol.is_connected():
+                del self._kept[protocol]
+                self._reuse.note_lost(origin)
 
 
 async def run_pending_callbacks() -> None:

@@ -199,7 +199,9 @@ class Transport:
         elif purpose.kind == "shared" and self._borrowed is not None:
             session = share_connector(self._borrowed)
         else:
-            session = create_session(public_only=purpose.public_only, keepalive=purpose.keepalive)
+            session = create_session(
+                self._hosts, public_only=purpose.public_only, keepalive=purpose.keepalive
+            )
         return Pool(
             session,
             borrowed=borrowed is not None,

@@ -330,13 +330,14 @@ async def test_max_cost_to_the_cent(tmp_path: Path) -> None:
 
 
 async def run_killed_until_done(
-    folder: Path, mode: str, kills: int, chance: random.Random, count: int
+    folder: Path, mode: str, kills: int, chance: random.Random, count: int, concurrency: int = 16
 ) -> None:
     """Start a run again and again, kill it at random moments, and compare with the charges.
 
     The modes are `plain` and `retry_unknown`.
     """
-    journal, limit = folder / "journal.jsonl", Decimal("0.02") * count + kills * Decimal("0.8")
+    journal = folder / "journal.jsonl"
+    limit = Decimal("0.02") * count + kills * concurrency * Decimal("0.05")
     package = str(Path(elkimg_async.__file__).parent.parent)
     async with CostServer(str(chance.random())).running() as server:
         assert isinstance(server, CostServer)
@@ -351,13 +352,14 @@ async def run_killed_until_done(
             seen = len(server.requests)
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, costs.__file__, str(folder), str(count), mode, str(limit)),
+                str(concurrency),
                 env=variables,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
             )
             ended = asyncio.create_task(process.communicate())
             if number < kills:
-                goal = seen + chance.randint(0, 24)
+                goal = seen + chance.randint(0, concurrency + 8)
                 waiting = asyncio.create_task(
                     server.wait_until(lambda goal=goal: len(server.requests) >= goal)  # type: ignore[misc]
                 )
@@ -397,10 +399,12 @@ async def test_max_cost_of_killed_runs(mode: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("concurrency", [16, 256])
 @pytest.mark.parametrize("mode", ["plain", "retry_unknown"])
-async def test_max_cost_of_runs_killed_often(mode: str, tmp_path: Path) -> None:
-    """The same with more kills."""
-    await run_killed_until_done(tmp_path, mode, KILLS, random.Random(f"{mode}-2"), 30 * KILLS)
+async def test_max_cost_of_runs_killed_often(mode: str, concurrency: int, tmp_path: Path) -> None:
+    """The same with more kills, and with more requests in flight."""
+    chance, count = random.Random(f"{mode}-2"), (24 + concurrency // 4) * KILLS
+    await run_killed_until_done(tmp_path, mode, KILLS, chance, count, concurrency)
 
 
 async def test_max_cost_of_two_runs_of_one_journal(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from elkimg_async import AsyncImages, GenerateRequest, InvalidRequestError, JournalError
-from elkimg_async.batch.inputs import full_fingerprint, hash_inputs
+from elkimg_async.batch.inputs import full_fingerprint, hash_inputs, journal_fingerprint
 from elkimg_async.batch.journal import fingerprint
 from elkimg_async.batch.storage import MANIFEST
 from elkimg_async.image import Image
@@ -53,15 +53,18 @@ def test_hash_inputs_of_what_cannot_be_read(image: Any) -> None:
 
 
 def test_fingerprint_of_an_edit() -> None:
-    """The part before the hyphen identifies the request, the part after it the files."""
+    """The parts identify the request, the content of its files and, in a journal, their names."""
     one, other = (full_fingerprint(edit(content), stream=False) for content in (PHOTO, OTHER))
     assert one.partition("-")[0] == other.partition("-")[0] != one
     assert one != other
     plain = GenerateRequest(prompt="add a hat")
     assert full_fingerprint(plain, stream=False) == fingerprint(plain, stream=False)
     assert fingerprint(edit(PHOTO), stream=False) != fingerprint(plain, stream=False)
-    assert fingerprint(edit("a.png"), stream=False) == fingerprint(edit("x/a.png"), stream=False)
-    assert fingerprint(edit("a.png"), stream=False) != fingerprint(edit("b.png"), stream=False)
+    assert fingerprint(edit("a.png"), stream=False) == fingerprint(edit("b.png"), stream=False)
+    named = [journal_fingerprint(edit((name, PHOTO)), stream=False) for name in ("a.png", "b.png")]
+    assert [each.rpartition("-")[0] for each in named] == [one, one]
+    assert named[0] != named[1]
+    assert journal_fingerprint(plain, stream=False) == fingerprint(plain, stream=False)
 
 
 async def test_map_of_edits(
@@ -104,7 +107,7 @@ async def test_map_of_edits(
 async def test_map_of_edits_resumed(
     server: Server, client: AsyncImages, photos: Path, tmp_path: Path
 ) -> None:
-    """A changed photograph is edited again, an unchanged one never, wherever the folder is."""
+    """A changed photograph is edited again, an unchanged one never, whatever its path and name."""
     options: Any = {"output_dir": tmp_path / "out", "journal": tmp_path / "run.jsonl"}
 
     def requests(folder: Path) -> list[Any]:
@@ -122,10 +125,12 @@ async def test_map_of_edits_resumed(
     assert server.requests[3:] == [server.requests[3]]
     assert server.requests[3]["image"] == [("IMG_2.png", OTHER)]
     assert len(set(server.keys)) == 4
+    (moved / "IMG_3.png").rename(moved / "IMG_3 (sea).png")
     items = await everything(client.map(requests(moved), **options))
     assert all(item.resumed for item in items)
+    (moved / "IMG_0.png").write_bytes(make_png(9, 9))
     with pytest.raises(JournalError, match="number 0 "):
-        await everything(client.map(requests(moved)[::-1], **options))
+        await everything(client.map(requests(moved), **options))
     with pytest.raises(JournalError, match="number 0 "):
         await everything(client.map([edit(moved / "IMG_1.png", "add a scarf")], **options))
     assert len(server.requests) == 4

@@ -355,12 +355,14 @@ def test_is_same_with_another_request() -> None:
 
 def test_is_same_with_changed_files() -> None:
     """An edit whose files have changed is neither the same request nor an error."""
-    record = DoneRecord(index=0, hash="h-f1")
-    assert is_same(record, 0, "h-f1")
-    assert not is_same(record, 0, "h-f2")
+    record = DoneRecord(index=0, hash="h-f1-a")
+    assert is_same(record, 0, "h-f1-a")
+    assert is_same(record, 0, "h-f1-b")  # renamed
+    assert not is_same(record, 0, "h-f2-a")
     assert is_same(record, 0, "h")  # its files cannot be read now
-    with pytest.raises(JournalError, match="number 0 "):
-        is_same(record, 0, "g-f1")
+    for other in ("g-f1-a", "h-f2-b", "g", None):
+        with pytest.raises(JournalError, match="number 0 "):
+            is_same(record, 0, other)
 
 
 def test_journal_of_an_early_version() -> None:

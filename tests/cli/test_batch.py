@@ -253,7 +253,7 @@ async def test_batch_edits(server: LocalServer, tmp_path: Path) -> None:
     arguments = ("in/p.csv", "-o", "out", "--input-fidelity", "high", "--concurrency", "1")
     ended = await batch(*arguments, folder=tmp_path, server=server)
     assert ended.code == 1
-    assert "in/p.csv, line 4, “add a bow”: " in ended.err
+    assert "in/p.csv, line 4, “add a bow”: column image: " in ended.err
     assert "gone.png" in ended.err
     assert summary(ended.out)["done"] == "2"
     edit, generation = server.requests

@@ -90,7 +90,11 @@ def test_format_option_wins(tmp_path: Path) -> None:
         ("p.txt", "", "is empty"),
         ("p.csv", " \n\n", "is empty"),
         ("p.yaml", "- a fox\n- an owl\n", "suffix .yaml"),
-        ("p.json", '[{"prompt": "a fox"},\n{"prompt" "an owl"}]', "line 2: the JSON is broken"),
+        (
+            "p.json",
+            '[{"prompt": "a fox"},\n{"prompt" "an owl"}]',
+            "line 2: the JSON is broken at character 11: ",
+        ),
         ("p.json", '["a fox"\n"an owl"]', "line 2: the JSON array is broken"),
         ("p.json", '["a fox"', "the JSON array is broken"),
         ("p.json", '["a fox"]\n["an owl"]', "unexpected text after"),
@@ -216,7 +220,7 @@ def test_values_in_json(tmp_path: Path) -> None:
         ("p.jsonl", '{"prompt": "a", "n": true}', (1, "n", "expected a whole number")),
         ("p.jsonl", '{"prompt": "a", "n": [1]}', (1, "n", "found a list")),
         ("p.jsonl", '"a"\n[1]', (2, None, "expected an object or a string, found a list")),
-        ("p.jsonl", '"a"\n{"x"', (2, None, "not a JSON object")),
+        ("p.jsonl", '"a"\n{"x"', (2, None, "not a JSON object (at character 5): ")),
         ("p.jsonl", '{"n": 1}', (1, "prompt", "there is no prompt")),
         ("p.json", '["a",\n\n{"prompt": " "}]', (3, "prompt", "there is no prompt")),
         (

@@ -1,6 +1,6 @@
 """A server that records what it has charged, and a run that it serves.
 
-    python costs.py FOLDER COUNT MODE LIMIT
+    python costs.py FOLDER COUNT MODE LIMIT CONCURRENCY
 
 The run continues until it is done or `max_cost` stops it; it prints its totals as JSON.
 """
@@ -76,14 +76,14 @@ def requests(count: int) -> list[dict[str, Any]]:
     return [{"prompt": f"image {number}", "n": 1 + number % 2} for number in range(count)]
 
 
-async def main(folder: Path, count: int, mode: str, limit: str) -> None:
+async def main(folder: Path, count: int, mode: str, limit: str, concurrency: str) -> None:
     """Continue until every request is done; address and API key are those of the environment."""
     retry = RetryPolicy(2, initial_backoff=0.001, retry_unknown=mode == "retry_unknown")
     async with (
         AsyncImages(pricing=PRICING, idempotency="off", retry=retry) as client,
         client.map(
             requests(count),
-            concurrency=16,
+            concurrency=int(concurrency),
             output_dir=folder,
             journal=folder / "journal.jsonl",
             max_cost=limit,

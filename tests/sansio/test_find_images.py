@@ -190,14 +190,44 @@ def test_images_of_an_asynchronous_job(value: Any, task: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["string", base64.b64encode(b"hello, this is some text " * 9).decode(), "AAAA"]
+    "content",
+    [
+        base64.b64decode("string=="),
+        bytes(3),
+        bytes(range(63)),
+        b"not available",
+        b"hello, this is some text " * 9,
+        "图片生成失败。".encode() * 9,
+        b"<html><head><title>Sorry</title></head><body><svg/></body></html> " * 9,
+        b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error> " * 9,
+    ],
 )
-def test_images_invalid(text: str) -> None:
+def test_images_invalid(content: bytes) -> None:
     """Bytes that are certainly not an image are an error that carries them and their URL."""
+    text = base64.b64encode(content).decode().rstrip("=")
     _, end = decode(json.dumps({"data": [{"b64_json": text, "url": URL}]}).encode(), stream=False)
     assert isinstance(end, ResponseError)
-    assert end.content == base64.b64decode(text + "=" * (-len(text) % 4))
+    assert end.content == content
     assert [image.url for image in end.images] == [URL]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"<svg/>",
+        b"```svg\n<svg xmlns='http://www.w3.org/2000/svg'/>\n```",
+        b"Here is your image:\n<svg xmlns='http://www.w3.org/2000/svg'></svg> " * 9,
+        b"P1 1 1 0",
+        b"P3\r\n# made by hand\r\n2 2 255\r\n" + b"0 0 0 " * 99,
+        b"/* XPM */\nstatic char *a[] = {" + b'" ",' * 99 + b"};",
+        b"#define a_width 1\n#define a_height 1\nstatic char a_bits[] = { 0x01 };",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n" + b"0 0 moveto\n" * 9,
+    ],
+)
+def test_images_that_are_text(content: bytes) -> None:
+    """Formats of images that are text are images where one is expected."""
+    text = base64.b64encode(content).decode()
+    assert found_in({"data": [{"b64_json": text}]}) == [content]
 
 
 def test_images_of_an_unknown_format() -> None:

@@ -47,6 +47,7 @@ except ImportError:
     pass
 else:
     ENCODE["zstd"] = zstd.compress
+    ENCODE["zstd, identity"] = lambda data: zstd.compress(data[:9]) + zstd.compress(data[9:])
 
 
 def decoded(name: str, chunks: list[bytes]) -> bytes:
@@ -93,6 +94,20 @@ def test_decoder_unknown(name: str) -> None:
         decoder_for(name)
 
 
+@pytest.mark.parametrize("module", ["brotlicffi", "zstandard"])
+def test_decoder_by_another_package(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    """Each of the packages that people have for an encoding is used."""
+    pytest.importorskip(module)
+    for name in ("brotli", "backports.zstd", "compression.zstd"):
+        hidden: ModuleType | None = None
+        monkeypatch.setitem(sys.modules, name, hidden)
+    for name in [name for name in ENCODE if name.startswith(("br", "zstd"))]:
+        if (module == "zstandard") == name.startswith("zstd"):
+            encoded = ENCODE[name](BODY)
+            assert decoded(name, [encoded]) == BODY
+            assert decoded(name, [bytes((byte,)) for byte in encoded]) == BODY
+
+
 @in_both_modes
 @pytest.mark.parametrize("name", ENCODE)
 async def test_encoded_response(raw_server: RawServer, name: str, streaming: bool) -> None:
@@ -107,7 +122,7 @@ async def test_encoded_response(raw_server: RawServer, name: str, streaming: boo
 @pytest.fixture
 def no_codecs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide the optional codecs."""
-    for name in ("brotli", "brotlicffi", "backports.zstd", "compression.zstd"):
+    for name in ("brotli", "brotlicffi", "backports.zstd", "compression.zstd", "zstandard"):
         hidden: ModuleType | None = None
         monkeypatch.setitem(sys.modules, name, hidden)
 

@@ -10,8 +10,8 @@ import trustme
 
 from elkimg_async import AsyncImages, DownloadError, Image, Limits, Timeout
 from elkimg_async.local import LocalServer
+from elkimg_async.sansio.signatures import is_text
 from elkimg_async.transport import download
-from elkimg_async.transport.download import is_text
 from tests.helpers.calls import SOON
 from tests.helpers.raw_server import API_KEY, PNG, End, RawServer, Reply, head, response
 
@@ -218,6 +218,8 @@ IMAGES = {
     b'[<!ENTITY a "b">]> <svg/>',
     "svg with a prefix": b"<svg:svg xmlns:svg='http://www.w3.org/2000/svg'/>",
     "svg in utf-16": "<svg/>".encode("utf-16"),
+    "svg after words": b"Here it is: <svg xmlns='http://www.w3.org/2000/svg'/>",
+    "pbm": b"P1 1 1 0",
 }
 TEXTS = {
     "html": b"<!doctype html><title>Sign in</title>",

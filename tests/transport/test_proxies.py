@@ -1,5 +1,6 @@
 """Proxies from the environment: which one is used, and what is reported when it fails."""
 
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -11,7 +12,7 @@ from elkimg_async.config import ProxySettings
 from elkimg_async.transport.proxies import proxy_for
 from tests.helpers.calls import QUICK, failure, in_both_modes
 from tests.helpers.raw_server import API_KEY, PNG, RawServer, response
-from tests.transport.test_reverse_proxies import free_port
+from tests.transport.test_reverse_proxies import Proxy, free_port, which
 
 PROXY = "http://proxy.example:3128"
 
@@ -106,6 +107,26 @@ async def test_proxy_without_a_scheme(
     async with AsyncImages(API_KEY, base_url="http://gateway.example.test/v1", retry=0) as client:
         assert (await client.generate("a boat"))[0].content == PNG
     assert raw_server.requests[0].target == "http://gateway.example.test/v1/images/generations"
+
+
+@pytest.mark.skipif(which("tinyproxy") is None, reason="tinyproxy is not installed")
+@pytest.mark.parametrize("concurrency", [1, 8])
+async def test_proxy_that_closes_after_each_response(
+    raw_server: RawServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, concurrency: int
+) -> None:
+    """Through a real tinyproxy, of a hundred calls at most the first in flight are lost."""
+    async with Proxy("tinyproxy", tmp_path).before(raw_server.port) as proxy:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
+        base_url = "http://gateway.example.test/v1"
+        async with (
+            AsyncImages(API_KEY, base_url=base_url) as client,
+            client.map(map(str, range(100)), concurrency=concurrency) as run,
+        ):
+            lost = [item.index async for item in run if not item.ok]
+            assert len(lost) <= concurrency
+            assert all(index < 2 * concurrency for index in lost)
+            for _ in range(10):
+                await client.generate("a boat")
 
 
 @pytest.mark.parametrize("scheme", ["socks", "socks4", "socks4a", "socks5", "SOCKS5h"])

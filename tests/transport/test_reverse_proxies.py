@@ -69,6 +69,13 @@ listen all
     server one 127.0.0.1:{upstream}
 """
 
+TINYPROXY = """
+Port {port}
+Listen 127.0.0.1
+LogFile "{folder}/tinyproxy.requests"
+Upstream http 127.0.0.1:{upstream}
+"""
+
 COMMANDS: dict[str, tuple[str, Callable[[Path], list[str]]]] = {
     "nginx": (
         NGINX,
@@ -77,11 +84,12 @@ COMMANDS: dict[str, tuple[str, Callable[[Path], list[str]]]] = {
         ],
     ),
     "haproxy": (HAPROXY, lambda file: ["-db", "-f", str(file)]),
+    "tinyproxy": (TINYPROXY, lambda file: ["-d", "-c", str(file)]),
 }  # fmt: skip
 
 
 class Proxy:
-    """A proxy that runs in front of `upstream`, a port."""
+    """A proxy that runs in front of `upstream`, a port, or forwards to it as a further proxy."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self._name = name
@@ -138,7 +146,7 @@ def free_port() -> int:
         return port
 
 
-@pytest.fixture(params=COMMANDS)
+@pytest.fixture(params=["nginx", "haproxy"])
 def proxy(request: pytest.FixtureRequest, tmp_path: Path) -> Proxy:
     """Each of the two proxies, not started."""
     if which(request.param) is None:

@@ -296,6 +296,44 @@ async def test_connection_closed_while_idle(raw_server: RawServer) -> None:
             ended.clear()
 
 
+async def test_idle_connection_closed_means_fresh_ones() -> None:
+    """After the server closed one idle connection without notice, no other idle one is used."""
+    closing, both = asyncio.Event(), asyncio.Event()
+    async with (
+        RawServer([both, *GOOD, closing, End.CLOSE], [both, *GOOD], GOOD) as raw_server,
+        AsyncImages(API_KEY, base_url=raw_server.base_url, retry=0) as client,
+    ):
+        async with asyncio.TaskGroup() as group:
+            for _ in range(2):
+                group.create_task(run_call(client))
+            await raw_server.wait_until(lambda: len(raw_server.requests) == 2)
+            both.set()
+        closing.set()
+        await raw_server.wait_until(lambda: raw_server.connections == 1)
+        for n in range(3):
+            await client.generate("a boat")
+            assert raw_server.accepted == 3 + n
+
+
+async def test_idle_connection_after_a_cancelled_call(raw_server: RawServer) -> None:
+    """A connection that this side closes is no reason for fresh ones."""
+    async with AsyncImages(API_KEY, base_url=raw_server.base_url, retry=0) as client:
+        await client.generate("a boat")
+        for reply in ([End.HOLD], BODY):
+            raw_server.reply_with(reply)
+            seen = len(raw_server.requests)
+            task = asyncio.create_task(client.generate("a boat"))
+            await raw_server.wait_until(lambda seen=seen: len(raw_server.requests) > seen)  # type: ignore[misc]
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            raw_server.reply_with(GOOD)
+            await client.generate("a boat")
+            accepted = raw_server.accepted
+            await client.generate("a boat")
+            assert raw_server.accepted == accepted
+
+
 # --- versions ---------------------------------------------------------------
 
 
