@@ -50,7 +50,8 @@ class Timeout(msgspec.Struct, frozen=True):
         for name in ("total", "connect", "first_byte", "idle", "download"):
             if (seconds := getattr(self, name)) is not None:
                 _check_number(
-                    *(f"Timeout({name}=…)", seconds),
+                    f"Timeout({name}=…)",
+                    seconds,
                     unit="seconds",
                     zero=False,
                     advice="; for no limit pass math.inf",

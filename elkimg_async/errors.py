@@ -262,7 +262,7 @@ class NotFoundError(APIError):
             return self._advise_model()
         if self.model is None or self.status == 501:
             return self.advice
-        return f"{self.advice} If so, c{self._advise_model()[1:]}"
+        return f"{self.advice} {self._advise_model()}"
 
 
 class RateLimitError(APIError):
