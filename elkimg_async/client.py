@@ -32,6 +32,7 @@ from elkimg_async.hints import (
     AsyncOnly,
     advise_keywords,
     missing_attribute,
+    spell_out,
     unknown_keyword,
 )
 from elkimg_async.hooks import Hook
@@ -257,6 +258,7 @@ class AsyncImages(ImageCalls, AsyncOnly):
                 settings.shutdowns.setdefault(model.id, model.shutdown_date)
         return models
 
+    @spell_out(MapOptions)
     def map(
         self,
         requests: Iterable[MapRequest] | AsyncIterable[MapRequest],

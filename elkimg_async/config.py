@@ -26,25 +26,36 @@ ValidateMode = Literal["strict", "warn", "off"]
 
 
 class Timeout(msgspec.Struct, frozen=True):
-    """Limits in seconds; None means the default, `math.inf` no limit."""
+    """Limits in seconds; None means the default, `math.inf` no limit.
+
+    Args:
+        total: The whole call: queueing, every attempt, back-off and body. 600; a stream has none.
+        connect: Finding and reaching the server, TLS included. 10. In a borrowed session: each
+            address.
+        first_byte: From the start of an attempt to the headers of its response. 600.
+        idle: Between two chunks of a response, and while no byte of an upload is sent. 300.
+        download: Downloading an image that came as a URL. 120.
+        pings_count: Whether a ping counts as a chunk; otherwise `idle` ends a stream of nothing but
+            pings.
+    """
 
     total: float | None = None
-    """The whole call: queueing, every attempt, back-off and body. 600; a stream has none."""
     connect: float | None = None
-    """Finding and reaching the server, TLS included. 10. In a borrowed session: each address."""
     first_byte: float | None = None
-    """From the start of an attempt to the headers of its response. 600."""
     idle: float | None = None
-    """Between two chunks of a response, and while no byte of an upload is sent. 300."""
     download: float | None = None
-    """Downloading an image that came as a URL. 120."""
     pings_count: bool = False
-    """Whether a ping counts as a chunk; otherwise `idle` ends a stream of nothing but pings."""
 
     def __post_init__(self) -> None:
         for name in ("total", "connect", "first_byte", "idle", "download"):
             if (seconds := getattr(self, name)) is not None:
-                _check_number(f"Timeout({name}=…)", seconds, unit="seconds", zero=False)
+                _check_number(
+                    f"Timeout({name}=…)",
+                    seconds,
+                    unit="seconds",
+                    zero=False,
+                    advice="; for no limit pass math.inf",
+                )
 
     def limits(self, *, stream: bool) -> "TimeoutLimits":
         """Return the limits with the defaults filled in."""
@@ -76,7 +87,7 @@ class TimeoutLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RetryPolicy(msgspec.Struct, frozen=True):
-    """How often a failed attempt is retried, where that cannot cost a second image.
+    """Retries of a failed call, at most `max_retries`, where they cannot cost a second image.
 
     The delay before retry n is a random part of `initial_backoff` · 2^(n-1) seconds, at most
     `max_backoff`, unless the server names one; a call fails at once when the server names more than
@@ -304,11 +315,12 @@ def split_base_url(url: str | None) -> tuple[str, dict[str, Any]]:
     return address.rstrip("/"), parameters
 
 
-def _check_number(name: str, value: object, *, unit: str, zero: bool) -> None:
+def _check_number(name: str, value: object, *, unit: str, zero: bool, advice: str = "") -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ConfigurationError(f"{name} must be {unit}, not {type(value).__name__}.")
     if not (value > 0 or (zero and value == 0)):
-        raise ConfigurationError(f"{name} must be {'0 or more' if zero else 'more than 0'}.")
+        least = "0 or more" if zero else "more than 0"
+        raise ConfigurationError(f"{name} must be {least}{advice}.")
 
 
 class ProxySettings(NamedTuple):

@@ -181,10 +181,9 @@ class APIError(ElkImagesError):
         return self.status
 
     def _advise_model(self) -> str:
-        return (
-            f"Check the model {self.model!r} against those that the server offers "
-            "(elkimg models, or await client.models())."
-        )
+        model = "the name of the model" if self.model is None else f"the model {self.model!r}"
+        offered = "those that the server offers (elkimg models, or await client.models())"
+        return f"Check {model} against {offered}."
 
     def _describe(self) -> str:
         label = self.code if self.code != str(self.status) else None
@@ -256,13 +255,14 @@ class QuotaExceededError(PermissionDeniedError):
 class NotFoundError(APIError):
     """The endpoint or the model does not exist."""
 
-    advice = "Check the name of the model, and that the base URL ends in /v1."
+    advice = "Check that the base URL ends in /v1, and that the server has this endpoint."
 
     def _advise(self) -> str:
-        if self.model is None:
-            return super()._advise()
-        known = self.code == "model_not_found" or self.param == "model"
-        return self._advise_model() + ("" if known else " Check that the base URL ends in /v1.")
+        if self.code == "model_not_found" or self.param == "model":
+            return self._advise_model()
+        if self.model is None or self.status == 501:
+            return self.advice
+        return f"{self.advice} {self._advise_model()}"
 
 
 class RateLimitError(APIError):

@@ -130,6 +130,24 @@ def advise_keywords(
     return decorate
 
 
+def spell_out(options: type) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorate a function so that `help()` lists the keys of its `**options`, a `TypedDict`."""
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        signature = inspect.signature(function)
+        *others, _ = signature.parameters.values()
+        kind = inspect.Parameter.KEYWORD_ONLY
+        listed = [
+            inspect.Parameter(name, kind, default=None, annotation=hint)
+            for name, hint in options.__annotations__.items()
+        ]
+        spelled_out = signature.replace(parameters=[*others, *listed])
+        function.__signature__ = spelled_out  # type: ignore[attr-defined]
+        return function
+
+    return decorate
+
+
 class AsyncOnly:
     """Base of async context managers, which cannot be used with `with`; `_usage` is an example."""
 

@@ -61,6 +61,8 @@ def test_timeout_wrong(name: str, value: Any) -> None:
     with pytest.raises(ConfigurationError, match=rf"Timeout\({name}=…\)") as caught:
         Timeout(**{name: value})
     assert caught.value.billing == "not_sent"
+    if value == 0:
+        assert "must be more than 0; for no limit pass math.inf." in str(caught.value)
 
 
 def test_timeout_from_a_number() -> None:
@@ -77,6 +79,13 @@ def test_timeout_from_a_number() -> None:
     assert make_timeout(given) is given
     with pytest.raises(ConfigurationError):
         make_timeout("5")
+
+
+@pytest.mark.parametrize("settings", [Timeout, RetryPolicy, Limits])
+def test_help_has_each_setting(settings: type[Timeout | RetryPolicy | Limits]) -> None:
+    """The docstring, which `help()` shows, has the meaning of each parameter."""
+    text = settings.__doc__ or ""
+    assert [name for name in settings.__struct_fields__ if name not in text] == []
 
 
 def test_timeout_is_frozen() -> None:

@@ -53,7 +53,7 @@ def test_docs_signatures_and_docstrings() -> None:
         for parameter in inspect.signature(method).parameters.values():
             assert re.search(rf"\b{parameter.name}\b", TEXT)
     assert "partial_images: How many partial images a stream sends" in TEXT
-    assert '    idle: float | None = None\n    """Between two chunks of a response' in TEXT
+    assert '    status: int | None = None\n    """The HTTP status; 200' in TEXT
     assert "returns_awaitable\n" not in TEXT
     assert "class AsyncOnly" not in TEXT
     assert "async def result(self) -> ImagesResponse:" in TEXT

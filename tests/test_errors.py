@@ -20,6 +20,7 @@ from elkimg_async.errors import (
     DownloadError,
     ElkImagesError,
     InvalidRequestError,
+    NotFoundError,
     RateLimitError,
     RequestTimeoutError,
     ResponseError,
@@ -227,6 +228,26 @@ def test_error_advice(cls: type[ElkImagesError]) -> None:
     assert "An image may have been created" in str(cls("What.", billing="unknown"))
     assert bool(cls.advice) is (cls.__name__ not in speaking)
     assert not cls.advice or (cls.advice[0].isupper() and cls.advice.endswith("."))
+
+
+@pytest.mark.parametrize(
+    ("fields", "base_url", "model"),
+    [
+        ({"status": 404, "model": "m"}, True, True),
+        ({"status": 404}, True, False),
+        ({"status": 501, "code": "api_not_implemented", "model": "m"}, True, False),
+        ({"status": 503, "code": "model_not_found", "model": "m"}, False, True),
+        ({"status": 404, "param": "model", "model": "m"}, False, True),
+        ({"status": 503, "code": "model_not_found"}, False, True),
+    ],
+)
+def test_error_text_of_what_is_not_found(
+    fields: dict[str, Any], base_url: bool, model: bool
+) -> None:
+    """The advice is about what may be wrong: the base URL, the model, or either."""
+    text = str(NotFoundError("no such thing", **fields))
+    assert ("base URL ends in /v1" in text) is base_url
+    assert ("heck the model 'm'" in text or "heck the name of the model" in text) is model
 
 
 def test_error_text_with_the_request_id_in_the_message() -> None:

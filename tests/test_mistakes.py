@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import inspect
 import pickle
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -222,6 +223,24 @@ def test_mistake_in_another_name() -> None:
     with pytest.raises(ImportError, match="cannot import name 'Timeouts' from 'elkimg_async'"):
         exec("from elkimg_async import Timeouts")
     assert not hasattr(elkimg_async, "ElkFooError")
+
+
+async def test_mistake_in_a_row_of_map(server: LocalServer) -> None:
+    """A misspelled field of a row is corrected like that of a single call."""
+    async with AsyncImages() as client, client.map([{"promt": "a cat"}, {"sku": "7"}]) as run:
+        texts = sorted([str(item.error) async for item in run])
+    assert "no field 'promt'; did you mean 'prompt'? Its fields are prompt, model," in texts[0]
+    assert "no field 'sku'; its fields are" in texts[1]
+    assert texts[1].endswith("in map, data of your own into metadata.")
+
+
+def test_map_spells_out_its_options() -> None:
+    """`help()` and IPython list every option of `map`, those of single calls included."""
+    parameters = inspect.signature(AsyncImages.map).parameters
+    for call in (AsyncImages.generate, AsyncImages.edit):
+        missing = inspect.signature(call).parameters.keys() - parameters.keys()
+        assert missing <= {"prompt", "image"}
+    assert all(each.kind is not each.VAR_KEYWORD for each in parameters.values())
 
 
 def test_with_options_shares_the_client() -> None:

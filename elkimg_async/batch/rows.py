@@ -60,14 +60,6 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         if self.problem is not None:
             raise self.problem
         known = self.kind.__struct_fields__
-        if unknown := self.fields.keys() - known:
-            name = min(map(str, unknown))
-            raise InvalidRequestError(
-                f"A request has no field {name!r}. The fields are {', '.join(known)}. Put data of "
-                "your own into metadata, and parameters that this client does not know into "
-                "extra_body.",
-                param=name,
-            )
         fields = {name: value for name, value in defaults.items() if name in known} | self.fields
         if self.kind is GenerateRequest:
             return make_request(fields, {})

@@ -62,6 +62,17 @@ _COMMANDS = (
 )
 
 
+class _App(App):
+    def generate_completion(self, **options: Any) -> str:
+        """Return the script for a shell; in bash, bash itself completes the names of files.
+
+        The script would split names at spaces, and add a space after those of folders.
+        """
+        script = super().generate_completion(**options)
+        script = script.replace('COMPREPLY=( $(compgen -f -- "${cur}") )', "COMPREPLY=()")
+        return script.replace("complete -F ", "complete -o default -F ")
+
+
 def run() -> int:
     """Run the command that the arguments name and return its exit code."""
     prepare_streams()
@@ -123,7 +134,7 @@ def _call() -> Any:
 
 
 def _app() -> App:
-    app = App(
+    app = _App(
         name="elkimg",
         usage="Usage: elkimg COMMAND [OPTIONS]",
         help="Generate and edit images with ElkAPI or any server with OpenAI's image API.",
@@ -144,7 +155,7 @@ def _app() -> App:
             usage=f"Usage: elkimg {command.usage}",
             help_epilogue=f"Examples:\n{examples}\n\n{_ENVIRONMENT}\n\n{_EXIT_CODES}",
         )
-    app.register_install_completion_command(help="Install completion for your shell.")
+    app.register_install_completion_command(help="Install completion for bash, zsh or fish.")
     return app
 
 

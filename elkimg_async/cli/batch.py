@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 from cyclopts import Parameter
 
@@ -24,8 +24,10 @@ from elkimg_async.cli.options import (
     WHOLE,
     BatchOptions,
     Connection,
+    FileName,
     ImageDisplay,
     check_options,
+    values,
 )
 from elkimg_async.cli.ray_run import RayRun
 from elkimg_async.transport import event_loop
@@ -36,16 +38,17 @@ elkimg batch prompts.csv -o images --quality low --contact-sheet sheet.png
 elkimg batch prompts.csv --dry-run
 elkimg batch products.csv --keep sku author --rpm 60 --max-images 500
 elkimg batch requests.jsonl --json > images.jsonl"""
+_Format: TypeAlias = Literal["text", "csv", "tsv", "json", "jsonl"] | str
 _FOLDER = Parameter(alias="-o", metavar="FOLDER")
 
 
 def batch(
-    file: Annotated[str, Parameter(allow_leading_hyphen=True, metavar="FILE")],
+    file: Annotated[FileName, Parameter(allow_leading_hyphen=True, metavar="FILE")],
     /,
     *,
     output: Annotated[Path | None, _FOLDER] = None,
     journal: Annotated[Path | None, Parameter(metavar="FILE")] = None,
-    format: Annotated[str | None, Parameter(metavar="text|csv|tsv|json|jsonl")] = None,
+    format: Annotated[_Format | None, values("text|csv|tsv|json|jsonl")] = None,
     encoding: Annotated[str | None, Parameter(metavar="NAME")] = None,
     keep: Annotated[Sequence[str], Parameter(metavar="COLUMN...", consume_multiple=True)] = (),
     concurrency: Annotated[int, WHOLE] = 32,
@@ -129,10 +132,7 @@ def batch(
         return print_plan(source, options, output, journal, skip_failed=skip_failed)
     report = BatchReport(source.name, size, display, rpm=rpm, keep_tiles=contact_sheet is not None)
     requests = _requests(source, options, report)
-    code = _run(requests, settings, connection, report, contact_sheet)
-    if code == 0:
-        report.show(contact_sheet or output)
-    return code
+    return _run(requests, settings, connection, report, contact_sheet)
 
 
 class _RunSettings(NamedTuple):
@@ -227,6 +227,7 @@ def _run(
         report.interrupted(settings.output)
         return 130
     report.finish(settings.output)
+    report.show(contact_sheet or settings.output)
     return 1 if report.failed else 0
 
 

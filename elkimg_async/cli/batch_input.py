@@ -129,7 +129,11 @@ class BatchInput:
             try:
                 record = json.loads(text)
             except (ValueError, RecursionError) as error:
-                place = f" (at character {error.colno})" if hasattr(error, "colno") else ""
+                place = (
+                    f" (at character {error.colno})"
+                    if isinstance(error, json.JSONDecodeError)
+                    else ""
+                )
                 problem = RowError(f"not a JSON object{place}: {text.strip()[:60]}")
                 yield InputRow(line, {}, problem)
             else:

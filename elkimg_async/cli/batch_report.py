@@ -202,8 +202,8 @@ class BatchReport:
         )
 
     def show(self, path: Path) -> None:
-        """Open the result if --open was passed."""
-        if self._display.open:
+        """Open the result if --open was passed and there is any image."""
+        if self._display.open and self._done_images:
             open_in_viewer(path)
 
     def _print_summary(self, output: Path) -> None:

@@ -35,6 +35,7 @@ _OPTIONS = {  # arguments of the library, and the options of the command that se
     r"RetryPolicy\(\w+=…\)": "--retries",
     r"Limits\(requests_per_minute=…\)": "--rpm",
     r"Limits\(images_per_minute=…\)": "--ipm",
+    r"math\.inf": "inf",
     r"stream=True": "--stream",
     r" For several prompts use client\.map\(prompts\)\.": "",
 }

@@ -16,6 +16,7 @@ from elkimg_async.cli.options import (
     SHOW_IMAGES,
     Connection,
     EditImageOptions,
+    FileName,
     ImageDisplay,
     check_options,
 )
@@ -31,9 +32,9 @@ elkimg edit https://example.com/kitten.png --prompt "Add a red hat\""""
 
 
 def edit(
-    *images: Annotated[str, Parameter(metavar="IMAGE")],
+    *images: Annotated[FileName, Parameter(metavar="IMAGE")],
     prompt: Annotated[str | None, Parameter(alias="-p", metavar="TEXT")] = None,
-    output: Annotated[str | None, OUTPUT] = None,
+    output: Annotated[FileName | None, OUTPUT] = None,
     stream: bool = False,
     image: Annotated[EditImageOptions, Parameter(name="*", group="Image")] = NO_EDIT_OPTIONS,
     display: Annotated[ImageDisplay, Parameter(name="*", group="Display")] = SHOW_IMAGES,
@@ -67,7 +68,7 @@ def edit(
     connection.check()
     report, target = Report(display), None
     if output == STDOUT:
-        check_stdout(1, options.get("n", 1), json=display.json)
+        check_stdout(1, options.get("n", 1), display)
     else:
         target = OutputFiles(output)
     task = ImageTask(prompt, options, target, report, stream=stream, images=files)

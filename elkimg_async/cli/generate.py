@@ -14,6 +14,7 @@ from elkimg_async.cli.options import (
     OUTPUT,
     SHOW_IMAGES,
     Connection,
+    FileName,
     GenerateImageOptions,
     ImageDisplay,
     check_options,
@@ -32,7 +33,7 @@ elkimg generate "A small kitten" -o - > kitten.png"""
 
 def generate(
     *prompts: Annotated[str, Parameter(metavar="PROMPT")],
-    output: Annotated[str | None, OUTPUT] = None,
+    output: Annotated[FileName | None, OUTPUT] = None,
     stream: bool = False,
     image: Annotated[GenerateImageOptions, Parameter(name="*", group="Image")] = NO_IMAGE_OPTIONS,
     display: Annotated[ImageDisplay, Parameter(name="*", group="Display")] = SHOW_IMAGES,
@@ -59,7 +60,7 @@ def generate(
     connection.check()
     files, report = None, Report(display)
     if output == STDOUT:
-        check_stdout(len(prompts), options.get("n", 1), json=display.json)
+        check_stdout(len(prompts), options.get("n", 1), display)
     else:
         files = OutputFiles(output, several=len(prompts) > 1)
     tasks = [ImageTask(prompt, options, files, report, stream=stream) for prompt in prompts]

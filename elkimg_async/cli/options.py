@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import msgspec
 from cyclopts import Parameter
@@ -27,6 +27,23 @@ from elkimg_async.config import MODEL_VARIABLE, make_base_url
 from elkimg_async.credentials import API_KEY_VARIABLE, default_api_key
 from elkimg_async.sansio.model_rules import validate
 from elkimg_async.sansio.requests import make_request
+from elkimg_async.sansio.values import (
+    Background,
+    Complexity,
+    InputFidelity,
+    ModelName,
+    Moderation,
+    OutputFormat,
+    Quality,
+    ResponseFormat,
+    Size,
+    Style,
+)
+
+if TYPE_CHECKING:
+    FileName: TypeAlias = str
+else:  # always text, as "-" and URLs are not paths; shells complete files because of Path
+    FileName = str | Path
 
 LOCAL_API_KEY = "elkimg-local"
 LOCAL_DELAY = 0.6  # seconds; enough to see partial images arrive one by one
@@ -50,33 +67,34 @@ TEXT = Parameter(metavar="TEXT")
 OUTPUT = Parameter(alias="-o", metavar="FILE|FOLDER|-", allow_leading_hyphen=True)  # for "-"
 
 
-def _words(*names: str) -> Parameter:
-    return Parameter(metavar="|".join(names))
+def values(metavar: str) -> Parameter:
+    """Return a parameter that shells complete from its type, which the help leaves out."""
+    return Parameter(metavar=metavar, show_choices=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions:
     """Options of `AsyncImages.generate` and `edit`; the server's defaults apply to others."""
 
-    model: Annotated[str | None, Parameter(metavar="MODEL")] = None
+    model: Annotated[ModelName | None, values("MODEL")] = None
     """Model to use. Default: ELKAPI_MODEL, else gpt-image-1.5."""
     n: Annotated[int | None, COUNT] = None
     """Number of images for each prompt, 1 to 10."""
-    size: Annotated[str | None, Parameter(metavar="WIDTHxHEIGHT")] = None
+    size: Annotated[Size | None, values("WIDTHxHEIGHT")] = None
     """Size in pixels, such as 1024x1024, 1536x1024 or 1024x1536; or auto."""
-    quality: Annotated[str | None, _words("low", "medium", "high", "auto")] = None
+    quality: Annotated[Quality | None, values("low|medium|high|auto")] = None
     """Higher quality is slower and costs more. Some models have others, such as xhigh or hd."""
-    background: Annotated[str | None, _words("transparent", "opaque", "auto")] = None
+    background: Annotated[Background | None, values("transparent|opaque|auto")] = None
     """Transparent needs png or webp."""
-    output_format: Annotated[str | None, _words("png", "jpeg", "webp", "gif", "svg")] = None
+    output_format: Annotated[OutputFormat | None, values("png|jpeg|webp|gif|svg")] = None
     """File format. Default: that of the suffix of --output, else png."""
     output_compression: Annotated[int | None, WHOLE] = None
     """Compression in per cent, 0 to 100, for jpeg and webp."""
     partial_images: Annotated[int | None, WHOLE] = None
     """With --stream: number of previews, 0 to 3; each costs a little. Default: 1."""
-    moderation: Annotated[str | None, _words("low", "auto")] = None
+    moderation: Annotated[Moderation | None, values("low|auto")] = None
     """How strictly the content is filtered."""
-    complexity: Annotated[str | None, _words("low", "medium", "high")] = None
+    complexity: Annotated[Complexity | None, values("low|medium|high")] = None
     """How much planning goes into the image, if the model supports it."""
     frame_count: Annotated[int | None, WHOLE] = None
     """With --output-format gif: number of frames, 2 to 16."""
@@ -88,7 +106,7 @@ class ImageOptions:
     """An identifier of the end user; deprecated in favour of --safety-identifier."""
     safety_identifier: Annotated[str | None, TEXT] = None
     """A stable, hashed identifier of the end user, for abuse detection."""
-    response_format: Annotated[str | None, _words("url", "b64_json")] = None
+    response_format: Annotated[ResponseFormat | None, values("url|b64_json")] = None
     """How dall-e models return the image; a URL is downloaded."""
     extra_body: Annotated[dict[str, Any] | None, OBJECT] = None
     """Additional fields of the request, as a JSON object: '{"seed": 7}'."""
@@ -104,7 +122,7 @@ class ImageOptions:
 class GenerateImageOptions(ImageOptions):
     """Options of `AsyncImages.generate`."""
 
-    style: Annotated[str | None, _words("vivid", "natural")] = None
+    style: Annotated[Style | None, values("vivid|natural")] = None
     """For dall-e-3."""
 
 
@@ -112,11 +130,11 @@ class GenerateImageOptions(ImageOptions):
 class EditImageOptions(ImageOptions):
     """Options of `AsyncImages.edit`."""
 
-    mask: Annotated[str | None, Parameter(alias="-m", metavar="FILE")] = None
+    mask: Annotated[FileName | None, Parameter(alias="-m", metavar="FILE")] = None
     """A PNG of the first image's size; the image is edited where the mask is transparent."""
-    markup: Annotated[str | None, Parameter(metavar="FILE")] = None
+    markup: Annotated[FileName | None, Parameter(metavar="FILE")] = None
     """A PNG of the first image's size with drawn notes on what to change; not with --mask."""
-    input_fidelity: Annotated[str | None, _words("high", "low")] = None
+    input_fidelity: Annotated[InputFidelity | None, values("high|low")] = None
     """High preserves features such as faces more closely and costs more."""
 
 
@@ -124,7 +142,7 @@ class EditImageOptions(ImageOptions):
 class BatchOptions(GenerateImageOptions):
     """Options for rows of a batch that do not override them."""
 
-    input_fidelity: Annotated[str | None, _words("high", "low")] = None
+    input_fidelity: Annotated[InputFidelity | None, values("high|low")] = None
     """For rows with an image: high preserves features such as faces and costs more."""
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from elkimg_async import Image, errors
 from elkimg_async.batch.names import prompt_stem
 from elkimg_async.cli.console import CLOSED_STREAMS, UsageError
+from elkimg_async.cli.options import ImageDisplay
 from elkimg_async.media_types import EXTENSIONS, FORMATS, TYPES
 from elkimg_async.sansio.model_rules import is_gpt_image
 from elkimg_async.sansio.requests import DEFAULT_MODEL
@@ -102,16 +103,18 @@ def write_stdout(content: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
-def check_stdout(prompts: int, n: int, *, json: bool) -> None:
+def check_stdout(prompts: int, n: int, display: ImageDisplay) -> None:
     """Check that exactly one image goes to standard output, and nothing else does.
 
     Raises:
-        UsageError: If there are more images or other output, or it is closed or a terminal.
+        UsageError: If there are more images, other output or --open, or it is closed or a terminal.
     """
     if prompts > 1 or n > 1:
         raise UsageError("-o - writes exactly one image: pass one prompt, and no --n above 1.")
-    if json:
+    if display.json:
         raise UsageError("-o - and --json both use standard output; pass only one of them.")
+    if display.open:
+        raise UsageError("-o - saves no file that --open could show; pass only one of them.")
     if "stdout" in CLOSED_STREAMS:
         raise UsageError("-o - writes to standard output, which is closed.")
     if sys.stdout.isatty():

@@ -122,18 +122,6 @@ async def test_version(tmp_path: Path, flag: str) -> None:
     assert ended.out.strip() == elkimg_async.__version__
 
 
-async def test_completion_is_installed(tmp_path: Path) -> None:
-    """`--install-completion` writes a script that knows the commands and options."""
-    variables = {"HOME": str(tmp_path), "SHELL": "/bin/bash"}
-    ended = await run("--install-completion", folder=tmp_path, variables=variables)
-    assert ended.code == 0
-    scripts = [path for path in tmp_path.rglob("elkimg") if path.is_file()]
-    assert len(scripts) == 1
-    text = scripts[0].read_text()
-    assert "generate" in text
-    assert "--contact-sheet" in text
-
-
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

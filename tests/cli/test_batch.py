@@ -17,6 +17,7 @@ from tests.helpers.command import (
     SMALL,
     Ended,
     Screen,
+    Viewer,
     environment,
     file_names,
     run,
@@ -189,6 +190,18 @@ async def test_batch_draws_contact_sheet(server: LocalServer, tmp_path: Path) ->
         colours = sheet.convert("RGB").crop((210, 10, 390, 190)).getcolors(100_000)
         assert colours is not None
         assert len(colours) > 20
+
+
+async def test_batch_opens_what_there_is(server: LocalServer, tmp_path: Path) -> None:
+    """--open shows the folder, also if a request failed, and with --quiet only that is printed."""
+    viewer = Viewer(tmp_path)
+    (tmp_path / "p.txt").write_text("a fox\nan owl\n")
+    server.inject("error=400/content_policy_violation")
+    arguments = ("batch", "p.txt", "--concurrency", "1", "--open", "--quiet")
+    ended = await run(*arguments, folder=tmp_path, server=server, variables=viewer.variables)
+    assert viewer.opened() == "p-images"
+    assert (ended.code, ended.out) == (1, "")
+    assert len(ended.err.splitlines()) == 1
 
 
 async def test_batch_rows_keep_their_identity(server: LocalServer, tmp_path: Path) -> None:
@@ -407,7 +420,7 @@ async def test_batch_does_not_break_the_folder_name(
         (("p.txt", "--max-images", "0"), "--max-images must be at least 1."),
         (("p.txt", "--rpm", "0"), "--rpm must be more than 0."),
         (("p.txt", "--ipm", "-3"), "--ipm must be more than 0."),
-        (("p.txt", "--timeout", "0"), "--timeout must be more than 0."),
+        (("p.txt", "--timeout", "0"), "--timeout must be more than 0; for no limit pass inf."),
         (("p.txt", "--retries", "-1"), "--retries must be 0 or more."),
         (("p.txt", "--base-url", "host/v1"), "it must begin with https:// or http://."),
         (("p.txt", "--base-url", "host/v1", "--dry-run"), "it must begin with https://"),

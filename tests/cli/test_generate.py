@@ -1,7 +1,6 @@
 """`elkimg generate`, run as people run it."""
 
 import json
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from elkimg_async.local import LocalServer
 from tests.helpers.command import (
     API_KEY,
     SMALL,
+    Viewer,
     file_names,
     run,
     run_on_terminal,
@@ -158,7 +158,7 @@ async def test_generate_without_api_key(tmp_path: Path) -> None:
         ),
         (["--base-url", "localhost/v1"], "it must begin with https:// or http://."),
         (["--base-url", "http://x", "--local"], "--local and --base-url cannot be used together."),
-        (["--timeout", "0"], "--timeout must be more than 0."),
+        (["--timeout", "0"], "--timeout must be more than 0; for no limit pass inf."),
         (["--retries", "-1"], "--retries must be 0 or more."),
         (["-n", "0"], "n is 0; it must be 1 to 10."),
         (["-o", "k.bmp"], "-o k.bmp: no model creates bmp. Use .png, .jpg, .webp, .gif or .svg."),
@@ -284,6 +284,7 @@ async def test_generate_to_standard_output(
         (("a", "b", "-o", "-"), "exactly one image"),
         (("a", "--n", "2", "-o", "-"), "exactly one image"),
         (("a", "--json", "-o", "-"), "-o - and --json"),
+        (("a", "--open", "-o", "-"), "-o - saves no file"),
         (("a", "-o", "--stream"), "-o needs a file or folder; found --stream."),
         (("a", "-o", "k.png", "--output-format", "webp"), "-o k.png means png"),
         (("a", "-o", "k.JPG", "--output-format", "png"), "-o k.JPG means jpeg"),
@@ -345,16 +346,10 @@ async def test_generate_takes_model_from_environment(tmp_path: Path, server: Loc
 
 async def test_generate_opens_results(tmp_path: Path, server: LocalServer) -> None:
     """--open runs the desktop's program for each final image."""
-    opened = tmp_path / "opened"
-    os.mkfifo(opened)
-    program = tmp_path / "bin" / "xdg-open"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nprintf %s "$1" > {opened}\n')
-    program.chmod(0o755)
-    variables = {"PATH": f"{program.parent}:{os.environ['PATH']}"}
+    viewer = Viewer(tmp_path)
     arguments = ("generate", "A kitten", "--open", "--stream", "-o", "kitten.png")
-    await run(*arguments, folder=tmp_path, server=server, variables=variables)
-    assert opened.read_text() == "kitten.png"
+    await run(*arguments, folder=tmp_path, server=server, variables=viewer.variables)
+    assert viewer.opened() == "kitten.png"
 
 
 @pytest.mark.parametrize("columns", [40, 60, 80])

@@ -190,6 +190,23 @@ async def run_on_terminal(
         screen.close()
 
 
+class Viewer:
+    """A program that `elkimg --open` finds in place of the desktop's."""
+
+    def __init__(self, folder: Path) -> None:
+        self._opened = folder / "opened"
+        os.mkfifo(self._opened)
+        program = folder / "bin" / "xdg-open"
+        program.parent.mkdir()
+        program.write_text(f'#!/bin/sh\nprintf %s "$1" > {self._opened}\n')
+        program.chmod(0o755)
+        self.variables = {"PATH": f"{program.parent}:{os.environ['PATH']}"}
+
+    def opened(self) -> str:
+        """Wait until a file or folder is opened, and return its path."""
+        return self._opened.read_text()
+
+
 def file_names(folder: Path) -> list[str]:
     """Return the names in a folder, sorted."""
     return sorted(path.name for path in folder.iterdir())
