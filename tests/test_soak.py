@@ -28,7 +28,7 @@ from tests.helpers.raw_server import (
     stream,
 )
 
-CALLS = int(os.environ.get("ELKIMG_SOAK_CALLS", "3000"))
+CALLS = int(os.environ.get("ELKIMG_SOAK_CALLS", "2000"))
 AT_ONCE = 16
 PERIOD = 97  # calls between two stalls, which cost time
 MIB = 1024 * 1024

@@ -44,7 +44,7 @@ from tests.helpers.runs import (
     until_the_end,
 )
 
-KILLS = int(os.environ.get("ELKIMG_COST_KILLS", "12"))
+KILLS = int(os.environ.get("ELKIMG_COST_KILLS", "6"))
 PER_IMAGE = Pricing({MODEL: ImagePrices({(None, None): "0.10", (None, "high"): "0.30"})})
 
 

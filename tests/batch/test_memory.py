@@ -51,7 +51,7 @@ def test_memory_of_many_requests(journal: bool, tmp_path: Path) -> None:
 
     ELKIMG_MAP_REQUESTS is their number.
     """
-    count = int(os.environ.get("ELKIMG_MAP_REQUESTS", "10000"))
+    count = int(os.environ.get("ELKIMG_MAP_REQUESTS", "5000"))
 
     def options(name: str) -> list[str | Path]:
         return ["--journal", tmp_path / name] if journal else []

@@ -9,10 +9,10 @@ def one_by_one(data: bytes) -> list[bytes]:
 
 
 def every_split(data: bytes) -> Iterator[list[bytes]]:
-    """Yield the data in one chunk, byte by byte, and split in two at every place."""
+    """Yield the data in one chunk, byte by byte, and in two at every place, or at a hundred."""
     yield [data]
     yield one_by_one(data)
-    for place in range(len(data) + 1):
+    for place in range(0, len(data) + 1, max(1, len(data) // 100)):
         yield [data[:place], data[place:]]
 
 

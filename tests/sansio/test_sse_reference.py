@@ -210,7 +210,7 @@ def test_sse_cost_doubles_with_the_input(
 ) -> None:
     """Twice the stream takes at most twice the search; each byte is examined a few times."""
     head, unit, tail = shape
-    count = 100_000 // len(unit)
+    count = 50_000 // len(unit)
     once, twice = (
         touched(head + unit * times + tail, size, monkeypatch) for times in (count, 2 * count)
     )
