@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import functools
 import inspect
+import itertools
 import re
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -25,6 +26,7 @@ MAX_CONNECTIONS = 500
 READ_SIZE = 512 * 1024
 """Bytes buffered before reading pauses; with fewer, it pauses around every receive."""
 
+_EXAMINED = 8  # idle connections, before each request
 MAX_HEADER = 128 * 1024
 """Bytes of one response header."""
 
@@ -308,13 +310,16 @@ class _Connector(aiohttp.TCPConnector):
             self._kept.pop(protocol, None)
 
     def _note_closed(self) -> None:
-        """Record the hosts that have closed an idle connection without notice."""
-        now = time.monotonic()
-        for protocol, (origin, since) in list(self._kept.items()):
-            if now - since >= self._seconds:
-                del self._kept[protocol]  # aiohttp may close it at any time
-            elif not protocol.is_connected():
-                del self._kept[protocol]
+        """Record the hosts that have closed an idle connection without notice.
+
+        Only those that became idle last are examined, so that a large pool costs the same.
+        """
+        limit = time.monotonic() - self._seconds
+        while self._kept and next(iter(self._kept.values()))[1] <= limit:
+            del self._kept[next(iter(self._kept))]  # aiohttp may close it at any time
+        for protocol in [*itertools.islice(reversed(self._kept), _EXAMINED)]:
+            if not protocol.is_connected():
+                origin, _ = self._kept.pop(protocol)
                 self._reuse.note_lost(origin)
 
 
