@@ -117,6 +117,38 @@ def test_closing_while_threads_generate(threaded_server: LocalServer) -> None:
     gc.collect()
 
 
+def test_closing_while_another_loop_stops(threaded_server: LocalServer) -> None:
+    """Closing does not depend on a loop that ends before it runs what other threads scheduled."""
+    client = AsyncImages(API_KEY, base_url=threaded_server.base_url)
+    loop = asyncio.new_event_loop()
+    stopping, closing = threading.Event(), threading.Event()
+
+    def stop() -> None:
+        loop.stop()
+        stopping.set()
+        closing.wait(10)
+
+    def run_loop() -> None:
+        loop.run_until_complete(client.generate("a boat"))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.call_soon(stop)
+        loop.run_forever()
+        loop.close()
+
+    async def close() -> None:
+        task = asyncio.create_task(client.aclose())
+        await asyncio.sleep(0.1)
+        closing.set()
+        await task
+
+    thread = threading.Thread(target=run_loop)
+    thread.start()
+    assert stopping.wait(10)
+    asyncio.run(close())
+    thread.join(10)
+    gc.collect()
+
+
 async def test_closing_while_another_loop_ends() -> None:
     """Closing in one loop while another one ends neither hangs nor is cancelled."""
     for _ in range(10):

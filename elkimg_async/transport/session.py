@@ -25,6 +25,7 @@ from elkimg_async.transport.pool import (
 from elkimg_async.transport.proxies import proxy_for
 
 _CLOSING = 5.0  # seconds that another loop may take to close its sessions
+_POLL = 0.01  # seconds between two looks at another loop
 
 # Sessions of a parent process; closing or collecting them would break its connections.
 _forgotten: list[object] = []
@@ -131,9 +132,7 @@ class Transport:
             if purpose.loop is here:
                 await pool.aclose()
             elif purpose.loop.is_running():
-                # That loop may be about to end, and then cancels this or never runs it.
-                closing = asyncio.run_coroutine_threadsafe(pool.aclose(), purpose.loop)
-                await asyncio.wait([asyncio.wrap_future(closing)], timeout=_CLOSING)
+                await _close_in(purpose.loop, pool)
 
     def __del__(self) -> None:
         if getattr(self, "_pools", None) and not self.closed and self._pid == os.getpid():
@@ -217,7 +216,23 @@ class Transport:
             self._pools, self._pid, self._lock = {}, os.getpid(), threading.Lock()
 
 
-def _close_later(loop: asyncio.AbstractEventLoop, pool: Pool) -> None:
+async def _close_in(loop: asyncio.AbstractEventLoop, pool: Pool) -> None:
+    """Close a pool in the loop of another thread; a loop that ends meanwhile closes it itself."""
+    closed = threading.Event()
+
+    def close() -> None:
+        _close_later(loop, pool).add_done_callback(lambda _: closed.set())
+
+    with contextlib.suppress(RuntimeError):  # the loop is closed, and so is its session
+        loop.call_soon_threadsafe(close)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_CLOSING):
+            while loop.is_running() and not closed.is_set():  # noqa: ASYNC110 - of another thread
+                await asyncio.sleep(_POLL)
+
+
+def _close_later(loop: asyncio.AbstractEventLoop, pool: Pool) -> asyncio.Task[None]:
     task = loop.create_task(pool.aclose())
     _closing.add(task)
     task.add_done_callback(_closing.discard)
+    return task
