@@ -381,6 +381,16 @@ async def test_again_on_several_asks(seen: Seen) -> None:
     assert int(seen.server.requests[-1].fields["n"]) == 1
 
 
+RECORD_PROGRESS = """() => {
+  window.shown = [];
+  const record = () => {
+    for (const node of document.querySelectorAll(".progress")) window.shown.push(node.textContent);
+  };
+  const everything = { subtree: true, childList: true, characterData: true };
+  new MutationObserver(record).observe(document.body, everything);
+}"""
+
+
 async def test_retry_is_shown(browser: Browser) -> None:
     """A retry is shown with its time and number, and the server's words under Details."""
     faults = ["error=429/rate_limit"] * 3
@@ -389,10 +399,12 @@ async def test_retry_is_shown(browser: Browser) -> None:
         opened(browser, server, server.api_key, retry=2) as seen,
     ):
         server.inject(*faults)
+        await seen.page.evaluate(RECORD_PROGRESS)  # since a pause may be short
         card = await seen.start()
-        await expect(card.locator(".progress")).to_contain_text(re.compile(r"Retrying in \d+ s"))
-        await expect(card).to_contain_text("(3 of 3)")
         await expect(card).to_contain_text("Too many requests.")
+        shown = "\n".join(await seen.page.evaluate("window.shown"))
+        assert re.search(r"Retrying in \d+ s \(2 of 3\)", shown)
+        assert re.search(r"Retrying in \d+ s \(3 of 3\)", shown)
         await card.get_by_text("Details").click()
         await expect(card.locator(".message")).to_contain_text("Status: 429")
 
@@ -581,12 +593,15 @@ async def test_reload(seen: Seen) -> None:
     """After a reload each image has its prompt, time, tokens and buttons."""
     await seen.generate("A first one", shape="Tall")
     await seen.generate("A second one")
-    facts = await seen.page.locator(".facts").all_inner_texts()
+    with_tokens = seen.page.locator(".facts", has_text="tokens")
+    await expect(with_tokens).to_have_count(2)
+    facts = await with_tokens.all_inner_texts()
     await seen.page.reload()
     cards = seen.page.get_by_role("article")
     await expect(cards).to_have_count(2)
     await expect(cards.first).to_contain_text("A second one")
-    shown = await seen.page.locator(".facts").all_inner_texts()
+    await expect(with_tokens).to_have_count(2)
+    shown = await with_tokens.all_inner_texts()
     assert [text.split("·")[::2] for text in shown] == [text.split("·")[::2] for text in facts]
     for image in await cards.locator("img").all():
         assert (
@@ -621,7 +636,9 @@ async def test_download(seen: Seen, kind: str, ending: str) -> None:
 
 async def draw(page: Page) -> None:
     """Draw a stroke through the upper half of the image."""
-    box = await page.locator("#mask").bounding_box()
+    mask = page.locator("#mask")
+    await expect(mask).to_be_visible()
+    box = await mask.bounding_box()
     assert box is not None
     y = box["y"] + box["height"] * 0.25
     await page.mouse.move(box["x"] + box["width"] * 0.2, y)

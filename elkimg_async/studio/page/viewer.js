@@ -6,12 +6,16 @@ import { $ } from "./words.js";
 const viewer = $("viewer");
 const stage = $("viewer-stage");
 let shown = null;
+let opener = null; // what had the focus before
 
 /** Show the image of a figure; with `comparing`, beside the one that was edited. */
 export function view(figure, comparing = false) {
   show(figure);
   compare(comparing);
-  if (!viewer.open) viewer.showModal();
+  if (!viewer.open) {
+    opener = document.activeElement;
+    viewer.showModal();
+  }
 }
 
 function finished() {
@@ -126,5 +130,6 @@ viewer.addEventListener("keydown", (event) => {
 viewer.addEventListener("click", ({ target }) => target === viewer && viewer.close());
 viewer.addEventListener("close", () => {
   $("viewer-image").removeAttribute("src");
-  shown?.frame.focus();
+  // The user may have moved on, since this event can come after the next keys.
+  if ([opener, document.body].includes(document.activeElement)) shown?.frame.focus();
 });
