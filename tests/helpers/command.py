@@ -68,7 +68,7 @@ class Command:
         out, err = await self._process.communicate(typed)
         assert self._process.returncode is not None
         ended = Ended(self._process.returncode, out.decode(), self._err + err.decode())
-        assert "Traceback" not in ended.err
+        assert "Traceback" not in ended.err, ended.err
         assert "Warning" not in ended.err
         return ended
 
