@@ -276,7 +276,6 @@ NO_IMAGE_OPTIONS, NO_EDIT_OPTIONS, NO_BATCH_OPTIONS = (
 SHOW, SHOW_IMAGES = Display(), ImageDisplay()
 CONNECTION = Connection()
 _ONLY_EDIT = {"image", "mask", "markup", "input_fidelity"}
-_ONLY_GENERATE = {"style"}
 
 
 def check_request(fields: dict[str, Any], *, stream: bool = False) -> None:

@@ -55,17 +55,9 @@ _BASE64_START = re.compile(
 )
 _HEX_START = re.compile(rb"(?:89504e47|ffd8ff|474946383|52494646)[0-9a-f]{32}", re.IGNORECASE)
 _DATA_PREFIX = re.compile(rb"\s*(?:data:\s*)+")
-_BLANK = b" \t\r\n"
 _PLACEHOLDER = "#image "  # "#" neither occurs in base64 nor begins a URL
 _MAX_STRINGS = 8  # JSON in a string in a string …
 _MAX_STRINGS = 8  # JSON in a string in a string …
-_UNQUOTED_KEY = re.compile(r"([A-Za-z_$][\w$-]*)\s*[:=]\s*\Z")
-_UNQUOTED = re.compile(  # base64 in XML, YAML or a form, with the name in front of it
-    r"(?:(?P<name>[A-Za-z_][\w.-]*)(?:\s[^<>]{0,256})?[:=>][\s|>!-]*+(?:<!\[CDATA\[)?\s*+)?"
-    r"(?<![\w\"'+/%])(?P<text>(?:data:image/[\w.+-]{1,64};base64,)?"
-    r"(?:[A-Za-z0-9+/_-]|%2[BF]){64}(?:[A-Za-z0-9+/_-]|%2[BF]|\s(?=\s*+[A-Za-z0-9+/]{4}))*+"
-    r"(?:=|%3D){0,2})(?=[^\w+/=%-])"
-)
 
 
 class Document(msgspec.Struct, frozen=True):
