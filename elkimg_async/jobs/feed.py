@@ -1,4 +1,4 @@
-"""The events of one job in this process, and their readers.
+"""The events of jobs in this process, for any number of readers.
 
 A feed holds each image once, whatever the number of readers: a reader only has a position, and
 looks up the next event after it. A reader that falls behind misses only partial images that have
@@ -10,12 +10,11 @@ import bisect
 import functools
 import time
 from collections.abc import Callable, Iterable
-from typing import Protocol, Self
 
-from elkimg_async.errors import ElkImagesError, InvalidRequestError
-from elkimg_async.event_iterator import EventIterator
+from elkimg_async.errors import ElkImagesError, JobNotFoundError
 from elkimg_async.image import Image
-from elkimg_async.jobs.model import Job, JobCompletedImage, JobEvent, read_response
+from elkimg_async.jobs.model import Job, JobCompletedImage, JobEvent, read_event, read_response
+from elkimg_async.jobs.store import Store
 from elkimg_async.sansio.responses import ImagesResponse
 
 
@@ -102,13 +101,12 @@ class Feed:
             if interrupt is not None:
                 interrupt.remove_done_callback(wake)
 
-    async def finished(self) -> Job:
+    async def finished(self) -> None:
         """Wait for the last state."""
         while not self.job.finished:
             if self.closed is not None:
                 raise self.closed
             await self.changed()
-        return self.job
 
     def response(self) -> ImagesResponse:
         """Return the result of the finished job, or raise the error that it recorded."""
@@ -130,160 +128,131 @@ def _wake(waiting: "asyncio.Future[None]", _: object = None) -> None:
         waiting.set_result(None)
 
 
-class Feeds(Protocol):
-    """Source of feeds for readers."""
+class FeedTable:
+    """The feeds in use: of jobs that run or are read in this process.
+
+    Args:
+        store: The store from which jobs of other processes are read.
+        keep: Seconds after which a finished job expires. None: never.
+        check_open: Raises while readers may not join.
+    """
+
+    def __init__(self, store: Store, *, keep: float | None, check_open: Callable[[], None]) -> None:
+        self._store, self._keep, self._check_open = store, keep, check_open
+        self._feeds: dict[str, Feed] = {}
+
+    def get(self, id: str) -> Feed | None:
+        """Return a feed whose job is known, or None."""
+        feed = self._feeds.get(id)
+        return feed if feed is not None and feed.loading is None else None
+
+    def run(self, job: Job, events: Iterable[JobEvent]) -> Feed:
+        """Return the feed of a job that starts to run in this process."""
+        feed = self._feeds.get(job.id)
+        if feed is None:
+            feed = self._feeds[job.id] = Feed(job.id)
+        feed.running, feed.loading = True, None
+        feed.extend(events)
+        feed.update(job)
+        return feed
+
+    def ended(self, feed: Feed) -> None:
+        """Record that a job no longer runs in this process."""
+        feed.running = False
+        self._drop(feed)
+
+    def forget(self, id: str) -> None:
+        """Remove the feed of a deleted job; its current readers keep it."""
+        self._feeds.pop(id, None)
 
     async def join(self, id: str) -> Feed:
-        """Return the feed of a job, and keep it until `leave`."""
-        ...
+        """Return the feed of a job, and keep it until `leave`.
+
+        Raises:
+            JobNotFoundError: If there is no such job.
+        """
+        self._check_open()
+        feed = self._feeds.get(id)
+        if feed is None:
+            feed = self._feeds[id] = Feed(id)
+            feed.loading = asyncio.create_task(self._load(feed))
+            feed.loading.add_done_callback(lambda done: done.cancelled() or done.exception())
+        feed.readers += 1
+        try:
+            if feed.loading is not None:
+                await asyncio.shield(feed.loading)
+        except BaseException:
+            self.leave(feed)
+            raise
+        return feed
 
     def leave(self, feed: Feed) -> None:
-        """Release a feed."""
+        """Release a feed, which is removed with its last reader unless its job runs here."""
+        feed.readers -= 1
+        if feed.readers < 2:
+            feed.encoded = {}
+        self._drop(feed)
 
+    async def find(self, id: str) -> Job:
+        """Return a job of the store.
 
-class JobEvents(EventIterator):
-    """The events of one job: those so far, then live ones.
-
-    Use it with `async for`. `await jobs.events(id)` looks up the job first, and raises
-    JobNotFoundError before anything is sent to a browser. `async with` and `aclose` release it
-    early; the job continues.
-    """
-
-    resumable = True
-    """Whether a browser may reconnect at no cost."""
-    _usage = "async for event in jobs.events(id): …"
-
-    def __init__(self, feeds: Feeds, id: str, after: int | str | None) -> None:
-        self.id = id
-        self._feeds = feeds
-        self._after = read_position(after)
-        self._feed: Feed | None = None
-        self._job: Job | None = None
-        self._position = 0
-        self._closed = False
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> JobEvent:
-        if self._closed:
-            raise StopAsyncIteration
-        try:
-            feed = await self._join()
-            while (event := feed.next_after(self._position)) is None:
-                if feed.job.finished:
-                    self._end(feed)
-                if feed.closed is not None:
-                    raise feed.closed
-                await feed.changed()
-        except Exception:
-            self._leave()
-            raise
-        self._position = event.id
-        return event
-
-    async def aclose(self) -> None:
-        """Stop reading; the job continues."""
-        self._leave()
-
-    def __del__(self) -> None:
-        if getattr(self, "_feed", None) is not None:
-            self._leave()
-
-    @property
-    def job(self) -> Job | None:
-        """The newest record of the job; None before the events are opened."""
-        return self._feed.job if self._feed else self._job
-
-    def share(
-        self, event: JobEvent, encode: Callable[[JobEvent], Iterable[bytes]]
-    ) -> Iterable[bytes]:
-        """Return the chunks of an event, encoded once for all readers of the job at this time."""
-        feed = self._feed
-        if feed is None or feed.readers < 2:
-            return encode(event)
-        chunks = feed.encoded.get(event.id)
-        if chunks is None:
-            chunks = tuple(encode(event))
-            if feed.next_after(event.id - 1) is event:
-                feed.encoded[event.id] = chunks
-        return chunks
-
-    @property
-    def ready(self) -> bool | None:
-        """Whether the next step of the iteration does not wait for the job.
-
-        None if it may wait for something else: the record of the job, or an image that is a URL.
+        Raises:
+            JobNotFoundError: If there is no such job, or it has expired.
         """
-        feed = self._feed
-        if feed is None:
-            return None
-        event = feed.next_after(self._position)
-        if event is None:
-            return feed.job.finished or feed.closed is not None
-        return True if event.image.content is not None else None
+        job = await self._store.get(id)
+        if job is None or self.is_expired(job):
+            raise JobNotFoundError(
+                f"There is no job {str(id)[:200]!r}; it may have been deleted or have expired."
+            )
+        return job
 
-    async def changed(
-        self, *, seconds: float | None, interrupt: "asyncio.Future[None] | None"
-    ) -> None:
-        """Wait until `ready` is no longer False, until `interrupt`, or for some seconds."""
-        deadline = None if seconds is None else time.monotonic() + seconds
-        while self.ready is False and self._feed is not None:
-            remaining = None if deadline is None else deadline - time.monotonic()
-            if (remaining is not None and remaining <= 0) or (interrupt and interrupt.done()):
-                return
-            await self._feed.changed(seconds=remaining, interrupt=interrupt)
+    def is_expired(self, job: Job) -> bool:
+        """Return whether a finished job has expired."""
+        if self._keep is None or job.finished_at is None:
+            return False
+        return job.finished_at + self._keep < time.time()
 
-    @property
-    def complete(self) -> bool:
-        """Whether all events and the end of the job had already been received at `after`."""
-        feed = self._feed
-        return feed is not None and feed.job.finished and self._position == feed.job.last_id
+    async def refresh(self, id: str) -> None:
+        """Read the records of another worker for a job that is followed here."""
+        feed = self._feeds.get(id)
+        if feed is not None and feed.loading is not None:
+            await asyncio.wait({feed.loading})
+        if feed is None or feed.running or feed.loading is not None:
+            return
+        async with feed.reading:
+            try:
+                await self._read(feed, feed.position)
+            except JobNotFoundError as error:
+                feed.close(error)
 
-    async def _open(self) -> Self:
-        if not self._closed:
-            await self._join()
-        return self
+    async def close(self, error: ElkImagesError) -> None:
+        """Fail every reader with `error`."""
+        for feed in list(self._feeds.values()):
+            feed.close(error)
+            if feed.loading is not None:
+                feed.loading.cancel()
+                await asyncio.gather(feed.loading, return_exceptions=True)
 
-    async def _join(self) -> Feed:
-        if self._feed is None:
-            self._feed = await self._feeds.join(self.id)
-            self._position = start_of(self._feed.job, self._after)
-        return self._feed
+    async def _load(self, feed: Feed) -> None:
+        try:
+            await self._read(feed, 0)
+        except BaseException:
+            if self._feeds.get(feed.id) is feed and not feed.running:
+                del self._feeds[feed.id]
+            raise
+        feed.loading = None
+        self._drop(feed)
 
-    def _end(self, feed: Feed) -> None:
-        """End the iteration, with the error of a failed job unless that was received before."""
-        if self._position != feed.job.last_id:
-            self._position = feed.job.last_id
-            if feed.job.failure is not None:
-                feed.response()
-        raise StopAsyncIteration
+    async def _read(self, feed: Feed, after: int) -> None:
+        """Copy the record and the events after an id from the store."""
+        job = await self.find(feed.id)
+        found = await self._store.events(job, after)
+        if not feed.running:  # it was not started here in the meantime: then the feed is newer
+            feed.extend(read_event(entry, content) for entry, content in found)
+            feed.update(job)
 
-    def _leave(self) -> None:
-        self._closed = True
-        feed, self._feed = self._feed, None
-        if feed is not None:
-            self._job = feed.job
-            self._feeds.leave(feed)
-
-
-def read_position(after: int | str | None) -> int | None:
-    """Return the event id that `after` means; None means the start.
-
-    Raises:
-        InvalidRequestError: If it is not an event id.
-    """
-    if after is None or after == "":
-        return None
-    if isinstance(after, str) and after.isdecimal() and after.isascii() and len(after) < 20:
-        return int(after)
-    if isinstance(after, int) and not isinstance(after, bool):
-        return after
-    raise InvalidRequestError(
-        f"after must be the id of an event, not {str(after)[:40]!r}.", param="after"
-    )
-
-
-def start_of(job: Job, after: int | None) -> int:
-    """Return the position to read from; the id of another job's event is ignored."""
-    return after if after is not None and job.owns(after) else job.first_id
+    def _drop(self, feed: Feed) -> None:
+        if feed.readers > 0 or feed.running or feed.loading is not None:
+            return
+        if self._feeds.get(feed.id) is feed:
+            del self._feeds[feed.id]

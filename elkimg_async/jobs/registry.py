@@ -17,8 +17,8 @@ from elkimg_async.errors import (
 from elkimg_async.hints import AsyncOnly
 from elkimg_async.hooks import logger
 from elkimg_async.jobs import model
-from elkimg_async.jobs.feed import Feed, JobEvents
-from elkimg_async.jobs.feeds import FeedTable
+from elkimg_async.jobs.events import JobEvents
+from elkimg_async.jobs.feed import Feed, FeedTable
 from elkimg_async.jobs.memory import MemoryStore
 from elkimg_async.jobs.model import Job, JobEvent, read_event
 from elkimg_async.jobs.options import read_options, write_options
