@@ -9,11 +9,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
 from elkimg_async.client import AsyncImages
-from elkimg_async.errors import (
-    ConfigurationError,
-    JobConflictError,
-    StoreError,
-)
+from elkimg_async.errors import ConfigurationError, JobConflictError, StoreError
 from elkimg_async.hints import AsyncOnly
 from elkimg_async.hooks import logger
 from elkimg_async.jobs import model
@@ -78,6 +74,7 @@ class ImageJobs(JobStart, AsyncOnly):
         settings = client._settings  # noqa: SLF001
         self._client = client
         self._store: Store = MemoryStore() if store is None else store
+        self._shared_store = cast("MultiWorkerStore", self._store) if self._store.shared else None
         self._keep = keep
         self._grace: float = settings.batch_limits.total if grace is None else grace
         self._strict = settings.validate == "strict"
@@ -119,9 +116,13 @@ class ImageJobs(JobStart, AsyncOnly):
         try:
             await self._store.open(self._keep)
             self._state = "open"
-            if self._store.shared:
+            if self._shared_store is not None:
                 self._coordinator = Coordinator(
-                    cast("MultiWorkerStore", self._store), self, self._feeds.refresh
+                    self._shared_store,
+                    runs=self._runs.__contains__,
+                    recover=self._recover,
+                    cancel=self._cancel_here,
+                    refresh=self._feeds.refresh,
                 )
                 await self._coordinator.open()
             else:
@@ -147,9 +148,9 @@ class ImageJobs(JobStart, AsyncOnly):
             return
         self._state = "closing"
         try:
-            running = [run.task for name, run in self._runs.items() if self._is_sent(name)]
-            for name, run in list(self._runs.items()):
-                if not self._is_sent(name):
+            running = [run.task for run in self._runs.values() if run.sent]
+            for run in self._runs.values():
+                if not run.sent:
                     run.stop("abort")
             if running:
                 await asyncio.wait(running, timeout=_timeout(self._grace))
@@ -271,8 +272,8 @@ class ImageJobs(JobStart, AsyncOnly):
         feed = await self._feeds.join(id)
         try:
             if not feed.job.finished:
-                if not self.cancel_here(id) and self._coordinator is not None:
-                    await self._coordinator.request_cancel(id)
+                if not self._cancel_here(id) and self._shared_store is not None:
+                    await self._shared_store.request_cancel(id)
                 await feed.finished()
             return feed.job
         finally:
@@ -294,9 +295,9 @@ class ImageJobs(JobStart, AsyncOnly):
         await self._store.delete(job)
         self._feeds.forget(id)
 
-    # --- for the coordinator ------------------------------------------------
+    # --- running ------------------------------------------------------------
 
-    async def recover(self, job: Job) -> None:
+    async def _recover(self, job: Job) -> None:
         """Continue an unfinished job whose process has ended, or record that it is lost."""
         events = await self._store.events(job, 0)
         decided = model.recover(
@@ -317,20 +318,16 @@ class ImageJobs(JobStart, AsyncOnly):
 
     async def _recover_if_readable(self, job: Job) -> None:
         try:
-            await self.recover(job)
+            await self._recover(job)
         except StoreError as error:
             logger.warning("an unfinished job cannot be recovered: %s", error.message)
 
-    def cancel_here(self, id: str) -> bool:
+    def _cancel_here(self, id: str) -> bool:
         """Cancel a job that runs in this process; return whether it does."""
         run = self._runs.get(id)
         if run is not None:
             run.stop("cancel")
         return run is not None
-
-    def runs(self, id: str) -> bool:
-        """Return whether a job runs in this process."""
-        return id in self._runs
 
     def _run(self, job: Job, options: dict[str, Any], events: Iterable[JobEvent] = ()) -> None:
         if job.id in self._runs:
@@ -361,10 +358,6 @@ class ImageJobs(JobStart, AsyncOnly):
             prepared.options["extra_headers"] = headers
             return own
         return None if self._idempotency == "off" else os.urandom(16).hex()
-
-    def _is_sent(self, id: str) -> bool:
-        feed = self._feeds.get(id)
-        return feed is not None and feed.job.state != "queued"
 
     def _check_open(self) -> None:
         if self._state == "new":

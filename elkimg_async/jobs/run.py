@@ -9,12 +9,7 @@ from typing import Any, Literal
 
 from elkimg_async.batch.executor import send_while_in_flight
 from elkimg_async.client import AsyncImages
-from elkimg_async.errors import (
-    DownloadError,
-    ElkImagesError,
-    JobError,
-    StoreError,
-)
+from elkimg_async.errors import DownloadError, ElkImagesError, JobError, StoreError
 from elkimg_async.hooks import logger
 from elkimg_async.jobs import model
 from elkimg_async.jobs.feed import Feed
@@ -64,6 +59,11 @@ class JobRun:
         self._last: Job | None = None
         self.task = asyncio.create_task(self._run())
 
+    @property
+    def sent(self) -> bool:
+        """Whether the request may have been sent, and so is paid for."""
+        return self._feed.job.state != "queued"
+
     def stop(self, reason: Stop) -> None:
         """Close the upstream connection: for good, or to leave the job to a later process."""
         if self._stop is None:
@@ -74,18 +74,22 @@ class JobRun:
     async def _run(self) -> None:
         self._begun = True
         try:
-            if self._stop is not None:
-                raise asyncio.CancelledError
-            async with self._slots:
-                await self._save(model.send(self._feed.job, time.time()))
-                self._last = await self._outcome()
-                await self._save(self._last)
-        except asyncio.CancelledError:
-            await self._stopped()
+            try:
+                await self._execute()
+            except asyncio.CancelledError:
+                await self._stopped()
         except FencedError:
             logger.warning("a job was taken over by another worker, and was stopped here")
         except StoreError as error:
             logger.error("a job could not be recorded: %s", error.message)
+
+    async def _execute(self) -> None:
+        if self._stop is not None:
+            raise asyncio.CancelledError
+        async with self._slots:
+            await self._save(model.send(self._feed.job, time.time()))
+            self._last = await self._outcome()
+            await self._save(self._last)
 
     async def _outcome(self) -> Job:
         """Send the request and record its events; return the job in its last state."""
@@ -114,8 +118,6 @@ class JobRun:
                 last = self._last or self._decide()
                 if last is not None:
                     await self._save(last)
-        except FencedError:
-            logger.warning("a job was taken over by another worker, and was stopped here")
         except (TimeoutError, StoreError):
             logger.warning("the end of a job could not be recorded in time")
             if self._pending is not None and self._pending[1].completed:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Protocol
 
 from elkimg_async.errors import StoreError
 from elkimg_async.hooks import logger
@@ -15,31 +14,28 @@ _SIGHTINGS = 2
 of the store, the leases of live workers have also expired, until they renew them."""
 
 
-class Registry(Protocol):
-    """The part of `ImageJobs` that the coordinator uses."""
-
-    def runs(self, id: str) -> bool:
-        """Return whether a job runs here."""
-        ...
-
-    async def recover(self, job: Job) -> None:
-        """Continue an unfinished job whose process has ended."""
-
-    def cancel_here(self, id: str) -> bool:
-        """Cancel a job that runs here; return whether it does."""
-        ...
-
-
 class Coordinator:
-    """The tasks that keep one worker in step with the others."""
+    """The tasks that keep one worker in step with the others.
+
+    Args:
+        store: The store of all workers.
+        runs: Returns whether a job runs here.
+        recover: Continues an unfinished job whose worker has died.
+        cancel: Cancels a job if it runs here.
+        refresh: Reads the records of another worker for a job that is followed here.
+    """
 
     def __init__(
         self,
         store: MultiWorkerStore,
-        registry: Registry,
+        *,
+        runs: Callable[[str], bool],
+        recover: Callable[[Job], Awaitable[None]],
+        cancel: Callable[[str], object],
         refresh: Callable[[str], Awaitable[None]],
     ) -> None:
-        self._store, self._registry, self._refresh = store, registry, refresh
+        self._store, self._runs, self._recover = store, runs, recover
+        self._cancel, self._refresh = cancel, refresh
         self._seen: dict[str, int] = {}
         self._stale: set[str] = set()
         self._tasks: list[asyncio.Task[None]] = []
@@ -62,19 +58,15 @@ class Coordinator:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def request_cancel(self, id: str) -> None:
-        """Request the owner of a job to cancel it."""
-        await self._store.request_cancel(id)
-
     async def _take_over(self) -> None:
         """Recover the jobs of dead workers."""
         found = await self._store.orphans()
-        orphans = {job.id: job for job in found if not self._registry.runs(job.id)}
+        orphans = {job.id: job for job in found if not self._runs(job.id)}
         self._seen = {name: self._seen.get(name, 0) + 1 for name in orphans}
         for name, job in orphans.items():
             if self._seen[name] >= _SIGHTINGS and await self._store.claim(job):
                 try:
-                    await self._registry.recover(job)
+                    await self._recover(job)
                 except FencedError:
                     logger.warning("a job was taken over by another worker in the meantime")
 
@@ -83,7 +75,7 @@ class Coordinator:
         changed, cancelled = await self._store.changes()
         self._stale |= changed
         for name in cancelled:
-            self._registry.cancel_here(name)
+            self._cancel(name)
         for name in sorted(self._stale):
             await self._refresh(name)
             self._stale.discard(name)
