@@ -4,14 +4,15 @@ A line of the log is the latest record of the job, or an event. The image of an 
 before its line, so that every file named by the log exists, whenever the process was killed.
 """
 
+import functools
 import hashlib
 import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import anyio.to_thread
 import msgspec
@@ -21,11 +22,13 @@ from elkimg_async.files import write_atomically
 from elkimg_async.filesystem import LocksUnavailableError, open_locked, sync_file, write_all
 from elkimg_async.hooks import logger
 from elkimg_async.jobs.model import VERSION, Entry, Job
+from elkimg_async.jobs.store import StoredJob, find
 from elkimg_async.media_types import EXTENSIONS, media_type_of
 
 _MARK, _LOCK, _LOG, _JOBS = "elkimg-jobs.json", "lock", "job.jsonl", "jobs"
 _BROKEN = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -44,23 +47,28 @@ class _Mark(msgspec.Struct, frozen=True):
     version: int = VERSION
 
 
-class _LoggedJob:
-    """One job: its folder, and the content of its log."""
+class _LoggedJob(StoredJob[str | None]):
+    """One job: its folder, and the content of its log with the names of the images."""
 
     def __init__(self, folder: Path, job: Job) -> None:
-        self.folder, self.job = folder, job
-        self.events: dict[int, tuple[Entry, str | None]] = {}
+        super().__init__(job)
+        self.folder = folder
 
-    def add(self, line: _Line) -> list[str]:
-        """Record a line; return the files that it makes obsolete."""
-        if line.job is not None:
-            self.job = line.job
-        if line.event is None:
-            return []
-        dropped = [key for key, (entry, _) in self.events.items() if not entry.completed]
-        files = [self.events.pop(key)[1] for key in dropped]
-        self.events[line.event.id] = line.event, line.file
-        return [file for file in files if file is not None and file != line.file]
+
+def _in_thread(
+    step: Callable[Concatenate["DirectoryStore", P], T],
+) -> Callable[Concatenate["DirectoryStore", P], Coroutine[Any, Any, T]]:
+    """Make a method of an open store one that runs to completion in a worker thread."""
+
+    @functools.wraps(step)
+    async def run(self: "DirectoryStore", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        def checked() -> T:
+            self._check()
+            return step(self, *args, **kwargs)
+
+        return await self._do(checked)
+
+    return run
 
 
 class DirectoryStore:
@@ -93,10 +101,6 @@ class DirectoryStore:
         if descriptor is not None:
             os.close(descriptor)
 
-    async def create(self, job: Job, inputs: Sequence[bytes]) -> Job:
-        """Store a new job with the images it sends; return the job that has its id, if any."""
-        return await self._do(self._create, job, inputs)
-
     async def get(self, id: str) -> Job | None:
         """Return a job, or None."""
         self._check()
@@ -108,26 +112,6 @@ class DirectoryStore:
         self._check()
         return sorted((kept.job for kept in self._kept.values()), key=lambda job: job.created_at)
 
-    async def inputs(self, job: Job) -> list[bytes]:
-        """Return the images that the job sends."""
-        return await self._do(self._inputs, job)
-
-    async def append(self, job: Job, entry: Entry, content: bytes | None) -> None:
-        """Add an event with its image; it replaces the partial images before it."""
-        await self._do(self._append, job, entry, content)
-
-    async def update(self, job: Job) -> None:
-        """Replace the record of a job."""
-        await self._do(self._update, job)
-
-    async def events(self, job: Job, after: int) -> list[tuple[Entry, bytes | None]]:
-        """Return the events after an id, with their images."""
-        return await self._do(self._events, job, after)
-
-    async def delete(self, job: Job) -> None:
-        """Remove a job with its folder."""
-        await self._do(self._delete, job)
-
     def entries(self, job: Job) -> list[tuple[Entry, Path | None]]:
         """Return the events of a job with the files of their images, without reading those."""
         kept = self._kept.get(job.id)
@@ -136,14 +120,12 @@ class DirectoryStore:
 
     # --- in a worker thread -------------------------------------------------
 
-    async def _do(self, step: Callable[..., T], *arguments: Any) -> T:
+    async def _do(self, step: Callable[[], T]) -> T:
         """Run a step to completion in a worker thread, one at a time."""
 
         def alone() -> T:
             with self._writing:
-                if step != self._open:
-                    self._check()
-                return step(*arguments)
+                return step()
 
         try:
             return await anyio.to_thread.run_sync(alone)
@@ -172,7 +154,9 @@ class DirectoryStore:
             os.close(descriptor)
             raise
 
-    def _create(self, job: Job, inputs: Sequence[bytes]) -> Job:
+    @_in_thread
+    def create(self, job: Job, inputs: Sequence[bytes]) -> Job:
+        """Store a new job with the images it sends; return the job that has its id, if any."""
         known = self._kept.get(job.id)
         if known is not None:
             return known.job
@@ -193,33 +177,40 @@ class DirectoryStore:
         self._kept[job.id] = _LoggedJob(folder, job)
         return job
 
-    def _inputs(self, job: Job) -> list[bytes]:
-        folder = self._find(job).folder
+    @_in_thread
+    def inputs(self, job: Job) -> list[bytes]:
+        """Return the images that the job sends."""
+        folder = find(self._kept, job).folder
         stored = sum(each.reference is None for each in job.inputs)
         return [(folder / f"input-{index}").read_bytes() for index in range(stored)]
 
-    def _append(self, job: Job, entry: Entry, content: bytes | None) -> None:
-        kept = self._find(job)
+    @_in_thread
+    def append(self, job: Job, entry: Entry, content: bytes | None) -> None:
+        """Add an event with its image; it replaces the partial images before it."""
+        kept = find(self._kept, job)
         file = None
         if content is not None:
             extension = EXTENSIONS.get(media_type_of(content), "")
             file = f"{entry.id - job.first_id:04d}{extension}"
             write_atomically(kept.folder / file, content)
-        line = _Line(event=entry, file=file)
-        _write_line(kept.folder, line)
-        for name in kept.add(line):
-            (kept.folder / name).unlink(missing_ok=True)
+        _write_line(kept.folder, _Line(event=entry, file=file))
+        for replaced in kept.add(entry, file):
+            if replaced not in (None, file):
+                (kept.folder / replaced).unlink(missing_ok=True)
 
-    def _update(self, job: Job) -> None:
-        kept = self._find(job)
-        line = _Line(job=job)
-        _write_line(kept.folder, line)
-        kept.add(line)
+    @_in_thread
+    def update(self, job: Job) -> None:
+        """Replace the record of a job."""
+        kept = find(self._kept, job)
+        _write_line(kept.folder, _Line(job=job))
+        kept.job = job
         if job.finished:
             for index in range(len(job.inputs)):
                 (kept.folder / f"input-{index}").unlink(missing_ok=True)
 
-    def _events(self, job: Job, after: int) -> list[tuple[Entry, bytes | None]]:
+    @_in_thread
+    def events(self, job: Job, after: int) -> list[tuple[Entry, bytes | None]]:
+        """Return the events after an id, with their images."""
         kept = self._kept.get(job.id)
         found = list[tuple[Entry, bytes | None]]()
         if kept is None:
@@ -236,16 +227,12 @@ class DirectoryStore:
                 found.append((entry, content))
         return found
 
-    def _delete(self, job: Job) -> None:
+    @_in_thread
+    def delete(self, job: Job) -> None:
+        """Remove a job with its folder."""
         kept = self._kept.pop(job.id, None)
         if kept is not None:
             shutil.rmtree(kept.folder, ignore_errors=True)
-
-    def _find(self, job: Job) -> _LoggedJob:
-        try:
-            return self._kept[job.id]
-        except KeyError:
-            raise StoreError(f"The job {job.id!r} is no longer in the store.") from None
 
 
 def _folder_name(id: str) -> str:
@@ -292,10 +279,11 @@ def _read_log(folder: Path) -> _LoggedJob | None:
     try:
         for text in whole.split(b"\n"):
             line = msgspec.json.decode(text, type=_Line)
-            if kept is None and line.job is not None:
-                kept = _LoggedJob(folder, line.job)
-            elif kept is not None:
-                kept.add(line)
+            if line.job is not None:
+                kept = kept or _LoggedJob(folder, line.job)
+                kept.job = line.job
+            elif kept is not None and line.event is not None:
+                kept.add(line.event, line.file)
     except _BROKEN:
         kept = None
     if kept is None:

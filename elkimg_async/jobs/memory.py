@@ -4,21 +4,19 @@ from collections.abc import Sequence
 
 from elkimg_async.errors import ConfigurationError, StoreError
 from elkimg_async.jobs.model import Entry, Job
+from elkimg_async.jobs.store import StoredJob, find
 
-Stored = tuple[Entry, bytes | None]
 
-
-class _StoredJob:
+class _StoredJob(StoredJob[bytes | None]):
     """One job with its images."""
 
     def __init__(self, job: Job, inputs: Sequence[bytes]) -> None:
-        self.job = job
+        super().__init__(job)
         self.inputs = list(inputs)
-        self.events: list[Stored] = []
 
     @property
     def size(self) -> int:
-        images = sum(len(content) for _, content in self.events if content is not None)
+        images = sum(len(content or b"") for _, content in self.events.values())
         return images + sum(map(len, self.inputs))
 
 
@@ -72,22 +70,19 @@ class MemoryStore:
 
     async def inputs(self, job: Job) -> list[bytes]:
         """Return the images that the job sends."""
-        return self._find(job).inputs
+        return find(self._kept, job).inputs
 
     async def append(self, job: Job, entry: Entry, content: bytes | None) -> None:
         """Add an event; it replaces the partial images before it."""
-        kept = self._find(job)
+        kept = find(self._kept, job)
         self._bytes -= kept.size
-        kept.events = [
-            stored for stored in kept.events if stored[0].completed and stored[0].id != entry.id
-        ]
-        kept.events.append((entry, content))
+        kept.add(entry, content)
         self._bytes += kept.size
         self._evict(0)
 
     async def update(self, job: Job) -> None:
         """Replace the record of a job; a finished one no longer needs its inputs."""
-        kept = self._find(job)
+        kept = find(self._kept, job)
         kept.job = job
         if job.finished:
             self._bytes -= kept.size
@@ -95,22 +90,16 @@ class MemoryStore:
             self._bytes += kept.size
             self._evict(0, sparing=job.id)
 
-    async def events(self, job: Job, after: int) -> list[Stored]:
+    async def events(self, job: Job, after: int) -> list[tuple[Entry, bytes | None]]:
         """Return the events after an id."""
         kept = self._kept.get(job.id)
-        return [stored for stored in kept.events if stored[0].id > after] if kept else []
+        return [event for event in kept.events.values() if event[0].id > after] if kept else []
 
     async def delete(self, job: Job) -> None:
         """Remove a job."""
         kept = self._kept.pop(job.id, None)
         if kept is not None:
             self._bytes -= kept.size
-
-    def _find(self, job: Job) -> _StoredJob:
-        try:
-            return self._kept[job.id]
-        except KeyError:
-            raise StoreError(f"The job {job.id!r} is no longer in the store.") from None
 
     def _evict(self, needed: int, *, sparing: str | None = None) -> None:
         """Remove finished jobs, oldest first, until there is room, but not the newest."""

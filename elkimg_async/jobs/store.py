@@ -1,9 +1,13 @@
 """Interface of stores: `MemoryStore`, `DirectoryStore` and `RedisStore` implement it."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Generic, Protocol, TypeVar
 
+from elkimg_async.errors import StoreError
 from elkimg_async.jobs.model import Entry, Job
+
+T = TypeVar("T")
+S = TypeVar("S")
 
 MAX_ID = 200
 """The longest id of a job, in characters."""
@@ -87,3 +91,33 @@ class MultiWorkerStore(Store, Protocol):
     async def changes(self) -> tuple[frozenset[str], frozenset[str]]:
         """Wait for news; return the ids of jobs that changed, and of jobs to cancel."""
         ...
+
+
+# --- stores of one process --------------------------------------------------
+
+
+class StoredJob(Generic[T]):
+    """A job of a store that one process uses, which keeps a `T` for the image of each event."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.events: dict[int, tuple[Entry, T]] = {}
+
+    def add(self, entry: Entry, image: T) -> list[T]:
+        """Add an event; return the images of the partial ones before it, which it replaces."""
+        partial = [known.id for known, _ in self.events.values() if not known.completed]
+        replaced = [self.events.pop(event)[1] for event in partial]
+        self.events[entry.id] = entry, image
+        return replaced
+
+
+def find(stored: Mapping[str, S], job: Job) -> S:
+    """Return what is stored of a job.
+
+    Raises:
+        StoreError: If the job was deleted while it was in use.
+    """
+    try:
+        return stored[job.id]
+    except KeyError:
+        raise StoreError(f"The job {job.id!r} is no longer in the store.") from None
