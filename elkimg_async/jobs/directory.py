@@ -10,8 +10,9 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import CoroutineType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import anyio.to_thread
@@ -57,7 +58,7 @@ class _LoggedJob(StoredJob[str | None]):
 
 def _in_thread(
     step: Callable[Concatenate["DirectoryStore", P], T],
-) -> Callable[Concatenate["DirectoryStore", P], Coroutine[Any, Any, T]]:
+) -> "Callable[Concatenate[DirectoryStore, P], CoroutineType[Any, Any, T]]":
     """Make a method of an open store one that runs to completion in a worker thread."""
 
     @functools.wraps(step)
@@ -68,7 +69,7 @@ def _in_thread(
 
         return await self._do(checked)
 
-    return run
+    return run  # type: ignore[return-value]  # mypy calls a CoroutineType a Coroutine
 
 
 class DirectoryStore:
@@ -110,7 +111,8 @@ class DirectoryStore:
     async def jobs(self) -> list[Job]:
         """Return all jobs, oldest first."""
         self._check()
-        return sorted((kept.job for kept in self._kept.values()), key=lambda job: job.created_at)
+        stored = list(self._kept.values())  # at once: a thread may be adding one
+        return sorted((kept.job for kept in stored), key=lambda job: job.created_at)
 
     def entries(self, job: Job) -> list[tuple[Entry, Path | None]]:
         """Return the events of a job with the files of their images, without reading those."""

@@ -4,13 +4,14 @@ import asyncio
 import errno
 import fcntl
 import os
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from elkimg_async import AsyncImages, StoreError
-from elkimg_async.jobs import DirectoryStore, ImageJobs
+from elkimg_async.jobs import DirectoryStore, ImageJobs, Job
 from elkimg_async.local import LocalServer
 from tests.helpers.file_systems import NO_LOCKS, NO_SYNC, failing
 from tests.helpers.jobs import COMPLETED, client_of, partial
@@ -50,6 +51,33 @@ async def test_directory_in_use(tmp_path: Path) -> None:
     await first.aclose()
     await second.open(None)
     await second.aclose()
+
+
+async def test_directory_listed_while_jobs_are_stored(tmp_path: Path) -> None:
+    """A list of jobs is complete and does not fail although a thread stores more of them."""
+    store, interval = DirectoryStore(tmp_path), sys.getswitchinterval()
+
+    async def fill(name: str) -> None:
+        for number in range(50):
+            job = Job(
+                id=f"{name}{number}", prompt="an elk", created_at=0, first_id=1, fingerprint=""
+            )
+            await store.create(job, [])
+
+    await store.open(None)
+    filling = [asyncio.create_task(fill(name)) for name in "abcd"]
+    sys.setswitchinterval(1e-6)  # threads alternate as often as they can
+    try:
+        known = 0
+        while not all(task.done() for task in filling):
+            known, before = len(await store.jobs()), known
+            assert known >= before
+            await asyncio.sleep(0)
+        assert len(await store.jobs()) == 200
+    finally:
+        sys.setswitchinterval(interval)
+        await asyncio.gather(*filling)
+        await store.aclose()
 
 
 async def test_directory_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
