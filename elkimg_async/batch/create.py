@@ -16,7 +16,8 @@ from elkimg_async.settings import Settings
 from elkimg_async.transport.download import enable_download
 from elkimg_async.transport.session import Transport
 
-_OF_CALLS = ("extra_headers", "extra_query", "timeout", "retry")
+CALL_OPTIONS = ("extra_headers", "extra_query", "timeout", "retry")
+"""Options of a call that are not part of its request."""
 
 
 def create_run(
@@ -46,7 +47,7 @@ def create_run(
     defaults = {
         name: value
         for name, value in call_options.items()
-        if value is not None and name not in _OF_CALLS
+        if value is not None and name not in CALL_OPTIONS
     }
     if settings.model != DEFAULT_MODEL:
         defaults.setdefault("model", settings.model)

@@ -12,12 +12,11 @@ from elkimg_async.batch.names import input_names
 from elkimg_async.errors import InvalidRequestError
 from elkimg_async.image import Image
 from elkimg_async.sansio.image_headers import short
-from elkimg_async.sansio.requests import EditRequest, ImageRequest
+from elkimg_async.sansio.requests import INPUT_FIELDS, EditRequest, ImageRequest
 from elkimg_async.transport.uploads import image_list, is_file_tuple, reason_of
 
 _CHUNK = 1 << 20
 _URLS = ("http://", "https://", "data:")
-_PARTS = ("image", "mask", "markup")
 
 
 def full_fingerprint(request: ImageRequest, *, stream: bool) -> str:
@@ -53,7 +52,7 @@ def hash_inputs(request: EditRequest) -> str:
         InvalidRequestError: If an input cannot be read, or can be read only once.
     """
     total = hashlib.sha256()
-    for param in _PARTS:
+    for param in INPUT_FIELDS:
         value = getattr(request, param)
         for item in image_list(value) if value is not None else ():
             total.update(f"{param}:{_hash_input(item, param)}\n".encode())

@@ -13,6 +13,7 @@ import msgspec
 
 from elkimg_async.errors import InvalidRequestError
 from elkimg_async.sansio.requests import (
+    INPUT_FIELDS,
     EditRequest,
     GenerateRequest,
     ImageRequest,
@@ -23,8 +24,6 @@ from elkimg_async.sansio.requests import (
 ID_FIELDS = ("id", "custom_id")
 OWN_FIELDS = (*ID_FIELDS, "metadata")
 """Fields of a row that identify it; they are returned with its result and never sent."""
-INPUT_FIELDS = ("image", "mask", "markup")
-"""Fields that are files; their values are passed on unchanged."""
 
 _KINDS: tuple[type[ImageRequest], ...] = (GenerateRequest, EditRequest)
 _TYPES = {field.name: field.type for kind in _KINDS for field in msgspec.structs.fields(kind)}
@@ -104,7 +103,7 @@ def clean(name: Any, value: Any) -> Any:
     Tables have NaN for missing values, their own number types, 2.0 for 2 in a column with gaps, and
     nothing but text if they come from CSV.
     """
-    if name in INPUT_FIELDS:
+    if name in INPUT_FIELDS:  # files, which are passed on unchanged
         return None if _is_missing(value) else value
     value = _plain(value)
     if isinstance(value, str) and name != "prompt":

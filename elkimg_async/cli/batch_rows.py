@@ -14,11 +14,11 @@ from elkimg_async import ImageReference
 from elkimg_async.batch.rows import (
     FIELDS,
     ID_FIELDS,
-    INPUT_FIELDS,
     INTEGER_FIELDS,
     OBJECT_FIELDS,
     OWN_FIELDS,
 )
+from elkimg_async.sansio.requests import INPUT_FIELDS
 
 _URL = re.compile(r"(https?://|data:)", re.IGNORECASE)
 _PATHS = ("/images/generations", "/images/edits")

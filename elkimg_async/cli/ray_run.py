@@ -30,7 +30,7 @@ from elkimg_async.files import write_atomically
 from elkimg_async.ray import generate_dataset
 from elkimg_async.ray.rate import load_ray
 from elkimg_async.ray.shared_store import RowRecord, SharedStore
-from elkimg_async.sansio.requests import EditRequest, GenerateRequest
+from elkimg_async.sansio.requests import INPUT_FIELDS, EditRequest, GenerateRequest
 from elkimg_async.transport.uploads import image_list
 
 _QUIET = {
@@ -218,7 +218,7 @@ class RayRun:
 
 def _row(index: int, request: GenerateRequest | EditRequest) -> dict[str, Any]:
     fields = msgspec.structs.asdict(request)
-    for name in ("image", "mask", "markup"):  # workers have working directories of their own
+    for name in INPUT_FIELDS:  # workers have working directories of their own
         if fields.get(name) is not None:
             paths = [_absolute(value) for value in image_list(fields[name])]
             fields[name] = paths if name == "image" else paths[0]

@@ -183,8 +183,7 @@ class DirectoryStore:
     def inputs(self, job: Job) -> list[bytes]:
         """Return the images that the job sends."""
         folder = find(self._kept, job).folder
-        stored = sum(each.reference is None for each in job.inputs)
-        return [(folder / f"input-{index}").read_bytes() for index in range(stored)]
+        return [(folder / f"input-{index}").read_bytes() for index in range(job.upload_count)]
 
     @_in_thread
     def append(self, job: Job, entry: Entry, content: bytes | None) -> None:
@@ -207,7 +206,7 @@ class DirectoryStore:
         _write_line(kept.folder, _Line(job=job))
         kept.job = job
         if job.finished:
-            for index in range(len(job.inputs)):
+            for index in range(job.upload_count):
                 (kept.folder / f"input-{index}").unlink(missing_ok=True)
 
     @_in_thread

@@ -12,7 +12,7 @@ from elkimg_async.error_records import read_error, write_error
 from elkimg_async.errors import ElkImagesError, JobCancelledError, JobLostError
 from elkimg_async.image import Image
 from elkimg_async.sansio.decoder import ImageEvent
-from elkimg_async.sansio.requests import image_count
+from elkimg_async.sansio.requests import InputField, image_count
 from elkimg_async.sansio.responses import (
     CompletedImage,
     ImagesResponse,
@@ -50,7 +50,7 @@ JobEvent: TypeAlias = JobPartialImage | JobCompletedImage
 class Input(msgspec.Struct, frozen=True, kw_only=True):
     """An image that an edit sends. `reference` is set for one that the server fetches itself."""
 
-    param: Literal["image", "mask", "markup"]
+    param: InputField
     size: int = 0
     sha256: str | None = None
     reference: Any = None
@@ -120,6 +120,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def wanted(self) -> int:
         """The number of images requested."""
         return image_count(self.parameters.get("n"), self.parameters.get("extra_body"))
+
+    @property
+    def upload_count(self) -> int:
+        """How many of its inputs are images that it sends itself, which the store keeps."""
+        return sum(each.reference is None for each in self.inputs)
 
     def owns(self, event_id: int) -> bool:
         """Return whether an event id belongs to this job, not to an earlier one with its id."""

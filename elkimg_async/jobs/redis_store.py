@@ -171,7 +171,7 @@ class RedisStore:
         if known is None:
             return job
         found = _decode_job(known)
-        return job if found.first_id == job.first_id and found == job else found
+        return job if found == job else found  # its own, if the connection broke after the script
 
     async def get(self, id: str) -> Job | None:
         """Return a job, or None."""
@@ -189,10 +189,9 @@ class RedisStore:
 
     async def inputs(self, job: Job) -> list[bytes]:
         """Return the images that the job sends."""
-        stored = sum(each.reference is None for each in job.inputs)
-        if not stored:
+        names = [self._input(job, index) for index in range(job.upload_count)]
+        if not names:
             return []
-        names = [self._input(job, index) for index in range(stored)]
         found = await self._do(self._redis.mget(names))
         if None in found:
             raise StoreError(f"The images that the job {job.id!r} sends are no longer in Redis.")
@@ -227,7 +226,7 @@ class RedisStore:
         await self._write(_UPDATE, job, finished, expiry or 0, _NEWS)
         if job.finished:
             self._partials.pop(job.id, None)
-            for index in range(len(job.inputs)):
+            for index in range(job.upload_count):
                 await self._do(self._redis.delete(self._input(job, index)))
             if expiry is not None:
                 for entry in await self._entries(job, 0):

@@ -3,10 +3,11 @@
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
+from elkimg_async.batch.create import CALL_OPTIONS
 from elkimg_async.errors import InvalidRequestError
 from elkimg_async.jobs.model import Input, Job
 from elkimg_async.jobs.options import has_secrets
@@ -15,18 +16,14 @@ from elkimg_async.sansio.encode import is_json
 from elkimg_async.sansio.image_headers import ImageReference
 from elkimg_async.sansio.model_rules import validate
 from elkimg_async.sansio.requests import (
+    INPUT_FIELDS,
     EditRequest,
     ImageRequest,
+    InputField,
     make_edit,
     make_request,
 )
 from elkimg_async.transport.uploads import image_list, in_memory, open_image
-
-CALL_OPTIONS = ("extra_headers", "extra_query", "timeout", "retry")
-"""Options of a call that are not part of the request, and not compared."""
-
-Param = Literal["image", "mask", "markup"]
-_PARAMS: tuple[Param, ...] = ("image", "mask", "markup")
 
 
 class Prepared(msgspec.Struct, kw_only=True):
@@ -80,7 +77,7 @@ async def prepare(prompt: Any, image: Any, options: Mapping[str, Any], *, strict
     prompt, image, merged = _split(prompt, image, options)
     fields = {name: value for name, value in merged.items() if value is not None}
     call = {name: fields.pop(name) for name in CALL_OPTIONS if name in fields}
-    files: dict[str, Any] = {name: fields.pop(name) for name in _PARAMS[1:] if name in fields}
+    files: dict[str, Any] = {name: fields.pop(name) for name in INPUT_FIELDS[1:] if name in fields}
     if image is None:
         if files:
             raise InvalidRequestError(
@@ -152,11 +149,11 @@ async def _check_edit(
     inputs: Sequence[tuple[Input, bytes]], prompt: Any, fields: dict[str, Any]
 ) -> ImageRequest:
     """Return the request of an edit, checked with those of its images that are not references."""
-    opened: dict[Param, list[Any]] = {param: [] for param in _PARAMS}
+    opened: dict[InputField, list[Any]] = {param: [] for param in INPUT_FIELDS}
     for each, content in inputs:
         value = content if each.reference is None else ImageReference(**each.reference)
         opened[each.param].append(await open_image(value, each.param))
-    mask, markup = (next(iter(opened[param]), None) for param in _PARAMS[1:])
+    mask, markup = (next(iter(opened[param]), None) for param in INPUT_FIELDS[1:])
     files = {"mask": mask, "markup": markup}
     return make_edit(tuple(opened["image"]), {**fields, **files, "prompt": prompt})
 
@@ -166,7 +163,7 @@ async def _check_edit(
 
 async def _read_inputs(files: Mapping[str, Any]) -> list[tuple[Input, bytes]]:
     found: list[tuple[Input, bytes]] = []
-    for param in _PARAMS:
+    for param in INPUT_FIELDS:
         if param not in files:
             continue
         values = image_list(files[param]) if param == "image" else [files[param]]
@@ -176,7 +173,7 @@ async def _read_inputs(files: Mapping[str, Any]) -> list[tuple[Input, bytes]]:
     return found
 
 
-async def _read_input(param: Param, value: Any) -> tuple[Input, bytes]:
+async def _read_input(param: InputField, value: Any) -> tuple[Input, bytes]:
     opened = await open_image(value, param)
     if isinstance(opened, ImageReference):
         return Input(param=param, reference=msgspec.to_builtins(opened)), b""

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -31,7 +31,9 @@ else:  # at run time any text is accepted, and msgspec has no union of a Literal
 
 DEFAULT_MODEL = "gpt-image-1.5"
 
-_IMAGES = ("image", "mask", "markup")
+InputField: TypeAlias = Literal["image", "mask", "markup"]
+INPUT_FIELDS: tuple[InputField, ...] = ("image", "mask", "markup")
+"""Fields of edits that are files."""
 
 
 class _Prompt(
@@ -197,7 +199,7 @@ def _make(kind: type[_Request], fields: dict[str, Any], model: str | None) -> _R
         raise InvalidRequestError("A request needs a prompt; pass some text.", param="prompt")
     if model not in (None, DEFAULT_MODEL) and fields.get("model") is None:
         fields["model"] = model
-    images = {name: fields.pop(name) for name in _IMAGES if name in fields}
+    images = {name: fields.pop(name) for name in INPUT_FIELDS if name in fields}
     blank = {"image": ()} if images else {}
     try:
         request = msgspec.convert({**fields, **blank}, kind)
