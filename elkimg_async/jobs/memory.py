@@ -7,7 +7,7 @@ from elkimg_async.jobs.model import Entry, Job
 from elkimg_async.jobs.store import StoredJob, find
 
 
-class _StoredJob(StoredJob[bytes | None]):
+class _JobInMemory(StoredJob[bytes | None]):
     """One job with its images."""
 
     def __init__(self, job: Job, inputs: Sequence[bytes]) -> None:
@@ -34,7 +34,7 @@ class MemoryStore:
         if not max_bytes > 0:
             raise ConfigurationError("max_bytes must be a positive number of bytes.")
         self._max_bytes = max_bytes
-        self._kept: dict[str, _StoredJob] = {}
+        self._kept: dict[str, _JobInMemory] = {}
         self._bytes = 0
 
     async def open(self, keep: float | None) -> None:
@@ -48,7 +48,7 @@ class MemoryStore:
         known = self._kept.get(job.id)
         if known is not None:
             return known.job
-        kept = _StoredJob(job, inputs)
+        kept = _JobInMemory(job, inputs)
         self._evict(kept.size + 1)
         if self._bytes + kept.size >= self._max_bytes:
             raise StoreError(

@@ -290,12 +290,14 @@ class RedisStore:
         """Wait for news; return the ids of jobs that changed, and of jobs to cancel."""
         news = self._name("news")
         found = await self._do(self._redis.xread({news: self._since}, count=1000, block=_BLOCK))
-        changed, cancelled = set[str](), set[str]()
-        for _, notices in found.items() if isinstance(found, dict) else found or ():
-            for notice, fields in notices:
-                self._since = notice.decode()
-                changed |= {text.decode() for name, text in fields.items() if name == b"changed"}
-                cancelled |= {text.decode() for name, text in fields.items() if name == b"cancel"}
+        if isinstance(found, dict):  # the form of RESP3, which the URL may ask for
+            notices = [notice for pages in found.values() for page in pages for notice in page]
+        else:
+            notices = [notice for _, page in found or () for notice in page]
+        if notices:
+            self._since = notices[-1][0].decode()
+        changed = (fields[b"changed"].decode() for _, fields in notices if b"changed" in fields)
+        cancelled = (fields[b"cancel"].decode() for _, fields in notices if b"cancel" in fields)
         return frozenset(changed), frozenset(cancelled)
 
     # --- names and commands -------------------------------------------------

@@ -204,6 +204,22 @@ async def test_workers_serve_each_others_jobs(redis_url: str) -> None:
 
 
 @needs_redis
+async def test_workers_with_the_newer_protocol_of_redis(redis_url: str) -> None:
+    """The news of another worker arrive although the URL asks for RESP3."""
+    reply = open_stream(event(partial(0)), event(COMPLETED), DONE)
+    url = f"{redis_url}?protocol=3"
+    async with (
+        RawServer([*reply, b"0\r\n\r\n"]) as raw_server,
+        AsyncImages(API_KEY, base_url=raw_server.base_url, retry=0) as client,
+        ImageJobs(client, store=RedisStore(url, prefix="resp3:")) as one,
+        ImageJobs(client, store=RedisStore(url, prefix="resp3:")) as other,
+    ):
+        await one.start("an elk", id="one")
+        async with asyncio.timeout(20):
+            assert len(await other.result("one")) == 1
+
+
+@needs_redis
 async def test_worker_starts_while_redis_is_away(tmp_path: Path) -> None:
     """Without Redis, opening and starting fail clearly, and nothing is sent."""
     async with (
