@@ -23,7 +23,7 @@ from elkimg_async.files import write_atomically
 from elkimg_async.filesystem import LocksUnavailableError, open_locked, sync_file, write_all
 from elkimg_async.hooks import logger
 from elkimg_async.jobs.model import VERSION, Entry, Job
-from elkimg_async.jobs.store import StoredJob, find
+from elkimg_async.jobs.store import Store, StoredJob, find
 from elkimg_async.media_types import EXTENSIONS, media_type_of
 
 _MARK, _LOCK, _LOG, _JOBS = "elkimg-jobs.json", "lock", "job.jsonl", "jobs"
@@ -72,7 +72,7 @@ def _in_thread(
     return run  # type: ignore[return-value]  # mypy calls a CoroutineType a Coroutine
 
 
-class DirectoryStore:
+class DirectoryStore(Store):
     """A store in a folder; it survives `kill -9`, and belongs to one process at a time.
 
     Args:
@@ -103,13 +103,11 @@ class DirectoryStore:
             os.close(descriptor)
 
     async def get(self, id: str) -> Job | None:
-        """Return a job, or None."""
         self._check()
         kept = self._kept.get(id)
         return None if kept is None else kept.job
 
     async def jobs(self) -> list[Job]:
-        """Return all jobs, oldest first."""
         self._check()
         stored = list(self._kept.values())  # at once: a thread may be adding one
         return sorted((kept.job for kept in stored), key=lambda job: job.created_at)
@@ -158,7 +156,6 @@ class DirectoryStore:
 
     @_in_thread
     def create(self, job: Job, inputs: Sequence[bytes]) -> Job:
-        """Store a new job with the images it sends; return the job that has its id, if any."""
         known = self._kept.get(job.id)
         if known is not None:
             return known.job
@@ -181,13 +178,11 @@ class DirectoryStore:
 
     @_in_thread
     def inputs(self, job: Job) -> list[bytes]:
-        """Return the images that the job sends."""
         folder = find(self._kept, job).folder
         return [(folder / f"input-{index}").read_bytes() for index in range(job.upload_count)]
 
     @_in_thread
     def append(self, job: Job, entry: Entry, content: bytes | None) -> None:
-        """Add an event with its image; it replaces the partial images before it."""
         kept = find(self._kept, job)
         file = None
         if content is not None:
@@ -201,7 +196,6 @@ class DirectoryStore:
 
     @_in_thread
     def update(self, job: Job) -> None:
-        """Replace the record of a job."""
         kept = find(self._kept, job)
         _write_line(kept.folder, _Line(job=job))
         kept.job = job
@@ -211,7 +205,6 @@ class DirectoryStore:
 
     @_in_thread
     def events(self, job: Job, after: int) -> list[tuple[Entry, bytes | None]]:
-        """Return the events after an id, with their images."""
         kept = self._kept.get(job.id)
         found = list[tuple[Entry, bytes | None]]()
         if kept is None:
@@ -230,7 +223,6 @@ class DirectoryStore:
 
     @_in_thread
     def delete(self, job: Job) -> None:
-        """Remove a job with its folder."""
         kept = self._kept.pop(job.id, None)
         if kept is not None:
             shutil.rmtree(kept.folder, ignore_errors=True)

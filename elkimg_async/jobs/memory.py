@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from elkimg_async.errors import ConfigurationError, StoreError
 from elkimg_async.jobs.model import Entry, Job
-from elkimg_async.jobs.store import StoredJob, find
+from elkimg_async.jobs.store import Store, StoredJob, find
 
 
 class _JobInMemory(StoredJob[bytes | None]):
@@ -20,7 +20,7 @@ class _JobInMemory(StoredJob[bytes | None]):
         return images + sum(map(len, self.inputs))
 
 
-class MemoryStore:
+class MemoryStore(Store):
     """A store in memory; the oldest finished jobs are evicted when it is full.
 
     Args:
@@ -44,7 +44,6 @@ class MemoryStore:
         """Do nothing: the jobs stay for the next `ImageJobs` with this store."""
 
     async def create(self, job: Job, inputs: Sequence[bytes]) -> Job:
-        """Store a new job; return the one that already has its id, if any."""
         known = self._kept.get(job.id)
         if known is not None:
             return known.job
@@ -60,16 +59,13 @@ class MemoryStore:
         return job
 
     async def get(self, id: str) -> Job | None:
-        """Return a job, or None."""
         kept = self._kept.get(id)
         return None if kept is None else kept.job
 
     async def jobs(self) -> list[Job]:
-        """Return all jobs, oldest first."""
         return [kept.job for kept in self._kept.values()]
 
     async def inputs(self, job: Job) -> list[bytes]:
-        """Return the images that the job sends."""
         return find(self._kept, job).inputs
 
     async def append(self, job: Job, entry: Entry, content: bytes | None) -> None:
@@ -91,12 +87,10 @@ class MemoryStore:
             self._evict(0, sparing=job.id)
 
     async def events(self, job: Job, after: int) -> list[tuple[Entry, bytes | None]]:
-        """Return the events after an id."""
         kept = self._kept.get(job.id)
         return [event for event in kept.events.values() if event[0].id > after] if kept else []
 
     async def delete(self, job: Job) -> None:
-        """Remove a job."""
         kept = self._kept.pop(job.id, None)
         if kept is not None:
             self._bytes -= kept.size

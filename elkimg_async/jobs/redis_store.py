@@ -16,7 +16,7 @@ import msgspec
 
 from elkimg_async.errors import ConfigurationError, StoreError
 from elkimg_async.jobs.model import VERSION, Entry, Job
-from elkimg_async.jobs.store import FencedError
+from elkimg_async.jobs.store import FencedError, MultiWorkerStore
 
 T = TypeVar("T")
 
@@ -81,7 +81,7 @@ return 1
 """
 
 
-class RedisStore:
+class RedisStore(MultiWorkerStore):
     """A store in Redis; needs the extra `redis`.
 
     Args:
@@ -160,7 +160,6 @@ class RedisStore:
         await self._redis.aclose()
 
     async def create(self, job: Job, inputs: Sequence[bytes]) -> Job:
-        """Store a new job with the images it sends; return the job that has its id, if any."""
         expiry = self._expiry(_MARGIN)
         for index, content in enumerate(inputs):
             await self._do(self._redis.set(self._input(job, index), content, px=expiry))
@@ -174,12 +173,10 @@ class RedisStore:
         return job if found == job else found  # its own, if the connection broke after the script
 
     async def get(self, id: str) -> Job | None:
-        """Return a job, or None."""
         found = await self._do(self._redis.get(self._name("job", id)))
         return None if found is None else _decode_job(found)
 
     async def jobs(self) -> list[Job]:
-        """Return all jobs, oldest first."""
         known = await self._do(self._redis.zrange(self._name("jobs"), 0, -1))
         ids = [each.decode() for each in known]
         found = await self._get_all(ids)
@@ -188,7 +185,6 @@ class RedisStore:
         return list(found.values())
 
     async def inputs(self, job: Job) -> list[bytes]:
-        """Return the images that the job sends."""
         names = [self._input(job, index) for index in range(job.upload_count)]
         if not names:
             return []
@@ -198,11 +194,6 @@ class RedisStore:
         return list(found)
 
     async def append(self, job: Job, entry: Entry, content: bytes | None) -> None:
-        """Add an event with its image; it replaces the partial images before it.
-
-        Raises:
-            FencedError: If another worker owns the job now.
-        """
         if content is not None:
             image, expiry = self._image(job, entry.id), self._expiry(_MARGIN)
             await self._do(self._redis.set(image, content, px=expiry))
@@ -216,11 +207,6 @@ class RedisStore:
             await self._do(self._redis.delete(self._image(job, earlier)))
 
     async def update(self, job: Job) -> None:
-        """Replace the record of a job; a finished one expires.
-
-        Raises:
-            FencedError: If another worker owns the job now.
-        """
         expiry = self._expiry(0.0)
         finished = int(job.finished)
         await self._write(_UPDATE, job, finished, expiry or 0, _NEWS)
@@ -233,7 +219,6 @@ class RedisStore:
                     await self._do(self._redis.pexpire(self._image(job, entry.id), expiry))
 
     async def events(self, job: Job, after: int) -> list[tuple[Entry, bytes | None]]:
-        """Return the events after an id, with their images."""
         entries = await self._entries(job, after)
         if not entries:
             return []
@@ -251,7 +236,6 @@ class RedisStore:
         return found
 
     async def delete(self, job: Job) -> None:
-        """Remove a job with everything that belongs to it."""
         images = [self._image(job, entry.id) for entry in await self._entries(job, 0)]
         names = [self._name("job", job.id), self._name("events", job.id), *images]
         await self._do(self._redis.delete(*names))
@@ -260,12 +244,10 @@ class RedisStore:
     # --- workers ------------------------------------------------------------
 
     async def renew(self) -> None:
-        """Extend the lease of this worker."""
         lease = int(self.lease * 1000)
         await self._do(self._redis.set(self._name("worker", self._worker), 1, px=lease))
 
     async def orphans(self) -> list[Job]:
-        """Return the unfinished jobs of dead workers, and those that this one owns."""
         active = await self._do(self._redis.hgetall(self._name("active")))
         dead = {self._worker.encode()}
         for owner in set(active.values()) - dead:
@@ -276,18 +258,15 @@ class RedisStore:
         return list(found.values())
 
     async def claim(self, job: Job) -> bool:
-        """Become the owner of an orphan; return False if another worker was faster."""
         earlier = self._owners.get(job.id, b"")
         return bool(
             await self._script(_CLAIM, [self._name("active")], job.id, earlier, self._worker)
         )
 
     async def request_cancel(self, id: str) -> None:
-        """Request the owner of a job to cancel it."""
         await self._do(self._redis.xadd(self._name("news"), {"cancel": id}, maxlen=_NEWS))
 
     async def changes(self) -> tuple[frozenset[str], frozenset[str]]:
-        """Wait for news; return the ids of jobs that changed, and of jobs to cancel."""
         news = self._name("news")
         found = await self._do(self._redis.xread({news: self._since}, count=1000, block=_BLOCK))
         if isinstance(found, dict):  # the form of RESP3, which the URL may ask for
