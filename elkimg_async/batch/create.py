@@ -68,15 +68,6 @@ def create_run(
         run_options,
         defaults=defaults,
         sender=sender,
-        idempotency=settings.idempotency,
-        rate=lambda: settings.limiter.rate,
-        pricing=settings.pricing,
-        payable=_payable_attempts(settings),
+        settings=settings,
     )
     return MapRun(runner)
-
-
-def _payable_attempts(settings: Settings) -> int:
-    """Return how many attempts of one call may be paid for."""
-    repeats = settings.retry.retry_unknown and settings.idempotency != "replay"
-    return 1 + settings.retry.max_retries if repeats else 1

@@ -1,7 +1,7 @@
 """Execution of jobs: sending, downloading, saving and recording; shared by `map` and Ray.
 
 What is recorded, and where, is up to the store: `RunStore` for a run of `map`, `SharedStore` for
-workers on Ray, `NoStore` if images are returned and nothing is recorded.
+workers on Ray with a folder.
 """
 
 import asyncio
@@ -12,9 +12,9 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import anyio
+import anyio.to_thread
 import msgspec
 
-from elkimg_async.batch.budget import Budget
 from elkimg_async.batch.job import BatchJob, JobResult
 from elkimg_async.batch.journal import (
     MadeRecord,
@@ -23,7 +23,7 @@ from elkimg_async.batch.journal import (
     SavedFile,
     fields_of,
 )
-from elkimg_async.batch.storage import Slots
+from elkimg_async.batch.storage import OutputFolder, Slots
 from elkimg_async.errors import (
     APIError,
     BatchError,
@@ -46,19 +46,15 @@ T = TypeVar("T")
 
 
 class JobStore(Protocol):
-    """Storage of the records and images of jobs; methods raise OSError if the disk fails."""
+    """Storage of the records of jobs; methods raise OSError if the disk fails."""
 
     @property
-    def keeps_files(self) -> bool:
-        """Whether images are saved as files."""
+    def folder(self) -> OutputFolder | None:
+        """The folder for images; None: they are returned."""
         ...
 
     async def begin(self, job: BatchJob) -> None:
         """Record that a request is about to be sent."""
-
-    async def save(self, job: BatchJob, slots: Slots, *, many: bool) -> tuple[SavedFile, ...]:
-        """Save images of a response, which has one or `many`."""
-        ...
 
     async def note_pending(self, job: BatchJob, record: MadeRecord, elapsed: float) -> None:
         """Record the URLs of images that have not been downloaded yet."""
@@ -67,27 +63,6 @@ class JobStore(Protocol):
         self, job: BatchJob, record: MadeRecord, error: ElkImagesError | None, elapsed: float
     ) -> None:
         """Record the end of a job, successful or not."""
-
-
-class NoStore:
-    """A store that keeps nothing."""
-
-    keeps_files = False
-
-    async def begin(self, job: BatchJob) -> None:
-        """Record nothing."""
-
-    async def save(self, job: BatchJob, slots: Slots, *, many: bool) -> tuple[SavedFile, ...]:
-        """Save nothing."""
-        return ()
-
-    async def note_pending(self, job: BatchJob, record: MadeRecord, elapsed: float) -> None:
-        """Record nothing."""
-
-    async def finish(
-        self, job: BatchJob, record: MadeRecord, error: ElkImagesError | None, elapsed: float
-    ) -> None:
-        """Record nothing."""
 
 
 async def send_while_in_flight(send: Callable[[], Awaitable[T]], *, repeated: bool) -> T:
@@ -210,12 +185,10 @@ class Executor:
     Args:
         sender: Sends the jobs.
         store: Stores their records and images.
-        budget: Records what was spent. None: nothing does.
     """
 
-    def __init__(self, sender: Sender, store: JobStore, budget: Budget | None = None) -> None:
+    def __init__(self, sender: Sender, store: JobStore) -> None:
         self._sender, self._store = sender, store
-        self._budget = budget or Budget()
 
     async def execute(self, job: BatchJob) -> JobResult:
         """Execute one job; once its response has arrived, cancelling waits until it is on disk.
@@ -227,7 +200,7 @@ class Executor:
         if isinstance(known, ResponseRecord) and known.urls:  # already paid for: only download
             slots = self._pending_slots(known.urls)
             made = MadeRecord(**fields_of(ResponseRecord, known))
-            if self._store.keeps_files:
+            if self._store.folder is not None:
                 return await self._keep(job, made, slots, None, began)
             response = ImagesResponse((image for _, image in slots), usage=known.usage)
             if made.meta is not None:
@@ -238,8 +211,6 @@ class Executor:
             response = await self._sender.send(job)
         except ElkImagesError as error:
             return await self._fail(job, error, began)
-        tokens = response.usage.total_tokens if response.usage else None
-        self._budget.spend(len(response), tokens)
         meta: Meta | None = response.meta
         made = MadeRecord(
             **job.record_fields(),
@@ -249,7 +220,7 @@ class Executor:
             usage=response.usage,
             meta=meta,
         )
-        if self._store.keeps_files:
+        if self._store.folder is not None:
             return await self._keep(job, made, list(enumerate(response)), response, began)
         return JobResult(job=job, record=made, response=response, elapsed=_since(began))
 
@@ -259,16 +230,14 @@ class Executor:
             # The earlier attempt, with the same idempotency key, may have created the image.
             error.billing = "unknown"
         spent = job.n if error.billing in ("unknown", "billed") else 0
-        self._budget.spend(spent, None, responded=False)
         cost = job.cost(None, error.attempts) if spent else Decimal(0)
         made = MadeRecord(**job.record_fields(), images=spent, cost=cost, currency=job.currency)
-        if self._store.keeps_files:
-            images = [image for image in error.images if image.content]
-            try:
-                files = await _shielded(self._save(job, list(enumerate(images)), many=True))
-            except OSError as problem:
-                return await self._fail_on_disk(job, made, problem, None, began)
-            made = msgspec.structs.replace(made, files=files)
+        images = [image for image in error.images if image.content]
+        try:
+            files = await _shielded(self._save(job, list(enumerate(images)), many=True))
+        except OSError as problem:
+            return await self._fail_on_disk(job, made, problem, None, began)
+        made = msgspec.structs.replace(made, files=files)
         return await self._end(job, made, error, began)
 
     async def _keep(
@@ -297,7 +266,10 @@ class Executor:
             return await self._fail_on_disk(job, made, problem, response, began)
 
     async def _save(self, job: BatchJob, slots: Slots, *, many: bool) -> tuple[SavedFile, ...]:
-        return await self._store.save(job, slots, many=many) if slots else ()
+        folder = self._store.folder
+        if folder is None or not slots:
+            return ()
+        return await anyio.to_thread.run_sync(partial(folder.write, job.stem, slots, many=many))
 
     async def _end(
         self,

@@ -10,7 +10,7 @@ import contextlib
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -34,15 +34,14 @@ from elkimg_async.batch.planner import Delivery, Planner
 from elkimg_async.batch.run import MapItem, Totals, add_item, make_item
 from elkimg_async.batch.sources import RequestSource, check_iterable, open_source
 from elkimg_async.batch.storage import OutputFolder, RunStore
-from elkimg_async.config import IdempotencyMode
 from elkimg_async.errors import (
     BatchStoppedError,
     ConfigurationError,
     ElkImagesError,
     JournalError,
 )
-from elkimg_async.sansio.pricing import Pricing
 from elkimg_async.sansio.requests import DEFAULT_MODEL, ImageRequest
+from elkimg_async.settings import Settings
 from elkimg_async.tasks import run_to_end
 
 
@@ -83,10 +82,7 @@ class Runner:
         options: The options of the run.
         defaults: Fields for requests that do not set them.
         sender: Sends the requests.
-        idempotency: Whether requests have an Idempotency-Key, and the server is known to replay it.
-        rate: Returns the client's current pace in requests per second.
-        pricing: The prices of requests. None: unknown.
-        payable: How many attempts of a request may be paid for.
+        settings: The settings of the client.
 
     Raises:
         ConfigurationError: If an option is invalid; nothing was opened.
@@ -100,37 +96,32 @@ class Runner:
         *,
         defaults: Mapping[str, Any],
         sender: Sender,
-        idempotency: IdempotencyMode,
-        rate: Callable[[], float],
-        pricing: Pricing | None = None,
-        payable: int = 1,
+        settings: Settings,
     ) -> None:
         options.check()
-        if options.max_cost is not None and pricing is None:
+        self._pricing = settings.pricing
+        if options.max_cost is not None and self._pricing is None:
             raise ConfigurationError(
                 "max_cost requires prices; pass pricing=Pricing(…) to AsyncImages."
             )
         check_iterable(requests)
         self._requests, self._options, self._defaults = requests, options, defaults
-        self._idempotency: IdempotencyMode = idempotency
-        self._sender, self._rate = sender, rate
-        self._pricing, self._payable = pricing, payable
+        self._sender, self._settings = sender, settings
         self._window = options.concurrency * (2 if options.ordered else 1)
         self._ready: deque[Delivery] = deque()
         self._early: dict[int, Delivery] = {}
         self._next_index = self._pending = self.in_flight = 0
-        self._currency = pricing.currency if pricing else None
+        self._currency = self._pricing.currency if self._pricing else None
         self._totals, self._began = Totals(currency=self._currency), 0.0
         self._over = self._hopeless = False
         self._failure: BaseException | None = None
         self._recorded: Delivery | None = None  # recorded as finished, and not delivered yet
-        self._supervisor: asyncio.Task[None] | None = None
         self._scope: anyio.CancelScope | None = None
 
     @property
     def rate(self) -> float:
         """The client's current pace in requests per second."""
-        return self._rate()
+        return self._settings.limiter.rate
 
     def totals(self) -> Totals:
         """Return the totals so far."""
@@ -150,7 +141,7 @@ class Runner:
         self._store = RunStore(journal, folder, require_lock=options.require_lock)
         self._room, self._arrived = asyncio.Event(), asyncio.Event()
         self._opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._supervisor = asyncio.create_task(self._supervise(folder))
+        self._supervisor = asyncio.create_task(self._supervise())
         try:
             await asyncio.shield(self._opened)
         except BaseException:
@@ -166,7 +157,6 @@ class Runner:
         self._arrived.set()
         if self._scope is not None:
             self._scope.cancel()
-        assert self._supervisor is not None
         await asyncio.wait([self._supervisor])
         if self._opened.done():
             self._opened.exception()  # marks it as retrieved, in case `start` no longer waits
@@ -218,7 +208,7 @@ class Runner:
 
     # --- working ------------------------------------------------------------
 
-    async def _supervise(self, folder: OutputFolder | None) -> None:
+    async def _supervise(self) -> None:
         try:
             await anyio.to_thread.run_sync(self._store.open)
         except Exception as error:  # noqa: BLE001 - raised by `start`
@@ -226,14 +216,14 @@ class Runner:
             return
         self._opened.set_result(None)
         try:
-            planner, executor = self._set_up(folder)
+            self._set_up()
             source = open_source(self._requests, ahead=self._options.concurrency)
             self._began = time.monotonic()
             try:
                 async with anyio.create_task_group() as tasks:
                     self._scope = tasks.cancel_scope
                     if not self._over:
-                        await self._pump(source, planner, executor, tasks)
+                        await self._pump(source, tasks)
             finally:
                 source.close()
         except Exception as error:  # noqa: BLE001 - raised by `next_item`
@@ -244,7 +234,7 @@ class Runner:
             self._over = True
             self._arrived.set()
 
-    def _set_up(self, folder: OutputFolder | None) -> tuple[Planner, Executor]:
+    def _set_up(self) -> None:
         options, store = self._options, self._store
         self._budget = Budget(
             max_errors=options.max_errors,
@@ -255,18 +245,18 @@ class Runner:
             tokens=store.replay.tokens,
         )
         self._costs = CostBudget(options.max_cost, spent=self._spent_before())
-        planner = Planner(
+        self._planner = Planner(
             defaults=self._defaults,
             stream=options.stream,
-            idempotency=self._idempotency,
+            idempotency=self._settings.idempotency,
             skip_failed=options.skip_failed,
             known=store.record if store.journaling else None,
-            folder=folder,
+            folder=store.folder,
             price=self._price,
             currency=self._currency,
-            payable=self._payable,
+            payable=_payable_attempts(self._settings),
         )
-        return planner, Executor(self._sender, store, self._budget)
+        self._executor = Executor(self._sender, store)
 
     def _spent_before(self) -> Decimal:
         """Return the amount that earlier runs may have spent, in the currency of the prices.
@@ -285,18 +275,12 @@ class Runner:
             )
         return before.costs.get(self._currency or "", Decimal(0))
 
-    async def _pump(
-        self,
-        source: RequestSource,
-        planner: Planner,
-        executor: Executor,
-        tasks: anyio.abc.TaskGroup,
-    ) -> None:
+    async def _pump(self, source: RequestSource, tasks: anyio.abc.TaskGroup) -> None:
         """Read and start requests while there is room, until the input ends or the run stops."""
         index = 0
         while await self._has_room():
             try:
-                planned = await self._plan(planner, index, await source.next())
+                planned = await self._plan(index, await source.next())
             except StopAsyncIteration:
                 return
             except Exception as error:  # noqa: BLE001 - from the input; raised by `next_item`
@@ -312,7 +296,7 @@ class Runner:
                 self.in_flight += 1
                 self._budget.reserve(planned.n)
                 self._costs.reserve(planned.worst or Decimal(0))
-                tasks.start_soon(self._work, executor, planned)
+                tasks.start_soon(self._work, planned)
             elif not planned.item.resumed and (limit := self._budget.reached(0)) is not None:
                 self._stop(self._stopped_by(limit))
                 return
@@ -321,10 +305,10 @@ class Runner:
                 self._deliver(planned)
             index += 1
 
-    async def _plan(self, planner: Planner, index: int, item: Any) -> BatchJob | Delivery:
-        if planner.reads_files(item):
-            return await anyio.to_thread.run_sync(planner.plan, index, item)
-        return planner.plan(index, item)
+    async def _plan(self, index: int, item: Any) -> BatchJob | Delivery:
+        if self._planner.reads_files(item):
+            return await anyio.to_thread.run_sync(self._planner.plan, index, item)
+        return self._planner.plan(index, item)
 
     async def _has_room(self) -> bool:
         """Wait for room; return False if something has stopped the run."""
@@ -372,15 +356,21 @@ class Runner:
         self._room.clear()
         await self._room.wait()
 
-    async def _work(self, executor: Executor, job: BatchJob) -> None:
+    async def _work(self, job: BatchJob) -> None:
         cost: Decimal | None = Decimal(0)
         try:
             if self._hopeless:  # set after this task was created
                 self._pending -= 1
                 return
             cost = None
-            result = await executor.execute(job)
-            cost = result.record.cost if job.n else Decimal(0)  # only downloaded
+            result = await self._executor.execute(job)
+            record = result.record
+            if job.n:
+                cost = record.cost
+                tokens = record.usage.total_tokens if record.usage else None
+                self._budget.spend(record.images, tokens, responded=record.meta is not None)
+            else:
+                cost = Decimal(0)  # its images were paid for earlier, and only downloaded
             self._deliver(self._delivery(result))
             if result.stop is not None:
                 self._stop(result.stop)
@@ -398,8 +388,7 @@ class Runner:
 
     def _delivery(self, result: JobResult) -> Delivery:
         job, record, response = result.job, result.record, result.response
-        folder = self._options.output_dir
-        files = () if folder is None else OutputFolder(Path(folder)).paths(record.files)
+        folder = self._store.folder
         item = make_item(
             index=job.index,
             id=job.id,
@@ -407,7 +396,7 @@ class Runner:
             request=job.request,
             result=response,
             error=result.error,
-            paths=files,
+            paths=() if folder is None else folder.paths(record.files),
             attempts=result.attempts,
             usage=record.usage,
             meta=record.meta,
@@ -444,3 +433,9 @@ class Runner:
         )
         stopped.__cause__ = error
         return stopped
+
+
+def _payable_attempts(settings: Settings) -> int:
+    """Return how many attempts of one call may be paid for."""
+    repeats = settings.retry.retry_unknown and settings.idempotency != "replay"
+    return 1 + settings.retry.max_retries if repeats else 1

@@ -75,10 +75,10 @@ class ManifestLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class OutputFolder:
-    """The output folder of images."""
+    """The output folder of images; `separator` precedes the number of one of several."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, separator: str = "-") -> None:
+        self.path, self._separator = path, separator
 
     def clean(self) -> None:
         """Remove incomplete files left by a killed process; the folder must be locked."""
@@ -86,16 +86,14 @@ class OutputFolder:
             if _PART.fullmatch(file.name):
                 file.unlink(missing_ok=True)
 
-    def write(
-        self, stem: str, slots: Slots, *, many: bool, separator: str
-    ) -> tuple[SavedFile, ...]:
+    def write(self, stem: str, slots: Slots, *, many: bool) -> tuple[SavedFile, ...]:
         """Write images of one response, which has one or `many`.
 
         Raises:
             OSError: If an image cannot be written.
         """
         return tuple(
-            self._write(f"{stem}{separator}{position + 1}" if many else stem, image, position)
+            self._write(f"{stem}{self._separator}{position + 1}" if many else stem, image, position)
             for position, image in slots
         )
 
@@ -129,13 +127,14 @@ class RunStore:
         require_lock: Whether to fail on a file system without locks.
 
     Attributes:
+        folder: The folder for images.
         replay: The state of the journal when it was opened.
     """
 
     def __init__(
         self, journal: Path | None, folder: OutputFolder | None, *, require_lock: bool = True
     ) -> None:
-        self._path, self._folder, self._require_lock = journal, folder, require_lock
+        self._path, self.folder, self._require_lock = journal, folder, require_lock
         self.replay = JournalIndex()
         self._journal: int | None = None
         self._manifest: int | None = None
@@ -154,8 +153,8 @@ class RunStore:
         try:
             if self._path is not None:
                 self._open_journal(self._path)
-            if self._folder is not None:
-                self._open_folder(self._folder)
+            if self.folder is not None:
+                self._open_folder(self.folder)
         except BaseException:
             self.close()
             raise
@@ -270,11 +269,6 @@ class RunStore:
 
     # --- the store of the executor ------------------------------------------
 
-    @property
-    def keeps_files(self) -> bool:
-        """Whether images are saved as files."""
-        return self._folder is not None
-
     async def begin(self, job: BatchJob) -> None:
         """Record that a request is about to be sent."""
         if job.resumes is None:
@@ -282,14 +276,6 @@ class RunStore:
             currency = None if job.worst is None else job.currency
             sent = SentRecord(**fields, images=job.n, cost=job.worst, currency=currency)
             await self.commit(sent)
-
-    async def save(self, job: BatchJob, slots: Slots, *, many: bool) -> tuple[SavedFile, ...]:
-        """Save images in the folder."""
-        folder = self._folder
-        assert folder is not None
-        return await anyio.to_thread.run_sync(
-            lambda: folder.write(job.stem, slots, many=many, separator="-")
-        )
 
     async def note_pending(self, job: BatchJob, record: MadeRecord, elapsed: float) -> None:
         """Record the URLs of images that have not been downloaded yet."""
@@ -361,9 +347,9 @@ class RunStore:
     def _write(self, group: _Group) -> None:
         try:
             if self._failure is None:
-                if group.manifest and self._manifest is not None and self._folder is not None:
+                if group.manifest and self._manifest is not None and self.folder is not None:
                     if self._journal is not None:
-                        sync_folder(self._folder.path)
+                        sync_folder(self.folder.path)
                     write_all(self._manifest, b"".join(group.manifest))
                     if self._journal is not None:
                         sync_file(self._manifest)

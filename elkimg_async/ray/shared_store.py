@@ -16,7 +16,7 @@ import msgspec
 from elkimg_async.batch.job import BatchJob
 from elkimg_async.batch.journal import MadeRecord, PendingImage, SavedFile
 from elkimg_async.batch.names import row_stem
-from elkimg_async.batch.storage import OutputFolder, Slots
+from elkimg_async.batch.storage import OutputFolder
 from elkimg_async.errors import ConfigurationError, ElkImagesError
 from elkimg_async.files import write_atomically
 from elkimg_async.sansio.responses import Meta, Usage
@@ -76,41 +76,30 @@ class SharedStore:
         ConfigurationError: If the path is a URL, or the folder cannot be created.
     """
 
-    keeps_files = True
-
     def __init__(self, path: str) -> None:
         if "://" in path:
             raise ConfigurationError(
                 "output_dir must be a folder that all workers share. For an object store omit it, "
                 "and write the column `images` there with Ray Data."
             )
-        self._path = Path(path)
+        self.folder = OutputFolder(Path(path), separator=".")
         try:
-            self._path.mkdir(parents=True, exist_ok=True)
+            self.folder.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigurationError(
                 f"The images cannot go to {path}: {error.strerror}. Choose another folder."
             ) from None
-        self._folder = OutputFolder(self._path)
 
     def find(self, row_id: str, hash: str) -> RowRecord | None:
         """Return the record of a row with this fingerprint, if its files are complete."""
         try:
             record = msgspec.json.decode(self._record(row_id).read_bytes(), type=RowRecord)
             complete = all(
-                (self._path / file.name).stat().st_size == file.bytes for file in record.files
+                (self.folder.path / file.name).stat().st_size == file.bytes for file in record.files
             )
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
         return record if complete and (record.id, record.hash) == (row_id, hash) else None
-
-    def write(self, row_id: str, slots: Slots, *, many: bool) -> tuple[SavedFile, ...]:
-        """Write images of a row, which has one or `many`.
-
-        Raises:
-            OSError: If an image cannot be written.
-        """
-        return self._folder.write(row_stem(row_id), slots, many=many, separator=".")
 
     def write_record(self, record: RowRecord) -> None:
         """Write the record of a row.
@@ -122,19 +111,15 @@ class SharedStore:
 
     def paths(self, files: Sequence[SavedFile]) -> list[str]:
         """Return the paths of files, in the order of their images."""
-        return [str(path) for path in self._folder.paths(files)]
+        return [str(path) for path in self.folder.paths(files)]
 
     def _record(self, row_id: str) -> Path:
-        return self._path / f"{row_stem(row_id)}.json"
+        return self.folder.path / f"{row_stem(row_id)}.json"
 
     # --- the store of the executor ------------------------------------------
 
     async def begin(self, job: BatchJob) -> None:
         """Record nothing: a row has a record only once it has images."""
-
-    async def save(self, job: BatchJob, slots: Slots, *, many: bool) -> tuple[SavedFile, ...]:
-        """Save images in the folder."""
-        return await asyncio.to_thread(self.write, str(job.id), slots, many=many)
 
     async def note_pending(self, job: BatchJob, record: MadeRecord, elapsed: float) -> None:
         """Record the URLs of images that have not been downloaded yet."""

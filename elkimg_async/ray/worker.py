@@ -13,11 +13,12 @@ from typing import Any, Unpack
 import msgspec
 
 from elkimg_async.batch.budget import fatal_reason
-from elkimg_async.batch.executor import Executor, NoStore, Sender
+from elkimg_async.batch.executor import Executor, Sender
 from elkimg_async.batch.inputs import full_fingerprint
 from elkimg_async.batch.job import BatchJob, JobResult
 from elkimg_async.batch.names import row_stem
 from elkimg_async.batch.rows import read_row
+from elkimg_async.batch.storage import RunStore
 from elkimg_async.client import AsyncImages
 from elkimg_async.config import (
     IdempotencyMode,
@@ -120,7 +121,7 @@ class GenerateImages:
         self._stream = options.get("stream", False)
         self._sends_idempotency_keys = options.get("idempotency", "send") != "off"
         folder = options.get("output_dir")
-        self._store = NoStore() if folder is None else SharedStore(str(folder))
+        self._store = None if folder is None else SharedStore(str(folder))
         self._stopped: list[ElkImagesError] = []
         self._defaults, _ = _split(options)
         opened: Future[None] = Future()
@@ -179,7 +180,8 @@ class GenerateImages:
             pacing = SharedRate(self._run, {name: getattr(limits, name) for name in _SHARED})
             client = _PacedImages(pacing, api_key=api_key, **_split(options)[1])
             sender = Sender(client, connect=client.connect, headers={}, stream=self._stream)
-            self._client, self._executor = client, Executor(sender, self._store)
+            executor = Executor(sender, self._store or RunStore(None, None))
+            self._client, self._executor = client, executor
         except BaseException as error:  # noqa: BLE001 - raised in `__init__`
             opened.set_exception(error)
             return
@@ -211,7 +213,7 @@ class GenerateImages:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(execute(row)) for row in table]
         results = [task.result() for task in tasks]
-        if stopped and (self._store.keeps_files or not any(result.images for result in results)):
+        if stopped and (self._store is not None or not any(result.images for result in results)):
             raise stopped[0]
         return results
 
@@ -226,10 +228,10 @@ class GenerateImages:
         if self._sends_idempotency_keys:
             idempotency_key = rows.make_idempotency_key(self._run, row_id, digest)
         record = None
-        if isinstance(self._store, SharedStore):
+        if self._store is not None:
             record = await asyncio.to_thread(self._store.find, row_id, digest)
             if record is not None and not record.urls:
-                return self._resumed(record), None
+                return _resumed(record, self._store.paths(record.files)), None
         job = BatchJob(
             index=0,
             id=row_id,
@@ -246,21 +248,6 @@ class GenerateImages:
     def _read(self, row: dict[str, Any]) -> tuple[GenerateRequest | EditRequest, str]:
         request = rows.read_request(row, self._prompt_column, self._defaults)
         return request, full_fingerprint(request, stream=self._stream)
-
-    def _resumed(self, record: RowRecord) -> RowResult:
-        assert isinstance(self._store, SharedStore)
-        return RowResult(
-            id=record.id,
-            idempotency_key=record.idempotency_key,
-            paths=self._store.paths(record.files),
-            resumed=True,
-            usage=record.usage,
-            cost=record.cost,
-            currency=record.currency,
-            request_id=record.request_id,
-            attempts=record.attempts,
-            elapsed=record.elapsed,
-        )
 
     async def _row_result(self, result: JobResult, earlier: RowRecord | None) -> RowResult:
         job, record, error = result.job, result.record, result.error
@@ -279,7 +266,7 @@ class GenerateImages:
             attempts=result.attempts,
             urls=result.urls or urls,
         )
-        if isinstance(self._store, SharedStore):
+        if self._store is not None:
             row.paths = self._store.paths(record.files)
         else:
             await _download(row, images)
@@ -300,7 +287,7 @@ class GenerateImages:
         }
         added = {
             name: arrow.array([row.column(name) for row in results], types[rows.COLUMNS[name]])
-            for name in rows.columns_for(folder=self._store.keeps_files)
+            for name in rows.columns_for(folder=self._store is not None)
         }
         if self._id_column not in batch.column_names:
             added[self._id_column] = arrow.array([row.id for row in results], arrow.string())
@@ -314,6 +301,21 @@ class GenerateImages:
 def _run(serve: Coroutine[Any, Any, None]) -> None:
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(serve)
+
+
+def _resumed(record: RowRecord, paths: Sequence[str]) -> RowResult:
+    return RowResult(
+        id=record.id,
+        idempotency_key=record.idempotency_key,
+        paths=paths,
+        resumed=True,
+        usage=record.usage,
+        cost=record.cost,
+        currency=record.currency,
+        request_id=record.request_id,
+        attempts=record.attempts,
+        elapsed=record.elapsed,
+    )
 
 
 async def _download(row: RowResult, images: Sequence[Image]) -> None:

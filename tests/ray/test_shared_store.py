@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from elkimg_async.batch.names import row_stem
 from elkimg_async.errors import ConfigurationError
 from elkimg_async.image import Image
 from elkimg_async.ray.shared_store import RowRecord, SharedStore
@@ -20,7 +21,9 @@ def store(shared_store: SharedStore, row_id: str, *images: bytes, digest: str = 
         idempotency_key="k",
         prompt="a cat",
         parameters={},
-        files=shared_store.write(row_id, [*enumerate(map(Image, images))], many=len(images) > 1),
+        files=shared_store.folder.write(
+            row_stem(row_id), [*enumerate(map(Image, images))], many=len(images) > 1
+        ),
         usage=None,
         request_id=None,
         attempts=1,
