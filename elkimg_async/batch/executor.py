@@ -16,13 +16,7 @@ import anyio.to_thread
 import msgspec
 
 from elkimg_async.batch.job import BatchJob, JobResult
-from elkimg_async.batch.journal import (
-    MadeRecord,
-    PendingImage,
-    ResponseRecord,
-    SavedFile,
-    fields_of,
-)
+from elkimg_async.batch.journal import MadeRecord, PendingImage, ResponseRecord, fields_of
 from elkimg_async.batch.storage import OutputFolder, Slots
 from elkimg_async.errors import (
     APIError,
@@ -179,41 +173,43 @@ class Sender:
         return partial(self._client.edit, options.pop("image"), options.pop("prompt"), **options)
 
 
-class Executor:
-    """Executor of jobs, any number at a time.
+class Execution:
+    """One job on its way from its first record to its last.
 
     Args:
-        sender: Sends the jobs.
-        store: Stores their records and images.
+        job: The job.
+        sender: Sends it.
+        store: Stores its records and images.
     """
 
-    def __init__(self, sender: Sender, store: JobStore) -> None:
-        self._sender, self._store = sender, store
+    def __init__(self, job: BatchJob, sender: Sender, store: JobStore) -> None:
+        self._job, self._sender, self._store = job, sender, store
+        self._began = time.monotonic()
+        self._made = MadeRecord(**job.record_fields())
 
-    async def execute(self, job: BatchJob) -> JobResult:
-        """Execute one job; once its response has arrived, cancelling waits until it is on disk.
+    async def run(self) -> JobResult:
+        """Execute the job; once its response has arrived, cancelling waits until it is on disk.
 
         Raises:
             JournalError: If nothing can be recorded any more.
         """
-        began, known = time.monotonic(), job.record
+        job, known = self._job, self._job.record
         if isinstance(known, ResponseRecord) and known.urls:  # already paid for: only download
+            self._made = MadeRecord(**fields_of(ResponseRecord, known))
             slots = self._pending_slots(known.urls)
-            made = MadeRecord(**fields_of(ResponseRecord, known))
             if self._store.folder is not None:
-                return await self._keep(job, made, slots, None, began)
+                return await self._keep(slots, None)
             response = ImagesResponse((image for _, image in slots), usage=known.usage)
-            if made.meta is not None:
-                response.meta = made.meta
-            return JobResult(job=job, record=made, response=response, elapsed=_since(began))
+            if known.meta is not None:
+                response.meta = known.meta
+            return self._result(response=response)
         await self._store.begin(job)
         try:
             response = await self._sender.send(job)
         except ElkImagesError as error:
-            return await self._fail(job, error, began)
+            return await self._fail(error)
         meta: Meta | None = response.meta
-        made = MadeRecord(
-            **job.record_fields(),
+        self._update(
             images=len(response),
             cost=job.cost(meta, meta.attempts) if meta else job.worst,
             currency=job.currency or (meta.currency if meta else None),
@@ -221,122 +217,95 @@ class Executor:
             meta=meta,
         )
         if self._store.folder is not None:
-            return await self._keep(job, made, list(enumerate(response)), response, began)
-        return JobResult(job=job, record=made, response=response, elapsed=_since(began))
+            return await self._keep(list(enumerate(response)), response)
+        return self._result(response=response)
 
-    async def _fail(self, job: BatchJob, error: ElkImagesError, began: float) -> JobResult:
+    async def _fail(self, error: ElkImagesError) -> JobResult:
         """Record a failure, and save the images that came with it: they are paid for."""
+        job = self._job
         if job.resumes is not None and error.billing in ("not_sent", "refused"):
             # The earlier attempt, with the same idempotency key, may have created the image.
             error.billing = "unknown"
         spent = job.n if error.billing in ("unknown", "billed") else 0
         cost = job.cost(None, error.attempts) if spent else Decimal(0)
-        made = MadeRecord(**job.record_fields(), images=spent, cost=cost, currency=job.currency)
+        self._update(images=spent, cost=cost, currency=job.currency)
         images = [image for image in error.images if image.content]
         try:
-            files = await _shielded(self._save(job, list(enumerate(images)), many=True))
+            await _shielded(self._save(list(enumerate(images)), many=True))
         except OSError as problem:
-            return await self._fail_on_disk(job, made, problem, None, began)
-        made = msgspec.structs.replace(made, files=files)
-        return await self._end(job, made, error, began)
+            return await self._fail_on_disk(problem, None)
+        return await self._end(error)
 
-    async def _keep(
-        self,
-        job: BatchJob,
-        made: MadeRecord,
-        slots: Slots,
-        response: ImagesResponse | None,
-        began: float,
-    ) -> JobResult:
+    async def _keep(self, slots: Slots, response: ImagesResponse | None) -> JobResult:
         """Save the images of a response; the URLs of those to be downloaded are recorded first."""
         received = [(position, image) for position, image in slots if image.content is not None]
         remote = [(position, image) for position, image in slots if image.content is None]
-        save = partial(self._save, job, many=made.images > 1)
-        end = partial(self._end, urls=tuple(image.url for _, image in slots if image.url))
+        urls = tuple(image.url for _, image in slots if image.url)
+        many = self._made.images > 1
         try:
-            made = _with(made, await _shielded(save(received)), _pending(remote))
+            await _shielded(self._save(received, many=many))
+            self._update(urls=tuple(PendingImage(at, image.url or "") for at, image in remote))
             if remote and response is not None:
-                await _shielded(self._store.note_pending(job, made, _since(began)))
-            files, urls, failure = await _download(remote, save)
-            made = _with(made, files, urls)
+                note = self._store.note_pending(self._job, self._made, self._elapsed)
+                await _shielded(note)
+            failure = await self._download(remote, many=many)
             if failure is not None:
-                return await end(job, made, failure, began)
-            return await _shielded(end(job, made, None, began))
+                return await self._end(failure, urls)
+            return await _shielded(self._end(None, urls))
         except OSError as problem:
-            return await self._fail_on_disk(job, made, problem, response, began)
+            return await self._fail_on_disk(problem, response)
 
-    async def _save(self, job: BatchJob, slots: Slots, *, many: bool) -> tuple[SavedFile, ...]:
+    async def _download(self, slots: Slots, *, many: bool) -> DownloadError | None:
+        """Download and save images; those that fail stay pending, and the last error counts."""
+        failure: DownloadError | None = None
+        for position, image in slots:
+            try:
+                await image.read()
+            except DownloadError as error:
+                failure = error
+                continue
+            await _shielded(self._save([(position, image)], many=many))
+            pending = tuple(each for each in self._made.urls if each.position != position)
+            self._update(urls=pending)
+        return failure
+
+    async def _save(self, slots: Slots, *, many: bool) -> None:
+        """Save images of a response, which has one or `many`."""
         folder = self._store.folder
-        if folder is None or not slots:
-            return ()
-        return await anyio.to_thread.run_sync(partial(folder.write, job.stem, slots, many=many))
+        if folder is not None and slots:
+            write = partial(folder.write, self._job.stem, slots, many=many)
+            self._update(files=self._made.files + await anyio.to_thread.run_sync(write))
 
-    async def _end(
-        self,
-        job: BatchJob,
-        made: MadeRecord,
-        error: ElkImagesError | None,
-        began: float,
-        urls: tuple[str, ...] = (),
-    ) -> JobResult:
-        await self._store.finish(job, made, error, _since(began))
-        return JobResult(job=job, record=made, urls=urls, error=error, elapsed=_since(began))
-
-    async def _fail_on_disk(
-        self,
-        job: BatchJob,
-        made: MadeRecord,
-        problem: OSError,
-        response: ImagesResponse | None,
-        began: float,
-    ) -> JobResult:
+    async def _fail_on_disk(self, problem: OSError, response: ImagesResponse | None) -> JobResult:
         """Return the images that were received, and stop the run before more is paid for."""
         error = BatchError(
             f"The image was created, but cannot be saved: {problem.strerror}. Fix that, and start "
             "the same run again.",
             billing="billed",
         )
-        error.request_id = made.meta.request_id if made.meta else None
-        result = await self._end(job, made, error, began)
+        error.request_id = self._made.meta.request_id if self._made.meta else None
+        result = await self._end(error)
         return msgspec.structs.replace(result, response=response, stop=error)
+
+    async def _end(self, error: ElkImagesError | None, urls: tuple[str, ...] = ()) -> JobResult:
+        await self._store.finish(self._job, self._made, error, self._elapsed)
+        return self._result(urls=urls, error=error)
+
+    def _result(self, **fields: Any) -> JobResult:
+        return JobResult(job=self._job, record=self._made, elapsed=self._elapsed, **fields)
+
+    def _update(self, **fields: Any) -> None:
+        self._made = msgspec.structs.replace(self._made, **fields)
+
+    @property
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._began
 
     def _pending_slots(self, urls: Sequence[PendingImage]) -> Slots:
         slots = [(pending.position, Image(url=pending.url)) for pending in urls]
         for _, image in slots:
             self._sender.connect(image)
         return slots
-
-
-def _since(began: float) -> float:
-    return time.monotonic() - began
-
-
-def _with(
-    made: MadeRecord, files: tuple[SavedFile, ...], urls: tuple[PendingImage, ...]
-) -> MadeRecord:
-    return msgspec.structs.replace(made, files=made.files + files, urls=urls)
-
-
-def _pending(slots: Slots) -> tuple[PendingImage, ...]:
-    return tuple(PendingImage(position, image.url or "") for position, image in slots)
-
-
-async def _download(
-    slots: Slots, save: Callable[[Slots], Coroutine[Any, Any, tuple[SavedFile, ...]]]
-) -> tuple[tuple[SavedFile, ...], tuple[PendingImage, ...], DownloadError | None]:
-    """Download and `save` images; return the files, the images still pending, and the error."""
-    files: tuple[SavedFile, ...] = ()
-    pending: list[tuple[int, Image]] = []
-    failure: DownloadError | None = None
-    for position, image in slots:
-        try:
-            await image.read()
-        except DownloadError as error:
-            failure = error
-            pending.append((position, image))
-        else:
-            files += await _shielded(save([(position, image)]))
-    return files, _pending(pending), failure
 
 
 async def _shielded(step: Coroutine[Any, Any, T]) -> T:

@@ -21,7 +21,7 @@ import anyio.to_thread
 import msgspec
 
 from elkimg_async.batch.budget import Budget, CostBudget, Limit, fatal_reason
-from elkimg_async.batch.executor import Executor, Sender
+from elkimg_async.batch.executor import Execution, Sender
 from elkimg_async.batch.job import BatchJob, JobResult
 from elkimg_async.batch.journal import (
     DoneRecord,
@@ -256,7 +256,6 @@ class Runner:
             currency=self._currency,
             payable=_payable_attempts(self._settings),
         )
-        self._executor = Executor(self._sender, store)
 
     def _spent_before(self) -> Decimal:
         """Return the amount that earlier runs may have spent, in the currency of the prices.
@@ -363,7 +362,7 @@ class Runner:
                 self._pending -= 1
                 return
             cost = None
-            result = await self._executor.execute(job)
+            result = await Execution(job, self._sender, self._store).run()
             record = result.record
             if job.n:
                 cost = record.cost

@@ -13,7 +13,7 @@ from typing import Any, Unpack
 import msgspec
 
 from elkimg_async.batch.budget import fatal_reason
-from elkimg_async.batch.executor import Executor, Sender
+from elkimg_async.batch.executor import Execution, Sender
 from elkimg_async.batch.inputs import full_fingerprint
 from elkimg_async.batch.job import BatchJob, JobResult
 from elkimg_async.batch.names import row_stem
@@ -179,9 +179,8 @@ class GenerateImages:
             limits = options.get("limits") or Limits()
             pacing = SharedRate(self._run, {name: getattr(limits, name) for name in _SHARED})
             client = _PacedImages(pacing, api_key=api_key, **_split(options)[1])
-            sender = Sender(client, connect=client.connect, headers={}, stream=self._stream)
-            executor = Executor(sender, self._store or RunStore(None, None))
-            self._client, self._executor = client, executor
+            self._client = client
+            self._sender = Sender(client, connect=client.connect, headers={}, stream=self._stream)
         except BaseException as error:  # noqa: BLE001 - raised in `__init__`
             opened.set_exception(error)
             return
@@ -242,7 +241,7 @@ class GenerateImages:
             record=None if record is None else record.made(),
             repeated=True,  # a worker that died may have sent it
         )
-        result = await self._executor.execute(job)
+        result = await Execution(job, self._sender, self._store or RunStore(None, None)).run()
         return await self._row_result(result, record), _stop_after(result)
 
     def _read(self, row: dict[str, Any]) -> tuple[GenerateRequest | EditRequest, str]:
