@@ -17,7 +17,10 @@ _SAFE = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_")
 
 def prompt_stem(prompt: str) -> str:
     """Return the first words of a prompt as a file name, like `a-small-kitten`; may be empty."""
-    words = re.findall(r"[^\W_]+", unicodedata.normalize("NFC", prompt[:200]).lower())
+    text = unicodedata.normalize("NFC", prompt[:200]).lower()
+    # Letters, numbers, and the marks that are part of letters in many scripts.
+    plain = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in text)
+    words = [word for word in plain.split() if any(map(str.isalnum, word))]
     return "-".join(words[:6])[:MAX_STEM].strip("-")
 
 

@@ -19,6 +19,8 @@ from elkimg_async.sansio.requests import EditRequest, GenerateRequest
         ("", ""),
         ("x" * 100, "x" * 40),
         ("../../etc/passwd", "etc-passwd"),
+        ("हिन्दी में बिल्ली", "हिन्दी-में-बिल्ली"),
+        ("❤️ my heart", "my-heart"),
     ],
 )
 def test_prompt_stem(prompt: str, stem: str) -> None:
