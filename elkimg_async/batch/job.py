@@ -82,6 +82,20 @@ class BatchJob(msgspec.Struct, frozen=True, kw_only=True):
             parameters["image"] = names
         return parameters
 
+    def describe(self, record: ResponseRecord) -> dict[str, Any]:
+        """Return what users read about a job with images, in a manifest or beside the files."""
+        meta = record.meta
+        return {
+            "prompt": self.request.prompt,
+            "parameters": self.parameters,
+            "files": tuple(sorted(record.files, key=lambda file: file.position)),
+            "usage": record.usage,
+            "request_id": meta.request_id if meta else None,
+            "idempotency_key": self.idempotency_key,
+            "cost": meta.cost if meta else None,
+            "currency": meta.currency if meta else None,
+        }
+
     def record_fields(self) -> dict[str, Any]:
         """Return the fields that all records of the job share."""
         return fields_of(JournalRecord, self)

@@ -19,6 +19,7 @@ import msgspec
 from elkimg_async.batch.rows import encode_plain
 from elkimg_async.errors import InvalidRequestError, JournalError
 from elkimg_async.sansio.encode import generate as encode_generate
+from elkimg_async.sansio.lenient_json import NOT_STRICT
 from elkimg_async.sansio.requests import EditRequest, GenerateRequest, ImageRequest
 from elkimg_async.sansio.responses import Meta, Usage
 
@@ -120,7 +121,6 @@ _CODES = {SentRecord: 1, MadeRecord: 2, DoneRecord: 3, FailedRecord: 4}
 _NOT_DOWNLOADED = 5  # failed, but only to download the images
 _COUNTED = {2, _NOT_DOWNLOADED}
 _NAMES = (*_STATES, "failed")
-_BROKEN = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def fields_of(kind: type[msgspec.Struct], holder: object) -> dict[str, Any]:
@@ -130,17 +130,12 @@ def fields_of(kind: type[msgspec.Struct], holder: object) -> dict[str, Any]:
 
 _encoder = msgspec.json.Encoder(enc_hook=encode_plain)
 _decode_header = msgspec.json.Decoder(JournalHeader).decode
-_decode_record: Callable[[bytes], AnyRecord] = msgspec.json.Decoder(AnyRecord).decode
+decode_record: Callable[[bytes], AnyRecord] = msgspec.json.Decoder(AnyRecord).decode
 
 
 def encode(record: msgspec.Struct) -> bytes:
     """Return the line of a record."""
     return _encoder.encode(record) + b"\n"
-
-
-def decode_record(line: bytes) -> AnyRecord:
-    """Return the record of a line that a `JournalIndex` has accepted."""
-    return _decode_record(line)
 
 
 class JournalIndex:
@@ -186,10 +181,10 @@ class JournalIndex:
         complete = line.endswith(b"\n")
         try:
             if self._lines:
-                self._add(_decode_record(line))
+                self._add(decode_record(line))
             else:
                 _check_header(line)
-        except _BROKEN:
+        except NOT_STRICT:
             if complete or (self.empty and not _HEADER.startswith(line.rstrip(b"\0"))):
                 raise JournalError(self._problem()) from None
             return

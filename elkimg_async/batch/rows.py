@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
@@ -78,7 +78,7 @@ def read_row(item: Any) -> Row:
         case _:
             fields = {"prompt": item}
     own = {name: fields.pop(name, None) for name in OWN_FIELDS} if kind is None else {}
-    row_id = _first_id([own.get(name) for name in ID_FIELDS])
+    row_id = first_id([own.get(name) for name in ID_FIELDS])
     try:
         metadata = _metadata(own.get("metadata"))
         cleaned = {name: clean(name, value) for name, value in fields.items()}
@@ -130,7 +130,8 @@ def _is_missing(value: Any) -> bool:
     return (isinstance(value, str) and not value.strip()) or _plain(value) is None
 
 
-def _first_id(values: list[Any]) -> Any:
+def first_id(values: Iterable[Any]) -> Any:
+    """Return the first value that is not missing as an id, an int or str; None without one."""
     value = next((_plain(value) for value in values if not _is_missing(value)), None)
     if isinstance(value, float) and value.is_integer():
         return int(value)

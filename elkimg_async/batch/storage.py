@@ -45,6 +45,7 @@ from elkimg_async.filesystem import (
 )
 from elkimg_async.image import Image
 from elkimg_async.media_types import EXTENSIONS, media_type_of
+from elkimg_async.sansio.lenient_json import NOT_STRICT
 from elkimg_async.sansio.responses import Usage
 
 MANIFEST = "manifest.jsonl"
@@ -244,7 +245,7 @@ class RunStore:
     def _is_valid(self, line: bytes) -> bool:
         try:
             written = msgspec.json.decode(line, type=ManifestLine)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except NOT_STRICT:
             return False
         if not line.endswith(b"\n"):
             return False
@@ -291,17 +292,7 @@ class RunStore:
             await self.commit(FailedRecord(**fields, error=write_error(error), attempts=attempts))
             return
         line = ManifestLine(
-            index=job.index,
-            prompt=job.request.prompt,
-            parameters=job.parameters,
-            files=sorted(record.files, key=lambda file: file.position),
-            usage=record.usage,
-            request_id=record.meta.request_id if record.meta else None,
-            idempotency_key=job.idempotency_key,
-            id=job.id,
-            metadata=job.metadata,
-            cost=record.meta.cost if record.meta else None,
-            currency=record.meta.currency if record.meta else None,
+            index=job.index, id=job.id, metadata=job.metadata, **job.describe(record)
         )
         await self.commit(DoneRecord(**fields_of(ResponseRecord, record)), line)
 

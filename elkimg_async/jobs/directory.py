@@ -25,9 +25,9 @@ from elkimg_async.hooks import logger
 from elkimg_async.jobs.model import VERSION, Entry, Job
 from elkimg_async.jobs.store import Store, StoredJob, find
 from elkimg_async.media_types import EXTENSIONS, media_type_of
+from elkimg_async.sansio.lenient_json import NOT_STRICT
 
 _MARK, _LOCK, _LOG, _JOBS = "elkimg-jobs.json", "lock", "job.jsonl", "jobs"
-_BROKEN = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -247,7 +247,7 @@ def _check_mark(path: Path) -> None:
         return
     try:
         mark = msgspec.json.decode(content, type=_Mark)
-    except _BROKEN:
+    except NOT_STRICT:
         mark = _Mark(version=0)
     if mark != _Mark():
         raise StoreError(
@@ -277,7 +277,7 @@ def _read_log(folder: Path) -> _LoggedJob | None:
                 kept.job = line.job
             elif kept is not None and line.event is not None:
                 kept.add(line.event, line.file)
-    except _BROKEN:
+    except NOT_STRICT:
         kept = None
     if kept is None:
         logger.warning("the job in %s was skipped: its log is damaged", folder)

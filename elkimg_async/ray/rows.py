@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from elkimg_async.batch.rows import clean, read_row
+from elkimg_async.batch.rows import FIELDS, first_id, read_row
 from elkimg_async.errors import ElkImagesError
 from elkimg_async.sansio.requests import EditRequest, GenerateRequest
 from elkimg_async.sansio.responses import Usage
@@ -16,7 +16,6 @@ from elkimg_async.sansio.responses import Usage
 POSITION = "elkimg_position"
 """The column that `generate_dataset` adds for rows without an id; it is removed again."""
 
-FIELDS = tuple(dict.fromkeys(GenerateRequest.__struct_fields__ + EditRequest.__struct_fields__))
 COLUMNS = {
     "ok": "bool",
     "images": "bytes list",
@@ -112,10 +111,9 @@ def _without_gaps(value: Any) -> Any:
 
 def read_id(row: Mapping[str, Any], id_column: str) -> str:
     """Return the id of a row: its own, else one derived from content and position."""
-    own = clean("id", row.get(id_column))
+    own = first_id([row.get(id_column)])
     if own is not None:
-        is_integer = isinstance(own, float) and own.is_integer()
-        return str(int(own) if is_integer else own)
+        return str(own)
     content = {name: value for name, value in row.items() if name != POSITION}
     return f"{_digest(repr(sorted(content.items())))[:16]}-{row.get(POSITION, 0):x}"
 

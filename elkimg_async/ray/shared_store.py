@@ -19,6 +19,7 @@ from elkimg_async.batch.names import row_stem
 from elkimg_async.batch.storage import OutputFolder
 from elkimg_async.errors import ConfigurationError, ElkImagesError
 from elkimg_async.files import write_atomically
+from elkimg_async.sansio.lenient_json import NOT_STRICT
 from elkimg_async.sansio.responses import Meta, Usage
 
 
@@ -97,7 +98,7 @@ class SharedStore:
             complete = all(
                 (self.folder.path / file.name).stat().st_size == file.bytes for file in record.files
             )
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except (OSError, *NOT_STRICT):
             return None
         return record if complete and (record.id, record.hash) == (row_id, hash) else None
 
@@ -137,20 +138,12 @@ class SharedStore:
 
 
 def _row_record(job: BatchJob, record: MadeRecord, elapsed: float) -> RowRecord:
-    meta = record.meta
     before = job.record.meta if isinstance(job.record, MadeRecord) else None
     return RowRecord(
         id=str(job.id),
         hash=job.hash or "",
-        idempotency_key=job.idempotency_key,
-        prompt=job.request.prompt,
-        parameters=job.parameters,
-        files=tuple(sorted(record.files, key=lambda file: file.position)),
         urls=record.urls,
-        usage=record.usage,
-        request_id=meta.request_id if meta else None,
-        attempts=meta.attempts if meta else 0,
+        attempts=record.meta.attempts if record.meta else 0,
         elapsed=elapsed + (before.elapsed if before else 0.0),
-        cost=meta.cost if meta else None,
-        currency=meta.currency if meta else None,
+        **job.describe(record),
     )

@@ -17,7 +17,7 @@ from elkimg_async.batch.executor import Execution, Sender
 from elkimg_async.batch.inputs import full_fingerprint
 from elkimg_async.batch.job import BatchJob, JobResult
 from elkimg_async.batch.names import row_stem
-from elkimg_async.batch.rows import read_row
+from elkimg_async.batch.rows import FIELDS, read_row
 from elkimg_async.batch.storage import RunStore
 from elkimg_async.client import AsyncImages
 from elkimg_async.config import (
@@ -152,7 +152,7 @@ class GenerateImages:
                 f"The rows have no column {self._id_column!r}; name the one with the ids with "
                 "id_column=…, or call generate_dataset, which adds them."
             )
-        used = {self._prompt_column, self._id_column, rows.POSITION, *rows.FIELDS}
+        used = {self._prompt_column, self._id_column, rows.POSITION, *FIELDS}
         table = batch.select([name for name in batch.column_names if name in used]).to_pylist()
         return self._append(batch, self._in_loop(self._execute_all(table)))
 
@@ -365,7 +365,7 @@ def check_options(options: Mapping[str, Any]) -> None:
 def _split(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the fields of requests, and the arguments of the client without the API key."""
     present = {name: value for name, value in options.items() if value is not None}
-    fields = {name: present[name] for name in rows.FIELDS if name in present}
+    fields = {name: present[name] for name in FIELDS if name in present}
     client = {name: present[name] for name in _CLIENT if name in present}
     client["headers"] = present.get("extra_headers")
     timeout = make_timeout(present.get("timeout"))
