@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from elkimg_async.batch.executor import ImageClient, Sender, WaitingCalls
+from elkimg_async.batch.executor import Sender, WaitingCalls
 from elkimg_async.batch.run import MapRun
 from elkimg_async.batch.runner import Runner, RunOptions
 from elkimg_async.sansio.headers import check_headers
@@ -27,7 +27,7 @@ def create_run(
     *,
     settings: Settings,
     transport: Transport,
-    view: Callable[[Settings], ImageClient],
+    view: Callable[[Settings], Any],
 ) -> MapRun:
     """Return a run that has not been started.
 

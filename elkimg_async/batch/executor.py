@@ -113,20 +113,11 @@ class WaitingCalls:
         raise BatchStoppedError(f"Not sent, because the run has stopped: {self._reason}")
 
 
-class ImageClient(Protocol):
-    """The part of a client that sends jobs."""
-
-    @property
-    def generate(self) -> Callable[..., Any]: ...
-    @property
-    def edit(self) -> Callable[..., Any]: ...
-
-
 class Sender:
     """The calls of a client that send jobs.
 
     Args:
-        client: The client that sends them.
+        client: The `AsyncImages` that sends them, which imports this module.
         connect: Enables an image to download its URL.
         headers: Additional headers for every request.
         stream: Whether responses are streamed.
@@ -135,7 +126,7 @@ class Sender:
 
     def __init__(
         self,
-        client: ImageClient,
+        client: Any,
         *,
         connect: Callable[[Image], None],
         headers: Mapping[str, str],

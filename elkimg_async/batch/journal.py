@@ -116,11 +116,10 @@ class FailedRecord(ResponseRecord, frozen=True, kw_only=True, tag="failed"):
 AnyRecord: TypeAlias = SentRecord | MadeRecord | DoneRecord | FailedRecord
 State = Literal["new", "sent", "made", "done", "failed"]
 
-_STATES: tuple[State, ...] = ("new", "sent", "made", "done", "failed")
 _CODES = {SentRecord: 1, MadeRecord: 2, DoneRecord: 3, FailedRecord: 4}
 _NOT_DOWNLOADED = 5  # failed, but only to download the images
 _COUNTED = {2, _NOT_DOWNLOADED}
-_NAMES = (*_STATES, "failed")
+_NAMES: tuple[State, ...] = ("new", "sent", "made", "done", "failed", "failed")
 
 
 def fields_of(kind: type[msgspec.Struct], holder: object) -> dict[str, Any]:

@@ -8,12 +8,14 @@ from typing import Any
 import msgspec
 
 from elkimg_async.batch.inputs import journal_fingerprint
-from elkimg_async.batch.job import BatchJob
+from elkimg_async.batch.job import BatchJob, JobResult
 from elkimg_async.batch.journal import (
     AnyRecord,
     DoneRecord,
     FailedRecord,
+    ResponseRecord,
     SentRecord,
+    fields_of,
     fingerprint,
     is_same,
 )
@@ -23,7 +25,7 @@ from elkimg_async.batch.run import MapItem, make_item
 from elkimg_async.batch.storage import OutputFolder
 from elkimg_async.config import IdempotencyMode
 from elkimg_async.error_records import read_error, write_error
-from elkimg_async.errors import ElkImagesError, InvalidRequestError
+from elkimg_async.errors import InvalidRequestError
 from elkimg_async.sansio.requests import EditRequest, GenerateRequest, ImageRequest
 
 
@@ -37,6 +39,35 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     images: int = 0
     size: int = 0
     record: AnyRecord | None = None
+
+
+def make_delivery(
+    result: JobResult, folder: OutputFolder | None, *, resumed: bool = False
+) -> Delivery:
+    """Return the item of a result, whose files are in `folder`, and what is to be recorded."""
+    job, record, response = result.job, result.record, result.response
+    item = make_item(
+        index=job.index,
+        id=job.id,
+        metadata=job.metadata,
+        request=job.request,
+        result=response,
+        error=result.error,
+        paths=() if folder is None else folder.paths(record.files),
+        attempts=result.attempts,
+        usage=record.usage,
+        meta=record.meta,
+        resumed=resumed,
+    )
+    if result.error is not None:
+        return Delivery(item=item)
+    if response is None:
+        size = sum(file.bytes for file in record.files)
+        return Delivery(item=item, images=record.images, size=size)
+    # Nothing is saved: the request is recorded as done when its item is delivered.
+    done = DoneRecord(**{**fields_of(ResponseRecord, record), "urls": ()})
+    size = sum(len(image.content or b"") for image in response)
+    return Delivery(item=item, images=len(response), size=size, record=done)
 
 
 class Planner:
@@ -92,15 +123,10 @@ class Planner:
                     digest = journal_fingerprint(request, stream=self._stream)
         except InvalidRequestError as error:
             return self._invalid(index, row, request, digest, record, error)
-        if record is not None:
-            if not is_same(record, index, digest):
-                record = None  # an input file has changed, which makes it a new edit
-            elif isinstance(record, DoneRecord) or (
-                isinstance(record, FailedRecord) and self._skip_failed
-            ):
-                return self._resumed(record, row, request)
+        if record is not None and not is_same(record, index, digest):
+            record = None  # an input file has changed, which makes it a new edit
         lost = isinstance(record, SentRecord) and record.idempotency_key is not None
-        return BatchJob(
+        job = BatchJob(
             index=index,
             request=request,
             stem=job_stem(index, request),
@@ -111,9 +137,16 @@ class Planner:
             record=record,
             resumes=record if lost and self._idempotency == "replay" else None,  # type: ignore[arg-type]
             repeated=record is not None,
-            price=self._price(request),
-            currency=self._currency,
-            payable=self._payable,
+        )
+        if isinstance(record, DoneRecord):
+            return make_delivery(JobResult(job=job, record=record), self._folder, resumed=True)
+        if isinstance(record, FailedRecord) and self._skip_failed:
+            failure = read_error(record.error, attempts=record.attempts)
+            result = JobResult(job=job, record=record, error=failure)
+            return make_delivery(result, self._folder, resumed=True)
+        # Not earlier, since a finished request may have no price, which fails with `max_cost`.
+        return msgspec.structs.replace(
+            job, price=self._price(request), currency=self._currency, payable=self._payable
         )
 
     def _invalid(
@@ -129,7 +162,9 @@ class Planner:
 
         A file that is missing now does not affect the attempts of earlier runs: their record stays.
         """
-        item = self._item(index, row, request, error=error)
+        item = make_item(
+            index=index, id=row.id, metadata=row.metadata, request=request, error=error
+        )
         if record is not None:
             is_same(record, index, digest)
             if record.hash is not None:
@@ -148,42 +183,3 @@ class Planner:
         if isinstance(record, FailedRecord) and record.error.get("billing") == "refused":
             return os.urandom(16).hex()
         return record.idempotency_key
-
-    def _resumed(
-        self,
-        record: DoneRecord | FailedRecord,
-        row: Row,
-        request: GenerateRequest | EditRequest,
-    ) -> Delivery:
-        error, attempts = None, record.meta.attempts if record.meta else 0
-        if isinstance(record, FailedRecord):
-            error = read_error(record.error, attempts=record.attempts)
-            attempts = record.attempts
-        item = self._item(
-            record.index,
-            row,
-            request,
-            error=error,
-            paths=() if self._folder is None else self._folder.paths(record.files),
-            attempts=attempts,
-            usage=record.usage,
-            meta=record.meta,
-            resumed=True,
-        )
-        if error is not None:
-            return Delivery(item=item)
-        size = sum(file.bytes for file in record.files)
-        return Delivery(item=item, images=record.images, size=size)
-
-    def _item(
-        self,
-        index: int,
-        row: Row,
-        request: GenerateRequest | EditRequest | None,
-        *,
-        error: ElkImagesError | None,
-        **fields: Any,
-    ) -> MapItem:
-        return make_item(
-            index=index, id=row.id, metadata=row.metadata, request=request, error=error, **fields
-        )

@@ -22,16 +22,10 @@ import msgspec
 
 from elkimg_async.batch.budget import Budget, CostBudget, Limit, fatal_reason
 from elkimg_async.batch.executor import Execution, Sender
-from elkimg_async.batch.job import BatchJob, JobResult
-from elkimg_async.batch.journal import (
-    DoneRecord,
-    JournalRecord,
-    ResponseRecord,
-    SentRecord,
-    fields_of,
-)
-from elkimg_async.batch.planner import Delivery, Planner
-from elkimg_async.batch.run import MapItem, Totals, add_item, make_item
+from elkimg_async.batch.job import BatchJob
+from elkimg_async.batch.journal import DoneRecord, JournalRecord, SentRecord, fields_of
+from elkimg_async.batch.planner import Delivery, Planner, make_delivery
+from elkimg_async.batch.run import MapItem, Totals, add_item
 from elkimg_async.batch.sources import RequestSource, check_iterable, open_source
 from elkimg_async.batch.storage import OutputFolder, RunStore
 from elkimg_async.errors import (
@@ -370,7 +364,7 @@ class Runner:
                 self._budget.spend(record.images, tokens, responded=record.meta is not None)
             else:
                 cost = Decimal(0)  # its images were paid for earlier, and only downloaded
-            self._deliver(self._delivery(result))
+            self._deliver(make_delivery(result, self._store.folder))
             if result.stop is not None:
                 self._stop(result.stop)
             elif (reason := fatal_reason(result.error)) is not None and result.error is not None:
@@ -384,31 +378,6 @@ class Runner:
             self._budget.release(job.n)
             self._costs.settle(job.worst or Decimal(0), cost)
             self._room.set()
-
-    def _delivery(self, result: JobResult) -> Delivery:
-        job, record, response = result.job, result.record, result.response
-        folder = self._store.folder
-        item = make_item(
-            index=job.index,
-            id=job.id,
-            metadata=job.metadata,
-            request=job.request,
-            result=response,
-            error=result.error,
-            paths=() if folder is None else folder.paths(record.files),
-            attempts=result.attempts,
-            usage=record.usage,
-            meta=record.meta,
-        )
-        if result.error is not None:
-            return Delivery(item=item)
-        if response is None:
-            size = sum(file.bytes for file in record.files)
-            return Delivery(item=item, images=len(record.files), size=size)
-        # Nothing is saved: the request is recorded as done when its item is delivered.
-        done = DoneRecord(**{**fields_of(ResponseRecord, record), "urls": ()})
-        size = sum(len(image.content or b"") for image in response)
-        return Delivery(item=item, images=len(response), size=size, record=done)
 
     def _stop(self, error: BaseException) -> None:
         if self._failure is None:

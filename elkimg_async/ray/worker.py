@@ -16,6 +16,7 @@ from elkimg_async.batch.budget import fatal_reason
 from elkimg_async.batch.executor import Execution, Sender
 from elkimg_async.batch.inputs import full_fingerprint
 from elkimg_async.batch.job import BatchJob, JobResult
+from elkimg_async.batch.journal import MadeRecord
 from elkimg_async.batch.names import row_stem
 from elkimg_async.batch.rows import FIELDS, read_row
 from elkimg_async.batch.storage import RunStore
@@ -229,8 +230,6 @@ class GenerateImages:
         record = None
         if self._store is not None:
             record = await asyncio.to_thread(self._store.find, row_id, digest)
-            if record is not None and not record.urls:
-                return _resumed(record, self._store.paths(record.files)), None
         job = BatchJob(
             index=0,
             id=row_id,
@@ -241,6 +240,10 @@ class GenerateImages:
             record=None if record is None else record.made(),
             repeated=True,  # a worker that died may have sent it
         )
+        if isinstance(job.record, MadeRecord) and not job.record.urls:
+            resumed = await self._row_result(JobResult(job=job, record=job.record), record)
+            resumed.resumed = True
+            return resumed, None
         result = await Execution(job, self._sender, self._store or RunStore(None, None)).run()
         return await self._row_result(result, record), _stop_after(result)
 
@@ -300,21 +303,6 @@ class GenerateImages:
 def _run(serve: Coroutine[Any, Any, None]) -> None:
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(serve)
-
-
-def _resumed(record: RowRecord, paths: Sequence[str]) -> RowResult:
-    return RowResult(
-        id=record.id,
-        idempotency_key=record.idempotency_key,
-        paths=paths,
-        resumed=True,
-        usage=record.usage,
-        cost=record.cost,
-        currency=record.currency,
-        request_id=record.request_id,
-        attempts=record.attempts,
-        elapsed=record.elapsed,
-    )
 
 
 async def _download(row: RowResult, images: Sequence[Image]) -> None:

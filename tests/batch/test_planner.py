@@ -1,5 +1,6 @@
 """Planning: what each item of the input requires, given the journal."""
 
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,16 @@ from aiohttp import web
 
 from elkimg_async import (
     AsyncImages,
+    ConfigurationError,
     GenerateRequest,
     InvalidRequestError,
     JournalError,
     ServerError,
 )
-from elkimg_async.batch.storage import MANIFEST
+from elkimg_async.batch.journal import DoneRecord, SavedFile
+from elkimg_async.batch.planner import Delivery, Planner
+from elkimg_async.batch.storage import MANIFEST, OutputFolder
+from elkimg_async.sansio.requests import ImageRequest
 from tests.helpers.raw_server import API_KEY, PNG
 from tests.helpers.runs import Fields, Server, everything, images, in_order, lines, rejection
 
@@ -126,3 +131,27 @@ async def test_plan_with_a_journal_of_other_requests(
         await everything(client.map(["0"], journal=journal, size="1024x1024"))
     assert journal.read_bytes() == before
     assert len(server.requests) == 3
+
+
+def test_plan_of_a_finished_request_without_a_price() -> None:
+    """The price of a request matters only if it is sent: no other one is looked up."""
+
+    def price(request: ImageRequest) -> Decimal:
+        raise ConfigurationError(f"unknown: {request.prompt}")
+
+    done = DoneRecord(index=0, images=1, files=(SavedFile(0, "a.png", 7, "…"),))
+    planner = Planner(
+        defaults={},
+        stream=False,
+        idempotency="send",
+        skip_failed=False,
+        known={0: done}.get,
+        folder=OutputFolder(Path("out")),
+        price=price,
+    )
+    delivery = planner.plan(0, "a")
+    assert isinstance(delivery, Delivery)
+    assert delivery.item.paths == (Path("out/a.png"),)
+    assert (delivery.images, delivery.size, delivery.item.resumed) == (1, 7, True)
+    with pytest.raises(ConfigurationError, match="unknown: b"):
+        planner.plan(1, "b")
