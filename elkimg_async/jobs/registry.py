@@ -2,13 +2,13 @@
 
 import asyncio
 import math
-import os
 import time
 from collections.abc import Coroutine, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
 from elkimg_async.client import AsyncImages
+from elkimg_async.config import IdempotencyMode
 from elkimg_async.errors import ConfigurationError, JobConflictError, StoreError
 from elkimg_async.hints import AsyncOnly
 from elkimg_async.hooks import logger
@@ -17,13 +17,12 @@ from elkimg_async.jobs.events import JobEvents
 from elkimg_async.jobs.feed import Feed, FeedTable
 from elkimg_async.jobs.memory import MemoryStore
 from elkimg_async.jobs.model import Job, JobEvent, read_event
-from elkimg_async.jobs.options import read_options, write_options
+from elkimg_async.jobs.options import read_options
 from elkimg_async.jobs.request import Prepared, check_id, prepare
 from elkimg_async.jobs.run import JobRun
 from elkimg_async.jobs.start import JobStart
 from elkimg_async.jobs.store import MultiWorkerStore, Store
 from elkimg_async.jobs.workers import Coordinator
-from elkimg_async.sansio.headers import take_idempotency_key
 from elkimg_async.sansio.responses import ImagesResponse
 from elkimg_async.tasks import run_to_end
 from elkimg_async.types import Images
@@ -78,7 +77,7 @@ class ImageJobs(JobStart, AsyncOnly):
         self._keep = keep
         self._grace: float = settings.batch_limits.total if grace is None else grace
         self._strict = settings.validate == "strict"
-        self._idempotency = settings.idempotency
+        self._idempotency: IdempotencyMode = settings.idempotency
         self._slots = asyncio.Semaphore(concurrency or settings.limits.max_concurrency or 2**31)
         self._feeds = FeedTable(self._store, keep=keep, check_open=self._check_open)
         self._runs: dict[str, JobRun] = {}
@@ -181,39 +180,24 @@ class ImageJobs(JobStart, AsyncOnly):
     ) -> Job:
         self._check_open()
         name = check_id(id)
-        prepared = await prepare(prompt, image, options, strict=self._strict)
-        now = time.time()
-        job = Job(
-            id=name,
-            prompt=prepared.prompt,
-            parameters=prepared.parameters,
-            created_at=now,
-            idempotency_key=self._idempotency_key(prepared),
-            first_id=int(now * 1000) * model.MAX_EVENTS,
-            fingerprint=prepared.fingerprint,
-            edit=prepared.edit,
-            stream=prepared.stream,
-            resend=prepared.resend,
-            options=write_options(prepared.options),
-            inputs=tuple(prepared.inputs),
+        prepared = await prepare(
+            name, prompt, image, options, strict=self._strict, idempotency=self._idempotency
         )
         known = self._feeds.get(name)
-        job = await finish(self._create(job, prepared)) if known is None else known.job
-        if job.fingerprint != prepared.fingerprint:
+        job = await finish(self._create(prepared)) if known is None else known.job
+        if job.fingerprint != prepared.job.fingerprint:
             raise JobConflictError(
                 f"The id {name!r} belongs to a job with other parameters; choose another id, or "
                 "delete that job first."
             )
         return job
 
-    async def _create(self, job: Job, prepared: Prepared) -> Job:
+    async def _create(self, prepared: Prepared) -> Job:
         """Store a job and run it; never cancelled halfway, so that a stored job is always run."""
-        stored = await self._store.create(job, prepared.contents)
-        if stored is not job:
-            return stored
-        if self._state == "open":
-            self._run(job, prepared.options)
-        return job
+        stored = await self._store.create(prepared.job, prepared.contents)
+        if stored is prepared.job and self._state == "open":
+            self._run(stored, prepared.options)
+        return stored
 
     def events(self, id: str, after: int | str | None = None) -> JobEvents:
         """Return the events of a job: those so far, then live ones.
@@ -350,14 +334,6 @@ class ImageJobs(JobStart, AsyncOnly):
         self._feeds.ended(feed)
 
     # --- internals ----------------------------------------------------------
-
-    def _idempotency_key(self, prepared: Prepared) -> str | None:
-        headers = dict(prepared.options.get("extra_headers") or {})
-        own = take_idempotency_key(headers)
-        if own is not None:
-            prepared.options["extra_headers"] = headers
-            return own
-        return None if self._idempotency == "off" else os.urandom(16).hex()
 
     def _check_open(self) -> None:
         if self._state == "new":

@@ -2,17 +2,20 @@
 
 import hashlib
 import os
+import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from elkimg_async.batch.create import CALL_OPTIONS
+from elkimg_async.config import IdempotencyMode
 from elkimg_async.errors import InvalidRequestError
-from elkimg_async.jobs.model import Input, Job
-from elkimg_async.jobs.options import has_secrets
+from elkimg_async.jobs.model import MAX_EVENTS, Input, Job
+from elkimg_async.jobs.options import has_secrets, write_options
 from elkimg_async.jobs.store import MAX_ID
 from elkimg_async.sansio.encode import is_json
+from elkimg_async.sansio.headers import take_idempotency_key
 from elkimg_async.sansio.image_headers import ImageReference
 from elkimg_async.sansio.model_rules import validate
 from elkimg_async.sansio.requests import (
@@ -26,28 +29,12 @@ from elkimg_async.sansio.requests import (
 from elkimg_async.transport.uploads import image_list, in_memory, open_image
 
 
-class Prepared(msgspec.Struct, kw_only=True):
-    """A request with the images it sends, and the options of its call."""
+class Prepared(NamedTuple):
+    """A new job, the images that it sends, and all options of its call, secret ones included."""
 
-    prompt: str
-    parameters: dict[str, Any]
-    edit: bool = False
-    stream: bool = True
-    inputs: list[Input] = []
-    contents: list[bytes] = []
-    options: dict[str, Any] = {}
-
-    @property
-    def fingerprint(self) -> str:
-        """The same text for the same request, whatever the order of its parameters."""
-        inputs = [(each.param, each.sha256, each.reference) for each in self.inputs]
-        content = [self.edit, self.prompt, self.parameters, inputs]
-        return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()[:32]
-
-    @property
-    def resend(self) -> bool:
-        """Whether everything that the request needs is stored, so that it can be sent again."""
-        return not has_secrets(self.options)
+    job: Job
+    contents: list[bytes]
+    options: dict[str, Any]
 
 
 def check_id(id: str | None) -> str:
@@ -65,10 +52,24 @@ def check_id(id: str | None) -> str:
     return id
 
 
-async def prepare(prompt: Any, image: Any, options: Mapping[str, Any], *, strict: bool) -> Prepared:
+async def prepare(
+    name: str,
+    prompt: Any,
+    image: Any,
+    options: Mapping[str, Any],
+    *,
+    strict: bool,
+    idempotency: IdempotencyMode,
+) -> Prepared:
     """Check a request, and read the images that it sends.
 
-    `strict` raises for a request that its model is known to reject.
+    Args:
+        name: The id of the job.
+        prompt: The prompt, or a request or a mapping with all its fields.
+        image: The image or images to edit. None: generate.
+        options: The other options of `generate` or `edit`; None means unset.
+        strict: Whether to raise for a request that its model is known to reject.
+        idempotency: Whether it has an idempotency key.
 
     Raises:
         InvalidRequestError: If the request is invalid, or an image cannot be read.
@@ -88,21 +89,33 @@ async def prepare(prompt: Any, image: Any, options: Mapping[str, Any], *, strict
     else:
         inputs = await _read_inputs({"image": image, **files})
         request = await _check_edit(inputs, prompt, fields)
-    prepared = Prepared(
-        prompt=request.prompt,
-        parameters=_parameters(request),
-        edit=image is not None,
-        stream=can_stream(request, strict=strict),
-        inputs=[each for each, _ in inputs],
-        contents=[content for each, content in inputs if each.reference is None],
-        options=call,
-    )
-    if not is_json(prepared.parameters) or not is_json(prepared.prompt):
+    parameters = _parameters(request)
+    stream = _can_stream(request, strict=strict)
+    if not is_json(parameters) or not is_json(request.prompt):
         raise InvalidRequestError(
             "The request cannot be written as JSON; extra_body must be plain data.",
             param="extra_body",
         )
-    return prepared
+    contents = [content for each, content in inputs if each.reference is None]
+    identity = [(each.param, each.sha256, each.reference) for each, _ in inputs]
+    # Before the headers are searched for secrets, since its own name looks like one.
+    idempotency_key = _idempotency_key(call, idempotency)
+    now = time.time()
+    job = Job(
+        id=name,
+        prompt=request.prompt,
+        parameters=parameters,
+        created_at=now,
+        idempotency_key=idempotency_key,
+        first_id=int(now * 1000) * MAX_EVENTS,
+        fingerprint=_digest([image is not None, request.prompt, parameters, identity]),
+        edit=image is not None,
+        stream=stream,
+        resend=not has_secrets(call),
+        options=write_options(call),
+        inputs=tuple(each for each, _ in inputs),
+    )
+    return Prepared(job, contents, call)
 
 
 def _split(prompt: Any, image: Any, options: Mapping[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
@@ -118,7 +131,21 @@ def _split(prompt: Any, image: Any, options: Mapping[str, Any]) -> tuple[Any, An
     return fields.pop("prompt", None), own if image is None else image, fields
 
 
-def can_stream(request: ImageRequest, *, strict: bool) -> bool:
+def _digest(content: list[Any]) -> str:
+    return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()[:32]
+
+
+def _idempotency_key(call: dict[str, Any], idempotency: IdempotencyMode) -> str | None:
+    """Return a new idempotency key, or the user's own, which is removed from the headers."""
+    headers = dict(call.get("extra_headers") or {})
+    own = take_idempotency_key(headers)
+    if own is not None:
+        call["extra_headers"] = headers
+        return own
+    return None if idempotency == "off" else os.urandom(16).hex()
+
+
+def _can_stream(request: ImageRequest, *, strict: bool) -> bool:
     """Return whether to stream; raise if the model is known to reject the request either way."""
     try:
         validate(request, stream=True)
