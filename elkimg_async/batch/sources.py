@@ -111,18 +111,14 @@ class _EndOfItems(Exception):  # noqa: N818 - the end of the items, not an error
 
 
 class _ThreadSource:
-    """Items from a thread.
-
-    They pass through a deque, which needs no lock; the loop is woken only while it waits.
-    """
+    """Items from a thread."""
 
     def __init__(self, items: Iterable[Any], ahead: int) -> None:
         self._iterable = items
-        self._items: deque[Any] = deque()
+        self._items: asyncio.Queue[Any] = asyncio.Queue()
         self._room = threading.Semaphore(ahead)
         self._loop = asyncio.get_running_loop()
-        self._arrived = asyncio.Event()
-        self._waiting = self._closed = False
+        self._closed = False
         self._thread: threading.Thread | None = None
 
     async def next(self) -> Any:
@@ -133,18 +129,11 @@ class _ThreadSource:
                 target=run, args=(self._read,), name="elkimg-map-input", daemon=True
             )
             self._thread.start()
-        while not self._items:
-            self._arrived.clear()
-            self._waiting = True
-            if self._items:  # it arrived between the two
-                break
-            await self._arrived.wait()
-        self._waiting = False
-        item = self._items[0]
+        item = await self._items.get()
         if isinstance(item, _EndOfItems):
             raise item.__cause__ or StopAsyncIteration
         self._room.release()
-        return self._items.popleft()
+        return item
 
     def close(self) -> None:
         self._closed = True
@@ -166,7 +155,5 @@ class _ThreadSource:
         self._put(end)
 
     def _put(self, item: Any) -> None:
-        self._items.append(item)
-        if self._waiting:
-            with contextlib.suppress(RuntimeError):  # the loop has ended in the meantime
-                self._loop.call_soon_threadsafe(self._arrived.set)
+        with contextlib.suppress(RuntimeError):  # the loop has ended in the meantime
+            self._loop.call_soon_threadsafe(self._items.put_nowait, item)
