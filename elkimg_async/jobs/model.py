@@ -3,7 +3,7 @@
 import functools
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 from msgspec.structs import replace
@@ -28,8 +28,6 @@ MAX_EVENTS = 1000
 
 State = Literal["queued", "running", "done", "failed", "cancelled", "lost"]
 FINISHED: frozenset[State] = frozenset({"done", "failed", "cancelled", "lost"})
-
-T = TypeVar("T", bound=msgspec.Struct)
 
 
 class JobPartialImage(PartialImage, frozen=True, kw_only=True):
@@ -224,8 +222,8 @@ def write_event(event: ImageEvent, id: int) -> Entry:
     return Entry(
         id=id,
         completed=isinstance(event, CompletedImage),
-        fields=_write(event, {"image", "id"}),
-        image=_write(image, {"content"}),
+        fields=_write(msgspec.structs.asdict(event), {"image", "id"}),
+        image=_write(msgspec.structs.asdict(image), {"content"}),
         size=None if content is None else len(content),
     )
 
@@ -242,26 +240,21 @@ def number(event: ImageEvent, id: int) -> JobEvent:
 def read_event(entry: Entry, content: bytes | None) -> JobEvent:
     """Return the event that `write_event` wrote, with the bytes of its image."""
     kind = JobCompletedImage if entry.completed else JobPartialImage
-    image = Image(content, **_read_fields(Image, entry.image))
-    fields = _read_fields(kind, entry.fields)
+    image = Image(content, **_read_fields(_types(Image), entry.image))
+    fields = _read_fields(_types(kind), entry.fields)
     fields.setdefault("type", "image_generation.completed")
     return kind(**fields, image=image, id=entry.id)
 
 
 def write_response(response: ImagesResponse) -> dict[str, Any]:
     """Return the fields of a response other than its images as plain data."""
-    plain = {name: _to_builtins(value) for name, value in vars(response).items() if name != "data"}
-    return {name: value for name, value in plain.items() if value is not None}
+    return _write(vars(response), {"data"})
 
 
 def read_response(job: Job, images: Sequence[Image]) -> ImagesResponse:
     """Return the response of a finished job."""
     plain = job.result or {}
-    fields = {
-        name: _read(plain[name], kind)
-        for name, kind in _response_types().items()
-        if name in plain and name != "data"
-    }
+    fields = _read_fields(_response_types(), plain)
     response = ImagesResponse(images, **{"usage": job.usage, **fields})
     meta: Meta | None = _read(plain.get("meta"), Meta | None)
     response.meta = meta or Meta(
@@ -276,9 +269,9 @@ def read_response(job: Job, images: Sequence[Image]) -> ImagesResponse:
     return response
 
 
-def _write(struct: msgspec.Struct, skipped: set[str]) -> dict[str, Any]:
-    names = [name for name in struct.__struct_fields__ if name not in skipped]
-    plain = {name: _to_builtins(getattr(struct, name)) for name in names}
+def _write(fields: Mapping[str, Any], skipped: set[str]) -> dict[str, Any]:
+    kept = {name: value for name, value in fields.items() if name not in skipped}
+    plain = {name: _to_builtins(value) for name, value in kept.items()}
     return {name: value for name, value in plain.items() if value is not None}
 
 
@@ -294,9 +287,8 @@ def _to_builtins(value: Any) -> Any:
     return plain
 
 
-def _read_fields(kind: type[T], plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the known fields among stored ones."""
-    known = _types(kind)
+def _read_fields(known: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the stored fields that are known, by name and type."""
     read = {name: _read(plain[name], known[name]) for name in plain if name in known}
     return {name: value for name, value in read.items() if value is not None}
 
