@@ -97,7 +97,7 @@ class DirectoryStore(Store):
 
     async def aclose(self) -> None:
         """Unlock the folder."""
-        with self._writing:
+        with self._writing:  # no thread is in the middle of a step, and none begins another one
             descriptor, self._lock = self._lock, None
         if descriptor is not None:
             os.close(descriptor)
@@ -141,6 +141,8 @@ class DirectoryStore(Store):
     def _open(self) -> None:
         jobs = self._path / _JOBS
         jobs.mkdir(parents=True, exist_ok=True)
+        # Before anything is read: files without a line in a log are removed, and could be those
+        # that another process is writing.
         self._lock = _open_locked(self._path / _LOCK)
         try:
             _check_mark(self._path / _MARK)
@@ -166,6 +168,8 @@ class DirectoryStore(Store):
                 "another id."
             )
         folder.mkdir()
+        # The log last: a folder without one is of a job that nobody was told of, and is removed
+        # when the store is opened.
         try:
             for index, content in enumerate(inputs):
                 write_atomically(folder / f"input-{index}", content)
@@ -189,6 +193,7 @@ class DirectoryStore(Store):
             extension = EXTENSIONS.get(media_type_of(content), "")
             file = f"{entry.id - job.first_id:04d}{extension}"
             write_atomically(kept.folder / file, content)
+        # The image first, and the files that it replaces last: whatever the log names exists.
         _write_line(kept.folder, _Line(event=entry, file=file))
         for replaced in kept.add(entry, file):
             if replaced not in (None, file):
@@ -198,7 +203,7 @@ class DirectoryStore(Store):
     def update(self, job: Job) -> None:
         kept = find(self._kept, job)
         _write_line(kept.folder, _Line(job=job))
-        kept.job = job
+        kept.job = job  # after the line: a record that is not on disk is not shown either
         if job.finished:
             for index in range(job.upload_count):
                 (kept.folder / f"input-{index}").unlink(missing_ok=True)
@@ -214,7 +219,7 @@ class DirectoryStore(Store):
                 continue
             try:
                 content = None if file is None else (kept.folder / file).read_bytes()
-            except FileNotFoundError:
+            except FileNotFoundError:  # somebody has tidied up the folder
                 if entry.completed:
                     raise
             else:
@@ -264,6 +269,8 @@ def _read_log(folder: Path) -> _LoggedJob | None:
         content = b""
     except NotADirectoryError:
         return None
+    # A line counts once its line feed is on disk: what follows the last one was cut off when the
+    # process was killed, and `append` had not returned.
     whole, _, torn = content.rpartition(b"\n")
     if not whole:
         shutil.rmtree(folder, ignore_errors=True)
@@ -282,7 +289,7 @@ def _read_log(folder: Path) -> _LoggedJob | None:
     if kept is None:
         logger.warning("the job in %s was skipped: its log is damaged", folder)
         return None
-    if torn:
+    if torn:  # or the next line would be joined to it
         os.truncate(folder / _LOG, len(whole) + 1)
     _remove_leftovers(kept)
     return kept
@@ -304,7 +311,7 @@ def _write_line(folder: Path, line: _Line) -> None:
         try:
             write_all(file.fileno(), data)
             sync_file(file.fileno())
-        except OSError:
+        except OSError:  # the caller repeats it, once the disk has room
             os.ftruncate(file.fileno(), end)
             raise
 

@@ -24,11 +24,16 @@ class Feed:
     def __init__(self, id: str) -> None:
         self.id = id
         self.readers = 0
+        # While a job runs here, its feed is ahead of the store, and is not read from there.
         self.running = False
+        # In the order of their ids: all completed images, and at most one partial image, the last.
         self.events: list[JobEvent] = []
         self.closed: ElkImagesError | None = None
+        # Reads the job from the store; until it has ended, or the job runs here, `job` is not set.
         self.loading: asyncio.Task[None] | None = None
+        # Two changes in a row must not be read at the same time, or the older could be last.
         self.reading = asyncio.Lock()
+        # The bytes sent to browsers for an event, while several readers share them.
         self.encoded: dict[int, tuple[bytes, ...]] = {}
         self._job: Job | None = None
         self._waiting: set[asyncio.Future[None]] = set()
@@ -75,6 +80,7 @@ class Feed:
 
     def next_after(self, position: int) -> JobEvent | None:
         """Return the first event after a position."""
+        # By id rather than by index, since the partial images that were replaced leave gaps.
         index = bisect.bisect_right(self.events, position, key=lambda event: event.id)
         return self.events[index] if index < len(self.events) else None
 
@@ -85,6 +91,8 @@ class Feed:
 
         Many viewers wait here for each event, so this uses a single future, and no tasks.
         """
+        # No event can be missed between the reader's look at the feed and this registration,
+        # because nothing is awaited in between.
         loop = asyncio.get_running_loop()
         waiting = loop.create_future()
         self._waiting.add(waiting)
@@ -148,6 +156,7 @@ class FeedTable:
 
     def run(self, job: Job, events: Iterable[JobEvent]) -> Feed:
         """Return the feed of a job that starts to run in this process."""
+        # Readers that came first keep their feed: that of a job to be recovered is in use already.
         feed = self._feeds.get(job.id)
         if feed is None:
             feed = self._feeds[job.id] = Feed(job.id)
@@ -174,8 +183,11 @@ class FeedTable:
         self._check_open()
         feed = self._feeds.get(id)
         if feed is None:
+            # A task of its own, because all readers that join in the meantime wait for it, and
+            # must not lose it when the first of them is cancelled.
             feed = self._feeds[id] = Feed(id)
             feed.loading = asyncio.create_task(self._load(feed))
+            # Marks its error as retrieved: the readers that it is raised for may have left.
             feed.loading.add_done_callback(lambda done: done.cancelled() or done.exception())
         feed.readers += 1
         try:
@@ -217,6 +229,7 @@ class FeedTable:
         feed = self._feeds.get(id)
         if feed is not None and feed.loading is not None:
             await asyncio.wait({feed.loading})
+        # The load may have failed, and then the feed is gone; or the job runs here by now.
         if feed is None or feed.running or feed.loading is not None:
             return
         async with feed.reading:
@@ -237,6 +250,7 @@ class FeedTable:
         try:
             await self._read(feed, 0)
         except BaseException:
+            # The next reader tries again, unless the job was started here in the meantime.
             if self._feeds.get(feed.id) is feed and not feed.running:
                 del self._feeds[feed.id]
             raise

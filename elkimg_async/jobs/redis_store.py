@@ -29,6 +29,9 @@ _CLOSE_TIMEOUT = 1.0  # seconds for releasing the lease
 _decode_job = msgspec.json.Decoder(Job).decode
 _decode_entry = msgspec.json.Decoder(Entry).decode
 
+# Redis runs a script as one step. KEYS are names and ARGV values, in the order of `_script`.
+#
+# Of many workers that create a job at once, one stores it, and the others get its record.
 _CREATE = """
 local known = redis.call('GET', KEYS[1])
 if known then return known end
@@ -37,6 +40,7 @@ redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
 redis.call('HSET', KEYS[3], ARGV[1], ARGV[4])
 return false
 """
+# Fencing: a worker that was paused for longer than its lease must not write after its successor.
 _OWNED = """
 local owner = redis.call('HGET', KEYS[2], ARGV[1])
 if not owner then
@@ -48,6 +52,7 @@ elseif owner ~= ARGV[2] then
   return 0
 end
 """
+# The record expires with its events; nobody owns a job that has ended.
 _UPDATE = (
     _OWNED
     + """
@@ -63,6 +68,7 @@ redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[7], '*', 'changed', ARGV[1])
 return 1
 """
 )
+# A command whose connection breaks is sent again, so the event may be there already.
 _APPEND = (
     _OWNED
     + """
@@ -73,6 +79,8 @@ redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[7], '*', 'changed', ARGV[1])
 return 1
 """
 )
+# Two workers may see the same orphan: the owner is replaced only if it is still the dead one.
+# This worker may be the owner itself, of a job whose run has failed here.
 _CLAIM = """
 local owner = redis.call('HGET', KEYS[1], ARGV[1])
 if owner ~= ARGV[2] and owner ~= ARGV[3] then return 0 end
@@ -147,6 +155,7 @@ class RedisStore(MultiWorkerStore):
                 f"The jobs under {self._prefix!r} in Redis were written by another version of "
                 "elkimg_async; use that version, or another prefix."
             )
+        # Earlier news are of no interest, because a reader that joins reads the whole job.
         newest = await self._do(redis.xrevrange(self._name("news"), count=1))
         self._since = newest[0][0].decode() if newest else "0-0"
 
@@ -160,6 +169,8 @@ class RedisStore(MultiWorkerStore):
         await self._redis.aclose()
 
     async def create(self, job: Job, inputs: Sequence[bytes]) -> Job:
+        # Before the record, so that a stored job can always be sent. Their names contain the
+        # fingerprint, so that a rejected job with the same id overwrites nothing.
         expiry = self._expiry(_MARGIN)
         for index, content in enumerate(inputs):
             await self._do(self._redis.set(self._input(job, index), content, px=expiry))
@@ -180,6 +191,7 @@ class RedisStore(MultiWorkerStore):
         known = await self._do(self._redis.zrange(self._name("jobs"), 0, -1))
         ids = [each.decode() for each in known]
         found = await self._get_all(ids)
+        # Records expire by themselves, and leave their ids behind.
         if expired := [each for each in ids if each not in found]:
             await self._do(self._redis.zrem(self._name("jobs"), *expired))
         return list(found.values())
@@ -199,6 +211,8 @@ class RedisStore(MultiWorkerStore):
             await self._do(self._redis.set(image, content, px=expiry))
         data = msgspec.json.encode(entry)
         await self._write(_APPEND, job, f"{entry.id}-0", data, _NEWS)
+        # Readers fetch images after the list of events, so the one that was replaced is removed
+        # last; `events` skips a partial image that is gone.
         earlier = self._partials.pop(job.id, None)
         if not entry.completed:
             self._partials[job.id] = entry.id
@@ -210,6 +224,8 @@ class RedisStore(MultiWorkerStore):
         expiry = self._expiry(0.0)
         finished = int(job.finished)
         await self._write(_UPDATE, job, finished, expiry or 0, _NEWS)
+        # Not in the script, because their number is not known to it. If the worker dies in between,
+        # the images expire with the margin with which they were stored.
         if job.finished:
             self._partials.pop(job.id, None)
             for index in range(job.upload_count):
@@ -248,6 +264,7 @@ class RedisStore(MultiWorkerStore):
         await self._do(self._redis.set(self._name("worker", self._worker), 1, px=lease))
 
     async def orphans(self) -> list[Job]:
+        # A lease per worker, not per job, so that renewing it costs one command.
         active = await self._do(self._redis.hgetall(self._name("active")))
         dead = {self._worker.encode()}
         for owner in set(active.values()) - dead:

@@ -78,6 +78,8 @@ class ImageJobs(JobStart, AsyncOnly):
         self._grace: float = settings.batch_limits.total if grace is None else grace
         self._strict = settings.validate == "strict"
         self._idempotency: IdempotencyMode = settings.idempotency
+        # The client would limit them as well, but its total time includes the wait for a turn,
+        # which may take hours for a job.
         self._slots = asyncio.Semaphore(concurrency or settings.limits.max_concurrency or 2**31)
         self._feeds = FeedTable(self._store, keep=keep, check_open=self._check_open)
         self._runs: dict[str, JobRun] = {}
@@ -114,7 +116,7 @@ class ImageJobs(JobStart, AsyncOnly):
         self._state = "opening"
         try:
             await self._store.open(self._keep)
-            self._state = "open"
+            self._state = "open"  # recovered jobs run, and may be followed, from here on
             if self._shared_store is not None:
                 self._coordinator = Coordinator(
                     self._shared_store,
@@ -124,7 +126,7 @@ class ImageJobs(JobStart, AsyncOnly):
                     refresh=self._feeds.refresh,
                 )
                 await self._coordinator.open()
-            else:
+            else:  # no other process uses the store, so every unfinished job is an orphan
                 for job in await self._store.jobs():
                     if not job.finished:
                         await self._recover_if_readable(job)
@@ -147,6 +149,7 @@ class ImageJobs(JobStart, AsyncOnly):
             return
         self._state = "closing"
         try:
+            # Only what was sent is worth waiting for; the others would begin to cost money now.
             running = [run.task for run in self._runs.values() if run.sent]
             for run in self._runs.values():
                 if not run.sent:
@@ -164,6 +167,8 @@ class ImageJobs(JobStart, AsyncOnly):
         await run_to_end(self._close())  # every step of it is bounded
 
     async def _close(self) -> None:
+        # The runs first, so that readers still receive what they recorded; then the readers, who
+        # would wait forever; the store last, since closing it releases the jobs of this worker.
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)
@@ -183,6 +188,8 @@ class ImageJobs(JobStart, AsyncOnly):
         prepared = await prepare(
             name, prompt, image, options, strict=self._strict, idempotency=self._idempotency
         )
+        # Single flight: of many starts of one id the store accepts one, which alone runs it. A job
+        # that is followed here is known without reading the store.
         known = self._feeds.get(name)
         job = await finish(self._create(prepared)) if known is None else known.job
         if job.fingerprint != prepared.job.fingerprint:
@@ -195,6 +202,7 @@ class ImageJobs(JobStart, AsyncOnly):
     async def _create(self, prepared: Prepared) -> Job:
         """Store a job and run it; never cancelled halfway, so that a stored job is always run."""
         stored = await self._store.create(prepared.job, prepared.contents)
+        # A job that is stored while the registry closes stays `queued` for a later process.
         if stored is prepared.job and self._state == "open":
             self._run(stored, prepared.options)
         return stored
@@ -273,8 +281,10 @@ class ImageJobs(JobStart, AsyncOnly):
         job = await self.get(id)
         if not job.finished:
             raise JobConflictError(f"The job {id!r} is {job.state}; cancel it first.")
+        # The last record is written, but its task may not have ended, and while it is among the
+        # runs, a new job with the same id would not be started.
         run = self._runs.get(id)
-        if run is not None:  # its last record has been written, and its task is about to end
+        if run is not None:
             await asyncio.wait([run.task])
         await self._store.delete(job)
         self._feeds.forget(id)
@@ -314,6 +324,7 @@ class ImageJobs(JobStart, AsyncOnly):
         return run is not None
 
     def _run(self, job: Job, options: dict[str, Any], events: Iterable[JobEvent] = ()) -> None:
+        # A worker also finds its own jobs among the orphans, for those whose run failed here.
         if job.id in self._runs:
             return
         feed = self._feeds.run(job, events)
@@ -329,6 +340,7 @@ class ImageJobs(JobStart, AsyncOnly):
         run.task.add_done_callback(lambda _: self._ended(feed, run))
 
     def _ended(self, feed: Feed, run: JobRun) -> None:
+        # The id may belong to a newer job by now.
         if self._runs.get(feed.id) is run:
             del self._runs[feed.id]
         self._feeds.ended(feed)

@@ -100,6 +100,9 @@ async def prepare(
     identity = [(each.param, each.sha256, each.reference) for each, _ in inputs]
     # Before the headers are searched for secrets, since its own name looks like one.
     idempotency_key = _idempotency_key(call, idempotency)
+    # Event ids are unique among all jobs that ever had the same name, so that a browser that
+    # reconnects with an old id gets the whole new job, and so that Redis Streams, which require
+    # growing ids, accept them after a deletion.
     now = time.time()
     job = Job(
         id=name,

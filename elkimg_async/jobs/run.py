@@ -51,10 +51,12 @@ class JobRun:
     ) -> None:
         self._client, self._store, self._feed = client, store, feed
         self._options, self._replay, self._slots = options, replay, slots
+        # Images that an earlier run of the same job has recorded, and that may arrive again.
         self._known: list[bytes | None] = []
         self._next_id = 0
         self._stop: Stop | None = None
         self._begun = False
+        # What has arrived and is being stored; `_stopped` stores it when the task is cancelled.
         self._pending: tuple[ImageEvent, Entry] | None = None
         self._last: Job | None = None
         self.task = asyncio.create_task(self._run())
@@ -66,6 +68,8 @@ class JobRun:
 
     def stop(self, reason: Stop) -> None:
         """Close the upstream connection: for good, or to leave the job to a later process."""
+        # The first reason counts: a job that was cancelled by its user is not left to a later
+        # process because the registry closes at the same time.
         if self._stop is None:
             self._stop = reason
             if self._begun:  # a task that is cancelled before its first step would record nothing
@@ -87,6 +91,8 @@ class JobRun:
         if self._stop is not None:
             raise asyncio.CancelledError
         async with self._slots:
+            # Recorded before the request is sent: a job that is found `queued` after a crash is
+            # sent again without asking whether the server replays idempotency keys.
             await self._save(model.send(self._feed.job, time.time()))
             self._last = await self._outcome()
             await self._save(self._last)
@@ -96,7 +102,7 @@ class JobRun:
         try:
             response = await self._send()
         except (FencedError, StoreError):
-            raise
+            raise  # not the failure of the call: its record cannot be written
         except ElkImagesError as error:
             failure = error
         except Exception as error:  # noqa: BLE001 - a bug of ours, or of a hook's or a session's
@@ -112,6 +118,7 @@ class JobRun:
         if self._feed.job.finished:
             return
         try:
+            # The registry waits for this when it closes, and with it the user who pressed Ctrl-C.
             async with asyncio.timeout(RECORD_TIMEOUT):
                 if self._pending is not None:
                     await self._keep(*self._pending)
@@ -127,6 +134,8 @@ class JobRun:
         """Return the last state of a stopped job; None leaves it to a later process."""
         job, images, now = self._feed.job, self._feed.images, time.time()
         if job.state == "running":
+            # As a later process would decide: all images may have arrived although the response
+            # has not ended, and then the job is done even if it was cancelled.
             events = [model.write_event(event, event.id) for event in self._feed.events]
             decided = model.recover(job, events, replay=self._replay, now=now)
             if decided.state == "done" or (self._stop == "abort" and decided.finished):
@@ -137,6 +146,7 @@ class JobRun:
 
     async def _send(self) -> ImagesResponse:
         job = self._feed.job
+        # Read from the store rather than passed on by `start`, as after a restart.
         contents = await self._retry(lambda: self._store.inputs(job))
         earlier = [event for event in self._feed.events if isinstance(event, CompletedImage)]
         self._known = [event.image.content for event in earlier]
@@ -168,10 +178,11 @@ class JobRun:
         completed = isinstance(event, CompletedImage)
         failure = None
         try:
+            # URLs expire, so what is stored is the image itself.
             await event.image.read()
         except DownloadError as error:
             if not completed:
-                return
+                return  # a preview is not worth the job
             failure = error  # its URL is still recorded
         content = event.image.content
         if completed and content is not None and content in self._known:
@@ -184,6 +195,7 @@ class JobRun:
             raise failure
 
     async def _keep(self, event: ImageEvent, entry: Entry) -> None:
+        # The store first: an event that a browser has seen can be resumed after a crash.
         self._pending = event, entry
         content = event.image.content
         await self._retry(lambda: self._store.append(self._feed.job, entry, content))
@@ -203,7 +215,7 @@ class JobRun:
             try:
                 return await step()
             except StoreError as error:
-                if self._stop is not None:
+                if self._stop is not None:  # nobody waits for a store that fails while closing
                     raise
                 logger.warning("a job waits for its store: %s", error.message)
             await asyncio.sleep(pause)
