@@ -58,6 +58,7 @@ class Budget:
             return "max_errors"
         if n == 0:  # already paid for, and only downloaded
             return None
+        # Requests in flight count in full: the limit holds even if all of them are paid for.
         reserved = self._reserved + n
         if self._max_images is not None and self._images + reserved > self._max_images:
             return "max_images"
@@ -67,6 +68,8 @@ class Budget:
 
     def _has_tokens(self, reserved: int) -> bool:
         assert self._max_tokens is not None
+        # Without a known price one request is sent at a time, unless the server reports none at
+        # all, since the run would stay that slow.
         if not self._with_tokens and not self._unreported:
             return self._reserved == 0
         price = self._tokens / self._with_tokens if self._with_tokens else 0.0
@@ -93,6 +96,7 @@ class Budget:
 
     def resume(self, images: int) -> None:
         """Record that lost images are requested again, billed once for their idempotency key."""
+        # Counted by `JournalIndex` as an attempt of its own; the response counts it again.
         self._images -= images
         self._lost -= images
 
@@ -172,6 +176,7 @@ def make_max_cost(value: object) -> Decimal | None:
 
 
 def _amount(value: Decimal) -> Decimal:
+    # A negative amount would raise the limit unnoticed, and NaN cannot be compared with it.
     if not (value.is_finite() and value >= 0):
         raise ValueError(f"an amount of money cannot be {value}")
     return value

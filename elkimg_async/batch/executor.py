@@ -69,6 +69,8 @@ async def send_while_in_flight(send: Callable[[], Awaitable[T]], *, repeated: bo
         try:
             return await send()
         except APIError as error:
+            # A 409 that says so proves that the earlier attempt has been taken up, so that this one
+            # costs nothing; without an earlier attempt it is about another request.
             if not ((repeated or error.billing == "unknown") and is_in_flight(error)):
                 raise
             if time.monotonic() - began > IN_FLIGHT_LIMIT:
@@ -101,6 +103,8 @@ class WaitingCalls:
         Raises:
             BatchStoppedError: If it is cancelled; nothing was sent.
         """
+        # The hook removes the task in the same step in which its attempt starts, so a scope that is
+        # cancelled here belongs to a call of which nothing was sent.
         task = asyncio.current_task()
         if self._reason is None:
             with anyio.CancelScope() as scope:
@@ -194,6 +198,7 @@ class Execution:
             if known.meta is not None:
                 response.meta = known.meta
             return self._result(response=response)
+        # On disk before anything is sent: a killed run must know that it may have to pay for this.
         await self._store.begin(job)
         try:
             response = await self._sender.send(job)
@@ -234,6 +239,8 @@ class Execution:
         urls = tuple(image.url for _, image in slots if image.url)
         many = self._made.images > 1
         try:
+            # From here on cancelling waits for each step, but not for downloads, which may hang:
+            # their URLs are on record, and the next run continues with them.
             await _shielded(self._save(received, many=many))
             self._update(urls=tuple(PendingImage(at, image.url or "") for at, image in remote))
             if remote and response is not None:
@@ -256,6 +263,7 @@ class Execution:
                 failure = error
                 continue
             await _shielded(self._save([(position, image)], many=many))
+            # One by one, so that a disk that fails later leaves no image both saved and pending.
             pending = tuple(each for each in self._made.urls if each.position != position)
             self._update(urls=pending)
         return failure

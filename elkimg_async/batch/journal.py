@@ -118,7 +118,7 @@ State = Literal["new", "sent", "made", "done", "failed"]
 
 _CODES = {SentRecord: 1, MadeRecord: 2, DoneRecord: 3, FailedRecord: 4}
 _NOT_DOWNLOADED = 5  # failed, but only to download the images
-_COUNTED = {2, _NOT_DOWNLOADED}
+_COUNTED = {2, _NOT_DOWNLOADED}  # its response was counted; what follows only downloads it
 _NAMES: tuple[State, ...] = ("new", "sent", "made", "done", "failed", "failed")
 
 
@@ -135,6 +135,12 @@ decode_record: Callable[[bytes], AnyRecord] = msgspec.json.Decoder(AnyRecord).de
 def encode(record: msgspec.Struct) -> bytes:
     """Return the line of a record."""
     return _encoder.encode(record) + b"\n"
+
+
+# Wanted: the state and the last record of any request, and what all of them have cost, of a file
+# with a hundred thousand lines. Held in memory are one byte (`_codes`) and one offset of eight
+# bytes (`_offsets`) per request, by index, and the few records that have no response; any other
+# record is read again at its offset when its turn comes.
 
 
 class JournalIndex:
@@ -184,6 +190,8 @@ class JournalIndex:
             else:
                 _check_header(line)
         except NOT_STRICT:
+            # A process that was killed leaves an incomplete last line, and some file systems leave
+            # null bytes. A broken line in the middle is damage that must not be paid for twice.
             if complete or (self.empty and not _HEADER.startswith(line.rstrip(b"\0"))):
                 raise JournalError(self._problem()) from None
             return
@@ -203,14 +211,18 @@ class JournalIndex:
         index = record.index
         if not 0 <= index <= len(self) + MAX_GAP:
             raise msgspec.ValidationError("not an index of a run")
+        # Requests end in any order, so lines of higher indices may come first.
         if (missing := index + 1 - len(self)) > 0:
             self._offsets.extend([0] * missing)
             self._codes.extend(bytes(missing))
         code = _CODES[type(record)]
         if isinstance(record, SentRecord):
+            # Every attempt may have been paid for: one without a response stays counted even when
+            # the next run sends the request again.
             self._open[index] = record
             self._count(record, lost=True)
         else:
+            # The response says what this attempt has cost, which replaces the assumption.
             if (sent := self._open.pop(index, None)) is not None:
                 self._count(sent, lost=True, sign=-1)
             if self._codes[index] not in _COUNTED:
@@ -228,7 +240,7 @@ class JournalIndex:
         if record.cost is None:
             self.unpriced += images
         else:
-            currency = record.currency or "USD"
+            currency = record.currency or "USD"  # of early journals, which name none
             self.costs[currency] = self.costs.get(currency, Decimal(0)) + sign * record.cost
 
     def state(self, index: int) -> State:
@@ -244,6 +256,7 @@ _HEADER, _HEADER_START = encode(JournalHeader()), b'{"type":"journal",'
 
 
 def _check_header(line: bytes) -> None:
+    # A line of another program may be decodable; ours begins with its type, without spaces.
     header = _decode_header(line)
     if not line.startswith(_HEADER_START):
         raise msgspec.ValidationError("the header of another kind of file")

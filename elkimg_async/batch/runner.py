@@ -101,9 +101,12 @@ class Runner:
         check_iterable(requests)
         self._requests, self._options, self._defaults = requests, options, defaults
         self._sender, self._settings = sender, settings
+        # `_pending` counts what has started and is not delivered. It bounds the memory: a user who
+        # does not iterate stops the run. In order, one slow request would stop all others without
+        # some room for their results.
         self._window = options.concurrency * (2 if options.ordered else 1)
         self._ready: deque[Delivery] = deque()
-        self._early: dict[int, Delivery] = {}
+        self._early: dict[int, Delivery] = {}  # in order: those whose predecessors are missing
         self._next_index = self._pending = self.in_flight = 0
         self._currency = self._pricing.currency if self._pricing else None
         self._totals, self._began = Totals(currency=self._currency), 0.0
@@ -135,6 +138,7 @@ class Runner:
         self._store = RunStore(journal, folder, require_lock=options.require_lock)
         self._room, self._arrived = asyncio.Event(), asyncio.Event()
         self._opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # A task group must be closed by the task that has opened it, which the caller's may not do.
         self._supervisor = asyncio.create_task(self._supervise())
         try:
             await asyncio.shield(self._opened)
@@ -173,6 +177,7 @@ class Runner:
                 return None
             self._arrived.clear()
             await self._arrived.wait()
+        # Removed only when its record is written: if this is cancelled, the next call returns it.
         delivery = self._ready[0]
         if delivery.record is not None and self._recorded is not delivery:
             self._recorded = delivery  # if this is cancelled, the record is still written
@@ -223,6 +228,7 @@ class Runner:
         except Exception as error:  # noqa: BLE001 - raised by `next_item`
             self._stop(error)
         finally:
+            # What has ended is paid for: it is delivered although its predecessors never end.
             self._ready.extend(self._early[index] for index in sorted(self._early))
             self._early.clear()
             self._over = True
@@ -280,6 +286,8 @@ class Runner:
                 self._stop(error)
                 return
             if isinstance(planned, BatchJob):
+                # Its images were counted as lost when the journal was read; they are about to be
+                # counted by the response, and are billed once.
                 if planned.resumes is not None:
                     self._budget.resume(planned.resumes.images)
                     self._costs.resume(planned.resumes.cost)
@@ -290,6 +298,7 @@ class Runner:
                 self._budget.reserve(planned.n)
                 self._costs.reserve(planned.worst or Decimal(0))
                 tasks.start_soon(self._work, planned)
+            # An item that is no request costs nothing, but counts towards `max_errors`.
             elif not planned.item.resumed and (limit := self._budget.reached(0)) is not None:
                 self._stop(self._stopped_by(limit))
                 return
@@ -314,6 +323,8 @@ class Runner:
     async def _may_start(self, job: BatchJob) -> bool:
         """Return whether the budget allows a job; wait while that depends on those in flight."""
         while self._failure is None:
+            # Those in flight may turn out cheaper than reserved, so the limit is certain only when
+            # none is left; failures never become fewer.
             limit = self._budget.reached(job.n) or self._costs.reached(job.worst)
             if limit is None:
                 return True
@@ -368,12 +379,15 @@ class Runner:
             if result.stop is not None:
                 self._stop(result.stop)
             elif (reason := fatal_reason(result.error)) is not None and result.error is not None:
+                # Those that are being sent are paid for, and end as usual; all others end now.
                 self._hopeless = True
                 self._sender.waiting.cancel(result.error)
                 self._stop(self._stopped_after(reason, result.error))
         except Exception as error:  # noqa: BLE001 - from the journal; raised by `next_item`
             self._stop(error)
         finally:
+            # Without an await since the response was accounted for: no request that starts sees an
+            # image neither reserved nor spent.
             self.in_flight -= 1
             self._budget.release(job.n)
             self._costs.settle(job.worst or Decimal(0), cost)

@@ -97,6 +97,8 @@ class _AsyncSource:
         try:
             return await anext(self._items)
         except asyncio.CancelledError:
+            # An iterator may raise this by itself, when a task that it awaits was cancelled. If
+            # nobody cancels this task, that is an error of the input, and the run must not hang.
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
@@ -123,6 +125,7 @@ class _ThreadSource:
 
     async def next(self) -> Any:
         if self._thread is None:
+            # As if the iterable were read by the caller, whose context it may depend on.
             run = contextvars.copy_context().run
             # A daemon thread, because nothing can interrupt a read that never ends.
             self._thread = threading.Thread(
@@ -137,9 +140,11 @@ class _ThreadSource:
 
     def close(self) -> None:
         self._closed = True
-        self._room.release()
+        self._room.release()  # the thread may be waiting for room
 
     def _read(self) -> None:
+        # Room first, then the item: of a database or a pipe no more is read than is taken over,
+        # `ahead` items at most.
         end = _EndOfItems()
         try:
             self._room.acquire()

@@ -110,6 +110,12 @@ class OutputFolder:
         return tuple(self.path / file.name for file in sorted(files, key=lambda f: f.position))
 
 
+# Group commit. Wanted: `commit` returns once its record is on disk, and costs one fsync, which may
+# take many milliseconds, for all requests that end during the previous one. The plan: `commit` adds
+# its lines to the current group and waits for that; one task at a time takes the group, writes it
+# in a thread, and sets its event.
+
+
 class _Group:
     """Lines that are written together."""
 
@@ -179,6 +185,7 @@ class RunStore:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._journal = self._open_locked(path)
             self._replay(path)
+            # Without what a killed process left of a line, which the next one would be joined to.
             os.ftruncate(self._journal, self.replay.end)
             if self.replay.unended:
                 write_all(self._journal, b"\n")
@@ -197,6 +204,7 @@ class RunStore:
             folder.path.mkdir(parents=True, exist_ok=True)
             self._manifest = self._open_locked(path)
             folder.clean()
+            # A killed run may have written lines of requests that its journal does not call done.
             with path.open("rb") as lines:
                 wrong = any(not self._is_valid(line) for line in lines)
             if wrong:
@@ -311,6 +319,7 @@ class RunStore:
         Raises:
             JournalError: If they cannot be written.
         """
+        # No await up to the creation of the task: a group is either taken as a whole or still open.
         group = self._group
         if self._journal is not None:
             group.journal.append(encode(record))
@@ -326,7 +335,7 @@ class RunStore:
 
     async def _write_groups(self) -> None:
         while self._group.journal or self._group.manifest:
-            group, self._group = self._group, _Group()
+            group, self._group = self._group, _Group()  # what comes from now on is in the next one
             try:
                 await anyio.to_thread.run_sync(self._write, group)
             except RuntimeError as error:  # no thread can be started
@@ -337,7 +346,11 @@ class RunStore:
 
     def _write(self, group: _Group) -> None:
         try:
+            # Nothing after a failure: part of a line may have been written, and a record behind it
+            # would be in the middle of a broken line.
             if self._failure is None:
+                # Names of images, then the manifest, then the journal: each only names what is on
+                # disk already.
                 if group.manifest and self._manifest is not None and self.folder is not None:
                     if self._journal is not None:
                         sync_folder(self.folder.path)

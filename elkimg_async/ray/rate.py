@@ -73,6 +73,8 @@ class RateActor:
     def __init__(
         self, limits: Mapping[str, Any], *, lease: float = LEASE, idle: float = IDLE
     ) -> None:
+        # All methods run in one event loop and change state only between awaits, so the actor needs
+        # no lock, and each call sees what the earlier ones of its worker have done.
         self._limiter = Limiter(**limits)
         self._lease, self._idle = lease, idle
         self._holders: dict[str, _Holder] = {}
@@ -85,6 +87,7 @@ class RateActor:
         if number in held.released or holder in self._ended:
             held.released.discard(number)
             return False
+        # Registered before the wait, so that a dead worker's place in the queue is released too.
         permit = held.permits[number] = self._limiter.reserve(weight)
         if permit.started is not None:
             return True
@@ -115,6 +118,7 @@ class RateActor:
         if (permit := held.permits.pop(number, None)) is None:
             held.released.add(number)
         elif number in held.waiting:
+            # `Limiter.wait` releases its permit when it is cancelled.
             held.waiting[number].cancel()
         else:
             self._limiter.release(permit)
@@ -126,6 +130,7 @@ class RateActor:
 
     async def forget(self, holder: str) -> None:
         """Record that a worker has ended; its later messages are ignored."""
+        # Its name stays, so that a late message does not bring it back.
         self._ended.add(holder)
         self._drop(holder)
 
@@ -143,6 +148,7 @@ class RateActor:
         if self._watched:
             return
         self._watched = True
+        # Each worker that finds the actor calls this; the first call stays.
         last = time.monotonic()
         while True:
             await asyncio.sleep(self._lease / 10)
@@ -209,6 +215,8 @@ class SharedRate:
 
         `remaining` is not used: the deadline of the call ends the wait.
         """
+        # Each time with a new number: the actor that had the old one may still live, and its turn
+        # is then released by that number.
         try:
             while permit.started is None:
                 actor = await self._get_actor()
@@ -240,6 +248,7 @@ class SharedRate:
 
     def release(self, permit: Permit) -> None:
         """Release the turn, once."""
+        # Zero means that nothing is requested or that it was released already.
         number, permit.number = permit.number, 0
         if number:
             self._notify("release", number)
@@ -253,10 +262,12 @@ class SharedRate:
             self._notify("forget")
 
     def _notify(self, method: str, *arguments: Any) -> None:
+        # Nobody waits for the result: after a failure the lease ends the permits.
         if self._actor is not None:
             getattr(self._actor, method).remote(self._holder, *arguments)
 
     async def _get_actor(self) -> Any:
+        # One at a time, in a thread, because Ray's look-up blocks.
         async with self._creating:
             if self._actor is None:
                 self._actor = await asyncio.to_thread(self._get_or_create)
@@ -266,6 +277,8 @@ class SharedRate:
             return self._actor
 
     def _get_or_create(self) -> Any:
+        # `get_if_exists` decides races between workers. With a CPU of its own the actor would wait
+        # for one on a cluster that is busy with the workers, which wait for it.
         actor = self._ray.remote(num_cpus=0, max_concurrency=_MAX_CALLS)(RateActor)
         named = actor.options(
             name=self._name, namespace=NAMESPACE, get_if_exists=True, lifetime="detached"
@@ -274,6 +287,7 @@ class SharedRate:
 
     async def _forget_actor(self, actor: Any) -> None:
         """Look up the actor again after a pause."""
+        # Many calls may meet the same dead actor, and another one may have replaced it by now.
         if self._actor is actor:
             self._actor = None
         await asyncio.sleep(_PAUSE)

@@ -111,6 +111,7 @@ class GenerateImages:
         ray = load_ray()
         check_options(options)
         api_key: Any = options.get("api_key")
+        # A reference keeps the API key out of the plan, which Ray's dashboard shows.
         if isinstance(api_key, ray.ObjectRef):
             api_key = ray.get(api_key)
         if api_key is None:
@@ -125,6 +126,8 @@ class GenerateImages:
         self._store = None if folder is None else SharedStore(str(folder))
         self._stopped: list[ElkImagesError] = []
         self._defaults, _ = _split(options)
+        # Ray calls this object batch by batch, and not in an event loop. The client lives in a loop
+        # of its own, so that its connections last from one batch to the next.
         opened: Future[None] = Future()
         serve = self._serve(opened, api_key, options)
         # A daemon, so that a worker ends when Ray ends it.
@@ -193,7 +196,7 @@ class GenerateImages:
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result()
-        except BaseException:
+        except BaseException:  # nothing is sent for a batch that nobody waits for
             future.cancel()
             raise
 
@@ -213,12 +216,16 @@ class GenerateImages:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(execute(row)) for row in table]
         results = [task.result() for task in tasks]
+        # Raising loses the images that are only in memory, so they are returned, and the next batch
+        # fails; with a folder they are on disk.
         if stopped and (self._store is not None or not any(result.images for result in results)):
             raise stopped[0]
         return results
 
     async def _execute(self, row: dict[str, Any]) -> tuple[RowResult, ElkImagesError | None]:
         """Return the result of one row, and the error that should stop the others, or None."""
+        # The idempotency key follows from run, row and request alone: a worker that replaces a dead
+        # one sends the same, whatever the other had done.
         row_id = rows.read_id(row, self._id_column)
         try:
             request, digest = await asyncio.to_thread(self._read, row)
@@ -272,6 +279,7 @@ class GenerateImages:
             row.paths = self._store.paths(record.files)
         else:
             await _download(row, images)
+        # With the time for downloads without a folder, and that of earlier executions.
         row.elapsed = result.elapsed + (time.monotonic() - began)
         row.elapsed += earlier.elapsed if earlier is not None else 0.0
         return row
