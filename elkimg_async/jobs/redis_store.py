@@ -169,6 +169,9 @@ class RedisStore(MultiWorkerStore):
         await self._redis.aclose()
 
     async def create(self, job: Job, inputs: Sequence[bytes]) -> Job:
+        # A job that has finished needs them no longer, and nothing would remove them again.
+        if inputs and (earlier := await self.get(job.id)) is not None:
+            return earlier
         # Before the record, so that a stored job can always be sent. Their names contain the
         # fingerprint, so that a rejected job with the same id overwrites nothing.
         expiry = self._expiry(_MARGIN)

@@ -3,13 +3,16 @@
 import asyncio
 import contextlib
 import functools
+import io
 import os
 import random
 import sys
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image as Pillow
 
 import elkimg_async
 from elkimg_async import AsyncImages, CompletedImage, errors
@@ -299,6 +302,28 @@ async def test_redis_that_loses_its_data(tmp_path: Path) -> None:
             assert (await other.result("one"))[0].content == PNG
             assert [(job.id, job.state) for job in await other.list()] == [("one", "done")]
             assert len(raw_server.requests) == 1
+
+
+@needs_redis
+async def test_redis_keeps_no_images_of_edits_that_have_finished(
+    redis_url: str, server: LocalServer
+) -> None:
+    """A start that joins a finished job does not store the images to be edited again."""
+    from redis.asyncio import Redis
+
+    file = io.BytesIO()
+    Pillow.new("RGBA", (64, 64)).save(file, "png")
+    edit: Any = {"prompt": "a hat", "id": "hat", "image": file.getvalue()}
+    async with (
+        AsyncImages(server.api_key, base_url=server.base_url) as client,
+        ImageJobs(client, store=RedisStore(redis_url, prefix="hat:")) as one,
+        ImageJobs(client, store=RedisStore(redis_url, prefix="hat:")) as other,
+        Redis.from_url(redis_url) as redis,
+    ):
+        await one.start(**edit)
+        await one.result("hat")
+        assert (await other.start(**edit)).state == "done"
+        assert await redis.keys("hat:input:*") == []
 
 
 @needs_redis
