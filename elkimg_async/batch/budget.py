@@ -152,6 +152,16 @@ class CostBudget:
         self.spent += _amount(worst if cost is None else cost)
 
 
+def check_count(name: str, value: object) -> None:
+    """Check an option that is a number of things.
+
+    Raises:
+        ConfigurationError: If it is not a whole number of at least 1.
+    """
+    if type(value) is not int or value < 1:
+        raise ConfigurationError(f"{name} must be a whole number of at least 1.")
+
+
 def make_max_cost(value: object) -> Decimal | None:
     """Return the `max_cost` argument of `map` as a Decimal; None means no limit.
 

@@ -10,6 +10,7 @@ import msgspec
 from elkimg_async.batch.executor import Sender, WaitingCalls
 from elkimg_async.batch.run import MapRun
 from elkimg_async.batch.runner import Runner, RunOptions
+from elkimg_async.config import Timeout
 from elkimg_async.sansio.headers import check_headers
 from elkimg_async.sansio.requests import DEFAULT_MODEL
 from elkimg_async.settings import Settings
@@ -51,9 +52,7 @@ def create_run(
     }
     if settings.model != DEFAULT_MODEL:
         defaults.setdefault("model", settings.model)
-    timeout = settings.timeout
-    if timeout.total is None:  # the wait for a turn is unlimited, as it depends on the other calls
-        timeout = msgspec.structs.replace(timeout, total=math.inf)
+    timeout = without_total(settings.timeout)
     waiting = WaitingCalls()
     hooks = (*settings.hooks, waiting.observe)
     sender = Sender(
@@ -71,3 +70,10 @@ def create_run(
         settings=settings,
     )
     return MapRun(runner)
+
+
+def without_total(timeout: Timeout) -> Timeout:
+    """Return time limits without a default for the total, since turns depend on other requests."""
+    if timeout.total is None:
+        return msgspec.structs.replace(timeout, total=math.inf)
+    return timeout

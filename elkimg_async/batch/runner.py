@@ -20,7 +20,7 @@ import anyio.abc
 import anyio.to_thread
 import msgspec
 
-from elkimg_async.batch.budget import Budget, CostBudget, Limit, fatal_reason
+from elkimg_async.batch.budget import Budget, CostBudget, Limit, check_count, fatal_reason
 from elkimg_async.batch.executor import Execution, Sender
 from elkimg_async.batch.job import BatchJob
 from elkimg_async.batch.journal import DoneRecord, JournalRecord, SentRecord, fields_of
@@ -54,19 +54,6 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool
     require_lock: bool = True
 
-    def check(self) -> None:
-        """Check the options that are numbers.
-
-        Raises:
-            ConfigurationError: If one is not a whole number of at least 1.
-        """
-        for name in ("concurrency", "max_errors", "max_images", "max_total_tokens"):
-            value = getattr(self, name)
-            if value is None and name != "concurrency":
-                continue
-            if type(value) is not int or value < 1:
-                raise ConfigurationError(f"{name} must be a whole number of at least 1.")
-
 
 class Runner:
     """The backend of a `MapRun`.
@@ -92,7 +79,10 @@ class Runner:
         sender: Sender,
         settings: Settings,
     ) -> None:
-        options.check()
+        check_count("concurrency", options.concurrency)
+        for name in ("max_errors", "max_images", "max_total_tokens"):
+            if (limit := getattr(options, name)) is not None:
+                check_count(name, limit)
         self._pricing = settings.pricing
         if options.max_cost is not None and self._pricing is None:
             raise ConfigurationError(
@@ -399,18 +389,18 @@ class Runner:
         self._room.set()
 
     def _stopped_by(self, limit: Limit) -> BatchStoppedError:
-        again = "Start it again with a higher limit"
-        again += " and the same journal to continue." if self._store.journaling else "."
+        again = " and the same journal to continue" if self._store.journaling else ""
         return BatchStoppedError(
-            f"The run has stopped at {limit}={getattr(self._options, limit)}. {again}", reason=limit
+            f"The run has stopped at {limit}={getattr(self._options, limit)}. Start it again with "
+            f"a higher limit{again}.",
+            reason=limit,
         )
 
     def _stopped_after(self, reason: str, error: ElkImagesError) -> BatchStoppedError:
-        again = "Fix that, and start it again"
-        again += " with the same journal to continue." if self._store.journaling else "."
+        again = " with the same journal to continue" if self._store.journaling else ""
         stopped = BatchStoppedError(
             "The run has stopped because every further request would fail the same way: "
-            f"{error} {again}",
+            f"{error} Fix that, and start it again{again}.",
             reason=reason,
         )
         stopped.__cause__ = error

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 from uuid import uuid4
 
+from elkimg_async.batch.budget import check_count
 from elkimg_async.config import make_base_url, make_model
-from elkimg_async.errors import ConfigurationError
 from elkimg_async.ray.rate import load_ray
 from elkimg_async.ray.rows import POSITION
 from elkimg_async.ray.worker import GenerateImages, WorkerOptions, check_options
@@ -77,9 +77,8 @@ def generate_dataset(
     """
     ray = load_ray()
     check_options(options)
-    for name, value in (("workers", workers), ("batch_size", batch_size)):
-        if type(value) is not int or value < 1:
-            raise ConfigurationError(f"{name} must be a whole number of at least 1.")
+    check_count("workers", workers)
+    check_count("batch_size", batch_size)
     arguments: dict[str, Any] = {"run": run or uuid4().hex, **options}
     arguments["base_url"] = make_base_url(options.get("base_url"))
     if (model := make_model(options.get("model"))) != DEFAULT_MODEL:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import importlib
-import math
 import threading
 import time
 from collections.abc import Coroutine, Mapping, Sequence
@@ -12,7 +11,8 @@ from typing import Any, Unpack
 
 import msgspec
 
-from elkimg_async.batch.budget import fatal_reason
+from elkimg_async.batch.budget import check_count, fatal_reason
+from elkimg_async.batch.create import without_total
 from elkimg_async.batch.executor import Execution, Sender
 from elkimg_async.batch.inputs import full_fingerprint
 from elkimg_async.batch.job import BatchJob, JobResult
@@ -349,9 +349,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     """
     if unknown := options.keys() - WorkerOptions.__annotations__.keys():
         raise TypeError(f"got an unexpected keyword argument {min(unknown)!r}")
-    at_once = options.get("requests_at_once", 1)
-    if type(at_once) is not int or at_once < 1:
-        raise ConfigurationError("requests_at_once must be a whole number of at least 1.")
+    check_count("requests_at_once", options.get("requests_at_once", 1))
     fields, client = _split(options)
     for row in ({"prompt": ""}, {"prompt": "", "image": b""}):
         read_row(row).request(fields)
@@ -364,9 +362,7 @@ def _split(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     fields = {name: present[name] for name in FIELDS if name in present}
     client = {name: present[name] for name in _CLIENT if name in present}
     client["headers"] = present.get("extra_headers")
-    timeout = make_timeout(present.get("timeout"))
-    if timeout.total is None:
-        timeout = msgspec.structs.replace(timeout, total=math.inf)
+    timeout = without_total(make_timeout(present.get("timeout")))
     return fields, {**client, "timeout": timeout, "retry": make_retry(present.get("retry"))}
 
 
