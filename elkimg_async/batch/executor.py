@@ -27,6 +27,7 @@ from elkimg_async.errors import (
 )
 from elkimg_async.hooks import AttemptStarted
 from elkimg_async.image import Image
+from elkimg_async.sansio.headers import take_idempotency_key
 from elkimg_async.sansio.requests import EditRequest
 from elkimg_async.sansio.responses import ImagesResponse, Meta
 from elkimg_async.sansio.retry import is_in_flight
@@ -150,7 +151,7 @@ class Sender:
     async def _send_once(self, job: BatchJob) -> ImagesResponse:
         headers = dict(self._headers)
         if job.idempotency_key is not None:
-            headers = {name: headers[name] for name in headers if name.lower() != "idempotency-key"}
+            take_idempotency_key(headers)
             headers["Idempotency-Key"] = job.idempotency_key
         call = self._call(job)(stream=self._stream, extra_headers=headers)
         if not self._stream:
