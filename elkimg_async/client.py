@@ -372,7 +372,6 @@ class AsyncImages(ImageCalls, AsyncOnly):
             run_options,
             options,
             settings=change_settings(self._settings, timeout, retry, None, query),
-            transport=self._transport,
             view=self._view,
         )
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -14,8 +13,6 @@ from elkimg_async.config import Timeout
 from elkimg_async.sansio.headers import check_headers
 from elkimg_async.sansio.requests import DEFAULT_MODEL
 from elkimg_async.settings import Settings
-from elkimg_async.transport.download import enable_download
-from elkimg_async.transport.session import Transport
 
 CALL_OPTIONS = ("extra_headers", "extra_query", "timeout", "retry")
 """Options of a call that are not part of its request."""
@@ -27,7 +24,6 @@ def create_run(
     call_options: Mapping[str, Any],
     *,
     settings: Settings,
-    transport: Transport,
     view: Callable[[Settings], Any],
 ) -> MapRun:
     """Return a run that has not been started.
@@ -38,7 +34,6 @@ def create_run(
         call_options: The options of `generate` and `edit` for all requests; None means unset.
         settings: The settings of the client, with `timeout`, `retry` and `extra_query` of the
             `call_options` applied.
-        transport: The connections of the client.
         view: Returns a view of the client with other settings.
 
     Raises:
@@ -57,19 +52,13 @@ def create_run(
     hooks = (*settings.hooks, waiting.observe)
     sender = Sender(
         view(msgspec.structs.replace(settings, timeout=timeout, hooks=hooks)),
-        connect=partial(enable_download, transport=transport, settings=settings),
         headers=check_headers(call_options.get("extra_headers")),
         stream=run_options.stream,
         waiting=waiting,
     )
-    runner = Runner(
-        requests,
-        run_options,
-        defaults=defaults,
-        sender=sender,
-        settings=settings,
+    return MapRun(
+        Runner(requests, run_options, defaults=defaults, sender=sender, settings=settings)
     )
-    return MapRun(runner)
 
 
 def without_total(timeout: Timeout) -> Timeout:

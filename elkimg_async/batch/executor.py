@@ -31,6 +31,7 @@ from elkimg_async.sansio.headers import take_idempotency_key
 from elkimg_async.sansio.requests import EditRequest
 from elkimg_async.sansio.responses import ImagesResponse, Meta
 from elkimg_async.sansio.retry import is_in_flight
+from elkimg_async.transport.download import enable_download
 
 IN_FLIGHT_PAUSE = 0.5
 """Seconds between two requests for an image that an earlier attempt is still producing."""
@@ -123,7 +124,6 @@ class Sender:
 
     Args:
         client: The `AsyncImages` that sends them, which imports this module.
-        connect: Enables an image to download its URL.
         headers: Additional headers for every request.
         stream: Whether responses are streamed.
         waiting: The calls to cancel when the run stops. None: they are never cancelled.
@@ -133,13 +133,11 @@ class Sender:
         self,
         client: Any,
         *,
-        connect: Callable[[Image], None],
         headers: Mapping[str, str],
         stream: bool,
         waiting: WaitingCalls | None = None,
     ) -> None:
-        self._client = client
-        self.connect, self._headers, self._stream = connect, headers, stream
+        self._client, self._headers, self._stream = client, headers, stream
         self.waiting = waiting or WaitingCalls()
 
     async def send(self, job: BatchJob) -> ImagesResponse:
@@ -147,6 +145,10 @@ class Sender:
         return await send_while_in_flight(
             lambda: self.waiting.run(self._send_once(job)), repeated=job.repeated
         )
+
+    def connect(self, image: Image) -> None:
+        """Enable an image to download its URL, as those of the client's responses are."""
+        enable_download(image, self._client._transport, self._client._settings)  # noqa: SLF001
 
     async def _send_once(self, job: BatchJob) -> ImagesResponse:
         headers = dict(self._headers)

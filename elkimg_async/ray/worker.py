@@ -44,7 +44,6 @@ from elkimg_async.ray.shared_store import RowRecord, SharedStore
 from elkimg_async.sansio.pricing import Pricing
 from elkimg_async.sansio.requests import EditRequest, GenerateRequest
 from elkimg_async.settings import Pacing
-from elkimg_async.transport.download import enable_download
 from elkimg_async.transport.event_loop import loop_factory
 from elkimg_async.types import MapOptions
 
@@ -184,7 +183,7 @@ class GenerateImages:
             pacing = SharedRate(self._run, {name: getattr(limits, name) for name in _SHARED})
             client = _PacedImages(pacing, api_key=api_key, **_split(options)[1])
             self._client = client
-            self._sender = Sender(client, connect=client.connect, headers={}, stream=self._stream)
+            self._sender = Sender(client, headers={}, stream=self._stream)
         except BaseException as error:  # noqa: BLE001 - raised in `__init__`
             opened.set_exception(error)
             return
@@ -372,7 +371,3 @@ class _PacedImages(AsyncImages):
     def __init__(self, pacing: Pacing, **options: Any) -> None:
         super().__init__(**options)
         self._settings = msgspec.structs.replace(self._settings, limiter=pacing)
-
-    def connect(self, image: Image) -> None:
-        """Enable an image to download its URL."""
-        enable_download(image, self._transport, self._settings)
