@@ -369,7 +369,7 @@ class Runner:
             if result.stop is not None:
                 self._stop(result.stop)
             elif (reason := fatal_reason(result.error)) is not None and result.error is not None:
-                # Those that are being sent are paid for, and end as usual; all others end now.
+                # Those that are being sent may be paid for, and end as usual; all others end now.
                 self._hopeless = True
                 self._sender.waiting.cancel(result.error)
                 self._stop(self._stopped_after(reason, result.error))

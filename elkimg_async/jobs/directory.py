@@ -168,7 +168,7 @@ class DirectoryStore(Store):
                 "another id."
             )
         folder.mkdir()
-        # The log last: a folder without one is of a job that nobody was told of, and is removed
+        # The log last: a folder without one is of a job that `start` never returned, and is removed
         # when the store is opened.
         try:
             for index, content in enumerate(inputs):

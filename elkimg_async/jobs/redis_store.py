@@ -227,8 +227,8 @@ class RedisStore(MultiWorkerStore):
         expiry = self._expiry(0.0)
         finished = int(job.finished)
         await self._write(_UPDATE, job, finished, expiry or 0, _NEWS)
-        # Not in the script, because their number is not known to it. If the worker dies in between,
-        # the images expire with the margin with which they were stored.
+        # If the worker dies in between, the images expire with the margin with which they were
+        # stored.
         if job.finished:
             self._partials.pop(job.id, None)
             for index in range(job.upload_count):

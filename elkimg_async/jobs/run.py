@@ -92,7 +92,7 @@ class JobRun:
             raise asyncio.CancelledError
         async with self._slots:
             # Recorded before the request is sent: a job that is found `queued` after a crash is
-            # sent again without asking whether the server replays idempotency keys.
+            # sent again even if the server does not replay idempotency keys.
             await self._save(model.send(self._feed.job, time.time()))
             self._last = await self._outcome()
             await self._save(self._last)

@@ -74,7 +74,7 @@ class RateActor:
         self, limits: Mapping[str, Any], *, lease: float = LEASE, idle: float = IDLE
     ) -> None:
         # All methods run in one event loop and change state only between awaits, so the actor needs
-        # no lock, and each call sees what the earlier ones of its worker have done.
+        # no lock.
         self._limiter = Limiter(**limits)
         self._lease, self._idle = lease, idle
         self._holders: dict[str, _Holder] = {}
