@@ -32,8 +32,8 @@ _numbers = itertools.count(1)
 class Call(Generic[ResultT]):
     """One call, batch or streaming: in both, a response is a sequence of events.
 
-    `build` returns the request, or None for an endpoint that takes none; it runs within the
-    deadline of the call. Once an event has been delivered, nothing is retried.
+    `build` returns the request, and runs within the deadline of the call; it is None for an
+    endpoint that takes no request. Once an event has been delivered, nothing is retried.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Call(Generic[ResultT]):
         settings: Settings,
         transport: Transport,
         endpoint: Endpoint[ResultT],
-        build: Callable[[], Awaitable[ImageRequest | None]],
+        build: Callable[[], Awaitable[ImageRequest]] | None = None,
         *,
         stream: bool = False,
         extra_headers: Mapping[str, str] | None = None,
@@ -226,7 +226,7 @@ class Call(Generic[ResultT]):
         """Build, check and encode the request."""
         settings, endpoint = self._settings, self._endpoint
         headers = merge(settings.headers, check_headers(self._extra_headers))
-        request = await self._build()
+        request = None if self._build is None else await self._build()
         if request is not None:
             self._request = request
             logs.warn_of_shutdown(settings.shutdowns, request.model or DEFAULT_MODEL)

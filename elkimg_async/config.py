@@ -192,16 +192,12 @@ def _from_httpx(timeout: Any) -> Timeout:
     return Timeout(total=math.inf, connect=seconds(timeout.connect), first_byte=read, idle=read)
 
 
-def make_retry(retry: RetryPolicy | int | None, max_retries: int | None = None) -> RetryPolicy:
-    """Return a `RetryPolicy`; a number is its `max_retries`, which is also openai's name for it.
+def make_retry(retry: RetryPolicy | int | None) -> RetryPolicy:
+    """Return a `RetryPolicy`; a number is its `max_retries`.
 
     Raises:
-        ConfigurationError: If a value is invalid, or both are passed.
+        ConfigurationError: If it is anything else.
     """
-    if max_retries is not None:
-        if retry is not None:
-            raise ConfigurationError("Pass either retry or max_retries, not both.")
-        retry = max_retries
     if isinstance(retry, RetryPolicy):
         return retry
     if retry is not None and type(retry) is not int:
