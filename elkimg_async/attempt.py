@@ -198,8 +198,8 @@ class Attempt(Generic[ResultT]):
         return self._decoder.response()
 
     def is_complete_despite(self, failure: ElkImagesError) -> bool:
-        """Return whether the response was complete before its connection failed."""
-        if not isinstance(failure, NetworkError) or self._decoder is None:
+        """Return whether the response was complete before the rest of its body failed."""
+        if not isinstance(failure, (NetworkError, ResponseError)) or self._decoder is None:
             return False
         if self._decoder.failure is None:
             self._end_body()
@@ -217,7 +217,7 @@ class Attempt(Generic[ResultT]):
         exchange = self._exchange
         try:
             if exchange is not None and not exchange.at_end:
-                with contextlib.suppress(NetworkError), Deadline(_END_OF_BODY):
+                with contextlib.suppress(ElkImagesError), Deadline(_END_OF_BODY):
                     while await exchange.read():
                         pass
         finally:

@@ -12,7 +12,13 @@ from typing import Any, Generic, TypeVar
 
 from elkimg_async import hooks, logs
 from elkimg_async.attempt import Attempt, Plan
-from elkimg_async.errors import APIError, Billing, ElkImagesError, InvalidRequestError
+from elkimg_async.errors import (
+    APIError,
+    Billing,
+    ElkImagesError,
+    InvalidRequestError,
+    RequestTimeoutError,
+)
 from elkimg_async.sansio.decoder import ImageEvent
 from elkimg_async.sansio.endpoints import Endpoint, ResultT
 from elkimg_async.sansio.headers import check_headers, merge, take_idempotency_key, with_headers
@@ -65,7 +71,7 @@ class Call(Generic[ResultT]):
         self._attempts = 0
         self._request: ImageRequest | None = None
         self._outcome_unknown = False
-        self._meta: Meta | None = None
+        self._response: ResultT | None = None
         self._finished = False
 
     # --- reading the response -------------------------------------------------
@@ -99,23 +105,28 @@ class Call(Generic[ResultT]):
         """Read from the current attempt, and start another one where a retry is allowed."""
         deadline, in_flight = self._start(), self._transport.in_flight
         in_flight.add(deadline, self._billing_without_exchange, outermost=True)
+        delay = 0.0
         try:
             while True:
                 try:
                     with deadline:
+                        if delay:
+                            await asyncio.sleep(delay)
                         return await read(await self._current_attempt(deadline), deadline)
                 except ElkImagesError as error:
                     failure = error
                 except BaseException as error:
                     self._abandon(error)
                     raise
-                if self._attempt is None or not self._attempt.is_complete_despite(failure):
-                    await self._retry_or_raise(failure, deadline)
+                if self._attempt is not None and self._attempt.is_complete_despite(failure):
+                    delay = 0.0
+                else:
+                    delay = self._retry_or_raise(failure, deadline)
         finally:
             in_flight.remove(deadline, self._billing_without_exchange)
 
     def _billing_without_exchange(self) -> Billing:
-        """Return the billing of a call ended between two exchanges, by closing the client."""
+        """Return the billing of a call that ends between two exchanges."""
         return "unknown" if self._outcome_unknown else "not_sent"
 
     def _start(self) -> Deadline:
@@ -139,28 +150,29 @@ class Call(Generic[ResultT]):
 
     async def _next_event(self, attempt: Attempt[ResultT], deadline: Deadline) -> ImageEvent | None:
         event = await attempt.next_event(deadline)
-        if event is None and self._meta is None:
-            self._meta = self._describe(attempt)
-            self._settings.budget.release()
+        if event is None and not self._finished:
+            if self._response is None:
+                self._response = self._complete(attempt)
+                self._settings.budget.release()
             await attempt.finish()
-            self._succeed(attempt, self._meta)
+            self._finish(result=self._response)
         return event
 
     async def _result(self, attempt: Attempt[ResultT], deadline: Deadline) -> ResultT:
         while await self._next_event(attempt, deadline) is not None:
             pass
-        result = attempt.result()
-        assert self._meta is not None
-        result.meta = self._meta
-        return result
+        assert self._response is not None
+        return self._response
 
-    async def _retry_or_raise(self, failure: ElkImagesError, deadline: Deadline) -> None:
-        """Wait until the next attempt may start, or raise the failure."""
+    def _retry_or_raise(self, failure: ElkImagesError, deadline: Deadline) -> float:
+        """Return the seconds until the next attempt, or raise the failure."""
         delivered = False
         if (attempt := self._attempt) is not None:
             delivered = attempt.delivered
             failure = attempt.fail(failure)
             self._attempts = attempt.count
+        elif isinstance(failure, RequestTimeoutError):
+            failure.billing = self._billing_without_exchange()
         self._identify(failure)
         if attempt is not None:
             attempt.redact(failure)
@@ -174,18 +186,7 @@ class Call(Generic[ResultT]):
         self._observers.notify(
             hooks.RetryScheduled, attempt=self._attempts, error=failure, delay=delay
         )
-        try:
-            with deadline:
-                await asyncio.sleep(delay)
-            return
-        except ElkImagesError as error:  # the client was closed
-            failure = error
-        except BaseException as error:
-            self._finish(error=error)
-            raise
-        self._identify(failure)
-        self._finish(error=failure)
-        raise failure
+        return delay
 
     def _identify(self, failure: ElkImagesError) -> None:
         """Add to the failure which call it belongs to."""
@@ -277,10 +278,12 @@ class Call(Generic[ResultT]):
 
     # --- the end --------------------------------------------------------------
 
-    def _describe(self, attempt: Attempt[ResultT]) -> Meta:
+    def _complete(self, attempt: Attempt[ResultT]) -> ResultT:
+        """Return the complete response with its metadata."""
         assert self._plan is not None
-        cost = self._cost(attempt.result(), attempt.cost_header)
-        return Meta(
+        result: Any = attempt.result()
+        cost = self._cost(result, attempt.cost_header)
+        result.meta = Meta(
             request_id=attempt.request_id,
             status=attempt.status,
             attempts=attempt.count,
@@ -291,6 +294,9 @@ class Call(Generic[ResultT]):
             cost=cost.amount if cost else None,
             currency=cost.currency if cost else None,
         )
+        if len(result) < (images := self._plan.images):
+            logs.warn_of_missing_images(self._number, images, len(result), attempt.request_id)
+        return result  # type: ignore[no-any-return]
 
     def _cost(self, result: Any, cost_header: str | None) -> Cost | None:
         if self._request is None:
@@ -304,16 +310,6 @@ class Call(Generic[ResultT]):
         except Exception:  # noqa: BLE001 - from the user's function; the images are paid for
             hooks.logger.warning("the price function failed", exc_info=True)
             return None
-
-    def _succeed(self, attempt: Attempt[ResultT], meta: Meta) -> None:
-        assert self._plan is not None
-        images = self._plan.images
-        if self._observers or images > 1:
-            result: Any = attempt.result()
-            result.meta = meta
-            if len(result) < images:
-                logs.warn_of_missing_images(self._number, images, len(result), meta.request_id)
-            self._finish(result=result)
 
     def _abandon(self, error: BaseException) -> None:
         """Release everything after a cancellation or an unexpected exception."""
