@@ -57,6 +57,7 @@ class Call(Generic[ResultT]):
         self._endpoint = endpoint
         self._build = build
         self._stream = stream
+        self._limits = settings.timeout.limits(stream=stream)
         self._extra_headers = extra_headers
         self._number = next(_numbers)
         self._warning_site = logs.WarningSite() if settings.validate == "warn" else None
@@ -217,11 +218,6 @@ class Call(Generic[ResultT]):
             failure.billing = "unknown"  # an earlier attempt may have created the image
 
     # --- the request ----------------------------------------------------------
-
-    @property
-    def _limits(self) -> Any:
-        settings = self._settings
-        return settings.stream_limits if self._stream else settings.batch_limits
 
     async def _prepare(self) -> Plan[ResultT]:
         """Build, check and encode the request."""

@@ -35,8 +35,9 @@ class Timeout(msgspec.Struct, frozen=True):
         first_byte: From the start of an attempt to the headers of its response. 600.
         idle: Between two chunks of a response, and while no byte of an upload is sent. 300.
         download: Downloading an image that came as a URL. 120.
-        pings_count: Whether a ping counts as a chunk; otherwise `idle` ends a stream of nothing but
-            pings.
+        pings_count: Whether a ping starts `idle` again. Pings are what servers send only to keep a
+            connection open: comments (`: PING`), empty events, and blanks before JSON. By default
+            they do not count, so a server that pings but has stopped working is noticed.
     """
 
     total: float | None = None
@@ -70,7 +71,7 @@ class Timeout(msgspec.Struct, frozen=True):
 
 
 class TimeoutLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """A `Timeout` with its defaults, all in seconds; `soonest` is the shortest limit of a wait."""
+    """A `Timeout` with its defaults, all in seconds."""
 
     total: float
     connect: float
@@ -78,12 +79,11 @@ class TimeoutLimits(msgspec.Struct, frozen=True, kw_only=True):
     idle: float
     download: float
     pings_count: bool
-    soonest: float = math.inf
 
-    def __post_init__(self) -> None:
-        msgspec.structs.force_setattr(
-            self, "soonest", min(self.connect, self.first_byte, self.idle)
-        )
+    @property
+    def soonest(self) -> float:
+        """The shortest limit of a single wait."""
+        return min(self.connect, self.first_byte, self.idle)
 
 
 class RetryPolicy(msgspec.Struct, frozen=True):

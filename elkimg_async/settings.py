@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from functools import cached_property
 from typing import Any, Protocol, get_args
 
 import msgspec
@@ -12,7 +11,6 @@ from elkimg_async.config import (
     Limits,
     RetryPolicy,
     Timeout,
-    TimeoutLimits,
     ValidateMode,
     check_choice,
     encode_query,
@@ -67,7 +65,7 @@ class Pacing(Protocol):
         """Fail every pending wait, because the client is being closed."""
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The options of a client, checked and complete.
 
     `base_url` has no query; `query` is that of the base URL and of the client, sent with every
@@ -93,16 +91,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     def url(self, path: str) -> str:
         """Return the URL of an endpoint, with the query that every request has."""
         return self.base_url + path + encode_query(self.query)
-
-    @cached_property
-    def batch_limits(self) -> TimeoutLimits:
-        """The time limits of a batch call."""
-        return self.timeout.limits(stream=False)
-
-    @cached_property
-    def stream_limits(self) -> TimeoutLimits:
-        """The time limits of a streaming call."""
-        return self.timeout.limits(stream=True)
 
 
 def create_settings(

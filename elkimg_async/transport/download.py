@@ -92,7 +92,8 @@ def _billed() -> Billing:
 
 def enable_download(image: Image, transport: Transport, settings: Settings) -> None:
     """Make the URL of an image absolute, and enable the image to download it."""
-    base_url, limits, timeout = settings.base_url, settings.limits, settings.batch_limits
+    base_url, limits = settings.base_url, settings.limits
+    timeout = settings.timeout.limits(stream=False)
     if not (image.url or "").startswith(("https://", "http://")):
         image.url = resolve(base_url.partition("?")[0].rstrip("/") + "/", image.url or "")
     options = DownloadOptions(
