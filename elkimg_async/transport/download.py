@@ -8,6 +8,7 @@ from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 from elkimg_async import logs
+from elkimg_async.config import RetryPolicy
 from elkimg_async.errors import (
     Billing,
     DisconnectedError,
@@ -18,6 +19,7 @@ from elkimg_async.errors import (
 from elkimg_async.image import Image
 from elkimg_async.sansio import encode
 from elkimg_async.sansio.headers import retry_after
+from elkimg_async.sansio.retry import backoff
 from elkimg_async.sansio.signatures import is_text
 from elkimg_async.settings import Settings
 from elkimg_async.transport.deadline import Deadline
@@ -28,8 +30,8 @@ MAX_REDIRECTS = 5
 _REQUEST = encode.get("image/*")
 
 _REDIRECTS = {301, 302, 303, 307, 308}
-_BACK_OFF, _MAX_BACK_OFF = 0.5, 8.0  # seconds
-_MAX_RETRY_AFTER = 120.0
+_POLICY = RetryPolicy()
+"""The delays of downloads: the defaults of calls, but without jitter."""
 _NOT_READY_STATUSES = {202, 403, 404}
 NOT_READY = 30.0
 """Seconds after which these are final: the URL is wrong, or has expired."""
@@ -154,7 +156,7 @@ class _Fetch:
                 lost += 1
                 if lost > _MAX_LOST:
                     raise
-                delay = _BACK_OFF * 2.0 ** (lost - 1)
+                delay = backoff(_POLICY, lost)
             else:
                 if is_text(content):
                     raise DownloadError("The image host returned text, not an image.", status=200)
@@ -166,10 +168,8 @@ class _Fetch:
         absent = error.status in _NOT_READY_STATUSES or error.empty
         if not absent and error.status not in (408, 425, 429) and error.status < 500:
             return None
-        delay = min(_BACK_OFF * 2.0 ** min(attempt - 1, 10), _MAX_BACK_OFF)
-        if error.wait is not None:
-            delay = max(0.05, error.wait)
-        if delay > _MAX_RETRY_AFTER or delay >= self._deadline.remaining:
+        delay = backoff(_POLICY, attempt) if error.wait is None else max(0.05, error.wait)
+        if delay > _POLICY.max_retry_after or delay >= self._deadline.remaining:
             return None
         return None if absent and elapsed + delay > NOT_READY else delay
 
