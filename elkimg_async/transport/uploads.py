@@ -97,9 +97,7 @@ async def open_images(images: Any, param: str) -> tuple[InputImage | ImageRefere
 async def open_image(image: Any, param: str) -> InputImage | ImageReference:
     """Return one image as it is sent; raises like `open_images`."""
     if is_file_tuple(image):
-        name, content, media_type, headers = _from_file_tuple(image, param)
-        found = _renamed(await _open(content, param), name, media_type)
-        return _checked(msgspec.structs.replace(found, headers=headers), param)
+        return _checked(await _open_tuple(image, param), param)
     if isinstance(image, str) and _URL.match(image):
         image = ImageReference(url=image.strip())
     if isinstance(image, ImageReference):
@@ -186,25 +184,22 @@ def _is_media_type(value: Any) -> bool:
     return isinstance(value, str) and _MEDIA_TYPE.fullmatch(value.partition(";")[0]) is not None
 
 
-def _from_file_tuple(
-    image: Any, param: str
-) -> tuple[str | None, Any, str | None, tuple[tuple[str, str], ...]]:
-    """Return the name, content, type and headers, without those that the form has anyway."""
+async def _open_tuple(image: Any, param: str) -> InputImage:
+    """Open a file tuple; headers that its part of the form has anyway are dropped."""
     name, content, media_type, headers = (*image, None, None)[:4]
-    pairs = tuple((str(key), str(value)) for key, value in dict(headers or {}).items())
+    pairs = [(str(key), str(value)) for key, value in dict(headers or {}).items()]
     if any(not _HEADER.fullmatch(f"{key}: {value}") for key, value in pairs):
         raise InvalidRequestError(f"The headers of {param} are not valid.", param=param)
-    kept = (pair for pair in pairs if pair[0].lower() not in _FORM_HEADERS)
-    return name, content, media_type, tuple(kept)
-
-
-def _renamed(image: InputImage, name: str | None, media_type: str | None) -> InputImage:
-    found = image.media_type
-    if name is not None:
-        image = msgspec.structs.replace(image, name=image_headers.file_name(name, found))
-    if media_type is not None and found == UNKNOWN_TYPE:
-        image = msgspec.structs.replace(image, media_type=media_type)
-    return image
+    found = await _open(content, param)
+    name = found.name if name is None else image_headers.file_name(name, found.media_type)
+    if found.media_type != UNKNOWN_TYPE:
+        media_type = found.media_type  # what the bytes say counts more than what the tuple says
+    return msgspec.structs.replace(
+        found,
+        name=name,
+        media_type=media_type or UNKNOWN_TYPE,
+        headers=tuple(pair for pair in pairs if pair[0].lower() not in _FORM_HEADERS),
+    )
 
 
 def _from_data_url(url: str, param: str) -> InputImage:
