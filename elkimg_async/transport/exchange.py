@@ -202,7 +202,15 @@ class Exchange:
                 self._tracker = aiohttp.UploadTracker()
             self._begun = True
             payload = self._payload()
-            response = await self._request_response(payload)
+            response = await self._pool.session.request(
+                self._request.method,
+                # Quoting it again would invalidate a signature in it.
+                yarl.URL(self._url, encoded=self._url.isascii() and " " not in self._url),
+                data=payload,
+                headers=self._headers(),
+                proxy=self._proxy,
+                **self._options(),
+            )
         except Exception as error:  # noqa: BLE001
             if isinstance(payload, Reader) and payload.failure is not None:
                 return payload.failure
@@ -215,28 +223,21 @@ class Exchange:
         self._pool.hosts.note_response(origin_of(self._url), response.headers)
         return self._choose_decoder(response.headers)
 
-    async def _request_response(self, payload: Reader | bytes | None) -> aiohttp.ClientResponse:
-        headers = self._headers()
-        options: dict[str, Any] = {}
+    def _options(self) -> dict[str, Any]:
+        """Return the options that hold in any session, whatever its own defaults are."""
+        options: dict[str, Any] = {
+            "allow_redirects": False,  # a redirected POST would become a GET, or go elsewhere
+            "raise_for_status": False,
+            "auto_decompress": False,
+            "read_bufsize": READ_SIZE,
+            "max_field_size": MAX_HEADER,
+            "timeout": _client_timeout(self._connect, shared=self._pool.shared),
+        }
         if self._tracker is not None:
             options["upload_tracker"] = self._tracker
         if accepts(aiohttp.ClientSession.__init__, "max_headers"):  # since aiohttp 3.14
             options["max_headers"] = MAX_HEADERS
-        return await self._pool.session.request(
-            self._request.method,
-            # Quoting it again would invalidate a signature in it.
-            yarl.URL(self._url, encoded=self._url.isascii() and " " not in self._url),
-            data=payload,
-            headers=headers,
-            allow_redirects=False,
-            raise_for_status=False,
-            auto_decompress=False,
-            read_bufsize=READ_SIZE,
-            max_field_size=MAX_HEADER,
-            proxy=self._proxy,
-            timeout=_client_timeout(self._connect, shared=self._pool.shared),
-            **options,
-        )
+        return options
 
     def _payload(self) -> Reader | bytes | None:
         """Return the body, as a `Reader` of its chunks if it is large or comes from files.
