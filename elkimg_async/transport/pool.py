@@ -223,15 +223,13 @@ def create_session(hosts: Hosts, *, public_only: bool, keepalive: float) -> aioh
         public_only: Whether host names with a private address are rejected.
         keepalive: Seconds for which idle connections are kept; 0 for one connection per request.
     """
-    options: dict[str, Any] = {"limit": 0}
+    options: dict[str, Any] = {"limit": 0, "socket_factory": keep_alive_socket}
     if keepalive > 0:
         options["keepalive_timeout"] = keepalive
     else:
         options["force_close"] = True
     if public_only:
         options["resolver"] = PublicResolver()
-    if accepts(aiohttp.TCPConnector.__init__, "socket_factory"):  # since aiohttp 3.12
-        options["socket_factory"] = keep_alive_socket
     return aiohttp.ClientSession(
         connector=_Connector(hosts, keepalive, **options), cookie_jar=aiohttp.DummyCookieJar()
     )

@@ -55,10 +55,10 @@ class Transport:
 
     def __init__(
         self,
-        session: aiohttp.ClientSession | None = None,
+        session: aiohttp.ClientSession | None,
         *,
-        created_at: str = "an unknown place",
-        keepalive: float = 4.0,
+        created_at: str,
+        keepalive: float,
     ) -> None:
         if session is not None and not hasattr(session, "connector"):
             raise ConfigurationError(
