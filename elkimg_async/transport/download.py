@@ -129,16 +129,13 @@ class _StatusError(Exception):
         return DownloadError(f"The image host returned {returned}.", status=self.status)
 
 
-class _Fetch:
+class _Fetch(NamedTuple):
     """The requests of one download."""
 
-    def __init__(
-        self, transport: Transport, options: DownloadOptions, deadline: Deadline, public_only: bool
-    ) -> None:
-        self._transport = transport
-        self._options = options
-        self._deadline = deadline
-        self._public_only = public_only
+    transport: Transport
+    options: DownloadOptions
+    deadline: Deadline
+    public_only: bool
 
     async def run(self, url: str) -> bytes:
         """Follow redirects and retry transient failures until the image has arrived."""
@@ -169,7 +166,7 @@ class _Fetch:
         if not absent and error.status not in (408, 425, 429) and error.status < 500:
             return None
         delay = backoff(_POLICY, attempt) if error.wait is None else max(0.05, error.wait)
-        if delay > _POLICY.max_retry_after or delay >= self._deadline.remaining:
+        if delay > _POLICY.max_retry_after or delay >= self.deadline.remaining:
             return None
         return None if absent and elapsed + delay > NOT_READY else delay
 
@@ -183,16 +180,16 @@ class _Fetch:
 
     async def _request(self, url: str) -> tuple[bytes | None, str]:
         """Return the content, or None and the URL of a redirect."""
-        max_bytes = self._options.max_bytes
-        exchange = self._transport.exchange(
+        max_bytes = self.options.max_bytes
+        exchange = self.transport.exchange(
             url,
             _REQUEST,
             api_key=None,
-            connect=self._options.connect,
-            public_only=self._public_only,
+            connect=self.options.connect,
+            public_only=self.public_only,
         )
         try:
-            await exchange.open(self._deadline, first_byte=math.inf, idle=math.inf)
+            await exchange.open(self.deadline, first_byte=math.inf, idle=math.inf)
             location = exchange.headers.get("location")
             if exchange.status in _REDIRECTS and location:
                 return None, resolve(url, location)
@@ -228,10 +225,10 @@ class _Fetch:
             parts, host = urlsplit(""), None
         if parts.scheme not in ("http", "https") or not host:
             raise DownloadError("The URL of the image is neither http nor https.")
-        if not self._public_only:
+        if not self.public_only:
             return
         private = not is_public(host)
-        if not private and self._transport.shares_connector():
+        if not private and self.transport.shares_connector():
             private = await _is_private(url)  # a borrowed connector has a resolver of its own
         if private:
             raise DownloadError(

@@ -8,7 +8,7 @@ import itertools
 import re
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakSet
 
 import aiohttp
@@ -37,6 +37,9 @@ FRESH_CONNECTIONS = 600.0
 """Seconds without reuse of connections to a host that closed one without notice."""
 
 _MAX_HOSTS = 256
+
+Kind = Literal["borrowed", "shared", "own"]
+"""Whose a session is: the user's, ours on the user's connector (for downloads), or ours."""
 
 
 @functools.cache
@@ -164,22 +167,16 @@ class Pool:
     """
 
     def __init__(
-        self,
-        session: aiohttp.ClientSession,
-        *,
-        borrowed: bool,
-        shared: bool,
-        hosts: Hosts,
-        in_flight: InFlight,
+        self, session: aiohttp.ClientSession, kind: Kind, *, hosts: Hosts, in_flight: InFlight
     ) -> None:
         self.session = session
-        self.borrowed, self.shared = borrowed, shared
+        self.borrowed, self.shared = kind == "borrowed", kind != "own"
         self.hosts = hosts
         self.in_flight = in_flight
         # A borrowed connector has a limit of its own. Ours is kept here, since the connector's time
         # limit for connecting would include the wait.
-        self._slots = None if shared else asyncio.Semaphore(MAX_CONNECTIONS)
-        if not borrowed:
+        self._slots = None if self.shared else asyncio.Semaphore(MAX_CONNECTIONS)
+        if not self.borrowed:
             lifetime = _lifetimes[session] = _lifetime(session)
             # The first step registers the generator with the loop, which closes it before it ends.
             with contextlib.suppress(StopIteration):

@@ -16,6 +16,7 @@ from elkimg_async.transport.exchange import Exchange
 from elkimg_async.transport.pool import (
     Hosts,
     InFlight,
+    Kind,
     Pool,
     check_aiohttp,
     create_session,
@@ -36,8 +37,7 @@ class _Purpose(NamedTuple):
     """The purpose of a session."""
 
     loop: asyncio.AbstractEventLoop
-    kind: str
-    """`borrowed`, `shared` (its connector, for downloads) or `own`."""
+    kind: Kind
     public_only: bool = False
     keepalive: float = 0.0
 
@@ -165,13 +165,9 @@ class Transport:
 
     def _proxy(self, url: str, purpose: _Purpose) -> str | None:
         """Return the environment's proxy, unless a borrowed session has its own."""
-        if (
-            self._borrowed is not None
-            and purpose.kind != "own"
-            and (
-                self._borrowed.trust_env
-                or type(self._borrowed.connector) is not aiohttp.TCPConnector
-            )
+        borrowed = None if purpose.kind == "own" else self._borrowed
+        if borrowed is not None and (
+            borrowed.trust_env or type(borrowed.connector) is not aiohttp.TCPConnector
         ):
             return None
         origin = origin_of(url)
@@ -192,22 +188,15 @@ class Transport:
         return pool
 
     def _create(self, purpose: _Purpose) -> Pool:
-        borrowed = self._borrowed if purpose.kind == "borrowed" else None
-        if borrowed is not None:
-            session = borrowed
-        elif purpose.kind == "shared" and self._borrowed is not None:
-            session = share_connector(self._borrowed)
-        else:
+        if self._borrowed is None or purpose.kind == "own":
             session = create_session(
                 self._hosts, public_only=purpose.public_only, keepalive=purpose.keepalive
             )
-        return Pool(
-            session,
-            borrowed=borrowed is not None,
-            shared=purpose.kind != "own",
-            hosts=self._hosts,
-            in_flight=self.in_flight,
-        )
+        elif purpose.kind == "shared":
+            session = share_connector(self._borrowed)
+        else:
+            session = self._borrowed
+        return Pool(session, purpose.kind, hosts=self._hosts, in_flight=self.in_flight)
 
     def _forget_parent(self) -> None:
         """Abandon the connections of a parent process after a fork: both share one epoll."""
