@@ -102,9 +102,15 @@ class Call(Generic[ResultT]):
 
     # --- the retry loop -------------------------------------------------------
 
+    # Opening, reading one event and reading everything are the same loop, so that a failure can be
+    # retried wherever it appears. What happens to a failure is decided outside of `with deadline`,
+    # by code that does not wait: neither the timer nor a cancellation can interrupt it.
+
     async def _run(self, read: Callable[[Attempt[ResultT], Deadline], Awaitable[T]]) -> T:
         """Read from the current attempt, and start another one where a retry is allowed."""
         deadline, in_flight = self._start(), self._transport.in_flight
+        # The billing of a call that is ended by closing the client is that of its exchange, which
+        # registers itself. This entry, around it, is for the time before and between exchanges.
         in_flight.add(deadline, self._billing_without_exchange, outermost=True)
         delay = 0.0
         try:
@@ -116,9 +122,11 @@ class Call(Generic[ResultT]):
                         return await read(await self._current_attempt(deadline), deadline)
                 except ElkImagesError as error:
                     failure = error
-                except BaseException as error:
+                except BaseException as error:  # cancelled, or an error in the user's code
                     self._abandon(error)
                     raise
+                # Servers reset connections, or end them short of the announced length, after the
+                # last event. The next pass then finds the end of the response.
                 if self._attempt is not None and self._attempt.is_complete_despite(failure):
                     delay = 0.0
                 else:
@@ -153,8 +161,10 @@ class Call(Generic[ResultT]):
         event = await attempt.next_event(deadline)
         if event is None and not self._finished:
             if self._response is None:
+                # Before `finish`, which closes the exchange and with it the response headers.
                 self._response = self._complete(attempt)
                 self._settings.budget.release()
+            # If the total passes here, the loop comes back with the response already complete.
             await attempt.finish()
             self._finish(result=self._response)
         return event
@@ -172,12 +182,14 @@ class Call(Generic[ResultT]):
             delivered = attempt.delivered
             failure = attempt.fail(failure)
             self._attempts = attempt.count
-        elif isinstance(failure, RequestTimeoutError):
+        elif isinstance(failure, RequestTimeoutError):  # while files were read, or before a retry
             failure.billing = self._billing_without_exchange()
         self._identify(failure)
         if attempt is not None:
             attempt.redact(failure)
+        # After a retry, the user would see other partial images, or the same completed one twice.
         delay = None if delivered else self._retry_delay(failure, deadline)
+        # The budget comes last, so that only real retries use it up.
         if delay is None or not self._settings.budget.acquire():
             self._settle_billing(failure)
             self._finish(error=failure)
@@ -222,12 +234,14 @@ class Call(Generic[ResultT]):
     async def _prepare(self) -> Plan[ResultT]:
         """Build, check and encode the request."""
         settings, endpoint = self._settings, self._endpoint
+        # The headers are checked first: reading the files of an edit may take long.
         headers = merge(settings.headers, check_headers(self._extra_headers))
         request = None if self._build is None else await self._build()
         if request is not None:
             self._request = request
             logs.warn_of_shutdown(settings.shutdowns, request.model or DEFAULT_MODEL)
             self._validate(request)
+        # One idempotency key for all attempts. One that the user sets is sent even with "off".
         idempotency_key = None
         if endpoint.creates_images:
             idempotency_key = take_idempotency_key(headers)

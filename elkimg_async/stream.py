@@ -70,6 +70,8 @@ class ImageStream(EventIterator):
 
     async def __anext__(self) -> ImageEvent:
         event = None
+        # Several events may have arrived in one chunk. Those are returned without entering the
+        # call's deadline and retry loop again.
         if self._state == "open" and not self._busy:
             event = self._source.ready_event()
         if event is None and self._state != "finished":
@@ -115,6 +117,7 @@ class ImageStream(EventIterator):
     def __del__(self) -> None:
         state = getattr(self, "_state", "closed")
         if state == "open":
+            # As when `break` leaves an `async for` without `async with`: nobody can close it later.
             self._source.abort()
         elif state == "new" and not self._iterated:
             self._created_at.warn(
@@ -156,7 +159,7 @@ class ImageStream(EventIterator):
         try:
             self._check()
         except StreamStateError:
-            step.close()
+            step.close()  # else Python would warn that it was never awaited
             raise
         self._busy = True
         try:
@@ -167,11 +170,14 @@ class ImageStream(EventIterator):
                 self._state = "failed"
                 self._failure = error
                 raise
+            # Another task closed the stream meanwhile, so the step failed for that reason, unless
+            # it was cancelled as well: a cancellation is never replaced.
             if not isinstance(error, Exception):
                 raise
         else:
             if self._state != "closed":
                 return result
+            # Closed by another task, although the step succeeded.
         finally:
             self._busy = False
         raise StreamStateError("The stream was closed while it was being read.", billing="unknown")

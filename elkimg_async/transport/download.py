@@ -79,6 +79,7 @@ async def download(transport: Transport, options: DownloadOptions, url: str) -> 
         return content
     finally:
         transport.in_flight.remove(deadline, _billed)
+    # Whatever failed, the image is paid for, and only reading it again helps.
     if not isinstance(failure, DownloadError):
         reason = failure if isinstance(failure, RequestTimeoutError) else failure.message
         failure = DownloadError(f"The image could not be fetched: {reason}")
@@ -149,6 +150,7 @@ class _Fetch(NamedTuple):
                 delay = self._delay(error, attempt, time.monotonic() - started)
                 if lost > _MAX_LOST or delay is None:
                     raise error.failure() from None
+            # Not a ConnectError or a time-out: a host that cannot be reached stays so.
             except DisconnectedError:
                 lost += 1
                 if lost > _MAX_LOST:
@@ -162,6 +164,8 @@ class _Fetch(NamedTuple):
 
     def _delay(self, error: _StatusError, attempt: int, elapsed: float) -> float | None:
         """Return the seconds before the next request, or None to give up."""
+        # The host may not have the file yet, or never have it: a signed URL that has expired is a
+        # 403 too. So these end after `NOT_READY`, others with the limit of the download.
         absent = error.status in _NOT_READY_STATUSES or error.empty
         if not absent and error.status not in (408, 425, 429) and error.status < 500:
             return None
@@ -171,6 +175,7 @@ class _Fetch(NamedTuple):
         return None if absent and elapsed + delay > NOT_READY else delay
 
     async def _follow(self, url: str) -> bytes:
+        # Followed here rather than by aiohttp, because each hop may point to a private network.
         for _ in range(MAX_REDIRECTS + 1):
             await self._check(url)
             content, url = await self._request(url)
@@ -189,6 +194,7 @@ class _Fetch(NamedTuple):
             public_only=self.public_only,
         )
         try:
+            # The deadline of the download is its only limit.
             await exchange.open(self.deadline, first_byte=math.inf, idle=math.inf)
             location = exchange.headers.get("location")
             if exchange.status in _REDIRECTS and location:
@@ -227,6 +233,8 @@ class _Fetch(NamedTuple):
             raise DownloadError("The URL of the image is neither http nor https.")
         if not self.public_only:
             return
+        # A literal address is checked here. A name is checked by the resolver of our own connector,
+        # whose result is then used; a check before the request could see another address.
         private = not is_public(host)
         if not private and self.transport.shares_connector():
             private = await _is_private(url)  # a borrowed connector has a resolver of its own

@@ -79,6 +79,8 @@ class Exchange:
         """The current phase: `connect`, `upload`, `first_byte` or `body`."""
         if self.status:
             return "body"
+        # Until the first byte of the body has left, aiohttp may still be connecting. A request
+        # without a body shows nothing of the kind, and counts as sent.
         if not self._begun or (self._length and not self._uploaded):
             return "connect"
         return "first_byte" if self._uploaded >= self._length else "upload"
@@ -115,6 +117,8 @@ class Exchange:
         """
         self._deadline = deadline
         self._pool.in_flight.add(deadline, self._stop)
+        # A long upload is limited by its progress, and only then by the wait for the headers: on a
+        # slow line, sending the images of an edit may take longer than the server does.
         if self._length > _LONG_UPLOAD:
             self._watch_upload(deadline, first_byte, idle)
         else:
@@ -127,6 +131,8 @@ class Exchange:
         self, deadline: Deadline, first_byte: float, idle: float, before: int = -1
     ) -> None:
         """Allow more time if more than `before` bytes of the body have left."""
+        # The deadline calls this again, as `extend`, each time a limit has passed. Nothing else
+        # would notice progress: aiohttp has no event for bytes that the kernel has taken.
         if (uploaded := self._uploaded) > before:
             extend = functools.partial(self._watch_upload, deadline, first_byte, idle, uploaded)
             if self.phase == "first_byte":
@@ -148,10 +154,12 @@ class Exchange:
             return await self._read_decoded(self._response.content, self._decode)
         except Exception as error:  # noqa: BLE001
             failure = translate(error, self._situation())
+        # Raised after the `except` block, so that aiohttp's exception does not become its context.
         self.close()
         raise failure
 
     async def _read_decoded(self, content: aiohttp.StreamReader, decode: Decode) -> bytes:
+        # One encoded chunk may hold many decoded ones, or none yet; b"" would mean the end.
         while True:
             if self._decoded is not None:
                 if chunk := next(self._decoded, b""):
@@ -195,6 +203,9 @@ class Exchange:
     async def _send(self) -> ElkImagesError | None:
         payload: Reader | bytes | None = None
         try:
+            # Waiting for a free connection is not connecting, and has no limit but the total. After
+            # it, connections that the server has closed in the meantime leave the pool: a request
+            # on one of them would be lost, and its outcome unknown.
             await self._pool.acquire()
             self._has_slot = True
             await run_pending_callbacks()
@@ -212,6 +223,7 @@ class Exchange:
                 **self._options(),
             )
         except Exception as error:  # noqa: BLE001
+            # aiohttp wraps what a body raises, so the reader keeps the cause.
             if isinstance(payload, Reader) and payload.failure is not None:
                 return payload.failure
             if is_lost_connection(error):
@@ -263,6 +275,7 @@ class Exchange:
         if self._api_key:
             headers["Authorization"] = f"Bearer {self._api_key.reveal()}"
         if self._request.body is not None:
+            # Its length is known even if it is read while it is sent, so it needs no chunks.
             headers["Content-Length"] = str(self._length)
         if self._pool.borrowed and headers.get("User-Agent") == USER_AGENT:
             del headers["User-Agent"]  # the session may have its own

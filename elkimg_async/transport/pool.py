@@ -74,6 +74,8 @@ class Hosts:
     """
 
     def __init__(self, keepalive: float) -> None:
+        # By origin. Both are bounded: image hosts may be many, and an entry that is dropped costs
+        # at most one lost connection.
         self._default = keepalive
         self._seconds: dict[str, float] = {}
         self._fresh_until: dict[str, float] = {}
@@ -121,6 +123,8 @@ class InFlight:
     """The waits of a client's calls and downloads, so that closing the client can end them."""
 
     def __init__(self) -> None:
+        # By deadline, that is, by call; the innermost wait is last. Only that one is stopped, since
+        # it knows whether anything was sent, and its failure ends those around it.
         self._waits: dict[Deadline, list[Callable[[], Billing]]] = {}
 
     def add(
@@ -143,6 +147,7 @@ class InFlight:
 
     def interrupt_all(self) -> None:
         """Fail every wait with a ConfigurationError, also in other event loops."""
+        # A deadline cancels a task, which is safe only in the thread of its own loop.
         here = asyncio.get_running_loop()
         for deadline in list(self._waits):
             if deadline.loop is here:
@@ -177,6 +182,8 @@ class Pool:
         # limit for connecting would include the wait.
         self._slots = None if self.shared else asyncio.Semaphore(MAX_CONNECTIONS)
         if not self.borrowed:
+            # Closing a session needs its loop, and asyncio has no callback for the end of a loop.
+            # But `asyncio.run` closes all async generators that were begun, before it ends.
             lifetime = _lifetimes[session] = _lifetime(session)
             # The first step registers the generator with the loop, which closes it before it ends.
             with contextlib.suppress(StopIteration):
@@ -263,6 +270,7 @@ class _Connector(aiohttp.TCPConnector):
 
     def __init__(self, hosts: Hosts, keepalive: float, **options: Any) -> None:
         super().__init__(**options)
+        # `_kept` has the idle connections in the order in which they became idle, with that time.
         self._reuse, self._seconds = hosts, keepalive
         self._protocols: WeakSet[ResponseHandler] = WeakSet()
         self._kept: dict[ResponseHandler, tuple[str, float]] = {}
@@ -279,6 +287,8 @@ class _Connector(aiohttp.TCPConnector):
         traces: Any,
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109
     ) -> aiohttp.connector.Connection:
+        # Each pass takes a connection from the pool and closes it if it must not be used; once the
+        # pool has none left for this host, aiohttp opens a new one, which ends the loop.
         origin = origin_of(str(req.url))
         while True:
             self._note_closed()
@@ -295,6 +305,8 @@ class _Connector(aiohttp.TCPConnector):
 
     def _note_released(self, protocol: ResponseHandler, origin: str) -> None:
         """Record a connection that is idle from now on, unless it is being closed."""
+        # Called while aiohttp releases the connection, before it decides whether to keep it. The
+        # decision shows only afterwards, hence the second look.
         if protocol.is_connected() and not protocol.should_close:
             self._kept[protocol] = origin, time.monotonic()
             asyncio.get_running_loop().call_soon(self._note_kept, protocol)
@@ -311,7 +323,8 @@ class _Connector(aiohttp.TCPConnector):
         """
         limit = time.monotonic() - self._seconds
         while self._kept and next(iter(self._kept.values()))[1] <= limit:
-            del self._kept[next(iter(self._kept))]  # aiohttp may close it at any time
+            # From this age on aiohttp closes connections itself, which says nothing of the server.
+            del self._kept[next(iter(self._kept))]
         for protocol in [*itertools.islice(reversed(self._kept), _EXAMINED)]:
             if not protocol.is_connected():
                 origin, _ = self._kept.pop(protocol)
@@ -320,5 +333,7 @@ class _Connector(aiohttp.TCPConnector):
 
 async def run_pending_callbacks() -> None:
     """Let the event loop read what has arrived, so that closed connections leave the pool."""
+    # In the first pass of the loop, this task resumes before the callbacks of the sockets that were
+    # polled in it; in the second, after them.
     await asyncio.sleep(0)
     await asyncio.sleep(0)

@@ -67,6 +67,7 @@ class Transport:
         self._borrowed = session
         self._borrowed_loop: asyncio.AbstractEventLoop | None = None
         self._created_at = created_at
+        # Changed under the lock, since several threads may use the client, each with its own loop.
         self._pools: dict[_Purpose, Pool] = {}
         self._hosts = Hosts(keepalive)
         self._pid = os.getpid()
@@ -123,12 +124,14 @@ class Transport:
     async def aclose(self) -> None:
         """Fail everything in flight and close all sessions of our own; idempotent."""
         self._forget_parent()
+        # `closed` and the pools change together, so that no pool is created after this.
         with self._lock:
             self.closed = True
             pools, self._pools = self._pools, {}
         self.in_flight.interrupt_all()
         here = asyncio.get_running_loop()
         for purpose, pool in pools.items():
+            # A loop that is not running can close nothing; it closes its sessions when it ends.
             if purpose.loop is here:
                 await pool.aclose()
             elif purpose.loop.is_running():
@@ -161,10 +164,13 @@ class Transport:
             # A connector works only in its own loop, the one in which the session was used.
             if loop is self._borrowed_loop and not self._borrowed.closed:
                 return _Purpose(loop, "shared")
+        # aiohttp has one keep-alive time per connector, so hosts with another get another session.
         return _Purpose(loop, "own", public_only, self._hosts.keepalive(origin_of(url)))
 
     def _proxy(self, url: str, purpose: _Purpose) -> str | None:
         """Return the environment's proxy, unless a borrowed session has its own."""
+        # With `trust_env` aiohttp reads the environment itself, and a connector of another class,
+        # such as one for SOCKS or a Unix socket, has its own way to the server.
         borrowed = None if purpose.kind == "own" else self._borrowed
         if borrowed is not None and (
             borrowed.trust_env or type(borrowed.connector) is not aiohttp.TCPConnector
@@ -178,6 +184,7 @@ class Transport:
     def _pool(self, purpose: _Purpose) -> Pool:
         if self._pid != os.getpid():
             self._forget_parent()
+        # The lookup needs no lock: only this thread creates pools of this loop.
         pool = self._pools.get(purpose)
         if pool is None or pool.session.closed:
             with self._lock:

@@ -70,6 +70,7 @@ async def build_edit(
     mask = None if request.mask is None else await open_image(request.mask, "mask")
     markup = None if request.markup is None else await open_image(request.markup, "markup")
     opened = [*images, *(each for each in (mask, markup) if each is not None)]
+    # A form cannot hold a reference. The endpoint takes references as JSON, which has no markup.
     if any(isinstance(each, ImageReference) for each in opened):
         if markup is not None:
             raise InvalidRequestError(
@@ -172,6 +173,8 @@ def is_file_tuple(image: Any) -> bool:
     """Return whether this is (name, content[, type[, headers]]), not a tuple of images."""
     if not isinstance(image, tuple) or not 2 <= len(image) <= 4:
         return False
+    # ("a.png", b"…") is a file with its name, but ("a.png", "b.png") are two images: content is
+    # never text. With a third element that is not a media type, they are three images.
     name, content, *more = image
     return (
         (name is None or isinstance(name, str))
@@ -206,6 +209,7 @@ def _from_data_url(url: str, param: str) -> InputImage:
     head, comma, text = url.partition(",")
     media_type, *parameters = head[len("data:") :].split(";")
     try:
+        # RFC 2397: data:[media type][;parameters][;base64],data
         if not comma:
             raise ValueError
         content = unquote_to_bytes(text)
@@ -236,6 +240,7 @@ def _open_path(path: "str | os.PathLike[str]", param: str) -> InputImage:
         reason = reason_of(error)
     else:
         return image_headers.inspect(head, size=source.size, name=source.path.name, source=source)
+    # The usual mistakes, once it is certain that there is no such file.
     text = os.fspath(path)
     if _BASE64.match(text):
         raise InvalidRequestError(
@@ -279,6 +284,7 @@ def _open_file(file: Any, param: str) -> InputImage:
     name = getattr(file, "name", None)
     name = Path(name).name if isinstance(name, str) else param
     try:
+        # A mock answers every call, so only True itself counts.
         seekable = getattr(file, "seekable", None)
         if seekable is not None and seekable() is True:
             with _lock:
@@ -363,6 +369,7 @@ class Reader:
             if len(chunk) == size:
                 return chunk
             self.failure = _unreadable("it has become shorter")
+        # aiohttp must not end the body normally here, which would complete a shorter request.
         raise OSError(None, "the upload ends early")
 
 
