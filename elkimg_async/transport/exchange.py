@@ -16,7 +16,6 @@ import yarl
 from elkimg_async.credentials import Secret
 from elkimg_async.errors import Billing, ElkImagesError, ResponseError
 from elkimg_async.sansio.encode import USER_AGENT, HTTPRequest
-from elkimg_async.sansio.multipart import Upload
 from elkimg_async.transport.content_encoding import Decode, UnknownEncodingError, decoder_for
 from elkimg_async.transport.deadline import Deadline
 from elkimg_async.transport.failures import Situation, is_lost_connection, translate
@@ -257,9 +256,8 @@ class Exchange:
         Without a tracker every body is one, since its first chunk shows that sending has begun.
         """
         body = self._request.body
-        is_small = isinstance(body, bytes) and len(body) <= _LONG_UPLOAD
-        if body is None or (is_small and self._tracker is not None):
-            assert not isinstance(body, Upload)
+        is_small = self._length <= _LONG_UPLOAD and self._tracker is not None
+        if body is None or (isinstance(body, bytes) and is_small):
             return body
         return Reader(body, before_each=self._before_chunk)
 
@@ -282,16 +280,13 @@ class Exchange:
         return headers
 
     def _choose_decoder(self, headers: Mapping[str, str]) -> ResponseError | None:
-        if "Content-Encoding" not in headers:
-            return None
         try:
-            self._decode = decoder_for(headers["Content-Encoding"])
+            self._decode = decoder_for(headers.get("Content-Encoding", ""))
         except UnknownEncodingError as error:
             if 200 <= self.status < 300:
-                problem = str(error)
-                host = self._situation().host
                 return ResponseError(
-                    f"The response of {host} cannot be read: {problem}.", billing=self.billing
+                    f"The response of {self._situation().host} cannot be read: {error}.",
+                    billing=self.billing,
                 )
             self._decode = lambda chunk: iter(())  # the status says enough
         return None

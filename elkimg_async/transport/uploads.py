@@ -6,7 +6,6 @@ held between chunks, a retry starts over, and a file that has changed in the mea
 
 import asyncio
 import base64
-import binascii
 import inspect
 import os
 import re
@@ -154,10 +153,9 @@ async def in_memory(image: InputImage, param: str) -> InputImage:
     try:
         content = await anyio.to_thread.run_sync(image.source.read, 0, image.size)
     except OSError as error:
-        reason = reason_of(error)
-    else:
-        return msgspec.structs.replace(image, source=content)
-    raise InvalidRequestError(f"{short(image.name)} cannot be read: {reason}.", param=param)
+        problem = f"{short(image.name)} cannot be read: {reason_of(error)}."
+        raise InvalidRequestError(problem, param=param) from None
+    return msgspec.structs.replace(image, source=content)
 
 
 # --- openai's file tuples and data: URLs --------------------------------------
@@ -215,10 +213,9 @@ def _from_data_url(url: str, param: str) -> InputImage:
         content = unquote_to_bytes(text)
         if "base64" in [each.strip().lower() for each in parameters]:
             content = base64.b64decode(b"".join(content.split()), validate=True)
-    except (ValueError, binascii.Error):
-        content = None
-    if content is None:
-        raise InvalidRequestError(f"The data: URL passed as {param} is not valid.", param=param)
+    except ValueError:
+        problem = f"The data: URL passed as {param} is not valid."
+        raise InvalidRequestError(problem, param=param) from None
     return image_headers.inspect(
         content[:HEAD],
         size=len(content),
