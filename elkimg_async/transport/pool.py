@@ -5,6 +5,7 @@ import contextlib
 import functools
 import inspect
 import itertools
+import math
 import re
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -76,7 +77,7 @@ class Hosts:
     def __init__(self, keepalive: float) -> None:
         # By origin. Both are bounded: image hosts may be many, and an entry that is dropped costs
         # at most one lost connection.
-        self._default = keepalive
+        self.default = keepalive
         self._seconds: dict[str, float] = {}
         self._fresh_until: dict[str, float] = {}
 
@@ -84,7 +85,7 @@ class Hosts:
         """Return the seconds for which an idle connection may be reused; 0 means never."""
         if self._fresh_until.get(origin, 0.0) > time.monotonic():
             return 0.0
-        return self._seconds.get(origin, self._default)
+        return self._seconds.get(origin, self.default)
 
     def note_response(self, origin: str, headers: Mapping[str, str]) -> None:
         """Record the keep-alive time in the response headers."""
@@ -94,13 +95,17 @@ class Hosts:
             return
         announced = float(found[1])
         # A request needs time to arrive, so the last second of the server's time is not used.
-        seconds = min(self._default, announced - min(1.0, announced / 2))
+        seconds = min(self.default, announced - min(1.0, announced / 2))
         if seconds != self.keepalive(origin):
             _bound(self._seconds)[origin] = seconds
 
-    def note_lost(self, origin: str) -> None:
-        """Record that the server closed a connection that could have been used."""
-        _bound(self._fresh_until)[origin] = time.monotonic() + FRESH_CONNECTIONS
+    def note_lost(self, origin: str, *, idle: float = 0.0) -> None:
+        """Record that the server closed a connection that had been idle for `idle` seconds.
+
+        It may do so after the time that it has announced.
+        """
+        if idle < self._seconds.get(origin, self.default):
+            _bound(self._fresh_until)[origin] = time.monotonic() + FRESH_CONNECTIONS
 
 
 def _bound(known: dict[str, float]) -> dict[str, float]:
@@ -219,23 +224,22 @@ async def _lifetime(session: aiohttp.ClientSession) -> AsyncGenerator[None, None
         await session.close()
 
 
-def create_session(hosts: Hosts, *, public_only: bool, keepalive: float) -> aiohttp.ClientSession:
+def create_session(hosts: Hosts, *, public_only: bool) -> aiohttp.ClientSession:
     """Create a session of our own.
 
     Args:
         hosts: What is known about the servers' connections.
         public_only: Whether host names with a private address are rejected.
-        keepalive: Seconds for which idle connections are kept; 0 for one connection per request.
     """
     options: dict[str, Any] = {"limit": 0, "socket_factory": keep_alive_socket}
-    if keepalive > 0:
-        options["keepalive_timeout"] = keepalive
+    if hosts.default > 0:
+        options["keepalive_timeout"] = hosts.default
     else:
         options["force_close"] = True
     if public_only:
         options["resolver"] = PublicResolver()
     return aiohttp.ClientSession(
-        connector=_Connector(hosts, keepalive, **options), cookie_jar=aiohttp.DummyCookieJar()
+        connector=_Connector(hosts, **options), cookie_jar=aiohttp.DummyCookieJar()
     )
 
 
@@ -264,14 +268,14 @@ class _Connector(aiohttp.TCPConnector):
     """Connector that drops unusable connections, and tracks open and idle ones.
 
     A connection with unexpected input is unusable: aiohttp would take a second response, sent while
-    the connection was idle, for the response to the next request. So is an idle one of a host that
-    has closed another without notice.
+    the connection was idle, for the response to the next request. So is one that has been idle for
+    longer than `Hosts.keepalive` allows.
     """
 
-    def __init__(self, hosts: Hosts, keepalive: float, **options: Any) -> None:
+    def __init__(self, hosts: Hosts, **options: Any) -> None:
         super().__init__(**options)
+        self._reuse = hosts
         # `_kept` has the idle connections in the order in which they became idle, with that time.
-        self._reuse, self._seconds = hosts, keepalive
         self._protocols: WeakSet[ResponseHandler] = WeakSet()
         self._kept: dict[ResponseHandler, tuple[str, float]] = {}
 
@@ -296,8 +300,9 @@ class _Connector(aiohttp.TCPConnector):
             protocol = connection.protocol
             if protocol is None:
                 return connection
-            was_idle = self._kept.pop(protocol, None) is not None
-            if not (protocol.should_close or (was_idle and not self._reuse.keepalive(origin))):
+            _, since = self._kept.pop(protocol, (origin, math.inf))  # a new one was never idle
+            idle = time.monotonic() - since
+            if not protocol.should_close and idle < self._reuse.keepalive(origin):
                 self._protocols.add(protocol)
                 connection.add_callback(functools.partial(self._note_released, protocol, origin))
                 return connection
@@ -321,14 +326,14 @@ class _Connector(aiohttp.TCPConnector):
 
         Only those that became idle last are examined, so that a large pool costs the same.
         """
-        limit = time.monotonic() - self._seconds
-        while self._kept and next(iter(self._kept.values()))[1] <= limit:
+        now = time.monotonic()
+        while self._kept and next(iter(self._kept.values()))[1] <= now - self._reuse.default:
             # From this age on aiohttp closes connections itself, which says nothing of the server.
             del self._kept[next(iter(self._kept))]
         for protocol in [*itertools.islice(reversed(self._kept), _EXAMINED)]:
             if not protocol.is_connected():
-                origin, _ = self._kept.pop(protocol)
-                self._reuse.note_lost(origin)
+                origin, since = self._kept.pop(protocol)
+                self._reuse.note_lost(origin, idle=now - since)
 
 
 async def run_pending_callbacks() -> None:

@@ -39,7 +39,6 @@ class _Purpose(NamedTuple):
     loop: asyncio.AbstractEventLoop
     kind: Kind
     public_only: bool = False
-    keepalive: float = 0.0
 
 
 class Transport:
@@ -98,7 +97,7 @@ class Transport:
             ConfigurationError: If the client is closed, or a proxy or aiohttp cannot be used.
         """
         check_aiohttp()
-        purpose = self._purpose(url, download=api_key is None, public_only=public_only)
+        purpose = self._purpose(download=api_key is None, public_only=public_only)
         proxy = self._proxy(url, purpose)
         if proxy is not None and purpose.public_only:
             purpose = purpose._replace(public_only=False)  # the proxy resolves names itself
@@ -108,7 +107,7 @@ class Transport:
 
     def shares_connector(self) -> bool:
         """Return whether downloads use the borrowed session's connector in the running loop."""
-        return self._purpose("", download=True, public_only=False).kind == "shared"
+        return self._purpose(download=True, public_only=False).kind == "shared"
 
     def check_open(self) -> None:
         """Check that requests can be sent.
@@ -155,7 +154,7 @@ class Transport:
                 source=self,
             )
 
-    def _purpose(self, url: str, *, download: bool, public_only: bool) -> _Purpose:
+    def _purpose(self, *, download: bool, public_only: bool) -> _Purpose:
         loop = asyncio.get_running_loop()
         if self._borrowed is not None:
             if not download:
@@ -164,8 +163,7 @@ class Transport:
             # A connector works only in its own loop, the one in which the session was used.
             if loop is self._borrowed_loop and not self._borrowed.closed:
                 return _Purpose(loop, "shared")
-        # aiohttp has one keep-alive time per connector, so hosts with another get another session.
-        return _Purpose(loop, "own", public_only, self._hosts.keepalive(origin_of(url)))
+        return _Purpose(loop, "own", public_only)
 
     def _proxy(self, url: str, purpose: _Purpose) -> str | None:
         """Return the environment's proxy, unless a borrowed session has its own."""
@@ -196,9 +194,7 @@ class Transport:
 
     def _create(self, purpose: _Purpose) -> Pool:
         if self._borrowed is None or purpose.kind == "own":
-            session = create_session(
-                self._hosts, public_only=purpose.public_only, keepalive=purpose.keepalive
-            )
+            session = create_session(self._hosts, public_only=purpose.public_only)
         elif purpose.kind == "shared":
             session = share_connector(self._borrowed)
         else:
