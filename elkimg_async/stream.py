@@ -1,12 +1,12 @@
-"""`ImageStream`: awaitable, context manager and iterator in one."""
+"""`ImageStream`, the events of a streaming call: awaitable, context manager and iterator in one."""
 
 import dataclasses
-from collections.abc import Coroutine
+from abc import abstractmethod
+from collections.abc import Coroutine, Generator
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self, TypeVar
 
 from elkimg_async.errors import StreamStateError
-from elkimg_async.event_iterator import EventIterator
-from elkimg_async.hints import missing_attribute
+from elkimg_async.hints import AsyncIterableOnly, missing_attribute
 from elkimg_async.image import Image
 from elkimg_async.logs import WarningSite
 from elkimg_async.notebook import LiveDisplay
@@ -36,6 +36,29 @@ class EventSource(Protocol):
 
     def abort(self) -> None:
         """Release everything at once; idempotent."""
+
+
+class EventIterator(AsyncIterableOnly):
+    """An async iterator that can be awaited, or entered, to open it early.
+
+    Leaving the `async with` block closes it.
+    """
+
+    def __await__(self) -> Generator[Any, Any, Self]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> Self:
+        return await self._open()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Close the events; idempotent."""
+
+    @abstractmethod
+    async def _open(self) -> Self: ...
 
 
 class ImageStream(EventIterator):
