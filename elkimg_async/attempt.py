@@ -283,5 +283,5 @@ class Attempt(Generic[ResultT]):
 
     def _error_status(self, exchange: Exchange) -> ElkImagesError:
         """Return the error for a status other than 2xx, from as much of its body as arrived."""
-        body = bytes(self._error_body[:_MAX_ERROR_BODY])
+        body = bytes(self._error_body)
         return response_error(exchange.status, exchange.headers, body, now=time.time())

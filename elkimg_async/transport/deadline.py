@@ -25,11 +25,6 @@ class Deadline:
     be set, in seconds.
     """
 
-    __slots__ = (
-        "_cancelling", "_deadline", "_extend", "_fired", "_interruption", "_limit", "_name",
-        "_seconds", "_soonest", "_task", "_timer", "_total", "_when", "loop",
-    )  # fmt: skip
-
     def __init__(self, total: float, *, name: str = "total", soonest: float = math.inf) -> None:
         self.loop = asyncio.get_running_loop()
         self._name, self._total, self._soonest = name, total, soonest

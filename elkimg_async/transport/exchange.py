@@ -40,12 +40,6 @@ class Exchange:
     peer is gone.
     """
 
-    __slots__ = (
-        "_api_key", "_begun", "_connect", "_deadline", "_decode", "_decoded", "_has_slot",
-        "_passed_on", "_pool", "_proxy", "_request", "_response", "_tracker", "_url", "headers",
-        "status",
-    )  # fmt: skip
-
     def __init__(
         self,
         pool: Pool,
