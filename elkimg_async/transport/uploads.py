@@ -96,17 +96,21 @@ async def open_images(images: Any, param: str) -> tuple[InputImage | ImageRefere
 
 async def open_image(image: Any, param: str) -> InputImage | ImageReference:
     """Return one image as it is sent; raises like `open_images`."""
-    if is_file_tuple(image):
-        return _checked(await _open_tuple(image, param), param)
     if isinstance(image, str) and _URL.match(image):
         image = ImageReference(url=image.strip())
     if isinstance(image, ImageReference):
-        if image.url is not None and image.url[:5].lower() == "data:":
-            return _checked(_from_data_url(image.url, param), param)
+        if image.url is None or image.url[:5].lower() != "data:":
+            return image
+        found = _from_data_url(image.url, param)
+    elif isinstance(image, InputImage):
         return image
-    if isinstance(image, InputImage):
-        return image
-    return _checked(await _open(image, param), param)
+    elif is_file_tuple(image):
+        found = await _open_tuple(image, param)
+    else:
+        found = await _open(image, param)
+    if not found.size:
+        raise InvalidRequestError(f"{found.name} is empty; pass an image.", param=param)
+    return found
 
 
 async def _open(content: Any, param: str) -> InputImage:
@@ -124,12 +128,6 @@ async def _open(content: Any, param: str) -> InputImage:
         f"(name, content, type) tuple, not {type(content).__name__}.",
         param=param,
     )
-
-
-def _checked(image: InputImage, param: str) -> InputImage:
-    if not image.size:
-        raise InvalidRequestError(f"{image.name} is empty; pass an image.", param=param)
-    return image
 
 
 def _in_memory(content: bytes, name: str) -> InputImage:
@@ -292,10 +290,9 @@ def _open_file(file: Any, param: str) -> InputImage:
             return image_headers.inspect(source.read(0, HEAD), size=size, name=name, source=source)
         content = _bytes(file.read(MAX_UPLOAD))
     except Exception as error:  # noqa: BLE001
-        reason = reason_of(error)
-    else:
-        return _in_memory(content, name)
-    raise InvalidRequestError(f"The file passed as {param} cannot be read: {reason}.", param=param)
+        problem = f"The file passed as {param} cannot be read: {reason_of(error)}."
+        raise InvalidRequestError(problem, param=param) from None
+    return _in_memory(content, name)
 
 
 class _FileObject:
