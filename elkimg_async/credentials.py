@@ -112,6 +112,7 @@ def make_source(api_key: object) -> ApiKeySource:
         raise ConfigurationError(
             f"api_key must be a string or an async function, not {type(api_key).__name__}."
         )
+    # Whether the function is async shows only when it is called: it may be a partial or an object.
     source: Any = api_key
     return cast("ApiKeySource", source)
 

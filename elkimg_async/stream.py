@@ -75,6 +75,8 @@ class ImageStream(EventIterator):
     _usage = "async with client.generate(…, stream=True) as stream: async for event in stream: …"
 
     def __init__(self, source: EventSource) -> None:
+        # "new" until a step has succeeded, then "open"; "finished" after the last event, "failed"
+        # after an error or cancellation, "closed" by `aclose`. The last three are final.
         self._source = source
         self._state = "new"
         self._busy = False
@@ -184,6 +186,7 @@ class ImageStream(EventIterator):
         except StreamStateError:
             step.close()  # else Python would warn that it was never awaited
             raise
+        # The call behind the stream has one deadline, which can be entered by one task at a time.
         self._busy = True
         try:
             result = await step

@@ -169,6 +169,7 @@ class _Fetch(NamedTuple):
         absent = error.status in _NOT_READY_STATUSES or error.empty
         if not absent and error.status not in (408, 425, 429) and error.status < 500:
             return None
+        # A Retry-After of 0 must not turn the wait for a file into a busy loop.
         delay = backoff(_POLICY, attempt) if error.wait is None else max(0.05, error.wait)
         if delay > _POLICY.max_retry_after or delay >= self.deadline.remaining:
             return None
@@ -197,11 +198,13 @@ class _Fetch(NamedTuple):
             # The deadline of the download is its only limit.
             await exchange.open(self.deadline, first_byte=math.inf, idle=math.inf)
             location = exchange.headers.get("location")
+            # A redirect without a Location leads nowhere, and is a status like any other.
             if exchange.status in _REDIRECTS and location:
                 return None, resolve(url, location)
             if exchange.status != 200:
                 wait = retry_after(exchange.headers, time.time())
                 raise _StatusError(exchange.status, wait)
+            # The limit is for the decoded content, whatever length was announced.
             chunks: list[bytes] = []
             remaining = max_bytes
             while chunk := await exchange.read():

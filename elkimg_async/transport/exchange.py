@@ -183,6 +183,7 @@ class Exchange:
     def _disconnect(self) -> None:
         """Abort the connection; one whose body has been read to its end is in the pool already."""
         if self._response is not None and (connection := self._response.connection) is not None:
+            # Closing alone would wait until a blocked upload has been sent.
             if connection.transport is not None:
                 connection.transport.abort()
             self._response.close()
@@ -235,7 +236,7 @@ class Exchange:
             "raise_for_status": False,
             "auto_decompress": False,
             "read_bufsize": READ_SIZE,
-            "max_field_size": MAX_HEADER,
+            "max_field_size": MAX_HEADER,  # proxies add long policies and cookies
             "timeout": _client_timeout(self._connect, shared=self._pool.shared),
         }
         if self._tracker is not None:

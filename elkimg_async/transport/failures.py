@@ -55,6 +55,7 @@ def translate(error: Exception, at: Situation) -> ElkImagesError:
             phase="connect",
             billing="not_sent",
         )
+    # The second is a proxy's response to CONNECT, so nothing has reached the server.
     if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError)):
         return _connect_error(error, at)
     if isinstance(error, aiohttp.InvalidURL):
@@ -126,6 +127,7 @@ def _unexpected(error: Exception, at: Situation) -> ElkImagesError:
     if at.borrowed and at.billing == "not_sent" and type(error).__module__ != "builtins":
         # Connectors of other packages, such as aiohttp-socks, raise errors of their own.
         return ConnectError(f"{at.host} cannot be reached: {text} ({name}).", phase="connect")
+    # For example a session with auth=, which cannot go with our Authorization header.
     if at.borrowed and at.billing == "not_sent" and isinstance(error, (TypeError, ValueError)):
         message = (
             f"The borrowed session cannot send this request: {text} ({name}). Check its settings."

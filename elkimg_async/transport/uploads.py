@@ -32,6 +32,7 @@ CHUNK = 128 * 1024
 """Bytes read at a time."""
 
 _URL = re.compile(r"\s*(?:data:|https?://)", re.IGNORECASE)
+# How the base64 of PNG, JPEG, WebP and GIF begins; or a long run of its characters.
 _BASE64 = re.compile(r"iVBORw0KGgo|/9j/|UklGR|R0lGOD|[A-Za-z0-9+/_-]{200}")
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [^\r\n\0]*")
 _FORM_HEADERS = ("content-disposition", "content-type", "content-length")
@@ -271,6 +272,7 @@ class _File:
 
 
 def _stamp(found: os.stat_result) -> tuple[int, ...]:
+    # The inode changes if a program saves by renaming, even if the size and the time do not.
     return found.st_size, found.st_mtime_ns, found.st_ino
 
 
