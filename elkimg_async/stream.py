@@ -75,9 +75,9 @@ class ImageStream(EventIterator):
     _usage = "async with client.generate(…, stream=True) as stream: async for event in stream: …"
 
     def __init__(self, source: EventSource) -> None:
+        self._source = source
         # "new" until a step has succeeded, then "open"; "finished" after the last event, "failed"
         # after an error or cancellation, "closed" by `aclose`. The last three are final.
-        self._source = source
         self._state = "new"
         self._busy = False
         self._iterated = False
