@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from typing import Self
 
 from elkimg_async.errors import InvalidRequestError
-from elkimg_async.event_iterator import EventIterator
 from elkimg_async.jobs.feed import Feed, FeedTable
 from elkimg_async.jobs.model import Job, JobEvent
+from elkimg_async.stream import EventIterator
 
 
 class JobEvents(EventIterator):

@@ -75,7 +75,7 @@ class ImageJobs(JobStart, AsyncOnly):
         self._store: Store = MemoryStore() if store is None else store
         self._shared_store = cast("MultiWorkerStore", self._store) if self._store.shared else None
         self._keep = keep
-        self._grace: float = settings.batch_limits.total if grace is None else grace
+        self._grace: float = settings.timeout.limits(stream=False).total if grace is None else grace
         self._strict = settings.validate == "strict"
         self._idempotency: IdempotencyMode = settings.idempotency
         # The client would limit them as well, but its total time includes the wait for a turn,
