@@ -13,7 +13,9 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.web_protocol import RequestHandler
 
 from elkimg_async.errors import ConfigurationError
-from elkimg_async.local import contract
+from elkimg_async.local.contract import GatewayError
+
+_BODY_LIMIT = 128 * 1024 * 1024
 
 
 class TrackingServer(web.Server):
@@ -140,8 +142,9 @@ async def read(request: web.BaseRequest) -> bytes:
     try:
         async for chunk in request.content.iter_any():
             body += chunk
-            if len(body) > contract.BODY_LIMIT:
-                raise contract.too_large()
+            if len(body) > _BODY_LIMIT:
+                problem = "The body is larger than 128 MiB"
+                raise GatewayError(413, problem, code="read_request_body_failed")
     except ClientError:
         raise ConnectionResetError from None
     return bytes(body)
