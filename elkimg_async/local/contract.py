@@ -44,11 +44,6 @@ class ParsedRequest(ImageSpec, frozen=True, kw_only=True):
     safety_identifier: str | None = None
 
     @property
-    def event_prefix(self) -> str:
-        """The part of event types before the dot."""
-        return "image_edit" if isinstance(self.request, EditRequest) else "image_generation"
-
-    @property
     def described(self) -> dict[str, str]:
         """The fields that accompany an image in responses and events."""
         described = {
@@ -106,13 +101,16 @@ def parse_fields(
         raise GatewayError(
             503, f"No available channel for model {model}", code="model_not_found", param="model"
         )
+    # The gateway passes null on and drops unknown fields, but a string here, or a fraction for `n`,
+    # fails the whole request.
     stream = fields.pop("stream", False)
     if not isinstance(stream, bool):
         raise invalid("stream must be a JSON boolean", "stream")
     if "prompt" not in fields:
         raise invalid("prompt is required", "prompt")
     known = {name: fields[name] for name in kind.__struct_fields__ if name in fields}
-    known.pop("extra_body", None)
+    known.pop("extra_body", None)  # an option of the client, which no server knows
+    # These models always return base64; the service behind the gateway does not know the parameter.
     if is_gpt_image(str(model)) and "response_format" in known:
         message = "Unknown parameter: 'response_format'."
         raise rejected_upstream(message, "unknown_parameter", "response_format")
@@ -184,6 +182,7 @@ def pixels_of(image: InputImage) -> tuple[int, int]:
 
 def invalid(message: str, param: str = "") -> GatewayError:
     """Return the gateway's error for a request that is not valid."""
+    # 500 is what the gateway returns for its own checks; 400 comes from the service behind it.
     return GatewayError(500, message, code="invalid_request", param=param)
 
 
@@ -200,6 +199,6 @@ def unreadable(param: str) -> GatewayError:
 
 def missing(method: str, path: str) -> GatewayError:
     """Return the error for an endpoint that does not exist, or is not implemented here."""
-    if path.startswith("/v1/images/"):
+    if path.startswith("/v1/images/"):  # such as /variations, which has been retired
         return GatewayError(501, "API not implemented", code="api_not_implemented")
     return GatewayError(404, f"Invalid URL ({method} {path})", kind="invalid_request_error")
