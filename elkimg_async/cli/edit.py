@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from elkimg_async.cli.console import UsageError
-from elkimg_async.cli.image_task import ImageTask, run_tasks
+from elkimg_async.cli.image_task import run_calls
 from elkimg_async.cli.options import (
     CONNECTION,
     NO_EDIT_OPTIONS,
@@ -18,10 +18,7 @@ from elkimg_async.cli.options import (
     EditImageOptions,
     FileName,
     ImageDisplay,
-    check_options,
 )
-from elkimg_async.cli.output import STDOUT, OutputFiles, check_stdout, choose_format
-from elkimg_async.cli.report import Report
 
 _EXAMPLE = 'elkimg edit kitten.png "Add a red hat"'
 EXAMPLES = f"""\
@@ -62,17 +59,15 @@ def edit(
         files = list(images)
     if not files:
         raise UsageError(f"Name the images before the text: {_EXAMPLE}.")
-    options = choose_format(image.options(), output)
-    check_options(options, stream=stream)
-    display.check()
-    connection.check()
-    report, target = Report(display), None
-    if output == STDOUT:
-        check_stdout(1, options.get("n", 1), display)
-    else:
-        target = OutputFiles(output)
-    task = ImageTask(prompt, options, target, report, stream=stream, images=files)
-    return run_tasks([task], report, connection)
+    return run_calls(
+        [prompt],
+        image,
+        output,
+        images=files,
+        stream=stream,
+        display=display,
+        connection=connection,
+    )
 
 
 def _is_file(text: str) -> bool:

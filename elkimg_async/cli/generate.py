@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from elkimg_async.cli.console import UsageError
-from elkimg_async.cli.image_task import ImageTask, run_tasks
+from elkimg_async.cli.image_task import run_calls
 from elkimg_async.cli.options import (
     CONNECTION,
     NO_IMAGE_OPTIONS,
@@ -17,10 +17,7 @@ from elkimg_async.cli.options import (
     FileName,
     GenerateImageOptions,
     ImageDisplay,
-    check_options,
 )
-from elkimg_async.cli.output import STDOUT, OutputFiles, check_stdout, choose_format
-from elkimg_async.cli.report import Report
 
 EXAMPLES = """\
 elkimg generate "A small kitten in a sunny garden"
@@ -54,14 +51,4 @@ def generate(
     """
     if not any(prompt.strip() for prompt in prompts):
         raise UsageError('Describe the image: elkimg generate "A small kitten".')
-    options = choose_format(image.options(), output)
-    check_options(options, stream=stream)
-    display.check()
-    connection.check()
-    files, report = None, Report(display)
-    if output == STDOUT:
-        check_stdout(len(prompts), options.get("n", 1), display)
-    else:
-        files = OutputFiles(output, several=len(prompts) > 1)
-    tasks = [ImageTask(prompt, options, files, report, stream=stream) for prompt in prompts]
-    return run_tasks(tasks, report, connection)
+    return run_calls(prompts, image, output, stream=stream, display=display, connection=connection)

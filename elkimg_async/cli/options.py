@@ -21,7 +21,7 @@ from elkimg_async import (
     Timeout,
     errors,
 )
-from elkimg_async.cli.console import CLOSED_STREAMS, UsageError, sentence
+from elkimg_async.cli.console import CLOSED_STREAMS, UsageError, say, sentence
 from elkimg_async.cli.price_file import read_prices
 from elkimg_async.config import MODEL_VARIABLE, make_base_url
 from elkimg_async.credentials import API_KEY_VARIABLE, default_api_key
@@ -154,6 +154,11 @@ class Display:
     """Print one JSON object for each result, one per line, on standard output."""
     quiet: Annotated[bool, Parameter(alias="-q")] = False
     """Print nothing but errors, and JSON with --json."""
+
+    def say(self, text: str) -> None:
+        """Print lines about progress."""
+        if not self.quiet:
+            say(text)
 
     def check(self) -> None:
         """Check that JSON can be printed, before anything is sent.
