@@ -130,7 +130,15 @@ def batch(
     size = check_input(source, options)
     if dry_run:
         return print_plan(source, options, output, journal, skip_failed=skip_failed)
-    report = BatchReport(source.name, size, display, rpm=rpm, keep_tiles=contact_sheet is not None)
+    report = BatchReport(
+        source.name,
+        size,
+        display,
+        output=output,
+        journal=journal,
+        rpm=rpm,
+        keep_tiles=contact_sheet is not None,
+    )
     requests = _requests(source, options, report)
     return _run(requests, settings, connection, report, contact_sheet)
 
@@ -204,29 +212,29 @@ def _run(
 
     async def run() -> None:
         nonlocal began
-        opened = connection.client(say=report.say, limits=settings.limits)
+        opened = connection.client(say=report.display.say, limits=settings.limits)
         async with opened as client, settings.open(client, connection, requests) as running:
             began = True
             await report.follow(running)
         if contact_sheet is not None:
             for page in await sheet.draw(report.tiles, contact_sheet):
-                report.say(f"Saved {page}")
+                report.display.say(f"Saved {page}")
 
     try:
         event_loop.run(run)
     except errors.BatchStoppedError as error:
-        report.stopped(error, settings.output, settings.journal)
+        report.stopped(error)
         return 1
     except errors.ElkImagesError as error:
         if not began:
             raise
-        report.broken(settings.output)
+        report.broken()
         say(sentence(error))
         return 1
     except KeyboardInterrupt:
-        report.interrupted(settings.output)
+        report.interrupted()
         return 130
-    report.finish(settings.output)
+    report.finish()
     report.show(contact_sheet or settings.output)
     return 1 if report.failed else 0
 

@@ -153,8 +153,8 @@ class RayRun:
         rows, wrong = [], []
         for index, request in enumerate(self._requests):
             planned = plan.plan(index, request)
-            if planned.item is not None:
-                wrong.append(planned.item)
+            if isinstance(planned, MapItem):
+                wrong.append(planned)
             else:
                 identity = (request.get("id"), request.get("metadata"))
                 self._pending[index] = _Pending(planned.request, *identity)
