@@ -71,9 +71,7 @@ class Messages(AsyncIterator[Message]):
             return Message(None, DONE, _text(end_id(self._events)))
         except Exception as error:  # noqa: BLE001
             self._ended = True
-            log_failure(error)
-            data = msgspec.json.encode(error_body(error))
-            return Message("error", data.decode(), _text(end_id(self._events)))
+            return Message("error", failed(error).decode(), _text(end_id(self._events)))
 
     async def aclose(self) -> None:
         """Close the events; calling it again does nothing."""
@@ -174,8 +172,8 @@ def _filled(value: Any) -> Any:
     return {name: _filled(field) for name, field in fields.items() if field is not None}
 
 
-def log_failure(error: Exception) -> None:
-    """Log in full an error that the browser receives only in general words."""
+def failed(error: Exception) -> bytes:
+    """Return the data of an `error` event in general words, and log the error in full."""
     if isinstance(error, ElkImagesError):
         described = logs.describe(error) if isinstance(error, errors.APIError) else repr(error)
         _log.warning(
@@ -184,3 +182,4 @@ def log_failure(error: Exception) -> None:
         )  # fmt: skip
     else:
         _log.error("a stream that was relayed to a browser failed", exc_info=error)
+    return msgspec.json.encode(error_body(error))
