@@ -237,16 +237,20 @@ class ElkImage extends (globalThis.HTMLElement ?? Object) {
   }
 
   connectedCallback() {
+    this.connected = true;
     this.start();
   }
 
   disconnectedCallback() {
+    this.connected = false;
     this.stop();
   }
 
+  // For an element that was in the page before this module, each attribute is reported before
+  // `connectedCallback`, when `isConnected` is true already; it must not start twice.
   attributeChangedCallback(name, before, value) {
     if (name === "alt") this.parts.img.alt = value ?? "";
-    else if (this.isConnected && before !== value) this.start();
+    else if (this.connected && before !== value) this.start();
   }
 
   /** Close the connection; the job continues. */
