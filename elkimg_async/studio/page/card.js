@@ -1,11 +1,11 @@
 // A card shows one job: its images as they arrive, its state and its actions.
 
-import { cancelJob, deleteJob, imageUrl, inputUrl, inputsOf, startJob, thumbnailUrl, zipUrl } from "./api.js";
+import { cancelJob, deleteJob, fetchBlob, imageUrl, inputUrl, inputsOf, startJob, thumbnailUrl, zipUrl } from "./api.js";
 import { fill } from "./composer.js";
 import { confirmed, once, openMenu } from "./dialogs.js";
 import { editResult } from "./editor.js";
 import { view } from "./viewer.js";
-import { $, announce, button, copyOf, describe, element, images, money, seconds, sentence, short, whole } from "./words.js";
+import { $, announce, button, copyOf, describe, element, images, money, seconds, sentence, short, toPng, whole } from "./words.js";
 
 export const FINISHED = new Set(["done", "failed", "cancelled", "lost"]);
 export const clock = { offset: 0 }; // seconds by which the studio's clock is ahead
@@ -15,7 +15,7 @@ const now = () => Date.now() / 1000 + clock.offset;
 export class Card {
   constructor(job) {
     this.node = copyOf("card");
-    this.node.card = this;
+    this.node.card = this; // the page has the order of the cards
     this.figures = [];
     this.state = null;
     this.update(job);
@@ -33,6 +33,8 @@ export class Card {
     return FINISHED.has(this.job.state);
   }
 
+  // The studio reports a whole job at each change of it. The first report, which creates the card, is
+  // shown without animation and not announced.
   update(job) {
     const { state: before, job: known } = this;
     this.job = job;
@@ -55,11 +57,13 @@ export class Card {
 
   showFigures(live) {
     const { images: done, partial, count } = this.job;
+    // A running job has a frame for each image wanted, a finished one only for what has arrived.
     const shown = this.finished ? done.length + (partial ? 1 : 0) : Math.max(count, done.length);
     while (this.figures.length < shown) {
       this.figures.push(new Figure(this));
       this.find(".figures").append(this.figures.at(-1).node);
     }
+    // Finished images come first, then the one in progress; a figure never changes its place.
     this.figures.splice(shown).forEach((figure) => figure.node.remove());
     this.find(".figures").dataset.count = shown;
     this.find(".figures").classList.toggle("odd", shown > 1 && shown % 2 === 1);
@@ -167,6 +171,7 @@ export class Card {
     await this.act(async () => {
       const files = await inputsOf(job);
       const started = await startJob({ prompt: job.prompt, ...job.parameters }, files);
+      // The new job replaces one without images; nothing that was paid for is deleted.
       if (started && !job.images.length && !job.partial) await deleteJob(job);
     });
   }
@@ -212,7 +217,7 @@ export class Figure {
 
   preview(number, unfinished) {
     this.node.classList.toggle("waiting", !unfinished);
-    if (this.number === number) return;
+    if (this.number === number) return; // another change of the job
     this.number = number;
     this.show(imageUrl(this.card.job, number), unfinished ? "Unfinished image" : "Preview", true);
   }
@@ -297,19 +302,11 @@ function tool(name, icon, text, properties = {}) {
   return node;
 }
 
-// Browsers can only copy PNG.
+// Browsers can only copy PNG. Some allow it only directly after a click, so the promise of the image
+// is handed over instead of awaited.
 async function copyImage(url) {
-  const png = fetch(url)
-    .then((response) => response.blob())
-    .then(async (blob) => {
-      if (blob.type === "image/png") return blob;
-      const bitmap = await createImageBitmap(blob);
-      const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
-      canvas.getContext("2d").drawImage(bitmap, 0, 0);
-      return canvas.convertToBlob({ type: "image/png" });
-    });
   try {
-    await navigator.clipboard.write([new ClipboardItem({ "image/png": png })]);
+    await navigator.clipboard.write([new ClipboardItem({ "image/png": fetchBlob(url).then(toPng) })]);
     announce("The image was copied.");
   } catch {
     await confirmed("Your browser did not copy the image. Download it instead.");
