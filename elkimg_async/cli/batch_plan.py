@@ -34,7 +34,6 @@ def merge(options: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
 
 
 def number_of_images(request: dict[str, Any]) -> int:
-    """Return the number of images of a request."""
     return image_count(request.get("n"), request.get("extra_body"))
 
 
@@ -132,7 +131,6 @@ class RunPlan:
         return self._store.replay.images
 
     def close(self) -> None:
-        """Close the journal."""
         self._store.close()
 
 

@@ -75,7 +75,6 @@ class BatchReport:
 
     @property
     def failed(self) -> bool:
-        """Whether any request has failed."""
         return self._totals.failed > 0
 
     @property
@@ -248,7 +247,6 @@ def _file_fields(item: MapItem, row: InputRow, path: Path) -> dict[str, Any]:
 
 
 def _costs(totals: Totals) -> dict[str, Decimal]:
-    """Return the known costs by currency."""
     known = {} if totals.cost is None else {totals.currency or "USD": totals.cost}
     return {**known, **totals.other_costs}
 

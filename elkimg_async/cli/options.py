@@ -230,7 +230,6 @@ class Connection:
         return LOCAL_API_KEY if self.local else default_api_key().reveal()
 
     def time_limits(self) -> Timeout:
-        """Return the time limits of a call."""
         return Timeout(total=self.timeout, first_byte=self.timeout, idle=self.timeout)
 
     @contextlib.asynccontextmanager

@@ -98,7 +98,6 @@ class OutputFiles:
 
 
 def write_stdout(content: bytes) -> None:
-    """Write an image to standard output."""
     sys.stdout.buffer.write(content)
     sys.stdout.buffer.flush()
 

@@ -102,7 +102,6 @@ class RayRun:
         return len(self._pending)
 
     def totals(self) -> Totals:
-        """Return the totals so far."""
         return msgspec.structs.replace(self._totals, elapsed=time.monotonic() - self._began)
 
     async def start(self) -> None:

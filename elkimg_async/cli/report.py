@@ -68,7 +68,6 @@ class Report:
 
     @property
     def animated(self) -> bool:
-        """Whether progress is animated."""
         return ERR.is_interactive and not self._display.quiet
 
     def begin(self, prompt: str) -> TaskID:
@@ -122,7 +121,6 @@ class Report:
         )
 
     def add_cost(self, meta: Meta) -> None:
-        """Add the cost of a call."""
         self._costs = add_cost(self._costs, meta)
 
     def finish(self) -> None:

@@ -91,12 +91,10 @@ def one_of(*names: str) -> Callable[[str], str]:
 
 
 def streams(response: ScriptedResponse) -> bool:
-    """Return whether the response is a stream."""
     return response.framing != "length"
 
 
 def with_frames(response: ScriptedResponse, *frames: bytes) -> ScriptedResponse:
-    """Return the response with another body."""
     return msgspec.structs.replace(response, frames=frames)
 
 

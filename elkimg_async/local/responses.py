@@ -158,7 +158,6 @@ def _svg_usage(parsed: ParsedRequest, result: GeneratedImages) -> dict[str, Any]
 def json_response(
     value: object, headers: Mapping[str, str], *, status: int = 200, delay: float = 0.0
 ) -> ScriptedResponse:
-    """Return any value as JSON."""
     return ScriptedResponse(
         status=status,
         headers={**headers, "Content-Type": "application/json"},
@@ -180,7 +179,6 @@ def error_value(error: GatewayError, headers: Mapping[str, str]) -> dict[str, An
 
 
 def error_response(error: GatewayError, headers: Mapping[str, str]) -> ScriptedResponse:
-    """Return an error with its status."""
     return json_response(error_value(error, headers), headers, status=error.status)
 
 

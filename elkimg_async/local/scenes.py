@@ -56,11 +56,9 @@ class Dice:
         return low + (high - low) * value
 
     def pick(self, options: Sequence[_Item]) -> _Item:
-        """Return one of the options."""
         return options[min(int(self.between(0, len(options))), len(options) - 1)]
 
     def palette(self) -> list[Colour]:
-        """Return one of the palettes."""
         return [_colour(text) for text in self.pick(_PALETTES)]
 
 

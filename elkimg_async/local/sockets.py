@@ -89,11 +89,9 @@ class Listener:
 
     @property
     def listening(self) -> bool:
-        """Whether connections are accepted."""
         return self._server is not None
 
     async def open(self, web_server: TrackingServer) -> None:
-        """Accept connections."""
         assert self._socket is not None
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(web_server, sock=self._socket, ssl=self._ssl)

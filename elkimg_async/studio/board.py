@@ -125,7 +125,6 @@ class Board:
         return position if self._forgotten <= position <= self._number else None
 
     def id_of(self, change: Change) -> str:
-        """Return the id of the message for a change."""
         return f"{self._name}-{change.number}"
 
     async def changes(self, position: int | None) -> list[Change]:

@@ -157,7 +157,6 @@ def file_name(job: Job, index: int, image: Path | None) -> str:
 
 
 def type_of(image: Path) -> str:
-    """Return the media type of a file."""
     if image.suffix in TYPES:
         return TYPES[image.suffix]
     with image.open("rb") as file:

@@ -100,7 +100,6 @@ async def read(events: AsyncIterator[ImageEvent], pass_urls: bool) -> ImageEvent
 
 
 async def close(events: AsyncIterator[ImageEvent]) -> None:
-    """Close the events if they can be closed."""
     aclose = getattr(events, "aclose", None)
     if aclose is not None:
         await aclose()
