@@ -188,14 +188,14 @@ class _RunSettings(NamedTuple):
         work = RayRun(
             requests,
             address=self.ray if isinstance(self.ray, str) else None,
-            api_key=connection.api_key(),
-            base_url=client._settings.url(""),  # noqa: SLF001
             output=self.output,
             concurrency=self.concurrency,
             limits=self.limits,
-            timeout=connection.time_limits(),
-            retries=connection.retries,
             pricing=connection.prices(),
+            api_key=connection.api_key(),
+            base_url=client._settings.url(""),  # noqa: SLF001
+            timeout=connection.time_limits(),
+            retry=connection.retries,
         )
         return MapRun(work)
 

@@ -18,13 +18,12 @@ from typing import Any, NamedTuple
 import anyio.to_thread
 import msgspec
 
-from elkimg_async import Limits, MapItem, Pricing, Timeout, Totals, errors
+from elkimg_async import Limits, MapItem, Pricing, Totals, errors
 from elkimg_async.batch.inputs import full_fingerprint
 from elkimg_async.batch.names import job_stem
 from elkimg_async.batch.run import add_item, make_item
 from elkimg_async.batch.storage import MANIFEST, ManifestLine
 from elkimg_async.cli.batch_plan import RunPlan
-from elkimg_async.config import make_base_url
 from elkimg_async.error_records import read_error
 from elkimg_async.files import write_atomically
 from elkimg_async.ray import generate_dataset
@@ -53,14 +52,11 @@ class RayRun:
     Args:
         requests: Requests as `map` accepts them.
         address: Address of the cluster. None: RAY_ADDRESS, else Ray on this machine.
-        api_key: The API key.
-        base_url: Address of the server. None: the environment's.
         output: Folder for the images, shared by all workers.
         concurrency: Maximum number of requests at a time, of all workers together.
         limits: Limits for all workers together.
-        timeout: Time limits of each call.
-        retries: Maximum number of retries. None: the client's default.
         pricing: The prices of requests. None: unknown.
+        options: Further options of the workers' clients.
     """
 
     rate = math.inf
@@ -70,23 +66,17 @@ class RayRun:
         requests: Iterable[dict[str, Any]],
         *,
         address: str | None,
-        api_key: str,
-        base_url: str | None,
         output: Path,
         concurrency: int,
         limits: Limits,
-        timeout: Timeout,
-        retries: int | None,
-        pricing: Pricing | None = None,
+        pricing: Pricing | None,
+        **options: Any,
     ) -> None:
         self._requests, self._address, self._output = requests, address, output
         self._concurrency = concurrency
-        self._options: dict[str, Any] = {
-            "api_key": api_key,
-            "base_url": make_base_url(base_url),
+        self._options = {
+            **options,
             "limits": msgspec.structs.replace(limits, max_concurrency=concurrency),
-            "timeout": timeout,
-            "retry": retries,
             "pricing": pricing,
         }
         self._pending: dict[int, _Pending] = {}
