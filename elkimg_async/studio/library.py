@@ -12,12 +12,12 @@ import os
 import re
 import secrets
 import stat
-import unicodedata
 from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 
 import anyio.to_thread
 
+from elkimg_async.batch.names import prompt_stem
 from elkimg_async.errors import StoreError
 from elkimg_async.files import write_atomically
 from elkimg_async.jobs import Job
@@ -147,13 +147,10 @@ def _reduced(image: Path, target: Path) -> Path:
     return target
 
 
-def file_name(job: Job, index: int, image: Path | None) -> str:
+def file_name(job: Job, index: int, image: Path) -> str:
     """Return the name under which an image is downloaded."""
-    text = unicodedata.normalize("NFC", job.prompt).lower()
-    words = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in text).split()
-    stem = "-".join(words[:6])[:40].rstrip("-") or "image"
-    extension = image.suffix if image else ".png"
-    return f"{stem}{f'-{index + 1}' if index else ''}{extension}"
+    number = f"-{index + 1}" if index else ""
+    return f"{prompt_stem(job.prompt) or 'image'}{number}{image.suffix}"
 
 
 def type_of(image: Path) -> str:
