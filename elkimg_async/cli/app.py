@@ -64,11 +64,10 @@ _COMMANDS = (
 
 class _App(App):
     def generate_completion(self, **options: Any) -> str:
-        """Return the script for a shell; in bash, bash itself completes the names of files.
-
-        The script would split names at spaces, and add a space after those of folders.
-        """
+        """Return the script for a shell; in bash, bash itself completes the names of files."""
         script = super().generate_completion(**options)
+        # `compgen -f` splits names at spaces, and adds a space after those of folders. Where the
+        # function offers nothing, `-o default` has bash complete files as for any other command.
         script = script.replace('COMPREPLY=( $(compgen -f -- "${cur}") )', "COMPREPLY=()")
         return script.replace("complete -F ", "complete -o default -F ")
 
