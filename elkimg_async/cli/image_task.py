@@ -1,8 +1,7 @@
-"""Concurrent calls of `elkimg generate` and `elkimg edit`, and saving of their images."""
+"""One call of `elkimg generate` or `elkimg edit`, and the saving of its images."""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import time
 from collections.abc import Iterator, Sequence
@@ -13,58 +12,8 @@ import anyio
 from elkimg_async import AsyncImages, Image, Meta, PartialImage, Usage, errors
 from elkimg_async.batch.budget import fatal_reason
 from elkimg_async.cli.console import sentence
-from elkimg_async.cli.options import Connection, ImageDisplay, ImageOptions, check_options
-from elkimg_async.cli.output import (
-    STDOUT,
-    OutputFiles,
-    check_stdout,
-    choose_format,
-    write_stdout,
-)
+from elkimg_async.cli.output import OutputFiles, write_stdout
 from elkimg_async.cli.report import Report, SavedImage
-from elkimg_async.transport import event_loop
-
-_CONCURRENCY = 8
-
-
-def run_calls(
-    prompts: Sequence[str],
-    image: ImageOptions,
-    output: str | None,
-    *,
-    images: Sequence[str] = (),
-    stream: bool,
-    display: ImageDisplay,
-    connection: Connection,
-) -> int:
-    """Check the options, run a call for each prompt, all concurrently, and return the exit code."""
-    options = choose_format(image.options(), output)
-    check_options(options, stream=stream)
-    display.check()
-    connection.check()
-    files, report = None, Report(display)
-    if output == STDOUT:
-        check_stdout(len(prompts), options.get("n", 1), display)
-    else:
-        files = OutputFiles(output, several=len(prompts) > 1)
-    tasks = [
-        ImageTask(prompt, options, files, report, stream=stream, images=images)
-        for prompt in prompts
-    ]
-
-    async def run() -> None:
-        limiter = anyio.CapacityLimiter(_CONCURRENCY)
-        opened = connection.client(say=display.say, on_event=report.on_event)
-        with report.bars if report.animated else contextlib.nullcontext():
-            async with opened as client, anyio.create_task_group() as group:
-                for task in tasks:
-                    group.start_soon(task.run, client, limiter)
-
-    try:
-        event_loop.run(run)
-    finally:
-        report.finish()
-    return report.exit_code
 
 
 class ImageTask:
