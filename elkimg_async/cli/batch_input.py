@@ -195,6 +195,7 @@ class BatchInput:
                 ) from None
             if cells is None:
                 break
+            # `line_num` is where a row ends: a quoted cell may hold line breaks.
             line, begins = begins, skipped + reader.line_num + 1
             if not any(cell.strip() for cell in cells):
                 continue
@@ -249,6 +250,8 @@ def _read_bytes(name: str) -> bytes:
 def _guess_format(text: str) -> str:
     """Guess the format from the content; anything unrecognised is a plain list of prompts."""
     first = next(line.strip() for line in text.splitlines() if line.strip())
+    # A prompt may begin with a bracket or a brace too. What is JSON, or looks like JSON with a
+    # mistake in it, is not a prompt: the mistake is reported, and nothing is sent.
     if first.startswith("["):
         try:
             value = json.loads(text)
@@ -260,6 +263,7 @@ def _guess_format(text: str) -> str:
         try:
             return "jsonl" if isinstance(json.loads(first), dict) else "text"
         except (ValueError, RecursionError):
+            # One object on several lines, or the first line of JSON Lines with a mistake.
             if _is_object(text) or first == "{":
                 return "json"
             return "jsonl" if first.startswith('{"') else "text"
@@ -281,7 +285,7 @@ def _is_object(text: str) -> bool:
 
 def _open_table(text: str, format: str) -> tuple[io.StringIO, str, int]:
     """Return the lines, the delimiter, and the number of lines before the header."""
-    lines, skipped = io.StringIO(text, newline=""), 0
+    lines, skipped = io.StringIO(text, newline=""), 0  # keeps line breaks in quoted cells
     if format == "tsv":
         return lines, "\t", 0
     first = next(lines, "")

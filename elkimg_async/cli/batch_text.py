@@ -54,6 +54,7 @@ def decode(content: bytes, name: str, encoding: str | None) -> Decoded:
     for start, what in _BINARY:
         if content.startswith(start):
             raise errors.ConfigurationError(f"{name} is {what}.")
+    # Before UTF-8, since English text in UTF-16 is valid UTF-8 with many NULs.
     if (utf16 := _utf16_without_mark(content)) is not None:
         return Decoded(_checked(_decode_as(content, utf16, name), name))
     try:

@@ -37,6 +37,7 @@ class ImageTask:
         self._stems: Iterator[str] = iter(())
         self._previews: Iterator[str] = iter(())
         if files is not None:
+            # Reserved at the start, so that names do not depend on which call ends first.
             n = min(max(options.get("n") or 1, 1), 10)
             stems = [files.reserve(prompt) for _ in range(n)]
             extra = (files.reserve(prompt) for _ in itertools.count())  # more than requested

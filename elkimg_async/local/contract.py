@@ -164,6 +164,7 @@ def _size_of(request: GenerateRequest | EditRequest) -> tuple[int, int]:
         return width, height
     if not isinstance(request, EditRequest):
         return 1024, 1024
+    # An edit without a size keeps that of the first image.
     if any(width * height > MAX_PIXELS for width, height in map(pixels_of, request.image)):
         raise invalid(
             f"the local server edits images of at most {MAX_PIXELS:,} pixels; send a smaller one",

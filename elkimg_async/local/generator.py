@@ -69,12 +69,14 @@ class Generator:
         elif known.fingerprint != fingerprint:
             problem = "This Idempotency-Key was used with another body"
             raise GatewayError(422, problem, code="idempotency_key_reused", param=_HEADER)
+        # While the earlier request waits for its images, or they are on their way to it.
         elif known.received.outcome == "open" or not known.task.done():
             problem = "A request with the same idempotency key is in flight"
             raise GatewayError(409, problem, code="idempotency_key_in_flight", param=_HEADER)
         else:
             known.received = received
             headers["Idempotent-Replayed"] = "true"
+        # The client may leave, but what has begun is paid for, and a repetition may receive it.
         return await asyncio.shield(known.task), headers
 
     async def _generate(self, parsed: ParsedRequest, origin: str) -> GeneratedImages:

@@ -145,6 +145,7 @@ class LocalServer:
         if self._web is not None:
             return
         require_pillow()
+        # The address is known from here on, even if the first fault is `refuse`.
         self._listener.bind()
         self._web = TrackingServer(self._handle, self._notify)
         if self._refuse_if_next():
@@ -160,6 +161,8 @@ class LocalServer:
         """Abort requests in flight and stop listening; a second call does nothing."""
         if self._web is None:
             return
+        # First nothing new may arrive, then the handlers end, which may be in the middle of a
+        # response, and last the connections.
         served, self._web = self._web, None
         self._listener.close()
         pending = [*self._tasks, *self._generator.tasks]
@@ -252,6 +255,7 @@ class LocalServer:
             parts = None
             is_edit = request.method == "POST" and request.path == EDITS_PATH
             if is_edit and not content_type.startswith("application/json"):
+                # In a thread, since forms of many megabytes would hold up the other requests.
                 parts = await asyncio.to_thread(forms.parse_form, content_type, body)
             received.fields = _fields(body) if parts is None else forms.described(parts)
             if fault and not fault.generates:

@@ -100,7 +100,7 @@ class Listener:
         """Reject connections, but keep the port."""
         if self._server is not None:
             self.close()
-            self.bind()
+            self.bind()  # at once, before any other program gets the port
 
     def close(self) -> None:
         """Free the port."""

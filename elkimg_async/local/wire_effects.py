@@ -38,6 +38,7 @@ def _offsets(text: str) -> tuple[int, ...]:
 
 
 # --- nothing is generated ---------------------------------------------------
+# These receive a response without a body, with the headers that every response has.
 
 
 @effect(
@@ -59,6 +60,7 @@ def _refuse(response: ScriptedResponse, pause: float | None) -> Iterator[Step]:
     generates=False,
 )
 def _rate_limit(response: ScriptedResponse, pause: float | None) -> ScriptedResponse:
+    # By default without Retry-After, as at the gateway: the client has to choose its own delay.
     headers = dict(response.headers)
     if pause is not None:
         headers["Retry-After"] = f"{pause:g}"
@@ -90,6 +92,7 @@ def _error(response: ScriptedResponse, error: tuple[int, str]) -> ScriptedRespon
     generates=False,
 )
 def _redirect(response: ScriptedResponse, url: str) -> ScriptedResponse:
+    # A client that follows it would send the prompt to another host.
     headers = {**response.headers, "Location": url}
     return ScriptedResponse(status=307, headers=headers)
 
@@ -133,7 +136,7 @@ def _add_cut(name: str, description: str, end: End, framing: Framing | None = No
         # Content-Length says, from a missing last chunk, or not at all (RFC 9112, 6.3).
         if framing is not None:
             response = msgspec.structs.replace(response, framing=framing)
-        whole = joined(body(response))
+        whole = joined(body(response))  # with the sizes of its chunks, which count too
         yield head(response)
         yield whole[: len(whole) // 2 if size is None else size]
         yield end
@@ -228,6 +231,7 @@ def _endless_headers(response: ScriptedResponse, _: None) -> Iterator[Step]:
     32,
 )
 def _large_headers(response: ScriptedResponse, size: int) -> ScriptedResponse:
+    # More lines than the 128 that aiohttp accepts unless it is told otherwise.
     value = "x" * (size * 1024 // 150)
     more = {f"X-Policy-{number}": value for number in range(150)}
     return msgspec.structs.replace(response, headers={**response.headers, **more})

@@ -150,10 +150,12 @@ def _encode(event: ImageEvent) -> Iterator[bytes]:
     fields = {**(fields.pop("extra", None) or {}), **fields}
     if content is None:
         fields["url"] = event.image.url
+    # Without line breaks, which would end the `data:` line.
     text = msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
     if content is None:
         yield text + _END
         return
+    # The image goes between the last field and the closing brace, encoded a part at a time.
     yield text[:-1] + b',"b64_json":"'
     view = memoryview(content)
     for start in range(0, len(view) or 1, _CHUNK):
