@@ -10,6 +10,7 @@ from typing import Annotated
 import anyio
 from cyclopts import Parameter
 
+from elkimg_async.cli import interrupts
 from elkimg_async.cli.console import UsageError
 from elkimg_async.cli.image_task import ImageTask
 from elkimg_async.cli.options import (
@@ -28,7 +29,6 @@ from elkimg_async.cli.options import (
 )
 from elkimg_async.cli.output import STDOUT, OutputFiles, check_stdout, choose_format
 from elkimg_async.cli.report import Report
-from elkimg_async.transport import event_loop
 
 GENERATE_EXAMPLES = """\
 elkimg generate "A small kitten in a sunny garden"
@@ -156,7 +156,7 @@ def _run(
                     group.start_soon(task.run, client, limiter)
 
     try:
-        event_loop.run(run)
+        interrupts.run(run)
     finally:
         report.finish()
     return report.exit_code
