@@ -272,11 +272,8 @@ def check_port(port: int | None) -> None:
         raise UsageError("--port must be 0 to 65535; 0 takes a free one.")
 
 
-NO_IMAGE_OPTIONS, NO_EDIT_OPTIONS, NO_BATCH_OPTIONS = (
-    GenerateImageOptions(),
-    EditImageOptions(),
-    BatchOptions(),
-)
+NO_IMAGE_OPTIONS, NO_EDIT_OPTIONS = GenerateImageOptions(), EditImageOptions()
+NO_BATCH_OPTIONS = BatchOptions()
 SHOW, SHOW_IMAGES = Display(), ImageDisplay()
 CONNECTION = Connection()
 _ONLY_EDIT = {"image", "mask", "markup", "input_fidelity"}

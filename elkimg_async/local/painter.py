@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from elkimg_async.errors import ConfigurationError
-from elkimg_async.local.scenes import draw_scene
-from elkimg_async.local.vector import draw_svg
+from elkimg_async.local.scenes import draw_scene, draw_svg
 
 if TYPE_CHECKING:
     from PIL import Image as Pillow
