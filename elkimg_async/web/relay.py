@@ -69,12 +69,15 @@ class ServerSentEvents:
         self._events = aiter(events)
         self._heartbeat, self._pass_urls = heartbeat, pass_urls
         plain = as_job(self._events) is None
+        # The rest of a message that has begun. It is sent to its end before anything else, since a
+        # heartbeat in the middle of a line would become part of the image.
         self._chunks: Iterator[bytes] = iter([_START if plain else _RESUMABLE])
         # The next event is read in a task that outlives heartbeats: cancelling the read would end
         # the stream.
         self._step: asyncio.Task[ImageEvent | None] | None = None
         self._disconnected: Callable[[], Awaitable[object]] | None = None
         self._watch: asyncio.Task[None] | None = None
+        # `_ended`: nothing follows the present message. `_closed`: everything has been released.
         self._ended = self._closed = False
 
     def stop_when(self, disconnected: Callable[[], Awaitable[object]]) -> Self:
@@ -110,7 +113,7 @@ class ServerSentEvents:
         """Close the stream and its connection; calling it again does nothing."""
         self._ended = True
         self._chunks = iter(())
-        self._disconnected = None
+        self._disconnected = None  # no further watch is started
         if self._closed:
             return
         tasks = [task for task in (self._step, self._watch) if task is not None]
@@ -125,6 +128,8 @@ class ServerSentEvents:
         self._closed = True
 
     def __del__(self) -> None:
+        # Some frameworks abandon an iterator without closing it. Nothing can be awaited here, but a
+        # cancelled read closes its stream by itself.
         tasks = getattr(self, "_step", None), getattr(self, "_watch", None)
         with contextlib.suppress(RuntimeError):  # the loop is closed, and its tasks are gone
             for task in filter(None, tasks):
@@ -151,7 +156,7 @@ class ServerSentEvents:
                     return_when=asyncio.FIRST_COMPLETED,
                 )
                 ready = step.done()
-        except BaseException:
+        except BaseException:  # the framework has cancelled the response
             await self.aclose()
             raise
         if self._watch is not None and self._watch.done():
