@@ -342,8 +342,11 @@ class Studio:
         response = web.StreamResponse(headers=headers)
         response.content_type = "application/zip"
         await response.prepare(request)
-        async for chunk in ZipStream(files):
-            await response.write(chunk)
+        archive = ZipStream()
+        for name, file in files:
+            if chunk := await asyncio.to_thread(archive.add, name, file):
+                await response.write(chunk)
+        await response.write(archive.end())
         return response
 
     # --- what the page does -------------------------------------------------
