@@ -253,20 +253,17 @@ def _guess_format(text: str) -> str:
     # A prompt may begin with a bracket or a brace too. What is JSON, or looks like JSON with a
     # mistake in it, is not a prompt: the mistake is reported, and nothing is sent.
     if first.startswith("["):
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
+        if (value := _decoded(text)) is None:
             broken = first == "[" or first.startswith(("[{", '["'))
             return "json" if broken else "text"
         return "json" if all(isinstance(item, (dict, str)) for item in value) else "text"
     if first.startswith("{"):
-        try:
-            return "jsonl" if isinstance(json.loads(first), dict) else "text"
-        except (ValueError, RecursionError):
-            # One object on several lines, or the first line of JSON Lines with a mistake.
-            if _is_object(text) or first == "{":
-                return "json"
-            return "jsonl" if first.startswith('{"') else "text"
+        if _decoded(first) is not None:
+            return "jsonl"
+        # One object on several lines, or the first line of JSON Lines with a mistake.
+        if _decoded(text) is not None or first == "{":
+            return "json"
+        return "jsonl" if first.startswith('{"') else "text"
     if first.lower().startswith("sep="):
         return "csv"
     delimiter = _find_delimiter(first)
@@ -276,11 +273,12 @@ def _guess_format(text: str) -> str:
     return "text"
 
 
-def _is_object(text: str) -> bool:
+def _decoded(text: str) -> Any:
+    """Return the value of a text in JSON; None if it is not JSON."""
     try:
-        return isinstance(json.loads(text), dict)
+        return json.loads(text)
     except (ValueError, RecursionError):
-        return False
+        return None
 
 
 def _open_table(text: str, format: str) -> tuple[io.StringIO, str, int]:
