@@ -61,12 +61,14 @@ class ImageTask:
                 show(sentence(error), self._prompt, sent=not unsent)
             self._report.bars.remove_task(bar)
 
+    def _call(self, client: AsyncImages, **options: Any) -> Any:
+        if self._images:
+            return client.edit(self._images, self._prompt, **self._options, **options)
+        return client.generate(self._prompt, **self._options, **options)
+
     async def _run_batch(self, client: AsyncImages) -> None:
         try:
-            if self._images:
-                response = await client.edit(self._images, self._prompt, **self._options)
-            else:
-                response = await client.generate(self._prompt, **self._options)
+            response = await self._call(client)
         except errors.ElkImagesError as error:
             for image in error.images:  # valid images of a failed call are paid for
                 await self._save(image, request_id=error.request_id)
@@ -76,11 +78,7 @@ class ImageTask:
             await self._save(image, response.size, response.usage, meta=response.meta)
 
     async def _run_stream(self, client: AsyncImages) -> None:
-        if self._images:
-            stream = client.edit(self._images, self._prompt, stream=True, **self._options)
-        else:
-            stream = client.generate(self._prompt, stream=True, **self._options)
-        async with stream:
+        async with self._call(client, stream=True) as stream:
             async for event in stream:
                 if not isinstance(event, PartialImage):
                     await self._save(event.image, event.size, event.usage)
