@@ -79,13 +79,18 @@ def parse_json(body: bytes) -> dict[str, Any]:
     Raises:
         GatewayError: If the body is not a JSON object.
     """
+    return {name: value for name, value in decode_object(body).items() if value is not None}
+
+
+def decode_object(body: bytes) -> dict[str, Any]:
+    """Decode a body; raise `GatewayError` if it is not a JSON object."""
     try:
         fields = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise invalid(f"the body is not JSON: {error}") from None
     if not isinstance(fields, dict):
         raise invalid("the body must be a JSON object")
-    return {name: value for name, value in fields.items() if value is not None}
+    return fields
 
 
 def parse_fields(

@@ -212,22 +212,13 @@ class LocalServer:
         self.requests.append(received)
         self._notify()
         ended = True
-        with self._tracked(request, received):
-            script = await self._script(request, received, headers)
-            ended = await self._send(request, script)
-            received.outcome = "cut" if ended else "answered"
-        # Once the port refuses connections, one that is still open must not carry another request.
-        keep_alive = request.keep_alive and not ended and self._listener.listening
-        return AlreadySentResponse(keep_alive=keep_alive)
-
-    @contextlib.contextmanager
-    def _tracked(self, request: web.BaseRequest, received: ReceivedRequest) -> Iterator[None]:
-        """Keep track of the running handler, and record how the request ended."""
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
         try:
-            yield
+            script = await self._script(request, received, headers)
+            ended = await self._send(request, script)
+            received.outcome = "cut" if ended else "answered"
         except ConnectionError:
             received.outcome = "disconnected"
         except asyncio.CancelledError:
@@ -241,6 +232,9 @@ class LocalServer:
                 # The client may not have read this response yet, so its connection is spared.
                 self._refuse_if_next(request.protocol)
             self._notify()
+        # Once the port refuses connections, one that is still open must not carry another request.
+        keep_alive = request.keep_alive and not ended and self._listener.listening
+        return AlreadySentResponse(keep_alive=keep_alive)
 
     async def _script(
         self, request: web.BaseRequest, received: ReceivedRequest, headers: dict[str, str]
@@ -391,10 +385,9 @@ def _record(request: web.BaseRequest, request_id: str) -> ReceivedRequest:
 
 def _fields(body: bytes) -> dict[str, Any]:
     try:
-        fields = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return contract.decode_object(body)
+    except GatewayError:
         return {}
-    return fields if isinstance(fields, dict) else {}
 
 
 def _parse(path: str, body: bytes, parts: list[forms.FormPart] | None) -> ParsedRequest:
