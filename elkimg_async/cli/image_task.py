@@ -122,10 +122,8 @@ class ImageTask:
             # Each image carries the usage of the whole call: it is counted once.
             counts = usage is not None and not self._counted
             self._counted = self._counted or counts
+            request_id = meta.request_id if meta else request_id
             saved = SavedImage(
-                *(path, image, self._prompt, partial, size, usage, seconds),
-                request_id=meta.request_id if meta else request_id,
-                cost=meta.cost if meta else None,
-                currency=meta.currency if meta else None,
+                path, image, self._prompt, partial, size, usage, seconds, request_id, meta
             )
             self._report.add(saved, counts_usage=counts)

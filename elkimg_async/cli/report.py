@@ -40,9 +40,8 @@ class SavedImage(NamedTuple):
     usage: Usage | None
     seconds: float
     request_id: str | None
-    cost: Decimal | None = None
-    """The cost of the whole call; None if unknown."""
-    currency: str | None = None
+    meta: Meta | None
+    """The metadata of the whole call; None before it has ended."""
 
 
 class Report:
@@ -162,6 +161,6 @@ def _image_fields(
         "usage": usage,
         "seconds": round(saved.seconds, 3),
         "request_id": saved.request_id,
-        "cost": json_amount(saved.cost),
-        "currency": saved.currency,
+        "cost": json_amount(saved.meta.cost if saved.meta else None),
+        "currency": saved.meta.currency if saved.meta else None,
     }
