@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-import pybase64
+from pybase64 import b64encode_as_string
 
 from elkimg_async.local.contract import GatewayError, ParsedRequest, pixels_of
 from elkimg_async.local.script import ScriptedResponse
@@ -87,7 +87,7 @@ def _events(parsed: ParsedRequest, result: GeneratedImages) -> list[bytes]:
     partials = [
         event(
             f"{kind}.partial_image",
-            {"b64_json": _base64(partial), **side, "partial_image_index": index},
+            {"b64_json": b64encode_as_string(partial), **side, "partial_image_index": index},
         )
         for index, partial in enumerate(result.partials)
     ]
@@ -109,11 +109,7 @@ def event(name: str, fields: Mapping[str, Any]) -> bytes:
 def _image_fields(result: GeneratedImages) -> list[dict[str, str]]:
     if result.urls:
         return [{"url": url} for url in result.urls]
-    return [{"b64_json": _base64(image)} for image in result.images]
-
-
-def _base64(content: bytes) -> str:
-    return pybase64.b64encode_as_string(content)
+    return [{"b64_json": b64encode_as_string(image)} for image in result.images]
 
 
 def usage(parsed: ParsedRequest) -> dict[str, Any]:
