@@ -153,8 +153,10 @@ def _with_defaults(request: GenerateRequest | EditRequest, stream: bool) -> Pars
         quality=quality,
         transparent=request.background == "transparent",
         output_format=request.output_format or "png",
+        # 0 is a compression, so only None means the default.
         compression=100 if compression is None else compression,
         partial_images=request.partial_images or 0,
+        # The dall-e models return URLs unless base64 is requested; the others have no choice.
         by_url=not gpt and request.response_format != "b64_json",
         frame_count=request.frame_count or 9,
         frame_duration_ms=duration,

@@ -178,6 +178,7 @@ class Studio:
         job = jobs + "/{id}"
         app.add_routes(
             [
+                # Each file has a route of its own, so no path can lead out of the folder.
                 web.get(self.root, _file),
                 *(web.get(self.root + name, _file) for name in _page_files()),
                 web.get(f"{self.root}api/session", self._session),
@@ -213,6 +214,7 @@ class Studio:
                 rejection.force_close()
             return rejection
         except ElkImagesError as error:
+            # The nearest class decides: a JobNotFoundError is not any ElkImagesError.
             status = next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
             return _rejection(status, error.message, type(error).__name__)
         finally:
@@ -257,7 +259,8 @@ class Studio:
         if self._offers is None or now > self._offers[0] + _MODELS_SECONDS:
             try:
                 found = await self._client.models()
-            except ElkImagesError:  # the page then offers the models that are known here
+            except ElkImagesError:
+                # The page then offers the models that are known here; the next one asks again.
                 return _json({"models": {}})
             names = [model.id for model in found if model.is_image is not False]
             self._offers = now, {name: _offer(name) for name in names}
@@ -272,6 +275,8 @@ class Studio:
         response = web.StreamResponse(headers=EVENT_HEADERS)
         await response.prepare(request)
         await response.write(b"retry: 1000\n\n")
+        # The header is sent by an EventSource that reconnects by itself, the parameter by a page
+        # that opens a new one.
         last_id = request.headers.get("Last-Event-ID") or request.query.get("after")
         position = self.board.position(last_id)
         with contextlib.suppress(ConnectionError, StoreError):  # the page or the studio has ended
@@ -308,7 +313,7 @@ class Studio:
         return _image_response(await self._library.thumbnail(job, number, file))
 
     async def _find(self, request: web.Request) -> tuple[Job, Entry, Path]:
-        number = int(request.match_info["number"])
+        number = int(request.match_info["number"])  # counted from the first event of the job
         job = await self._store.get(request.match_info["id"])
         if job is None:
             raise _missing()
@@ -377,6 +382,7 @@ class Studio:
         return _json({"job": self.board.describe(job)})
 
     async def _delete(self, request: web.Request) -> web.Response:
+        # The store first: what fails there must stay on the pages.
         await self.jobs.delete(request.match_info["id"])
         self.board.remove(request.match_info["id"])
         self._library.remove_unused(await self.jobs.list())

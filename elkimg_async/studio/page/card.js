@@ -77,7 +77,7 @@ export class Card {
   tick() {
     const { state, created_at: created, sent_at: sent, retry, previews, parameters, images: done } = this.job;
     this.figures.forEach((figure) => figure.showProgress(""));
-    const waiting = this.figures[done.length];
+    const waiting = this.figures[done.length]; // images arrive in order, so the next one is here
     if (this.finished) return waiting?.showProgress("Unfinished");
     const time = `${Math.max(0, Math.floor(now() - (sent ?? created)))} s`;
     if (retry) return waiting?.showProgress(`Retrying in ${Math.max(0, Math.ceil(retry.at - now()))} s (${retry.attempt} of ${retry.of})`);
@@ -106,6 +106,7 @@ export class Card {
     return [parameters.model, tokens, new Date(created * 1000).toLocaleString("en")].filter(Boolean).join(" · ");
   }
 
+  // What a screen reader says: retries, previews and the end, each once.
   announce(before, known) {
     const { state, previews, parameters, prompt, error, retry } = this.job;
     if (retry && !known.retry) announce(`The image server is busy. Retrying, attempt ${retry.attempt} of ${retry.of}.`);
@@ -154,6 +155,7 @@ export class Card {
     if (focused) buttons[0].focus();
   }
 
+  // Show an error of the studio in a dialog, since the card belongs to the job.
   async act(action) {
     try {
       return await action();
