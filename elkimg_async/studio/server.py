@@ -214,7 +214,7 @@ class Studio:
                 rejection.force_close()
             return rejection
         except ElkImagesError as error:
-            # The nearest class decides: a JobNotFoundError is not any ElkImagesError.
+            # The nearest class decides, since all of these are ElkImagesErrors.
             status = next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
             return _rejection(status, error.message, type(error).__name__)
         finally:
