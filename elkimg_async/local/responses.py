@@ -4,7 +4,7 @@ Nothing here waits, paints or touches a socket.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -180,7 +180,7 @@ def error_response(error: GatewayError, headers: Mapping[str, str]) -> ScriptedR
 
 def models_response(headers: Mapping[str, str]) -> ScriptedResponse:
     """Return the models in OpenAI's list shape, with the endpoint types that the gateway adds."""
-    models: Sequence[dict[str, Any]] = [
+    models = [
         {
             "id": name,
             "object": "model",
