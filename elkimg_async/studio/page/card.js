@@ -198,15 +198,11 @@ export class Figure {
     this.number = null;
     const { parameters } = card.job;
     const size = card.job.images[0]?.size ?? parameters.size ?? "";
-    this.setRatio(/^\d+x\d+$/.test(size) ? size.replace("x", " / ") : "1");
+    this.frame.style.aspectRatio = /^\d+x\d+$/.test(size) ? size.replace("x", " / ") : "1";
     if (!size && this.before && !card.finished) { // an edit keeps the shape of its image
       const original = element("img", { src: inputUrl(this.before) });
       original.onload = () => this.frame.querySelector("img") || this.fit(original);
     }
-  }
-
-  setRatio(ratio) {
-    this.frame.style.aspectRatio = ratio;
   }
 
   wait() {
@@ -260,7 +256,7 @@ export class Figure {
   fit({ naturalWidth: width, naturalHeight: height }) {
     if (!width || !height) return;
     const [wide, high = 1] = this.frame.style.aspectRatio.split("/").map(Number);
-    if (Math.abs(width / height / (wide / high) - 1) > 0.01) this.setRatio(`${width} / ${height}`);
+    if (Math.abs(width / height / (wide / high) - 1) > 0.01) this.frame.style.aspectRatio = `${width} / ${height}`;
   }
 
   get url() {
