@@ -13,14 +13,14 @@ import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import anyio.to_thread
 import msgspec
 
 from elkimg_async import Limits, MapItem, Pricing, Totals, errors
 from elkimg_async.batch.inputs import full_fingerprint
-from elkimg_async.batch.names import job_stem
+from elkimg_async.batch.job import BatchJob
 from elkimg_async.batch.run import add_item, make_item
 from elkimg_async.batch.storage import MANIFEST, ManifestLine
 from elkimg_async.cli.batch_plan import RunPlan
@@ -29,21 +29,12 @@ from elkimg_async.files import write_atomically
 from elkimg_async.ray import generate_dataset
 from elkimg_async.ray.rate import load_ray
 from elkimg_async.ray.shared_store import RowRecord, SharedStore
-from elkimg_async.sansio.requests import EditRequest, GenerateRequest
 from elkimg_async.transport.uploads import image_list
 
 _QUIET = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray's log lines would appear between ours
     "RAY_ENABLE_AUTO_CONNECT": "0",  # an abandoned thread would restart Ray
 }
-
-
-class _Pending(NamedTuple):
-    """A request whose row has not been returned, and the identity of its row."""
-
-    request: GenerateRequest | EditRequest
-    id: str | int | None
-    metadata: dict[str, Any] | None
 
 
 class RayRun:
@@ -79,7 +70,7 @@ class RayRun:
             "limits": msgspec.structs.replace(limits, max_concurrency=concurrency),
             "pricing": pricing,
         }
-        self._pending: dict[int, _Pending] = {}
+        self._pending: dict[int, BatchJob] = {}
         self._lines: list[ManifestLine] = []
         self._items: Iterator[MapItem] = iter(())
         self._totals = Totals(currency=pricing.currency if pricing else None)
@@ -145,9 +136,8 @@ class RayRun:
             if isinstance(planned, MapItem):
                 wrong.append(planned)
             else:
-                identity = (request.get("id"), request.get("metadata"))
-                self._pending[index] = _Pending(planned.request, *identity)
-                rows.append(_row(index, planned.request))
+                self._pending[index] = planned
+                rows.append(_row(planned))
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         try:
             _check_address(self._address)
@@ -180,22 +170,21 @@ class RayRun:
         return next(self._items, None)
 
     def _item(self, row: Mapping[str, Any]) -> MapItem:
-        pending = self._pending.pop(row["index"])
-        request = pending.request
+        job = self._pending.pop(row["index"])
         record, error = None, None
         if row["ok"]:
-            record = self._store.find(row["id"], full_fingerprint(request, stream=False))
+            record = self._store.find(row["id"], full_fingerprint(job.request, stream=False))
         else:
             columns = {"error": "error", "message": "error_message", "billing": "billing"}
             fields = {name: row[column] for name, column in columns.items()}
             error = read_error(fields, attempts=row["attempts"])
         if record is not None:
-            self._lines.append(_line(row["index"], record, pending))
+            self._lines.append(_line(record, job))
         return make_item(
-            index=row["index"],
-            id=pending.id,
-            metadata=pending.metadata,
-            request=request,
+            index=job.index,
+            id=job.id,
+            metadata=job.metadata,
+            request=job.request,
             error=error,
             paths=[Path(path) for path in row["paths"]],
             attempts=row["attempts"],
@@ -205,15 +194,15 @@ class RayRun:
         )
 
 
-def _row(index: int, request: GenerateRequest | EditRequest) -> dict[str, Any]:
-    fields = msgspec.structs.asdict(request)
+def _row(job: BatchJob) -> dict[str, Any]:
+    fields = msgspec.structs.asdict(job.request)
     for name in ("image", "mask", "markup"):  # workers have working directories of their own
         if fields.get(name) is not None:
             paths = [_absolute(value) for value in image_list(fields[name])]
             fields[name] = paths if name == "image" else paths[0]
     body = fields["extra_body"]
     fields["extra_body"] = None if body is None else msgspec.json.encode(body).decode()
-    return {"id": job_stem(index, request), "index": index, **fields}
+    return {"id": job.stem, "index": job.index, **fields}
 
 
 def _lines_of(manifest: Path) -> list[ManifestLine]:
@@ -232,10 +221,10 @@ def _absolute(value: Any) -> Any:
     return str(Path(value).absolute())
 
 
-def _line(index: int, record: RowRecord, pending: _Pending) -> ManifestLine:
+def _line(record: RowRecord, job: BatchJob) -> ManifestLine:
     shared = set(ManifestLine.__struct_fields__) & set(RowRecord.__struct_fields__) - {"id"}
     fields = {name: getattr(record, name) for name in shared}
-    return ManifestLine(index=index, id=pending.id, metadata=pending.metadata, **fields)
+    return ManifestLine(index=job.index, id=job.id, metadata=job.metadata, **fields)
 
 
 def _check_address(address: str | None) -> None:
