@@ -87,13 +87,13 @@ def decide(
     retry_after = error.retry_after if isinstance(error, APIError) else None
     if retry_after is not None and retry_after > policy.max_retry_after:
         return None
-    if retry_after is None:
-        delay = jitter * min(
-            policy.max_backoff, policy.initial_backoff * 2.0 ** min(attempt - 1, 60)
-        )
-    else:
-        delay = retry_after
+    delay = jitter * backoff(policy, attempt) if retry_after is None else retry_after
     return delay if delay < remaining else None
+
+
+def backoff(policy: Policy, attempt: int) -> float:
+    """Return the longest delay after this number of attempts, in seconds."""
+    return min(policy.max_backoff, policy.initial_backoff * 2.0 ** min(attempt - 1, 60))
 
 
 def is_transient(error: ElkImagesError, *, replay: bool = False) -> bool:
