@@ -18,10 +18,16 @@ _SAFE = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_")
 def prompt_stem(prompt: str) -> str:
     """Return the first words of a prompt as a file name, like `a-small-kitten`; may be empty."""
     text = unicodedata.normalize("NFC", prompt[:200]).lower()
-    # Letters, numbers, and the marks that are part of letters in many scripts.
-    plain = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in text)
-    words = [word for word in plain.split() if any(map(str.isalnum, word))]
+    words = "".join(c if _in_word(c) else " " for c in text).split()
     return "-".join(words[:6])[:MAX_STEM].strip("-")
+
+
+def _in_word(character: str) -> bool:
+    # Letters, numbers and marks: the vowels of Indic scripts are marks, at which \w ends a word.
+    # Variation selectors are marks as well, but follow emoji, which are left out.
+    if "\ufe00" <= character <= "\ufe0f":
+        return False
+    return unicodedata.category(character)[0] in "LMN"
 
 
 def job_stem(index: int, request: ImageRequest) -> str:
