@@ -5,7 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from elkimg_async.image import Image
-from elkimg_async.sansio.reading import lookup, read_number, read_side, read_str
+from elkimg_async.sansio.reading import (
+    SIDE_FIELDS,
+    lookup,
+    read_number,
+    read_str,
+    read_svg_usage,
+    read_usage,
+)
 from elkimg_async.sansio.responses import (
     COMPLETED_TYPES,
     PARTIAL_TYPES,
@@ -13,14 +20,7 @@ from elkimg_async.sansio.responses import (
     PartialImage,
 )
 
-COMPLETED_FIELDS = (
-    "size",
-    "quality",
-    "background",
-    "output_format",
-    "svg_usage",
-    "safety_identifier",
-)
+COMPLETED_FIELDS = (*SIDE_FIELDS, "svg_usage", "safety_identifier")
 """The attributes shared by completed events and responses, apart from the usage."""
 
 _PARTIAL = re.compile(r"partial|preview|progress|intermediate|draft", re.IGNORECASE)
@@ -29,10 +29,12 @@ _FINISHED = re.compile(r"succe|complet|finish|done|final", re.IGNORECASE)
 _UNFINISHED_FLAGS = ("is_partial", "isPartial", "partial")
 _FINISHED_FLAGS = ("is_final", "isFinal", "final", "is_finished", "finished", "done", "completed")
 _KINDS = ("event", "object", "kind", "stage", "state", "status")
-_KNOWN = {"type", "b64_json", "url", "revised_prompt", "created_at", "created", "usage", "data"}
-_KNOWN |= {"size", "quality", "background", "output_format"}
-_COMPLETED_KNOWN = _KNOWN | {"svg_usage", "safety_identifier"}
-_PARTIAL_KNOWN = _KNOWN - {"usage"} | {"partial_image_index"}
+_NOT_EXTRA = {"b64_json", "url", "revised_prompt", "created", "data"}
+# The fields of an event that are not in its `extra`.
+_KNOWN = {
+    kind: {*kind.__struct_fields__} - {"image", "extra"} | _NOT_EXTRA
+    for kind in (PartialImage, CompletedImage)
+}
 
 
 def type_of(value: Mapping[str, Any], name: str) -> str:
@@ -94,22 +96,21 @@ def event_of(
     unfinished: bool = False,
 ) -> PartialImage | CompletedImage:
     """Return the event of an image; `chain` has the objects around it, `rest` other fields."""
-    created = read_number(lookup(chain, "created_at", "created"))
-    partial = is_partial(type_, key) or (unfinished and type_ not in COMPLETED_TYPES)
-    known = _PARTIAL_KNOWN if partial else _COMPLETED_KNOWN
-    extra = {name: field for name, field in (rest or {}).items() if name not in known}
-    side = read_side(chain)
-    if partial:
+    fields: dict[str, Any] = {name: read_str(lookup(chain, name)) for name in SIDE_FIELDS}
+    kind: type[PartialImage | CompletedImage]
+    if is_partial(type_, key) or (unfinished and type_ not in COMPLETED_TYPES):
+        kind = PartialImage
         index = read_number(lookup(chain, "partial_image_index"))
-        return PartialImage(
-            type=type_,
-            image=image,
-            created_at=created,
-            size=side["size"],
-            quality=side["quality"],
-            background=side["background"],
-            output_format=side["output_format"],
-            partial_image_index=None if index is None else int(index),
-            extra=extra,
-        )
-    return CompletedImage(type=type_, image=image, created_at=created, extra=extra, **side)
+        fields["partial_image_index"] = None if index is None else int(index)
+    else:
+        kind = CompletedImage
+        fields["usage"] = read_usage(lookup(chain, "usage"))
+        fields["svg_usage"] = read_svg_usage(lookup(chain, "svg_usage"))
+        fields["safety_identifier"] = read_str(lookup(chain, "safety_identifier"))
+    return kind(
+        type=type_,
+        image=image,
+        created_at=read_number(lookup(chain, "created_at", "created")),
+        extra={name: field for name, field in (rest or {}).items() if name not in _KNOWN[kind]},
+        **fields,
+    )

@@ -49,16 +49,6 @@ def lookup(chain: Sequence[Mapping[str, Any]], *names: str) -> Any:
     return None
 
 
-def read_side(chain: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the data beside a completed image, from the objects around it."""
-    return {
-        **{name: read_str(lookup(chain, name)) for name in SIDE_FIELDS},
-        "usage": read_usage(lookup(chain, "usage")),
-        "svg_usage": read_svg_usage(lookup(chain, "svg_usage")),
-        "safety_identifier": read_str(lookup(chain, "safety_identifier")),
-    }
-
-
 def read_usage(value: Any) -> Usage | None:
     """Return the usage, in the spelling of the image API or of the chat API."""
     if not isinstance(value, dict):
