@@ -23,10 +23,9 @@ from elkimg_async.sansio.body_encodings import BodyEncoding, encoding_of, may_be
 from elkimg_async.sansio.documents import DocumentHandler, ImageEvent, SkippedEvent
 from elkimg_async.sansio.error_mapping import MAX_BODY_TEXT, api_error
 from elkimg_async.sansio.events import event_of, type_of
-from elkimg_async.sansio.find_images import images_of
-from elkimg_async.sansio.found_events import text_documents
+from elkimg_async.sansio.find_images import find_images, images_of
 from elkimg_async.sansio.image_strings import plain_images
-from elkimg_async.sansio.json_images import Document, InvalidJSON, JSONDecoder, unpacked_json
+from elkimg_async.sansio.json_images import Document, InvalidJSON, JSONDecoder
 from elkimg_async.sansio.multipart_body import boundary_in, boundary_of, documents_of, parts_of
 from elkimg_async.sansio.responses import (
     CompletedImage,
@@ -315,7 +314,7 @@ class ImagesDecoder:
     def _finish_text(self, decoder: JSONDecoder) -> None:
         """Handle text: a JSON string, base64, addresses, or another format that has images."""
         body = decoder.text(MAX_BODY_TEXT)
-        if documents := text_documents(decoder):
+        if documents := _text_documents(decoder):
             self._body = body
             for document in documents:
                 self._documents.handle(document, "")
@@ -354,7 +353,7 @@ class ImagesDecoder:
     def _handle_server_sent_event(self, event: ServerSentEvent) -> None:
         data = event.data
         try:
-            documents = [*map(unpacked_json, data.finish_all())]
+            documents = data.finish_all()
         except InvalidJSON:
             self._handle_text(event, data.text(data.size).removeprefix("data:").strip())
             return
@@ -389,3 +388,20 @@ class ImagesDecoder:
                 self._documents.emit(event_of(type_of(cut, event.name), image, (cut,)))
         elif text and event.terminated:
             self._documents.skip(event.name or None, "its data is not JSON")
+
+
+def _text_documents(decoder: JSONDecoder) -> list[Document]:
+    """Return the documents in text: JSON strings, plain base64, addresses, or JSON behind words.
+
+    The list is empty if it is none of these.
+    """
+    try:
+        documents = decoder.finish_all()
+    except InvalidJSON:
+        plain = [Document(value) for value in plain_images(decoder.text(decoder.size))]
+        documents = plain or decoder.embedded()
+    usable = any(
+        isinstance(document.value, (dict, list)) or find_images(document).found
+        for document in documents
+    )
+    return documents if usable else []

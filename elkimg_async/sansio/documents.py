@@ -2,17 +2,28 @@
 
 import logging
 from collections import deque
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import msgspec
 
-from elkimg_async.errors import ElkImagesError, ResponseError
+from elkimg_async.errors import (
+    ElkImagesError,
+    EmptyResultError,
+    ResponseError,
+    StreamIncompleteError,
+)
 from elkimg_async.sansio.documented import read_documented
 from elkimg_async.sansio.error_mapping import api_error
 from elkimg_async.sansio.error_words import is_item_failure, pending_task, strength
-from elkimg_async.sansio.events import COMPLETED_FIELDS, event_of, type_of
-from elkimg_async.sansio.find_images import Findings, find_images
-from elkimg_async.sansio.found_events import error_without_image, events_of, repeats
+from elkimg_async.sansio.events import (
+    COMPLETED_FIELDS,
+    event_of,
+    says_unfinished,
+    type_around,
+    type_of,
+)
+from elkimg_async.sansio.find_images import Findings, find_images, identity
 from elkimg_async.sansio.json_images import Document
 from elkimg_async.sansio.reading import read_usage
 from elkimg_async.sansio.responses import (
@@ -52,7 +63,7 @@ class DocumentHandler:
         self.completed: list[CompletedImage] = []
         self._response: ImagesResponse | None = None
         self._usage: Usage | None = None
-        self._failed_items: list[Any] = []
+        self._failed_item: Any = None  # what reported the first failure of one of several images
         self._empty = False  # whether a document that should have an image had none
         self._suspect: Any = None  # a document that is an error unless images arrive
         self._task: tuple[str, str | None] | None = None
@@ -82,9 +93,9 @@ class DocumentHandler:
             found = find_images(document)
             if cut_off and found.found:
                 raise ResponseError("The stream was cut off within an image.", images=found.images)
-            delivered = {event.image.content or event.image.url for event in self.completed}
+            delivered = {identity(event.image) for event in self.completed}
             for entry in found.found:
-                if (entry.image.content or entry.image.url) not in delivered:
+                if identity(entry.image) not in delivered:
                     self.emit(event_of(COMPLETED_TYPES[0], entry.image, ()))
 
     def handle(self, document: Document, name: str) -> None:
@@ -117,7 +128,7 @@ class DocumentHandler:
             return
         fields = value if isinstance(value, dict) else {}
         events = events_of(found, fields, name, streamed=self.streamed)
-        if repeats(events, self.completed):
+        if _repeats(events, self.completed):
             self._usage = read_usage(fields.get("usage")) or self._usage
             self.skip(stated or name or None, "it repeats images that were delivered before")
             return
@@ -160,13 +171,26 @@ class DocumentHandler:
 
     def error_without_image(self, *, body: str | None, streamed: bool) -> ElkImagesError:
         """Return the error for a body without a completed image; `body` is its JSON."""
-        return error_without_image(
-            failed_item=self._failed_items[0] if self._failed_items else self._suspect,
-            task=None if self._failed_items else self._task,
-            body=body,
-            is_empty=body is not None or self._empty,
-            streamed=streamed,
-            partials=len(self.partials),
+        if self._task is not None and self._failed_item is None:
+            job, status = self._task
+            return EmptyResultError(
+                f"The server started an asynchronous job instead of returning an image: task {job}"
+                + (f" ({status})." if status else ".")
+                + " Fetch its result from the server, or use a model that returns images at once.",
+                body=body,
+                task_id=job,
+            )
+        failure = self._suspect if self._failed_item is None else self._failed_item
+        if failure is not None:
+            return api_error(200, failure)
+        partials = len(self.partials)
+        if (body is not None or self._empty) and not partials:
+            return EmptyResultError("The server reported success but returned no image.", body=body)
+        if not streamed:
+            return EmptyResultError("The server reported success with an empty body.")
+        return StreamIncompleteError(
+            "The stream ended without a completed image"
+            + (f", after {partials} partial images." if partials else ".")
         )
 
     def _has_broken_partial(self, found: Findings, type_: str | None) -> bool:
@@ -186,7 +210,8 @@ class DocumentHandler:
         )
 
     def _note_failed_item(self, item: Any, type_: str | None) -> None:
-        self._failed_items.append(item)
+        if self._failed_item is None:
+            self._failed_item = item
         error = api_error(200, item)
         reason = error.message or error.code or "the server gave no reason"
         self.skip(type_, f"one image failed: {reason}")
@@ -202,3 +227,41 @@ class DocumentHandler:
     def skip(self, type_: str | None, reason: str) -> None:
         """Note that an event was skipped, and why."""
         self.events.append(SkippedEvent(type_, reason))
+
+
+def events_of(
+    found: Findings, fields: Mapping[str, Any], name: str, *, streamed: bool
+) -> list[PartialImage | CompletedImage]:
+    """Return the events of the images in one document.
+
+    `fields` are those of the document, and `name` is that of its `event:` line. Only in a stream
+    can fields such as a status say that an image is not finished.
+    """
+    events = []
+    for entry in found.found:
+        chain = entry.chain or (fields,)
+        unfinished = streamed and says_unfinished(chain)
+        type_ = type_around(chain, name, unfinished=unfinished)
+        events.append(
+            event_of(
+                type_,
+                entry.image,
+                entry.chain,
+                key=entry.key,
+                rest=found.extra,
+                unfinished=unfinished,
+            )
+        )
+    return events
+
+
+def _repeats(
+    events: Sequence[PartialImage | CompletedImage], completed: Sequence[CompletedImage]
+) -> bool:
+    """Return whether an event of another type only repeats images, as a summary at the end does."""
+    before = {
+        identity(event.image) for event in completed if events and event.type != events[0].type
+    }
+    return bool(before) and all(
+        isinstance(event, CompletedImage) and identity(event.image) in before for event in events
+    )

@@ -372,13 +372,12 @@ def _without_copies(found: list[FoundImage]) -> list[FoundImage]:
     """Keep each image only in the list that contains it most often."""
     counts: dict[Any, dict[str, int]] = {}
     for entry in found:
-        counted = counts.setdefault(_identity(entry), {})
+        counted = counts.setdefault(identity(entry.image), {})
         counted[entry.container] = counted.get(entry.container, 0) + 1
-    best = {
-        identity: max(where, key=lambda name: where[name]) for identity, where in counts.items()
-    }
-    return [entry for entry in found if best[_identity(entry)] == entry.container]
+    best = {image: max(where, key=lambda name: where[name]) for image, where in counts.items()}
+    return [entry for entry in found if best[identity(entry.image)] == entry.container]
 
 
-def _identity(entry: FoundImage) -> Any:
-    return entry.image.content or entry.image.url
+def identity(image: Image) -> bytes | str | None:
+    """Return what makes two images the same: the bytes, or else the URL."""
+    return image.content or image.url

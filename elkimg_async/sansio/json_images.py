@@ -57,7 +57,6 @@ _HEX_START = re.compile(rb"(?:89504e47|ffd8ff|474946383|52494646)[0-9a-f]{32}", 
 _DATA_PREFIX = re.compile(rb"\s*(?:data:\s*)+")
 _PLACEHOLDER = "#image "  # "#" neither occurs in base64 nor begins a URL
 _MAX_STRINGS = 8  # JSON in a string in a string …
-_MAX_STRINGS = 8  # JSON in a string in a string …
 
 
 class Document(msgspec.Struct, frozen=True):
@@ -166,6 +165,8 @@ class JSONDecoder:
     def finish_all(self) -> list[Document]:
         """Return the document and those that follow it, separated only by white space.
 
+        A string that is JSON itself counts as the document in it.
+
         Raises:
             InvalidJSON: If the first one is not JSON or was cut off.
         """
@@ -175,7 +176,7 @@ class JSONDecoder:
             values = [msgspec.json.decode(self._skeleton)]
         except NOT_STRICT:
             values = decode_several(self._unprefixed())
-        return [Document(value, self._images) for value in values]
+        return [_unpacked(Document(value, self._images)) for value in values]
 
     def embedded(self) -> list[Document]:
         """Return the JSON that follows other text, or an empty list."""
@@ -299,7 +300,7 @@ class JSONDecoder:
         return quote
 
 
-def unpacked_json(document: Document) -> Document:
+def _unpacked(document: Document) -> Document:
     """Return the document inside a document that is a string of JSON, or else the same."""
     for _ in range(_MAX_STRINGS):
         text = document.value
@@ -337,5 +338,4 @@ __all__ = [
     "JSONDecoder",
     "decode",
     "map_strings",
-    "unpacked_json",
 ]

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import msgspec
 
 from elkimg_async.sansio.image_strings import plain_images
-from elkimg_async.sansio.json_images import Document, InvalidJSON, JSONDecoder, unpacked_json
+from elkimg_async.sansio.json_images import Document, InvalidJSON, JSONDecoder
 from elkimg_async.sansio.signatures import cannot_be_image, is_image
 
 _CHARS = rb"[0-9A-Za-z'()+_,./:=? -]"
@@ -112,7 +112,7 @@ def _documents_of_text(part: BodyPart) -> Iterator[Document]:
     decoder = JSONDecoder(len(part.content))
     decoder.feed(part.content)
     try:
-        documents = [unpacked_json(document) for document in decoder.finish_all()]
+        documents = decoder.finish_all()
     except InvalidJSON:
         text = part.content.decode("utf-8", "replace").strip()
         if part.name:
