@@ -14,10 +14,7 @@ images received.
 
 import re
 
-from elkimg_async.errors import (
-    ElkImagesError,
-    ResponseError,
-)
+from elkimg_async.errors import ElkImagesError, ResponseError
 from elkimg_async.image import Image
 from elkimg_async.sansio.body_encodings import BodyEncoding, encoding_of, may_be_encoded
 from elkimg_async.sansio.documents import DocumentHandler, ImageEvent, SkippedEvent
@@ -27,10 +24,7 @@ from elkimg_async.sansio.find_images import find_images, images_of
 from elkimg_async.sansio.image_strings import plain_images
 from elkimg_async.sansio.json_images import Document, InvalidJSON, JSONDecoder
 from elkimg_async.sansio.multipart_body import boundary_in, boundary_of, documents_of, parts_of
-from elkimg_async.sansio.responses import (
-    CompletedImage,
-    ImagesResponse,
-)
+from elkimg_async.sansio.responses import CompletedImage, ImagesResponse
 from elkimg_async.sansio.signatures import cannot_be_image, is_image, may_begin_image
 from elkimg_async.sansio.sse import ServerSentEvent, SSEDecoder
 
@@ -40,7 +34,6 @@ _DONE = "[DONE]"
 _WHOLE_PAGE = re.compile("<(!doctype )?html", re.IGNORECASE)
 """A page whose images, such as a logo, are not the response."""
 _PING_BYTES = 1024  # an open event that is longer than this is not a ping
-
 
 __all__ = ["ImageEvent", "ImagesDecoder", "SkippedEvent"]
 
@@ -62,16 +55,16 @@ class ImagesDecoder:
         self._content_type = content_type.lower()
         self._named_boundary = boundary_of(content_type)
         self._encoding: BodyEncoding | None = None  # one that no header declares
-        self._parts: bytearray | None = None  # a body in several parts,
-        self._boundary = b""  # and what separates them
         self._remaining = self._max_bytes = max_bytes
+        self._start: bytes | None = b""  # the start of the body, until it is classified
+        # At most one of these four is set then, by what the body is.
         self._json: JSONDecoder | None = None
-        self._first_line = False  # whether the first line of JSON is still open
         self._sse: SSEDecoder | None = None
         self._page: bytearray | None = None  # the start of a web page or an SVG image
+        self._chunks: list[bytes] | None = None  # of an image, or of parts, which have a boundary
+        self._boundary = b""
+        self._first_line = False  # whether the first line of JSON is still open
         self._page_text: str | None = None  # the start of a web page
-        self._image: list[bytes] | None = None  # the chunks of an image that is the body itself
-        self._start = b""  # the start of the body, until it is classified
         self._body: str | None = None  # JSON without an image, for the error
         self._documents = DocumentHandler()
         self.events = self._documents.events
@@ -92,8 +85,7 @@ class ImagesDecoder:
                 self._fail(error)
         if self._sse is not None and self._sse.open_bytes < _PING_BYTES:
             return len(self.events) > ready or self.failure is not None or self.done
-        begun = (self._json, self._sse, self._image, self._page, self._parts)
-        return any(each is not None for each in begun)
+        return self._start is None
 
     def finish(self) -> None:
         """Handle the end of the body."""
@@ -129,9 +121,8 @@ class ImagesDecoder:
         elif self._json is not None:
             # The images of a document that will never be complete.
             completed += images_of(self._json.salvage())
-        elif self._parts is not None:
-            found = documents_of(parts_of(bytes(self._parts), self._boundary)[0])
-            for entry in found:
+        elif self._chunks is not None and self._boundary:
+            for entry in documents_of(parts_of(b"".join(self._chunks), self._boundary)[0]):
                 completed += [Image(entry)] if isinstance(entry, bytes) else images_of([entry])
         extra = [image for image in error.images if not any(image is other for other in completed)]
         error.images = (*completed, *extra)
@@ -145,10 +136,7 @@ class ImagesDecoder:
         self.failure = error
 
     def _feed(self, chunk: bytes) -> None:
-        if self._encoding is None:
-            self._feed_plain(chunk)
-            return
-        for piece in self._encoding.decode(chunk):
+        for piece in (chunk,) if self._encoding is None else self._encoding.decode(chunk):
             self._feed_plain(piece)
 
     def _feed_plain(self, chunk: bytes) -> None:
@@ -164,30 +152,27 @@ class ImagesDecoder:
             self._feed_json(self._json, chunk)
         elif self._page is not None:
             self._feed_page(self._page, chunk)
-        elif self._image is not None:
-            self._image.append(chunk)
-        elif self._parts is not None:
-            self._parts += chunk
+        elif self._chunks is not None:
+            self._chunks.append(chunk)
         else:
-            self._begin(chunk)
+            self._begin(((self._start or b"") + chunk).lstrip(_BLANK))
 
-    def _begin(self, chunk: bytes) -> None:
-        body = (self._start + chunk).lstrip(_BLANK)
+    def _begin(self, body: bytes) -> None:
+        """Classify a body by its first bytes; if there are too few, keep them for later."""
+        self._start = body
+        if self._encoding is None:
+            if may_be_encoded(body):
+                return
+            self._encoding = encoding_of(body)
+            if self._encoding is not None:
+                self._start = b""
+                self._feed(body)
+                return
         text = body.removeprefix(_BOM).lstrip(_BLANK)
-        if self._encoding is None and may_be_encoded(body):
-            self._start = body
-            return
-        if self._encoding is None and (encoding := encoding_of(body)) is not None:
-            self._start, self._encoding = b"", encoding
-            self._feed(body)
-            return
         is_image = may_begin_image(text) if text and text[0] not in b"{[<" else False
         boundary = boundary_in(text) if text[:1] == b"-" else self._boundary_after(text)
-        if not text or _BOM.startswith(text) or None in (is_image, boundary):
-            self._start = body
-            return
-        self._start = b""
-        self._classify(body, text, is_image=is_image is True, boundary=boundary or b"")
+        if text and not _BOM.startswith(text) and is_image is not None and boundary is not None:
+            self._classify(body, text, is_image=is_image, boundary=boundary)
 
     def _boundary_after(self, text: bytes) -> bytes:
         """Return the boundary of a body with a preamble, which only its Content-Type shows."""
@@ -196,6 +181,7 @@ class ImagesDecoder:
 
     def _classify(self, body: bytes, text: bytes, *, is_image: bool, boundary: bytes) -> None:
         """Decide what the body is; `text` is its start without blanks and a byte order mark."""
+        self._start = None
         if text[0] in b"{[":
             self._json = JSONDecoder(self._length)
             self._first_line = text[0] == 0x7B
@@ -204,9 +190,9 @@ class ImagesDecoder:
             self._page = bytearray()
             self._feed_page(self._page, text)
         elif is_image or (self._content_type.startswith("image/") and not text.isascii()):
-            self._image = [body]
+            self._chunks = [body]
         elif boundary:
-            self._boundary, self._parts = boundary, bytearray(text)
+            self._boundary, self._chunks = boundary, [text]
         else:
             self._begin_text(body)
 
@@ -224,7 +210,7 @@ class ImagesDecoder:
 
     def _classify_page(self, page: bytes) -> None:
         if is_image(page):
-            self._page, self._image = None, [page]
+            self._page, self._chunks = None, [page]
             return
         self._page_text = page[:MAX_BODY_TEXT].decode("utf-8", "replace")
         if not _WHOLE_PAGE.match(self._page_text):
@@ -265,19 +251,18 @@ class ImagesDecoder:
         self._handle_server_sent_events(decoder)
 
     def _finish(self) -> None:
-        if text := self._start.removeprefix(_BOM).lstrip(_BLANK):
-            self._classify(self._start, text, is_image=False, boundary=b"")
+        body = self._start or b""
+        if text := body.removeprefix(_BOM).lstrip(_BLANK):
+            self._classify(body, text, is_image=False, boundary=b"")
         if self._page is not None and self._page_text is None:
             self._classify_page(bytes(self._page))
         if self._encoding is not None:
             self._encoding.finish()
-        if self._image is not None:
-            self._finish_image(b"".join(self._image))
+        if self._chunks is not None:
+            self._finish_whole(b"".join(self._chunks))
         elif self._json is not None:
             decoder, self._json = self._json, None
             self._finish_json(decoder)
-        elif self._parts is not None:
-            self._finish_parts(bytes(self._parts))
         elif self._sse is not None:
             self._sse.finish()
             self._handle_server_sent_events(self._sse)
@@ -299,11 +284,15 @@ class ImagesDecoder:
             raise ResponseError("The response is not an image.", content=content)
         self._documents.emit(CompletedImage(type=type_of({}, ""), image=Image(content)))
 
-    def _finish_parts(self, body: bytes) -> None:
+    def _finish_whole(self, body: bytes) -> None:
+        """Handle an image, or a body in several parts."""
+        if not self._boundary:
+            self._finish_image(body)
+            return
         parts, is_complete = parts_of(body, self._boundary)
         if not is_complete:
             raise ResponseError("The response was cut off within one of its parts.")
-        self._parts = None
+        self._chunks = None
         self._body = body[:MAX_BODY_TEXT].decode("utf-8", "replace")
         for entry in documents_of(parts):
             if isinstance(entry, bytes):
