@@ -238,8 +238,7 @@ class ImagesDecoder:
         self._json = None
         self._sse = SSEDecoder()
         self._documents.streamed = True
-        for document in documents:
-            self._documents.handle(document, "")
+        self._handle(documents)
         self._feed_sse(self._sse, chunk[end + 1 :])
 
     def _feed_sse(self, decoder: SSEDecoder, chunk: bytes) -> None:
@@ -298,21 +297,19 @@ class ImagesDecoder:
             if isinstance(entry, bytes):
                 self._finish_image(entry)
             else:
-                self._documents.handle(entry, "")
+                self._handle([entry])
 
     def _finish_text(self, decoder: JSONDecoder) -> None:
         """Handle text: a JSON string, base64, addresses, or another format that has images."""
         body = decoder.text(MAX_BODY_TEXT)
         if documents := _text_documents(decoder):
             self._body = body
-            for document in documents:
-                self._documents.handle(document, "")
+            self._handle(documents)
             return
         saved = [document for document in decoder.salvage() if images_of([document])]
         images = images_of(saved)
         if any(image.content is not None for image in images) and decoder.is_balanced:
-            for document in saved:
-                self._documents.handle(document, "")
+            self._handle(saved)
         elif self._page_text is None:
             raise ResponseError(
                 "The response is neither JSON nor an event stream.", body=body, images=images
@@ -323,16 +320,16 @@ class ImagesDecoder:
         try:
             documents = decoder.finish_all()
         except InvalidJSON as error:
-            problem = str(error)
-        else:
-            for document in documents:
-                self._documents.handle(document, "")
-            return
-        raise ResponseError(
-            f"The response is incomplete or not JSON: {problem}.",
-            body=self._body,
-            images=images_of(decoder.salvage()),
-        )
+            raise ResponseError(
+                f"The response is incomplete or not JSON: {error}.",
+                body=self._body,
+                images=images_of(decoder.salvage()),
+            ) from None
+        self._handle(documents)
+
+    def _handle(self, documents: list[Document]) -> None:
+        for document in documents:
+            self._documents.handle(document, "")
 
     def _handle_server_sent_events(self, decoder: SSEDecoder) -> None:
         while (event := decoder.next_event()) is not None:
@@ -360,10 +357,11 @@ class ImagesDecoder:
             return
         if event.name == "error":
             raise api_error(200, text[:MAX_BODY_TEXT])
-        images = images_of(event.data.salvage())
+        saved = event.data.salvage()
+        images = images_of(saved)
         plain = () if images else images_of([Document(value) for value in plain_images(text)])
         if images or plain:
-            values = (document.value for document in event.data.salvage())
+            values = (document.value for document in saved)
             cut = next(
                 (value for value in values if isinstance(value, dict) and "type" in value), {}
             )

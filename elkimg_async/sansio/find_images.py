@@ -12,7 +12,7 @@ sent twice, under `data` and again under `images`, is counted once.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -73,7 +73,7 @@ class Findings(msgspec.Struct):
 def find_images(document: Document, *, of_error: bool = False) -> Findings:
     """Return the images of a document, in order; `of_error` is whether it reports an error."""
     search = _Search(document)
-    search.walk(document.value, "data", (), None, ".error" if of_error else "")
+    search.walk(document.value, "data", _Place((), None, ".error" if of_error else ""))
     return search.finish()
 
 
@@ -84,6 +84,21 @@ def images_of(documents: list[Document], *, of_error: bool = False) -> tuple[Ima
     )
 
 
+class _Place(NamedTuple):
+    """Where a value is in a document."""
+
+    chain: tuple[dict[str, Any], ...]
+    """The objects around it, from the outside in."""
+    item: Any
+    """The innermost list element that it belongs to, or None."""
+    container: str
+    """The names and lists around it, from the outside in, as in `.data[].image`."""
+
+    def below(self, name: str) -> "_Place":
+        """Return the place of what is under a name here."""
+        return _Place(self.chain, self.item, f"{self.container}.{name}")
+
+
 class _Search:
     """One walk through a document."""
 
@@ -92,7 +107,7 @@ class _Search:
         self._findings = Findings()
         self._used: set[int] = set()  # the identities of the objects that became images,
         self._taken: set[int] = set()  # and of their strings
-        self._items: dict[int, Any] = {}
+        self._holders: list[tuple[Image, Any]] = []  # whose other fields are an image's `extra`
         self._json_depth = 0
         self._parsed: list[Any] = []  # keeps JSON inside strings, and so its identities, alive
 
@@ -100,36 +115,22 @@ class _Search:
     def _count(self) -> int:
         return len(self._findings.found) + len(self._findings.broken)
 
-    def walk(
-        self, value: Any, key: str, chain: tuple[dict[str, Any], ...], item: Any, container: str
-    ) -> None:
-        """Search one value; `item` is the list element that it belongs to.
-
-        `container` has the names and lists from the outside in.
-        """
-        if len(chain) > _MAX_DEPTH or container.count("[") > _MAX_DEPTH:
+    def walk(self, value: Any, key: str, place: _Place) -> None:
+        """Search one value, which has the name `key` or is in a list of that name."""
+        if len(place.chain) > _MAX_DEPTH or place.container.count("[") > _MAX_DEPTH:
             return
         if isinstance(value, dict):
-            self._walk_object(value, key, (*chain, value), item, container)
+            self._walk_object(value, key, place)
         elif isinstance(value, list):
-            self._walk_list(value, key, chain, item, container)
-        elif isinstance(value, str) and not chain:
-            self._take([("data", value)], (), None, container)
-            self._walk_json("data", value, (), None, container)
+            self._walk_list(value, key, place)
+        elif isinstance(value, str) and not place.chain:
+            self._take([("data", value)], place)
+            self._walk_json("data", value, place)
 
-    def _walk_object(
-        self,
-        value: dict[str, Any],
-        key: str,
-        inside: tuple[dict[str, Any], ...],
-        item: Any,
-        container: str,
-    ) -> None:
+    def _walk_object(self, value: dict[str, Any], key: str, place: _Place) -> None:
         if is_of_user(value):
             return
-        if type(value.get("0")) is int and (content := bytes_of([*value.values()])) is not None:
-            self._record([Candidate(key, content)], inside[:-1], item, container)
-            self._used.add(id(value))
+        if type(value.get("0")) is int and self._take_numbers(value, [*value.values()], key, place):
             return
         strings = [
             (name, text)
@@ -142,54 +143,37 @@ class _Search:
         ):
             # {"images": {"front": "https://…"}}: the outer name is that of the addresses.
             strings = [(_image_name(name, text), text) for name, text in strings]
+        inside = _Place((*place.chain, value), place.item, place.container)
         if strings:
-            self._take(strings, inside, item, container)
+            self._take(strings, inside)
         for name, field in value.items():
             if field_name(name).is_request:
                 continue
             if isinstance(field, (dict, list)):
-                self.walk(field, name, inside, item, f"{container}.{name}")
+                self.walk(field, name, inside.below(name))
             elif isinstance(field, str):
-                self._walk_json(name, field, inside, item, container)
+                self._walk_json(name, field, inside)
 
-    def _walk_list(
-        self,
-        value: list[Any],
-        key: str,
-        chain: tuple[dict[str, Any], ...],
-        item: Any,
-        container: str,
-    ) -> None:
-        if value and type(value[0]) in (int, float):
-            content = bytes_of(value)
-            if content is not None:
-                self._record([Candidate(key, content)], chain, item, container)
-                self._used.add(id(value))
-                return
+    def _walk_list(self, value: list[Any], key: str, place: _Place) -> None:
+        is_number = value and type(value[0]) in (int, float)
+        if is_number and self._take_numbers(value, value, key, place):
+            return
         name = field_name(key)
-        if not chain or container.endswith("[]"):
-            self._take(
-                [(key, text) for text in value if isinstance(text, str)], chain, item, container
-            )
+        if not place.chain or place.container.endswith("[]"):
+            self._take([(key, text) for text in value if isinstance(text, str)], place)
         for element in value:
             before = self._count
             if isinstance(element, (dict, list)):
-                self.walk(element, key, chain, element, container + "[]")
+                inside = _Place(place.chain, element, place.container + "[]")
+                self.walk(element, key, inside)
                 if self._count == before and (name.is_list or name.is_image):
-                    self._take_only_address(element, chain, container)
+                    self._take_only_address(element, inside)
             elif isinstance(element, str) and element not in NOTHING:
                 continue
-            if self._count == before and name.is_list and len(chain) <= 2:
+            if self._count == before and name.is_list and len(place.chain) <= 2:
                 self._findings.without.append(element)
 
-    def _walk_json(
-        self,
-        key: str,
-        text: str,
-        chain: tuple[dict[str, Any], ...],
-        item: Any,
-        container: str,
-    ) -> None:
+    def _walk_json(self, key: str, text: str, place: _Place) -> None:
         """Search JSON inside a string."""
         name = field_name(key)
         is_prose = name.plain in PROSE_NAMES
@@ -206,51 +190,46 @@ class _Search:
         before = self._count
         self._json_depth += 1
         if isinstance(value, list):
-            texts = [(key, element) for element in value if isinstance(element, str)]
-            self._take(texts, chain, item, container)
-        self.walk(value, key, chain, item, f"{container}.{key}")
+            self._take([(key, element) for element in value if isinstance(element, str)], place)
+        self.walk(value, key, place.below(key))
         self._json_depth -= 1
         if self._count > before:
             self._taken.add(id(text))
 
-    def _take_only_address(
-        self, element: Any, chain: tuple[dict[str, Any], ...], container: str
-    ) -> None:
+    def _take_numbers(self, value: Any, numbers: list[Any], key: str, place: _Place) -> bool:
+        """Record the image whose bytes are numbers; return False if they are none."""
+        if (content := bytes_of(numbers)) is None:
+            return False
+        self._record([Candidate(key, content)], place)
+        self._used.add(id(value))
+        return True
+
+    def _take_only_address(self, element: Any, place: _Place) -> None:
         """Record the only address of an item in a list of images, under whatever name."""
         if strength(element) == 2 or pending_task(element) is not None:
             return
-        found = list(_addresses(element, chain, 0))
+        found = list(_addresses(element, place.chain, 0))
         if len({text for _, text, _ in found}) == 1:
-            name, text, inside = found[0]
-            self._take([(_image_name(name, text), text)], inside, element, container + "[]")
+            name, text, chain = found[0]
+            self._take([(_image_name(name, text), text)], _Place(chain, element, place.container))
 
-    def _take(
-        self,
-        strings: list[tuple[str, str]],
-        chain: tuple[dict[str, Any], ...],
-        item: Any,
-        container: str,
-    ) -> None:
+    def _take(self, strings: list[tuple[str, str]], place: _Place) -> None:
         """Record the images among the strings of one object."""
-        only_certain = _is_of_error(container)
+        only_certain = _is_of_error(place.container)
         candidates = [
             candidate
             for key, text in strings
             for candidate in classify(self._document, key, text, only_certain=only_certain)
         ]
         if candidates:
-            self._record(candidates, chain, item, container)
+            self._record(candidates, place)
 
-    def _record(
-        self,
-        candidates: list[Candidate],
-        chain: tuple[dict[str, Any], ...],
-        item: Any,
-        container: str,
-    ) -> None:
+    def _record(self, candidates: list[Candidate], place: _Place) -> None:
         good = [found for found in candidates if found.problem is None]
         good = [found for found in good if not field_name(found.key).is_secondary] or good
-        holder = item if item is not None else (chain[-1] if len(chain) > 1 else None)
+        chain, holder = place.chain, place.item
+        if holder is None and len(chain) > 1:
+            holder = chain[-1]
         for content, url in pair(good):
             image = Image(
                 content.content if content else None,
@@ -259,11 +238,11 @@ class _Search:
             )
             first = content or url
             assert first is not None
-            self._findings.found.append(FoundImage(image, chain, container, first.key))
+            self._findings.found.append(FoundImage(image, chain, place.container, first.key))
             self._taken |= {id(found.text) for found in (content, url) if found is not None}
         if holder is not None and good:
             self._used.add(id(holder))
-            self._items[id(self._findings.found[-1])] = holder
+            self._holders.append((self._findings.found[-1].image, holder))
         for found in candidates:
             if found.problem is not None and (found.content is not None or not good):
                 number = self._count + (not good)
@@ -285,10 +264,9 @@ class _Search:
             if broken.content is not None
             or not any(id(around) in good for around in broken.chain[:-1])
         ]
-        for entry in findings.found:
-            holder = self._items.get(id(entry))
-            if holder is not None and isinstance(holder, dict):
-                entry.image.extra = self._rest(holder, _IMAGE_FIELDS)
+        for image, holder in self._holders:
+            if isinstance(holder, dict):
+                image.extra = self._rest(holder, _IMAGE_FIELDS)
         root = self._document.value
         if isinstance(root, dict):
             findings.extra = self._rest(root, ())
@@ -362,10 +340,8 @@ def _addresses(
 
 
 def _revised_prompt(chain: tuple[dict[str, Any], ...]) -> str | None:
-    for around in reversed(chain):
-        if (text := read_str(around.get("revised_prompt"))) is not None:
-            return text
-    return None
+    texts = (read_str(around.get("revised_prompt")) for around in reversed(chain))
+    return next((text for text in texts if text is not None), None)
 
 
 def _without_copies(found: list[FoundImage]) -> list[FoundImage]:
