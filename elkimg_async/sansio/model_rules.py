@@ -26,6 +26,33 @@ MAX_UPLOAD = 128 * _MB
 _MAX_MASK = 4 * _MB
 
 
+_QUALITIES = ("low", "medium", "high", "auto")
+_GPT_SIZES = ("1024x1024", "1536x1024", "1024x1536", "auto")
+_GPT_VALUES = {
+    "quality": _QUALITIES,
+    "background": ("transparent", "opaque", "auto"),
+    "moderation": ("low", "auto"),
+    "output_format": ("png", "jpeg", "webp", "gif", "svg"),
+    "complexity": ("low", "medium", "high"),
+    "input_fidelity": ("high", "low"),
+}
+_NOT_GPT = frozenset({"style", "response_format"})
+_GPT_ONLY = frozenset(
+    {
+        "background",
+        "complexity",
+        "frame_count",
+        "frame_duration_ms",
+        "input_fidelity",
+        "moderation",
+        "output_compression",
+        "output_format",
+        "partial_images",
+        "svg",
+    }
+)
+
+
 class FreeSizes(msgspec.Struct, frozen=True):
     """Any `WIDTHxHEIGHT` within these limits, and `auto`; all numbers but `ratio` are pixels."""
 
@@ -66,7 +93,7 @@ class EditRules(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelRules(msgspec.Struct, frozen=True, kw_only=True):
-    """The rules of one model family.
+    """The rules of one model family; the defaults are those of the newest GPT image models.
 
     `values` maps a parameter to its values; `absent` lists parameters that do not exist; `edits` is
     None if the family cannot edit; `legacy` marks those that OpenAI has retired, though other
@@ -76,39 +103,14 @@ class ModelRules(msgspec.Struct, frozen=True, kw_only=True):
     names: tuple[str, ...]
     prompt_length: int = 32_000
     n: int = 10
-    sizes: tuple[str, ...] | FreeSizes
-    values: dict[str, tuple[str, ...]]
-    absent: frozenset[str]
+    sizes: tuple[str, ...] | FreeSizes = FreeSizes()
+    values: dict[str, tuple[str, ...]] = msgspec.field(default_factory=lambda: _GPT_VALUES)
+    absent: frozenset[str] = _NOT_GPT
     streams: bool = True
     edits: EditRules | None = EditRules()
     legacy: bool = False
 
 
-_QUALITIES = ("low", "medium", "high", "auto")
-_GPT_SIZES = ("1024x1024", "1536x1024", "1024x1536", "auto")
-_GPT_VALUES = {
-    "quality": _QUALITIES,
-    "background": ("transparent", "opaque", "auto"),
-    "moderation": ("low", "auto"),
-    "output_format": ("png", "jpeg", "webp", "gif", "svg"),
-    "complexity": ("low", "medium", "high"),
-    "input_fidelity": ("high", "low"),
-}
-_NOT_GPT = frozenset({"style", "response_format"})
-_GPT_ONLY = frozenset(
-    {
-        "background",
-        "complexity",
-        "frame_count",
-        "frame_duration_ms",
-        "input_fidelity",
-        "moderation",
-        "output_compression",
-        "output_format",
-        "partial_images",
-        "svg",
-    }
-)
 FAMILIES = (
     ModelRules(
         names=("dall-e-2",),
@@ -135,38 +137,20 @@ FAMILIES = (
         edits=None,
         legacy=True,
     ),
-    ModelRules(names=("gpt-image-1",), sizes=_GPT_SIZES, values=_GPT_VALUES, absent=_NOT_GPT),
+    ModelRules(names=("gpt-image-1",), sizes=_GPT_SIZES),
     ModelRules(
         names=("gpt-image-1-mini",),
         sizes=_GPT_SIZES,
         values={**_GPT_VALUES, "input_fidelity": ("low",)},
-        absent=_NOT_GPT,
     ),
-    ModelRules(
-        names=("gpt-image-1.5", "chatgpt-image-latest"),
-        sizes=_GPT_SIZES,
-        values=_GPT_VALUES,
-        absent=_NOT_GPT,
-    ),
-    ModelRules(
-        names=("gpt-image-2",),
-        sizes=FreeSizes(),
-        values=_GPT_VALUES,
-        absent=_NOT_GPT | {"input_fidelity"},
-    ),
+    ModelRules(names=("gpt-image-1.5", "chatgpt-image-latest"), sizes=_GPT_SIZES),
+    ModelRules(names=("gpt-image-2",), absent=_NOT_GPT | {"input_fidelity"}),
     ModelRules(
         names=("gpt-image-2.5-sunburst", "gpt-image-2.5-flare"),
-        sizes=FreeSizes(),
         values={**_GPT_VALUES, "quality": (*_QUALITIES, "xhigh", "max")},
-        absent=_NOT_GPT,
         edits=EditRules(markup=True),
     ),
-    ModelRules(
-        names=("gpt-image-2.6-sunburst", "gpt-image-2.6-flare"),
-        sizes=FreeSizes(),
-        values=_GPT_VALUES,
-        absent=_NOT_GPT,
-    ),
+    ModelRules(names=("gpt-image-2.6-sunburst", "gpt-image-2.6-flare")),
 )
 MODELS = {name: family for family in FAMILIES for name in family.names}
 """The rules of each model by its name, the newest last."""
