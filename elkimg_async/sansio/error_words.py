@@ -6,7 +6,7 @@ received with status 200 is an error; `pending_task` recognizes asynchronous job
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -78,6 +78,16 @@ class Words(msgspec.Struct):
         """Whether the server said nothing."""
         return not (self.message or self.code or self.type)
 
+    def or_else(self, other: "Words") -> "Words":
+        """Return these words, with those of another description for what they do not say."""
+        return Words(
+            self.message or other.message,
+            self.code or other.code,
+            self.type or other.type,
+            self.param or other.param,
+            other.moderation if self.moderation is None else self.moderation,
+        )
+
 
 def read_words(value: Any, depth: int = 0) -> Words:
     """Return the words of an error, wherever in the document they are."""
@@ -103,13 +113,7 @@ def read_words(value: Any, depth: int = 0) -> Words:
         found = read_words(inner, depth + 1)
         if not found.message and not (name in ("error", "errors") and not found.empty):
             continue
-        return Words(
-            found.message or own.message,
-            found.code or own.code,
-            found.type or own.type,
-            found.param or own.param,
-            found.moderation if found.moderation is not None else own.moderation,
-        )
+        return found.or_else(own)
     return own
 
 
@@ -127,13 +131,8 @@ def with_upstream_labels(words: Words) -> Words:
     except (ValueError, RecursionError):
         return words
     inner = read_words(value)
-    return Words(
-        words.message,
-        inner.code or words.code,
-        inner.type or words.type,
-        inner.param or words.param,
-        words.moderation if words.moderation is not None else inner.moderation,
-    )
+    inner.message = words.message
+    return inner.or_else(words)
 
 
 @lru_cache(maxsize=1024)
@@ -176,16 +175,16 @@ def _own_words(fields: Mapping[str, Any], depth: int) -> Words:
             message, inner_code = found.message, found.code
         if message:
             break
-    code = next((code for name in _CODES if (code := _label(fields.get(name)))), None)
+    code = _first_label(fields, _CODES)
     if code is None:
         extensions = fields.get("extensions")  # GraphQL
         inner = extensions.get("code") if isinstance(extensions, dict) else None
         code = _label(inner) or _blocked_reason(fields) or inner_code
-    type_ = next((kind for name in _TYPES if (kind := _label(fields.get(name)))), None)
+    type_ = _first_label(fields, _TYPES)
     status = fields.get("status")
     if type_ is None and isinstance(status, str) and not status.isdigit():
         type_ = status  # Google: {"code": 400, "status": "INVALID_ARGUMENT"}
-    param = next((param for name in _PARAMS if (param := _label(fields.get(name)))), None)
+    param = _first_label(fields, _PARAMS)
     if param is None and isinstance(fields.get("loc"), list):
         param = ".".join(str(part) for part in fields["loc"]) or None
     moderation = fields.get("moderationdetails")
@@ -209,6 +208,11 @@ def _words_of_list(items: list[Any], depth: int) -> Words:
     messages = list(dict.fromkeys(words.message for words in found))
     first = found[0]
     return Words("; ".join(messages), first.code, first.type, first.param, first.moderation)
+
+
+def _first_label(fields: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    """Return the first of these fields that is a word or a number, as text."""
+    return next((label for name in names if (label := _label(fields.get(name)))), None)
 
 
 def _label(value: Any) -> str | None:
@@ -319,23 +323,12 @@ def pending_task(value: Any, depth: int = 0) -> tuple[str, str | None] | None:
         return next((task for task in found if task), None)
     if not isinstance(value, dict):
         return None
-    status = next(
-        (
-            said
-            for key in ("status", "task_status", "state")
-            if isinstance(said := value.get(key), str)
-        ),
-        None,
-    )
-    task = next((task for key in _TASK_IDS if (task := _label(value.get(key)))), None)
-    if task is None and (
-        (status is not None and _PENDING.match(status))
-        or "polling_url" in value
-        or "status_url" in value
-    ):
-        task = next(
-            (task for key in ("id", "request_id") if (task := _label(value.get(key)))), None
-        )
+    stated = [value.get(name) for name in ("status", "task_status", "state")]
+    status = next((status for status in stated if isinstance(status, str)), None)
+    task = _first_label(value, _TASK_IDS)
+    is_pending = status is not None and _PENDING.match(status)
+    if task is None and (is_pending or "polling_url" in value or "status_url" in value):
+        task = _first_label(value, ("id", "request_id"))
     if task is not None:
         return task, status
     for key in ("data", "output", "result", "task", "response"):
