@@ -18,7 +18,7 @@ from elkimg_async.errors import ElkImagesError, ResponseError
 from elkimg_async.image import Image
 from elkimg_async.sansio.body_encodings import BodyEncoding, encoding_of, may_be_encoded
 from elkimg_async.sansio.documents import DocumentHandler, ImageEvent, SkippedEvent
-from elkimg_async.sansio.error_mapping import MAX_BODY_TEXT, api_error
+from elkimg_async.sansio.error_mapping import MAX_BODY_TEXT, api_error, too_long
 from elkimg_async.sansio.events import event_of, type_of
 from elkimg_async.sansio.find_images import find_images, images_of
 from elkimg_async.sansio.image_strings import plain_images
@@ -142,10 +142,7 @@ class ImagesDecoder:
     def _feed_plain(self, chunk: bytes) -> None:
         self._remaining -= len(chunk)
         if self._remaining < 0:
-            raise ResponseError(
-                f"The response is longer than {self._max_bytes:,} bytes. "
-                "Raise the limit with Limits(max_response_bytes=…)."
-            )
+            raise too_long(self._max_bytes)
         if self._sse is not None:
             self._feed_sse(self._sse, chunk)
         elif self._json is not None:

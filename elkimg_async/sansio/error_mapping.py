@@ -72,30 +72,16 @@ _UNREADABLE_CODES = {
 }
 _WRAPPED_TEXT = "html-message"  # Portkey's name for what its upstream sent instead of JSON
 
-_STATUS_OF_TYPE = {
-    "invalid_request_error": 400,
-    "invalid_request": 400,
-    "badrequesterror": 400,
-    "invalid_argument": 400,
-    "authentication_error": 401,
-    "authenticationerror": 401,
-    "invalid_api_key": 401,
-    "unauthenticated": 401,
-    "permission_error": 403,
-    "permission_denied": 403,
-    "not_found_error": 404,
-    "notfounderror": 404,
-    "not_found": 404,
-    "rate_limit_error": 429,
-    "rate_limit_exceeded": 429,
-    "ratelimiterror": 429,
-    "resource_exhausted": 429,
-    "api_error": 500,
-    "server_error": 500,
-    "internal_server_error": 500,
-    "upstream_error": 500,
-    "overloaded_error": 529,
+_TYPES_OF_STATUS = {
+    400: ("invalid_request_error", "invalid_request", "badrequesterror", "invalid_argument"),
+    401: ("authentication_error", "authenticationerror", "invalid_api_key", "unauthenticated"),
+    403: ("permission_error", "permission_denied"),
+    404: ("not_found_error", "notfounderror", "not_found"),
+    429: ("rate_limit_error", "rate_limit_exceeded", "ratelimiterror", "resource_exhausted"),
+    500: ("api_error", "server_error", "internal_server_error", "upstream_error"),
+    529: ("overloaded_error",),
 }
+_STATUS_OF_TYPE = {name: status for status, names in _TYPES_OF_STATUS.items() for name in names}
 
 
 def response_error(
@@ -155,7 +141,7 @@ def api_error(status: int, value: Any) -> APIError:
         type=words.type,
         param=words.param,
         body=value,
-        billing=_billing(status, kind, words),
+        billing=_billing(status, implied, kind, words),
     )
     if isinstance(error, errors.ModerationError):
         error.moderation = words.moderation
@@ -201,19 +187,18 @@ def _implied(status: int, words: Words) -> int | None:
     return _STATUS_OF_TYPE.get(code) or _STATUS_OF_TYPE.get(kind)
 
 
-def _billing(status: int, kind: type[APIError], words: Words) -> Billing:
+def _billing(status: int, implied: int | None, kind: type[APIError], words: Words) -> Billing:
     """Return the billing of an error response.
 
     Gateways return 5xx with any code after their upstream has created the image; only the codes
     that mean "not begun", and the statuses 501, 503 and 529, exclude that. An error inside a 2xx
     response has no status of its own: the gateway had accepted the request, and a stream may have
-    been under way for a minute. It counts as the status that its code or type names, and as an
+    been under way for a minute. It counts as the status `implied` by its code or type, and as an
     unknown 5xx if they name none.
     """
     labels = {*_labels(words)}
     if labels & _UNREADABLE_CODES or status in _BEGUN_STATUSES:
         return "unknown"
-    implied = _implied(status, words)
     if implied == 408 and any(map(_GAVE_UP.search, (*labels, words.message))):
         return "unknown"
     if labels & _NOT_BEGUN_CODES or any(map(_OVERLOAD.search, labels)):
@@ -223,6 +208,14 @@ def _billing(status: int, kind: type[APIError], words: Words) -> Billing:
         return "unknown"
     is_begun = issubclass(kind, errors.ServerError) and implied not in _NOT_BEGUN_STATUSES
     return "unknown" if is_begun else "refused"
+
+
+def too_long(max_bytes: int) -> ResponseError:
+    """Return the error for a body of more than `max_bytes`."""
+    return ResponseError(
+        f"The response is longer than {max_bytes:,} bytes. "
+        "Raise the limit with Limits(max_response_bytes=…)."
+    )
 
 
 def _to(headers: Mapping[str, str]) -> str:
