@@ -9,6 +9,7 @@ quote it.
 """
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -263,6 +264,12 @@ def _by(image: InputImage) -> str:
 # --- the other fields ---------------------------------------------------------
 
 _PLAIN = {"prompt", "model", "n", "size"}  # checked apart, and all that most requests have
+_RANGES: dict[str, tuple[int, float]] = {
+    "output_compression": (0, 100),
+    "frame_count": (2, 16),
+    "frame_duration_ms": (1, math.inf),
+    "partial_images": (0, 3),
+}
 
 
 def _problems(fields: dict[str, Any], rules: ModelRules, stream: bool) -> Iterator[tuple[str, str]]:
@@ -292,26 +299,25 @@ def _problems(fields: dict[str, Any], rules: ModelRules, stream: bool) -> Iterat
                     param,
                     f"{param} {fields[param]!r} is not offered; choose {_choices(allowed)}.",
                 )
+        for param, (low, high) in _RANGES.items():
+            if not low <= fields.get(param, low) <= high:
+                limits = f"{low} to {high}" if high < math.inf else f"{low} or more"
+                yield param, f"{param} is {_short(fields[param])}; it must be {limits}."
         yield from _format_problems(fields, stream)
         yield from _animation_problems(fields)
         yield from _svg_problems(fields)
-        yield from _partial_problems(fields.get("partial_images", 0), stream)
+        if fields.get("partial_images", 0) and not stream:
+            yield "partial_images", "partial images are sent in streams only; add stream=True."
 
 
 def _format_problems(fields: dict[str, Any], stream: bool) -> Iterator[tuple[str, str]]:
     output_format = fields.get("output_format", "png")
-    compression = fields.get("output_compression", 100)
     if fields.get("background") == "transparent" and output_format not in ("png", "webp"):
         yield (
             "background",
             f"{output_format} cannot be transparent; choose output_format png or webp.",
         )
-    if not 0 <= compression <= 100:
-        yield (
-            "output_compression",
-            f"output_compression is {_short(compression)}; it must be 0 to 100.",
-        )
-    if compression < 100 and output_format == "png":
+    if fields.get("output_compression", 100) < 100 and output_format == "png":
         yield (
             "output_compression",
             "png has no lossy compression; choose output_format jpeg or webp.",
@@ -329,14 +335,9 @@ def _format_problems(fields: dict[str, Any], stream: bool) -> Iterator[tuple[str
 
 
 def _animation_problems(fields: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    count, duration = fields.get("frame_count", 9), fields.get("frame_duration_ms", 200)
     for param in ("frame_count", "frame_duration_ms"):
         if param in fields and fields.get("output_format") != "gif":
             yield param, f"{param} is for gif only; add output_format gif."
-    if not 2 <= count <= 16:
-        yield "frame_count", f"frame_count is {_short(count)}; it must be 2 to 16."
-    if duration < 1:
-        yield "frame_duration_ms", f"frame_duration_ms is {_short(duration)}; it must be 1 or more."
 
 
 def _svg_problems(fields: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -356,13 +357,6 @@ def _svg_problems(fields: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _svg_model_problems(request: ImageRequest) -> Iterator[tuple[str, str]]:
     if request.svg is not None and not request.svg.get("model"):
         yield "svg", "svg needs a model, as in svg={'model': …}; or leave svg out."
-
-
-def _partial_problems(partial_images: int, stream: bool) -> Iterator[tuple[str, str]]:
-    if not 0 <= partial_images <= 3:
-        yield "partial_images", f"partial_images is {_short(partial_images)}; it must be 0 to 3."
-    if partial_images and not stream:
-        yield "partial_images", "partial images are sent in streams only; add stream=True."
 
 
 def _choices(allowed: tuple[str, ...] | FreeSizes) -> str:
