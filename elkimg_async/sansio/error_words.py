@@ -53,15 +53,7 @@ _PENDING = re.compile(
     r"|accepted|not_?start(?:ed)?)$",
     re.IGNORECASE,
 )
-_TASK_IDS = (
-    "task_id",
-    "taskId",
-    "job_id",
-    "jobId",
-    "prediction_id",
-    "generation_id",
-    "generationId",
-)
+_TASK_IDS = ("taskid", "jobid", "predictionid", "generationid")
 
 
 class Words(msgspec.Struct):
@@ -323,15 +315,16 @@ def pending_task(value: Any, depth: int = 0) -> tuple[str, str | None] | None:
         return next((task for task in found if task), None)
     if not isinstance(value, dict):
         return None
-    stated = [value.get(name) for name in ("status", "task_status", "state")]
+    fields = _plain_fields(value)
+    stated = [fields.get(name) for name in ("status", "taskstatus", "state")]
     status = next((status for status in stated if isinstance(status, str)), None)
-    task = _first_label(value, _TASK_IDS)
+    task = _first_label(fields, _TASK_IDS)
     is_pending = status is not None and _PENDING.match(status)
-    if task is None and (is_pending or "polling_url" in value or "status_url" in value):
-        task = _first_label(value, ("id", "request_id"))
+    if task is None and (is_pending or "pollingurl" in fields or "statusurl" in fields):
+        task = _first_label(fields, ("id", "requestid"))
     if task is not None:
         return task, status
     for key in ("data", "output", "result", "task", "response"):
-        if (found_inside := pending_task(value.get(key), depth + 1)) is not None:
+        if (found_inside := pending_task(fields.get(key), depth + 1)) is not None:
             return found_inside
     return None

@@ -37,7 +37,7 @@ _KNOWN = {
 }
 
 
-def type_of(value: Mapping[str, Any], name: str) -> str:
+def type_of(value: Mapping[str, Any], name: str, *, unfinished: bool = False) -> str:
     """Return the type of an event, from its data, its `event:` line, or else its fields."""
     stated = read_str(value.get("type"))
     for known in (stated, name):
@@ -46,7 +46,8 @@ def type_of(value: Mapping[str, Any], name: str) -> str:
     if name == "message":
         name = ""
     if stated is None and not name:
-        return (PARTIAL_TYPES if "partial_image_index" in value else COMPLETED_TYPES)[0]
+        unfinished = unfinished or "partial_image_index" in value
+        return (PARTIAL_TYPES if unfinished else COMPLETED_TYPES)[0]
     return stated or name
 
 
@@ -57,8 +58,8 @@ def type_around(chain: Sequence[Mapping[str, Any]], name: str, *, unfinished: bo
             stated = around.get(field)
             if isinstance(stated, str) and stated in (*COMPLETED_TYPES, *PARTIAL_TYPES):
                 return stated
-    indexed = unfinished or lookup(chain, "partial_image_index") is not None
-    return type_of({**chain[0], "partial_image_index": 0} if indexed else chain[0], name)
+    unfinished = unfinished or lookup(chain, "partial_image_index") is not None
+    return type_of(chain[0], name, unfinished=unfinished)
 
 
 def says_unfinished(chain: Sequence[Mapping[str, Any]]) -> bool:

@@ -48,9 +48,12 @@ class Models(list[Model]):
 
 
 class ModelsDecoder:
-    """Decoder for a body that is a list of models, fed in any split; it has no events."""
+    """Decoder for a body that is a list of models, fed in any split; it has no events.
 
-    def __init__(self, *, max_bytes: int) -> None:
+    `max_bytes` limits the body. The other options of a decoder make no difference here.
+    """
+
+    def __init__(self, *, max_bytes: int, **_: Any) -> None:
         self._max_bytes = max_bytes
         self._body = bytearray()
         self._models: Models | None = None
