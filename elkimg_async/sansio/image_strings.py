@@ -186,11 +186,10 @@ def pair(candidates: list[Candidate]) -> list[tuple[Candidate | None, Candidate 
             addresses.append(group)
             continue
         for found in group:
-            if (
-                all(known is None or known.content != found.content for known, _ in pairs)
-                or found.url
-            ):
-                pairs.append((None, found) if found.url else (found, None))
+            if found.url:
+                pairs.append((None, found))
+            elif all(known is None or known.content != found.content for known, _ in pairs):
+                pairs.append((found, None))
     seen: set[str | None] = set()
     for group in addresses:
         new = [found for found in group if found.url not in seen]

@@ -96,9 +96,6 @@ class SSEDecoder:
 
     def finish(self) -> None:
         """Handle the end of the stream; an event that it cuts off becomes an unterminated one."""
-        if not self._begun:
-            self._begun = True
-            self._feed_lines(self._line, 0)
         if self._line or self._mode != _HEAD_MODE:
             if self._mode == _HEAD_MODE:
                 line, self._line = self._line, b""
