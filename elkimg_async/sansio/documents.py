@@ -25,6 +25,7 @@ from elkimg_async.sansio.events import (
 )
 from elkimg_async.sansio.find_images import Findings, find_images, identity
 from elkimg_async.sansio.json_images import Document
+from elkimg_async.sansio.prose_images import TextDeltas
 from elkimg_async.sansio.reading import read_usage
 from elkimg_async.sansio.responses import (
     COMPLETED_TYPES,
@@ -33,7 +34,6 @@ from elkimg_async.sansio.responses import (
     PartialImage,
     Usage,
 )
-from elkimg_async.sansio.text_deltas import TextDeltas
 
 ImageEvent: TypeAlias = PartialImage | CompletedImage
 
