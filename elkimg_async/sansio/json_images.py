@@ -147,20 +147,13 @@ class JSONDecoder:
         self.size += end - start
         return end
 
-    @property
-    def in_value(self) -> bool:
-        """Whether the string of an image is open, where a line end does not end the document."""
-        return self._base64 is not None or self._held is not None
-
     def finish(self) -> Document:
         """Return the document.
 
         Raises:
             InvalidJSON: If it is not JSON or was cut off.
         """
-        if self.in_value:
-            raise InvalidJSON("the document ends within an image")
-        return Document(decode(self._unprefixed()), self._images)
+        return Document(decode(self._complete_skeleton()), self._images)
 
     def finish_all(self) -> list[Document]:
         """Return the document and those that follow it, separated only by white space.
@@ -170,12 +163,11 @@ class JSONDecoder:
         Raises:
             InvalidJSON: If the first one is not JSON or was cut off.
         """
-        if self.in_value:
-            raise InvalidJSON("the document ends within an image")
+        skeleton = self._complete_skeleton()
         try:
-            values = [msgspec.json.decode(self._skeleton)]
+            values = [msgspec.json.decode(skeleton)]
         except NOT_STRICT:
-            values = decode_several(self._unprefixed())
+            values = decode_several(skeleton)
         return [_unpacked(Document(value, self._images)) for value in values]
 
     def embedded(self) -> list[Document]:
@@ -202,7 +194,7 @@ class JSONDecoder:
     def is_balanced(self) -> bool:
         """Whether text that is not JSON may be complete: no bracket is still open in it."""
         pairs = ((b"{", b"}"), (b"[", b"]"))
-        return not self.in_value and all(
+        return not self._in_value and all(
             self._skeleton.count(opening) <= self._skeleton.count(closing)
             for opening, closing in pairs
         )
@@ -214,6 +206,16 @@ class JSONDecoder:
         for placeholder in self._images:
             text = text.replace(f'"{placeholder}"', '"…"')
         return text.strip()[:length]
+
+    @property
+    def _in_value(self) -> bool:
+        """Whether the string of an image is open."""
+        return self._base64 is not None or self._held is not None
+
+    def _complete_skeleton(self) -> bytes | bytearray:
+        if self._in_value:
+            raise InvalidJSON("the document ends within an image")
+        return self._unprefixed()
 
     def _unprefixed(self) -> bytes | bytearray:
         """Return the skeleton without a second `data:`, which some servers write before JSON."""

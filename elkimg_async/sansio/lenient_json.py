@@ -64,12 +64,10 @@ def decode_several(skeleton: bytes | bytearray) -> list[Any]:
             values.append(value)
             place = _SPACE.match(text, place).end()  # type: ignore[union-attr]
     except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-    else:
-        return values
-    if values:
-        return values
-    raise InvalidJSON(reason)
+        if not values:
+            reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+            raise InvalidJSON(reason) from None
+    return values
 
 
 def embedded_json(text: str) -> str | None:
