@@ -56,8 +56,9 @@ class ImagesDecoder:
         self._named_boundary = boundary_of(content_type)
         self._encoding: BodyEncoding | None = None  # one that no header declares
         self._remaining = self._max_bytes = max_bytes
-        self._start: bytes | None = b""  # the start of the body, until it is classified
-        # At most one of these four is set then, by what the body is.
+        # The start of the body is kept until it is classified. From then on one of the four below
+        # is set; it changes where more bytes show that the first ones were misleading.
+        self._start: bytes | None = b""
         self._json: JSONDecoder | None = None
         self._sse: SSEDecoder | None = None
         self._page: bytearray | None = None  # the start of a web page or an SVG image
@@ -83,6 +84,8 @@ class ImagesDecoder:
                 self._feed(chunk)
             except ElkImagesError as error:
                 self._fail(error)
+        # A ping is seen to be one only when its event ends, so until then a short event counts as
+        # one. A long event is an image on its way, and its progress counts at once.
         if self._sse is not None and self._sse.open_bytes < _PING_BYTES:
             return len(self.events) > ready or self.failure is not None or self.done
         return self._start is None
@@ -117,9 +120,10 @@ class ImagesDecoder:
         """Add the images received so far to the error that ends the call."""
         completed = [event.image for event in self._documents.completed]
         if self.failure is not None:
+            # `_fail` has collected them, together with those of the document that failed.
             completed = [*self.failure.images]
         elif self._json is not None:
-            # The images of a document that will never be complete.
+            # The call ends early, so this document will never be complete; its strings may be.
             completed += images_of(self._json.salvage())
         elif self._chunks is not None and self._boundary:
             for entry in documents_of(parts_of(b"".join(self._chunks), self._boundary)[0]):
@@ -157,6 +161,8 @@ class ImagesDecoder:
     def _begin(self, body: bytes) -> None:
         """Classify a body by its first bytes; if there are too few, keep them for later."""
         self._start = body
+        # Encodings come first, since their bytes mean nothing to the other checks. Each is looked
+        # for only once, in the bytes as received, so that decoding cannot be repeated without end.
         if self._encoding is None:
             if may_be_encoded(body):
                 return
@@ -165,6 +171,8 @@ class ImagesDecoder:
                 self._start = b""
                 self._feed(body)
                 return
+        # A byte order mark, a signature or a boundary may be cut off by the end of the chunk. The
+        # first bytes of JSON and of pages decide alone: no signature but that of SVG begins so.
         text = body.removeprefix(_BOM).lstrip(_BLANK)
         is_image = may_begin_image(text) if text and text[0] not in b"{[<" else False
         boundary = boundary_in(text) if text[:1] == b"-" else self._boundary_after(text)
@@ -181,11 +189,13 @@ class ImagesDecoder:
         self._start = None
         if text[0] in b"{[":
             self._json = JSONDecoder(self._length)
+            # Newline-delimited JSON looks like one document until the end of its first line.
             self._first_line = text[0] == 0x7B
             self._feed_json(self._json, text)
         elif text[0] == 0x3C:
             self._page = bytearray()
             self._feed_page(self._page, text)
+        # A format without a known signature needs the Content-Type.
         elif is_image or (self._content_type.startswith("image/") and not text.isascii()):
             self._chunks = [body]
         elif boundary:
@@ -194,12 +204,15 @@ class ImagesDecoder:
             self._begin_text(body)
 
     def _begin_text(self, body: bytes) -> None:
+        # Nearly any text is a valid stream, of fields that are ignored. So until a line shows that
+        # it is one, the body is also kept as text.
         self._sse, self._text = SSEDecoder(), JSONDecoder(self._length)
         self._documents.streamed = True
         self._feed_sse(self._sse, body)
 
     def _feed_page(self, page: bytearray, chunk: bytes) -> None:
         """Add to what starts with "<", until there is enough to decide what it is."""
+        # An SVG may begin with comments, so as much is examined as an error would show of a page.
         if self._page_text is None:
             page += chunk
             if len(page) >= MAX_BODY_TEXT:
@@ -220,6 +233,7 @@ class ImagesDecoder:
         if not self._first_line:
             decoder.feed(chunk)
             return
+        # Strict base64 has no line ends, so an open image is decoded without a search for them.
         start = decoder.feed_base64(chunk, 0)
         end = chunk.find(b"\n", start)
         decoder.feed(chunk, start, len(chunk) if end < 0 else end)
@@ -229,8 +243,11 @@ class ImagesDecoder:
         try:
             documents = decoder.finish_all()
         except InvalidJSON:
+            # An indented document, of which the first line is only a part.
             decoder.feed(chunk, end)
             return
+        # Either the whole document or the first of several lines. The event decoder reads the rest
+        # in both cases, since it takes each line that begins with a bracket for an event.
         self._body = decoder.text(MAX_BODY_TEXT)
         self._json = None
         self._sse = SSEDecoder()
@@ -248,6 +265,7 @@ class ImagesDecoder:
 
     def _finish(self) -> None:
         body = self._start or b""
+        # A body shorter than a signature or a boundary is text.
         if text := body.removeprefix(_BOM).lstrip(_BLANK):
             self._classify(body, text, is_image=False, boundary=b"")
         if self._page is not None and self._page_text is None:
@@ -257,6 +275,8 @@ class ImagesDecoder:
         if self._chunks is not None:
             self._finish_whole(b"".join(self._chunks))
         elif self._json is not None:
+            # Unset first: if this fails, its error has the images, and `attach_images` must not
+            # find them again.
             decoder, self._json = self._json, None
             self._finish_json(decoder)
         elif self._sse is not None:
@@ -265,15 +285,16 @@ class ImagesDecoder:
             if self._text is not None and not self._sse.recognized:
                 self._finish_text(self._text)
         self._documents.handle_end(is_final=self.done)
-        if not self._documents.completed and self._page_text is not None:
+        if self._documents.completed:
+            return
+        if self._page_text is not None:
             raise ResponseError(
                 "The server returned a web page. Check that the base URL ends in /v1.",
                 body=self._page_text,
             )
-        if not self._documents.completed:
-            raise self._documents.error_without_image(
-                body=self._body, streamed=self._sse is not None or self._stream
-            )
+        raise self._documents.error_without_image(
+            body=self._body, streamed=self._sse is not None or self._stream
+        )
 
     def _finish_image(self, content: bytes) -> None:
         if cannot_be_image(content):
@@ -287,8 +308,9 @@ class ImagesDecoder:
             return
         parts, is_complete = parts_of(body, self._boundary)
         if not is_complete:
+            # `attach_images` adds the complete parts.
             raise ResponseError("The response was cut off within one of its parts.")
-        self._chunks = None
+        self._chunks = None  # from here on the images are in events or errors
         self._body = body[:MAX_BODY_TEXT].decode("utf-8", "replace")
         for entry in documents_of(parts):
             if isinstance(entry, bytes):
@@ -303,6 +325,8 @@ class ImagesDecoder:
             self._body = body
             self._handle(documents)
             return
+        # XML, YAML, forms, JavaScript. An unbalanced text was cut off, so it is an error that has
+        # the images. Addresses alone are not enough, since other texts have links as well.
         saved = [document for document in decoder.salvage() if images_of([document])]
         images = images_of(saved)
         if any(image.content is not None for image in images) and decoder.is_balanced:
@@ -330,7 +354,7 @@ class ImagesDecoder:
 
     def _handle_server_sent_events(self, decoder: SSEDecoder) -> None:
         while (event := decoder.next_event()) is not None:
-            if not self.done:
+            if not self.done:  # nothing after [DONE] belongs to the response
                 self._handle_server_sent_event(event)
 
     def _handle_server_sent_event(self, event: ServerSentEvent) -> None:
@@ -338,6 +362,7 @@ class ImagesDecoder:
         try:
             documents = data.finish_all()
         except InvalidJSON:
+            # Some servers write the field twice: "data: data: [DONE]".
             self._handle_text(event, data.text(data.size).removeprefix("data:").strip())
             return
         for document in documents:
@@ -354,6 +379,8 @@ class ImagesDecoder:
             return
         if event.name == "error":
             raise api_error(200, text[:MAX_BODY_TEXT])
+        # Either JSON with a fault, or cut off by the end of the stream, that has complete strings;
+        # or an image or its address as plain text.
         saved = event.data.salvage()
         images = images_of(saved)
         plain = () if images else images_of([Document(value) for value in plain_images(text)])
@@ -362,6 +389,7 @@ class ImagesDecoder:
             cut = next(
                 (value for value in values if isinstance(value, dict) and "type" in value), {}
             )
+            # Without its type, nothing shows whether the image of a cut-off event was partial.
             if images and not event.terminated and not cut and not event.name:
                 raise ResponseError(
                     "The stream was cut off within an event.",

@@ -91,6 +91,7 @@ class DocumentHandler:
         self._deltas.is_final |= is_final
         for document, cut_off in self._deltas.flush():
             found = find_images(document)
+            # Half an address is an address as well, and half of base64 decodes.
             if cut_off and found.found:
                 raise ResponseError("The stream was cut off within an image.", images=found.images)
             delivered = {identity(event.image) for event in self.completed}
@@ -105,8 +106,10 @@ class DocumentHandler:
             APIError: If the document reports an error.
             ResponseError: If an image in it is broken.
         """
+        # First, since it removes pieces of text, which would be searched as if they were complete.
         if self.streamed:
             self._deltas.take(document, name)
+        # Not after a completed image, which the next event may repeat.
         if not self.completed and (documented := read_documented(document, name)):
             for event in documented:
                 self.emit(event)
@@ -115,6 +118,7 @@ class DocumentHandler:
         found = find_images(document)
         stated = value.get("type") if isinstance(value, dict) else None
         stated = stated if isinstance(stated, str) else None
+        # One of several images failed; the others may follow, so the call goes on.
         if is_item_failure(stated or name) and not found.found:
             self._note_failed_item(document.restore(value), stated or name)
             return
@@ -124,10 +128,12 @@ class DocumentHandler:
             error = api_error(200, document.restore(value))
             error.images = found.images
             raise error
+        # After the errors, so that a server's own words come before a complaint about its image.
         if self._has_broken_partial(found, stated or name):
             return
         fields = value if isinstance(value, dict) else {}
         events = events_of(found, fields, name, streamed=self.streamed)
+        # A summary at the end of a stream has the images again, and the usage.
         if _repeats(events, self.completed):
             self._usage = read_usage(fields.get("usage")) or self._usage
             self.skip(stated or name or None, "it repeats images that were delivered before")
@@ -137,6 +143,7 @@ class DocumentHandler:
         for item in found.without:
             if isinstance(item, dict) and strength(item) == 2:
                 self._note_failed_item(document.restore(item), stated)
+        # An object without any field for an image, such as one of text beside images, is not empty.
         empty = sum(
             not isinstance(item, dict) or not item or not item.keys().isdisjoint(_PLACES)
             for item in found.without
@@ -154,6 +161,7 @@ class DocumentHandler:
         fields = value if isinstance(value, dict) else {}
         self._usage = read_usage(fields.get("usage")) or self._usage
         self._task = self._task or pending_task(value)
+        # The specification's name for an event without one is "message".
         untyped = stated is None and name in ("", "message")
         if certainty and untyped:
             self._suspect = document.restore(value)
@@ -171,6 +179,8 @@ class DocumentHandler:
 
     def error_without_image(self, *, body: str | None, streamed: bool) -> ElkImagesError:
         """Return the error for a body without a completed image; `body` is its JSON."""
+        # In the order of how much each explains: the server's own words about a failure come before
+        # what only the absence of an image shows.
         if self._task is not None and self._failed_item is None:
             job, status = self._task
             return EmptyResultError(
@@ -197,8 +207,10 @@ class DocumentHandler:
         """Return whether there is only a broken partial image; raise for other broken ones."""
         if not found.broken:
             return False
+        # A broken string beside a valid image of the same object is not a further image.
         first = found.broken[0]
         total = len(found.found) + sum(not broken.beside for broken in found.broken)
+        # A partial image is only a preview, so the stream goes on without it.
         if type_ and "partial" in type_ and not found.found:
             self.skip(type_, f"its image is broken: {first.reason}")
             return True
