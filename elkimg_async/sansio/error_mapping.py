@@ -92,6 +92,7 @@ def response_error(
     `headers` is any mapping that finds names in lower case.
     """
     named = request_id(headers)
+    # A redirected POST becomes a GET of a web page, so no redirect is followed.
     if status < 400:
         return ResponseError(
             f"The server returned a redirect ({status}){_to(headers)}, which is never followed. "
@@ -99,6 +100,7 @@ def response_error(
             request_id=named,
             status=status,
         )
+    # An error that carries an image is still an error, but the image was made, and may be billed.
     value, images = _read_body(body)
     error = api_error(status, value)
     error.images = images
@@ -111,6 +113,8 @@ def response_error(
 
 def _read_body(body: bytes) -> tuple[Any, tuple[Image, ...]]:
     """Return an error body as JSON or text, and the images in it."""
+    # Web pages and plain text are kept as they are; anything else goes through the image decoder,
+    # so that an image in the body is neither lost nor cut off.
     text = body.decode("utf-8-sig", "replace").strip()
     if text[:1] not in ("{", "[", '"'):
         return text[:MAX_BODY_TEXT] or None, ()
@@ -129,6 +133,8 @@ def _read_body(body: bytes) -> tuple[Any, tuple[Image, ...]]:
 
 def api_error(status: int, value: Any) -> APIError:
     """Return the error described by a body; `status` is 200 inside a 2xx response."""
+    # Not for a 5xx: a code such as do_request_failed, quoted from the upstream, would mean that
+    # nothing was billed, but the gateway may have repeated the request.
     words = read_words(value)
     if status < 500:
         words = with_upstream_labels(words)
@@ -156,8 +162,10 @@ def _error_class(status: int | None, words: Words) -> type[APIError]:
     labels = _labels(words)
     if words.moderation is not None or any(_MODERATION.search(label) for label in labels):
         return errors.ModerationError
+    # Codes are more precise than statuses: quota comes as 402, 403 or 429.
     if status == 402 or _QUOTA_CODES & {*labels}:
         return errors.QuotaExceededError
+    # The gateway's statuses for validation and for a model without a channel.
     if status == 500 and "invalid_request" in labels:
         return errors.BadRequestError
     if status == 503 and "model_not_found" in labels:
@@ -181,6 +189,7 @@ def _implied(status: int, words: Words) -> int | None:
     """Return the status of an error, which a 2xx response has in its body if at all."""
     if status >= 400:
         return status
+    # The code is often the status itself, as at Google and LiteLLM.
     code, kind = _labels(words)
     if re.fullmatch(r"[45][0-9][0-9]", code):
         return int(code)
@@ -196,6 +205,8 @@ def _billing(status: int, implied: int | None, kind: type[APIError], words: Word
     been under way for a minute. It counts as the status `implied` by its code or type, and as an
     unknown 5xx if they name none.
     """
+    # The order matters: "begun" wins over "not begun", since a wrong "refused" can lead to a retry
+    # and a second paid image, and a wrong "unknown" only to an error.
     labels = {*_labels(words)}
     if labels & _UNREADABLE_CODES or status in _BEGUN_STATUSES:
         return "unknown"

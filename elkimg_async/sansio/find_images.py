@@ -117,6 +117,7 @@ class _Search:
 
     def walk(self, value: Any, key: str, place: _Place) -> None:
         """Search one value, which has the name `key` or is in a list of that name."""
+        # A limit on recursion. Lists count apart, since they add nothing to the chain.
         if len(place.chain) > _MAX_DEPTH or place.container.count("[") > _MAX_DEPTH:
             return
         if isinstance(value, dict):
@@ -130,8 +131,10 @@ class _Search:
     def _walk_object(self, value: dict[str, Any], key: str, place: _Place) -> None:
         if is_of_user(value):
             return
+        # A Uint8Array in JSON: {"0": 137, "1": 80, …}.
         if type(value.get("0")) is int and self._take_numbers(value, [*value.values()], key, place):
             return
+        # The strings of lists belong to this object too: {"image_base64": ["…", "…"]}.
         strings = [
             (name, text)
             for name, field in value.items()
@@ -143,6 +146,7 @@ class _Search:
         ):
             # {"images": {"front": "https://…"}}: the outer name is that of the addresses.
             strings = [(_image_name(name, text), text) for name, text in strings]
+        # All strings at once and before the fields, since `pair` has to see what belongs together.
         inside = _Place((*place.chain, value), place.item, place.container)
         if strings:
             self._take(strings, inside)
@@ -155,9 +159,11 @@ class _Search:
                 self._walk_json(name, field, inside)
 
     def _walk_list(self, value: list[Any], key: str, place: _Place) -> None:
+        # The bytes of an image as numbers, as in the JSON of a Node.js Buffer.
         is_number = value and type(value[0]) in (int, float)
         if is_number and self._take_numbers(value, value, key, place):
             return
+        # The strings of a list directly inside an object were taken with that object.
         name = field_name(key)
         if not place.chain or place.container.endswith("[]"):
             self._take([(key, text) for text in value if isinstance(text, str)], place)
@@ -170,12 +176,14 @@ class _Search:
                     self._take_only_address(element, inside)
             elif isinstance(element, str) and element not in NOTHING:
                 continue
+            # Only near the root does a list have one item for each image that was requested.
             if self._count == before and name.is_list and len(place.chain) <= 2:
                 self._findings.without.append(element)
 
     def _walk_json(self, key: str, text: str, place: _Place) -> None:
         """Search JSON inside a string."""
         name = field_name(key)
+        # Only in what a model wrote is JSON searched for behind other words.
         is_prose = name.plain in PROSE_NAMES
         source = embedded_json(text) if is_prose else text
         if source is None or source.lstrip()[:1] not in ("{", "["):
@@ -206,6 +214,7 @@ class _Search:
 
     def _take_only_address(self, element: Any, place: _Place) -> None:
         """Record the only address of an item in a list of images, under whatever name."""
+        # The address of a failed or pending item is of its status, not of an image.
         if strength(element) == 2 or pending_task(element) is not None:
             return
         found = list(_addresses(element, place.chain, 0))
@@ -225,8 +234,11 @@ class _Search:
             self._record(candidates, place)
 
     def _record(self, candidates: list[Candidate], place: _Place) -> None:
+        # A thumbnail is an image only where there is no other.
         good = [found for found in candidates if found.problem is None]
         good = [found for found in good if not field_name(found.key).is_secondary] or good
+        # The other fields of the holder become the image's `extra`. Fields of the root are those of
+        # the response instead, so an image directly in it has no holder.
         chain, holder = place.chain, place.item
         if holder is None and len(chain) > 1:
             holder = chain[-1]
@@ -243,6 +255,8 @@ class _Search:
         if holder is not None and good:
             self._used.add(id(holder))
             self._holders.append((self._findings.found[-1].image, holder))
+        # Beside a valid image, only what could be decoded counts as broken; other text may be
+        # anything.
         for found in candidates:
             if found.problem is not None and (found.content is not None or not good):
                 number = self._count + (not good)
@@ -255,8 +269,10 @@ class _Search:
     def finish(self) -> Findings:
         """Remove duplicates, and collect the remaining fields of each object."""
         findings = self._findings
+        # Within one list, equal images are images of their own; in several, one is a copy.
         if len({entry.container for entry in findings.found}) > 1:
             findings.found = _without_copies(findings.found)
+        # What is broken inside an object that has a valid image is not a further image.
         good = {id(entry.chain[-1]) for entry in findings.found if entry.chain}
         findings.broken = [
             broken
@@ -305,6 +321,8 @@ _GONE: Any = object()
 
 def _is_of_error(container: str) -> bool:
     """Return whether a place is inside an error, and not in a list of images there."""
+    # From the outside in: a list of images inside an error is searched as any other, and an error
+    # inside one of its items is an error again.
     error = False
     for part in container.replace("[]", ".[]").split("."):
         if part and part != "[]":

@@ -26,7 +26,6 @@ MAX_UPLOAD = 128 * _MB
 """Bytes of a request body that the gateway accepts."""
 _MAX_MASK = 4 * _MB
 
-
 _QUALITIES = ("low", "medium", "high", "auto")
 _GPT_SIZES = ("1024x1024", "1536x1024", "1024x1536", "auto")
 _GPT_VALUES = {
@@ -38,6 +37,7 @@ _GPT_VALUES = {
     "input_fidelity": ("high", "low"),
 }
 _NOT_GPT = frozenset({"style", "response_format"})
+# What only the GPT image models have, as the descriptions of the parameters say.
 _GPT_ONLY = frozenset(
     {
         "background",
@@ -112,6 +112,8 @@ class ModelRules(msgspec.Struct, frozen=True, kw_only=True):
     legacy: bool = False
 
 
+# From the oldest to the newest. Lengths of prompts, sizes and numbers of the first three are those
+# of ElkAPI's documentation; the others are OpenAI's.
 FAMILIES = (
     ModelRules(
         names=("dall-e-2",),
@@ -161,6 +163,7 @@ _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 def rules_for(model: str) -> ModelRules | None:
     """Return the rules of a model or of a dated snapshot of it; None for an unknown model."""
+    # A name with a date is a snapshot; a row of its own, if there is one, comes first.
     return MODELS.get(model) or MODELS.get(re.sub(r"-\d{4}-\d\d-\d\d$", "", model))
 
 
@@ -182,7 +185,7 @@ def validate(request: ImageRequest, *, stream: bool = False) -> None:
     problems = _problems(request.fields(), rules, stream)
     if isinstance(request, EditRequest):
         problems = itertools.chain(_edit_problems(request, rules.edits), problems)
-    else:
+    else:  # `ImageEditParams` does not require the model of an SVG
         problems = itertools.chain(problems, _svg_model_problems(request))
     for param, problem in problems:
         raise InvalidRequestError(f"{model}: {problem}", param=param)
@@ -201,6 +204,7 @@ def _edit_problems(request: EditRequest, rules: EditRules | None) -> Iterator[tu
         yield "image", f"there are {len(images)} images, at most {allowed}."
     for image in images:
         yield from _file_problems("image", image, rules.types, rules.size)
+    # Masks and markup apply to the first of several images.
     first = images[0] if images else None
     if rules.square and isinstance(first, InputImage) and first.width != first.height:
         yield "image", f"{first.name} is {_by(first)}; it must be square."
@@ -225,7 +229,7 @@ def _file_problems(
     param: str, image: InputImage | ImageReference, types: tuple[str, ...], size: int
 ) -> Iterator[tuple[str, str]]:
     if isinstance(image, ImageReference):
-        return
+        return  # only the server will see the file
     if image.media_type.removeprefix("image/") not in types:
         known = image.media_type != UNKNOWN_TYPE
         what = image.media_type if known else "not an image of a known type"
@@ -285,6 +289,7 @@ def _problems(fields: dict[str, Any], rules: ModelRules, stream: bool) -> Iterat
     if not 1 <= n <= rules.n:
         yield "n", f"n is {_short(n)}; it must be {'1' if rules.n == 1 else f'1 to {rules.n}'}."
     if size is not None and size not in rules.sizes:
+        # "1024 X 1024", "1024*1024" and the like, as people write sizes.
         similar = re.sub(r"\s*[xX*\u00d7]\s*", "x", size.strip())
         choice = f"write {similar}" if similar in rules.sizes else f"choose {_choices(rules.sizes)}"
         yield "size", f"size {size!r} is not offered; {choice}."
@@ -317,6 +322,7 @@ def _format_problems(fields: dict[str, Any], stream: bool) -> Iterator[tuple[str
             "background",
             f"{output_format} cannot be transparent; choose output_format png or webp.",
         )
+    # 100 is the default, and no compression.
     if fields.get("output_compression", 100) < 100 and output_format == "png":
         yield (
             "output_compression",
