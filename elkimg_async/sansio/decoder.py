@@ -56,12 +56,11 @@ class ImagesDecoder:
         self._named_boundary = boundary_of(content_type)
         self._encoding: BodyEncoding | None = None  # one that no header declares
         self._remaining = self._max_bytes = max_bytes
-        # The start of the body is kept until it is classified. From then on one of the four below
-        # is set; it changes where more bytes show that the first ones were misleading.
+        # The start of the body is kept until it is classified. From then on one of the three below
+        # is set, or none for a web page, of which no more is needed than its start.
         self._start: bytes | None = b""
         self._json: JSONDecoder | None = None
         self._sse: SSEDecoder | None = None
-        self._page: bytearray | None = None  # the start of a web page or an SVG image
         self._chunks: list[bytes] | None = None  # of an image, or of parts, which have a boundary
         self._boundary = b""
         self._first_line = False  # whether the first line of JSON is still open
@@ -88,7 +87,7 @@ class ImagesDecoder:
         # one. A long event is an image on its way, and its progress counts at once.
         if self._sse is not None and self._sse.open_bytes < _PING_BYTES:
             return len(self.events) > ready or self.failure is not None or self.done
-        return self._start is None
+        return self._start is None or self._start[:1] == b"<"
 
     def finish(self) -> None:
         """Handle the end of the body."""
@@ -151,15 +150,16 @@ class ImagesDecoder:
             self._feed_sse(self._sse, chunk)
         elif self._json is not None:
             self._feed_json(self._json, chunk)
-        elif self._page is not None:
-            self._feed_page(self._page, chunk)
         elif self._chunks is not None:
             self._chunks.append(chunk)
-        else:
-            self._begin(((self._start or b"") + chunk).lstrip(_BLANK))
+        elif self._start is not None:
+            self._begin(self._start + chunk)
 
-    def _begin(self, body: bytes) -> None:
+    def _begin(self, start: bytes) -> None:
         """Classify a body by its first bytes; if there are too few, keep them for later."""
+        body = start.lstrip(_BLANK)
+        while body.startswith(_BOM):
+            body = body.removeprefix(_BOM).lstrip(_BLANK)
         self._start = body
         # Encodings come first, since their bytes mean nothing to the other checks. Each is looked
         # for only once, in the bytes as received, so that decoding cannot be repeated without end.
@@ -171,35 +171,39 @@ class ImagesDecoder:
                 self._start = b""
                 self._feed(body)
                 return
-        # A byte order mark, a signature or a boundary may be cut off by the end of the chunk. The
-        # first bytes of JSON and of pages decide alone: no signature but that of SVG begins so.
-        text = body.removeprefix(_BOM).lstrip(_BLANK)
-        is_image = may_begin_image(text) if text and text[0] not in b"{[<" else False
-        boundary = boundary_in(text) if text[:1] == b"-" else self._boundary_after(text)
-        if text and not _BOM.startswith(text) and is_image is not None and boundary is not None:
-            self._classify(body, text, is_image=is_image, boundary=boundary)
+        # An SVG may begin with comments, so as much of a page is kept as an error would show of it.
+        # A byte order mark, a signature or a boundary may be cut off by the end of the chunk.
+        if _BOM.startswith(body) or (body[0] == 0x3C and len(body) < MAX_BODY_TEXT):
+            return
+        boundary = boundary_in(body) if body[:1] == b"-" else self._boundary_after(body)
+        is_decided = body[0] in b"{[<" or may_begin_image(body) is not None
+        if is_decided and boundary is not None:
+            self._classify(body, boundary)
 
-    def _boundary_after(self, text: bytes) -> bytes:
+    def _boundary_after(self, body: bytes) -> bytes:
         """Return the boundary of a body with a preamble, which only its Content-Type shows."""
-        is_other = text[:1] in (b"{", b"[", b"<") or text.startswith((b"data:", b"event:", b":"))
+        is_other = body.startswith((b"{", b"[", b"<", b"data:", b"event:", b":"))
         return b"" if is_other else self._named_boundary
 
-    def _classify(self, body: bytes, text: bytes, *, is_image: bool, boundary: bytes) -> None:
-        """Decide what the body is; `text` is its start without blanks and a byte order mark."""
+    def _classify(self, body: bytes, boundary: bytes) -> None:
+        """Decide by its start what the body is."""
         self._start = None
-        if text[0] in b"{[":
+        if body[0] in b"{[":
             self._json = JSONDecoder(self._length)
             # Newline-delimited JSON looks like one document until the end of its first line.
-            self._first_line = text[0] == 0x7B
-            self._feed_json(self._json, text)
-        elif text[0] == 0x3C:
-            self._page = bytearray()
-            self._feed_page(self._page, text)
-        # A format without a known signature needs the Content-Type.
-        elif is_image or (self._content_type.startswith("image/") and not text.isascii()):
+            self._first_line = body[0] == 0x7B
+            self._feed_json(self._json, body)
+        elif is_image(body):
             self._chunks = [body]
+        elif body[0] == 0x3C:
+            self._page_text = body[:MAX_BODY_TEXT].decode("utf-8", "replace")
+            if not _WHOLE_PAGE.match(self._page_text):
+                # PHP, for instance, writes its warnings as HTML in front of a response.
+                self._begin_text(body)
+        elif self._content_type.startswith("image/") and not body.isascii():
+            self._chunks = [body]  # of a format without a known signature
         elif boundary:
-            self._boundary, self._chunks = boundary, [text]
+            self._boundary, self._chunks = boundary, [body]
         else:
             self._begin_text(body)
 
@@ -209,24 +213,6 @@ class ImagesDecoder:
         self._sse, self._text = SSEDecoder(), JSONDecoder(self._length)
         self._documents.streamed = True
         self._feed_sse(self._sse, body)
-
-    def _feed_page(self, page: bytearray, chunk: bytes) -> None:
-        """Add to what starts with "<", until there is enough to decide what it is."""
-        # An SVG may begin with comments, so as much is examined as an error would show of a page.
-        if self._page_text is None:
-            page += chunk
-            if len(page) >= MAX_BODY_TEXT:
-                self._classify_page(bytes(page))
-
-    def _classify_page(self, page: bytes) -> None:
-        if is_image(page):
-            self._page, self._chunks = None, [page]
-            return
-        self._page_text = page[:MAX_BODY_TEXT].decode("utf-8", "replace")
-        if not _WHOLE_PAGE.match(self._page_text):
-            # PHP, for instance, writes its warnings as HTML in front of a response.
-            self._page = None
-            self._begin_text(page)
 
     def _feed_json(self, decoder: JSONDecoder, chunk: bytes) -> None:
         """Decode JSON; if its first line is a complete document, the rest is read line by line."""
@@ -264,12 +250,8 @@ class ImagesDecoder:
         self._handle_server_sent_events(decoder)
 
     def _finish(self) -> None:
-        body = self._start or b""
-        # A body shorter than a signature or a boundary is text.
-        if text := body.removeprefix(_BOM).lstrip(_BLANK):
-            self._classify(body, text, is_image=False, boundary=b"")
-        if self._page is not None and self._page_text is None:
-            self._classify_page(bytes(self._page))
+        if self._start:
+            self._classify(self._start, b"")  # a boundary that is cut off separates nothing
         if self._encoding is not None:
             self._encoding.finish()
         if self._chunks is not None:
