@@ -285,21 +285,17 @@ class _Search:
                 image.extra = self._rest(holder, _IMAGE_FIELDS)
         root = self._document.value
         if isinstance(root, dict):
-            findings.extra = self._rest(root, ())
+            findings.extra = self._rest(root)
         return findings
 
-    def _rest(self, value: dict[str, Any], known: Any) -> dict[str, Any]:
+    def _rest(
+        self, value: dict[str, Any], known: tuple[str, ...] = (), depth: int = 0
+    ) -> dict[str, Any]:
         """Return the fields of an object that are neither image nor attribute, as sent."""
-        rest = {}
-        for name, field in value.items():
-            if name in known:
-                continue
-            remaining = self._pruned(field)
-            if remaining is not _GONE:
-                rest[name] = remaining
-        return rest
+        fields = ((name, self._pruned(value[name], depth)) for name in value if name not in known)
+        return {name: field for name, field in fields if field is not _GONE}
 
-    def _pruned(self, value: Any, depth: int = 0) -> Any:
+    def _pruned(self, value: Any, depth: int) -> Any:
         if isinstance(value, str):
             if id(value) in self._taken:
                 return _GONE
@@ -309,8 +305,7 @@ class _Search:
         if id(value) in self._used:
             return _GONE
         if isinstance(value, dict):
-            fields = ((name, self._pruned(field, depth + 1)) for name, field in value.items())
-            return {name: field for name, field in fields if field is not _GONE} or _GONE
+            return self._rest(value, depth=depth + 1) or _GONE
         pruned = (self._pruned(item, depth + 1) for item in value)
         return [item for item in pruned if item is not _GONE] or _GONE
 

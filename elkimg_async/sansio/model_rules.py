@@ -37,21 +37,14 @@ _GPT_VALUES = {
     "input_fidelity": ("high", "low"),
 }
 _NOT_GPT = frozenset({"style", "response_format"})
+_GPT_NUMBERS: dict[str, tuple[int, float]] = {
+    "output_compression": (0, 100),
+    "frame_count": (2, 16),
+    "frame_duration_ms": (1, math.inf),
+    "partial_images": (0, 3),
+}
 # What only the GPT image models have, as the descriptions of the parameters say.
-_GPT_ONLY = frozenset(
-    {
-        "background",
-        "complexity",
-        "frame_count",
-        "frame_duration_ms",
-        "input_fidelity",
-        "moderation",
-        "output_compression",
-        "output_format",
-        "partial_images",
-        "svg",
-    }
-)
+_GPT_ONLY = frozenset({*_GPT_VALUES, *_GPT_NUMBERS, "svg"} - {"quality"})
 
 
 class FreeSizes(msgspec.Struct, frozen=True):
@@ -268,12 +261,6 @@ def _by(image: InputImage) -> str:
 # --- the other fields ---------------------------------------------------------
 
 _PLAIN = {"prompt", "model", "n", "size"}  # checked apart, and all that most requests have
-_RANGES: dict[str, tuple[int, float]] = {
-    "output_compression": (0, 100),
-    "frame_count": (2, 16),
-    "frame_duration_ms": (1, math.inf),
-    "partial_images": (0, 3),
-}
 
 
 def _problems(fields: dict[str, Any], rules: ModelRules, stream: bool) -> Iterator[tuple[str, str]]:
@@ -304,7 +291,7 @@ def _problems(fields: dict[str, Any], rules: ModelRules, stream: bool) -> Iterat
                     param,
                     f"{param} {fields[param]!r} is not offered; choose {_choices(allowed)}.",
                 )
-        for param, (low, high) in _RANGES.items():
+        for param, (low, high) in _GPT_NUMBERS.items():
             if not low <= fields.get(param, low) <= high:
                 limits = f"{low} to {high}" if high < math.inf else f"{low} or more"
                 yield param, f"{param} is {_short(fields[param])}; it must be {limits}."
