@@ -72,6 +72,13 @@ _UNREADABLE_CODES = {
 }
 _WRAPPED_TEXT = "html-message"  # Portkey's name for what its upstream sent instead of JSON
 
+_CLASS_OF_STATUS: dict[int, type[APIError]] = {
+    401: errors.AuthenticationError,
+    403: errors.PermissionDeniedError,
+    404: errors.NotFoundError,
+    429: errors.RateLimitError,
+    501: errors.NotFoundError,
+}
 _TYPES_OF_STATUS = {
     400: ("invalid_request_error", "invalid_request", "badrequesterror", "invalid_argument"),
     401: ("authentication_error", "authenticationerror", "invalid_api_key", "unauthenticated"),
@@ -170,19 +177,10 @@ def _error_class(status: int | None, words: Words) -> type[APIError]:
         return errors.BadRequestError
     if status == 503 and "model_not_found" in labels:
         return errors.NotFoundError
-    match status:
-        case 401:
-            return errors.AuthenticationError
-        case 403:
-            return errors.PermissionDeniedError
-        case 404 | 501:
-            return errors.NotFoundError
-        case 429:
-            return errors.RateLimitError
-        case None:
-            return APIError
-        case _:
-            return errors.BadRequestError if status < 500 else errors.ServerError
+    if status is None:
+        return APIError
+    usual = errors.BadRequestError if status < 500 else errors.ServerError
+    return _CLASS_OF_STATUS.get(status, usual)
 
 
 def _implied(status: int, words: Words) -> int | None:

@@ -145,14 +145,9 @@ def _classify_text(document: Document, key: str, text: str, name: FieldName) -> 
             return Candidate(key, problem=decoded.reason)
     if name.may_be_image and text.startswith("/") and _FILE.fullmatch(text):
         return Candidate(key, url=read_str(text))
-    if name.is_address and not any(char.isspace() for char in text) and not _is_inside(text):
-        return Candidate(key, url=read_str(text))  # relative to the base URL
-    return None
-
-
-def _is_inside(text: str) -> bool:
-    """Return whether an address is that of another part of the same body."""
-    return text[:4].lower() == "cid:"
+    # Relative to the base URL; "cid:" is the address of another part of the same body (RFC 2392).
+    is_relative = start[:4] != "cid:" and not any(char.isspace() for char in text)
+    return Candidate(key, url=read_str(text)) if name.is_address and is_relative else None
 
 
 def _judged(key: str, content: bytes, name: FieldName) -> Candidate | None:
