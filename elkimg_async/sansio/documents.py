@@ -59,6 +59,7 @@ class DocumentHandler:
         self.streamed = False
         self.events: deque[ImageEvent | SkippedEvent] = deque()
         """The events that have not been read yet."""
+        # Kept to the end of the body, since an error that ends the call has to carry all images.
         self.partials: list[PartialImage] = []
         self.completed: list[CompletedImage] = []
         self._response: ImagesResponse | None = None
@@ -71,6 +72,7 @@ class DocumentHandler:
 
     def response(self) -> ImagesResponse:
         """Return the complete response, once `finish` has succeeded."""
+        # Each completed event repeats what belongs to the whole response.
         if self._response is None:
             last = self.completed[-1]
             self._response = ImagesResponse(
@@ -95,6 +97,7 @@ class DocumentHandler:
             if cut_off and found.found:
                 raise ResponseError("The stream was cut off within an image.", images=found.images)
             delivered = {identity(event.image) for event in self.completed}
+            # A later event may have repeated the whole text, and so delivered its images.
             for entry in found.found:
                 if identity(entry.image) not in delivered:
                     self.emit(event_of(COMPLETED_TYPES[0], entry.image, ()))
@@ -165,6 +168,8 @@ class DocumentHandler:
         untyped = stated is None and name in ("", "message")
         if certainty and untyped:
             self._suspect = document.restore(value)
+        # A completed event and a field for images both promise an image. Usage alone, keep-alives
+        # and events of an unknown type do not.
         is_final = not untyped and type_of(fields, name) in COMPLETED_TYPES
         self._empty |= is_final or not fields.keys().isdisjoint(_PLACES)
         if (
@@ -194,6 +199,7 @@ class DocumentHandler:
         if failure is not None:
             return api_error(200, failure)
         partials = len(self.partials)
+        # After partial images, what is missing is the end of the stream, not the image.
         if (body is not None or self._empty) and not partials:
             return EmptyResultError("The server reported success but returned no image.", body=body)
         if not streamed:

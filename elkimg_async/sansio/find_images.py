@@ -141,6 +141,7 @@ class _Search:
             for text in (field if isinstance(field, list) else [field])
             if isinstance(text, str)
         ]
+        # Only if no name inside says more than the outer one.
         if field_name(key).is_image and not any(
             field_name(name).may_be_image for name, _ in strings
         ):
@@ -152,7 +153,7 @@ class _Search:
             self._take(strings, inside)
         for name, field in value.items():
             if field_name(name).is_request:
-                continue
+                continue  # an image that the user sent is not one of the response
             if isinstance(field, (dict, list)):
                 self.walk(field, name, inside.below(name))
             elif isinstance(field, str):
@@ -194,6 +195,8 @@ class _Search:
             value = decode(source.encode("utf-8", "replace"))
         except InvalidJSON:
             return
+        # `_taken` and `_used` know objects by their identity, which another object could have once
+        # this one is gone.
         self._parsed.append(value)
         before = self._count
         self._json_depth += 1
@@ -202,7 +205,7 @@ class _Search:
         self.walk(value, key, place.below(key))
         self._json_depth -= 1
         if self._count > before:
-            self._taken.add(id(text))
+            self._taken.add(id(text))  # no field of `extra` repeats the images
 
     def _take_numbers(self, value: Any, numbers: list[Any], key: str, place: _Place) -> bool:
         """Record the image whose bytes are numbers; return False if they are none."""
@@ -296,6 +299,8 @@ class _Search:
         return {name: field for name, field in fields if field is not _GONE}
 
     def _pruned(self, value: Any, depth: int) -> Any:
+        # Objects and lists that are empty now had nothing but images. Those that were empty before
+        # are a field as any other.
         if isinstance(value, str):
             if id(value) in self._taken:
                 return _GONE
@@ -359,6 +364,8 @@ def _revised_prompt(chain: tuple[dict[str, Any], ...]) -> str | None:
 
 def _without_copies(found: list[FoundImage]) -> list[FoundImage]:
     """Keep each image only in the list that contains it most often."""
+    # A response may have `data` with two equal images and `images` with one: the list that has more
+    # is right, and the first of them if they have equally many.
     counts: dict[Any, dict[str, int]] = {}
     for entry in found:
         counted = counts.setdefault(identity(entry.image), {})

@@ -24,7 +24,7 @@ from elkimg_async.sansio.requests import DEFAULT_MODEL, EditRequest, ImageReques
 _MB = 1024 * 1024
 MAX_UPLOAD = 128 * _MB
 """Bytes of a request body that the gateway accepts."""
-_MAX_MASK = 4 * _MB
+_MAX_MASK = 4 * _MB  # `ImageEditParams.mask`: a PNG of less than 4 MB
 
 _QUALITIES = ("low", "medium", "high", "auto")
 _GPT_SIZES = ("1024x1024", "1536x1024", "1024x1536", "auto")
@@ -36,6 +36,7 @@ _GPT_VALUES = {
     "complexity": ("low", "medium", "high"),
     "input_fidelity": ("high", "low"),
 }
+# Both are parameters of DALL·E; GPT image models always return base64, and reject them.
 _NOT_GPT = frozenset({"style", "response_format"})
 _GPT_NUMBERS: dict[str, tuple[int, float]] = {
     "output_compression": (0, 100),
@@ -65,6 +66,7 @@ class FreeSizes(msgspec.Struct, frozen=True):
     def __contains__(self, size: object) -> bool:
         if size == "auto":
             return True
+        # Five digits at most, so that no number is too long to compute with.
         if not (match := re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", str(size), re.ASCII)):
             return False
         width, height = int(match[1]), int(match[2])
@@ -79,6 +81,7 @@ class FreeSizes(msgspec.Struct, frozen=True):
 class EditRules(msgspec.Struct, frozen=True, kw_only=True):
     """The images that a model edits: how many, their types, and their size in bytes."""
 
+    # `ImageEditParams.image`: up to 16 files of less than 50 MB each.
     count: int = 16
     types: tuple[str, ...] = ("png", "webp", "jpeg")
     size: int = 50 * _MB
@@ -175,6 +178,7 @@ def validate(request: ImageRequest, *, stream: bool = False) -> None:
     rules = rules_for(model)
     if rules is None:
         return
+    # `extra_body` is not checked: it is the way to send what this table does not know.
     problems = _problems(request.fields(), rules, stream)
     if isinstance(request, EditRequest):
         problems = itertools.chain(_edit_problems(request, rules.edits), problems)
@@ -282,6 +286,7 @@ def _problems(fields: dict[str, Any], rules: ModelRules, stream: bool) -> Iterat
         yield "size", f"size {size!r} is not offered; {choice}."
     if stream and not rules.streams:
         yield "stream", "this model cannot stream; leave stream out."
+    # Sorted, so that the same request always has the same first problem.
     if special := fields.keys() - _PLAIN:
         for param in sorted(rules.absent & special):
             yield param, f"{param} is not for this model; leave it out."
@@ -309,12 +314,13 @@ def _format_problems(fields: dict[str, Any], stream: bool) -> Iterator[tuple[str
             "background",
             f"{output_format} cannot be transparent; choose output_format png or webp.",
         )
-    # 100 is the default, and no compression.
+    # 100 is the default, and means no loss.
     if fields.get("output_compression", 100) < 100 and output_format == "png":
         yield (
             "output_compression",
             "png has no lossy compression; choose output_format jpeg or webp.",
         )
+    # What the descriptions of `output_format`, `frame_count` and `svg` exclude for these two.
     if output_format not in ("gif", "svg"):
         return
     if "output_compression" in fields:
