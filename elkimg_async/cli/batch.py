@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from elkimg_async import AsyncImages, Limits, MapRun, errors
 from elkimg_async.batch.budget import make_max_cost
 from elkimg_async.cli import contact_sheet as sheet
+from elkimg_async.cli import interrupts
 from elkimg_async.cli.batch_input import BatchInput
 from elkimg_async.cli.batch_plan import check_input, print_plan, requests_of
 from elkimg_async.cli.batch_report import BatchReport
@@ -30,7 +31,6 @@ from elkimg_async.cli.options import (
     values,
 )
 from elkimg_async.cli.ray_run import RayRun
-from elkimg_async.transport import event_loop
 
 EXAMPLES = """\
 elkimg batch prompts.txt
@@ -213,7 +213,7 @@ def _run(
                 report.say(f"Saved {page}")
 
     try:
-        event_loop.run(run)
+        interrupts.run(run)
     except errors.BatchStoppedError as error:
         report.stopped(error, settings.output, settings.journal)
         return 1

@@ -12,11 +12,11 @@ import anyio
 
 from elkimg_async import AsyncImages, Image, Meta, PartialImage, Usage, errors
 from elkimg_async.batch.budget import fatal_reason
+from elkimg_async.cli import interrupts
 from elkimg_async.cli.console import sentence
 from elkimg_async.cli.options import Connection
 from elkimg_async.cli.output import OutputFiles, write_stdout
 from elkimg_async.cli.report import Report, SavedImage
-from elkimg_async.transport import event_loop
 
 _CONCURRENCY = 8
 
@@ -33,7 +33,7 @@ def run_tasks(tasks: Sequence[ImageTask], report: Report, connection: Connection
                     group.start_soon(task.run, client, limiter)
 
     try:
-        event_loop.run(run)
+        interrupts.run(run)
     finally:
         report.finish()
     return report.exit_code

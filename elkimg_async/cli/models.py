@@ -8,9 +8,9 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from elkimg_async import Model
+from elkimg_async.cli import interrupts
 from elkimg_async.cli.console import count, plain, print_json, print_table, say
 from elkimg_async.cli.options import CONNECTION, SHOW, Connection, Display
-from elkimg_async.transport import event_loop
 
 EXAMPLES = """\
 elkimg models
@@ -41,7 +41,7 @@ def models(
         async with connection.client(say=note) as client:
             return await client.models()
 
-    found = event_loop.run(fetch)
+    found = interrupts.run(fetch)
     listed = [model for model in found if all or model.is_image is not False]
     if display.json:
         for model in listed:

@@ -11,6 +11,7 @@ import anyio
 from cyclopts import Parameter
 
 from elkimg_async import errors
+from elkimg_async.cli import interrupts
 from elkimg_async.cli.console import OUT, UsageError, sentence
 from elkimg_async.cli.options import (
     LOCAL_API_KEY,
@@ -64,7 +65,7 @@ def serve(
             OUT.print(_guide(server.base_url, api_key), soft_wrap=True)
             await anyio.sleep_forever()
 
-    anyio.run(run)
+    interrupts.run(run, fast=False)
     return 0
 
 

@@ -12,9 +12,9 @@ import anyio
 import anyio.to_thread
 from cyclopts import Parameter
 
+from elkimg_async.cli import interrupts
 from elkimg_async.cli.console import OUT, count, say
 from elkimg_async.cli.options import CONNECTION, WHOLE, Connection, check_port
-from elkimg_async.transport import event_loop
 
 EXAMPLES = """\
 elkimg studio --open
@@ -72,7 +72,7 @@ def studio(
                         say("No browser was found; open the address above.")
                 await anyio.sleep_forever()
 
-    event_loop.run(run)
+    interrupts.run(run)
     return 0
 
 

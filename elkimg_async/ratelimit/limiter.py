@@ -21,6 +21,7 @@ from elkimg_async.ratelimit.controller import MAX_PAUSE, Controller, HeaderLimit
 from elkimg_async.ratelimit.token_bucket import TokenBucket
 from elkimg_async.sansio.responses import RateLimit
 
+TIMER_PRECISION = 0.001  # seconds: epoll rounds timers up to it, a bucket of one loses as much
 _CLOSED = "The client is closed. Create a new one."
 _limiters: "weakref.WeakSet[Limiter]" = weakref.WeakSet()
 
@@ -106,10 +107,8 @@ class Limiter:
                 with self._lock:
                     wait = self._earliest(permit, now := time.monotonic()) - now
                 if wait > remaining:
-                    text = f"The rate limit holds for {wait:.1f} s, beyond the total limit."
-                    raise RequestTimeoutError(
-                        text, limit="total", phase="queue", billing="not_sent"
-                    )
+                    msg = f"The rate limit holds for {wait:.1f} s, beyond the total limit."
+                    raise RequestTimeoutError(msg, limit="total", phase="queue", billing="not_sent")
                 await permit.turn.wait()
             if self._closed:
                 raise ConfigurationError(_CLOSED)
@@ -206,7 +205,8 @@ class Limiter:
         if self._timer and self._timer[0] is head.loop and now < self._timer[1] <= when:
             return True  # it fires early, and is then set again
         self._timer = head.loop, when
-        return self._post(head, head.loop.call_later, when - now, self._on_timer, self._timer)
+        delay = when - now - TIMER_PRECISION  # the rest is polled
+        return self._post(head, head.loop.call_later, delay, self._on_timer, self._timer)
 
     def _post(self, permit: Permit, callback: Callable[..., Any], *arguments: Any) -> bool:
         """Schedule a callback in the loop of a permit; release the permit if the loop is closed."""

@@ -5,12 +5,7 @@ TLS. In a user's process the loop is the user's choice.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
-
-import anyio
-
-T = TypeVar("T")
+from collections.abc import Callable
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -21,10 +16,3 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
         return None
     factory: Callable[[], asyncio.AbstractEventLoop] = create_factory()
     return factory
-
-
-def run(function: Callable[[], Awaitable[T]]) -> T:
-    """Run an async function in a new event loop and return its result."""
-    factory = loop_factory()
-    options: dict[str, Any] = {} if factory is None else {"loop_factory": factory}
-    return anyio.run(function, backend_options=options)

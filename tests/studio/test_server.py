@@ -828,8 +828,6 @@ async def test_command_waits_for_jobs(tmp_path: Path) -> None:
         server.inject("stall-stream")
         await Running(url.rstrip("/"), server, http).start(PROMPT)
         await server.wait_until(lambda: server.generations == 1)
-        # Ctrl-C finds an idle program here; tests/cli/test_interruptions.py has the other moments.
-        await asyncio.sleep(0.5)
         command.interrupt()
         await command.wait_for("Waiting for 1 job in progress")
         command.interrupt()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from elkimg_async import AsyncImages
+from elkimg_async.cli.interrupts import run
 from elkimg_async.local import LocalServer
 from elkimg_async.transport import event_loop
 from tests.helpers.command import SMALL, started
@@ -56,16 +57,16 @@ async def generate_image() -> bytes:
 @needs_fast
 def test_run_with_aiofastnet() -> None:
     """With aiofastnet connections use its transports."""
-    assert event_loop.run(transport_module).startswith("aiofastnet")
-    assert event_loop.run(generate_image)
+    assert run(transport_module).startswith("aiofastnet")
+    assert run(generate_image)
 
 
 def test_run_without_aiofastnet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without aiofastnet the loop is asyncio's own."""
     monkeypatch.setitem(sys.modules, "aiofastnet", None)
     assert event_loop.loop_factory() is None
-    assert event_loop.run(transport_module).startswith("asyncio")
-    assert event_loop.run(generate_image)
+    assert run(transport_module).startswith("asyncio")
+    assert run(generate_image)
 
 
 @needs_uvloop
