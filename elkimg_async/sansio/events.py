@@ -26,8 +26,10 @@ COMPLETED_FIELDS = (*SIDE_FIELDS, "svg_usage", "safety_identifier")
 _PARTIAL = re.compile(r"partial|preview|progress|intermediate|draft", re.IGNORECASE)
 _WORKING = re.compile(r"(?:processing|generating|running|rendering|denoising)$", re.IGNORECASE)
 _FINISHED = re.compile(r"succe|complet|finish|done|final", re.IGNORECASE)
-_UNFINISHED_FLAGS = ("is_partial", "isPartial", "partial")
-_FINISHED_FLAGS = ("is_final", "isFinal", "final", "is_finished", "finished", "done", "completed")
+# Flags, and whether true means unfinished.
+_FLAGS = dict.fromkeys(("is_partial", "isPartial", "partial"), True) | dict.fromkeys(
+    ("is_final", "isFinal", "final", "is_finished", "finished", "done", "completed"), False
+)
 _KINDS = ("event", "object", "kind", "stage", "state", "status")
 _NOT_EXTRA = {"b64_json", "url", "revised_prompt", "created", "data"}
 # The fields of an event that are not in its `extra`.
@@ -65,12 +67,9 @@ def type_around(chain: Sequence[Mapping[str, Any]], name: str, *, unfinished: bo
 def says_unfinished(chain: Sequence[Mapping[str, Any]]) -> bool:
     """Return whether fields beside an image say that it is not finished, without a type."""
     for around in reversed(chain):
-        for name in _UNFINISHED_FLAGS:
+        for name, unfinished in _FLAGS.items():
             if isinstance(around.get(name), bool):
-                return bool(around[name])
-        for name in _FINISHED_FLAGS:
-            if isinstance(around.get(name), bool):
-                return not around[name]
+                return around[name] is unfinished
         for name in _KINDS:
             kind = around.get(name)
             if isinstance(kind, str) and _FINISHED.search(kind):

@@ -77,7 +77,7 @@ class ImageRequest(_Prompt, frozen=True, kw_only=True):
 
     def fields(self) -> dict[str, Any]:
         """Return the fields that are set, and always `model`, without `extra_body` and images."""
-        return _fields(self if self.extra_body is None else replace(self, extra_body=None))
+        return _fields(replace(self, extra_body=None))
 
 
 def image_count(n: object, extra_body: Mapping[str, Any] | None) -> int:
