@@ -238,7 +238,7 @@ def is_item_failure(name: str | None) -> bool:
     return name is not None and _ONE_OF_SEVERAL.search(name) is not None
 
 
-def strength(value: Any, name: str | None = None) -> int:
+def strength(value: Any, name: str | None = None, depth: int = 0) -> int:
     """Return how certainly a document that was received as a success is an error.
 
     0: no error; 1: an error unless images arrive; 2: always an error. `name` is the type
@@ -246,7 +246,7 @@ def strength(value: Any, name: str | None = None) -> int:
     """
     if isinstance(value, list):
         return max((strength(item) for item in value[:20] if not _is_quiet(item)), default=0)
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or depth > _MAX_DEPTH:
         return 0
     fields = _plain_fields(value)
     types = (name, fields.get("type"))
@@ -263,7 +263,7 @@ def strength(value: Any, name: str | None = None) -> int:
     if any(isinstance(fields.get(key), str) and fields[key] for key in _BLOCKED):
         return 2
     nested = (fields.get(key) for key in _NESTED)
-    if any(isinstance(inner, dict) and strength(inner) == 2 for inner in nested):
+    if any(isinstance(inner, dict) and strength(inner, None, depth + 1) == 2 for inner in nested):
         return 2
     return _strength_of_words(fields)
 
