@@ -197,9 +197,8 @@ def _words_of_list(items: list[Any], depth: int) -> Words:
     found = [words for item in items[:20] if (words := read_words(item, depth + 1)).message]
     if not found:
         return Words()
-    messages = list(dict.fromkeys(words.message for words in found))
-    first = found[0]
-    return Words("; ".join(messages), first.code, first.type, first.param, first.moderation)
+    found[0].message = "; ".join(dict.fromkeys(words.message for words in found))
+    return found[0]
 
 
 def _first_label(fields: Mapping[str, Any], names: Sequence[str]) -> str | None:

@@ -26,15 +26,18 @@ COMPLETED_FIELDS = (*SIDE_FIELDS, "svg_usage", "safety_identifier")
 _PARTIAL = re.compile(r"partial|preview|progress|intermediate|draft", re.IGNORECASE)
 _WORKING = re.compile(r"(?:processing|generating|running|rendering|denoising)$", re.IGNORECASE)
 _FINISHED = re.compile(r"succe|complet|finish|done|final", re.IGNORECASE)
+_FINAL_FLAGS = ("is_final", "isFinal", "final", "is_finished", "finished", "done", "completed")
 # Flags, and whether true means unfinished.
-_FLAGS = dict.fromkeys(("is_partial", "isPartial", "partial"), True) | dict.fromkeys(
-    ("is_final", "isFinal", "final", "is_finished", "finished", "done", "completed"), False
-)
+_FLAGS = {
+    **dict.fromkeys(("is_partial", "isPartial", "partial"), True),
+    **dict.fromkeys(_FINAL_FLAGS, False),
+}
 _KINDS = ("event", "object", "kind", "stage", "state", "status")
-_NOT_EXTRA = {"b64_json", "url", "revised_prompt", "created", "data"}
-# The fields of an event that are not in its `extra`.
+_OF_IMAGES = {"b64_json", "url", "revised_prompt", "created", "data"}
+# What is an attribute of an event or of its image, and so not in `extra`. Fields of the server that
+# are called like the attributes `image` and `extra` are something else.
 _KNOWN = {
-    kind: {*kind.__struct_fields__} - {"image", "extra"} | _NOT_EXTRA
+    kind: {*kind.__struct_fields__} - {"image", "extra"} | _OF_IMAGES
     for kind in (PartialImage, CompletedImage)
 }
 
@@ -45,6 +48,7 @@ def type_of(value: Mapping[str, Any], name: str, *, unfinished: bool = False) ->
     for known in (stated, name):
         if known in COMPLETED_TYPES or known in PARTIAL_TYPES:
             return str(known)
+    # The name of an event that has no `event:` line.
     if name == "message":
         name = ""
     if stated is None and not name:
@@ -66,6 +70,7 @@ def type_around(chain: Sequence[Mapping[str, Any]], name: str, *, unfinished: bo
 
 def says_unfinished(chain: Sequence[Mapping[str, Any]]) -> bool:
     """Return whether fields beside an image say that it is not finished, without a type."""
+    # The innermost object decides; in it, a flag says more than a status.
     for around in reversed(chain):
         for name, unfinished in _FLAGS.items():
             if isinstance(around.get(name), bool):
