@@ -209,14 +209,15 @@ class SSEDecoder:
         if self._mode == _HEAD_MODE:  # an empty line dispatches the event
             self._dispatch(terminated=terminated)
         elif self._mode == _FIELD_MODE:
-            self._handle_field(*self._line.partition(b":"))
+            self._handle_field(self._line)
             self._line = b""
         elif self._mode == _BARE_MODE and self._target is not None:
             self._events.append(ServerSentEvent("", self._target, self._id, terminated))
         self._mode = _HEAD_MODE
         self._target = None
 
-    def _handle_field(self, field: bytes, colon: bytes, value: bytes) -> None:
+    def _handle_field(self, line: bytes) -> None:
+        field, _, value = line.partition(b":")
         # One space after the colon is not a part of the value.
         text = value.removeprefix(b" ").decode("utf-8", "replace")
         self.recognized |= field in (b"event", b"data", b"id", b"retry")
