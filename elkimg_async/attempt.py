@@ -106,6 +106,7 @@ class Attempt(Generic[ResultT]):
             ConfigurationError: If there is no API key, or the client is closed.
         """
         plan, settings, limits = self._plan, self._plan.settings, self._plan.limits
+        # Waiting for a permit is not yet an attempt: it sends nothing, and `count` leaves it out.
         plan.transport.check_open()
         permit = self._permit = settings.limiter.reserve(plan.images)
         if permit.started is None:
@@ -113,6 +114,8 @@ class Attempt(Generic[ResultT]):
         self._sent = True
         started = time.monotonic()
         plan.observers.notify(hooks.AttemptStarted, attempt=self._number)
+        # The API key is requested only now, since a short-lived one could expire in the queue. The
+        # user's function is under the first-byte limit, as it could wait for ever.
         deadline.allow("first_byte", limits.first_byte)
         self._api_key = await resolve_api_key(settings.api_key)
         exchange = self._exchange = plan.transport.exchange(
@@ -132,6 +135,7 @@ class Attempt(Generic[ResultT]):
             first_byte=self.first_byte,
         )
         if not 200 <= exchange.status < 300:
+            # Kept as it arrives: if the connection breaks, `fail` reports the status and this much.
             deadline.allow("idle", limits.idle)
             while len(self._error_body) < _MAX_ERROR_BODY and (chunk := await exchange.read()):
                 self._error_body += chunk
@@ -186,8 +190,11 @@ class Attempt(Generic[ResultT]):
             if self._body_ended or exchange is None:
                 return None
             chunk = await exchange.read()
+            # `feed` returns False for pings, which do not start the idle limit again.
             if chunk and (decoder.feed(chunk) or limits.pings_count):
                 deadline.allow("idle", limits.idle)
+            # The end is an empty chunk, or [DONE] on a connection that stays open, or the last
+            # byte of a body whose length is known, which spares another wait.
             if not chunk or decoder.done or exchange.at_end:
                 self._end_body()
         return event
@@ -198,8 +205,8 @@ class Attempt(Generic[ResultT]):
         return self._decoder.response()
 
     def is_complete_despite(self, failure: ElkImagesError) -> bool:
-        """Return whether the response was complete before its connection failed."""
-        if not isinstance(failure, NetworkError) or self._decoder is None:
+        """Return whether the response was complete before the rest of its body failed."""
+        if not isinstance(failure, (NetworkError, ResponseError)) or self._decoder is None:
             return False
         if self._decoder.failure is None:
             self._end_body()
@@ -217,7 +224,7 @@ class Attempt(Generic[ResultT]):
         exchange = self._exchange
         try:
             if exchange is not None and not exchange.at_end:
-                with contextlib.suppress(NetworkError), Deadline(_END_OF_BODY):
+                with contextlib.suppress(ElkImagesError), Deadline(_END_OF_BODY):
                     while await exchange.read():
                         pass
         finally:
@@ -237,6 +244,8 @@ class Attempt(Generic[ResultT]):
 
         An error status that has arrived takes precedence over the connection that broke afterwards.
         """
+        # First the failure is replaced, then completed. The permit and the exchange, which have
+        # what is added, are released last.
         plan, exchange = self._plan, self._exchange
         if isinstance(failure, NetworkError) and self.status and self._decoder is None:
             assert exchange is not None
@@ -249,9 +258,11 @@ class Attempt(Generic[ResultT]):
             failure.locate(request_id(exchange.headers))
             if isinstance(failure, ResponseError) and exchange.status:
                 failure.status = exchange.status
+        # A time-out of the deadline, which knows the limit but not what was being waited for.
         if isinstance(failure, RequestTimeoutError) and failure.phase is None:
             failure.phase = exchange.phase if exchange else "connect" if self._sent else "queue"
             failure.billing = exchange.billing if exchange else "not_sent"
+        # The decoder's own failure has the images of its body already.
         if self._decoder is not None and self._decoder.failure is not failure:
             self._decoder.attach_images(failure)
         for image in failure.images:
@@ -262,6 +273,7 @@ class Attempt(Generic[ResultT]):
 
     def redact(self, failure: ElkImagesError) -> None:
         """Remove the API key from everything the failure holds."""
+        # A server or a proxy may repeat the request's headers in its error message.
         if self._api_key is not None:
             fields: dict[str, Any] = self._api_key.redact(failure.__dict__)
             failure.__dict__.update(fields)
@@ -271,5 +283,5 @@ class Attempt(Generic[ResultT]):
 
     def _error_status(self, exchange: Exchange) -> ElkImagesError:
         """Return the error for a status other than 2xx, from as much of its body as arrived."""
-        body = bytes(self._error_body[:_MAX_ERROR_BODY])
+        body = bytes(self._error_body)
         return response_error(exchange.status, exchange.headers, body, now=time.time())

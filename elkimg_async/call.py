@@ -12,7 +12,13 @@ from typing import Any, Generic, TypeVar
 
 from elkimg_async import hooks, logs
 from elkimg_async.attempt import Attempt, Plan
-from elkimg_async.errors import APIError, Billing, ElkImagesError, InvalidRequestError
+from elkimg_async.errors import (
+    APIError,
+    Billing,
+    ElkImagesError,
+    InvalidRequestError,
+    RequestTimeoutError,
+)
 from elkimg_async.sansio.decoder import ImageEvent
 from elkimg_async.sansio.endpoints import Endpoint, ResultT
 from elkimg_async.sansio.headers import check_headers, merge, take_idempotency_key, with_headers
@@ -32,8 +38,8 @@ _numbers = itertools.count(1)
 class Call(Generic[ResultT]):
     """One call, batch or streaming: in both, a response is a sequence of events.
 
-    `build` returns the request, or None for an endpoint that takes none; it runs within the
-    deadline of the call. Once an event has been delivered, nothing is retried.
+    `build` returns the request, and runs within the deadline of the call; it is None for an
+    endpoint that takes no request. Once an event has been delivered, nothing is retried.
     """
 
     def __init__(
@@ -41,7 +47,7 @@ class Call(Generic[ResultT]):
         settings: Settings,
         transport: Transport,
         endpoint: Endpoint[ResultT],
-        build: Callable[[], Awaitable[ImageRequest | None]],
+        build: Callable[[], Awaitable[ImageRequest]] | None = None,
         *,
         stream: bool = False,
         extra_headers: Mapping[str, str] | None = None,
@@ -51,6 +57,7 @@ class Call(Generic[ResultT]):
         self._endpoint = endpoint
         self._build = build
         self._stream = stream
+        self._limits = settings.timeout.limits(stream=stream)
         self._extra_headers = extra_headers
         self._number = next(_numbers)
         self._warning_site = logs.WarningSite() if settings.validate == "warn" else None
@@ -65,7 +72,7 @@ class Call(Generic[ResultT]):
         self._attempts = 0
         self._request: ImageRequest | None = None
         self._outcome_unknown = False
-        self._meta: Meta | None = None
+        self._response: ResultT | None = None
         self._finished = False
 
     # --- reading the response -------------------------------------------------
@@ -95,27 +102,40 @@ class Call(Generic[ResultT]):
 
     # --- the retry loop -------------------------------------------------------
 
+    # Opening, reading one event and reading everything are the same loop, so that a failure can be
+    # retried wherever it appears. What happens to a failure is decided outside of `with deadline`,
+    # by code that does not wait: neither the timer nor a cancellation can interrupt it.
+
     async def _run(self, read: Callable[[Attempt[ResultT], Deadline], Awaitable[T]]) -> T:
         """Read from the current attempt, and start another one where a retry is allowed."""
         deadline, in_flight = self._start(), self._transport.in_flight
+        # The billing of a call that is ended by closing the client is that of its exchange, which
+        # registers itself. This entry, around it, is for the time before and between exchanges.
         in_flight.add(deadline, self._billing_without_exchange, outermost=True)
+        delay = 0.0
         try:
             while True:
                 try:
                     with deadline:
+                        if delay:
+                            await asyncio.sleep(delay)
                         return await read(await self._current_attempt(deadline), deadline)
                 except ElkImagesError as error:
                     failure = error
-                except BaseException as error:
+                except BaseException as error:  # cancelled, or an error in the user's code
                     self._abandon(error)
                     raise
-                if self._attempt is None or not self._attempt.is_complete_despite(failure):
-                    await self._retry_or_raise(failure, deadline)
+                # Servers reset connections, or end them short of the announced length, after the
+                # last event. The next pass then finds the end of the response.
+                if self._attempt is not None and self._attempt.is_complete_despite(failure):
+                    delay = 0.0
+                else:
+                    delay = self._retry_or_raise(failure, deadline)
         finally:
             in_flight.remove(deadline, self._billing_without_exchange)
 
     def _billing_without_exchange(self) -> Billing:
-        """Return the billing of a call ended between two exchanges, by closing the client."""
+        """Return the billing of a call that ends between two exchanges."""
         return "unknown" if self._outcome_unknown else "not_sent"
 
     def _start(self) -> Deadline:
@@ -139,32 +159,37 @@ class Call(Generic[ResultT]):
 
     async def _next_event(self, attempt: Attempt[ResultT], deadline: Deadline) -> ImageEvent | None:
         event = await attempt.next_event(deadline)
-        if event is None and self._meta is None:
-            self._meta = self._describe(attempt)
-            self._settings.budget.release()
+        if event is None and not self._finished:
+            if self._response is None:
+                # Before `finish`, which closes the exchange and with it the response headers.
+                self._response = self._complete(attempt)
+                self._settings.budget.release()
+            # If the total passes here, the loop comes back with the response already complete.
             await attempt.finish()
-            self._succeed(attempt, self._meta)
+            self._finish(result=self._response)
         return event
 
     async def _result(self, attempt: Attempt[ResultT], deadline: Deadline) -> ResultT:
         while await self._next_event(attempt, deadline) is not None:
             pass
-        result = attempt.result()
-        assert self._meta is not None
-        result.meta = self._meta
-        return result
+        assert self._response is not None
+        return self._response
 
-    async def _retry_or_raise(self, failure: ElkImagesError, deadline: Deadline) -> None:
-        """Wait until the next attempt may start, or raise the failure."""
+    def _retry_or_raise(self, failure: ElkImagesError, deadline: Deadline) -> float:
+        """Return the seconds until the next attempt, or raise the failure."""
         delivered = False
         if (attempt := self._attempt) is not None:
             delivered = attempt.delivered
             failure = attempt.fail(failure)
             self._attempts = attempt.count
+        elif isinstance(failure, RequestTimeoutError):  # while files were read, or before a retry
+            failure.billing = self._billing_without_exchange()
         self._identify(failure)
         if attempt is not None:
             attempt.redact(failure)
+        # After a retry, the user would see other partial images, or the same completed one twice.
         delay = None if delivered else self._retry_delay(failure, deadline)
+        # The budget comes last, so that only real retries use it up.
         if delay is None or not self._settings.budget.acquire():
             self._settle_billing(failure)
             self._finish(error=failure)
@@ -174,18 +199,7 @@ class Call(Generic[ResultT]):
         self._observers.notify(
             hooks.RetryScheduled, attempt=self._attempts, error=failure, delay=delay
         )
-        try:
-            with deadline:
-                await asyncio.sleep(delay)
-            return
-        except ElkImagesError as error:  # the client was closed
-            failure = error
-        except BaseException as error:
-            self._finish(error=error)
-            raise
-        self._identify(failure)
-        self._finish(error=failure)
-        raise failure
+        return delay
 
     def _identify(self, failure: ElkImagesError) -> None:
         """Add to the failure which call it belongs to."""
@@ -217,20 +231,17 @@ class Call(Generic[ResultT]):
 
     # --- the request ----------------------------------------------------------
 
-    @property
-    def _limits(self) -> Any:
-        settings = self._settings
-        return settings.stream_limits if self._stream else settings.batch_limits
-
     async def _prepare(self) -> Plan[ResultT]:
         """Build, check and encode the request."""
         settings, endpoint = self._settings, self._endpoint
+        # The headers are checked first: reading the files of an edit may take long.
         headers = merge(settings.headers, check_headers(self._extra_headers))
-        request = await self._build()
+        request = None if self._build is None else await self._build()
         if request is not None:
             self._request = request
             logs.warn_of_shutdown(settings.shutdowns, request.model or DEFAULT_MODEL)
             self._validate(request)
+        # One idempotency key for all attempts. One that the user sets is sent even with "off".
         idempotency_key = None
         if endpoint.creates_images:
             idempotency_key = take_idempotency_key(headers)
@@ -277,10 +288,12 @@ class Call(Generic[ResultT]):
 
     # --- the end --------------------------------------------------------------
 
-    def _describe(self, attempt: Attempt[ResultT]) -> Meta:
+    def _complete(self, attempt: Attempt[ResultT]) -> ResultT:
+        """Return the complete response with its metadata."""
         assert self._plan is not None
-        cost = self._cost(attempt.result(), attempt.cost_header)
-        return Meta(
+        result: Any = attempt.result()
+        cost = self._cost(result, attempt.cost_header)
+        result.meta = Meta(
             request_id=attempt.request_id,
             status=attempt.status,
             attempts=attempt.count,
@@ -291,6 +304,9 @@ class Call(Generic[ResultT]):
             cost=cost.amount if cost else None,
             currency=cost.currency if cost else None,
         )
+        if len(result) < (images := self._plan.images):
+            logs.warn_of_missing_images(self._number, images, len(result), attempt.request_id)
+        return result  # type: ignore[no-any-return]
 
     def _cost(self, result: Any, cost_header: str | None) -> Cost | None:
         if self._request is None:
@@ -304,16 +320,6 @@ class Call(Generic[ResultT]):
         except Exception:  # noqa: BLE001 - from the user's function; the images are paid for
             hooks.logger.warning("the price function failed", exc_info=True)
             return None
-
-    def _succeed(self, attempt: Attempt[ResultT], meta: Meta) -> None:
-        assert self._plan is not None
-        images = self._plan.images
-        if self._observers or images > 1:
-            result: Any = attempt.result()
-            result.meta = meta
-            if len(result) < images:
-                logs.warn_of_missing_images(self._number, images, len(result), meta.request_id)
-            self._finish(result=result)
 
     def _abandon(self, error: BaseException) -> None:
         """Release everything after a cancellation or an unexpected exception."""

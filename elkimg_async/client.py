@@ -1,28 +1,18 @@
 """`AsyncImages`, the client: its options and its public calls."""
 
 import os
-from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping
 from copy import copy
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, Unpack
-
-import msgspec
+from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack
 
 from elkimg_async import logs
 from elkimg_async.batch.budget import make_max_cost
 from elkimg_async.batch.create import create_run
 from elkimg_async.batch.run import MapRun
 from elkimg_async.batch.runner import RunOptions
-from elkimg_async.call import Call
-from elkimg_async.config import (
-    IdempotencyMode,
-    Limits,
-    ValidateMode,
-    make_model,
-    make_retry,
-)
+from elkimg_async.config import IdempotencyMode, Limits, ValidateMode
 from elkimg_async.credentials import make_source
-from elkimg_async.errors import InvalidRequestError
 from elkimg_async.hints import (
     OTHER_CHANGES,
     OTHER_FIELDS,
@@ -38,21 +28,13 @@ from elkimg_async.hints import (
 from elkimg_async.hooks import Hook
 from elkimg_async.image_calls import ImageCalls
 from elkimg_async.resources import ModelsAttribute, returns_awaitable
-from elkimg_async.sansio.endpoints import EDIT, GENERATE, MODELS, Endpoint
-from elkimg_async.sansio.models import Models
 from elkimg_async.sansio.pricing import Pricing
-from elkimg_async.sansio.requests import ImageRequest, make_request
-from elkimg_async.sansio.responses import ImagesResponse
 from elkimg_async.settings import Settings, change_settings, create_settings, either
-from elkimg_async.stream import ImageStream
 from elkimg_async.transport.session import Transport
-from elkimg_async.transport.uploads import build_edit
-from elkimg_async.types import MapOptions, MapRequest, ModelName, Prompt, RetryLike, TimeoutLike
+from elkimg_async.types import MapOptions, MapRequest, ModelName, RetryLike, TimeoutLike
 
 if TYPE_CHECKING:
     import aiohttp
-
-T = TypeVar("T")
 
 
 class AsyncImages(ImageCalls, AsyncOnly):
@@ -128,7 +110,7 @@ class AsyncImages(ImageCalls, AsyncOnly):
             base_url=base_url,
             model=model,
             timeout=timeout,
-            retry=make_retry(retry, max_retries),
+            retry=either("retry", retry, "max_retries", max_retries),
             idempotency=idempotency,
             validate=validate,
             limits=limits,
@@ -182,81 +164,21 @@ class AsyncImages(ImageCalls, AsyncOnly):
         Raises:
             ConfigurationError: If an option is invalid.
         """
-        headers = either("headers", headers, "default_headers", default_headers)
-        query = either("query", query, "default_query", default_query)
-        if max_retries is not None:
-            retry = make_retry(retry, max_retries)
-        settings = change_settings(self._settings, timeout, retry, headers, query)
-        if model is not None:
-            settings = msgspec.structs.replace(settings, model=make_model(model))
-        return self._view(settings)
+        return self._view(
+            change_settings(
+                self._settings,
+                model=model,
+                timeout=timeout,
+                retry=either("retry", retry, "max_retries", max_retries),
+                headers=either("headers", headers, "default_headers", default_headers),
+                query=either("query", query, "default_query", default_query),
+            )
+        )
 
     def _view(self, settings: Settings) -> "AsyncImages":
         view = copy(self)
         view._settings = settings  # noqa: SLF001 - of the same class
         return view
-
-    def _generate(
-        self,
-        prompt: Prompt,
-        fields: Mapping[str, Any],
-        stream: bool,
-        *options: Any,
-    ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream:
-        async def build() -> ImageRequest:
-            return make_request(prompt, fields, model=self.model)
-
-        return self._call(GENERATE, build, stream, *options)
-
-    def _edit(
-        self,
-        image: Any,
-        fields: Mapping[str, Any],
-        stream: bool,
-        *options: Any,
-    ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream:
-        async def build() -> ImageRequest:
-            return await build_edit(image, fields, model=self.model)
-
-        return self._call(EDIT, build, stream, *options)
-
-    def _call(
-        self,
-        endpoint: Endpoint[ImagesResponse],
-        build: Callable[[], Awaitable[ImageRequest]],
-        stream: bool,
-        extra_headers: Mapping[str, str] | None,
-        extra_query: Mapping[str, Any] | None,
-        timeout: TimeoutLike | None,
-        retry: RetryLike | None,
-    ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream:
-        if not isinstance(stream, bool):
-            raise InvalidRequestError("stream must be True or False.", param="stream")
-        call = Call(
-            change_settings(self._settings, timeout, retry, None, extra_query),
-            self._transport,
-            endpoint,
-            build,
-            stream=stream,
-            extra_headers=extra_headers,
-        )
-        return ImageStream(call) if stream else call.result()
-
-    async def _list_models(
-        self,
-        *,
-        extra_headers: Mapping[str, str] | None,
-        extra_query: Mapping[str, Any] | None,
-        timeout: TimeoutLike | None,  # noqa: ASYNC109 - `Timeout` has more limits
-        retry: RetryLike | None,
-    ) -> Models:
-        settings = change_settings(self._settings, timeout, retry, None, extra_query)
-        call = Call(settings, self._transport, MODELS, _build_nothing, extra_headers=extra_headers)
-        models = await call.result()
-        for model in models:
-            if model.shutdown_date is not None:
-                settings.shutdowns.setdefault(model.id, model.shutdown_date)
-        return models
 
     @spell_out(MapOptions)
     def map(
@@ -352,8 +274,6 @@ class AsyncImages(ImageCalls, AsyncOnly):
         if unknown := options.keys() - MapOptions.__annotations__.keys():
             known = [*MapOptions.__annotations__, *RunOptions.__struct_fields__]
             raise unknown_keyword("map", min(unknown), known, OTHER_FIELDS, otherwise=OTHERWISE)
-        timeout, retry = options.get("timeout"), options.get("retry")
-        query = options.get("extra_query")
         run_options = RunOptions(
             concurrency=concurrency,
             ordered=ordered,
@@ -371,7 +291,12 @@ class AsyncImages(ImageCalls, AsyncOnly):
             requests,
             run_options,
             options,
-            settings=change_settings(self._settings, timeout, retry, None, query),
+            settings=change_settings(
+                self._settings,
+                timeout=options.get("timeout"),
+                retry=options.get("retry"),
+                query=options.get("extra_query"),
+            ),
             transport=self._transport,
             view=self._view,
         )
@@ -411,7 +336,3 @@ class AsyncImages(ImageCalls, AsyncOnly):
         if not hasattr(self, "_transport"):  # its options were rejected
             return "<AsyncImages, not set up>"
         return f"<AsyncImages for {self.base_url}{', closed' if self._transport.closed else ''}>"
-
-
-async def _build_nothing() -> None:
-    """Return None, since listing models needs no request body."""

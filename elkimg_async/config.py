@@ -35,8 +35,9 @@ class Timeout(msgspec.Struct, frozen=True):
         first_byte: From the start of an attempt to the headers of its response. 600.
         idle: Between two chunks of a response, and while no byte of an upload is sent. 300.
         download: Downloading an image that came as a URL. 120.
-        pings_count: Whether a ping counts as a chunk; otherwise `idle` ends a stream of nothing but
-            pings.
+        pings_count: Whether a ping starts `idle` again. Pings are what servers send only to keep a
+            connection open: comments (`: PING`), empty events, and blanks before JSON. By default
+            they do not count, so a server that pings but has stopped working is noticed.
     """
 
     total: float | None = None
@@ -48,14 +49,9 @@ class Timeout(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         for name in ("total", "connect", "first_byte", "idle", "download"):
-            if (seconds := getattr(self, name)) is not None:
-                _check_number(
-                    f"Timeout({name}=…)",
-                    seconds,
-                    unit="seconds",
-                    zero=False,
-                    advice="; for no limit pass math.inf",
-                )
+            if getattr(self, name) is not None:
+                advice = "; for no limit pass math.inf"
+                _check_number(self, name, unit="seconds", zero=False, advice=advice)
 
     def limits(self, *, stream: bool) -> "TimeoutLimits":
         """Return the limits with the defaults filled in."""
@@ -70,7 +66,7 @@ class Timeout(msgspec.Struct, frozen=True):
 
 
 class TimeoutLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """A `Timeout` with its defaults, all in seconds; `soonest` is the shortest limit of a wait."""
+    """A `Timeout` with its defaults, all in seconds."""
 
     total: float
     connect: float
@@ -78,12 +74,11 @@ class TimeoutLimits(msgspec.Struct, frozen=True, kw_only=True):
     idle: float
     download: float
     pings_count: bool
-    soonest: float = math.inf
 
-    def __post_init__(self) -> None:
-        msgspec.structs.force_setattr(
-            self, "soonest", min(self.connect, self.first_byte, self.idle)
-        )
+    @property
+    def soonest(self) -> float:
+        """The shortest limit of a single wait."""
+        return min(self.connect, self.first_byte, self.idle)
 
 
 class RetryPolicy(msgspec.Struct, frozen=True):
@@ -108,12 +103,11 @@ class RetryPolicy(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         for name in ("max_retries", "budget"):
-            if type(getattr(self, name)) is not int:
-                raise ConfigurationError(f"RetryPolicy({name}=…) must be a whole number.")
+            _check_number(self, name, unit="a whole number", zero=True)
+        for name in ("initial_backoff", "max_backoff", "max_retry_after"):
+            _check_number(self, name, unit="seconds", zero=True)
         if type(self.retry_unknown) is not bool:
             raise ConfigurationError("RetryPolicy(retry_unknown=…) must be True or False.")
-        for name in self.__struct_fields__[:-1]:
-            _check_number(f"RetryPolicy({name}=…)", getattr(self, name), unit="a number", zero=True)
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,17 +139,13 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     keepalive_timeout: float = 4.0
 
     def __post_init__(self) -> None:
-        if self.max_concurrency is not None and type(self.max_concurrency) is not int:
-            raise ConfigurationError("Limits(max_concurrency=…) must be a whole number.")
-        for name in ("max_concurrency", "requests_per_minute", "images_per_minute"):
-            if (value := getattr(self, name)) is not None:
-                _check_number(f"Limits({name}=…)", value, unit="a number", zero=False)
-        _check_number(
-            "Limits(max_response_bytes=…)", self.max_response_bytes, unit="bytes", zero=False
-        )
-        _check_number(
-            "Limits(keepalive_timeout=…)", self.keepalive_timeout, unit="seconds", zero=True
-        )
+        if self.max_concurrency is not None:
+            _check_number(self, "max_concurrency", unit="a whole number", zero=False)
+        for name in ("requests_per_minute", "images_per_minute"):
+            if getattr(self, name) is not None:
+                _check_number(self, name, unit="a number", zero=False)
+        _check_number(self, "max_response_bytes", unit="bytes", zero=False)
+        _check_number(self, "keepalive_timeout", unit="seconds", zero=True)
 
 
 def make_timeout(timeout: object) -> Timeout:
@@ -192,16 +182,12 @@ def _from_httpx(timeout: Any) -> Timeout:
     return Timeout(total=math.inf, connect=seconds(timeout.connect), first_byte=read, idle=read)
 
 
-def make_retry(retry: RetryPolicy | int | None, max_retries: int | None = None) -> RetryPolicy:
-    """Return a `RetryPolicy`; a number is its `max_retries`, which is also openai's name for it.
+def make_retry(retry: RetryPolicy | int | None) -> RetryPolicy:
+    """Return a `RetryPolicy`; a number is its `max_retries`.
 
     Raises:
-        ConfigurationError: If a value is invalid, or both are passed.
+        ConfigurationError: If it is anything else.
     """
-    if max_retries is not None:
-        if retry is not None:
-            raise ConfigurationError("Pass either retry or max_retries, not both.")
-        retry = max_retries
     if isinstance(retry, RetryPolicy):
         return retry
     if retry is not None and type(retry) is not int:
@@ -315,12 +301,18 @@ def split_base_url(url: str | None) -> tuple[str, dict[str, Any]]:
     return address.rstrip("/"), parameters
 
 
-def _check_number(name: str, value: object, *, unit: str, zero: bool, advice: str = "") -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigurationError(f"{name} must be {unit}, not {type(value).__name__}.")
+def _check_number(
+    options: msgspec.Struct, name: str, *, unit: str, zero: bool, advice: str = ""
+) -> None:
+    """Raise `ConfigurationError` if an option is not a number, is negative, or 0 without `zero`."""
+    value = getattr(options, name)
+    option = f"{type(options).__name__}({name}=…)"
+    kinds = (int,) if unit == "a whole number" else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        raise ConfigurationError(f"{option} must be {unit}, not {type(value).__name__}.")
     if not (value > 0 or (zero and value == 0)):
         least = "0 or more" if zero else "more than 0"
-        raise ConfigurationError(f"{name} must be {least}{advice}.")
+        raise ConfigurationError(f"{option} must be {least}{advice}.")
 
 
 class ProxySettings(NamedTuple):

@@ -59,6 +59,7 @@ def make_api_key(api_key: object) -> Secret:
     Raises:
         ConfigurationError: If it is empty, or contains characters that no API key has.
     """
+    # What comes along when an API key is copied: a line break, the whole header, quotes.
     text = api_key.strip() if isinstance(api_key, str) else ""
     text = re.sub(r"^bearer(\s+|$)", "", text, flags=re.IGNORECASE)
     if not text:
@@ -111,6 +112,7 @@ def make_source(api_key: object) -> ApiKeySource:
         raise ConfigurationError(
             f"api_key must be a string or an async function, not {type(api_key).__name__}."
         )
+    # Whether the function is async shows only when it is called: it may be a partial or an object.
     source: Any = api_key
     return cast("ApiKeySource", source)
 
@@ -127,6 +129,7 @@ async def resolve_api_key(source: ApiKeySource) -> Secret:
     if source is None:
         return default_api_key()
     try:
+        # Neither the function's exception nor what it returned is shown: both may hold an API key.
         pending = source()
         if not inspect.isawaitable(pending):
             raise ConfigurationError(
@@ -138,6 +141,8 @@ async def resolve_api_key(source: ApiKeySource) -> Secret:
             return make_api_key(api_key)
         problem = f"returned no API key but an object of type {type(api_key).__name__}"
     except asyncio.CancelledError:
+        # A cancellation of this call goes on. One from within, such as that of a task that the
+        # function awaits, would look as if the user had cancelled the call.
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise

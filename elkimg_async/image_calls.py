@@ -1,12 +1,19 @@
-"""`generate` and `edit`: signatures and documentation of the calls that create images."""
+"""`generate` and `edit`, the calls that create images."""
 
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Literal, Unpack, overload
 
+from elkimg_async.call import Call
+from elkimg_async.errors import InvalidRequestError
 from elkimg_async.hints import OTHER_FIELDS, OTHERWISE, advise_keywords
 from elkimg_async.resources import named, returns_awaitable
+from elkimg_async.sansio.endpoints import EDIT, GENERATE, Endpoint
+from elkimg_async.sansio.requests import ImageRequest, make_request
 from elkimg_async.sansio.responses import ImagesResponse
+from elkimg_async.settings import Settings, change_settings
 from elkimg_async.stream import ImageStream
+from elkimg_async.transport.session import Transport
+from elkimg_async.transport.uploads import build_edit
 from elkimg_async.types import (
     Background,
     Complexity,
@@ -33,6 +40,9 @@ from elkimg_async.types import (
 
 class ImageCalls:
     """The part of `AsyncImages` that creates images."""
+
+    _settings: Settings
+    _transport: Transport
 
     @overload
     def generate(
@@ -124,7 +134,11 @@ class ImageCalls:
             StreamError: If a stream ends without a completed image.
         """
         fields = _fields(locals(), "prompt")
-        result = self._generate(prompt, fields, stream, extra_headers, extra_query, timeout, retry)
+
+        async def build() -> ImageRequest:
+            return make_request(prompt, fields, model=self._settings.model)
+
+        result = self._call(GENERATE, build, stream, extra_headers, extra_query, timeout, retry)
         return named(result, "generate")
 
     @overload
@@ -237,18 +251,34 @@ class ImageCalls:
             ElkImagesError: In the cases listed for `generate`.
         """
         fields = _fields(locals(), "image")
-        result = self._edit(image, fields, stream, extra_headers, extra_query, timeout, retry)
+
+        async def build() -> ImageRequest:
+            return await build_edit(image, fields, model=self._settings.model)
+
+        result = self._call(EDIT, build, stream, extra_headers, extra_query, timeout, retry)
         return named(result, "edit")
 
-    def _generate(
-        self, prompt: Prompt, fields: Mapping[str, Any], stream: bool, *options: Any
+    def _call(
+        self,
+        endpoint: Endpoint[ImagesResponse],
+        build: Callable[[], Awaitable[ImageRequest]],
+        stream: bool,
+        extra_headers: Mapping[str, str] | None,
+        extra_query: Mapping[str, Any] | None,
+        timeout: TimeoutLike | None,
+        retry: RetryLike | None,
     ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream:
-        raise NotImplementedError
-
-    def _edit(
-        self, image: Any, fields: Mapping[str, Any], stream: bool, *options: Any
-    ) -> Coroutine[Any, Any, ImagesResponse] | ImageStream:
-        raise NotImplementedError
+        if not isinstance(stream, bool):
+            raise InvalidRequestError("stream must be True or False.", param="stream")
+        call = Call(
+            change_settings(self._settings, timeout=timeout, retry=retry, query=extra_query),
+            self._transport,
+            endpoint,
+            build,
+            stream=stream,
+            extra_headers=extra_headers,
+        )
+        return ImageStream(call) if stream else call.result()
 
 
 def _fields(arguments: Mapping[str, Any], subject: str) -> dict[str, Any]:

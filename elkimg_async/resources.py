@@ -3,11 +3,16 @@
 import asyncio
 import inspect
 import sys
-from collections.abc import AsyncIterator, Coroutine, Generator, Mapping
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, overload
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
+from elkimg_async.call import Call
 from elkimg_async.hints import missing_attribute
+from elkimg_async.sansio.endpoints import MODELS
 from elkimg_async.sansio.models import Model, Models
+from elkimg_async.settings import Settings, change_settings
+from elkimg_async.transport.session import Transport
 from elkimg_async.types import RetryLike, TimeoutLike
 
 T = TypeVar("T")
@@ -35,24 +40,11 @@ def named(result: T, name: str) -> T:
     return result
 
 
-class ListsModels(Protocol):
-    """The part of a client that `models` uses."""
-
-    def _list_models(
-        self,
-        *,
-        extra_headers: Mapping[str, str] | None,
-        extra_query: Mapping[str, Any] | None,
-        timeout: TimeoutLike | None,
-        retry: RetryLike | None,
-    ) -> Coroutine[Any, Any, Models]: ...
-
-
 class ModelsResource:
     """The models of the server: `await client.models()`."""
 
-    def __init__(self, client: ListsModels) -> None:
-        self._client = client
+    def __init__(self, settings: Settings, transport: Transport) -> None:
+        self._settings, self._transport = settings, transport
 
     def __call__(
         self,
@@ -77,16 +69,21 @@ class ModelsResource:
             ElkImagesError: As for `generate`. The call costs nothing, so every transient failure is
                 retried.
         """
-        # `_list_models` is the client's own; only this attribute may call it.
-        return named(
-            self._client._list_models(  # noqa: SLF001
-                extra_headers=extra_headers,
-                extra_query=extra_query,
-                timeout=timeout,
-                retry=retry,
-            ),
-            "models",
-        )
+        return named(self._fetch(extra_headers, extra_query, timeout, retry), "models")
+
+    async def _fetch(
+        self,
+        extra_headers: Mapping[str, str] | None,
+        extra_query: Mapping[str, Any] | None,
+        timeout: TimeoutLike | None,  # noqa: ASYNC109 - `Timeout` has more limits
+        retry: RetryLike | None,
+    ) -> Models:
+        settings = change_settings(self._settings, timeout=timeout, retry=retry, query=extra_query)
+        models = await Call(settings, self._transport, MODELS, extra_headers=extra_headers).result()
+        for model in models:
+            if model.shutdown_date is not None:
+                settings.shutdowns.setdefault(model.id, model.shutdown_date)
+        return models
 
     def list(
         self,
@@ -96,7 +93,9 @@ class ModelsResource:
         timeout: TimeoutLike | None = None,
     ) -> "ModelsPage":
         """Return the models as openai does: await the result, or iterate with `async for`."""
-        return ModelsPage(self, extra_headers, extra_query, timeout)
+        return ModelsPage(
+            partial(self, extra_headers=extra_headers, extra_query=extra_query, timeout=timeout)
+        )
 
     if not TYPE_CHECKING:
 
@@ -108,48 +107,15 @@ class ModelsResource:
 class ModelsPage:
     """The result of `client.models.list()`."""
 
-    def __init__(
-        self,
-        models: ModelsResource,
-        extra_headers: Mapping[str, str] | None,
-        extra_query: Mapping[str, Any] | None,
-        timeout: TimeoutLike | None,
-    ) -> None:
-        self._models = models
-        self._extra_headers, self._extra_query = extra_headers, extra_query
-        self._timeout = timeout
+    def __init__(self, fetch: Callable[[], Coroutine[Any, Any, Models]]) -> None:
+        self._fetch = fetch
 
     def __await__(self) -> Generator[Any, Any, Models]:
         return self._fetch().__await__()
 
-    def __aiter__(self) -> AsyncIterator[Model]:
-        return _ModelIterator(self._fetch)
-
-    def _fetch(self) -> Coroutine[Any, Any, Models]:
-        return self._models(
-            extra_headers=self._extra_headers,
-            extra_query=self._extra_query,
-            timeout=self._timeout,
-        )
-
-
-class _ModelIterator:
-    """Iterator over the models, which are fetched on its first step."""
-
-    def __init__(self, fetch: Any) -> None:
-        self._fetch = fetch
-        self._models: Any = None
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Model:
-        if self._models is None:
-            self._models = iter(await self._fetch())
-        for model in self._models:
-            assert isinstance(model, Model)
-            return model
-        raise StopAsyncIteration
+    async def __aiter__(self) -> AsyncIterator[Model]:
+        for model in await self._fetch():
+            yield model
 
 
 class ModelsAttribute:
@@ -158,6 +124,8 @@ class ModelsAttribute:
     @overload
     def __get__(self, client: None, owner: type) -> Self: ...
     @overload
-    def __get__(self, client: ListsModels, owner: type) -> ModelsResource: ...
-    def __get__(self, client: ListsModels | None, owner: type) -> Self | ModelsResource:
-        return self if client is None else ModelsResource(client)
+    def __get__(self, client: object, owner: type) -> ModelsResource: ...
+    def __get__(self, client: Any, owner: type) -> Self | ModelsResource:
+        if client is None:
+            return self
+        return ModelsResource(client._settings, client._transport)  # noqa: SLF001 - its part

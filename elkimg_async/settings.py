@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from functools import cached_property
-from typing import Any, Protocol, TypeVar, get_args
+from typing import Any, Protocol, get_args
 
 import msgspec
 
@@ -12,7 +11,6 @@ from elkimg_async.config import (
     Limits,
     RetryPolicy,
     Timeout,
-    TimeoutLimits,
     ValidateMode,
     check_choice,
     encode_query,
@@ -31,8 +29,6 @@ from elkimg_async.sansio.pricing import Pricing, make_pricing
 from elkimg_async.sansio.responses import RateLimit
 from elkimg_async.sansio.retry import RetryBudget
 from elkimg_async.types import RetryLike, TimeoutLike
-
-T = TypeVar("T")
 
 
 class Pacing(Protocol):
@@ -69,7 +65,7 @@ class Pacing(Protocol):
         """Fail every pending wait, because the client is being closed."""
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The options of a client, checked and complete.
 
     `base_url` has no query; `query` is that of the base URL and of the client, sent with every
@@ -96,16 +92,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         """Return the URL of an endpoint, with the query that every request has."""
         return self.base_url + path + encode_query(self.query)
 
-    @cached_property
-    def batch_limits(self) -> TimeoutLimits:
-        """The time limits of a batch call."""
-        return self.timeout.limits(stream=False)
-
-    @cached_property
-    def stream_limits(self) -> TimeoutLimits:
-        """The time limits of a streaming call."""
-        return self.timeout.limits(stream=True)
-
 
 def create_settings(
     source: ApiKeySource | None,
@@ -113,7 +99,7 @@ def create_settings(
     base_url: str | None,
     model: str | None,
     timeout: TimeoutLike | None,
-    retry: RetryPolicy,
+    retry: RetryLike | None,
     idempotency: IdempotencyMode,
     validate: ValidateMode,
     limits: Limits | None,
@@ -135,6 +121,7 @@ def create_settings(
             "limits must be elkimg_async.Limits(…), such as Limits(requests_per_minute=60), "
             f"not {type(limits).__name__}."
         )
+    policy = make_retry(retry)
     sent = _client_headers(headers)
     address, parameters = split_base_url(base_url)
     return Settings(
@@ -143,8 +130,8 @@ def create_settings(
         query=parameters | make_query(query),
         model=make_model(model),
         timeout=make_timeout(timeout),
-        retry=retry,
-        budget=RetryBudget(retry.budget),
+        retry=policy,
+        budget=RetryBudget(policy.budget),
         idempotency=idempotency,
         validate=validate,
         limits=limits,
@@ -162,10 +149,12 @@ def create_settings(
 
 def change_settings(
     settings: Settings,
-    timeout: TimeoutLike | None,
-    retry: RetryLike | None,
-    headers: Mapping[str, str] | None,
-    query: Mapping[str, Any] | None,
+    *,
+    model: str | None = None,
+    timeout: TimeoutLike | None = None,
+    retry: RetryLike | None = None,
+    headers: Mapping[str, str] | None = None,
+    query: Mapping[str, Any] | None = None,
 ) -> Settings:
     """Return settings with some options replaced; None keeps the current value.
 
@@ -174,10 +163,11 @@ def change_settings(
     Raises:
         ConfigurationError: If an option is invalid.
     """
-    if timeout is None and retry is None and headers is None and query is None:
+    if all(option is None for option in (model, timeout, retry, headers, query)):
         return settings
     return msgspec.structs.replace(
         settings,
+        model=settings.model if model is None else make_model(model),
         timeout=settings.timeout if timeout is None else make_timeout(timeout),
         retry=settings.retry if retry is None else make_retry(retry),
         headers=merge(settings.headers, _client_headers(headers)),
@@ -185,7 +175,7 @@ def change_settings(
     )
 
 
-def either(name: str, value: T | None, other_name: str, other: T | None) -> T | None:
+def either(name: str, value: Any, other_name: str, other: Any) -> Any:
     """Return the value passed under either of two names.
 
     Raises:

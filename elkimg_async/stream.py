@@ -1,12 +1,12 @@
-"""`ImageStream`: awaitable, context manager and iterator in one."""
+"""`ImageStream`, the events of a streaming call: awaitable, context manager and iterator in one."""
 
 import dataclasses
-from collections.abc import Coroutine
+from abc import abstractmethod
+from collections.abc import Coroutine, Generator
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self, TypeVar
 
 from elkimg_async.errors import StreamStateError
-from elkimg_async.event_iterator import EventIterator
-from elkimg_async.hints import missing_attribute
+from elkimg_async.hints import AsyncIterableOnly, missing_attribute
 from elkimg_async.image import Image
 from elkimg_async.logs import WarningSite
 from elkimg_async.notebook import LiveDisplay
@@ -38,6 +38,29 @@ class EventSource(Protocol):
         """Release everything at once; idempotent."""
 
 
+class EventIterator(AsyncIterableOnly):
+    """An async iterator that can be awaited, or entered, to open it early.
+
+    Leaving the `async with` block closes it.
+    """
+
+    def __await__(self) -> Generator[Any, Any, Self]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> Self:
+        return await self._open()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Close the events; idempotent."""
+
+    @abstractmethod
+    async def _open(self) -> Self: ...
+
+
 class ImageStream(EventIterator):
     """The events of one streaming call, `PartialImage` and `CompletedImage`, as they arrive.
 
@@ -53,6 +76,8 @@ class ImageStream(EventIterator):
 
     def __init__(self, source: EventSource) -> None:
         self._source = source
+        # "new" until a step has succeeded, then "open"; "finished" after the last event, "failed"
+        # after an error or cancellation, "closed" by `aclose`. The last three are final.
         self._state = "new"
         self._busy = False
         self._iterated = False
@@ -70,6 +95,8 @@ class ImageStream(EventIterator):
 
     async def __anext__(self) -> ImageEvent:
         event = None
+        # Several events may have arrived in one chunk. Those are returned without entering the
+        # call's deadline and retry loop again.
         if self._state == "open" and not self._busy:
             event = self._source.ready_event()
         if event is None and self._state != "finished":
@@ -115,6 +142,7 @@ class ImageStream(EventIterator):
     def __del__(self) -> None:
         state = getattr(self, "_state", "closed")
         if state == "open":
+            # As when `break` leaves an `async for` without `async with`: nobody can close it later.
             self._source.abort()
         elif state == "new" and not self._iterated:
             self._created_at.warn(
@@ -156,8 +184,9 @@ class ImageStream(EventIterator):
         try:
             self._check()
         except StreamStateError:
-            step.close()
+            step.close()  # else Python would warn that it was never awaited
             raise
+        # The call behind the stream has one deadline, which can be entered by one task at a time.
         self._busy = True
         try:
             result = await step
@@ -167,11 +196,14 @@ class ImageStream(EventIterator):
                 self._state = "failed"
                 self._failure = error
                 raise
+            # Another task closed the stream meanwhile, so the step failed for that reason, unless
+            # it was cancelled as well: a cancellation is never replaced.
             if not isinstance(error, Exception):
                 raise
         else:
             if self._state != "closed":
                 return result
+            # Closed by another task, although the step succeeded.
         finally:
             self._busy = False
         raise StreamStateError("The stream was closed while it was being read.", billing="unknown")

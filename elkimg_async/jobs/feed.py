@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable
 from typing import Protocol, Self
 
 from elkimg_async.errors import ElkImagesError, InvalidRequestError
-from elkimg_async.event_iterator import EventIterator
 from elkimg_async.image import Image
 from elkimg_async.jobs.model import Job, JobCompletedImage, JobEvent, read_response
 from elkimg_async.sansio.responses import ImagesResponse
+from elkimg_async.stream import EventIterator
 
 
 class Feed:

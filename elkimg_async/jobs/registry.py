@@ -79,7 +79,7 @@ class ImageJobs(JobStart, AsyncOnly):
         self._client = client
         self._store: Store = MemoryStore() if store is None else store
         self._keep = keep
-        self._grace: float = settings.batch_limits.total if grace is None else grace
+        self._grace: float = settings.timeout.limits(stream=False).total if grace is None else grace
         self._strict = settings.validate == "strict"
         self._idempotency = settings.idempotency
         self._slots = asyncio.Semaphore(concurrency or settings.limits.max_concurrency or 2**31)

@@ -81,7 +81,7 @@ def decide(
         jitter: A random number from 0 to 1.
         replay: Whether the server is known to replay the response for an idempotency key.
     """
-    # A delay that the server wants is kept or the call ends: to ask earlier would only be refused
+    # A delay that the server wants is kept or the call ends: an earlier request would be rejected
     # again. Without one, exponential back-off with full jitter spreads the calls of all clients:
     # https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
     replay = replay or policy.retry_unknown
@@ -90,15 +90,15 @@ def decide(
     retry_after = error.retry_after if isinstance(error, APIError) else None
     if retry_after is not None and retry_after > policy.max_retry_after:
         return None
-    if retry_after is None:
-        # 2.0 ** 1024 raises, and no delay needs more than 2 ** 60.
-        delay = jitter * min(
-            policy.max_backoff, policy.initial_backoff * 2.0 ** min(attempt - 1, 60)
-        )
-    else:
-        delay = retry_after
+    delay = jitter * backoff(policy, attempt) if retry_after is None else retry_after
     # To wait past the deadline would only delay the error.
     return delay if delay < remaining else None
+
+
+def backoff(policy: Policy, attempt: int) -> float:
+    """Return the longest delay after this number of attempts, in seconds."""
+    # 2.0 ** 1024 raises, and no delay needs more than 2 ** 60.
+    return min(policy.max_backoff, policy.initial_backoff * 2.0 ** min(attempt - 1, 60))
 
 
 def is_transient(error: ElkImagesError, *, replay: bool = False) -> bool:

@@ -30,6 +30,7 @@ def decoder_for(header: str) -> Decode | None:
     Raises:
         UnknownEncodingError: If a codec is unknown or not installed.
     """
+    # RFC 9110, 8.4: the encodings are listed in the order in which they were applied.
     names = [name.strip().lower() for name in header.split(",")]
     chain: Decode | None = None
     for name in reversed([name for name in names if name not in ("", "identity")]):
@@ -84,6 +85,7 @@ class _Zlib:
     def decode(self, data: bytes) -> Iterator[bytes]:
         try:
             while True:
+                # RFC 1952, 2.2: a gzip file may have several members, one after the other.
                 if self._inflate is not None and self._inflate.eof:
                     if self._raw_allowed or data[:1] != b"\x1f":
                         return  # padding after the end
@@ -103,6 +105,9 @@ class _Zlib:
     def _window(self, data: bytes) -> int:
         if not self._raw_allowed:
             return 16 + zlib.MAX_WBITS
+        # RFC 9110, 8.4.1.2: deflate is the zlib format, but some senders leave its header out. That
+        # begins with compression method 8 (RFC 1950, 2.2). Raw data does only if its first block is
+        # stored and its padding, which is ignored, is not zero (RFC 1951, 3.2.4).
         return zlib.MAX_WBITS if data[0] & 0xF == 8 else -zlib.MAX_WBITS
 
 

@@ -25,11 +25,6 @@ class Deadline:
     be set, in seconds.
     """
 
-    __slots__ = (
-        "_cancelling", "_deadline", "_extend", "_fired", "_interruption", "_limit", "_name",
-        "_seconds", "_soonest", "_task", "_timer", "_total", "_when", "loop",
-    )  # fmt: skip
-
     def __init__(self, total: float, *, name: str = "total", soonest: float = math.inf) -> None:
         self.loop = asyncio.get_running_loop()
         self._name, self._total, self._soonest = name, total, soonest
@@ -75,6 +70,7 @@ class Deadline:
     def __enter__(self) -> Self:
         if self._interruption is not None:
             raise self._interruption
+        # A call may be entered from another task each time, as a stream is by its readers.
         task = asyncio.current_task()
         assert task is not None
         self._task = task
@@ -103,6 +99,8 @@ class Deadline:
             return
         if self._interruption is not None:
             raise self._interruption
+        # The wait may have failed by itself while our cancellation was on its way, and that failure
+        # says more. If it ended well, its result is too late.
         if kind is None or issubclass(kind, asyncio.CancelledError):
             raise RequestTimeoutError(
                 f"The {self._limit} limit of {self._seconds:g} s has passed.", limit=self._limit
@@ -115,6 +113,8 @@ class Deadline:
         """Cancel the wait if its limit has passed, else set the timer again."""
         if self._task is None:
             return
+        # `allow` moves `_when` without touching the timer, so this often comes too early. It never
+        # comes too late: no limit that was set meanwhile is shorter than `_soonest`.
         now = self.loop.time()
         if self._when <= now and self._extend is not None:
             self._extend()

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 from elkimg_async import logs
+from elkimg_async.config import RetryPolicy
 from elkimg_async.errors import (
     Billing,
     DisconnectedError,
@@ -18,6 +19,7 @@ from elkimg_async.errors import (
 from elkimg_async.image import Image
 from elkimg_async.sansio import encode
 from elkimg_async.sansio.headers import retry_after
+from elkimg_async.sansio.retry import backoff
 from elkimg_async.sansio.signatures import is_text
 from elkimg_async.settings import Settings
 from elkimg_async.transport.deadline import Deadline
@@ -28,8 +30,8 @@ MAX_REDIRECTS = 5
 _REQUEST = encode.get("image/*")
 
 _REDIRECTS = {301, 302, 303, 307, 308}
-_BACK_OFF, _MAX_BACK_OFF = 0.5, 8.0  # seconds
-_MAX_RETRY_AFTER = 120.0
+_POLICY = RetryPolicy()
+"""The delays of downloads: the defaults of calls, but without jitter."""
 _NOT_READY_STATUSES = {202, 403, 404}
 NOT_READY = 30.0
 """Seconds after which these are final: the URL is wrong, or has expired."""
@@ -77,6 +79,7 @@ async def download(transport: Transport, options: DownloadOptions, url: str) -> 
         return content
     finally:
         transport.in_flight.remove(deadline, _billed)
+    # Whatever failed, the image is paid for, and only reading it again helps.
     if not isinstance(failure, DownloadError):
         reason = failure if isinstance(failure, RequestTimeoutError) else failure.message
         failure = DownloadError(f"The image could not be fetched: {reason}")
@@ -92,7 +95,8 @@ def _billed() -> Billing:
 
 def enable_download(image: Image, transport: Transport, settings: Settings) -> None:
     """Make the URL of an image absolute, and enable the image to download it."""
-    base_url, limits, timeout = settings.base_url, settings.limits, settings.batch_limits
+    base_url, limits = settings.base_url, settings.limits
+    timeout = settings.timeout.limits(stream=False)
     if not (image.url or "").startswith(("https://", "http://")):
         image.url = resolve(base_url.partition("?")[0].rstrip("/") + "/", image.url or "")
     options = DownloadOptions(
@@ -126,16 +130,13 @@ class _StatusError(Exception):
         return DownloadError(f"The image host returned {returned}.", status=self.status)
 
 
-class _Fetch:
+class _Fetch(NamedTuple):
     """The requests of one download."""
 
-    def __init__(
-        self, transport: Transport, options: DownloadOptions, deadline: Deadline, public_only: bool
-    ) -> None:
-        self._transport = transport
-        self._options = options
-        self._deadline = deadline
-        self._public_only = public_only
+    transport: Transport
+    options: DownloadOptions
+    deadline: Deadline
+    public_only: bool
 
     async def run(self, url: str) -> bytes:
         """Follow redirects and retry transient failures until the image has arrived."""
@@ -149,11 +150,12 @@ class _Fetch:
                 delay = self._delay(error, attempt, time.monotonic() - started)
                 if lost > _MAX_LOST or delay is None:
                     raise error.failure() from None
+            # Not a ConnectError or a time-out: a host that cannot be reached stays so.
             except DisconnectedError:
                 lost += 1
                 if lost > _MAX_LOST:
                     raise
-                delay = _BACK_OFF * 2.0 ** (lost - 1)
+                delay = backoff(_POLICY, lost)
             else:
                 if is_text(content):
                     raise DownloadError("The image host returned text, not an image.", status=200)
@@ -162,17 +164,19 @@ class _Fetch:
 
     def _delay(self, error: _StatusError, attempt: int, elapsed: float) -> float | None:
         """Return the seconds before the next request, or None to give up."""
+        # The host may not have the file yet, or never have it: a signed URL that has expired is a
+        # 403 too. So these end after `NOT_READY`, others with the limit of the download.
         absent = error.status in _NOT_READY_STATUSES or error.empty
         if not absent and error.status not in (408, 425, 429) and error.status < 500:
             return None
-        delay = min(_BACK_OFF * 2.0 ** min(attempt - 1, 10), _MAX_BACK_OFF)
-        if error.wait is not None:
-            delay = max(0.05, error.wait)
-        if delay > _MAX_RETRY_AFTER or delay >= self._deadline.remaining:
+        # A Retry-After of 0 must not turn the wait for a file into a busy loop.
+        delay = backoff(_POLICY, attempt) if error.wait is None else max(0.05, error.wait)
+        if delay > _POLICY.max_retry_after or delay >= self.deadline.remaining:
             return None
         return None if absent and elapsed + delay > NOT_READY else delay
 
     async def _follow(self, url: str) -> bytes:
+        # Followed here rather than by aiohttp, because each hop may point to a private network.
         for _ in range(MAX_REDIRECTS + 1):
             await self._check(url)
             content, url = await self._request(url)
@@ -182,22 +186,25 @@ class _Fetch:
 
     async def _request(self, url: str) -> tuple[bytes | None, str]:
         """Return the content, or None and the URL of a redirect."""
-        max_bytes = self._options.max_bytes
-        exchange = self._transport.exchange(
+        max_bytes = self.options.max_bytes
+        exchange = self.transport.exchange(
             url,
             _REQUEST,
             api_key=None,
-            connect=self._options.connect,
-            public_only=self._public_only,
+            connect=self.options.connect,
+            public_only=self.public_only,
         )
         try:
-            await exchange.open(self._deadline, first_byte=math.inf, idle=math.inf)
+            # The deadline of the download is its only limit.
+            await exchange.open(self.deadline, first_byte=math.inf, idle=math.inf)
             location = exchange.headers.get("location")
+            # A redirect without a Location leads nowhere, and is a status like any other.
             if exchange.status in _REDIRECTS and location:
                 return None, resolve(url, location)
             if exchange.status != 200:
                 wait = retry_after(exchange.headers, time.time())
                 raise _StatusError(exchange.status, wait)
+            # The limit is for the decoded content, whatever length was announced.
             chunks: list[bytes] = []
             remaining = max_bytes
             while chunk := await exchange.read():
@@ -227,10 +234,12 @@ class _Fetch:
             parts, host = urlsplit(""), None
         if parts.scheme not in ("http", "https") or not host:
             raise DownloadError("The URL of the image is neither http nor https.")
-        if not self._public_only:
+        if not self.public_only:
             return
+        # A literal address is checked here. A name is checked by the resolver of our own connector,
+        # whose result is then used; a check before the request could see another address.
         private = not is_public(host)
-        if not private and self._transport.shares_connector():
+        if not private and self.transport.shares_connector():
             private = await _is_private(url)  # a borrowed connector has a resolver of its own
         if private:
             raise DownloadError(

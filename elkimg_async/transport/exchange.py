@@ -16,7 +16,6 @@ import yarl
 from elkimg_async.credentials import Secret
 from elkimg_async.errors import Billing, ElkImagesError, ResponseError
 from elkimg_async.sansio.encode import USER_AGENT, HTTPRequest
-from elkimg_async.sansio.multipart import Upload
 from elkimg_async.transport.content_encoding import Decode, UnknownEncodingError, decoder_for
 from elkimg_async.transport.deadline import Deadline
 from elkimg_async.transport.failures import Situation, is_lost_connection, translate
@@ -40,12 +39,6 @@ class Exchange:
     A stalled upload is left to aiohttp, which closes its connection once the rest is sent or the
     peer is gone.
     """
-
-    __slots__ = (
-        "_api_key", "_begun", "_connect", "_deadline", "_decode", "_decoded", "_has_slot",
-        "_passed_on", "_pool", "_proxy", "_request", "_response", "_tracker", "_url", "headers",
-        "status",
-    )  # fmt: skip
 
     def __init__(
         self,
@@ -79,6 +72,8 @@ class Exchange:
         """The current phase: `connect`, `upload`, `first_byte` or `body`."""
         if self.status:
             return "body"
+        # Until the first byte of the body has left, aiohttp may still be connecting. A request
+        # without a body shows nothing of the kind, and counts as sent.
         if not self._begun or (self._length and not self._uploaded):
             return "connect"
         return "first_byte" if self._uploaded >= self._length else "upload"
@@ -115,6 +110,8 @@ class Exchange:
         """
         self._deadline = deadline
         self._pool.in_flight.add(deadline, self._stop)
+        # A long upload is limited by its progress, and only then by the wait for the headers: on a
+        # slow line, sending the images of an edit may take longer than the server does.
         if self._length > _LONG_UPLOAD:
             self._watch_upload(deadline, first_byte, idle)
         else:
@@ -127,6 +124,8 @@ class Exchange:
         self, deadline: Deadline, first_byte: float, idle: float, before: int = -1
     ) -> None:
         """Allow more time if more than `before` bytes of the body have left."""
+        # The deadline calls this again, as `extend`, each time a limit has passed. Nothing else
+        # would notice progress: aiohttp has no event for bytes that the kernel has taken.
         if (uploaded := self._uploaded) > before:
             extend = functools.partial(self._watch_upload, deadline, first_byte, idle, uploaded)
             if self.phase == "first_byte":
@@ -148,10 +147,12 @@ class Exchange:
             return await self._read_decoded(self._response.content, self._decode)
         except Exception as error:  # noqa: BLE001
             failure = translate(error, self._situation())
+        # Raised after the `except` block, so that aiohttp's exception does not become its context.
         self.close()
         raise failure
 
     async def _read_decoded(self, content: aiohttp.StreamReader, decode: Decode) -> bytes:
+        # One encoded chunk may hold many decoded ones, or none yet; b"" would mean the end.
         while True:
             if self._decoded is not None:
                 if chunk := next(self._decoded, b""):
@@ -182,6 +183,7 @@ class Exchange:
     def _disconnect(self) -> None:
         """Abort the connection; one whose body has been read to its end is in the pool already."""
         if self._response is not None and (connection := self._response.connection) is not None:
+            # Closing alone would wait until a blocked upload has been sent.
             if connection.transport is not None:
                 connection.transport.abort()
             self._response.close()
@@ -195,6 +197,9 @@ class Exchange:
     async def _send(self) -> ElkImagesError | None:
         payload: Reader | bytes | None = None
         try:
+            # Waiting for a free connection is not connecting, and has no limit but the total. After
+            # it, connections that the server has closed in the meantime leave the pool: a request
+            # on one of them would be lost, and its outcome unknown.
             await self._pool.acquire()
             self._has_slot = True
             await run_pending_callbacks()
@@ -202,8 +207,17 @@ class Exchange:
                 self._tracker = aiohttp.UploadTracker()
             self._begun = True
             payload = self._payload()
-            response = await self._request_response(payload)
+            response = await self._pool.session.request(
+                self._request.method,
+                # Quoting it again would invalidate a signature in it.
+                yarl.URL(self._url, encoded=self._url.isascii() and " " not in self._url),
+                data=payload,
+                headers=self._headers(),
+                proxy=self._proxy,
+                **self._options(),
+            )
         except Exception as error:  # noqa: BLE001
+            # aiohttp wraps what a body raises, so the reader keeps the cause.
             if isinstance(payload, Reader) and payload.failure is not None:
                 return payload.failure
             if is_lost_connection(error):
@@ -215,28 +229,21 @@ class Exchange:
         self._pool.hosts.note_response(origin_of(self._url), response.headers)
         return self._choose_decoder(response.headers)
 
-    async def _request_response(self, payload: Reader | bytes | None) -> aiohttp.ClientResponse:
-        headers = self._headers()
-        options: dict[str, Any] = {}
+    def _options(self) -> dict[str, Any]:
+        """Return the options that hold in any session, whatever its own defaults are."""
+        options: dict[str, Any] = {
+            "allow_redirects": False,  # a redirected POST would become a GET, or go elsewhere
+            "raise_for_status": False,
+            "auto_decompress": False,
+            "read_bufsize": READ_SIZE,
+            "max_field_size": MAX_HEADER,  # proxies add long policies and cookies
+            "timeout": _client_timeout(self._connect, shared=self._pool.shared),
+        }
         if self._tracker is not None:
             options["upload_tracker"] = self._tracker
         if accepts(aiohttp.ClientSession.__init__, "max_headers"):  # since aiohttp 3.14
             options["max_headers"] = MAX_HEADERS
-        return await self._pool.session.request(
-            self._request.method,
-            # Quoting it again would invalidate a signature in it.
-            yarl.URL(self._url, encoded=self._url.isascii() and " " not in self._url),
-            data=payload,
-            headers=headers,
-            allow_redirects=False,
-            raise_for_status=False,
-            auto_decompress=False,
-            read_bufsize=READ_SIZE,
-            max_field_size=MAX_HEADER,
-            proxy=self._proxy,
-            timeout=_client_timeout(self._connect, shared=self._pool.shared),
-            **options,
-        )
+        return options
 
     def _payload(self) -> Reader | bytes | None:
         """Return the body, as a `Reader` of its chunks if it is large or comes from files.
@@ -244,9 +251,8 @@ class Exchange:
         Without a tracker every body is one, since its first chunk shows that sending has begun.
         """
         body = self._request.body
-        is_small = isinstance(body, bytes) and len(body) <= _LONG_UPLOAD
-        if body is None or (is_small and self._tracker is not None):
-            assert not isinstance(body, Upload)
+        is_small = self._length <= _LONG_UPLOAD and self._tracker is not None
+        if body is None or (isinstance(body, bytes) and is_small):
             return body
         return Reader(body, before_each=self._before_chunk)
 
@@ -262,22 +268,20 @@ class Exchange:
         if self._api_key:
             headers["Authorization"] = f"Bearer {self._api_key.reveal()}"
         if self._request.body is not None:
+            # Its length is known even if it is read while it is sent, so it needs no chunks.
             headers["Content-Length"] = str(self._length)
         if self._pool.borrowed and headers.get("User-Agent") == USER_AGENT:
             del headers["User-Agent"]  # the session may have its own
         return headers
 
     def _choose_decoder(self, headers: Mapping[str, str]) -> ResponseError | None:
-        if "Content-Encoding" not in headers:
-            return None
         try:
-            self._decode = decoder_for(headers["Content-Encoding"])
+            self._decode = decoder_for(headers.get("Content-Encoding", ""))
         except UnknownEncodingError as error:
             if 200 <= self.status < 300:
-                problem = str(error)
-                host = self._situation().host
                 return ResponseError(
-                    f"The response of {host} cannot be read: {problem}.", billing=self.billing
+                    f"The response of {self._situation().host} cannot be read: {error}.",
+                    billing=self.billing,
                 )
             self._decode = lambda chunk: iter(())  # the status says enough
         return None

@@ -46,6 +46,8 @@ class Situation(NamedTuple):
 
 def translate(error: Exception, at: Situation) -> ElkImagesError:
     """Return the error of this package for an exception from sending or reading."""
+    # From the narrowest class to the widest: aiohttp's errors inherit from each other, and from
+    # OSError and ValueError.
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return RequestTimeoutError(
             f"The connect limit of {at.connect:g} s has passed; {at.host} was not reached.",
@@ -53,10 +55,12 @@ def translate(error: Exception, at: Situation) -> ElkImagesError:
             phase="connect",
             billing="not_sent",
         )
+    # The second is a proxy's response to CONNECT, so nothing has reached the server.
     if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError)):
         return _connect_error(error, at)
     if isinstance(error, aiohttp.InvalidURL):
         return ConfigurationError(f"The URL of {at.host} is not valid; check it.")
+    # Closing a session fails its requests in whatever way they happen to notice it.
     if at.closed:
         return ConfigurationError(
             "The client was closed while this call was running.", billing=at.billing
@@ -65,6 +69,7 @@ def translate(error: Exception, at: Situation) -> ElkImagesError:
         return ResponseError(
             f"The response of {at.host} does not match its Content-Encoding.", billing=at.billing
         )
+    # Its status 400 is aiohttp's own, not the server's, so it is not reported.
     if isinstance(error, (aiohttp.ClientResponseError, HttpProcessingError)):
         return ResponseError(f"The response of {at.host} is not valid HTTP.", billing=at.billing)
     if not isinstance(error, (aiohttp.ClientError, OSError, EOFError)):
@@ -81,6 +86,7 @@ def translate(error: Exception, at: Situation) -> ElkImagesError:
 
 def is_lost_connection(error: Exception) -> bool:
     """Return whether the server closed the connection, rather than never having accepted it."""
+    # A ClientConnectorError is a ClientOSError too, but there was no connection to lose.
     lost = isinstance(
         error, (aiohttp.ServerDisconnectedError, ConnectionError, aiohttp.ClientOSError)
     )
@@ -110,6 +116,7 @@ def _connect_error(
     reason = _reason(error.os_error)
     if isinstance(error, aiohttp.ClientProxyConnectionError):
         return ConnectError(f"{proxy} cannot be reached: {reason}.", phase="connect")
+    # A name that cannot be resolved stops a run over many requests, hence its own phase.
     phase = "dns" if isinstance(error, aiohttp.ClientConnectorDNSError) else "connect"
     return ConnectError(f"{at.host} cannot be reached: {reason}.", phase=phase)
 
@@ -120,6 +127,7 @@ def _unexpected(error: Exception, at: Situation) -> ElkImagesError:
     if at.borrowed and at.billing == "not_sent" and type(error).__module__ != "builtins":
         # Connectors of other packages, such as aiohttp-socks, raise errors of their own.
         return ConnectError(f"{at.host} cannot be reached: {text} ({name}).", phase="connect")
+    # For example a session with auth=, which cannot go with our Authorization header.
     if at.borrowed and at.billing == "not_sent" and isinstance(error, (TypeError, ValueError)):
         message = (
             f"The borrowed session cannot send this request: {text} ({name}). Check its settings."
@@ -131,6 +139,7 @@ def _unexpected(error: Exception, at: Situation) -> ElkImagesError:
             "please report it."
         )
     failure = ConfigurationError(message, billing=at.billing)
+    # Chained for the bug report, but without the traceback, whose frames hold the API key.
     if _is_plain(error):
         error.__traceback__ = error.__context__ = error.__cause__ = None
         failure.__cause__ = error

@@ -5,10 +5,11 @@ import contextlib
 import functools
 import inspect
 import itertools
+import math
 import re
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakSet
 
 import aiohttp
@@ -37,6 +38,9 @@ FRESH_CONNECTIONS = 600.0
 """Seconds without reuse of connections to a host that closed one without notice."""
 
 _MAX_HOSTS = 256
+
+Kind = Literal["borrowed", "shared", "own"]
+"""Whose a session is: the user's, ours on the user's connector (for downloads), or ours."""
 
 
 @functools.cache
@@ -71,7 +75,9 @@ class Hosts:
     """
 
     def __init__(self, keepalive: float) -> None:
-        self._default = keepalive
+        # By origin. Both are bounded: image hosts may be many, and an entry that is dropped costs
+        # at most one lost connection.
+        self.default = keepalive
         self._seconds: dict[str, float] = {}
         self._fresh_until: dict[str, float] = {}
 
@@ -79,7 +85,7 @@ class Hosts:
         """Return the seconds for which an idle connection may be reused; 0 means never."""
         if self._fresh_until.get(origin, 0.0) > time.monotonic():
             return 0.0
-        return self._seconds.get(origin, self._default)
+        return self._seconds.get(origin, self.default)
 
     def note_response(self, origin: str, headers: Mapping[str, str]) -> None:
         """Record the keep-alive time in the response headers."""
@@ -89,13 +95,17 @@ class Hosts:
             return
         announced = float(found[1])
         # A request needs time to arrive, so the last second of the server's time is not used.
-        seconds = min(self._default, announced - min(1.0, announced / 2))
+        seconds = min(self.default, announced - min(1.0, announced / 2))
         if seconds != self.keepalive(origin):
             _bound(self._seconds)[origin] = seconds
 
-    def note_lost(self, origin: str) -> None:
-        """Record that the server closed a connection that could have been used."""
-        _bound(self._fresh_until)[origin] = time.monotonic() + FRESH_CONNECTIONS
+    def note_lost(self, origin: str, *, idle: float = 0.0) -> None:
+        """Record that the server closed a connection that had been idle for `idle` seconds.
+
+        It may do so after the time that it has announced.
+        """
+        if idle < self._seconds.get(origin, self.default):
+            _bound(self._fresh_until)[origin] = time.monotonic() + FRESH_CONNECTIONS
 
 
 def _bound(known: dict[str, float]) -> dict[str, float]:
@@ -118,6 +128,8 @@ class InFlight:
     """The waits of a client's calls and downloads, so that closing the client can end them."""
 
     def __init__(self) -> None:
+        # By deadline, that is, by call; the innermost wait is last. Only that one is stopped, since
+        # it knows whether anything was sent, and its failure ends those around it.
         self._waits: dict[Deadline, list[Callable[[], Billing]]] = {}
 
     def add(
@@ -140,6 +152,7 @@ class InFlight:
 
     def interrupt_all(self) -> None:
         """Fail every wait with a ConfigurationError, also in other event loops."""
+        # A deadline cancels a task, which is safe only in the thread of its own loop.
         here = asyncio.get_running_loop()
         for deadline in list(self._waits):
             if deadline.loop is here:
@@ -164,22 +177,18 @@ class Pool:
     """
 
     def __init__(
-        self,
-        session: aiohttp.ClientSession,
-        *,
-        borrowed: bool,
-        shared: bool,
-        hosts: Hosts,
-        in_flight: InFlight,
+        self, session: aiohttp.ClientSession, kind: Kind, *, hosts: Hosts, in_flight: InFlight
     ) -> None:
         self.session = session
-        self.borrowed, self.shared = borrowed, shared
+        self.borrowed, self.shared = kind == "borrowed", kind != "own"
         self.hosts = hosts
         self.in_flight = in_flight
         # A borrowed connector has a limit of its own. Ours is kept here, since the connector's time
         # limit for connecting would include the wait.
-        self._slots = None if shared else asyncio.Semaphore(MAX_CONNECTIONS)
-        if not borrowed:
+        self._slots = None if self.shared else asyncio.Semaphore(MAX_CONNECTIONS)
+        if not self.borrowed:
+            # Closing a session needs its loop, and asyncio has no callback for the end of a loop.
+            # But `asyncio.run` closes all async generators that were begun, before it ends.
             lifetime = _lifetimes[session] = _lifetime(session)
             # The first step registers the generator with the loop, which closes it before it ends.
             with contextlib.suppress(StopIteration):
@@ -215,25 +224,22 @@ async def _lifetime(session: aiohttp.ClientSession) -> AsyncGenerator[None, None
         await session.close()
 
 
-def create_session(hosts: Hosts, *, public_only: bool, keepalive: float) -> aiohttp.ClientSession:
+def create_session(hosts: Hosts, *, public_only: bool) -> aiohttp.ClientSession:
     """Create a session of our own.
 
     Args:
         hosts: What is known about the servers' connections.
         public_only: Whether host names with a private address are rejected.
-        keepalive: Seconds for which idle connections are kept; 0 for one connection per request.
     """
-    options: dict[str, Any] = {"limit": 0}
-    if keepalive > 0:
-        options["keepalive_timeout"] = keepalive
+    options: dict[str, Any] = {"limit": 0, "socket_factory": keep_alive_socket}
+    if hosts.default > 0:
+        options["keepalive_timeout"] = hosts.default
     else:
         options["force_close"] = True
     if public_only:
         options["resolver"] = PublicResolver()
-    if accepts(aiohttp.TCPConnector.__init__, "socket_factory"):  # since aiohttp 3.12
-        options["socket_factory"] = keep_alive_socket
     return aiohttp.ClientSession(
-        connector=_Connector(hosts, keepalive, **options), cookie_jar=aiohttp.DummyCookieJar()
+        connector=_Connector(hosts, **options), cookie_jar=aiohttp.DummyCookieJar()
     )
 
 
@@ -262,13 +268,14 @@ class _Connector(aiohttp.TCPConnector):
     """Connector that drops unusable connections, and tracks open and idle ones.
 
     A connection with unexpected input is unusable: aiohttp would take a second response, sent while
-    the connection was idle, for the response to the next request. So is an idle one of a host that
-    has closed another without notice.
+    the connection was idle, for the response to the next request. So is one that has been idle for
+    longer than `Hosts.keepalive` allows.
     """
 
-    def __init__(self, hosts: Hosts, keepalive: float, **options: Any) -> None:
+    def __init__(self, hosts: Hosts, **options: Any) -> None:
         super().__init__(**options)
-        self._reuse, self._seconds = hosts, keepalive
+        self._reuse = hosts
+        # `_kept` has the idle connections in the order in which they became idle, with that time.
         self._protocols: WeakSet[ResponseHandler] = WeakSet()
         self._kept: dict[ResponseHandler, tuple[str, float]] = {}
 
@@ -284,6 +291,8 @@ class _Connector(aiohttp.TCPConnector):
         traces: Any,
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109
     ) -> aiohttp.connector.Connection:
+        # Each pass takes a connection from the pool and closes it if it must not be used; once the
+        # pool has none left for this host, aiohttp opens a new one, which ends the loop.
         origin = origin_of(str(req.url))
         while True:
             self._note_closed()
@@ -291,8 +300,9 @@ class _Connector(aiohttp.TCPConnector):
             protocol = connection.protocol
             if protocol is None:
                 return connection
-            was_idle = self._kept.pop(protocol, None) is not None
-            if not (protocol.should_close or (was_idle and not self._reuse.keepalive(origin))):
+            _, since = self._kept.pop(protocol, (origin, math.inf))  # a new one was never idle
+            idle = time.monotonic() - since
+            if not protocol.should_close and idle < self._reuse.keepalive(origin):
                 self._protocols.add(protocol)
                 connection.add_callback(functools.partial(self._note_released, protocol, origin))
                 return connection
@@ -300,6 +310,8 @@ class _Connector(aiohttp.TCPConnector):
 
     def _note_released(self, protocol: ResponseHandler, origin: str) -> None:
         """Record a connection that is idle from now on, unless it is being closed."""
+        # Called while aiohttp releases the connection, before it decides whether to keep it. The
+        # decision shows only afterwards, hence the second look.
         if protocol.is_connected() and not protocol.should_close:
             self._kept[protocol] = origin, time.monotonic()
             asyncio.get_running_loop().call_soon(self._note_kept, protocol)
@@ -314,16 +326,19 @@ class _Connector(aiohttp.TCPConnector):
 
         Only those that became idle last are examined, so that a large pool costs the same.
         """
-        limit = time.monotonic() - self._seconds
-        while self._kept and next(iter(self._kept.values()))[1] <= limit:
-            del self._kept[next(iter(self._kept))]  # aiohttp may close it at any time
+        now = time.monotonic()
+        while self._kept and next(iter(self._kept.values()))[1] <= now - self._reuse.default:
+            # From this age on aiohttp closes connections itself, which says nothing of the server.
+            del self._kept[next(iter(self._kept))]
         for protocol in [*itertools.islice(reversed(self._kept), _EXAMINED)]:
             if not protocol.is_connected():
-                origin, _ = self._kept.pop(protocol)
-                self._reuse.note_lost(origin)
+                origin, since = self._kept.pop(protocol)
+                self._reuse.note_lost(origin, idle=now - since)
 
 
 async def run_pending_callbacks() -> None:
     """Let the event loop read what has arrived, so that closed connections leave the pool."""
+    # In the first pass of the loop, this task resumes before the callbacks of the sockets that were
+    # polled in it; in the second, after them.
     await asyncio.sleep(0)
     await asyncio.sleep(0)

@@ -26,6 +26,7 @@ def proxy_for(url: str, settings: ProxySettings | None = None) -> str | None:
     host = parts.hostname
     if not settings.proxies or not host or _is_loopback(host):
         return None
+    # HTTPS_PROXY before ALL_PROXY; an empty variable counts as unset.
     scheme = parts.scheme if settings.proxies.get(parts.scheme) else "all"
     proxy = (settings.proxies.get(scheme) or "").strip()
     if not proxy or settings.bypass(host) or _is_listed(host, _port(url), settings.no_proxy):
@@ -34,6 +35,7 @@ def proxy_for(url: str, settings: ProxySettings | None = None) -> str | None:
 
 
 def _checked(proxy: str, variable: str) -> str:
+    # curl and requests take a proxy without a scheme as an HTTP proxy.
     if "://" not in proxy:
         proxy = f"http://{proxy.removeprefix('//')}"
     scheme = proxy.partition("://")[0].lower()
@@ -84,20 +86,23 @@ def _matches(entry: str, host: str, port: int | None) -> bool:
     if entry == "*":
         return True
     address = _address(host)
-    entry = entry.partition("://")[2] or entry
-    if "/" in entry:
+    entry = entry.partition("://")[2] or entry  # https://host
+    if "/" in entry:  # 10.0.0.0/8
         network = _network(entry)
         return network is not None and address is not None and address in network
-    name, entry_port = _split_port(entry)
+    name, entry_port = _split_port(entry)  # host:port, [::1]:port
     if entry_port is not None and entry_port != port:
         return False
-    if "*" in name.removeprefix("*"):
+    if "*" in name.removeprefix("*"):  # 192.0.2.*
         return fnmatch.fnmatchcase(_plain(host), _plain(name))
+    # An address matches only itself. It must not be compared as text: 1.2.3.4 does not end with the
+    # name 3.4, and ::1 can be written in several ways.
     listed = _address(name)
     if listed is not None or address is not None:
         return listed == address
-    if name == "*":
+    if name == "*":  # *:443
         return True
+    # host, .suffix and *.suffix mean the same: the name itself and its subdomains.
     name, host = _plain(name.removeprefix("*")).lstrip("."), _plain(host)
     return bool(name) and (host == name or host.endswith(f".{name}"))
 
@@ -123,6 +128,7 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
     except ValueError:
         return None
+    # ::ffff:192.0.2.1 is 192.0.2.1 (RFC 4291, 2.5.5.2).
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return mapped or address
 

@@ -16,6 +16,7 @@ from elkimg_async.transport.exchange import Exchange
 from elkimg_async.transport.pool import (
     Hosts,
     InFlight,
+    Kind,
     Pool,
     check_aiohttp,
     create_session,
@@ -36,10 +37,8 @@ class _Purpose(NamedTuple):
     """The purpose of a session."""
 
     loop: asyncio.AbstractEventLoop
-    kind: str
-    """`borrowed`, `shared` (its connector, for downloads) or `own`."""
+    kind: Kind
     public_only: bool = False
-    keepalive: float = 0.0
 
 
 class Transport:
@@ -55,10 +54,10 @@ class Transport:
 
     def __init__(
         self,
-        session: aiohttp.ClientSession | None = None,
+        session: aiohttp.ClientSession | None,
         *,
-        created_at: str = "an unknown place",
-        keepalive: float = 4.0,
+        created_at: str,
+        keepalive: float,
     ) -> None:
         if session is not None and not hasattr(session, "connector"):
             raise ConfigurationError(
@@ -67,6 +66,7 @@ class Transport:
         self._borrowed = session
         self._borrowed_loop: asyncio.AbstractEventLoop | None = None
         self._created_at = created_at
+        # Changed under the lock, since several threads may use the client, each with its own loop.
         self._pools: dict[_Purpose, Pool] = {}
         self._hosts = Hosts(keepalive)
         self._pid = os.getpid()
@@ -97,7 +97,7 @@ class Transport:
             ConfigurationError: If the client is closed, or a proxy or aiohttp cannot be used.
         """
         check_aiohttp()
-        purpose = self._purpose(url, download=api_key is None, public_only=public_only)
+        purpose = self._purpose(download=api_key is None, public_only=public_only)
         proxy = self._proxy(url, purpose)
         if proxy is not None and purpose.public_only:
             purpose = purpose._replace(public_only=False)  # the proxy resolves names itself
@@ -107,7 +107,7 @@ class Transport:
 
     def shares_connector(self) -> bool:
         """Return whether downloads use the borrowed session's connector in the running loop."""
-        return self._purpose("", download=True, public_only=False).kind == "shared"
+        return self._purpose(download=True, public_only=False).kind == "shared"
 
     def check_open(self) -> None:
         """Check that requests can be sent.
@@ -123,12 +123,14 @@ class Transport:
     async def aclose(self) -> None:
         """Fail everything in flight and close all sessions of our own; idempotent."""
         self._forget_parent()
+        # `closed` and the pools change together, so that no pool is created after this.
         with self._lock:
             self.closed = True
             pools, self._pools = self._pools, {}
         self.in_flight.interrupt_all()
         here = asyncio.get_running_loop()
         for purpose, pool in pools.items():
+            # A loop that is not running can close nothing; it closes its sessions when it ends.
             if purpose.loop is here:
                 await pool.aclose()
             elif purpose.loop.is_running():
@@ -152,7 +154,7 @@ class Transport:
                 source=self,
             )
 
-    def _purpose(self, url: str, *, download: bool, public_only: bool) -> _Purpose:
+    def _purpose(self, *, download: bool, public_only: bool) -> _Purpose:
         loop = asyncio.get_running_loop()
         if self._borrowed is not None:
             if not download:
@@ -161,17 +163,15 @@ class Transport:
             # A connector works only in its own loop, the one in which the session was used.
             if loop is self._borrowed_loop and not self._borrowed.closed:
                 return _Purpose(loop, "shared")
-        return _Purpose(loop, "own", public_only, self._hosts.keepalive(origin_of(url)))
+        return _Purpose(loop, "own", public_only)
 
     def _proxy(self, url: str, purpose: _Purpose) -> str | None:
         """Return the environment's proxy, unless a borrowed session has its own."""
-        if (
-            self._borrowed is not None
-            and purpose.kind != "own"
-            and (
-                self._borrowed.trust_env
-                or type(self._borrowed.connector) is not aiohttp.TCPConnector
-            )
+        # With `trust_env` aiohttp reads the environment itself, and a connector of another class,
+        # such as one for SOCKS or a Unix socket, has its own way to the server.
+        borrowed = None if purpose.kind == "own" else self._borrowed
+        if borrowed is not None and (
+            borrowed.trust_env or type(borrowed.connector) is not aiohttp.TCPConnector
         ):
             return None
         origin = origin_of(url)
@@ -182,6 +182,7 @@ class Transport:
     def _pool(self, purpose: _Purpose) -> Pool:
         if self._pid != os.getpid():
             self._forget_parent()
+        # The lookup needs no lock: only this thread creates pools of this loop.
         pool = self._pools.get(purpose)
         if pool is None or pool.session.closed:
             with self._lock:
@@ -192,22 +193,13 @@ class Transport:
         return pool
 
     def _create(self, purpose: _Purpose) -> Pool:
-        borrowed = self._borrowed if purpose.kind == "borrowed" else None
-        if borrowed is not None:
-            session = borrowed
-        elif purpose.kind == "shared" and self._borrowed is not None:
+        if self._borrowed is None or purpose.kind == "own":
+            session = create_session(self._hosts, public_only=purpose.public_only)
+        elif purpose.kind == "shared":
             session = share_connector(self._borrowed)
         else:
-            session = create_session(
-                self._hosts, public_only=purpose.public_only, keepalive=purpose.keepalive
-            )
-        return Pool(
-            session,
-            borrowed=borrowed is not None,
-            shared=purpose.kind != "own",
-            hosts=self._hosts,
-            in_flight=self.in_flight,
-        )
+            session = self._borrowed
+        return Pool(session, purpose.kind, hosts=self._hosts, in_flight=self.in_flight)
 
     def _forget_parent(self) -> None:
         """Abandon the connections of a parent process after a fork: both share one epoll."""

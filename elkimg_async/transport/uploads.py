@@ -6,7 +6,6 @@ held between chunks, a retry starts over, and a file that has changed in the mea
 
 import asyncio
 import base64
-import binascii
 import inspect
 import os
 import re
@@ -33,6 +32,7 @@ CHUNK = 128 * 1024
 """Bytes read at a time."""
 
 _URL = re.compile(r"\s*(?:data:|https?://)", re.IGNORECASE)
+# How the base64 of PNG, JPEG, WebP and GIF begins; or a long run of its characters.
 _BASE64 = re.compile(r"iVBORw0KGgo|/9j/|UklGR|R0lGOD|[A-Za-z0-9+/_-]{200}")
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [^\r\n\0]*")
 _FORM_HEADERS = ("content-disposition", "content-type", "content-length")
@@ -70,6 +70,7 @@ async def build_edit(
     mask = None if request.mask is None else await open_image(request.mask, "mask")
     markup = None if request.markup is None else await open_image(request.markup, "markup")
     opened = [*images, *(each for each in (mask, markup) if each is not None)]
+    # A form cannot hold a reference. The endpoint takes references as JSON, which has no markup.
     if any(isinstance(each, ImageReference) for each in opened):
         if markup is not None:
             raise InvalidRequestError(
@@ -96,19 +97,21 @@ async def open_images(images: Any, param: str) -> tuple[InputImage | ImageRefere
 
 async def open_image(image: Any, param: str) -> InputImage | ImageReference:
     """Return one image as it is sent; raises like `open_images`."""
-    if is_file_tuple(image):
-        name, content, media_type, headers = _from_file_tuple(image, param)
-        found = _renamed(await _open(content, param), name, media_type)
-        return _checked(msgspec.structs.replace(found, headers=headers), param)
     if isinstance(image, str) and _URL.match(image):
         image = ImageReference(url=image.strip())
     if isinstance(image, ImageReference):
-        if image.url is not None and image.url[:5].lower() == "data:":
-            return _checked(_from_data_url(image.url, param), param)
+        if image.url is None or image.url[:5].lower() != "data:":
+            return image
+        found = _from_data_url(image.url, param)
+    elif isinstance(image, InputImage):
         return image
-    if isinstance(image, InputImage):
-        return image
-    return _checked(await _open(image, param), param)
+    elif is_file_tuple(image):
+        found = await _open_tuple(image, param)
+    else:
+        found = await _open(image, param)
+    if not found.size:
+        raise InvalidRequestError(f"{found.name} is empty; pass an image.", param=param)
+    return found
 
 
 async def _open(content: Any, param: str) -> InputImage:
@@ -126,12 +129,6 @@ async def _open(content: Any, param: str) -> InputImage:
         f"(name, content, type) tuple, not {type(content).__name__}.",
         param=param,
     )
-
-
-def _checked(image: InputImage, param: str) -> InputImage:
-    if not image.size:
-        raise InvalidRequestError(f"{image.name} is empty; pass an image.", param=param)
-    return image
 
 
 def _in_memory(content: bytes, name: str) -> InputImage:
@@ -155,10 +152,9 @@ async def in_memory(image: InputImage, param: str) -> InputImage:
     try:
         content = await anyio.to_thread.run_sync(image.source.read, 0, image.size)
     except OSError as error:
-        reason = reason_of(error)
-    else:
-        return msgspec.structs.replace(image, source=content)
-    raise InvalidRequestError(f"{short(image.name)} cannot be read: {reason}.", param=param)
+        problem = f"{short(image.name)} cannot be read: {reason_of(error)}."
+        raise InvalidRequestError(problem, param=param) from None
+    return msgspec.structs.replace(image, source=content)
 
 
 # --- openai's file tuples and data: URLs --------------------------------------
@@ -174,6 +170,8 @@ def is_file_tuple(image: Any) -> bool:
     """Return whether this is (name, content[, type[, headers]]), not a tuple of images."""
     if not isinstance(image, tuple) or not 2 <= len(image) <= 4:
         return False
+    # ("a.png", b"…") is a file with its name, but ("a.png", "b.png") are two images: content is
+    # never text. With a third element that is not a media type, they are three images.
     name, content, *more = image
     return (
         (name is None or isinstance(name, str))
@@ -186,40 +184,37 @@ def _is_media_type(value: Any) -> bool:
     return isinstance(value, str) and _MEDIA_TYPE.fullmatch(value.partition(";")[0]) is not None
 
 
-def _from_file_tuple(
-    image: Any, param: str
-) -> tuple[str | None, Any, str | None, tuple[tuple[str, str], ...]]:
-    """Return the name, content, type and headers, without those that the form has anyway."""
+async def _open_tuple(image: Any, param: str) -> InputImage:
+    """Open a file tuple; headers that its part of the form has anyway are dropped."""
     name, content, media_type, headers = (*image, None, None)[:4]
-    pairs = tuple((str(key), str(value)) for key, value in dict(headers or {}).items())
+    pairs = [(str(key), str(value)) for key, value in dict(headers or {}).items()]
     if any(not _HEADER.fullmatch(f"{key}: {value}") for key, value in pairs):
         raise InvalidRequestError(f"The headers of {param} are not valid.", param=param)
-    kept = (pair for pair in pairs if pair[0].lower() not in _FORM_HEADERS)
-    return name, content, media_type, tuple(kept)
-
-
-def _renamed(image: InputImage, name: str | None, media_type: str | None) -> InputImage:
-    found = image.media_type
-    if name is not None:
-        image = msgspec.structs.replace(image, name=image_headers.file_name(name, found))
-    if media_type is not None and found == UNKNOWN_TYPE:
-        image = msgspec.structs.replace(image, media_type=media_type)
-    return image
+    found = await _open(content, param)
+    name = found.name if name is None else image_headers.file_name(name, found.media_type)
+    if found.media_type != UNKNOWN_TYPE:
+        media_type = found.media_type  # what the bytes say counts more than what the tuple says
+    return msgspec.structs.replace(
+        found,
+        name=name,
+        media_type=media_type or UNKNOWN_TYPE,
+        headers=tuple(pair for pair in pairs if pair[0].lower() not in _FORM_HEADERS),
+    )
 
 
 def _from_data_url(url: str, param: str) -> InputImage:
     head, comma, text = url.partition(",")
     media_type, *parameters = head[len("data:") :].split(";")
     try:
+        # RFC 2397: data:[media type][;parameters][;base64],data
         if not comma:
             raise ValueError
         content = unquote_to_bytes(text)
         if "base64" in [each.strip().lower() for each in parameters]:
             content = base64.b64decode(b"".join(content.split()), validate=True)
-    except (ValueError, binascii.Error):
-        content = None
-    if content is None:
-        raise InvalidRequestError(f"The data: URL passed as {param} is not valid.", param=param)
+    except ValueError:
+        problem = f"The data: URL passed as {param} is not valid."
+        raise InvalidRequestError(problem, param=param) from None
     return image_headers.inspect(
         content[:HEAD],
         size=len(content),
@@ -241,6 +236,7 @@ def _open_path(path: "str | os.PathLike[str]", param: str) -> InputImage:
         reason = reason_of(error)
     else:
         return image_headers.inspect(head, size=source.size, name=source.path.name, source=source)
+    # The usual mistakes, once it is certain that there is no such file.
     text = os.fspath(path)
     if _BASE64.match(text):
         raise InvalidRequestError(
@@ -276,6 +272,7 @@ class _File:
 
 
 def _stamp(found: os.stat_result) -> tuple[int, ...]:
+    # The inode changes if a program saves by renaming, even if the size and the time do not.
     return found.st_size, found.st_mtime_ns, found.st_ino
 
 
@@ -284,6 +281,7 @@ def _open_file(file: Any, param: str) -> InputImage:
     name = getattr(file, "name", None)
     name = Path(name).name if isinstance(name, str) else param
     try:
+        # A mock answers every call, so only True itself counts.
         seekable = getattr(file, "seekable", None)
         if seekable is not None and seekable() is True:
             with _lock:
@@ -294,10 +292,9 @@ def _open_file(file: Any, param: str) -> InputImage:
             return image_headers.inspect(source.read(0, HEAD), size=size, name=name, source=source)
         content = _bytes(file.read(MAX_UPLOAD))
     except Exception as error:  # noqa: BLE001
-        reason = reason_of(error)
-    else:
-        return _in_memory(content, name)
-    raise InvalidRequestError(f"The file passed as {param} cannot be read: {reason}.", param=param)
+        problem = f"The file passed as {param} cannot be read: {reason_of(error)}."
+        raise InvalidRequestError(problem, param=param) from None
+    return _in_memory(content, name)
 
 
 class _FileObject:
@@ -368,6 +365,7 @@ class Reader:
             if len(chunk) == size:
                 return chunk
             self.failure = _unreadable("it has become shorter")
+        # aiohttp must not end the body normally here, which would complete a shorter request.
         raise OSError(None, "the upload ends early")
 
 

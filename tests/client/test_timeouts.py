@@ -14,6 +14,8 @@ from elkimg_async import (
     AsyncImages,
     CompletedImage,
     ElkImagesError,
+    Image,
+    ImageStream,
     RateLimitError,
     RequestTimeoutError,
     Timeout,
@@ -192,3 +194,21 @@ async def test_outer_timeout(
         await run_call(raw_client, streaming)
     assert scope.cancelled_caught
     await raw_server.wait_disconnected()
+
+
+@in_both_modes
+async def test_time_limit_before_the_request(
+    raw_client: AsyncImages, raw_server: RawServer, streaming: bool
+) -> None:
+    """Nothing is billed if the time is up before an input has been read."""
+    image = Image(url="https://images.example/a.png")
+
+    async def never(url: str) -> bytes:
+        return await asyncio.get_running_loop().create_future()
+
+    image.download_with(never)
+    call = raw_client.edit(image, "a hat", stream=streaming, timeout=0.2)
+    with pytest.raises(RequestTimeoutError) as caught:
+        await (call.result() if isinstance(call, ImageStream) else call)
+    assert (caught.value.limit, caught.value.billing) == ("total", "not_sent")
+    assert caught.value.attempts == raw_server.accepted == 0

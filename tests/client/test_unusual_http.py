@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gzip
 import json
 import time
 from collections.abc import AsyncIterator
@@ -20,6 +21,7 @@ from elkimg_async import (
 )
 from tests.helpers.calls import (
     B64,
+    COMPLETED,
     GOOD,
     QUICK,
     SOON,
@@ -29,7 +31,7 @@ from tests.helpers.calls import (
     require_header_limit,
     run_call,
 )
-from tests.helpers.raw_server import API_KEY, PNG, End, RawServer, Reply, head, response
+from tests.helpers.raw_server import API_KEY, DONE, PNG, End, RawServer, Reply, head, response
 
 BODY = json.dumps({"data": [{"b64_json": B64}]}).encode()
 
@@ -80,6 +82,20 @@ async def test_unusual_valid_response(
 ) -> None:
     """Any valid use of HTTP returns the image."""
     raw_server.reply_with(reply)
+    _, result = await run_call(client, streaming)
+    assert [image.content for image in result] == [PNG]
+    assert len(raw_server.requests) == 1
+
+
+@in_both_modes
+async def test_damage_after_a_complete_response(
+    client: AsyncImages, raw_server: RawServer, streaming: bool
+) -> None:
+    """What follows a complete response cannot cost its image, even if it cannot be decoded."""
+    body, kind = (COMPLETED + DONE, "text/event-stream") if streaming else (BODY, "text/plain")
+    headers = ("Content-Encoding: gzip", f"Content-Type: {kind}", "Connection: close")
+    damaged = gzip.compress(body) + b"\x1f\x8bdamaged"
+    raw_server.reply_with([*raw("200 OK", *headers, body=damaged), End.CLOSE])
     _, result = await run_call(client, streaming)
     assert [image.content for image in result] == [PNG]
     assert len(raw_server.requests) == 1
