@@ -208,7 +208,7 @@ class _Search:
             self._taken.add(id(text))  # no field of `extra` repeats the images
 
     def _take_numbers(self, value: Any, numbers: list[Any], key: str, place: _Place) -> bool:
-        """Record the image whose bytes are numbers; return False if they are none."""
+        """Record the image whose bytes are numbers; return False if they are not an image."""
         if (content := bytes_of(numbers)) is None:
             return False
         self._record([Candidate(key, content)], place)

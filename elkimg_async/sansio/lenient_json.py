@@ -153,5 +153,5 @@ def unquoted_base64(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _parse_int(digits: str) -> int | float:
-    # Python refuses to convert more than 4,300 digits to an integer, and takes quadratic time.
+    # Python raises for more than 4,300 digits, since converting them takes quadratic time.
     return int(digits) if len(digits) < 20 else float(digits)
