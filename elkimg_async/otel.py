@@ -176,20 +176,16 @@ class Telemetry:
             span.set_attribute("elkimg.images", running.images)
         if running.usage is not None:
             span.set_attributes(_usage_attributes(running.usage))
-            for kind, count in (
-                ("input", running.usage.input_tokens),
-                ("output", running.usage.output_tokens),
-            ):
+            for kind in ("input", "output"):
+                count = getattr(running.usage, f"{kind}_tokens")
                 if count is not None:
                     self._tokens.record(count, {**shared, "gen_ai.token.type": kind})
         if record.error is not None:
-            failed = {"error.type": type(record.error).__name__}
-            self._duration.record(record.elapsed, shared | failed)
+            shared = {**shared, "error.type": type(record.error).__name__}
             self._fail(span, record.error)
-        else:
-            self._duration.record(record.elapsed, shared)
-            if record.result is None:
-                span.set_attribute("elkimg.stream.left", True)
+        elif record.result is None:
+            span.set_attribute("elkimg.stream.left", True)
+        self._duration.record(record.elapsed, shared)
         span.end()
 
     def _fail(self, span: "Span", error: BaseException) -> None:

@@ -17,8 +17,17 @@ _SAFE = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_")
 
 def prompt_stem(prompt: str) -> str:
     """Return the first words of a prompt as a file name, like `a-small-kitten`; may be empty."""
-    words = re.findall(r"[^\W_]+", unicodedata.normalize("NFC", prompt[:200]).lower())
+    text = unicodedata.normalize("NFC", prompt[:200]).lower()
+    words = "".join(c if _in_word(c) else " " for c in text).split()
     return "-".join(words[:6])[:MAX_STEM].strip("-")
+
+
+def _in_word(character: str) -> bool:
+    # Letters, numbers and marks: the vowels of Indic scripts are marks, at which \w ends a word.
+    # Variation selectors are marks as well, but follow emoji, which are left out.
+    if "\ufe00" <= character <= "\ufe0f":
+        return False
+    return unicodedata.category(character)[0] in "LMN"
 
 
 def job_stem(index: int, request: ImageRequest) -> str:

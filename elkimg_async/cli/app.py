@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from elkimg_async import __version__, errors
-from elkimg_async.cli import batch, edit, generate, models, serve, studio
+from elkimg_async.cli import batch, images, models, serve, studio
 from elkimg_async.cli.console import (
     OUT,
     UsageError,
@@ -53,8 +53,8 @@ class Command(NamedTuple):
 
 
 _COMMANDS = (
-    Command(generate.generate, "generate PROMPT... [OPTIONS]", generate.EXAMPLES),
-    Command(edit.edit, "edit IMAGE... PROMPT [OPTIONS]", edit.EXAMPLES),
+    Command(images.generate, "generate PROMPT... [OPTIONS]", images.GENERATE_EXAMPLES),
+    Command(images.edit, "edit IMAGE... PROMPT [OPTIONS]", images.EDIT_EXAMPLES),
     Command(batch.batch, "batch FILE [OPTIONS]", batch.EXAMPLES),
     Command(models.models, "models [OPTIONS]", models.EXAMPLES),
     Command(serve.serve, "serve [OPTIONS]", serve.EXAMPLES),
@@ -64,11 +64,10 @@ _COMMANDS = (
 
 class _App(App):
     def generate_completion(self, **options: Any) -> str:
-        """Return the script for a shell; in bash, bash itself completes the names of files.
-
-        The script would split names at spaces, and add a space after those of folders.
-        """
+        """Return the script for a shell; in bash, bash itself completes the names of files."""
         script = super().generate_completion(**options)
+        # `compgen -f` splits names at spaces, and adds a space after those of folders. Where the
+        # function offers nothing, `-o default` has bash complete files as for any other command.
         script = script.replace('COMPREPLY=( $(compgen -f -- "${cur}") )', "COMPREPLY=()")
         return script.replace("complete -F ", "complete -o default -F ")
 

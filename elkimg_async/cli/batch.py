@@ -95,28 +95,13 @@ def batch(
         display: What is printed.
         connection: Where requests go.
     """
-    use_ray = ray is not False
-    if use_ray:
-        _reject_with_ray(
-            journal=journal,
-            max_errors=max_errors,
-            max_images=max_images,
-            max_cost=max_cost,
-            skip_failed=skip_failed,
-        )
+    stops = {"max_errors": max_errors, "max_images": max_images, "max_cost": max_cost}
+    if ray is not False:
+        _reject_with_ray(journal=journal, **stops, skip_failed=skip_failed)
     output = output or Path(_folder_name(file, connection.local))
     journal = journal or output / ("journal-local.jsonl" if connection.local else "journal.jsonl")
-    settings = _RunSettings(
-        output=output,
-        journal=journal,
-        concurrency=concurrency,
-        limits=_make_limits(rpm, ipm),
-        skip_failed=skip_failed,
-        max_errors=max_errors,
-        max_images=max_images,
-        max_cost=max_cost,
-        ray=ray,
-    )
+    run_options = {**stops, "skip_failed": skip_failed, "concurrency": concurrency}
+    settings = _RunSettings(output, journal, ray, _make_limits(rpm, ipm), run_options)
     settings.check(connection)
     display.check()
     if contact_sheet is not None:
@@ -130,35 +115,40 @@ def batch(
     size = check_input(source, options)
     if dry_run:
         return print_plan(source, options, output, journal, skip_failed=skip_failed)
-    report = BatchReport(source.name, size, display, rpm=rpm, keep_tiles=contact_sheet is not None)
+    report = BatchReport(
+        source.name,
+        size,
+        display,
+        output=output,
+        journal=journal,
+        rpm=rpm,
+        keep_tiles=contact_sheet is not None,
+    )
     requests = _requests(source, options, report)
     return _run(requests, settings, connection, report, contact_sheet)
 
 
 class _RunSettings(NamedTuple):
-    """Settings of a run, apart from its requests and its server."""
+    """Settings of a run, apart from its requests and its server; `options` are those of `map`."""
 
     output: Path
     journal: Path
-    concurrency: int
-    limits: Limits
-    skip_failed: bool
-    max_errors: int | None
-    max_images: int | None
-    max_cost: str | None
     ray: bool | str
+    limits: Limits
+    options: dict[str, Any]
 
     def check(self, connection: Connection) -> None:
         """Reject invalid settings before anything is read or opened."""
         for name in ("concurrency", "max_errors", "max_images"):
-            value = getattr(self, name)
+            value = self.options[name]
             if value is not None and value < 1:
                 raise UsageError(f"{option_name(name)} must be at least 1.")
+        max_cost = self.options["max_cost"]
         try:
-            make_max_cost(self.max_cost)
+            make_max_cost(max_cost)
         except errors.ConfigurationError:
             raise UsageError("--max-cost must be an amount of more than 0, such as 20.") from None
-        if self.max_cost is not None and connection.price_file is None:
+        if max_cost is not None and connection.price_file is None:
             raise UsageError("--max-cost requires prices; add --price-file FILE.")
         _reject_other_kind(self.output, self.journal, ray=self.ray is not False)
 
@@ -168,26 +158,19 @@ class _RunSettings(NamedTuple):
         """Return the run, in this process or on Ray."""
         if self.ray is False:
             return client.map(
-                requests,
-                concurrency=self.concurrency,
-                output_dir=self.output,
-                journal=self.journal,
-                skip_failed=self.skip_failed,
-                max_errors=self.max_errors,
-                max_images=self.max_images,
-                max_cost=self.max_cost,
+                requests, output_dir=self.output, journal=self.journal, **self.options
             )
         work = RayRun(
             requests,
             address=self.ray if isinstance(self.ray, str) else None,
+            output=self.output,
+            concurrency=self.options["concurrency"],
+            limits=self.limits,
+            pricing=connection.prices(),
             api_key=connection.api_key(),
             base_url=client._settings.url(""),  # noqa: SLF001
-            output=self.output,
-            concurrency=self.concurrency,
-            limits=self.limits,
             timeout=connection.time_limits(),
-            retries=connection.retries,
-            pricing=connection.prices(),
+            retry=connection.retries,
         )
         return MapRun(work)
 
@@ -204,29 +187,29 @@ def _run(
 
     async def run() -> None:
         nonlocal began
-        opened = connection.client(say=report.say, limits=settings.limits)
+        opened = connection.client(say=report.display.say, limits=settings.limits)
         async with opened as client, settings.open(client, connection, requests) as running:
             began = True
             await report.follow(running)
         if contact_sheet is not None:
             for page in await sheet.draw(report.tiles, contact_sheet):
-                report.say(f"Saved {page}")
+                report.display.say(f"Saved {page}")
 
     try:
         interrupts.run(run)
     except errors.BatchStoppedError as error:
-        report.stopped(error, settings.output, settings.journal)
+        report.stopped(error)
         return 1
     except errors.ElkImagesError as error:
         if not began:
             raise
-        report.broken(settings.output)
+        report.broken()
         say(sentence(error))
         return 1
     except KeyboardInterrupt:
-        report.interrupted(settings.output)
+        report.interrupted()
         return 130
-    report.finish(settings.output)
+    report.finish()
     report.show(contact_sheet or settings.output)
     return 1 if report.failed else 0
 

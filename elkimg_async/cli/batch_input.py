@@ -195,6 +195,7 @@ class BatchInput:
                 ) from None
             if cells is None:
                 break
+            # `line_num` is where a row ends: a quoted cell may hold line breaks.
             line, begins = begins, skipped + reader.line_num + 1
             if not any(cell.strip() for cell in cells):
                 continue
@@ -249,20 +250,20 @@ def _read_bytes(name: str) -> bytes:
 def _guess_format(text: str) -> str:
     """Guess the format from the content; anything unrecognised is a plain list of prompts."""
     first = next(line.strip() for line in text.splitlines() if line.strip())
+    # A prompt may begin with a bracket or a brace too. What is JSON, or looks like JSON with a
+    # mistake in it, is not a prompt: the mistake is reported, and nothing is sent.
     if first.startswith("["):
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
+        if (value := _decoded(text)) is None:
             broken = first == "[" or first.startswith(("[{", '["'))
             return "json" if broken else "text"
         return "json" if all(isinstance(item, (dict, str)) for item in value) else "text"
     if first.startswith("{"):
-        try:
-            return "jsonl" if isinstance(json.loads(first), dict) else "text"
-        except (ValueError, RecursionError):
-            if _is_object(text) or first == "{":
-                return "json"
-            return "jsonl" if first.startswith('{"') else "text"
+        if _decoded(first) is not None:
+            return "jsonl"
+        # One object on several lines, or the first line of JSON Lines with a mistake.
+        if _decoded(text) is not None or first == "{":
+            return "json"
+        return "jsonl" if first.startswith('{"') else "text"
     if first.lower().startswith("sep="):
         return "csv"
     delimiter = _find_delimiter(first)
@@ -272,16 +273,17 @@ def _guess_format(text: str) -> str:
     return "text"
 
 
-def _is_object(text: str) -> bool:
+def _decoded(text: str) -> Any:
+    """Return the value of a text in JSON; None if it is not JSON."""
     try:
-        return isinstance(json.loads(text), dict)
+        return json.loads(text)
     except (ValueError, RecursionError):
-        return False
+        return None
 
 
 def _open_table(text: str, format: str) -> tuple[io.StringIO, str, int]:
     """Return the lines, the delimiter, and the number of lines before the header."""
-    lines, skipped = io.StringIO(text, newline=""), 0
+    lines, skipped = io.StringIO(text, newline=""), 0  # keeps line breaks in quoted cells
     if format == "tsv":
         return lines, "\t", 0
     first = next(lines, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +34,6 @@ def merge(options: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
 
 
 def number_of_images(request: dict[str, Any]) -> int:
-    """Return the number of images of a request."""
     return image_count(request.get("n"), request.get("extra_body"))
 
 
@@ -99,16 +99,6 @@ def column_of(row: InputRow, error: errors.ElkImagesError) -> str:
     return f"column {param}: " if param in row.request else ""
 
 
-class Planned(NamedTuple):
-    """The plan for a row: to be sent (`request`), `done` already, or failing with `error`."""
-
-    request: Any = None
-    images: int = 0
-    done: bool = False
-    item: MapItem | None = None
-    error: errors.ElkImagesError | None = None
-
-
 class RunPlan:
     """What remains to be done for each row, according to the journal; nothing is changed.
 
@@ -130,13 +120,10 @@ class RunPlan:
             folder=None if output is None else OutputFolder(output),
         )
 
-    def plan(self, index: int, request: dict[str, Any]) -> Planned:
-        """Return the plan for the request at `index`."""
+    def plan(self, index: int, request: dict[str, Any]) -> BatchJob | MapItem:
+        """Return what would be sent for the request at `index`, or its item if nothing would be."""
         found = self._planner.plan(index, request)
-        if isinstance(found, BatchJob):
-            return Planned(request=found.request, images=found.n)
-        item = found.item
-        return Planned(done=item.resumed, item=item, error=None if item.resumed else item.error)
+        return found if isinstance(found, BatchJob) else found.item
 
     @property
     def paid_images(self) -> int:
@@ -144,17 +131,13 @@ class RunPlan:
         return self._store.replay.images
 
     def close(self) -> None:
-        """Close the journal."""
         self._store.close()
 
 
 def paid_images(journal: Path) -> int:
     """Return how many images the runs of a journal have paid for, or may have paid for."""
-    plan = RunPlan(journal, None, skip_failed=False)
-    try:
+    with contextlib.closing(RunPlan(journal, None, skip_failed=False)) as plan:
         return plan.paid_images
-    finally:
-        plan.close()
 
 
 def requests_of(
@@ -174,22 +157,19 @@ def print_plan(
     skip_failed: bool,
 ) -> int:
     """Print the requests that would be sent and their number, and return the exit code."""
-    plan = RunPlan(journal, output, skip_failed=skip_failed)
     sent = images = done = wrong = 0
-    try:
+    with contextlib.closing(RunPlan(journal, output, skip_failed=skip_failed)) as plan:
         for index, (row, request) in enumerate(requests_of(source, options)):
             planned = plan.plan(index, request)
-            if planned.error is not None:
+            if isinstance(planned, BatchJob):
+                sent, images = sent + 1, images + planned.n
+                _print_request(row, planned)
+            elif planned.resumed or planned.error is None:
+                done += 1
+            else:
                 wrong += 1
                 problem = f"{column_of(row, planned.error)}{sentence(planned.error)}"
                 say(f"{source.name}, {locate(row)}: {problem}", "red")
-            elif planned.done:
-                done += 1
-            else:
-                sent, images = sent + 1, images + planned.images
-                _print_request(row, planned)
-    finally:
-        plan.close()
     parts = [f"{count(sent, 'request')} for {count(images, 'image')} would be sent"]
     if done:
         parts.append(f"{done:,} {'is' if done == 1 else 'are'} done already")
@@ -199,8 +179,8 @@ def print_plan(
     return 2 if wrong else 0
 
 
-def _print_request(row: InputRow, planned: Planned) -> None:
-    fields = planned.request.fields()
+def _print_request(row: InputRow, job: BatchJob) -> None:
+    fields = job.request.fields()
     prompt = short(fields.pop("prompt"))
     values = " ".join(f"{name}={value}" for name, value in fields.items())
     OUT.print(f"{locate(row)}: {prompt} {plain(values)}", soft_wrap=True)

@@ -56,13 +56,17 @@ class BatchReport:
         size: Size,
         display: ImageDisplay,
         *,
+        output: Path,
+        journal: Path,
         rpm: float | None = None,
         keep_tiles: bool = False,
     ) -> None:
         self.tiles: list[contact_sheet.Tile] = []
         self.rows: dict[int, InputRow] = {}
         """Rows whose item is still pending, by index."""
-        self._name, self._size, self._display = name, size, display
+        self.display = display
+        self._name, self._size = name, size
+        self._output, self._journal = output, journal
         self._limit = math.inf if rpm is None else rpm / 60
         self._keep_tiles = keep_tiles
         self._totals, self._done_images = Totals(), 0
@@ -71,18 +75,12 @@ class BatchReport:
 
     @property
     def failed(self) -> bool:
-        """Whether any request has failed."""
         return self._totals.failed > 0
 
     @property
     def remaining(self) -> int:
         """How many requests are not done."""
         return self._size.requests - self._totals.done
-
-    def say(self, text: str) -> None:
-        """Print a line about progress."""
-        if not self._display.quiet:
-            say(text)
 
     async def follow(self, run: MapRun) -> None:
         """Read all items of a run and show progress: a changing line, or one every few seconds."""
@@ -96,7 +94,7 @@ class BatchReport:
             await asyncio.wait([watcher])
 
     async def _watch(self, run: MapRun) -> None:
-        if self._display.quiet:
+        if self.display.quiet:
             return
         if not ERR.is_interactive:
             while True:
@@ -136,7 +134,7 @@ class BatchReport:
             say(f"{place}, {short(prompt)}: {problem}", "red")
         if item.ok:
             self._done_images += number_of_images(row.request)
-            if self._display.json:
+            if self.display.json:
                 for path in item.paths:
                     print_json(_file_fields(item, row, path))
         if self._keep_tiles:
@@ -161,41 +159,43 @@ class BatchReport:
         first = self._first_lines.setdefault(kind, line)
         return text if first == line else f"the same error as line {first}."
 
-    def finish(self, output: Path) -> None:
+    def finish(self) -> None:
         """Print the summary, and how to retry failed requests."""
-        self._print_summary(output)
+        self._print_summary()
         if failed := self._totals.failed:
             them = "it" if failed == 1 else f"these {failed:,}"
-            self.say(f"{count(failed, 'request')} failed. To retry {them}:\n{command_line()}")
+            self.display.say(
+                f"{count(failed, 'request')} failed. To retry {them}:\n{command_line()}"
+            )
 
-    def stopped(self, error: errors.BatchStoppedError, output: Path, journal: Path) -> None:
+    def stopped(self, error: errors.BatchStoppedError) -> None:
         """Print the summary, why the run stopped, and how to continue."""
-        self._print_summary(output)
+        self._print_summary()
         reason = error.reason or ""
         remaining = f"{count(self.remaining, 'request')} not done"
         if reason not in _LIMITS:
-            cause = error if error.__cause__ is None else error.__cause__
-            say(f"Stopped, {remaining}, because every request would fail: {_text(cause)}", "red")
-            self.say(f"When that is fixed, continue with:\n{command_line()}")
+            cause = error.__cause__ or error
+            say(f"Stopped, {remaining}, because every request would fail: {sentence(cause)}", "red")
+            self.display.say(f"When that is fixed, continue with:\n{command_line()}")
             return
         option = option_name(reason)
         say(f"Stopped by {option}, {remaining}.", "red")
         if reason == "max_images":
-            needed = paid_images(journal) + self._size.images - self._done_images
-            self.say(f"To do the rest:\n{command_line({option: str(needed)})}")
+            needed = paid_images(self._journal) + self._size.images - self._done_images
+            self.display.say(f"To do the rest:\n{command_line({option: str(needed)})}")
         elif reason == "max_cost":
-            self.say(f"To go on, raise {option}:\n{command_line()}")
+            self.display.say(f"To go on, raise {option}:\n{command_line()}")
         else:
-            self.say(f"To continue:\n{command_line()}")
+            self.display.say(f"To continue:\n{command_line()}")
 
-    def broken(self, output: Path) -> None:
+    def broken(self) -> None:
         """Print the summary of a run that ends with an error, unless it ends before any item."""
         if self._totals.done or self._totals.failed:
-            self._print_summary(output)
+            self._print_summary()
 
-    def interrupted(self, output: Path) -> None:
+    def interrupted(self) -> None:
         """Print the summary after Ctrl-C, and how to continue."""
-        self._print_summary(output)
+        self._print_summary()
         say(
             f"Interrupted, {count(self.remaining, 'request')} not done. To continue:\n"
             f"{command_line()}"
@@ -203,11 +203,11 @@ class BatchReport:
 
     def show(self, path: Path) -> None:
         """Open the result if --open was passed and there is any image."""
-        if self._display.open and self._done_images:
+        if self.display.open and self._done_images:
             open_in_viewer(path)
 
-    def _print_summary(self, output: Path) -> None:
-        if self._display.quiet:
+    def _print_summary(self) -> None:
+        if self.display.quiet:
             return
         totals = self._totals
         rows = {"done": f"{totals.done:,}", "failed": f"{totals.failed:,}"}
@@ -222,9 +222,9 @@ class BatchReport:
             rows["cost"] = amounts(costs)
             if totals.unpriced:
                 rows["cost"] += f", and {count(totals.unpriced, 'request')} of unknown cost"
-        rows |= {"time": clock(totals.elapsed), "folder": plain(str(output))}
+        rows |= {"time": clock(totals.elapsed), "folder": plain(str(self._output))}
         width = max(map(len, rows))
-        console = ERR if self._display.json else OUT  # standard output is all JSON
+        console = ERR if self.display.json else OUT  # standard output is all JSON
         for name, value in rows.items():
             console.print(f"{name:{width}}  {value}", soft_wrap=True)
 
@@ -247,13 +247,8 @@ def _file_fields(item: MapItem, row: InputRow, path: Path) -> dict[str, Any]:
 
 
 def _costs(totals: Totals) -> dict[str, Decimal]:
-    """Return the known costs by currency."""
     known = {} if totals.cost is None else {totals.currency or "USD": totals.cost}
     return {**known, **totals.other_costs}
-
-
-def _text(error: BaseException) -> str:
-    return sentence(error) if isinstance(error, Exception) else str(error)
 
 
 def per_minute(rate: float) -> str:

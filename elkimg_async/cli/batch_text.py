@@ -46,18 +46,27 @@ def decode(content: bytes, name: str, encoding: str | None) -> Decoded:
     Raises:
         ConfigurationError: If it is not text, or its encoding cannot be detected.
     """
+    decoded = _decode(content, name, encoding)
+    if (place := decoded.text.find("\0")) >= 0:
+        line = decoded.text.count("\n", 0, place) + 1
+        raise errors.ConfigurationError(f"{name}, line {line}: there is a NUL; this is not text.")
+    return decoded
+
+
+def _decode(content: bytes, name: str, encoding: str | None) -> Decoded:
     if encoding is not None:
-        return Decoded(_checked(_decode_as(content, encoding, name).removeprefix("\ufeff"), name))
+        return Decoded(_decode_as(content, encoding, name).removeprefix("\ufeff"))
     for mark, kind in _BOMS:
         if content.startswith(mark):
-            return Decoded(_checked(_decode_as(content[len(mark) :], kind, name), name))
+            return Decoded(_decode_as(content[len(mark) :], kind, name))
     for start, what in _BINARY:
         if content.startswith(start):
             raise errors.ConfigurationError(f"{name} is {what}.")
+    # Before UTF-8, since English text in UTF-16 is valid UTF-8 with many NULs.
     if (utf16 := _utf16_without_mark(content)) is not None:
-        return Decoded(_checked(_decode_as(content, utf16, name), name))
+        return Decoded(_decode_as(content, utf16, name))
     try:
-        return Decoded(_checked(content.decode("utf-8"), name))
+        return Decoded(content.decode("utf-8"))
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
     return _decode_western(content, name, line)
@@ -103,14 +112,5 @@ def _decode_western(content: bytes, name: str, line: int) -> Decoded:
             f"{name}, line {line}: the text is neither UTF-8 nor Windows-1252. {_ADVICE}"
         )
     found = text.split("\n")[line - 1].strip()[:60]
-    return Decoded(
-        _checked(text, name),
-        f"{name} is not UTF-8; it was read as Windows-1252. Check line {line}: {found}",
-    )
-
-
-def _checked(text: str, name: str) -> str:
-    if (place := text.find("\0")) >= 0:
-        line = text.count("\n", 0, place) + 1
-        raise errors.ConfigurationError(f"{name}, line {line}: there is a NUL; this is not text.")
-    return text
+    warning = f"{name} is not UTF-8; it was read as Windows-1252. Check line {line}: {found}"
+    return Decoded(text, warning)

@@ -148,7 +148,7 @@ def _print_blocks(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None
             OUT.print(f"  {line}", soft_wrap=True)
 
 
-def sentence(error: Exception) -> str:
+def sentence(error: BaseException) -> str:
     """Return the text of an error, with options of the command in place of arguments."""
     text = str(error)
     for argument, option in _OPTIONS.items():
@@ -174,9 +174,9 @@ def short(prompt: str) -> str:
     return f"“{text if len(text) <= 40 else text[:39] + '…'}”"
 
 
-def count(number: int, one: str, many: str | None = None) -> str:
+def count(number: int, noun: str) -> str:
     """Return a number with its noun: 1 image, 2 images."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
+    return f"{number:,} {noun if number == 1 else noun + 's'}"
 
 
 def amount(cost: Decimal) -> str:

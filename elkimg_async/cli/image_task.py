@@ -1,8 +1,7 @@
-"""Concurrent calls of `elkimg generate` and `elkimg edit`, and saving of their images."""
+"""One call of `elkimg generate` or `elkimg edit`, and the saving of its images."""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import time
 from collections.abc import Iterator, Sequence
@@ -12,31 +11,9 @@ import anyio
 
 from elkimg_async import AsyncImages, Image, Meta, PartialImage, Usage, errors
 from elkimg_async.batch.budget import fatal_reason
-from elkimg_async.cli import interrupts
 from elkimg_async.cli.console import sentence
-from elkimg_async.cli.options import Connection
 from elkimg_async.cli.output import OutputFiles, write_stdout
 from elkimg_async.cli.report import Report, SavedImage
-
-_CONCURRENCY = 8
-
-
-def run_tasks(tasks: Sequence[ImageTask], report: Report, connection: Connection) -> int:
-    """Run the tasks concurrently and return the exit code."""
-
-    async def run() -> None:
-        limiter = anyio.CapacityLimiter(_CONCURRENCY)
-        opened = connection.client(say=report.say, on_event=report.on_event)
-        with report.bars if report.animated else contextlib.nullcontext():
-            async with opened as client, anyio.create_task_group() as group:
-                for task in tasks:
-                    group.start_soon(task.run, client, limiter)
-
-    try:
-        interrupts.run(run)
-    finally:
-        report.finish()
-    return report.exit_code
 
 
 class ImageTask:
@@ -53,13 +30,14 @@ class ImageTask:
         report: Report,
         *,
         stream: bool,
-        images: Sequence[str] = (),
+        images: Sequence[str],
     ) -> None:
         self._prompt, self._options, self._report = prompt, options, report
         self._files, self._stream, self._images = files, stream, images
         self._stems: Iterator[str] = iter(())
         self._previews: Iterator[str] = iter(())
         if files is not None:
+            # Reserved at the start, so that names do not depend on which call ends first.
             n = min(max(options.get("n") or 1, 1), 10)
             stems = [files.reserve(prompt) for _ in range(n)]
             extra = (files.reserve(prompt) for _ in itertools.count())  # more than requested
@@ -83,12 +61,14 @@ class ImageTask:
                 show(sentence(error), self._prompt, sent=not unsent)
             self._report.bars.remove_task(bar)
 
+    def _call(self, client: AsyncImages, **options: Any) -> Any:
+        if self._images:
+            return client.edit(self._images, self._prompt, **self._options, **options)
+        return client.generate(self._prompt, **self._options, **options)
+
     async def _run_batch(self, client: AsyncImages) -> None:
         try:
-            if self._images:
-                response = await client.edit(self._images, self._prompt, **self._options)
-            else:
-                response = await client.generate(self._prompt, **self._options)
+            response = await self._call(client)
         except errors.ElkImagesError as error:
             for image in error.images:  # valid images of a failed call are paid for
                 await self._save(image, request_id=error.request_id)
@@ -98,11 +78,7 @@ class ImageTask:
             await self._save(image, response.size, response.usage, meta=response.meta)
 
     async def _run_stream(self, client: AsyncImages) -> None:
-        if self._images:
-            stream = client.edit(self._images, self._prompt, stream=True, **self._options)
-        else:
-            stream = client.generate(self._prompt, stream=True, **self._options)
-        async with stream:
+        async with self._call(client, stream=True) as stream:
             async for event in stream:
                 if not isinstance(event, PartialImage):
                     await self._save(event.image, event.size, event.usage)
@@ -146,10 +122,8 @@ class ImageTask:
             # Each image carries the usage of the whole call: it is counted once.
             counts = usage is not None and not self._counted
             self._counted = self._counted or counts
+            request_id = meta.request_id if meta else request_id
             saved = SavedImage(
-                *(path, image, self._prompt, partial, size, usage, seconds),
-                request_id=meta.request_id if meta else request_id,
-                cost=meta.cost if meta else None,
-                currency=meta.currency if meta else None,
+                path, image, self._prompt, partial, size, usage, seconds, request_id, meta
             )
             self._report.add(saved, counts_usage=counts)

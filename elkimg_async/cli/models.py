@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from elkimg_async import Model
 from elkimg_async.cli import interrupts
-from elkimg_async.cli.console import count, plain, print_json, print_table, say
+from elkimg_async.cli.console import count, plain, print_json, print_table
 from elkimg_async.cli.options import CONNECTION, SHOW, Connection, Display
 
 EXAMPLES = """\
@@ -33,12 +33,8 @@ def models(
     display.check()
     connection.check()
 
-    def note(text: str) -> None:
-        if not display.quiet:
-            say(text)
-
     async def fetch() -> list[Model]:
-        async with connection.client(say=note) as client:
+        async with connection.client(say=display.say) as client:
             return await client.models()
 
     found = interrupts.run(fetch)
@@ -51,9 +47,9 @@ def models(
     hidden = len(found) - len(listed)
     if not listed:
         advice = "; --all lists them" if hidden else ""
-        note(f"The server lists {count(hidden, 'model')}, none for images{advice}.")
+        display.say(f"The server lists {count(hidden, 'model')}, none for images{advice}.")
     elif hidden:
-        note(f"{count(hidden, 'model')} for other purposes not shown; --all lists them.")
+        display.say(f"{count(hidden, 'model')} for other purposes not shown; --all lists them.")
     return 0
 
 

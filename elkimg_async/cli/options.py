@@ -21,7 +21,7 @@ from elkimg_async import (
     Timeout,
     errors,
 )
-from elkimg_async.cli.console import CLOSED_STREAMS, UsageError, sentence
+from elkimg_async.cli.console import CLOSED_STREAMS, UsageError, say, sentence
 from elkimg_async.cli.price_file import read_prices
 from elkimg_async.config import MODEL_VARIABLE, make_base_url
 from elkimg_async.credentials import API_KEY_VARIABLE, default_api_key
@@ -155,6 +155,11 @@ class Display:
     quiet: Annotated[bool, Parameter(alias="-q")] = False
     """Print nothing but errors, and JSON with --json."""
 
+    def say(self, text: str) -> None:
+        """Print lines about progress."""
+        if not self.quiet:
+            say(text)
+
     def check(self) -> None:
         """Check that JSON can be printed, before anything is sent.
 
@@ -225,7 +230,6 @@ class Connection:
         return LOCAL_API_KEY if self.local else default_api_key().reveal()
 
     def time_limits(self) -> Timeout:
-        """Return the time limits of a call."""
         return Timeout(total=self.timeout, first_byte=self.timeout, idle=self.timeout)
 
     @contextlib.asynccontextmanager
@@ -268,11 +272,8 @@ def check_port(port: int | None) -> None:
         raise UsageError("--port must be 0 to 65535; 0 takes a free one.")
 
 
-NO_IMAGE_OPTIONS, NO_EDIT_OPTIONS, NO_BATCH_OPTIONS = (
-    GenerateImageOptions(),
-    EditImageOptions(),
-    BatchOptions(),
-)
+NO_IMAGE_OPTIONS, NO_EDIT_OPTIONS = GenerateImageOptions(), EditImageOptions()
+NO_BATCH_OPTIONS = BatchOptions()
 SHOW, SHOW_IMAGES = Display(), ImageDisplay()
 CONNECTION = Connection()
 _ONLY_EDIT = {"image", "mask", "markup", "input_fidelity"}

@@ -31,22 +31,20 @@ def choose_format(options: dict[str, Any], output: str | None) -> dict[str, Any]
         raise UsageError(f"-o needs a file or folder; found {output}.")
     suffix = Path(output or "").suffix
     wanted, named = _FORMATS.get(suffix.lower()), options.get("output_format")
+    has_formats = is_gpt_image(options.get("model") or DEFAULT_MODEL)
     if wanted is None:
-        family = is_gpt_image(options.get("model") or DEFAULT_MODEL)
-        if suffix.lower() in TYPES and family and not Path(output or "").is_dir():
+        if suffix.lower() in TYPES and has_formats and not Path(output or "").is_dir():
             raise UsageError(
                 f"-o {output}: no model creates {suffix[1:]}. Use .png, .jpg, .webp, .gif or .svg."
             )
         return options
-    if named is not None:
-        if named != wanted:
-            raise UsageError(
-                f"-o {output} means {wanted}, but --output-format is {named}. Omit one of them, "
-                "or use the same format in both."
-            )
-        return options
+    if named is not None and named != wanted:
+        raise UsageError(
+            f"-o {output} means {wanted}, but --output-format is {named}. Omit one of them, "
+            "or use the same format in both."
+        )
     # PNG is the default of every model; those of other families reject the parameter.
-    if wanted == "png" or not is_gpt_image(options.get("model") or DEFAULT_MODEL):
+    if named is not None or wanted == "png" or not has_formats:
         return options
     return {**options, "output_format": wanted}
 
@@ -98,7 +96,6 @@ class OutputFiles:
 
 
 def write_stdout(content: bytes) -> None:
-    """Write an image to standard output."""
     sys.stdout.buffer.write(content)
     sys.stdout.buffer.flush()
 

@@ -48,7 +48,6 @@ class _ModelPrices(msgspec.Struct, forbid_unknown_fields=True):
     max_input_tokens: int | None = None
 
     def prices(self) -> TokenPrices | ImagePrices:
-        """Return the prices of the model."""
         fields: dict[str, Any] = msgspec.structs.asdict(self)
         images = fields.pop("images")
         tokens = {name: value for name, value in fields.items() if value is not None}

@@ -13,24 +13,22 @@ import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import anyio.to_thread
 import msgspec
 
-from elkimg_async import Limits, MapItem, Pricing, Timeout, Totals, errors
+from elkimg_async import Limits, MapItem, Pricing, Totals, errors
 from elkimg_async.batch.inputs import full_fingerprint
-from elkimg_async.batch.names import job_stem
+from elkimg_async.batch.job import BatchJob
 from elkimg_async.batch.run import add_item, make_item
 from elkimg_async.batch.storage import MANIFEST, ManifestLine
 from elkimg_async.cli.batch_plan import RunPlan
-from elkimg_async.config import make_base_url
 from elkimg_async.error_records import read_error
 from elkimg_async.files import write_atomically
 from elkimg_async.ray import generate_dataset
 from elkimg_async.ray.rate import load_ray
 from elkimg_async.ray.shared_store import RowRecord, SharedStore
-from elkimg_async.sansio.requests import EditRequest, GenerateRequest
 from elkimg_async.transport.uploads import image_list
 
 _QUIET = {
@@ -39,28 +37,17 @@ _QUIET = {
 }
 
 
-class _Pending(NamedTuple):
-    """A request whose row has not been returned, and the identity of its row."""
-
-    request: GenerateRequest | EditRequest
-    id: str | int | None
-    metadata: dict[str, Any] | None
-
-
 class RayRun:
     """Backend of a `MapRun` that uses Ray Data; the id of a Ray row is the name of its files.
 
     Args:
         requests: Requests as `map` accepts them.
         address: Address of the cluster. None: RAY_ADDRESS, else Ray on this machine.
-        api_key: The API key.
-        base_url: Address of the server. None: the environment's.
         output: Folder for the images, shared by all workers.
         concurrency: Maximum number of requests at a time, of all workers together.
         limits: Limits for all workers together.
-        timeout: Time limits of each call.
-        retries: Maximum number of retries. None: the client's default.
         pricing: The prices of requests. None: unknown.
+        options: Further options of the workers' clients.
     """
 
     rate = math.inf
@@ -70,26 +57,20 @@ class RayRun:
         requests: Iterable[dict[str, Any]],
         *,
         address: str | None,
-        api_key: str,
-        base_url: str | None,
         output: Path,
         concurrency: int,
         limits: Limits,
-        timeout: Timeout,
-        retries: int | None,
-        pricing: Pricing | None = None,
+        pricing: Pricing | None,
+        **options: Any,
     ) -> None:
         self._requests, self._address, self._output = requests, address, output
         self._concurrency = concurrency
-        self._options: dict[str, Any] = {
-            "api_key": api_key,
-            "base_url": make_base_url(base_url),
+        self._options = {
+            **options,
             "limits": msgspec.structs.replace(limits, max_concurrency=concurrency),
-            "timeout": timeout,
-            "retry": retries,
             "pricing": pricing,
         }
-        self._pending: dict[int, _Pending] = {}
+        self._pending: dict[int, BatchJob] = {}
         self._lines: list[ManifestLine] = []
         self._items: Iterator[MapItem] = iter(())
         self._totals = Totals(currency=pricing.currency if pricing else None)
@@ -102,7 +83,6 @@ class RayRun:
         return len(self._pending)
 
     def totals(self) -> Totals:
-        """Return the totals so far."""
         return msgspec.structs.replace(self._totals, elapsed=time.monotonic() - self._began)
 
     async def start(self) -> None:
@@ -153,12 +133,11 @@ class RayRun:
         rows, wrong = [], []
         for index, request in enumerate(self._requests):
             planned = plan.plan(index, request)
-            if planned.item is not None:
-                wrong.append(planned.item)
+            if isinstance(planned, MapItem):
+                wrong.append(planned)
             else:
-                identity = (request.get("id"), request.get("metadata"))
-                self._pending[index] = _Pending(planned.request, *identity)
-                rows.append(_row(index, planned.request))
+                self._pending[index] = planned
+                rows.append(_row(planned))
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         try:
             _check_address(self._address)
@@ -191,22 +170,21 @@ class RayRun:
         return next(self._items, None)
 
     def _item(self, row: Mapping[str, Any]) -> MapItem:
-        pending = self._pending.pop(row["index"])
-        request = pending.request
+        job = self._pending.pop(row["index"])
         record, error = None, None
         if row["ok"]:
-            record = self._store.find(row["id"], full_fingerprint(request, stream=False))
+            record = self._store.find(row["id"], full_fingerprint(job.request, stream=False))
         else:
             columns = {"error": "error", "message": "error_message", "billing": "billing"}
             fields = {name: row[column] for name, column in columns.items()}
             error = read_error(fields, attempts=row["attempts"])
         if record is not None:
-            self._lines.append(_line(row["index"], record, pending))
+            self._lines.append(_line(record, job))
         return make_item(
-            index=row["index"],
-            id=pending.id,
-            metadata=pending.metadata,
-            request=request,
+            index=job.index,
+            id=job.id,
+            metadata=job.metadata,
+            request=job.request,
             error=error,
             paths=[Path(path) for path in row["paths"]],
             attempts=row["attempts"],
@@ -216,15 +194,15 @@ class RayRun:
         )
 
 
-def _row(index: int, request: GenerateRequest | EditRequest) -> dict[str, Any]:
-    fields = msgspec.structs.asdict(request)
+def _row(job: BatchJob) -> dict[str, Any]:
+    fields = msgspec.structs.asdict(job.request)
     for name in ("image", "mask", "markup"):  # workers have working directories of their own
         if fields.get(name) is not None:
             paths = [_absolute(value) for value in image_list(fields[name])]
             fields[name] = paths if name == "image" else paths[0]
     body = fields["extra_body"]
     fields["extra_body"] = None if body is None else msgspec.json.encode(body).decode()
-    return {"id": job_stem(index, request), "index": index, **fields}
+    return {"id": job.stem, "index": job.index, **fields}
 
 
 def _lines_of(manifest: Path) -> list[ManifestLine]:
@@ -243,10 +221,10 @@ def _absolute(value: Any) -> Any:
     return str(Path(value).absolute())
 
 
-def _line(index: int, record: RowRecord, pending: _Pending) -> ManifestLine:
+def _line(record: RowRecord, job: BatchJob) -> ManifestLine:
     shared = set(ManifestLine.__struct_fields__) & set(RowRecord.__struct_fields__) - {"id"}
     fields = {name: getattr(record, name) for name in shared}
-    return ManifestLine(index=index, id=pending.id, metadata=pending.metadata, **fields)
+    return ManifestLine(index=job.index, id=job.id, metadata=job.metadata, **fields)
 
 
 def _check_address(address: str | None) -> None:

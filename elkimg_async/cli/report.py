@@ -40,9 +40,8 @@ class SavedImage(NamedTuple):
     usage: Usage | None
     seconds: float
     request_id: str | None
-    cost: Decimal | None = None
-    """The cost of the whole call; None if unknown."""
-    currency: str | None = None
+    meta: Meta | None
+    """The metadata of the whole call; None before it has ended."""
 
 
 class Report:
@@ -68,25 +67,19 @@ class Report:
 
     @property
     def animated(self) -> bool:
-        """Whether progress is animated."""
         return ERR.is_interactive and not self._display.quiet
-
-    def say(self, text: str) -> None:
-        """Print a line about progress."""
-        if not self._display.quiet:
-            say(text)
 
     def begin(self, prompt: str) -> TaskID:
         """Show that a prompt is in progress."""
         text = f"Waiting for {short(prompt)}"
         if not self.animated:
-            self.say(text)
+            self._display.say(text)
         return self.bars.add_task(text)
 
     def on_event(self, record: Record) -> None:
         """Print retries; this is a hook of the client."""
         if isinstance(record, RetryScheduled):
-            self.say(f"{sentence(record.error)} Trying again in {record.delay:.1f} s.")
+            self._display.say(f"{sentence(record.error)} Trying again in {record.delay:.1f} s.")
 
     def fail(self, problem: str, prompt: str, *, sent: bool = True) -> None:
         """Print what went wrong with a prompt; `sent` is whether its request may have been sent."""
@@ -107,9 +100,9 @@ class Report:
         content = saved.image.content or b""
         kind = saved.image.media_type or ""
         if saved.path is None:
-            self.say(f"Wrote {len(content):,} bytes after {saved.seconds:.1f} s")
+            self._display.say(f"Wrote {len(content):,} bytes after {saved.seconds:.1f} s")
             return
-        self.say(f"Saved {saved.path} after {saved.seconds:.1f} s")
+        self._display.say(f"Saved {saved.path} after {saved.seconds:.1f} s")
         if not saved.partial:
             self._finals.append(saved.path)
         if self._display.json:
@@ -127,7 +120,6 @@ class Report:
         )
 
     def add_cost(self, meta: Meta) -> None:
-        """Add the cost of a call."""
         self._costs = add_cost(self._costs, meta)
 
     def finish(self) -> None:
@@ -135,7 +127,7 @@ class Report:
         if not self._display.json and not self._display.quiet:
             print_table(_COLUMNS, self._rows)
         if self._costs:
-            self.say(f"Cost: {amounts(self._costs)}")
+            self._display.say(f"Cost: {amounts(self._costs)}")
         if self._display.open:
             for path in self._finals:
                 open_in_viewer(path)
@@ -169,6 +161,6 @@ def _image_fields(
         "usage": usage,
         "seconds": round(saved.seconds, 3),
         "request_id": saved.request_id,
-        "cost": json_amount(saved.cost),
-        "currency": saved.currency,
+        "cost": json_amount(saved.meta.cost if saved.meta else None),
+        "currency": saved.meta.currency if saved.meta else None,
     }

@@ -20,106 +20,106 @@ from elkimg_async.local.effects import (
     with_headers,
 )
 from elkimg_async.local.responses import error_value, page_response
-from elkimg_async.local.script import ScriptedResponse, Step, chunk, head, steps
+from elkimg_async.local.script import ScriptedResponse, Step, chunk, head
 
 EFFECTS = EffectTable()
 effect = EFFECTS.add
 
 
-@effect("corrupt-partial", "corrupt the base64 of each partial image (stream)")
-def _corrupt_partial(response: ScriptedResponse, _: None) -> Iterator[Step]:
+@effect("corrupt-partial", "corrupt the base64 of each partial image", only_streams=True)
+def _corrupt_partial(response: ScriptedResponse, _: None) -> ScriptedResponse:
     frames = (
         _corrupted(frame) if is_event(frame, b".partial_image") else frame
         for frame in response.frames
     )
-    yield from steps(with_frames(response, *frames))
+    return with_frames(response, *frames)
 
 
 @effect("corrupt-final", "corrupt the base64 of the last image")
-def _corrupt_final(response: ScriptedResponse, _: None) -> Iterator[Step]:
+def _corrupt_final(response: ScriptedResponse, _: None) -> ScriptedResponse:
     frames = list(response.frames)
     last = max((at for at, frame in enumerate(frames) if b'"b64_json"' in frame), default=None)
     if last is not None:
         frames[last] = _corrupted(frames[last])
-    yield from steps(with_frames(response, *frames))
+    return with_frames(response, *frames)
 
 
 @effect("wrong-type", "label the body as text/plain, or as =TYPE", str, "text/plain")
-def _wrong_type(response: ScriptedResponse, content_type: str) -> Iterator[Step]:
-    yield from steps(with_headers(response, Content_Type=content_type))
+def _wrong_type(response: ScriptedResponse, content_type: str) -> ScriptedResponse:
+    return with_headers(response, Content_Type=content_type)
 
 
 @effect("html", "a web page with status 200 or =STATUS", status, 200)
-def _html(response: ScriptedResponse, code: int) -> Iterator[Step]:
+def _html(response: ScriptedResponse, code: int) -> ScriptedResponse:
     page = page_response(response.headers)
-    yield from steps(msgspec.structs.replace(page, status=code))
+    return msgspec.structs.replace(page, status=code)
 
 
 @effect("empty", "an empty body with status 200 or =STATUS", status, 200)
-def _empty(response: ScriptedResponse, code: int) -> Iterator[Step]:
-    yield from steps(ScriptedResponse(status=code, headers=response.headers))
+def _empty(response: ScriptedResponse, code: int) -> ScriptedResponse:
+    return ScriptedResponse(status=code, headers=response.headers)
 
 
 @effect("body", "the body =TEXT with status 200", str, "")
-def _body(response: ScriptedResponse, text: str) -> Iterator[Step]:
-    yield from steps(ScriptedResponse(headers=response.headers, frames=(text.encode(),)))
+def _body(response: ScriptedResponse, text: str) -> ScriptedResponse:
+    return ScriptedResponse(headers=response.headers, frames=(text.encode(),))
 
 
 @effect("json-for-stream", "JSON, even if a stream was requested", stream=False)
 @effect("stream-for-json", "a stream, even if JSON was requested", stream=True)
-def _other_form(response: ScriptedResponse, _: None) -> Iterator[Step]:
-    yield from steps(response)
+def _other_form(response: ScriptedResponse, _: None) -> ScriptedResponse:
+    return response
 
 
 @effect("error-in-200", "an error as JSON with status 200")
-def _error_in_200(response: ScriptedResponse, _: None) -> Iterator[Step]:
+def _error_in_200(response: ScriptedResponse, _: None) -> ScriptedResponse:
     frames = (_upstream_error(response),)
-    yield from steps(ScriptedResponse(headers=response.headers, frames=frames))
+    return ScriptedResponse(headers=response.headers, frames=frames)
 
 
-@effect("bare-error", "a ping, then an error as a bare line of JSON, without `data:` (stream)")
-def _bare_error(response: ScriptedResponse, _: None) -> Iterator[Step]:
+@effect(
+    "bare-error",
+    "a ping, then an error as a bare line of JSON, without `data:`",
+    only_streams=True,
+)
+def _bare_error(response: ScriptedResponse, _: None) -> ScriptedResponse:
     frames = (b": PING\n\n", _upstream_error(response) + b"\n")
-    yield from steps(with_frames(response, *frames) if streams(response) else response)
+    return with_frames(response, *frames)
 
 
-@effect("error-event", "an error event instead of the completed image (stream)")
-def _error_event(response: ScriptedResponse, _: None) -> Iterator[Step]:
+@effect("error-event", "an error event instead of the completed image", only_streams=True)
+def _error_event(response: ScriptedResponse, _: None) -> ScriptedResponse:
     kept = (frame for frame in response.frames[:-1] if not is_event(frame, b".completed"))
     failed = b"event: error\ndata: " + _upstream_error(response) + b"\n\n"
-    yield from steps(with_frames(response, *kept, failed) if streams(response) else response)
+    return with_frames(response, *kept, failed)
 
 
 @effect("no-completed", "end the stream cleanly before the completed image; JSON has no images")
-def _no_completed(response: ScriptedResponse, _: None) -> Iterator[Step]:
+def _no_completed(response: ScriptedResponse, _: None) -> ScriptedResponse:
     if not streams(response):
-        yield from change_json(response, lambda value: {**value, "data": []})
-        return
+        return change_json(response, lambda value: {**value, "data": []})
     kept = (frame for frame in response.frames[:-1] if not is_event(frame, b".completed"))
-    yield from steps(with_frames(response, *kept))
+    return with_frames(response, *kept)
 
 
 @effect("twice-completed", "send each completed image twice")
-def _twice_completed(response: ScriptedResponse, _: None) -> Iterator[Step]:
+def _twice_completed(response: ScriptedResponse, _: None) -> ScriptedResponse:
     if not streams(response):
-        yield from change_json(response, _with_images_twice)
-        return
-    frames = [
-        copy
-        for frame in response.frames
-        for copy in repeat(frame, 1 + is_event(frame, b".completed"))
-    ]
-    yield from steps(with_frames(response, *frames))
+        return change_json(response, _with_images_twice)
+    frames: list[bytes] = []
+    for frame in response.frames:
+        frames += [frame] * (2 if is_event(frame, b".completed") else 1)
+    return with_frames(response, *frames)
 
 
 def _with_images_twice(value: dict[str, Any]) -> dict[str, Any]:
     return {**value, "data": [item for item in value["data"] for _ in range(2)]}
 
 
-@effect("after-done", "send one more event after [DONE] (stream)")
-def _after_done(response: ScriptedResponse, _: None) -> Iterator[Step]:
+@effect("after-done", "send one more event after [DONE]", only_streams=True)
+def _after_done(response: ScriptedResponse, _: None) -> ScriptedResponse:
     late = [frame for frame in response.frames if is_event(frame, b".completed")]
-    yield from steps(with_frames(response, *response.frames, *late[-1:]))
+    return with_frames(response, *response.frames, *late[-1:])
 
 
 def _corrupted(frame: bytes) -> bytes:
@@ -142,8 +142,8 @@ def _upstream_error(response: ScriptedResponse) -> bytes:
 
 
 @effect("gzip", "compress the body")
-def _gzip(response: ScriptedResponse, _: None) -> Iterator[Step]:
-    yield from steps(_marked_gzip(with_frames(response, *_compressed(response))))
+def _gzip(response: ScriptedResponse, _: None) -> ScriptedResponse:
+    return _marked_gzip(with_frames(response, *_compressed(response)))
 
 
 @effect(
@@ -151,10 +151,10 @@ def _gzip(response: ScriptedResponse, _: None) -> Iterator[Step]:
     "half of the compressed body, or =BYTES of it, in an otherwise complete response",
     count,
 )
-def _truncated_gzip(response: ScriptedResponse, size: int | None) -> Iterator[Step]:
+def _truncated_gzip(response: ScriptedResponse, size: int | None) -> ScriptedResponse:
     coded = b"".join(_compressed(response))
     end = len(coded) // 2 if size is None else size
-    yield from steps(_marked_gzip(with_frames(response, coded[:end])))
+    return _marked_gzip(with_frames(response, coded[:end]))
 
 
 @effect("gzip-bomb", "compress the body after 512 MiB, or =MIB, of white space", positive, 512)

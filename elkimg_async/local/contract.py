@@ -9,11 +9,13 @@ from typing import Any
 import msgspec
 
 from elkimg_async.errors import InvalidRequestError
+from elkimg_async.local.painter import ImageSpec
 from elkimg_async.sansio.image_headers import InputImage
 from elkimg_async.sansio.model_rules import is_gpt_image, rules_for, validate
 from elkimg_async.sansio.requests import DEFAULT_MODEL, EditRequest, GenerateRequest
 
-BODY_LIMIT = 128 * 1024 * 1024
+MAX_FRAME_DURATION = 60_000
+"""Limit for a frame of an animation, in milliseconds."""
 MAX_PIXELS = 40_000_000
 """Limit for an image to edit; larger ones would only slow down tests."""
 
@@ -29,30 +31,17 @@ class GatewayError(Exception):
         self.code, self.param, self.kind = code, param, kind
 
 
-class ParsedRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A valid request with every default filled in."""
+class ParsedRequest(ImageSpec, frozen=True, kw_only=True):
+    """A valid request with every default filled in: what to paint, and how to send it."""
 
     request: GenerateRequest | EditRequest
-    stream: bool = False
+    stream: bool
     model: str
-    n: int = 1
-    width: int = 1024
-    height: int = 1024
+    n: int
     quality: str
-    transparent: bool = False
-    output_format: str = "png"
-    compression: int = 100
-    partial_images: int = 0
-    by_url: bool = False
-    frame_count: int = 9
-    frame_duration_ms: int = 200
+    by_url: bool
     svg_model: str | None = None
     safety_identifier: str | None = None
-
-    @property
-    def event_prefix(self) -> str:
-        """The part of event types before the dot."""
-        return "image_edit" if isinstance(self.request, EditRequest) else "image_generation"
 
     @property
     def described(self) -> dict[str, str]:
@@ -90,13 +79,18 @@ def parse_json(body: bytes) -> dict[str, Any]:
     Raises:
         GatewayError: If the body is not a JSON object.
     """
+    return {name: value for name, value in decode_object(body).items() if value is not None}
+
+
+def decode_object(body: bytes) -> dict[str, Any]:
+    """Decode a body; raise `GatewayError` if it is not a JSON object."""
     try:
         fields = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise invalid(f"the body is not JSON: {error}") from None
     if not isinstance(fields, dict):
         raise invalid("the body must be a JSON object")
-    return {name: value for name, value in fields.items() if value is not None}
+    return fields
 
 
 def parse_fields(
@@ -112,21 +106,19 @@ def parse_fields(
         raise GatewayError(
             503, f"No available channel for model {model}", code="model_not_found", param="model"
         )
+    # The gateway passes null on and drops unknown fields, but a string here, or a fraction for `n`,
+    # fails the whole request.
     stream = fields.pop("stream", False)
     if not isinstance(stream, bool):
         raise invalid("stream must be a JSON boolean", "stream")
     if "prompt" not in fields:
         raise invalid("prompt is required", "prompt")
     known = {name: fields[name] for name in kind.__struct_fields__ if name in fields}
-    known.pop("extra_body", None)
+    known.pop("extra_body", None)  # an option of the client, which no server knows
+    # These models always return base64; the service behind the gateway does not know the parameter.
     if is_gpt_image(str(model)) and "response_format" in known:
-        raise GatewayError(
-            400,
-            "Unknown parameter: 'response_format'.",
-            code="unknown_parameter",
-            param="response_format",
-            kind="invalid_request_error",
-        )
+        message = "Unknown parameter: 'response_format'."
+        raise rejected_upstream(message, "unknown_parameter", "response_format")
     try:
         request = msgspec.convert(known, kind)
         validate(request, stream=stream)
@@ -134,21 +126,24 @@ def parse_fields(
         raise invalid(str(error)) from None
     except InvalidRequestError as error:
         raise invalid(error.message, error.param or "") from None
-    return _with_defaults(request, stream, fields)
+    return _with_defaults(request, stream)
 
 
-def _with_defaults(
-    request: GenerateRequest | EditRequest, stream: bool, fields: dict[str, Any]
-) -> ParsedRequest:
+def _with_defaults(request: GenerateRequest | EditRequest, stream: bool) -> ParsedRequest:
     model = request.model or DEFAULT_MODEL
     gpt = is_gpt_image(model)
-    output_format = request.output_format or "png"
     width, height = _size_of(request)
-    quality = "medium" if gpt else "standard"
-    if request.quality not in (None, "auto"):
-        quality = request.quality or quality
+    quality = request.quality
+    if quality is None or quality == "auto":
+        quality = "medium" if gpt else "standard"
     compression = request.output_compression
+    duration = request.frame_duration_ms or 200
+    if duration > MAX_FRAME_DURATION:
+        raise invalid(
+            f"frame_duration_ms must be at most {MAX_FRAME_DURATION}", "frame_duration_ms"
+        )
     return ParsedRequest(
+        prompt=request.prompt,
         request=request,
         stream=stream,
         model=model,
@@ -157,36 +152,17 @@ def _with_defaults(
         height=height,
         quality=quality,
         transparent=request.background == "transparent",
-        output_format=output_format,
+        output_format=request.output_format or "png",
+        # 0 is a compression, so only None means the default.
         compression=100 if compression is None else compression,
         partial_images=request.partial_images or 0,
+        # The dall-e models return URLs unless base64 is requested; the others have no choice.
         by_url=not gpt and request.response_format != "b64_json",
-        frame_count=_whole_number(fields, "frame_count", 9, 2, 16),
-        frame_duration_ms=_whole_number(fields, "frame_duration_ms", 200, 1, 60_000),
-        svg_model=_svg_model(fields),
-        safety_identifier=_text(fields, "safety_identifier") or _text(fields, "user"),
+        frame_count=request.frame_count or 9,
+        frame_duration_ms=duration,
+        svg_model=request.svg.get("model") if request.svg else None,
+        safety_identifier=request.safety_identifier or request.user,
     )
-
-
-def _whole_number(fields: dict[str, Any], name: str, default: int, low: int, high: int) -> int:
-    value = fields.get(name, default)
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise invalid(f"{name} must be a whole number from {low} to {high}", name)
-    return value
-
-
-def _text(fields: dict[str, Any], name: str) -> str | None:
-    value = fields.get(name)
-    if value is not None and not isinstance(value, str):
-        raise invalid(f"{name} must be a string", name)
-    return value
-
-
-def _svg_model(fields: dict[str, Any]) -> str | None:
-    svg = fields.get("svg", {})
-    if not isinstance(svg, dict):
-        raise invalid("svg must be an object", "svg")
-    return _text(svg, "model")
 
 
 def _size_of(request: GenerateRequest | EditRequest) -> tuple[int, int]:
@@ -195,6 +171,7 @@ def _size_of(request: GenerateRequest | EditRequest) -> tuple[int, int]:
         return width, height
     if not isinstance(request, EditRequest):
         return 1024, 1024
+    # An edit without a size keeps that of the first image.
     if any(width * height > MAX_PIXELS for width, height in map(pixels_of, request.image)):
         raise invalid(
             f"the local server edits images of at most {MAX_PIXELS:,} pixels; send a smaller one",
@@ -213,47 +190,23 @@ def pixels_of(image: InputImage) -> tuple[int, int]:
 
 def invalid(message: str, param: str = "") -> GatewayError:
     """Return the gateway's error for a request that is not valid."""
+    # 500 is what the gateway returns for its own checks; 400 comes from the service behind it.
     return GatewayError(500, message, code="invalid_request", param=param)
+
+
+def rejected_upstream(message: str, code: str, param: str) -> GatewayError:
+    """Return the error of the service behind the gateway, which has statuses of its own."""
+    return GatewayError(400, message, code=code, param=param, kind="invalid_request_error")
 
 
 def unreadable(param: str) -> GatewayError:
     """Return upstream's error for a file that is not an image."""
-    return GatewayError(
-        400,
-        "Invalid image file or mode, please check your image file.",
-        code="invalid_image_file",
-        param=param,
-        kind="invalid_request_error",
-    )
+    message = "Invalid image file or mode, please check your image file."
+    return rejected_upstream(message, "invalid_image_file", param)
 
 
 def missing(method: str, path: str) -> GatewayError:
     """Return the error for an endpoint that does not exist, or is not implemented here."""
-    if path.startswith("/v1/images/"):
+    if path.startswith("/v1/images/"):  # such as /variations, which has been retired
         return GatewayError(501, "API not implemented", code="api_not_implemented")
     return GatewayError(404, f"Invalid URL ({method} {path})", kind="invalid_request_error")
-
-
-def idempotency_key_reused() -> GatewayError:
-    """Return the error for an idempotency key that was used with another body."""
-    return GatewayError(
-        422,
-        "This Idempotency-Key was used with another body",
-        code="idempotency_key_reused",
-        param="Idempotency-Key",
-    )
-
-
-def idempotency_key_in_flight() -> GatewayError:
-    """Return the error for an idempotency key whose request is not finished."""
-    return GatewayError(
-        409,
-        "A request with the same idempotency key is in flight",
-        code="idempotency_key_in_flight",
-        param="Idempotency-Key",
-    )
-
-
-def too_large() -> GatewayError:
-    """Return the error for a body over the limit."""
-    return GatewayError(413, "The body is larger than 128 MiB", code="read_request_body_failed")

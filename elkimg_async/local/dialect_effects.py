@@ -1,6 +1,6 @@
 """Effects that imitate other servers: where they put images, and how they report errors."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -12,11 +12,10 @@ from elkimg_async.local.effects import (
     is_event,
     one_of,
     status,
-    streams,
     with_frames,
 )
 from elkimg_async.local.responses import error_response, event
-from elkimg_async.local.script import ScriptedResponse, Step, steps
+from elkimg_async.local.script import ScriptedResponse
 
 EFFECTS = EffectTable()
 effect = EFFECTS.add
@@ -69,18 +68,16 @@ _DIALECTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "images",
     stream=False,
 )
-def _dialect(response: ScriptedResponse, name: str) -> Iterator[Step]:
-    yield from change_json(response, _DIALECTS[name])
+def _dialect(response: ScriptedResponse, name: str) -> ScriptedResponse:
+    return change_json(response, _DIALECTS[name])
 
 
 @effect(
     "partial-succeeded",
-    "finished images as partial_succeeded events, then a completed event with usage only (stream)",
+    "finished images as partial_succeeded events, then a completed event with usage only",
+    only_streams=True,
 )
-def _partial_succeeded(response: ScriptedResponse, _: None) -> Iterator[Step]:
-    if not streams(response):
-        yield from steps(response)
-        return
+def _partial_succeeded(response: ScriptedResponse, _: None) -> ScriptedResponse:
     frames: list[bytes] = []
     completed: dict[str, Any] = {}
     count = 0
@@ -94,23 +91,23 @@ def _partial_succeeded(response: ScriptedResponse, _: None) -> Iterator[Step]:
         frames.append(event(f"{name}.partial_succeeded", {**value, "image_index": count}))
         count += 1
     last = [event(name, fields) for name, fields in completed.items()]
-    yield from steps(with_frames(response, *frames[:-1], *last, *frames[-1:]))
+    return with_frames(response, *frames[:-1], *last, *frames[-1:])
 
 
-@effect("doubled-data", "each event with a doubled `data: data:` prefix (stream)")
-def _doubled_data(response: ScriptedResponse, _: None) -> Iterator[Step]:
+@effect("doubled-data", "each event with a doubled `data: data:` prefix", only_streams=True)
+def _doubled_data(response: ScriptedResponse, _: None) -> ScriptedResponse:
     frames = (frame.replace(b"data: ", b"data: data: ", 1) for frame in response.frames)
-    yield from steps(with_frames(response, *frames) if streams(response) else response)
+    return with_frames(response, *frames)
 
 
-@effect("ndjson", "one JSON object per line instead of server-sent events (stream)")
-def _ndjson(response: ScriptedResponse, _: None) -> Iterator[Step]:
+@effect("ndjson", "one JSON object per line instead of server-sent events", only_streams=True)
+def _ndjson(response: ScriptedResponse, _: None) -> ScriptedResponse:
     frames = (
         frame.partition(b"\ndata: ")[2].rstrip() + b"\n"
         for frame in response.frames
         if frame.startswith(b"event:")
     )
-    yield from steps(with_frames(response, *frames) if streams(response) else response)
+    return with_frames(response, *frames)
 
 
 # --- errors -----------------------------------------------------------------
@@ -149,16 +146,16 @@ def _shape_and_status(text: str) -> tuple[str, int]:
     ("message", 400),
     generates=False,
 )
-def _error_body(response: ScriptedResponse, shape: tuple[str, int]) -> Iterator[Step]:
+def _error_body(response: ScriptedResponse, shape: tuple[str, int]) -> ScriptedResponse:
     headers = {**response.headers, "Content-Type": "application/json"}
     body = msgspec.json.encode(_ERROR_BODIES[shape[0]])
-    yield from steps(ScriptedResponse(status=shape[1], headers=headers, frames=(body,)))
+    return ScriptedResponse(status=shape[1], headers=headers, frames=(body,))
 
 
 @effect("status-402", "402, out of credit; nothing is generated", generates=False)
-def _status_402(response: ScriptedResponse, _: None) -> Iterator[Step]:
+def _status_402(response: ScriptedResponse, _: None) -> ScriptedResponse:
     error = GatewayError(402, "Insufficient credits", code="insufficient_credits")
-    yield from steps(error_response(error, response.headers))
+    return error_response(error, response.headers)
 
 
 _CHALLENGE = b"""<!doctype html>
@@ -175,7 +172,7 @@ _CHALLENGE = b"""<!doctype html>
     403,
     generates=False,
 )
-def _web_page(response: ScriptedResponse, code: int) -> Iterator[Step]:
+def _web_page(response: ScriptedResponse, code: int) -> ScriptedResponse:
     # The proxy never passed the request on, so there is no request id of the API either.
     headers = {"Server": "proxy", "Content-Type": "text/html; charset=utf-8"}
-    yield from steps(ScriptedResponse(status=code, headers=headers, frames=(_CHALLENGE,)))
+    return ScriptedResponse(status=code, headers=headers, frames=(_CHALLENGE,))

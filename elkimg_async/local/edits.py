@@ -8,11 +8,11 @@ import msgspec
 import pybase64
 
 from elkimg_async.local.contract import (
-    GatewayError,
     ParsedRequest,
     invalid,
     parse_fields,
     parse_json,
+    rejected_upstream,
     unreadable,
 )
 from elkimg_async.local.forms import FormPart
@@ -22,9 +22,7 @@ from elkimg_async.sansio.requests import EditRequest
 _IMAGE_NAMES = ("image", "image[]")
 _SINGLE_FILES = ("mask", "markup")
 _NUMBERS = {
-    "frame_count",
-    "frame_duration_ms",
-    *(field.name for field in msgspec.structs.fields(EditRequest) if field.type == (int | None)),
+    field.name for field in msgspec.structs.fields(EditRequest) if field.type == (int | None)
 }
 
 
@@ -104,23 +102,15 @@ def _referenced_image(reference: object, param: str) -> InputImage:
         raise invalid(f"{param} must be an object with image_url or file_id", param)
     url = reference.get("image_url")
     if url is None:
-        raise GatewayError(
-            400,
-            "The local server has no files; send a data: URL in image_url instead of a file_id",
-            code="file_not_found",
-            param=param,
-            kind="invalid_request_error",
+        message = (
+            "The local server has no files; send a data: URL in image_url instead of a file_id"
         )
+        raise rejected_upstream(message, "file_not_found", param)
     if not isinstance(url, str):
         raise invalid("image_url must be a string", param)
     if not url.startswith("data:"):
-        raise GatewayError(
-            400,
-            "The local server downloads nothing; send a data: URL in image_url",
-            code="invalid_image_url",
-            param=param,
-            kind="invalid_request_error",
-        )
+        message = "The local server downloads nothing; send a data: URL in image_url"
+        raise rejected_upstream(message, "invalid_image_url", param)
     head, _, data = url.partition(",")
     try:
         content = pybase64.b64decode(data, validate=True) if head.endswith(";base64") else b""

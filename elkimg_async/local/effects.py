@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from elkimg_async.local.script import ScriptedResponse, Step, steps
+from elkimg_async.local.script import ScriptedResponse, Step
 
-Apply = Callable[[ScriptedResponse, Any], Iterator[Step]]
+Apply = Callable[[ScriptedResponse, Any], ScriptedResponse | Iterator[Step]]
+"""Returns another response, or the steps in which the bytes of the response are sent."""
 
 
 class Effect(NamedTuple):
@@ -17,6 +18,7 @@ class Effect(NamedTuple):
 
     `convert` reads its argument; None where it takes none. `generates` is whether the image exists
     before the fault strikes, `stream` the form of response it needs, None for the requested one.
+    `only_streams` is whether it leaves other responses as they are.
     """
 
     description: str
@@ -25,6 +27,7 @@ class Effect(NamedTuple):
     default: Any
     generates: bool
     stream: bool | None
+    only_streams: bool
 
 
 class EffectTable(dict[str, Effect]):
@@ -39,11 +42,16 @@ class EffectTable(dict[str, Effect]):
         *,
         generates: bool = True,
         stream: bool | None = None,
+        only_streams: bool = False,
     ) -> Callable[[Apply], Apply]:
         """Register the decorated function as the effect of a fault."""
+        if only_streams:
+            description += " (stream)"
 
         def register(apply: Apply) -> Apply:
-            self[name] = Effect(description, apply, convert, default, generates, stream)
+            self[name] = Effect(
+                description, apply, convert, default, generates, stream, only_streams
+            )
             return apply
 
         return register
@@ -83,12 +91,10 @@ def one_of(*names: str) -> Callable[[str], str]:
 
 
 def streams(response: ScriptedResponse) -> bool:
-    """Return whether the response is a stream."""
     return response.framing != "length"
 
 
 def with_frames(response: ScriptedResponse, *frames: bytes) -> ScriptedResponse:
-    """Return the response with another body."""
     return msgspec.structs.replace(response, frames=frames)
 
 
@@ -105,10 +111,11 @@ def is_event(frame: bytes, suffix: bytes) -> bool:
 
 def change_json(
     response: ScriptedResponse, change: Callable[[dict[str, Any]], Any]
-) -> Iterator[Step]:
-    """Yield the steps of a JSON response with images after `change`; others are unchanged."""
-    if not streams(response):
-        value = msgspec.json.decode(response.body)
-        if value.get("data"):
-            response = with_frames(response, msgspec.json.encode(change(value)))
-    yield from steps(response)
+) -> ScriptedResponse:
+    """Return a JSON response with images after `change`; others are unchanged."""
+    if streams(response):
+        return response
+    value = msgspec.json.decode(response.body)
+    return (
+        with_frames(response, msgspec.json.encode(change(value))) if value.get("data") else response
+    )

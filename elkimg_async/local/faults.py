@@ -24,7 +24,8 @@ import msgspec
 
 from elkimg_async.errors import ConfigurationError
 from elkimg_async.local import body_effects, dialect_effects, wire_effects
-from elkimg_async.local.script import ScriptedResponse, Step
+from elkimg_async.local.effects import streams
+from elkimg_async.local.script import ScriptedResponse, Step, steps
 
 FAULT_HEADER = "X-Elkimg-Fault"
 _EFFECTS = {**wire_effects.EFFECTS, **body_effects.EFFECTS, **dialect_effects.EFFECTS}
@@ -88,7 +89,11 @@ class Fault(msgspec.Struct, frozen=True):
 
     def apply(self, response: ScriptedResponse) -> Iterator[Step]:
         """Yield the steps that are sent instead of those of `response`."""
-        return _EFFECTS[self.name].apply(response, self.value())
+        effect = _EFFECTS[self.name]
+        if effect.only_streams and not streams(response):
+            return steps(response)
+        sent = effect.apply(response, self.value())
+        return steps(sent) if isinstance(sent, ScriptedResponse) else sent
 
 
 def parse(text: str) -> Fault:

@@ -78,13 +78,10 @@ def described(parts: list[FormPart]) -> dict[str, Any]:
 
     Names that end in `[]`, and names that occur more than once, have lists.
     """
-    fields: dict[str, Any] = {}
+    found: dict[str, list[Any]] = {}
     for part in parts:
-        if part.name.endswith("[]"):
-            fields.setdefault(part.name, []).append(part.described)
-        elif part.name in fields:
-            known = fields[part.name]
-            fields[part.name] = [*(known if isinstance(known, list) else [known]), part.described]
-        else:
-            fields[part.name] = part.described
-    return fields
+        found.setdefault(part.name, []).append(part.described)
+    return {
+        name: values if name.endswith("[]") or len(values) > 1 else values[0]
+        for name, values in found.items()
+    }

@@ -9,15 +9,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
-from elkimg_async.local import contract
-from elkimg_async.local.contract import ParsedRequest
+from elkimg_async.local.contract import GatewayError, ParsedRequest
 from elkimg_async.local.editor import decode_inputs, paint_edit
 from elkimg_async.local.painter import ImageSpec, PaintedImage, paint
 from elkimg_async.local.received import ReceivedRequest
 from elkimg_async.local.responses import GeneratedImages
 from elkimg_async.sansio.requests import EditRequest
 
+_HEADER = "Idempotency-Key"
 _KEPT_FILES = 32
 _KEPT_GENERATIONS, _KEPT_LIGHT = 32, 1_000
 
@@ -53,7 +54,7 @@ class Generator:
         Raises:
             GatewayError: If the idempotency key is in flight, or was used with another body.
         """
-        idempotency_key = received.headers.get("idempotency-key")
+        idempotency_key = received.headers.get(_HEADER.lower())
         fingerprint = hashlib.sha256(body).digest()
         known = self._by_key.get(idempotency_key) if idempotency_key else None
         headers: dict[str, str] = {}
@@ -66,12 +67,16 @@ class Generator:
                 self._by_key[idempotency_key] = known
                 _trim(self._by_key, _KEPT_LIGHT if self._light else _KEPT_GENERATIONS)
         elif known.fingerprint != fingerprint:
-            raise contract.idempotency_key_reused()
+            problem = "This Idempotency-Key was used with another body"
+            raise GatewayError(422, problem, code="idempotency_key_reused", param=_HEADER)
+        # While the earlier request waits for its images, or they are on their way to it.
         elif known.received.outcome == "open" or not known.task.done():
-            raise contract.idempotency_key_in_flight()
+            problem = "A request with the same idempotency key is in flight"
+            raise GatewayError(409, problem, code="idempotency_key_in_flight", param=_HEADER)
         else:
             known.received = received
             headers["Idempotent-Replayed"] = "true"
+        # The client may leave, but what has begun is paid for, and a repetition may receive it.
         return await asyncio.shield(known.task), headers
 
     async def _generate(self, parsed: ParsedRequest, origin: str) -> GeneratedImages:
@@ -83,7 +88,12 @@ class Generator:
             paint_one = functools.partial(paint_edit, inputs)
         self.count += 1
         self._notify()
-        specs = [self._spec(parsed, index) for index in range(parsed.n)]
+        # Without the request itself, which differs between requests for the same images.
+        spec = replace(msgspec.convert(parsed, ImageSpec, from_attributes=True), light=self._light)
+        specs = [
+            replace(spec, index=index, partial_images=0 if index else parsed.partial_images)
+            for index in range(parsed.n)
+        ]
         painted = await asyncio.gather(*(asyncio.to_thread(paint_one, spec) for spec in specs))
         images = tuple(each.image for each in painted)
         urls = (origin + self._publish(image, parsed.output_format) for image in images)
@@ -92,21 +102,6 @@ class Generator:
             images=images,
             partials=painted[0].partials,
             urls=tuple(urls) if parsed.by_url else (),
-        )
-
-    def _spec(self, parsed: ParsedRequest, index: int) -> ImageSpec:
-        return ImageSpec(
-            prompt=parsed.request.prompt,
-            index=index,
-            width=parsed.width,
-            height=parsed.height,
-            output_format=parsed.output_format,
-            compression=parsed.compression,
-            transparent=parsed.transparent,
-            partial_images=0 if index else parsed.partial_images,
-            frame_count=parsed.frame_count,
-            frame_duration_ms=parsed.frame_duration_ms,
-            light=self._light,
         )
 
     def _publish(self, image: bytes, output_format: str) -> str:

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from elkimg_async.errors import ConfigurationError
-from elkimg_async.local.scenes import draw_scene
-from elkimg_async.local.vector import draw_svg
+from elkimg_async.local.scenes import draw_scene, draw_svg
 
 if TYPE_CHECKING:
     from PIL import Image as Pillow
@@ -113,15 +112,11 @@ def encode(image: "Pillow.Image", spec: ImageSpec) -> bytes:
         "gif": {"save_all": True, "duration": spec.frame_duration_ms, "loop": 0},
     }.get(spec.output_format, {})
     if spec.output_format == "gif":
-        image, *options["append_images"] = _frames(image, spec.frame_count)
+        frames = [_coarse(image, 8 + number, light=True) for number in range(spec.frame_count - 1)]
+        image, *options["append_images"] = *frames, image
     out = io.BytesIO()
     image.save(out, format=spec.output_format, **options)
     return out.getvalue()
-
-
-def _frames(image: "Pillow.Image", count: int) -> list["Pillow.Image"]:
-    """Return the frames of an animation, from the coarsest to the image itself."""
-    return [_coarse(image, 8 + number, light=True) for number in range(count - 1)] + [image]
 
 
 # --- on every image ---------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import math
 
-from elkimg_async.local.responses import rate_limit_headers
+from elkimg_async.local.responses import duration
 
 _MINUTE = 60.0
 
@@ -34,9 +34,11 @@ class RequestBucket:
         if not self._send_headers:
             return allowed, {}
         capacity, per_second = self._capacity, self.per_minute / _MINUTE
-        headers = rate_limit_headers(
-            capacity, int(self._tokens), (capacity - self._tokens) / per_second
-        )
+        headers = {
+            "x-ratelimit-limit-requests": str(capacity),
+            "x-ratelimit-remaining-requests": str(int(self._tokens)),
+            "x-ratelimit-reset-requests": duration((capacity - self._tokens) / per_second),
+        }
         if not allowed:
             headers["retry-after-ms"] = str(math.ceil((1.0 - self._tokens) / per_second * 1000))
         return allowed, headers

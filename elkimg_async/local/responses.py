@@ -4,11 +4,11 @@ Nothing here waits, paints or touches a socket.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-import pybase64
+from pybase64 import b64encode_as_string
 
 from elkimg_async.local.contract import GatewayError, ParsedRequest, pixels_of
 from elkimg_async.local.script import ScriptedResponse
@@ -71,15 +71,10 @@ def success_response(
             framing="chunked",
             delay=delay,
         )
-    items: list[dict[str, str]] = [_image_field(result, n) for n in range(len(result.images))]
+    items = _image_fields(result)
     if parsed.model == "dall-e-3":
-        items = [{"revised_prompt": parsed.request.prompt, **item} for item in items]
-    value = {
-        "created": result.created,
-        "data": items,
-        **parsed.described,
-        "usage": usage(parsed),
-    }
+        items = [{"revised_prompt": parsed.prompt, **item} for item in items]
+    value = {"created": result.created, "data": items, **parsed.described, "usage": usage(parsed)}
     if parsed.output_format == "svg":
         value["svg_usage"] = _svg_usage(parsed, result)
     return json_response(value, headers, delay=delay)
@@ -88,18 +83,19 @@ def success_response(
 def _events(parsed: ParsedRequest, result: GeneratedImages) -> list[bytes]:
     """Partial images, then a completed event per image, each with the whole usage."""
     side = {"created_at": result.created, **parsed.described}
+    kind = "image_edit" if isinstance(parsed.request, EditRequest) else "image_generation"
     partials = [
-        {"b64_json": _base64(partial), **side, "partial_image_index": index}
+        event(
+            f"{kind}.partial_image",
+            {"b64_json": b64encode_as_string(partial), **side, "partial_image_index": index},
+        )
         for index, partial in enumerate(result.partials)
     ]
     completed = [
-        {**_image_field(result, index), **side, "usage": usage(parsed)}
-        for index in range(len(result.images))
+        event(f"{kind}.completed", {**image, **side, "usage": usage(parsed)})
+        for image in _image_fields(result)
     ]
-    return [
-        *(event(f"{parsed.event_prefix}.partial_image", fields) for fields in partials),
-        *(event(f"{parsed.event_prefix}.completed", fields) for fields in completed),
-    ]
+    return partials + completed
 
 
 def event(name: str, fields: Mapping[str, Any]) -> bytes:
@@ -110,14 +106,10 @@ def event(name: str, fields: Mapping[str, Any]) -> bytes:
     )
 
 
-def _image_field(result: GeneratedImages, index: int) -> dict[str, str]:
+def _image_fields(result: GeneratedImages) -> list[dict[str, str]]:
     if result.urls:
-        return {"url": result.urls[index]}
-    return {"b64_json": _base64(result.images[index])}
-
-
-def _base64(content: bytes) -> str:
-    return pybase64.b64encode_as_string(content)
+        return [{"url": url} for url in result.urls]
+    return [{"b64_json": b64encode_as_string(image)} for image in result.images]
 
 
 def usage(parsed: ParsedRequest) -> dict[str, Any]:
@@ -126,7 +118,7 @@ def usage(parsed: ParsedRequest) -> dict[str, Any]:
     A token is about four characters of text. Images that come in count by tiles of 512 pixels,
     and the first one twice when `input_fidelity` is high.
     """
-    text = max(1, math.ceil(len(parsed.request.prompt) / 4))
+    text = max(1, math.ceil(len(parsed.prompt) / 4))
     area = parsed.width * parsed.height / (1024 * 1024)
     image_input = 0
     if isinstance(parsed.request, EditRequest):
@@ -148,7 +140,7 @@ def _input_tokens(image: InputImage) -> int:
 
 
 def _svg_usage(parsed: ParsedRequest, result: GeneratedImages) -> dict[str, Any]:
-    text = max(1, math.ceil(len(parsed.request.prompt) / 4))
+    text = max(1, math.ceil(len(parsed.prompt) / 4))
     output = math.ceil(sum(map(len, result.images)) / 4)
     return {
         "model": parsed.svg_model or "local-svg",
@@ -162,7 +154,6 @@ def _svg_usage(parsed: ParsedRequest, result: GeneratedImages) -> dict[str, Any]
 def json_response(
     value: object, headers: Mapping[str, str], *, status: int = 200, delay: float = 0.0
 ) -> ScriptedResponse:
-    """Return any value as JSON."""
     return ScriptedResponse(
         status=status,
         headers={**headers, "Content-Type": "application/json"},
@@ -184,13 +175,12 @@ def error_value(error: GatewayError, headers: Mapping[str, str]) -> dict[str, An
 
 
 def error_response(error: GatewayError, headers: Mapping[str, str]) -> ScriptedResponse:
-    """Return an error with its status."""
     return json_response(error_value(error, headers), headers, status=error.status)
 
 
 def models_response(headers: Mapping[str, str]) -> ScriptedResponse:
     """Return the models in OpenAI's list shape, with the endpoint types that the gateway adds."""
-    models: Sequence[dict[str, Any]] = [
+    models = [
         {
             "id": name,
             "object": "model",
@@ -219,15 +209,6 @@ def image_response(
     return ScriptedResponse(
         headers={**headers, "Content-Type": f"image/{subtype}"}, frames=(content,)
     )
-
-
-def rate_limit_headers(limit: int, remaining: int, reset: float) -> dict[str, str]:
-    """Return the `x-ratelimit-*` headers; `reset` is in seconds until the limit is full again."""
-    return {
-        "x-ratelimit-limit-requests": str(limit),
-        "x-ratelimit-remaining-requests": str(remaining),
-        "x-ratelimit-reset-requests": duration(reset),
-    }
 
 
 def duration(seconds: float) -> str:

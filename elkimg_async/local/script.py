@@ -54,7 +54,7 @@ class ScriptedResponse(msgspec.Struct, frozen=True, kw_only=True):
 def steps(response: ScriptedResponse) -> Iterator[Step]:
     """Yield the steps of a response without a fault."""
     if response.framing == "length":
-        yield Pause(response.delay)
+        yield Pause(response.delay)  # a stream pauses before each event instead
     yield head(response)
     yield from body(response)
 
@@ -88,7 +88,7 @@ def body(response: ScriptedResponse) -> Iterator[Step]:
 
 
 def chunk(frame: bytes) -> bytes:
-    """Encode a frame as one HTTP chunk; an empty one ends the body."""
+    """Encode a frame as one HTTP chunk (RFC 9112, 7.1); an empty one ends the body."""
     return b"%x\r\n%b\r\n" % (len(frame), frame)
 
 

@@ -10,7 +10,7 @@ import ssl
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self
 
 import msgspec
@@ -92,7 +92,6 @@ class LocalServer:
         self._listener = Listener(host, port, ssl_context)
         self._web: TrackingServer | None = None
         self._faults: deque[Fault] = deque()
-        self._handlers: set[asyncio.Task[Any]] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._changed = asyncio.Event()
         self.inject(*faults)
@@ -146,6 +145,7 @@ class LocalServer:
         if self._web is not None:
             return
         require_pillow()
+        # The address is known from here on, even if the first fault is `refuse`.
         self._listener.bind()
         self._web = TrackingServer(self._handle, self._notify)
         if self._refuse_if_next():
@@ -161,9 +161,11 @@ class LocalServer:
         """Abort requests in flight and stop listening; a second call does nothing."""
         if self._web is None:
             return
+        # First nothing new may arrive, then the handlers end, which may be in the middle of a
+        # response, and last the connections.
         served, self._web = self._web, None
         self._listener.close()
-        pending = [*self._handlers, *self._tasks, *self._generator.tasks]
+        pending = [*self._tasks, *self._generator.tasks]
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
@@ -195,6 +197,8 @@ class LocalServer:
         )
 
     def _notify(self) -> None:
+        # Each event is set once. A waiter checks its condition and takes the newest event without
+        # awaiting in between, so it misses no change.
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -208,32 +212,29 @@ class LocalServer:
         self.requests.append(received)
         self._notify()
         ended = True
-        with self._tracked(request, received):
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
             script = await self._script(request, received, headers)
             ended = await self._send(request, script)
             received.outcome = "cut" if ended else "answered"
-        keep_alive = request.keep_alive and not ended and self._listener.listening
-        return AlreadySentResponse(keep_alive=keep_alive)
-
-    @contextlib.contextmanager
-    def _tracked(self, request: web.BaseRequest, received: ReceivedRequest) -> Iterator[None]:
-        """Keep track of the running handler, and record how the request ended."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._handlers.add(task)
-        try:
-            yield
         except ConnectionError:
             received.outcome = "disconnected"
         except asyncio.CancelledError:
+            # From aiohttp, because the client has left, or from `aclose`.
             gone = request.transport is None or request.transport.is_closing()
             received.outcome = "disconnected" if gone else "cut"
             raise
         finally:
-            self._handlers.discard(task)
+            self._tasks.discard(task)
             if self._web is not None:
+                # The client may not have read this response yet, so its connection is spared.
                 self._refuse_if_next(request.protocol)
             self._notify()
+        # Once the port refuses connections, one that is still open must not carry another request.
+        keep_alive = request.keep_alive and not ended and self._listener.listening
+        return AlreadySentResponse(keep_alive=keep_alive)
 
     async def _script(
         self, request: web.BaseRequest, received: ReceivedRequest, headers: dict[str, str]
@@ -241,12 +242,14 @@ class LocalServer:
         """Return the steps of the response, with the fault applied."""
         fault: Fault | None = None
         try:
+            # First of all, so that faults strike when the client has sent its whole request.
             body = await read(request)
             fault = received.fault = self._fault_for(request)
             content_type = request.headers.get("Content-Type", "")
             parts = None
             is_edit = request.method == "POST" and request.path == EDITS_PATH
             if is_edit and not content_type.startswith("application/json"):
+                # In a thread, since forms of many megabytes would hold up the other requests.
                 parts = await asyncio.to_thread(forms.parse_form, content_type, body)
             received.fields = _fields(body) if parts is None else forms.described(parts)
             if fault and not fault.generates:
@@ -254,8 +257,10 @@ class LocalServer:
             response = await self._respond(request, body, parts, received, headers)
         except GatewayError as error:
             response = responses.error_response(error, headers)
+        # RFC 9110, 9.3.2: a response to HEAD has no content.
         if request.method == "HEAD":
             response = msgspec.structs.replace(response, frames=())
+        # RFC 9112, 6.1: Transfer-Encoding is for clients that speak HTTP/1.1.
         if request.version < (1, 1) and response.framing == "chunked":
             response = msgspec.structs.replace(response, framing="close")
         return fault.apply(response) if fault else steps(response)
@@ -269,6 +274,7 @@ class LocalServer:
         headers: dict[str, str],
     ) -> ScriptedResponse:
         path = request.path.rstrip("/")
+        # Files behind URLs and the gateway's web page need no API key.
         if content := self._generator.files.get(path):
             return responses.image_response(content, path.rpartition(".")[2], headers)
         if path != "/v1" and not path.startswith("/v1/"):
@@ -283,7 +289,7 @@ class LocalServer:
         headers.update(limits)
         if not allowed:
             raise GatewayError(429, "Too many requests in this minute")
-        parsed = _parse(path, body, parts)
+        parsed = _parse(path, body, parts)  # after the limit, so invalid requests count for it
         result, more = await self._generator.generate(parsed, body, received, self._listener.origin)
         headers.update(more)
         form = received.fault.stream if received.fault else None
@@ -318,7 +324,7 @@ class LocalServer:
                 case End.RESET:
                     reset(transport)
                     return True
-                case End.HOLD:
+                case End.HOLD:  # until the handler is cancelled
                     await asyncio.get_running_loop().create_future()
         return False
 
@@ -353,18 +359,15 @@ class LocalServer:
         self._listener.pause()
         self._web.abort(spared)
         if seconds is not None:
-            self._spawn(self._resume_listening(seconds))
+            task = asyncio.get_running_loop().create_task(self._resume_listening(seconds))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _resume_listening(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
         if self._web is not None and not self._listener.listening and not self._refuse_if_next():
             await self._listener.open(self._web)
         self._notify()
-
-    def _spawn(self, coroutine: "Coroutine[Any, Any, Any]") -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 def _record(request: web.BaseRequest, request_id: str) -> ReceivedRequest:
@@ -382,10 +385,9 @@ def _record(request: web.BaseRequest, request_id: str) -> ReceivedRequest:
 
 def _fields(body: bytes) -> dict[str, Any]:
     try:
-        fields = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return contract.decode_object(body)
+    except GatewayError:
         return {}
-    return fields if isinstance(fields, dict) else {}
 
 
 def _parse(path: str, body: bytes, parts: list[forms.FormPart] | None) -> ParsedRequest:

@@ -13,7 +13,9 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.web_protocol import RequestHandler
 
 from elkimg_async.errors import ConfigurationError
-from elkimg_async.local import contract
+from elkimg_async.local.contract import GatewayError
+
+_BODY_LIMIT = 128 * 1024 * 1024
 
 
 class TrackingServer(web.Server):
@@ -87,11 +89,9 @@ class Listener:
 
     @property
     def listening(self) -> bool:
-        """Whether connections are accepted."""
         return self._server is not None
 
     async def open(self, web_server: TrackingServer) -> None:
-        """Accept connections."""
         assert self._socket is not None
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(web_server, sock=self._socket, ssl=self._ssl)
@@ -100,7 +100,7 @@ class Listener:
         """Reject connections, but keep the port."""
         if self._server is not None:
             self.close()
-            self.bind()
+            self.bind()  # at once, before any other program gets the port
 
     def close(self) -> None:
         """Free the port."""
@@ -140,8 +140,9 @@ async def read(request: web.BaseRequest) -> bytes:
     try:
         async for chunk in request.content.iter_any():
             body += chunk
-            if len(body) > contract.BODY_LIMIT:
-                raise contract.too_large()
+            if len(body) > _BODY_LIMIT:
+                problem = "The body is larger than 128 MiB"
+                raise GatewayError(413, problem, code="read_request_body_failed")
     except ClientError:
         raise ConnectionResetError from None
     return bytes(body)

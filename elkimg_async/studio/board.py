@@ -49,7 +49,9 @@ class Board:
         self._max_attempts = max_attempts
         self._name = f"{time.time_ns():x}"  # numbers of another process mean nothing here
         self._number = 0
-        self._changed: dict[str, int] = {}  # the latest change of each job, in order
+        # The number of each job's latest change. Both are in the order of the numbers, so that what
+        # is newer than a position is found from the end, at the cost of what is found.
+        self._changed: dict[str, int] = {}
         self._deleted: dict[str, int] = {}
         self._forgotten = 0  # the highest number of a deletion that is no longer in `_deleted`
         self._retries: dict[str, dict[str, Any]] = {}
@@ -108,6 +110,7 @@ class Board:
             self._mark(job_id)
         elif isinstance(record, hooks.AttemptStarted):
             self._retries.pop(job_id, None)
+            # The first attempt may start before `watch`, when no page knows the job yet.
             if job_id in self._changed:
                 self._mark(job_id)
 
@@ -118,15 +121,15 @@ class Board:
         name, _, number = (text or "").partition("-")
         if name != self._name or not number.isascii() or not number.isdecimal():
             return None
-        position = int(number[:18])
+        position = int(number[:18])  # longer ones are none of ours, and slow to convert
         return position if self._forgotten <= position <= self._number else None
 
     def id_of(self, change: Change) -> str:
-        """Return the id of the message for a change."""
         return f"{self._name}-{change.number}"
 
     async def changes(self, position: int | None) -> list[Change]:
         """Return what has changed since a position; None means everything."""
+        # This store returns without waiting, so the jobs and the numbers are of the same moment.
         jobs = {job.id: job for job in await self._store.jobs()}
         if position is None:
             data = {"now": time.time(), "jobs": [self.describe(job) for job in jobs.values()]}
@@ -194,17 +197,19 @@ class Board:
         except ElkImagesError:  # the job's own error, which its record has
             pass
         self._retries.pop(id, None)
+        # The end of a job is no event of its own. A deleted job must not appear again.
         with contextlib.suppress(StoreError):  # closed, together with the jobs
             if await self._store.get(id) is not None:
                 self._mark(id)
 
     def _mark(self, id: str) -> None:
         self._number += 1
-        self._changed.pop(id, None)
+        self._changed.pop(id, None)  # or it would keep its place in the order
         self._changed[id] = self._number
         self._notify()
 
     def _notify(self) -> None:
+        # Each event is set once and replaced, so a page that has looked before waits for the next.
         self._news.set()
         self._news = asyncio.Event()
 

@@ -12,16 +12,16 @@ import os
 import re
 import secrets
 import stat
-import unicodedata
 from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 
 import anyio.to_thread
 
+from elkimg_async.batch.names import prompt_stem
 from elkimg_async.errors import StoreError
 from elkimg_async.files import write_atomically
 from elkimg_async.jobs import Job
-from elkimg_async.media_types import EXTENSIONS, media_type_of
+from elkimg_async.media_types import TYPES, media_type_of
 
 EDGE = 640
 """Length of a thumbnail's longer edge, in pixels."""
@@ -129,42 +129,32 @@ def _stem(id: str) -> str:
 
 
 def _reduced(image: Path, target: Path) -> Path:
+    if target.exists():
+        return target
     if image.suffix not in _REDUCED or image.stat().st_size <= MAX_SHOWN:
         return image
-    return target if target.exists() or _reduce(image, target) else image
-
-
-def _reduce(image: Path, target: Path) -> bool:
-    """Write a thumbnail; return whether that was possible."""
     try:
         from PIL import Image as Pillow
-    except ImportError:
-        return False
-    try:
+
         with Pillow.open(image) as opened:
             opened.draft("RGB", (2 * EDGE, 2 * EDGE))
             opened.thumbnail((EDGE, EDGE))
             file = io.BytesIO()
             opened.save(file, "webp", quality=82, method=2)
         write_atomically(target, file.getvalue())
-    except Exception:  # noqa: BLE001 - whatever a damaged image does to Pillow
-        return False
-    return True
+    except Exception:  # noqa: BLE001 - no Pillow, or whatever a damaged image does to it
+        return image
+    return target
 
 
-def file_name(job: Job, index: int, image: Path | None) -> str:
+def file_name(job: Job, index: int, image: Path) -> str:
     """Return the name under which an image is downloaded."""
-    text = unicodedata.normalize("NFC", job.prompt).lower()
-    words = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in text).split()
-    stem = "-".join(words[:6])[:40].rstrip("-") or "image"
-    extension = image.suffix if image else ".png"
-    return f"{stem}{f'-{index + 1}' if index else ''}{extension}"
+    number = f"-{index + 1}" if index else ""
+    return f"{prompt_stem(job.prompt) or 'image'}{number}{image.suffix}"
 
 
 def type_of(image: Path) -> str:
-    """Return the media type of a file."""
-    by_extension = {extension: kind for kind, extension in EXTENSIONS.items()}
-    if image.suffix in by_extension:
-        return by_extension[image.suffix]
+    if image.suffix in TYPES:
+        return TYPES[image.suffix]
     with image.open("rb") as file:
         return media_type_of(file.read(4096))

@@ -69,7 +69,6 @@ class HeaderTimer:
         self._start(handler, IDLE_SECONDS)
 
     def close(self) -> None:
-        """Cancel all timers."""
         for timer in self._timers.values():
             timer.cancel()
 

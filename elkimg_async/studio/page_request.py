@@ -71,13 +71,11 @@ def _new_job(text: object, images: list[bytes], mask: bytes | None) -> NewJob:
     request = page_request.request
     if request.extra_body is not None or len(request.prompt) > _MAX_PROMPT:
         raise web.HTTPBadRequest(text="The request cannot be read: a field is not allowed.")
-    options = {**request.fields()}
-    del options["prompt"]
+    options = request.fields()
+    prompt = options.pop("prompt")
     if request.model is None:
         options.pop("model", None)
-    return NewJob(
-        id=page_request.id, prompt=request.prompt, options=options, images=images, mask=mask
-    )
+    return NewJob(id=page_request.id, prompt=prompt, options=options, images=images, mask=mask)
 
 
 def _read_file(field: object) -> bytes:

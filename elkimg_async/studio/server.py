@@ -39,7 +39,7 @@ from elkimg_async.errors import (
 from elkimg_async.jobs import DirectoryStore, ImageJobs, Job
 from elkimg_async.jobs.model import Entry
 from elkimg_async.media_types import media_type_of
-from elkimg_async.sansio.model_rules import MODELS, FreeSizes, ModelRules, rules_for
+from elkimg_async.sansio.model_rules import MODELS, FreeSizes, rules_for
 from elkimg_async.studio.board import Board, current_job
 from elkimg_async.studio.library import Library, file_name, type_of
 from elkimg_async.studio.listener import HOST, HeaderTimer, listen
@@ -109,6 +109,8 @@ async def serve(
         ConfigurationError: If the port is taken.
         StoreError: If the folder cannot be used, or another studio uses it.
     """
+    # At the end, in reverse: jobs end while pages still follow them, then the streams of events,
+    # the port, and the connections.
     async with contextlib.AsyncExitStack() as stack:
         if folder is None:
             temporary = tempfile.TemporaryDirectory(prefix="elkimg-studio-")
@@ -130,6 +132,7 @@ async def serve(
         stack.callback(server.close)
         stack.push_async_callback(studio.board.aclose)
         await stack.enter_async_context(studio.jobs)
+        # Pages that reconnect wait in the backlog of the port until the earlier jobs are known.
         await studio.open()
         await server.start_serving()
         try:
@@ -175,6 +178,7 @@ class Studio:
         job = jobs + "/{id}"
         app.add_routes(
             [
+                # Each file has a route of its own, so no path can lead out of the folder.
                 web.get(self.root, _file),
                 *(web.get(self.root + name, _file) for name in _page_files()),
                 web.get(f"{self.root}api/session", self._session),
@@ -206,9 +210,11 @@ class Studio:
         except web.HTTPException as error:
             rejection = _rejection(error.status, error.text or error.reason)
             if error.status == web.HTTPRequestTimeout.status_code:
+                # The rest of its body would be read as the next request.
                 rejection.force_close()
             return rejection
         except ElkImagesError as error:
+            # The nearest class decides, since all of these are ElkImagesErrors.
             status = next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
             return _rejection(status, error.message, type(error).__name__)
         finally:
@@ -219,9 +225,12 @@ class Studio:
         headers = request.headers
         if re.sub(r":\d{1,5}$", "", request.host) not in _NAMES:
             return _rejection(403, "The studio is not available under this name.")
+        # The path as it was sent, not decoded, and compared in constant time.
         path = request.raw_path[: len(self.root)].encode()
         if not secrets.compare_digest(path, self.root.encode()):
             return _rejection(404, "Open the address that the studio printed in its terminal.")
+        # Browsers send Origin with each of these requests, and Sec-Fetch-Site unless they are old.
+        # Another origin may send the own header only after a preflight, which is rejected here too.
         if request.method not in ("GET", "HEAD") and not (
             headers.get("Origin") in (f"http://{request.host}", f"https://{request.host}")
             and headers.get("Sec-Fetch-Site", "same-origin") == "same-origin"
@@ -250,7 +259,8 @@ class Studio:
         if self._offers is None or now > self._offers[0] + _MODELS_SECONDS:
             try:
                 found = await self._client.models()
-            except ElkImagesError:  # the page then offers the models that are known here
+            except ElkImagesError:
+                # The page then offers the models that are known here; the next one asks again.
                 return _json({"models": {}})
             names = [model.id for model in found if model.is_image is not False]
             self._offers = now, {name: _offer(name) for name in names}
@@ -265,6 +275,8 @@ class Studio:
         response = web.StreamResponse(headers=EVENT_HEADERS)
         await response.prepare(request)
         await response.write(b"retry: 1000\n\n")
+        # The header is sent by an EventSource that reconnects by itself, the parameter by a page
+        # that opens a new one.
         last_id = request.headers.get("Last-Event-ID") or request.query.get("after")
         position = self.board.position(last_id)
         with contextlib.suppress(ConnectionError, StoreError):  # the page or the studio has ended
@@ -301,22 +313,24 @@ class Studio:
         return _image_response(await self._library.thumbnail(job, number, file))
 
     async def _find(self, request: web.Request) -> tuple[Job, Entry, Path]:
-        number = int(request.match_info["number"])
+        number = int(request.match_info["number"])  # counted from the first event of the job
         job = await self._store.get(request.match_info["id"])
-        for entry, file in self._store.entries(job) if job else ():
-            if job is None or file is None or entry.id - job.first_id < number:
+        if job is None:
+            raise _missing()
+        for entry, file in self._store.entries(job):
+            found = entry.id - job.first_id
+            if file is None or found < number:
                 continue
-            if entry.id - job.first_id == number:
+            if found == number:
                 return job, entry, file
             # A partial image that has been replaced: the page wants the newest one.
-            name = str(entry.id - job.first_id)
-            raise web.HTTPFound(name, headers={"Cache-Control": "no-store"})
-        raise web.HTTPNotFound(text="The studio no longer has this image.")
+            raise web.HTTPFound(str(found), headers={"Cache-Control": "no-store"})
+        raise _missing()
 
     async def _input(self, request: web.Request) -> web.StreamResponse:
         file = self._library.input_file(request.match_info["digest"])
         if file is None:
-            raise web.HTTPNotFound(text="The studio no longer has this image.")
+            raise _missing()
         return _image_response(file)
 
     async def _zip(self, request: web.Request) -> web.StreamResponse:
@@ -333,8 +347,11 @@ class Studio:
         response = web.StreamResponse(headers=headers)
         response.content_type = "application/zip"
         await response.prepare(request)
-        async for chunk in ZipStream(files):
-            await response.write(chunk)
+        archive = ZipStream()
+        for name, file in files:
+            if chunk := await asyncio.to_thread(archive.add, name, file):
+                await response.write(chunk)
+        await response.write(archive.end())
         return response
 
     # --- what the page does -------------------------------------------------
@@ -343,6 +360,7 @@ class Studio:
         """Start a job and return it at once; the same id again is the same job."""
         new = await read_job(request)
         contents = [*new.images, *([] if new.mask is None else [new.mask])]
+        # The task of the job inherits this, so that `Board.observe` knows whose retries it sees.
         token = current_job.set(new.id)
         try:
             async with self._library.keep(contents):
@@ -364,6 +382,7 @@ class Studio:
         return _json({"job": self.board.describe(job)})
 
     async def _delete(self, request: web.Request) -> web.Response:
+        # The store first: what fails there must stay on the pages.
         await self.jobs.delete(request.match_info["id"])
         self.board.remove(request.match_info["id"])
         self._library.remove_unused(await self.jobs.list())
@@ -398,6 +417,10 @@ def _json(value: object, status: int = 200, headers: dict[str, str] | None = Non
     )
 
 
+def _missing() -> web.HTTPNotFound:
+    return web.HTTPNotFound(text="The studio no longer has this image.")
+
+
 def _rejection(status: int, message: str, kind: str = "Rejected") -> web.Response:
     error = {"message": message, "type": kind, "billing": "not_sent"}
     return _json({"error": error}, status)
@@ -405,8 +428,7 @@ def _rejection(status: int, message: str, kind: str = "Rejected") -> web.Respons
 
 def _offer(name: str) -> dict[str, Any] | None:
     """Return what the page offers for a model; None for an unknown one."""
-    rules: ModelRules | None = rules_for(name)
-    if rules is None:
+    if (rules := rules_for(name)) is None:
         return None
     sizes = _SIZES if isinstance(rules.sizes, FreeSizes) else rules.sizes
     values = {param: known for param, known in rules.values.items() if param not in rules.absent}

@@ -1,11 +1,9 @@
 """A ZIP archive that is sent while it is written, one image in memory at a time."""
 
 import io
+import itertools
 import zipfile
-from collections.abc import AsyncIterator, Iterable
 from pathlib import Path, PurePath
-
-import anyio.to_thread
 
 
 class _Sink(io.RawIOBase):
@@ -27,48 +25,31 @@ class _Sink(io.RawIOBase):
         return b"".join(chunks)
 
 
-class ZipStream(AsyncIterator[bytes]):
-    """The bytes of an archive of files; images are stored uncompressed, since they already are.
+class ZipStream:
+    """An archive of images, which are stored as they are, since they are compressed already."""
 
-    Args:
-        files: The files with their names; a name that occurs again gets a number. A file that has
-            been deleted in the meantime is left out.
-    """
-
-    def __init__(self, files: Iterable[tuple[str, Path]]) -> None:
-        self._files = iter(_unique(files))
+    def __init__(self) -> None:
         self._sink = _Sink()
         self._archive = zipfile.ZipFile(self._sink, "w", zipfile.ZIP_STORED)
-        self._ended = False
+        self._names: set[str] = set()
 
-    async def __anext__(self) -> bytes:
-        while not self._ended:
-            chunk = await anyio.to_thread.run_sync(self._next)
-            if chunk:
-                return chunk
-        raise StopAsyncIteration
+    def add(self, name: str, file: Path) -> bytes:
+        """Add a file, and return the next bytes of the archive; slow, so call it in a thread.
 
-    def _next(self) -> bytes:
-        file = next(self._files, None)
-        if file is None:
-            self._archive.close()
-            self._ended = True
-        else:
-            name, path = file
-            try:
-                content = path.read_bytes()
-            except FileNotFoundError:
-                return b""
-            self._archive.writestr(name, content)
+        A name that occurs again gets a number. A file that has been deleted is left out.
+        """
+        try:
+            content = file.read_bytes()
+        except FileNotFoundError:
+            return b""
+        path, numbers = PurePath(name), itertools.count(2)
+        while name in self._names:
+            name = f"{path.stem}-{next(numbers)}{path.suffix}"
+        self._names.add(name)
+        self._archive.writestr(name, content)
         return self._sink.collect()
 
-
-def _unique(files: Iterable[tuple[str, Path]]) -> list[tuple[str, Path]]:
-    found: dict[str, Path] = {}
-    for name, path in files:
-        free, number = name, 2
-        while free in found:
-            free = f"{PurePath(name).stem}-{number}{PurePath(name).suffix}"
-            number += 1
-        found[free] = path
-    return list(found.items())
+    def end(self) -> bytes:
+        """Return the last bytes of the archive."""
+        self._archive.close()
+        return self._sink.collect()

@@ -53,6 +53,7 @@ export async function* images(url, options = {}) {
         yield imageEvent(message);
       }
       if (connection.finished) return;
+      // A response that ends without [DONE] or an error is a broken one, even if it ends cleanly.
     } catch (error) {
       if (error instanceof ImageError || signal?.aborted) throw error;
       cause = error;
@@ -70,7 +71,7 @@ class Connection {
     const sent = Object.keys(fields).length > 0;
     this.url = url;
     this.lastId = "";
-    this.retry = Infinity;
+    this.retry = Infinity; // until the backend says that a reconnect costs nothing
     this.finished = false;
     this.init = { ...init, method: init.method ?? (sent ? "POST" : "GET"), cache: "no-store" };
     this.headers = new Headers(init.headers ?? {});
@@ -88,7 +89,7 @@ class Connection {
   async *open() {
     if (this.lastId) this.headers.set("Last-Event-ID", this.lastId);
     const response = await fetch(this.url, { ...this.init, headers: this.headers });
-    if (response.status === 204) {
+    if (response.status === 204) { // a job of which this connection has received everything
       this.finished = true;
       return;
     }
@@ -103,6 +104,7 @@ class Connection {
   }
 
   async *messages(body) {
+    // The decoder joins characters that are split between chunks, and drops a byte order mark.
     const reader = body.pipeThrough(new TextDecoderStream()).getReader();
     const parser = new Parser(this);
     try {
@@ -112,12 +114,17 @@ class Connection {
         yield* parser.feed(value);
       }
     } finally {
-      reader.cancel().catch(() => {});
+      reader.cancel().catch(() => {}); // closes the connection if the caller leaves the loop early
     }
   }
 }
 
-/** A parser of server-sent events, as in the HTML standard. The parts of a long line are joined once. */
+/**
+ * A parser of server-sent events, as in the HTML standard, 9.2.6.
+ *
+ * An image is one line of megabytes, which arrives in hundreds of chunks of any size. The parts of an
+ * unfinished line are kept, and joined once, when its end arrives: the cost stays linear.
+ */
 class Parser {
   constructor(connection) {
     this.connection = connection;
@@ -132,6 +139,7 @@ class Parser {
   }
 
   *feed(text) {
+    // A line may end in CR, LF or both, and both may be split between two chunks.
     if (this.endedInCR && text.startsWith("\n")) text = text.slice(1);
     this.endedInCR = text.endsWith("\r");
     const lines = text.split(/\r\n|\n|\r/);
@@ -144,17 +152,18 @@ class Parser {
         const message = { event: this.event, data: this.data.join("\n"), id: this.connection.lastId };
         this.reset();
         yield message;
-      } else this.reset();
+      } else this.reset(); // only comments, ids or a retry: not a message
     }
     this.parts.push(lines[lines.length - 1]);
   }
 
   field(line) {
-    const colon = line.indexOf(":");
+    const colon = line.indexOf(":"); // at 0 for a comment, whose name is then empty
     const name = colon < 0 ? line : line.slice(0, colon);
     const value = colon < 0 ? "" : line.slice(line[colon + 1] === " " ? colon + 2 : colon + 1);
     if (name === "event") this.event = value;
     else if (name === "data") this.data.push(value);
+    // The standard: an id with NUL is ignored, and so is a retry that is not a number.
     else if (name === "id" && !value.includes("\0")) this.connection.lastId = value;
     else if (name === "retry" && /^\d+$/.test(value)) this.connection.retry = Number(value);
   }
@@ -168,6 +177,7 @@ function imageEvent({ event, data, id }) {
   return { type, final: !type.endsWith(".partial_image"), url, id, data: rest };
 }
 
+// How the first bytes of each format look in base64.
 const TYPES = [["iVBOR", "png"], ["/9j/", "jpeg"], ["UklGR", "webp"], ["R0lGOD", "gif"], ["PHN2Zy", "svg+xml"], ["PD94bW", "svg+xml"]];
 
 function mediaType(base64) {
@@ -182,6 +192,7 @@ function parse(text) {
   }
 }
 
+// `crypto.randomUUID` exists on pages of https:// and of localhost only.
 function randomId() {
   const bytes = crypto.getRandomValues(new Uint8Array(16));
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
@@ -214,6 +225,7 @@ const STYLE = `
   [hidden] { display: none; }
 `;
 
+// Workers and servers have no HTMLElement, but can use `images`.
 /**
  * <elk-image src alt cancel-method="DELETE" cancel-src>: shows an image while it is generated.
  *
@@ -237,16 +249,20 @@ class ElkImage extends (globalThis.HTMLElement ?? Object) {
   }
 
   connectedCallback() {
+    this.connected = true;
     this.start();
   }
 
   disconnectedCallback() {
+    this.connected = false;
     this.stop();
   }
 
+  // For an element that was in the page before this module, each attribute is reported before
+  // `connectedCallback`, when `isConnected` is true already; it must not start twice.
   attributeChangedCallback(name, before, value) {
     if (name === "alt") this.parts.img.alt = value ?? "";
-    else if (this.isConnected && before !== value) this.start();
+    else if (this.connected && before !== value) this.start();
   }
 
   /** Close the connection; the job continues. */

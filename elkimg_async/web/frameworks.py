@@ -5,7 +5,7 @@ import functools
 import importlib.resources
 import logging
 from collections.abc import AsyncIterable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -73,12 +73,8 @@ def _response_class() -> "Callable[[ServerSentEvents], StreamingResponse]":
             try:
                 if scope.get("method") == "HEAD":
                     await relay.aclose()
-                elif (verdict := await relay.look_up()) != "stream":
-                    status = 204 if verdict == "complete" else 404
-                    headers = {"Cache-Control": "no-store"}
-                    if verdict == "missing":
-                        headers["Content-Type"] = "application/json"
-                    body = _not_found() if verdict == "missing" else b""
+                elif (status := await relay.look_up()) != 200:
+                    body, headers = _without_events(status)
                     await Response(body, status, headers)(scope, receive, send)
                     return
                 await self.stream_response(send)
@@ -117,10 +113,9 @@ async def aiohttp_response(
     relay = ServerSentEvents(events, heartbeat=heartbeat, pass_urls=pass_urls)
     response = StreamResponse(headers=HEADERS)
     try:
-        if request.method != "HEAD" and (verdict := await relay.look_up()) != "stream":
-            if verdict == "complete":
-                return Response(status=204, headers={"Cache-Control": "no-store"})
-            return Response(body=_not_found(), status=404, content_type="application/json")
+        if request.method != "HEAD" and (status := await relay.look_up()) != 200:
+            body, headers = _without_events(status)
+            return Response(body=body, status=status, headers=headers)
         await response.prepare(request)
         if request.method != "HEAD":
             async for chunk in relay.stop_when(disconnected):
@@ -133,5 +128,10 @@ async def aiohttp_response(
     return response
 
 
-def _not_found() -> bytes:
-    return msgspec.json.encode(error_body(JobNotFoundError()))
+def _without_events(status: Literal[204, 404]) -> tuple[bytes, dict[str, str]]:
+    """Return the body and the headers of a response to a job that is complete or missing."""
+    headers = {"Cache-Control": "no-store"}
+    if status == 204:
+        return b"", headers
+    body = msgspec.json.encode(error_body(JobNotFoundError()))
+    return body, {**headers, "Content-Type": "application/json"}

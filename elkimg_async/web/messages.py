@@ -71,9 +71,7 @@ class Messages(AsyncIterator[Message]):
             return Message(None, DONE, _text(end_id(self._events)))
         except Exception as error:  # noqa: BLE001
             self._ended = True
-            log_failure(error)
-            data = msgspec.json.encode(error_body(error))
-            return Message("error", data.decode(), _text(end_id(self._events)))
+            return Message("error", failed(error).decode(), _text(end_id(self._events)))
 
     async def aclose(self) -> None:
         """Close the events; calling it again does nothing."""
@@ -102,7 +100,6 @@ async def read(events: AsyncIterator[ImageEvent], pass_urls: bool) -> ImageEvent
 
 
 async def close(events: AsyncIterator[ImageEvent]) -> None:
-    """Close the events if they can be closed."""
     aclose = getattr(events, "aclose", None)
     if aclose is not None:
         await aclose()
@@ -153,10 +150,12 @@ def _encode(event: ImageEvent) -> Iterator[bytes]:
     fields = {**(fields.pop("extra", None) or {}), **fields}
     if content is None:
         fields["url"] = event.image.url
+    # Without line breaks, which would end the `data:` line.
     text = msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
     if content is None:
         yield text + _END
         return
+    # The image goes between the last field and the closing brace, encoded a part at a time.
     yield text[:-1] + b',"b64_json":"'
     view = memoryview(content)
     for start in range(0, len(view) or 1, _CHUNK):
@@ -174,8 +173,8 @@ def _filled(value: Any) -> Any:
     return {name: _filled(field) for name, field in fields.items() if field is not None}
 
 
-def log_failure(error: Exception) -> None:
-    """Log in full an error that the browser receives only in general words."""
+def failed(error: Exception) -> bytes:
+    """Return the data of an `error` event in general words, and log the error in full."""
     if isinstance(error, ElkImagesError):
         described = logs.describe(error) if isinstance(error, errors.APIError) else repr(error)
         _log.warning(
@@ -184,3 +183,4 @@ def log_failure(error: Exception) -> None:
         )  # fmt: skip
     else:
         _log.error("a stream that was relayed to a browser failed", exc_info=error)
+    return msgspec.json.encode(error_body(error))

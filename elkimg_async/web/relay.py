@@ -7,17 +7,15 @@ from types import MappingProxyType
 from typing import Literal, Self
 
 import anyio
-import msgspec
 
 from elkimg_async.errors import ConfigurationError, JobNotFoundError
 from elkimg_async.sansio.decoder import ImageEvent
-from elkimg_async.web.error_body import error_body
 from elkimg_async.web.messages import (
     DONE,
     as_job,
     close,
     end_id,
-    log_failure,
+    failed,
     read,
     write_end,
     write_event,
@@ -31,8 +29,6 @@ HEADERS: Mapping[str, str] = MappingProxyType(
     }
 )
 """The response headers of a relay: nothing in between may cache, compress or delay the events."""
-
-Verdict = Literal["stream", "complete", "missing"]
 
 _START = b"retry: 2147483647\n"  # in milliseconds; the most that every browser accepts
 _RESUMABLE = b"retry: 1000\n"  # a reconnect to a job costs nothing
@@ -73,10 +69,15 @@ class ServerSentEvents:
         self._events = aiter(events)
         self._heartbeat, self._pass_urls = heartbeat, pass_urls
         plain = as_job(self._events) is None
+        # The rest of a message that has begun. It is sent to its end before anything else, since a
+        # heartbeat in the middle of a line would become part of the image.
         self._chunks: Iterator[bytes] = iter([_START if plain else _RESUMABLE])
+        # The next event is read in a task that outlives heartbeats: cancelling the read would end
+        # the stream.
         self._step: asyncio.Task[ImageEvent | None] | None = None
         self._disconnected: Callable[[], Awaitable[object]] | None = None
         self._watch: asyncio.Task[None] | None = None
+        # `_ended`: nothing follows the present message. `_closed`: everything has been released.
         self._ended = self._closed = False
 
     def stop_when(self, disconnected: Callable[[], Awaitable[object]]) -> Self:
@@ -84,21 +85,22 @@ class ServerSentEvents:
         self._disconnected = disconnected
         return self
 
-    async def look_up(self) -> Verdict:
-        """Look up the job, if it is one, before a response begins; return the kind of response.
+    async def look_up(self) -> Literal[200, 204, 404]:
+        """Look up the job, if it is one, before a response begins; return the response's status.
 
         A plain stream is not opened: its failures become events.
         """
         events = as_job(self._events)
         if events is None:
-            return "stream"
+            return 200
         try:
             await events
         except JobNotFoundError:
-            return "missing"
+            return 404
         except Exception:  # noqa: BLE001 - it is raised again by the first step, and relayed
-            return "stream"
-        return "complete" if events.complete else "stream"
+            return 200
+        # The HTML standard, 9.2: 204 tells an EventSource to stop reconnecting.
+        return 204 if events.complete else 200
 
     def __aiter__(self) -> Self:
         return self
@@ -111,11 +113,13 @@ class ServerSentEvents:
         """Close the stream and its connection; calling it again does nothing."""
         self._ended = True
         self._chunks = iter(())
-        self._disconnected = None
+        self._disconnected = None  # no further watch is started
         if self._closed:
             return
         tasks = [task for task in (self._step, self._watch) if task is not None]
         self._step = self._watch = None
+        # A cancelled anyio scope around this, as in a framework's task group, would cancel each
+        # await here too, and leave the connection open.
         with anyio.CancelScope(shield=True):
             for task in tasks:
                 task.cancel()
@@ -124,13 +128,20 @@ class ServerSentEvents:
         self._closed = True
 
     def __del__(self) -> None:
+        # Some frameworks abandon an iterator without closing it. Nothing can be awaited here, but a
+        # cancelled read closes its stream by itself.
         tasks = getattr(self, "_step", None), getattr(self, "_watch", None)
         with contextlib.suppress(RuntimeError):  # the loop is closed, and its tasks are gone
             for task in filter(None, tasks):
                 task.cancel()
 
     async def _wait(self) -> bytes:
-        """Return the next chunk, or a heartbeat, as soon as there is one."""
+        """Return the next chunk, or a heartbeat, as soon as there is one.
+
+        A job is waited for by `JobEvents.changed`, which needs no task for each event and viewer.
+        Anything else is read in the task `_step`; while there is one, it is the only reader, since
+        an async iterator must not be advanced twice at a time.
+        """
         if self._ended:
             await self.aclose()
             raise StopAsyncIteration
@@ -145,14 +156,14 @@ class ServerSentEvents:
                     return_when=asyncio.FIRST_COMPLETED,
                 )
                 ready = step.done()
-        except BaseException:
+        except BaseException:  # the framework has cancelled the response
             await self.aclose()
             raise
         if self._watch is not None and self._watch.done():
             await self.aclose()
             raise StopAsyncIteration
         if not ready:
-            return _PING
+            return _PING  # the task goes on, and the next call waits for it again
         started, self._step = self._step, None
         return await self._write(started or read(self._events, self._pass_urls))
 
@@ -178,9 +189,7 @@ class ServerSentEvents:
             return next(self._chunks)
         except Exception as error:  # noqa: BLE001
             self._ended = True
-            log_failure(error)
-            body = msgspec.json.encode(error_body(error))
-            return write_end(body, id=end_id(self._events), event=b"error")
+            return write_end(failed(error), id=end_id(self._events), event=b"error")
 
     # The tasks do not hold this object, so that it is deleted when it is abandoned.
 

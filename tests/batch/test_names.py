@@ -15,6 +15,8 @@ from elkimg_async.sansio.requests import EditRequest, GenerateRequest
     [
         ("A Small  kitten, in a sunny garden", "a-small-kitten-in-a-sunny"),
         ("小船", "小船"),
+        ("नीली नाव", "नीली-नाव"),
+        ("I \u2764\ufe0f boats", "i-boats"),
         ("???", ""),
         ("", ""),
         ("x" * 100, "x" * 40),

@@ -387,3 +387,18 @@ async def test_element_shows_errors(page: Page) -> None:
         await expect(element).to_have_attribute("aria-busy", "false")
         await expect(page.get_by_role("status")).to_contain_text("That style does not exist.")
         await expect(page.get_by_role("button", name="Cancel")).to_be_hidden()
+
+
+async def test_element_in_the_page_requests_its_image_once(page: Page) -> None:
+    """An element that is in the page before the module has loaded sends one request."""
+    async with (
+        RawServer([*open_stream(event(COMPLETED), DONE), b"0\r\n\r\n"]) as raw_server,
+        AsyncImages(API_KEY, base_url=raw_server.base_url) as client,
+        ImageJobs(client) as jobs,
+        gallery(jobs) as port,
+    ):
+        requested = list[str]()
+        page.on("request", lambda request: requested.append(request.url))
+        await page.goto(f"http://127.0.0.1:{port}/one")
+        await expect(page.locator("elk-image")).to_have_attribute("state", "done")
+        assert requested.count(f"http://127.0.0.1:{port}/images/one") == 1

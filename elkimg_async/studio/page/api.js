@@ -3,8 +3,9 @@
 const HEADERS = { "X-Elkimg-Studio": "1" }; // other sites cannot send this
 
 export const at = (path) => new URL(path, import.meta.url).href; // beside this file, under the token
-export const imageUrl = (job, number) => at(`api/jobs/${encodeURIComponent(job.id)}/images/${number}`);
-export const thumbnailUrl = (job, number) => at(`api/jobs/${encodeURIComponent(job.id)}/thumbnails/${number}`);
+const pathOf = (job) => `api/jobs/${encodeURIComponent(job.id)}`;
+export const imageUrl = (job, number) => at(`${pathOf(job)}/images/${number}`);
+export const thumbnailUrl = (job, number) => at(`${pathOf(job)}/thumbnails/${number}`);
 export const inputUrl = (input) => at(`api/inputs/${input.sha256}`);
 export const zipUrl = (job) => at(`api/zip?job=${encodeURIComponent(job.id)}`);
 
@@ -63,11 +64,11 @@ async function send(body, files) {
 }
 
 export async function cancelJob(job) {
-  return read(await request(`api/jobs/${encodeURIComponent(job.id)}/cancel`, { method: "POST", headers: HEADERS }));
+  return read(await request(`${pathOf(job)}/cancel`, { method: "POST", headers: HEADERS }));
 }
 
 export async function deleteJob(job) {
-  return read(await request(`api/jobs/${encodeURIComponent(job.id)}`, { method: "DELETE", headers: HEADERS }));
+  return read(await request(pathOf(job), { method: "DELETE", headers: HEADERS }));
 }
 
 /** Return the images that a job sent, as `[param, blob]`. */

@@ -1,5 +1,9 @@
 // The selection on an image: shapes in fractions of its width and height that are drawn, erased and
 // undone, on a stage that zooms and moves.
+//
+// The shapes are all that is kept: the canvas on the screen, the share that is selected and the mask, each
+// of another size, are drawn from them. The stage is placed in the viewport by one transformation, so that
+// zooming and moving draw nothing.
 
 import { $ } from "./words.js";
 
@@ -12,8 +16,8 @@ const viewport = $("viewport");
 const cursor = $("brush-cursor");
 
 export const selection = { shapes: [], width: 1, height: 1, changed: () => {} };
-const place = { scale: 1, x: 0, y: 0 };
-const pointers = new Map();
+const place = { scale: 1, x: 0, y: 0 }; // of the stage: its upper left corner, in pixels of the viewport
+const pointers = new Map(); // where each finger or button is held down
 let stroke = null;
 let pinch = null;
 
@@ -43,6 +47,7 @@ export function redraw() {
 function paint(context, shapes, { width, height }) {
   context.lineCap = context.lineJoin = "round";
   context.fillStyle = context.strokeStyle = COLOR;
+  // In the order in which they were drawn, since an eraser removes only what is there.
   for (const { rectangle, points, thick, erase } of shapes) {
     context.globalCompositeOperation = erase ? "destination-out" : "source-over";
     if (rectangle) {
@@ -62,6 +67,7 @@ function paint(context, shapes, { width, height }) {
   context.globalCompositeOperation = "source-over";
 }
 
+// Drawn apart, because an eraser would erase what is under the selection as well.
 function layer(width, height) {
   const painted = new OffscreenCanvas(width, height);
   paint(painted.getContext("2d"), selection.shapes, painted);
@@ -70,10 +76,11 @@ function layer(width, height) {
 
 /** Return how much of the image is selected, in percent. */
 export function selectedShare() {
+  // Counted on a small copy: a large image has millions of pixels, and this runs after each stroke.
   const shrink = Math.min(1, Math.sqrt(250_000 / (selection.width * selection.height)));
   const small = layer(Math.max(1, Math.round(selection.width * shrink)), Math.max(1, Math.round(selection.height * shrink)));
   const { data } = small.getContext("2d").getImageData(0, 0, small.width, small.height);
-  const pixels = data.filter((value, index) => index % 4 === 3 && value > 127).length;
+  const pixels = data.filter((value, index) => index % 4 === 3 && value > 127).length; // of red, green, blue, alpha
   return pixels && Math.max(1, Math.round((100 * pixels) / (small.width * small.height)));
 }
 
@@ -134,6 +141,7 @@ function within(start, available, size) {
 export function zoom(factor, x = viewport.clientWidth / 2, y = viewport.clientHeight / 2) {
   const scale = Math.min(MAX_SCALE, Math.max(1, place.scale * factor));
   const ratio = scale / place.scale;
+  // The point of the image at (x, y) stays there.
   place.x = x - (x - place.x) * ratio;
   place.y = y - (y - place.y) * ratio;
   place.scale = scale;
@@ -166,10 +174,10 @@ function showCursor(event) {
 
 viewport.addEventListener("pointerdown", (event) => {
   if (event.button > 1) return;
-  viewport.setPointerCapture(event.pointerId);
+  viewport.setPointerCapture(event.pointerId); // a stroke may leave the viewport and come back
   pointers.set(event.pointerId, inside(event));
   if (pointers.size === 2) {
-    if (stroke) undo(); // the first of two fingers
+    if (stroke) undo(); // what the first of the two fingers has drawn
     stroke = null;
     pinch = measure();
   } else if (pointers.size === 1 && tool() !== "move" && event.button === 0) {
@@ -188,17 +196,20 @@ viewport.addEventListener("pointermove", (event) => {
   pointers.set(event.pointerId, now);
   if (pinch && pointers.size === 2) {
     const next = measure();
+    // The image follows the middle between the fingers, then grows with their distance.
     move(next.x - pinch.x, next.y - pinch.y);
     if (pinch.distance > 0) zoom(next.distance / pinch.distance, next.x, next.y);
     pinch = next;
   } else if (stroke) {
+    // Only the new piece is drawn. The colour is opaque here, and the canvas translucent in the style
+    // sheet, so that overlapping pieces do not look darker.
     stroke.points.push(pointOf(event));
     paint(canvas.getContext("2d"), [{ ...stroke, points: stroke.points.slice(-2) }], canvas);
   } else move(now[0] - before[0], now[1] - before[1]);
 });
 
 function release(event) {
-  if (!pointers.delete(event.pointerId)) return;
+  if (!pointers.delete(event.pointerId)) return; // the other mouse buttons
   if (pointers.size < 2) pinch = null;
   if (stroke) redraw();
   stroke = null;
@@ -214,6 +225,7 @@ function measure() {
 
 viewport.addEventListener("wheel", (event) => {
   event.preventDefault();
+  // Browsers report a pinch on a touchpad as a wheel with Ctrl, in smaller steps.
   if (event.shiftKey) move(-event.deltaY, 0);
   else zoom(Math.exp(-event.deltaY * (event.ctrlKey ? 0.01 : 0.002)), ...inside(event));
 }, { passive: false });
@@ -227,4 +239,5 @@ viewport.addEventListener("keydown", (event) => {
   else return;
   event.preventDefault();
 });
+// A closed dialog has no width.
 new ResizeObserver(() => viewport.clientWidth && fit()).observe(viewport);

@@ -1,11 +1,11 @@
 // A card shows one job: its images as they arrive, its state and its actions.
 
-import { cancelJob, deleteJob, imageUrl, inputUrl, inputsOf, startJob, thumbnailUrl, zipUrl } from "./api.js";
+import { cancelJob, deleteJob, fetchBlob, imageUrl, inputUrl, inputsOf, startJob, thumbnailUrl, zipUrl } from "./api.js";
 import { fill } from "./composer.js";
 import { confirmed, once, openMenu } from "./dialogs.js";
 import { editResult } from "./editor.js";
 import { view } from "./viewer.js";
-import { $, announce, button, copyOf, describe, element, images, money, seconds, sentence, short, whole } from "./words.js";
+import { $, announce, button, copyOf, describe, element, images, money, seconds, sentence, short, toPng, whole } from "./words.js";
 
 export const FINISHED = new Set(["done", "failed", "cancelled", "lost"]);
 export const clock = { offset: 0 }; // seconds by which the studio's clock is ahead
@@ -15,7 +15,7 @@ const now = () => Date.now() / 1000 + clock.offset;
 export class Card {
   constructor(job) {
     this.node = copyOf("card");
-    this.node.card = this;
+    this.node.card = this; // the page has the order of the cards
     this.figures = [];
     this.state = null;
     this.update(job);
@@ -33,6 +33,8 @@ export class Card {
     return FINISHED.has(this.job.state);
   }
 
+  // The studio reports a whole job at each change of it. The first report, which creates the card, is
+  // shown without animation and not announced.
   update(job) {
     const { state: before, job: known } = this;
     this.job = job;
@@ -55,11 +57,13 @@ export class Card {
 
   showFigures(live) {
     const { images: done, partial, count } = this.job;
+    // A running job has a frame for each image wanted, a finished one only for what has arrived.
     const shown = this.finished ? done.length + (partial ? 1 : 0) : Math.max(count, done.length);
     while (this.figures.length < shown) {
       this.figures.push(new Figure(this));
       this.find(".figures").append(this.figures.at(-1).node);
     }
+    // Finished images come first, then the one in progress; a figure never changes its place.
     this.figures.splice(shown).forEach((figure) => figure.node.remove());
     this.find(".figures").dataset.count = shown;
     this.find(".figures").classList.toggle("odd", shown > 1 && shown % 2 === 1);
@@ -73,7 +77,7 @@ export class Card {
   tick() {
     const { state, created_at: created, sent_at: sent, retry, previews, parameters, images: done } = this.job;
     this.figures.forEach((figure) => figure.showProgress(""));
-    const waiting = this.figures[done.length];
+    const waiting = this.figures[done.length]; // images arrive in order, so the next one is here
     if (this.finished) return waiting?.showProgress("Unfinished");
     const time = `${Math.max(0, Math.floor(now() - (sent ?? created)))} s`;
     if (retry) return waiting?.showProgress(`Retrying in ${Math.max(0, Math.ceil(retry.at - now()))} s (${retry.attempt} of ${retry.of})`);
@@ -102,6 +106,7 @@ export class Card {
     return [parameters.model, tokens, new Date(created * 1000).toLocaleString("en")].filter(Boolean).join(" · ");
   }
 
+  // What a screen reader says: retries, previews and the end, each once.
   announce(before, known) {
     const { state, previews, parameters, prompt, error, retry } = this.job;
     if (retry && !known.retry) announce(`The image server is busy. Retrying, attempt ${retry.attempt} of ${retry.of}.`);
@@ -150,6 +155,7 @@ export class Card {
     if (focused) buttons[0].focus();
   }
 
+  // Show an error of the studio in a dialog, since the card belongs to the job.
   async act(action) {
     try {
       return await action();
@@ -167,6 +173,7 @@ export class Card {
     await this.act(async () => {
       const files = await inputsOf(job);
       const started = await startJob({ prompt: job.prompt, ...job.parameters }, files);
+      // The new job replaces one without images; nothing that was paid for is deleted.
       if (started && !job.images.length && !job.partial) await deleteJob(job);
     });
   }
@@ -191,15 +198,11 @@ export class Figure {
     this.number = null;
     const { parameters } = card.job;
     const size = card.job.images[0]?.size ?? parameters.size ?? "";
-    this.setRatio(/^\d+x\d+$/.test(size) ? size.replace("x", " / ") : "1");
+    this.frame.style.aspectRatio = /^\d+x\d+$/.test(size) ? size.replace("x", " / ") : "1";
     if (!size && this.before && !card.finished) { // an edit keeps the shape of its image
       const original = element("img", { src: inputUrl(this.before) });
       original.onload = () => this.frame.querySelector("img") || this.fit(original);
     }
-  }
-
-  setRatio(ratio) {
-    this.frame.style.aspectRatio = ratio;
   }
 
   wait() {
@@ -212,7 +215,7 @@ export class Figure {
 
   preview(number, unfinished) {
     this.node.classList.toggle("waiting", !unfinished);
-    if (this.number === number) return;
+    if (this.number === number) return; // another change of the job
     this.number = number;
     this.show(imageUrl(this.card.job, number), unfinished ? "Unfinished image" : "Preview", true);
   }
@@ -253,7 +256,7 @@ export class Figure {
   fit({ naturalWidth: width, naturalHeight: height }) {
     if (!width || !height) return;
     const [wide, high = 1] = this.frame.style.aspectRatio.split("/").map(Number);
-    if (Math.abs(width / height / (wide / high) - 1) > 0.01) this.setRatio(`${width} / ${height}`);
+    if (Math.abs(width / height / (wide / high) - 1) > 0.01) this.frame.style.aspectRatio = `${width} / ${height}`;
   }
 
   get url() {
@@ -297,19 +300,11 @@ function tool(name, icon, text, properties = {}) {
   return node;
 }
 
-// Browsers can only copy PNG.
+// Browsers can only copy PNG. Some allow it only directly after a click, so the promise of the image
+// is handed over instead of awaited.
 async function copyImage(url) {
-  const png = fetch(url)
-    .then((response) => response.blob())
-    .then(async (blob) => {
-      if (blob.type === "image/png") return blob;
-      const bitmap = await createImageBitmap(blob);
-      const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
-      canvas.getContext("2d").drawImage(bitmap, 0, 0);
-      return canvas.convertToBlob({ type: "image/png" });
-    });
   try {
-    await navigator.clipboard.write([new ClipboardItem({ "image/png": png })]);
+    await navigator.clipboard.write([new ClipboardItem({ "image/png": fetchBlob(url).then(toPng) })]);
     announce("The image was copied.");
   } catch {
     await confirmed("Your browser did not copy the image. Download it instead.");

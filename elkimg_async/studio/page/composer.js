@@ -151,9 +151,9 @@ function check(name, value) {
   if (radio) radio.checked = true;
 }
 
-export function remember(name = REMEMBERED, value = settings()) {
+export function write(storage, name, value) {
   try {
-    localStorage.setItem(name, JSON.stringify(value));
+    storage.setItem(name, JSON.stringify(value));
   } catch {
     // private windows may have no storage
   }
@@ -173,20 +173,12 @@ export function fill({ prompt, parameters }) {
   const size = parameters.size ?? "auto";
   restore({ model: session.default_model, ...defaults, ...parameters, size });
   $("prompt").value = prompt;
-  saveDraft();
-  remember();
+  write(sessionStorage, DRAFT, prompt);
+  write(localStorage, REMEMBERED, settings());
   $("more-options").open = SELECTS.some((name) => parameters[name] && name !== "output_format");
   $("prompt").focus();
   $("prompt").scrollIntoView({ block: "nearest" });
   announce("The prompt and its settings are in the form.");
-}
-
-function saveDraft() {
-  try {
-    sessionStorage.setItem(DRAFT, JSON.stringify($("prompt").value));
-  } catch {
-    // see `remember`
-  }
 }
 
 // --- starting -----------------------------------------------------------------------------------------
@@ -196,19 +188,26 @@ export function note(id, error) {
   $(id).textContent = error ? sentence(error) : "";
 }
 
-const generate = once(async (request) => {
+/** Return a function that starts a job, once for a double click, and notes an error in the form. */
+export function starting(button, problem, start) {
+  return once(async (fields) => {
+    $(button).ariaDisabled = "true";
+    try {
+      await start(fields);
+      note(problem, null);
+    } catch (error) {
+      if (!error.error) throw error;
+      note(problem, error.error);
+    } finally {
+      $(button).ariaDisabled = null;
+    }
+  });
+}
+
+const generate = starting("generate", "composer-problem", async (request) => {
   announce(`Generating “${short(request.prompt)}”.`);
-  $("generate").ariaDisabled = "true";
-  try {
-    await startJob(request);
-    note("composer-problem", null);
-    if (matchMedia("(max-width: 52rem)").matches) $("images").scrollIntoView({ behavior: "smooth" });
-  } catch (error) {
-    if (!error.error) throw error;
-    note("composer-problem", error.error);
-  } finally {
-    $("generate").ariaDisabled = null;
-  }
+  await startJob(request);
+  if (matchMedia("(max-width: 52rem)").matches) $("images").scrollIntoView({ behavior: "smooth" });
 });
 
 composer.addEventListener("submit", (event) => {
@@ -216,10 +215,13 @@ composer.addEventListener("submit", (event) => {
   generate(options());
 });
 composer.addEventListener("input", ({ target }) => {
-  if (target === $("prompt")) saveDraft();
+  if (target === $("prompt")) {
+    write(sessionStorage, DRAFT, target.value);
+    return;
+  }
   if (target === $("model")) offer();
   if (["output_format", "output_compression"].includes(target.id)) offerMore();
-  if (target !== $("prompt")) remember();
+  write(localStorage, REMEMBERED, settings());
 });
 
 /** Submit a form when Ctrl + Enter is pressed in a field, but only once while the keys are held. */

@@ -6,11 +6,10 @@ for (const dialog of document.querySelectorAll("dialog")) {
   dialog.querySelector(".close")?.addEventListener("click", () => dialog.close());
 }
 
-/** Ask a question, and return whether it was confirmed. Without labels it is a message. */
-export function confirmed(text, yes = "OK", no = "Cancel") {
+/** Ask a question, and return whether it was confirmed. Without a label it is a message. */
+export function confirmed(text, yes = "OK") {
   $("confirm-text").textContent = text;
   $("confirm-yes").textContent = yes;
-  $("confirm-no").textContent = no;
   $("confirm-no").hidden = yes === "OK";
   $("confirm").returnValue = "no";
   $("confirm").showModal();

@@ -2,9 +2,9 @@
 
 import { fetchBlob, startJob } from "./api.js";
 import { clear, fit, maskFile, prepare, redraw, select, selectedShare, selection, undo, zoom } from "./canvas.js";
-import { note, options, read, remember, rulesOf, submitByKey } from "./composer.js";
-import { confirmed, once } from "./dialogs.js";
-import { $, announce, button, capital, element, sentence, short } from "./words.js";
+import { note, options, read, rulesOf, starting, submitByKey, write } from "./composer.js";
+import { confirmed } from "./dialogs.js";
+import { $, announce, button, capital, chooseFiles, element, sentence, short, toPng } from "./words.js";
 
 const EDITABLE = ["image/png", "image/jpeg", "image/webp"];
 const REMEMBERED = "elkimg-studio-editor";
@@ -136,14 +136,6 @@ function showReferences() {
 
 // --- starting -----------------------------------------------------------------------------------------
 
-async function editable(blob) {
-  if (EDITABLE.includes(blob.type)) return blob;
-  const bitmap = await createImageBitmap(blob);
-  const copy = new OffscreenCanvas(bitmap.width, bitmap.height);
-  copy.getContext("2d").drawImage(bitmap, 0, 0);
-  return copy.convertToBlob({ type: "image/png" });
-}
-
 function request() {
   const fields = { ...options(), prompt: $("change").value, n: Number($("edit-n").value) };
   for (const name of ["size", "moderation", "style"]) delete fields[name]; // edits do not have them
@@ -153,21 +145,13 @@ function request() {
   return fields;
 }
 
-const apply = once(async (fields) => {
+const apply = starting("edit", "editor-problem", async (fields) => {
   announce(`Editing: “${short(fields.prompt)}”.`);
-  $("edit").ariaDisabled = "true";
-  try {
-    const images = await Promise.all([current.blob, ...current.draft.references].map(editable));
-    const mask = await maskFile();
-    await startJob(fields, [...images.map((image) => ["image", image]), ...(mask ? [["mask", mask]] : [])]);
-    note("editor-problem", null);
-    editor.close();
-  } catch (error) {
-    if (!error.error) throw error;
-    note("editor-problem", error.error);
-  } finally {
-    $("edit").ariaDisabled = null;
-  }
+  const blobs = [current.blob, ...current.draft.references];
+  const images = await Promise.all(blobs.map((blob) => (EDITABLE.includes(blob.type) ? blob : toPng(blob))));
+  const mask = await maskFile();
+  await startJob(fields, [...images.map((image) => ["image", image]), ...(mask ? [["mask", mask]] : [])]);
+  editor.close();
 });
 
 // --- events -------------------------------------------------------------------------------------------
@@ -184,7 +168,7 @@ $("brush").addEventListener("input", showBrush);
 for (const id of ["brush", "edit-n", "input_fidelity"]) {
   $(id).addEventListener("change", () => {
     Object.assign(remembered, { n: $("edit-n").value, brush: $("brush").value, fidelity: $("input_fidelity").value });
-    remember(REMEMBERED, remembered);
+    write(localStorage, REMEMBERED, remembered);
   });
 }
 
@@ -200,12 +184,7 @@ whenClicked("rectangle", () => select({ rectangle: ["left", "top", "width", "hei
 whenClicked("zoom-in", () => zoom(1.5));
 whenClicked("zoom-out", () => zoom(1 / 1.5));
 whenClicked("zoom-fit", fit);
-whenClicked("add-reference", () => $("reference-files").click());
-$("reference-files").addEventListener("change", async () => {
-  const files = [...$("reference-files").files];
-  $("reference-files").value = "";
-  await addReferences(files);
-});
+chooseFiles("add-reference", "reference-files", addReferences);
 editor.addEventListener("keydown", (event) => {
   const typing = event.target.matches("textarea, input[type=number]");
   if (typing || event.key !== "z" || !(event.ctrlKey || event.metaKey)) return;

@@ -6,7 +6,7 @@ import { Card, FINISHED, cardsShown, clock } from "./card.js";
 import { startComposer } from "./composer.js";
 import "./dialogs.js";
 import { editFiles } from "./editor.js";
-import { $, button, describe, images, money, whole } from "./words.js";
+import { $, button, chooseFiles, describe, images, money, whole } from "./words.js";
 
 const EXAMPLES = ["A small kitten in a sunny garden", "An elk in the morning mist, watercolour", "A lighthouse built of books"];
 const STEP = 60; // how many jobs are shown at once
@@ -99,12 +99,7 @@ $("older").addEventListener("click", () => {
   limit += STEP;
   show();
 });
-$("own").addEventListener("click", () => $("own-file").click());
-$("own-file").addEventListener("change", () => {
-  const files = [...$("own-file").files];
-  $("own-file").value = "";
-  editFiles(files);
-});
+chooseFiles("own", "own-file", editFiles);
 $("examples").append(...EXAMPLES.map((text) => button(text, () => {
   $("prompt").value = text;
   $("prompt").focus();

@@ -51,6 +51,25 @@ export function element(name, properties = {}, ...children) {
   return node;
 }
 
+/** Choose files with a hidden input when a button is clicked, and run an action on them. */
+export function chooseFiles(opener, input, action) {
+  $(opener).addEventListener("click", () => $(input).click());
+  $(input).addEventListener("change", () => {
+    const files = [...$(input).files];
+    $(input).value = ""; // the same file again is a change
+    action(files);
+  });
+}
+
+/** Return an image as a PNG. */
+export async function toPng(blob) {
+  if (blob.type === "image/png") return blob;
+  const bitmap = await createImageBitmap(blob);
+  const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
+  canvas.getContext("2d").drawImage(bitmap, 0, 0);
+  return canvas.convertToBlob({ type: "image/png" });
+}
+
 export function button(textContent, onclick, properties = {}) {
   return element("button", { type: "button", textContent, onclick, ...properties });
 }
