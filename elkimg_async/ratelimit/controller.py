@@ -28,7 +28,7 @@ MIN_SAMPLE, MAX_FALL = 15, 4.0  # requests for a reliable plateau; factor of a f
 RETURN, RETURN_PER_PAUSE, FIRST_RETURN, MAX_RETURN = 80.0, 15.0, 10.0, 12.0  # the last in seconds
 # Seconds, times the root of the plateau, in which probing doubles the pace: faster servers are
 # probed sooner, but less often per request. The last is that after slow start.
-DOUBLE, MIN_DOUBLE, MAX_DOUBLE, FIRST_DOUBLE = 26.0, 4.0, 8.0, 2.0
+DOUBLE, MIN_DOUBLE, MAX_DOUBLE, FIRST_DOUBLE = 26.0, 4.0, 12.0, 2.0
 LATENESS = 0.0005  # seconds by which a start may be late without losing its slot
 
 

@@ -23,6 +23,7 @@ _COMPLETE_TOKENS = re.compile(  # everything but an escape that is cut off at th
 )
 _ESCAPE = re.compile(rb"\\(?:u([0-9A-Fa-f]{4})|(.))", re.DOTALL)
 _ESCAPED = {b"/": b"/", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
+# White space and invisible characters beyond ASCII.
 _BLANK_CODES = {0xA0, 0x200B, 0x2028, 0x2029, 0x2060, 0x3000, 0xFEFF}
 _NOT_BASE64 = "it is not base64, or was cut off"
 _INVALID = b"?"  # replaces characters that base64 never contains
@@ -78,6 +79,9 @@ class Base64Decoder:
 
     def feed_clean(self, chunk: bytes | memoryview) -> bool:
         """Do the same for clean base64; return False, without effect, if it is not clean."""
+        # `_carry` and the start of the chunk complete a group of four characters; the middle is
+        # decoded in place, without a copy of a memoryview; what is left over waits for the next
+        # chunk.
         size = len(chunk)
         if not size:
             return True
@@ -86,6 +90,8 @@ class Base64Decoder:
         carry = self._carry
         start = -len(carry) % 4
         end = size - (size - start) % 4 if len(carry) + size >= _MIN_SEEN else 0
+        # The rest is not decoded yet, so it has to be checked: the caller relies on True meaning
+        # that the chunk has no quote and no line end.
         held = bytes(chunk[end:])
         if held.translate(None, ALPHABET):
             return False
@@ -97,6 +103,8 @@ class Base64Decoder:
             rest = pybase64.b64decode(chunk[start:end], validate=True)
         except binascii.Error:
             return False
+        # Shorter than three bytes for each four characters: there is padding, which has to be at
+        # the very end. pybase64 checks this within each call, but not across calls.
         padded_first = 4 * len(first) < 3 * (len(carry) + start)
         padded_rest = 4 * len(rest) < 3 * (end - start)
         if (padded_first and rest) or ((padded_first or padded_rest) and end < size):
@@ -113,6 +121,7 @@ class Base64Decoder:
 
     def finish(self) -> Decoded:
         """Return the decoded bytes of the complete string."""
+        # Missing padding is added on the slow path.
         if self._clean and self._carry:
             self._leave_fast_path()
         if self._raw:
@@ -121,17 +130,19 @@ class Base64Decoder:
             self._decode(self._cut_prefix(b"", final=True), final=True)
         if self._bad:
             return BadBase64(self._bad)
-        self._decoded.truncate()
+        self._decoded.truncate()  # the part of the reserved room that was not needed
         return self._decoded.getvalue()
 
     def _leave_fast_path(self) -> None:
         if self._clean:
             self._clean = False
+            # If anything was decoded, the first `_MIN_SEEN` characters are base64, and no prefix.
             self._head = not self._decoded.tell()
             carry, self._carry = self._carry, b""
             self._feed_slowly(carry)
 
     def _feed_slowly(self, chunk: bytes) -> None:
+        # An escape that is cut off by the end of the chunk is kept for the next one.
         raw = self._raw + chunk
         match = _COMPLETE_TOKENS.match(raw)
         end = match.end() if match else 0
@@ -161,6 +172,8 @@ class Base64Decoder:
     def _decode(self, text: bytes, *, final: bool) -> None:
         if self._bad or self._head:
             return
+        # Four characters at a time, since strict decoding accepts no fewer; only the last ones of
+        # the string are padded.
         text = self._carry + text
         if not text:
             return
@@ -183,6 +196,7 @@ class Base64Decoder:
 def _unescape(match: re.Match[bytes]) -> bytes:
     if match[2]:
         return _ESCAPED.get(match[2], _INVALID)
+    # ASCII may be written as an escape, such as \u002B for "+".
     code = int(match[1], 16)
     if code in _BLANK_CODES:
         return b" "

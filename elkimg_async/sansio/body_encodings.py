@@ -45,10 +45,7 @@ class BodyEncoding:
                 yield self._inflate.decompress(chunk, _PIECE)
                 chunk = self._inflate.unconsumed_tail
         except zlib.error as error:
-            reason = str(error)
-        else:
-            return
-        raise ResponseError(f"The response is not valid gzip: {reason}.")
+            raise ResponseError(f"The response is not valid gzip: {error}.") from None
 
     def finish(self) -> None:
         """Check the end of the body.

@@ -14,24 +14,17 @@ images received.
 
 import re
 
-from elkimg_async.errors import (
-    ElkImagesError,
-    ResponseError,
-)
+from elkimg_async.errors import ElkImagesError, ResponseError
 from elkimg_async.image import Image
 from elkimg_async.sansio.body_encodings import BodyEncoding, encoding_of, may_be_encoded
 from elkimg_async.sansio.documents import DocumentHandler, ImageEvent, SkippedEvent
-from elkimg_async.sansio.error_mapping import MAX_BODY_TEXT, api_error
+from elkimg_async.sansio.error_mapping import MAX_BODY_TEXT, api_error, too_long
 from elkimg_async.sansio.events import event_of, type_of
-from elkimg_async.sansio.find_images import images_of
-from elkimg_async.sansio.found_events import text_documents
+from elkimg_async.sansio.find_images import find_images, images_of
 from elkimg_async.sansio.image_strings import plain_images
-from elkimg_async.sansio.json_images import Document, InvalidJSON, JSONDecoder, unpacked_json
+from elkimg_async.sansio.json_images import Document, InvalidJSON, JSONDecoder
 from elkimg_async.sansio.multipart_body import boundary_in, boundary_of, documents_of, parts_of
-from elkimg_async.sansio.responses import (
-    CompletedImage,
-    ImagesResponse,
-)
+from elkimg_async.sansio.responses import CompletedImage, ImagesResponse
 from elkimg_async.sansio.signatures import cannot_be_image, is_image, may_begin_image
 from elkimg_async.sansio.sse import ServerSentEvent, SSEDecoder
 
@@ -41,7 +34,6 @@ _DONE = "[DONE]"
 _WHOLE_PAGE = re.compile("<(!doctype )?html", re.IGNORECASE)
 """A page whose images, such as a logo, are not the response."""
 _PING_BYTES = 1024  # an open event that is longer than this is not a ping
-
 
 __all__ = ["ImageEvent", "ImagesDecoder", "SkippedEvent"]
 
@@ -63,16 +55,16 @@ class ImagesDecoder:
         self._content_type = content_type.lower()
         self._named_boundary = boundary_of(content_type)
         self._encoding: BodyEncoding | None = None  # one that no header declares
-        self._parts: bytearray | None = None  # a body in several parts,
-        self._boundary = b""  # and what separates them
         self._remaining = self._max_bytes = max_bytes
+        # The start of the body is kept until it is classified. From then on one of the three below
+        # is set, or none for a web page, of which no more is needed than its start.
+        self._start: bytes | None = b""
         self._json: JSONDecoder | None = None
-        self._first_line = False  # whether the first line of JSON is still open
         self._sse: SSEDecoder | None = None
-        self._page: bytearray | None = None  # the start of a web page or an SVG image
+        self._chunks: list[bytes] | None = None  # of an image, or of parts, which have a boundary
+        self._boundary = b""
+        self._first_line = False  # whether the first line of JSON is still open
         self._page_text: str | None = None  # the start of a web page
-        self._image: list[bytes] | None = None  # the chunks of an image that is the body itself
-        self._start = b""  # the start of the body, until it is classified
         self._body: str | None = None  # JSON without an image, for the error
         self._documents = DocumentHandler()
         self.events = self._documents.events
@@ -91,10 +83,11 @@ class ImagesDecoder:
                 self._feed(chunk)
             except ElkImagesError as error:
                 self._fail(error)
+        # A ping is seen to be one only when its event ends, so until then a short event counts as
+        # one. A long event is an image on its way, and its progress counts at once.
         if self._sse is not None and self._sse.open_bytes < _PING_BYTES:
             return len(self.events) > ready or self.failure is not None or self.done
-        begun = (self._json, self._sse, self._image, self._page, self._parts)
-        return any(each is not None for each in begun)
+        return self._start is None or self._start[:1] == b"<"
 
     def finish(self) -> None:
         """Handle the end of the body."""
@@ -126,13 +119,13 @@ class ImagesDecoder:
         """Add the images received so far to the error that ends the call."""
         completed = [event.image for event in self._documents.completed]
         if self.failure is not None:
+            # `_fail` has collected them, together with those of the document that failed.
             completed = [*self.failure.images]
         elif self._json is not None:
-            # The images of a document that will never be complete.
+            # The call ends early, so this document will never be complete; its strings may be.
             completed += images_of(self._json.salvage())
-        elif self._parts is not None:
-            found = documents_of(parts_of(bytes(self._parts), self._boundary)[0])
-            for entry in found:
+        elif self._chunks is not None and self._boundary:
+            for entry in documents_of(parts_of(b"".join(self._chunks), self._boundary)[0]):
                 completed += [Image(entry)] if isinstance(entry, bytes) else images_of([entry])
         extra = [image for image in error.images if not any(image is other for other in completed)]
         error.images = (*completed, *extra)
@@ -146,98 +139,87 @@ class ImagesDecoder:
         self.failure = error
 
     def _feed(self, chunk: bytes) -> None:
-        if self._encoding is None:
-            self._feed_plain(chunk)
-            return
-        for piece in self._encoding.decode(chunk):
+        for piece in (chunk,) if self._encoding is None else self._encoding.decode(chunk):
             self._feed_plain(piece)
 
     def _feed_plain(self, chunk: bytes) -> None:
         self._remaining -= len(chunk)
         if self._remaining < 0:
-            raise ResponseError(
-                f"The response is longer than {self._max_bytes:,} bytes. "
-                "Raise the limit with Limits(max_response_bytes=…)."
-            )
+            raise too_long(self._max_bytes)
         if self._sse is not None:
             self._feed_sse(self._sse, chunk)
         elif self._json is not None:
             self._feed_json(self._json, chunk)
-        elif self._page is not None:
-            self._feed_page(self._page, chunk)
-        elif self._image is not None:
-            self._image.append(chunk)
-        elif self._parts is not None:
-            self._parts += chunk
-        else:
-            self._begin(chunk)
+        elif self._chunks is not None:
+            self._chunks.append(chunk)
+        elif self._start is not None:
+            self._begin(self._start + chunk)
 
-    def _begin(self, chunk: bytes) -> None:
-        body = (self._start + chunk).lstrip(_BLANK)
-        text = body.removeprefix(_BOM).lstrip(_BLANK)
-        if self._encoding is None and may_be_encoded(body):
-            self._start = body
+    def _begin(self, start: bytes) -> None:
+        """Classify a body by its first bytes; if there are too few, keep them for later."""
+        body = start.lstrip(_BLANK)
+        while body.startswith(_BOM):
+            body = body.removeprefix(_BOM).lstrip(_BLANK)
+        self._start = body
+        # Encodings come first, since their bytes mean nothing to the other checks. Each is looked
+        # for only once, in the bytes as received, so that decoding cannot be repeated without end.
+        if self._encoding is None:
+            if may_be_encoded(body):
+                return
+            self._encoding = encoding_of(body)
+            if self._encoding is not None:
+                self._start = b""
+                self._feed(body)
+                return
+        # An SVG may begin with comments, so as much of a page is kept as an error would show of it.
+        # A byte order mark, a signature or a boundary may be cut off by the end of the chunk.
+        if _BOM.startswith(body) or (body[0] == 0x3C and len(body) < MAX_BODY_TEXT):
             return
-        if self._encoding is None and (encoding := encoding_of(body)) is not None:
-            self._start, self._encoding = b"", encoding
-            self._feed(body)
-            return
-        is_image = may_begin_image(text) if text and text[0] not in b"{[<" else False
-        boundary = boundary_in(text) if text[:1] == b"-" else self._boundary_after(text)
-        if not text or _BOM.startswith(text) or None in (is_image, boundary):
-            self._start = body
-            return
-        self._start = b""
-        self._classify(body, text, is_image=is_image is True, boundary=boundary or b"")
+        boundary = boundary_in(body) if body[:1] == b"-" else self._boundary_after(body)
+        is_decided = body[0] in b"{[<" or may_begin_image(body) is not None
+        if is_decided and boundary is not None:
+            self._classify(body, boundary)
 
-    def _boundary_after(self, text: bytes) -> bytes:
+    def _boundary_after(self, body: bytes) -> bytes:
         """Return the boundary of a body with a preamble, which only its Content-Type shows."""
-        is_other = text[:1] in (b"{", b"[", b"<") or text.startswith((b"data:", b"event:", b":"))
+        is_other = body.startswith((b"{", b"[", b"<", b"data:", b"event:", b":"))
         return b"" if is_other else self._named_boundary
 
-    def _classify(self, body: bytes, text: bytes, *, is_image: bool, boundary: bytes) -> None:
-        """Decide what the body is; `text` is its start without blanks and a byte order mark."""
-        if text[0] in b"{[":
+    def _classify(self, body: bytes, boundary: bytes) -> None:
+        """Decide by its start what the body is."""
+        self._start = None
+        if body[0] in b"{[":
             self._json = JSONDecoder(self._length)
-            self._first_line = text[0] == 0x7B
-            self._feed_json(self._json, text)
-        elif text[0] == 0x3C:
-            self._page = bytearray()
-            self._feed_page(self._page, text)
-        elif is_image or (self._content_type.startswith("image/") and not text.isascii()):
-            self._image = [body]
+            # Newline-delimited JSON looks like one document until the end of its first line.
+            self._first_line = body[0] == 0x7B
+            self._feed_json(self._json, body)
+        elif is_image(body):
+            self._chunks = [body]
+        elif body[0] == 0x3C:
+            self._page_text = body[:MAX_BODY_TEXT].decode("utf-8", "replace")
+            if not _WHOLE_PAGE.match(self._page_text):
+                # PHP, for instance, writes its warnings as HTML in front of a response.
+                self._begin_text(body)
+        elif self._content_type.startswith("image/") and not body.isascii():
+            self._chunks = [body]  # of a format without a known signature
         elif boundary:
-            self._boundary, self._parts = boundary, bytearray(text)
+            self._boundary, self._chunks = boundary, [body]
         else:
             self._begin_text(body)
 
     def _begin_text(self, body: bytes) -> None:
+        # Nearly any text is a valid stream, of fields that are ignored. So until a line shows that
+        # it is one, the body is also kept as text.
         self._sse, self._text = SSEDecoder(), JSONDecoder(self._length)
         self._documents.streamed = True
         self._feed_sse(self._sse, body)
-
-    def _feed_page(self, page: bytearray, chunk: bytes) -> None:
-        """Add to what starts with "<", until there is enough to decide what it is."""
-        if self._page_text is None:
-            page += chunk
-            if len(page) >= MAX_BODY_TEXT:
-                self._classify_page(bytes(page))
-
-    def _classify_page(self, page: bytes) -> None:
-        if is_image(page):
-            self._page, self._image = None, [page]
-            return
-        self._page_text = page[:MAX_BODY_TEXT].decode("utf-8", "replace")
-        if not _WHOLE_PAGE.match(self._page_text):
-            # PHP, for instance, writes its warnings as HTML in front of a response.
-            self._page = None
-            self._begin_text(page)
 
     def _feed_json(self, decoder: JSONDecoder, chunk: bytes) -> None:
         """Decode JSON; if its first line is a complete document, the rest is read line by line."""
         if not self._first_line:
             decoder.feed(chunk)
             return
+        # Strict base64 has no line ends, so an open image is decoded without a search for them.
         start = decoder.feed_base64(chunk, 0)
         end = chunk.find(b"\n", start)
         decoder.feed(chunk, start, len(chunk) if end < 0 else end)
@@ -247,14 +229,16 @@ class ImagesDecoder:
         try:
             documents = decoder.finish_all()
         except InvalidJSON:
+            # An indented document, of which the first line is only a part.
             decoder.feed(chunk, end)
             return
+        # Either the whole document or the first of several lines. The event decoder reads the rest
+        # in both cases, since it takes each line that begins with a bracket for an event.
         self._body = decoder.text(MAX_BODY_TEXT)
         self._json = None
         self._sse = SSEDecoder()
         self._documents.streamed = True
-        for document in documents:
-            self._documents.handle(document, "")
+        self._handle(documents)
         self._feed_sse(self._sse, chunk[end + 1 :])
 
     def _feed_sse(self, decoder: SSEDecoder, chunk: bytes) -> None:
@@ -266,65 +250,69 @@ class ImagesDecoder:
         self._handle_server_sent_events(decoder)
 
     def _finish(self) -> None:
-        if text := self._start.removeprefix(_BOM).lstrip(_BLANK):
-            self._classify(self._start, text, is_image=False, boundary=b"")
-        if self._page is not None and self._page_text is None:
-            self._classify_page(bytes(self._page))
+        if self._start:
+            self._classify(self._start, b"")  # a boundary that is cut off separates nothing
         if self._encoding is not None:
             self._encoding.finish()
-        if self._image is not None:
-            self._finish_image(b"".join(self._image))
+        if self._chunks is not None:
+            self._finish_whole(b"".join(self._chunks))
         elif self._json is not None:
+            # Unset first: if this fails, its error has the images, and `attach_images` must not
+            # find them again.
             decoder, self._json = self._json, None
             self._finish_json(decoder)
-        elif self._parts is not None:
-            self._finish_parts(bytes(self._parts))
         elif self._sse is not None:
             self._sse.finish()
             self._handle_server_sent_events(self._sse)
             if self._text is not None and not self._sse.recognized:
                 self._finish_text(self._text)
         self._documents.handle_end(is_final=self.done)
-        if not self._documents.completed and self._page_text is not None:
+        if self._documents.completed:
+            return
+        if self._page_text is not None:
             raise ResponseError(
                 "The server returned a web page. Check that the base URL ends in /v1.",
                 body=self._page_text,
             )
-        if not self._documents.completed:
-            raise self._documents.error_without_image(
-                body=self._body, streamed=self._sse is not None or self._stream
-            )
+        raise self._documents.error_without_image(
+            body=self._body, streamed=self._sse is not None or self._stream
+        )
 
     def _finish_image(self, content: bytes) -> None:
         if cannot_be_image(content):
             raise ResponseError("The response is not an image.", content=content)
         self._documents.emit(CompletedImage(type=type_of({}, ""), image=Image(content)))
 
-    def _finish_parts(self, body: bytes) -> None:
+    def _finish_whole(self, body: bytes) -> None:
+        """Handle an image, or a body in several parts."""
+        if not self._boundary:
+            self._finish_image(body)
+            return
         parts, is_complete = parts_of(body, self._boundary)
         if not is_complete:
+            # `attach_images` adds the complete parts.
             raise ResponseError("The response was cut off within one of its parts.")
-        self._parts = None
+        self._chunks = None  # from here on the images are in events or errors
         self._body = body[:MAX_BODY_TEXT].decode("utf-8", "replace")
         for entry in documents_of(parts):
             if isinstance(entry, bytes):
                 self._finish_image(entry)
             else:
-                self._documents.handle(entry, "")
+                self._handle([entry])
 
     def _finish_text(self, decoder: JSONDecoder) -> None:
         """Handle text: a JSON string, base64, addresses, or another format that has images."""
         body = decoder.text(MAX_BODY_TEXT)
-        if documents := text_documents(decoder):
+        if documents := _text_documents(decoder):
             self._body = body
-            for document in documents:
-                self._documents.handle(document, "")
+            self._handle(documents)
             return
+        # XML, YAML, forms, JavaScript. An unbalanced text was cut off, so it is an error that has
+        # the images. Addresses alone are not enough, since other texts have links as well.
         saved = [document for document in decoder.salvage() if images_of([document])]
         images = images_of(saved)
         if any(image.content is not None for image in images) and decoder.is_balanced:
-            for document in saved:
-                self._documents.handle(document, "")
+            self._handle(saved)
         elif self._page_text is None:
             raise ResponseError(
                 "The response is neither JSON nor an event stream.", body=body, images=images
@@ -335,27 +323,28 @@ class ImagesDecoder:
         try:
             documents = decoder.finish_all()
         except InvalidJSON as error:
-            problem = str(error)
-        else:
-            for document in documents:
-                self._documents.handle(document, "")
-            return
-        raise ResponseError(
-            f"The response is incomplete or not JSON: {problem}.",
-            body=self._body,
-            images=images_of(decoder.salvage()),
-        )
+            raise ResponseError(
+                f"The response is incomplete or not JSON: {error}.",
+                body=self._body,
+                images=images_of(decoder.salvage()),
+            ) from None
+        self._handle(documents)
+
+    def _handle(self, documents: list[Document]) -> None:
+        for document in documents:
+            self._documents.handle(document, "")
 
     def _handle_server_sent_events(self, decoder: SSEDecoder) -> None:
         while (event := decoder.next_event()) is not None:
-            if not self.done:
+            if not self.done:  # nothing after [DONE] belongs to the response
                 self._handle_server_sent_event(event)
 
     def _handle_server_sent_event(self, event: ServerSentEvent) -> None:
         data = event.data
         try:
-            documents = [*map(unpacked_json, data.finish_all())]
+            documents = data.finish_all()
         except InvalidJSON:
+            # Some servers write the field twice: "data: data: [DONE]".
             self._handle_text(event, data.text(data.size).removeprefix("data:").strip())
             return
         for document in documents:
@@ -372,13 +361,17 @@ class ImagesDecoder:
             return
         if event.name == "error":
             raise api_error(200, text[:MAX_BODY_TEXT])
-        images = images_of(event.data.salvage())
+        # Either JSON with a fault, or cut off by the end of the stream, that has complete strings;
+        # or an image or its address as plain text.
+        saved = event.data.salvage()
+        images = images_of(saved)
         plain = () if images else images_of([Document(value) for value in plain_images(text)])
         if images or plain:
-            values = (document.value for document in event.data.salvage())
+            values = (document.value for document in saved)
             cut = next(
                 (value for value in values if isinstance(value, dict) and "type" in value), {}
             )
+            # Without its type, nothing shows whether the image of a cut-off event was partial.
             if images and not event.terminated and not cut and not event.name:
                 raise ResponseError(
                     "The stream was cut off within an event.",
@@ -389,3 +382,20 @@ class ImagesDecoder:
                 self._documents.emit(event_of(type_of(cut, event.name), image, (cut,)))
         elif text and event.terminated:
             self._documents.skip(event.name or None, "its data is not JSON")
+
+
+def _text_documents(decoder: JSONDecoder) -> list[Document]:
+    """Return the documents in text: JSON strings, plain base64, addresses, or JSON behind words.
+
+    The list is empty if it is none of these.
+    """
+    try:
+        documents = decoder.finish_all()
+    except InvalidJSON:
+        plain = [Document(value) for value in plain_images(decoder.text(decoder.size))]
+        documents = plain or decoder.embedded()
+    usable = any(
+        isinstance(document.value, (dict, list)) or find_images(document).found
+        for document in documents
+    )
+    return documents if usable else []

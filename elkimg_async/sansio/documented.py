@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from elkimg_async.image import Image
+from elkimg_async.sansio.events import event_of
 from elkimg_async.sansio.json_images import Document
-from elkimg_async.sansio.reading import read_str, read_usage
+from elkimg_async.sansio.reading import read_str
 from elkimg_async.sansio.responses import COMPLETED_TYPES, CompletedImage, PartialImage
 from elkimg_async.sansio.signatures import is_image
 
@@ -65,7 +66,7 @@ def _read_response(document: Document) -> list[PartialImage | CompletedImage]:
     response = msgspec.convert(document.value, _DocumentedResponse)
     images = [_read_image(document, item) for item in response.data]
     return [
-        _completed(COMPLETED_TYPES[0], image, response.created, response)
+        event_of(COMPLETED_TYPES[0], image, (document.value,))
         for image in images
         if image is not None and None not in images
     ]
@@ -76,24 +77,9 @@ def _read_event(document: Document, name: str) -> list[PartialImage | CompletedI
     image = _read_image(document, event)
     if image is None or name not in ("", "message", event.type):
         return []
-    if event.type in COMPLETED_TYPES:
-        if event.partial_image_index is not None:
-            return []
-        return [_completed(event.type, image, event.created_at, event)]
-    if event.usage is not None:
-        return []
-    return [
-        PartialImage(
-            type=event.type,
-            image=image,
-            created_at=event.created_at,
-            size=event.size,
-            quality=event.quality,
-            background=event.background,
-            output_format=event.output_format,
-            partial_image_index=event.partial_image_index,
-        )
-    ]
+    is_completed = event.type in COMPLETED_TYPES
+    unusual = event.partial_image_index if is_completed else event.usage
+    return [] if unusual is not None else [event_of(event.type, image, (document.value,))]
 
 
 def _read_image(document: Document, item: _DocumentedItem | _DocumentedEvent) -> Image | None:
@@ -105,18 +91,3 @@ def _read_image(document: Document, item: _DocumentedItem | _DocumentedEvent) ->
     if not is_complete or (content is None and url is None):
         return None
     return Image(content, url=url, revised_prompt=read_str(item.revised_prompt))
-
-
-def _completed(
-    type_: str, image: Image, created: int | None, side: _DocumentedFields
-) -> CompletedImage:
-    return CompletedImage(
-        type=type_,
-        image=image,
-        created_at=created,
-        size=side.size,
-        quality=side.quality,
-        background=side.background,
-        output_format=side.output_format,
-        usage=read_usage(side.usage),
-    )

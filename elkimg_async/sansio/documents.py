@@ -2,18 +2,30 @@
 
 import logging
 from collections import deque
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import msgspec
 
-from elkimg_async.errors import ElkImagesError, ResponseError
+from elkimg_async.errors import (
+    ElkImagesError,
+    EmptyResultError,
+    ResponseError,
+    StreamIncompleteError,
+)
 from elkimg_async.sansio.documented import read_documented
 from elkimg_async.sansio.error_mapping import api_error
 from elkimg_async.sansio.error_words import is_item_failure, pending_task, strength
-from elkimg_async.sansio.events import COMPLETED_FIELDS, event_of, type_of
-from elkimg_async.sansio.find_images import Findings, find_images
-from elkimg_async.sansio.found_events import error_without_image, events_of, repeats
+from elkimg_async.sansio.events import (
+    COMPLETED_FIELDS,
+    event_of,
+    says_unfinished,
+    type_around,
+    type_of,
+)
+from elkimg_async.sansio.find_images import Findings, find_images, identity
 from elkimg_async.sansio.json_images import Document
+from elkimg_async.sansio.prose_images import TextDeltas
 from elkimg_async.sansio.reading import read_usage
 from elkimg_async.sansio.responses import (
     COMPLETED_TYPES,
@@ -22,7 +34,6 @@ from elkimg_async.sansio.responses import (
     PartialImage,
     Usage,
 )
-from elkimg_async.sansio.text_deltas import TextDeltas
 
 ImageEvent: TypeAlias = PartialImage | CompletedImage
 
@@ -48,11 +59,12 @@ class DocumentHandler:
         self.streamed = False
         self.events: deque[ImageEvent | SkippedEvent] = deque()
         """The events that have not been read yet."""
+        # Kept to the end of the body, since an error that ends the call has to carry all images.
         self.partials: list[PartialImage] = []
         self.completed: list[CompletedImage] = []
         self._response: ImagesResponse | None = None
         self._usage: Usage | None = None
-        self._failed_items: list[Any] = []
+        self._failed_item: Any = None  # what reported the first failure of one of several images
         self._empty = False  # whether a document that should have an image had none
         self._suspect: Any = None  # a document that is an error unless images arrive
         self._task: tuple[str, str | None] | None = None
@@ -60,6 +72,7 @@ class DocumentHandler:
 
     def response(self) -> ImagesResponse:
         """Return the complete response, once `finish` has succeeded."""
+        # Each completed event repeats what belongs to the whole response.
         if self._response is None:
             last = self.completed[-1]
             self._response = ImagesResponse(
@@ -80,11 +93,13 @@ class DocumentHandler:
         self._deltas.is_final |= is_final
         for document, cut_off in self._deltas.flush():
             found = find_images(document)
+            # Half an address is an address as well, and half of base64 decodes.
             if cut_off and found.found:
                 raise ResponseError("The stream was cut off within an image.", images=found.images)
-            delivered = {event.image.content or event.image.url for event in self.completed}
+            delivered = {identity(event.image) for event in self.completed}
+            # A later event may have repeated the whole text, and so delivered its images.
             for entry in found.found:
-                if (entry.image.content or entry.image.url) not in delivered:
+                if identity(entry.image) not in delivered:
                     self.emit(event_of(COMPLETED_TYPES[0], entry.image, ()))
 
     def handle(self, document: Document, name: str) -> None:
@@ -94,8 +109,10 @@ class DocumentHandler:
             APIError: If the document reports an error.
             ResponseError: If an image in it is broken.
         """
+        # First, since it removes pieces of text, which would be searched as if they were complete.
         if self.streamed:
             self._deltas.take(document, name)
+        # Not after a completed image, which the next event may repeat.
         if not self.completed and (documented := read_documented(document, name)):
             for event in documented:
                 self.emit(event)
@@ -104,6 +121,7 @@ class DocumentHandler:
         found = find_images(document)
         stated = value.get("type") if isinstance(value, dict) else None
         stated = stated if isinstance(stated, str) else None
+        # One of several images failed; the others may follow, so the call goes on.
         if is_item_failure(stated or name) and not found.found:
             self._note_failed_item(document.restore(value), stated or name)
             return
@@ -113,11 +131,13 @@ class DocumentHandler:
             error = api_error(200, document.restore(value))
             error.images = found.images
             raise error
+        # After the errors, so that a server's own words come before a complaint about its image.
         if self._has_broken_partial(found, stated or name):
             return
         fields = value if isinstance(value, dict) else {}
         events = events_of(found, fields, name, streamed=self.streamed)
-        if repeats(events, self.completed):
+        # A summary at the end of a stream has the images again, and the usage.
+        if _repeats(events, self.completed):
             self._usage = read_usage(fields.get("usage")) or self._usage
             self.skip(stated or name or None, "it repeats images that were delivered before")
             return
@@ -126,6 +146,7 @@ class DocumentHandler:
         for item in found.without:
             if isinstance(item, dict) and strength(item) == 2:
                 self._note_failed_item(document.restore(item), stated)
+        # An object without any field for an image, such as one of text beside images, is not empty.
         empty = sum(
             not isinstance(item, dict) or not item or not item.keys().isdisjoint(_PLACES)
             for item in found.without
@@ -143,9 +164,12 @@ class DocumentHandler:
         fields = value if isinstance(value, dict) else {}
         self._usage = read_usage(fields.get("usage")) or self._usage
         self._task = self._task or pending_task(value)
+        # The specification's name for an event without one is "message".
         untyped = stated is None and name in ("", "message")
         if certainty and untyped:
             self._suspect = document.restore(value)
+        # A completed event and a field for images both promise an image. Usage alone, keep-alives
+        # and events of an unknown type do not.
         is_final = not untyped and type_of(fields, name) in COMPLETED_TYPES
         self._empty |= is_final or not fields.keys().isdisjoint(_PLACES)
         if (
@@ -160,21 +184,39 @@ class DocumentHandler:
 
     def error_without_image(self, *, body: str | None, streamed: bool) -> ElkImagesError:
         """Return the error for a body without a completed image; `body` is its JSON."""
-        return error_without_image(
-            failed_item=self._failed_items[0] if self._failed_items else self._suspect,
-            task=None if self._failed_items else self._task,
-            body=body,
-            is_empty=body is not None or self._empty,
-            streamed=streamed,
-            partials=len(self.partials),
+        # In the order of how much each explains: the server's own words about a failure come before
+        # what only the absence of an image shows.
+        if self._task is not None and self._failed_item is None:
+            job, status = self._task
+            return EmptyResultError(
+                f"The server started an asynchronous job instead of returning an image: task {job}"
+                + (f" ({status})." if status else ".")
+                + " Fetch its result from the server, or use a model that returns images at once.",
+                body=body,
+                task_id=job,
+            )
+        failure = self._suspect if self._failed_item is None else self._failed_item
+        if failure is not None:
+            return api_error(200, failure)
+        partials = len(self.partials)
+        # After partial images, what is missing is the end of the stream, not the image.
+        if (body is not None or self._empty) and not partials:
+            return EmptyResultError("The server reported success but returned no image.", body=body)
+        if not streamed:
+            return EmptyResultError("The server reported success with an empty body.")
+        return StreamIncompleteError(
+            "The stream ended without a completed image"
+            + (f", after {partials} partial images." if partials else ".")
         )
 
     def _has_broken_partial(self, found: Findings, type_: str | None) -> bool:
         """Return whether there is only a broken partial image; raise for other broken ones."""
         if not found.broken:
             return False
+        # A broken string beside a valid image of the same object is not a further image.
         first = found.broken[0]
         total = len(found.found) + sum(not broken.beside for broken in found.broken)
+        # A partial image is only a preview, so the stream goes on without it.
         if type_ and "partial" in type_ and not found.found:
             self.skip(type_, f"its image is broken: {first.reason}")
             return True
@@ -186,7 +228,8 @@ class DocumentHandler:
         )
 
     def _note_failed_item(self, item: Any, type_: str | None) -> None:
-        self._failed_items.append(item)
+        if self._failed_item is None:
+            self._failed_item = item
         error = api_error(200, item)
         reason = error.message or error.code or "the server gave no reason"
         self.skip(type_, f"one image failed: {reason}")
@@ -202,3 +245,41 @@ class DocumentHandler:
     def skip(self, type_: str | None, reason: str) -> None:
         """Note that an event was skipped, and why."""
         self.events.append(SkippedEvent(type_, reason))
+
+
+def events_of(
+    found: Findings, fields: Mapping[str, Any], name: str, *, streamed: bool
+) -> list[PartialImage | CompletedImage]:
+    """Return the events of the images in one document.
+
+    `fields` are those of the document, and `name` is that of its `event:` line. Only in a stream
+    can fields such as a status say that an image is not finished.
+    """
+    events = []
+    for entry in found.found:
+        chain = entry.chain or (fields,)
+        unfinished = streamed and says_unfinished(chain)
+        type_ = type_around(chain, name, unfinished=unfinished)
+        events.append(
+            event_of(
+                type_,
+                entry.image,
+                entry.chain,
+                key=entry.key,
+                rest=found.extra,
+                unfinished=unfinished,
+            )
+        )
+    return events
+
+
+def _repeats(
+    events: Sequence[PartialImage | CompletedImage], completed: Sequence[CompletedImage]
+) -> bool:
+    """Return whether an event of another type only repeats images, as a summary at the end does."""
+    before = {
+        identity(event.image) for event in completed if events and event.type != events[0].type
+    }
+    return bool(before) and all(
+        isinstance(event, CompletedImage) and identity(event.image) in before for event in events
+    )

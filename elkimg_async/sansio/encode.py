@@ -109,8 +109,8 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def models() -> HTTPRequest:
-    """Return `GET /models`."""
+def models(request: None = None, **_: Any) -> HTTPRequest:
+    """Return `GET /models`, which has no options."""
     return get("application/json", "/models")
 
 

@@ -1,7 +1,7 @@
 """The endpoints of the API: how each encodes its request and decodes its response."""
 
 from collections.abc import Callable, Sized
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -52,14 +52,6 @@ class Endpoint(msgspec.Struct, Generic[ResultT], frozen=True, kw_only=True):
     decoder: Callable[..., Decoder[ResultT]]
 
 
-def _encode_models(request: Any, **_: Any) -> encode.HTTPRequest:
-    return encode.models()
-
-
-def _models_decoder(*, max_bytes: int, **_: Any) -> ModelsDecoder:
-    return ModelsDecoder(max_bytes=max_bytes)
-
-
 GENERATE: Endpoint[ImagesResponse] = Endpoint(
     creates_images=True, encode=encode.generate, decoder=ImagesDecoder
 )
@@ -67,5 +59,5 @@ EDIT: Endpoint[ImagesResponse] = Endpoint(
     creates_images=True, encode=encode.edit, decoder=ImagesDecoder
 )
 MODELS: Endpoint[Models] = Endpoint(
-    creates_images=False, encode=_encode_models, decoder=_models_decoder
+    creates_images=False, encode=encode.models, decoder=ModelsDecoder
 )

@@ -72,30 +72,23 @@ _UNREADABLE_CODES = {
 }
 _WRAPPED_TEXT = "html-message"  # Portkey's name for what its upstream sent instead of JSON
 
-_STATUS_OF_TYPE = {
-    "invalid_request_error": 400,
-    "invalid_request": 400,
-    "badrequesterror": 400,
-    "invalid_argument": 400,
-    "authentication_error": 401,
-    "authenticationerror": 401,
-    "invalid_api_key": 401,
-    "unauthenticated": 401,
-    "permission_error": 403,
-    "permission_denied": 403,
-    "not_found_error": 404,
-    "notfounderror": 404,
-    "not_found": 404,
-    "rate_limit_error": 429,
-    "rate_limit_exceeded": 429,
-    "ratelimiterror": 429,
-    "resource_exhausted": 429,
-    "api_error": 500,
-    "server_error": 500,
-    "internal_server_error": 500,
-    "upstream_error": 500,
-    "overloaded_error": 529,
+_CLASS_OF_STATUS: dict[int, type[APIError]] = {
+    401: errors.AuthenticationError,
+    403: errors.PermissionDeniedError,
+    404: errors.NotFoundError,
+    429: errors.RateLimitError,
+    501: errors.NotFoundError,
 }
+_TYPES_OF_STATUS = {
+    400: ("invalid_request_error", "invalid_request", "badrequesterror", "invalid_argument"),
+    401: ("authentication_error", "authenticationerror", "invalid_api_key", "unauthenticated"),
+    403: ("permission_error", "permission_denied"),
+    404: ("not_found_error", "notfounderror", "not_found"),
+    429: ("rate_limit_error", "rate_limit_exceeded", "ratelimiterror", "resource_exhausted"),
+    500: ("api_error", "server_error", "internal_server_error", "upstream_error"),
+    529: ("overloaded_error",),
+}
+_STATUS_OF_TYPE = {name: status for status, names in _TYPES_OF_STATUS.items() for name in names}
 
 
 def response_error(
@@ -106,6 +99,7 @@ def response_error(
     `headers` is any mapping that finds names in lower case.
     """
     named = request_id(headers)
+    # A redirected POST becomes a GET of a web page, so no redirect is followed.
     if status < 400:
         return ResponseError(
             f"The server returned a redirect ({status}){_to(headers)}, which is never followed. "
@@ -113,6 +107,7 @@ def response_error(
             request_id=named,
             status=status,
         )
+    # An error that carries an image is still an error, but the image was made, and may be billed.
     value, images = _read_body(body)
     error = api_error(status, value)
     error.images = images
@@ -125,6 +120,8 @@ def response_error(
 
 def _read_body(body: bytes) -> tuple[Any, tuple[Image, ...]]:
     """Return an error body as JSON or text, and the images in it."""
+    # Web pages and plain text are kept as they are; anything else goes through the image decoder,
+    # so that an image in the body is neither lost nor cut off.
     text = body.decode("utf-8-sig", "replace").strip()
     if text[:1] not in ("{", "[", '"'):
         return text[:MAX_BODY_TEXT] or None, ()
@@ -143,6 +140,8 @@ def _read_body(body: bytes) -> tuple[Any, tuple[Image, ...]]:
 
 def api_error(status: int, value: Any) -> APIError:
     """Return the error described by a body; `status` is 200 inside a 2xx response."""
+    # Not for a 5xx: a code such as do_request_failed, quoted from the upstream, would mean that
+    # nothing was billed, but the gateway may have repeated the request.
     words = read_words(value)
     if status < 500:
         words = with_upstream_labels(words)
@@ -155,7 +154,7 @@ def api_error(status: int, value: Any) -> APIError:
         type=words.type,
         param=words.param,
         body=value,
-        billing=_billing(status, kind, words),
+        billing=_billing(status, implied, kind, words),
     )
     if isinstance(error, errors.ModerationError):
         error.moderation = words.moderation
@@ -170,50 +169,45 @@ def _error_class(status: int | None, words: Words) -> type[APIError]:
     labels = _labels(words)
     if words.moderation is not None or any(_MODERATION.search(label) for label in labels):
         return errors.ModerationError
+    # Codes are more precise than statuses: quota comes as 402, 403 or 429.
     if status == 402 or _QUOTA_CODES & {*labels}:
         return errors.QuotaExceededError
+    # The gateway's statuses for validation and for a model without a channel.
     if status == 500 and "invalid_request" in labels:
         return errors.BadRequestError
     if status == 503 and "model_not_found" in labels:
         return errors.NotFoundError
-    match status:
-        case 401:
-            return errors.AuthenticationError
-        case 403:
-            return errors.PermissionDeniedError
-        case 404 | 501:
-            return errors.NotFoundError
-        case 429:
-            return errors.RateLimitError
-        case None:
-            return APIError
-        case _:
-            return errors.BadRequestError if status < 500 else errors.ServerError
+    if status is None:
+        return APIError
+    usual = errors.BadRequestError if status < 500 else errors.ServerError
+    return _CLASS_OF_STATUS.get(status, usual)
 
 
 def _implied(status: int, words: Words) -> int | None:
     """Return the status of an error, which a 2xx response has in its body if at all."""
     if status >= 400:
         return status
+    # The code is often the status itself, as at Google and LiteLLM.
     code, kind = _labels(words)
     if re.fullmatch(r"[45][0-9][0-9]", code):
         return int(code)
     return _STATUS_OF_TYPE.get(code) or _STATUS_OF_TYPE.get(kind)
 
 
-def _billing(status: int, kind: type[APIError], words: Words) -> Billing:
+def _billing(status: int, implied: int | None, kind: type[APIError], words: Words) -> Billing:
     """Return the billing of an error response.
 
     Gateways return 5xx with any code after their upstream has created the image; only the codes
     that mean "not begun", and the statuses 501, 503 and 529, exclude that. An error inside a 2xx
     response has no status of its own: the gateway had accepted the request, and a stream may have
-    been under way for a minute. It counts as the status that its code or type names, and as an
+    been under way for a minute. It counts as the status `implied` by its code or type, and as an
     unknown 5xx if they name none.
     """
+    # The order matters: "begun" wins over "not begun", since a wrong "refused" can lead to a retry
+    # and a second paid image, and a wrong "unknown" only to an error.
     labels = {*_labels(words)}
     if labels & _UNREADABLE_CODES or status in _BEGUN_STATUSES:
         return "unknown"
-    implied = _implied(status, words)
     if implied == 408 and any(map(_GAVE_UP.search, (*labels, words.message))):
         return "unknown"
     if labels & _NOT_BEGUN_CODES or any(map(_OVERLOAD.search, labels)):
@@ -223,6 +217,14 @@ def _billing(status: int, kind: type[APIError], words: Words) -> Billing:
         return "unknown"
     is_begun = issubclass(kind, errors.ServerError) and implied not in _NOT_BEGUN_STATUSES
     return "unknown" if is_begun else "refused"
+
+
+def too_long(max_bytes: int) -> ResponseError:
+    """Return the error for a body of more than `max_bytes`."""
+    return ResponseError(
+        f"The response is longer than {max_bytes:,} bytes. "
+        "Raise the limit with Limits(max_response_bytes=…)."
+    )
 
 
 def _to(headers: Mapping[str, str]) -> str:

@@ -6,7 +6,7 @@ received with status 200 is an error; `pending_task` recognizes asynchronous job
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -53,15 +53,7 @@ _PENDING = re.compile(
     r"|accepted|not_?start(?:ed)?)$",
     re.IGNORECASE,
 )
-_TASK_IDS = (
-    "task_id",
-    "taskId",
-    "job_id",
-    "jobId",
-    "prediction_id",
-    "generation_id",
-    "generationId",
-)
+_TASK_IDS = ("taskid", "jobid", "predictionid", "generationid")
 
 
 class Words(msgspec.Struct):
@@ -77,6 +69,16 @@ class Words(msgspec.Struct):
     def empty(self) -> bool:
         """Whether the server said nothing."""
         return not (self.message or self.code or self.type)
+
+    def or_else(self, other: "Words") -> "Words":
+        """Return these words, with those of another description for what they do not say."""
+        return Words(
+            self.message or other.message,
+            self.code or other.code,
+            self.type or other.type,
+            self.param or other.param,
+            other.moderation if self.moderation is None else self.moderation,
+        )
 
 
 def read_words(value: Any, depth: int = 0) -> Words:
@@ -103,13 +105,7 @@ def read_words(value: Any, depth: int = 0) -> Words:
         found = read_words(inner, depth + 1)
         if not found.message and not (name in ("error", "errors") and not found.empty):
             continue
-        return Words(
-            found.message or own.message,
-            found.code or own.code,
-            found.type or own.type,
-            found.param or own.param,
-            found.moderation if found.moderation is not None else own.moderation,
-        )
+        return found.or_else(own)
     return own
 
 
@@ -127,13 +123,8 @@ def with_upstream_labels(words: Words) -> Words:
     except (ValueError, RecursionError):
         return words
     inner = read_words(value)
-    return Words(
-        words.message,
-        inner.code or words.code,
-        inner.type or words.type,
-        inner.param or words.param,
-        words.moderation if words.moderation is not None else inner.moderation,
-    )
+    inner.message = words.message
+    return inner.or_else(words)
 
 
 @lru_cache(maxsize=1024)
@@ -176,16 +167,16 @@ def _own_words(fields: Mapping[str, Any], depth: int) -> Words:
             message, inner_code = found.message, found.code
         if message:
             break
-    code = next((code for name in _CODES if (code := _label(fields.get(name)))), None)
+    code = _first_label(fields, _CODES)
     if code is None:
         extensions = fields.get("extensions")  # GraphQL
         inner = extensions.get("code") if isinstance(extensions, dict) else None
         code = _label(inner) or _blocked_reason(fields) or inner_code
-    type_ = next((kind for name in _TYPES if (kind := _label(fields.get(name)))), None)
+    type_ = _first_label(fields, _TYPES)
     status = fields.get("status")
     if type_ is None and isinstance(status, str) and not status.isdigit():
         type_ = status  # Google: {"code": 400, "status": "INVALID_ARGUMENT"}
-    param = next((param for name in _PARAMS if (param := _label(fields.get(name)))), None)
+    param = _first_label(fields, _PARAMS)
     if param is None and isinstance(fields.get("loc"), list):
         param = ".".join(str(part) for part in fields["loc"]) or None
     moderation = fields.get("moderationdetails")
@@ -206,9 +197,13 @@ def _words_of_list(items: list[Any], depth: int) -> Words:
     found = [words for item in items[:20] if (words := read_words(item, depth + 1)).message]
     if not found:
         return Words()
-    messages = list(dict.fromkeys(words.message for words in found))
-    first = found[0]
-    return Words("; ".join(messages), first.code, first.type, first.param, first.moderation)
+    found[0].message = "; ".join(dict.fromkeys(words.message for words in found))
+    return found[0]
+
+
+def _first_label(fields: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    """Return the first of these fields that is a word or a number, as text."""
+    return next((label for name in names if (label := _label(fields.get(name)))), None)
 
 
 def _label(value: Any) -> str | None:
@@ -242,7 +237,7 @@ def is_item_failure(name: str | None) -> bool:
     return name is not None and _ONE_OF_SEVERAL.search(name) is not None
 
 
-def strength(value: Any, name: str | None = None) -> int:
+def strength(value: Any, name: str | None = None, depth: int = 0) -> int:
     """Return how certainly a document that was received as a success is an error.
 
     0: no error; 1: an error unless images arrive; 2: always an error. `name` is the type
@@ -250,7 +245,7 @@ def strength(value: Any, name: str | None = None) -> int:
     """
     if isinstance(value, list):
         return max((strength(item) for item in value[:20] if not _is_quiet(item)), default=0)
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or depth > _MAX_DEPTH:
         return 0
     fields = _plain_fields(value)
     types = (name, fields.get("type"))
@@ -267,7 +262,7 @@ def strength(value: Any, name: str | None = None) -> int:
     if any(isinstance(fields.get(key), str) and fields[key] for key in _BLOCKED):
         return 2
     nested = (fields.get(key) for key in _NESTED)
-    if any(isinstance(inner, dict) and strength(inner) == 2 for inner in nested):
+    if any(isinstance(inner, dict) and strength(inner, None, depth + 1) == 2 for inner in nested):
         return 2
     return _strength_of_words(fields)
 
@@ -319,26 +314,16 @@ def pending_task(value: Any, depth: int = 0) -> tuple[str, str | None] | None:
         return next((task for task in found if task), None)
     if not isinstance(value, dict):
         return None
-    status = next(
-        (
-            said
-            for key in ("status", "task_status", "state")
-            if isinstance(said := value.get(key), str)
-        ),
-        None,
-    )
-    task = next((task for key in _TASK_IDS if (task := _label(value.get(key)))), None)
-    if task is None and (
-        (status is not None and _PENDING.match(status))
-        or "polling_url" in value
-        or "status_url" in value
-    ):
-        task = next(
-            (task for key in ("id", "request_id") if (task := _label(value.get(key)))), None
-        )
+    fields = _plain_fields(value)
+    stated = [fields.get(name) for name in ("status", "taskstatus", "state")]
+    status = next((status for status in stated if isinstance(status, str)), None)
+    task = _first_label(fields, _TASK_IDS)
+    is_pending = status is not None and _PENDING.match(status)
+    if task is None and (is_pending or "pollingurl" in fields or "statusurl" in fields):
+        task = _first_label(fields, ("id", "requestid"))
     if task is not None:
         return task, status
     for key in ("data", "output", "result", "task", "response"):
-        if (found_inside := pending_task(value.get(key), depth + 1)) is not None:
+        if (found_inside := pending_task(fields.get(key), depth + 1)) is not None:
             return found_inside
     return None

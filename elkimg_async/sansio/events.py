@@ -5,7 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from elkimg_async.image import Image
-from elkimg_async.sansio.reading import lookup, read_number, read_side, read_str
+from elkimg_async.sansio.reading import (
+    SIDE_FIELDS,
+    lookup,
+    read_number,
+    read_str,
+    read_svg_usage,
+    read_usage,
+)
 from elkimg_async.sansio.responses import (
     COMPLETED_TYPES,
     PARTIAL_TYPES,
@@ -13,38 +20,40 @@ from elkimg_async.sansio.responses import (
     PartialImage,
 )
 
-COMPLETED_FIELDS = (
-    "size",
-    "quality",
-    "background",
-    "output_format",
-    "svg_usage",
-    "safety_identifier",
-)
+COMPLETED_FIELDS = (*SIDE_FIELDS, "svg_usage", "safety_identifier")
 """The attributes shared by completed events and responses, apart from the usage."""
 
 _PARTIAL = re.compile(r"partial|preview|progress|intermediate|draft", re.IGNORECASE)
 _WORKING = re.compile(r"(?:processing|generating|running|rendering|denoising)$", re.IGNORECASE)
 _FINISHED = re.compile(r"succe|complet|finish|done|final", re.IGNORECASE)
-_UNFINISHED_FLAGS = ("is_partial", "isPartial", "partial")
-_FINISHED_FLAGS = ("is_final", "isFinal", "final", "is_finished", "finished", "done", "completed")
+_FINAL_FLAGS = ("is_final", "isFinal", "final", "is_finished", "finished", "done", "completed")
+# Flags, and whether true means unfinished.
+_FLAGS = {
+    **dict.fromkeys(("is_partial", "isPartial", "partial"), True),
+    **dict.fromkeys(_FINAL_FLAGS, False),
+}
 _KINDS = ("event", "object", "kind", "stage", "state", "status")
-_KNOWN = {"type", "b64_json", "url", "revised_prompt", "created_at", "created", "usage", "data"}
-_KNOWN |= {"size", "quality", "background", "output_format"}
-_COMPLETED_KNOWN = _KNOWN | {"svg_usage", "safety_identifier"}
-_PARTIAL_KNOWN = _KNOWN - {"usage"} | {"partial_image_index"}
+_OF_IMAGES = {"b64_json", "url", "revised_prompt", "created", "data"}
+# What is an attribute of an event or of its image, and so not in `extra`. Fields of the server that
+# are called like the attributes `image` and `extra` are something else.
+_KNOWN = {
+    kind: {*kind.__struct_fields__} - {"image", "extra"} | _OF_IMAGES
+    for kind in (PartialImage, CompletedImage)
+}
 
 
-def type_of(value: Mapping[str, Any], name: str) -> str:
+def type_of(value: Mapping[str, Any], name: str, *, unfinished: bool = False) -> str:
     """Return the type of an event, from its data, its `event:` line, or else its fields."""
     stated = read_str(value.get("type"))
     for known in (stated, name):
         if known in COMPLETED_TYPES or known in PARTIAL_TYPES:
             return str(known)
+    # The name of an event that has no `event:` line.
     if name == "message":
         name = ""
     if stated is None and not name:
-        return (PARTIAL_TYPES if "partial_image_index" in value else COMPLETED_TYPES)[0]
+        unfinished = unfinished or "partial_image_index" in value
+        return (PARTIAL_TYPES if unfinished else COMPLETED_TYPES)[0]
     return stated or name
 
 
@@ -55,19 +64,17 @@ def type_around(chain: Sequence[Mapping[str, Any]], name: str, *, unfinished: bo
             stated = around.get(field)
             if isinstance(stated, str) and stated in (*COMPLETED_TYPES, *PARTIAL_TYPES):
                 return stated
-    indexed = unfinished or lookup(chain, "partial_image_index") is not None
-    return type_of({**chain[0], "partial_image_index": 0} if indexed else chain[0], name)
+    unfinished = unfinished or lookup(chain, "partial_image_index") is not None
+    return type_of(chain[0], name, unfinished=unfinished)
 
 
 def says_unfinished(chain: Sequence[Mapping[str, Any]]) -> bool:
     """Return whether fields beside an image say that it is not finished, without a type."""
+    # The innermost object decides; in it, a flag says more than a status.
     for around in reversed(chain):
-        for name in _UNFINISHED_FLAGS:
+        for name, unfinished in _FLAGS.items():
             if isinstance(around.get(name), bool):
-                return bool(around[name])
-        for name in _FINISHED_FLAGS:
-            if isinstance(around.get(name), bool):
-                return not around[name]
+                return around[name] is unfinished
         for name in _KINDS:
             kind = around.get(name)
             if isinstance(kind, str) and _FINISHED.search(kind):
@@ -94,22 +101,21 @@ def event_of(
     unfinished: bool = False,
 ) -> PartialImage | CompletedImage:
     """Return the event of an image; `chain` has the objects around it, `rest` other fields."""
-    created = read_number(lookup(chain, "created_at", "created"))
-    partial = is_partial(type_, key) or (unfinished and type_ not in COMPLETED_TYPES)
-    known = _PARTIAL_KNOWN if partial else _COMPLETED_KNOWN
-    extra = {name: field for name, field in (rest or {}).items() if name not in known}
-    side = read_side(chain)
-    if partial:
+    fields: dict[str, Any] = {name: read_str(lookup(chain, name)) for name in SIDE_FIELDS}
+    kind: type[PartialImage | CompletedImage]
+    if is_partial(type_, key) or (unfinished and type_ not in COMPLETED_TYPES):
+        kind = PartialImage
         index = read_number(lookup(chain, "partial_image_index"))
-        return PartialImage(
-            type=type_,
-            image=image,
-            created_at=created,
-            size=side["size"],
-            quality=side["quality"],
-            background=side["background"],
-            output_format=side["output_format"],
-            partial_image_index=None if index is None else int(index),
-            extra=extra,
-        )
-    return CompletedImage(type=type_, image=image, created_at=created, extra=extra, **side)
+        fields["partial_image_index"] = None if index is None else int(index)
+    else:
+        kind = CompletedImage
+        fields["usage"] = read_usage(lookup(chain, "usage"))
+        fields["svg_usage"] = read_svg_usage(lookup(chain, "svg_usage"))
+        fields["safety_identifier"] = read_str(lookup(chain, "safety_identifier"))
+    return kind(
+        type=type_,
+        image=image,
+        created_at=read_number(lookup(chain, "created_at", "created")),
+        extra={name: field for name, field in (rest or {}).items() if name not in _KNOWN[kind]},
+        **fields,
+    )

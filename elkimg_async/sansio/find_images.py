@@ -12,7 +12,7 @@ sent twice, under `data` and again under `images`, is counted once.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -73,7 +73,7 @@ class Findings(msgspec.Struct):
 def find_images(document: Document, *, of_error: bool = False) -> Findings:
     """Return the images of a document, in order; `of_error` is whether it reports an error."""
     search = _Search(document)
-    search.walk(document.value, "data", (), None, ".error" if of_error else "")
+    search.walk(document.value, "data", _Place((), None, ".error" if of_error else ""))
     return search.finish()
 
 
@@ -84,6 +84,21 @@ def images_of(documents: list[Document], *, of_error: bool = False) -> tuple[Ima
     )
 
 
+class _Place(NamedTuple):
+    """Where a value is in a document."""
+
+    chain: tuple[dict[str, Any], ...]
+    """The objects around it, from the outside in."""
+    item: Any
+    """The innermost list element that it belongs to, or None."""
+    container: str
+    """The names and lists around it, from the outside in, as in `.data[].image`."""
+
+    def below(self, name: str) -> "_Place":
+        """Return the place of what is under a name here."""
+        return _Place(self.chain, self.item, f"{self.container}.{name}")
+
+
 class _Search:
     """One walk through a document."""
 
@@ -92,7 +107,7 @@ class _Search:
         self._findings = Findings()
         self._used: set[int] = set()  # the identities of the objects that became images,
         self._taken: set[int] = set()  # and of their strings
-        self._items: dict[int, Any] = {}
+        self._holders: list[tuple[Image, Any]] = []  # whose other fields are an image's `extra`
         self._json_depth = 0
         self._parsed: list[Any] = []  # keeps JSON inside strings, and so its identities, alive
 
@@ -100,98 +115,76 @@ class _Search:
     def _count(self) -> int:
         return len(self._findings.found) + len(self._findings.broken)
 
-    def walk(
-        self, value: Any, key: str, chain: tuple[dict[str, Any], ...], item: Any, container: str
-    ) -> None:
-        """Search one value; `item` is the list element that it belongs to.
-
-        `container` has the names and lists from the outside in.
-        """
-        if len(chain) > _MAX_DEPTH or container.count("[") > _MAX_DEPTH:
+    def walk(self, value: Any, key: str, place: _Place) -> None:
+        """Search one value, which has the name `key` or is in a list of that name."""
+        # A limit on recursion. Lists count apart, since they add nothing to the chain.
+        if len(place.chain) > _MAX_DEPTH or place.container.count("[") > _MAX_DEPTH:
             return
         if isinstance(value, dict):
-            self._walk_object(value, key, (*chain, value), item, container)
+            self._walk_object(value, key, place)
         elif isinstance(value, list):
-            self._walk_list(value, key, chain, item, container)
-        elif isinstance(value, str) and not chain:
-            self._take([("data", value)], (), None, container)
-            self._walk_json("data", value, (), None, container)
+            self._walk_list(value, key, place)
+        elif isinstance(value, str) and not place.chain:
+            self._take([("data", value)], place)
+            self._walk_json("data", value, place)
 
-    def _walk_object(
-        self,
-        value: dict[str, Any],
-        key: str,
-        inside: tuple[dict[str, Any], ...],
-        item: Any,
-        container: str,
-    ) -> None:
+    def _walk_object(self, value: dict[str, Any], key: str, place: _Place) -> None:
         if is_of_user(value):
             return
-        if type(value.get("0")) is int and (content := bytes_of([*value.values()])) is not None:
-            self._record([Candidate(key, content)], inside[:-1], item, container)
-            self._used.add(id(value))
+        # A Uint8Array in JSON: {"0": 137, "1": 80, …}.
+        if type(value.get("0")) is int and self._take_numbers(value, [*value.values()], key, place):
             return
+        # The strings of lists belong to this object too: {"image_base64": ["…", "…"]}.
         strings = [
             (name, text)
             for name, field in value.items()
             for text in (field if isinstance(field, list) else [field])
             if isinstance(text, str)
         ]
+        # Only if no name inside says more than the outer one.
         if field_name(key).is_image and not any(
             field_name(name).may_be_image for name, _ in strings
         ):
             # {"images": {"front": "https://…"}}: the outer name is that of the addresses.
             strings = [(_image_name(name, text), text) for name, text in strings]
+        # All strings at once and before the fields, since `pair` has to see what belongs together.
+        inside = _Place((*place.chain, value), place.item, place.container)
         if strings:
-            self._take(strings, inside, item, container)
+            self._take(strings, inside)
         for name, field in value.items():
             if field_name(name).is_request:
-                continue
+                continue  # an image that the user sent is not one of the response
             if isinstance(field, (dict, list)):
-                self.walk(field, name, inside, item, f"{container}.{name}")
+                self.walk(field, name, inside.below(name))
             elif isinstance(field, str):
-                self._walk_json(name, field, inside, item, container)
+                self._walk_json(name, field, inside)
 
-    def _walk_list(
-        self,
-        value: list[Any],
-        key: str,
-        chain: tuple[dict[str, Any], ...],
-        item: Any,
-        container: str,
-    ) -> None:
-        if value and type(value[0]) in (int, float):
-            content = bytes_of(value)
-            if content is not None:
-                self._record([Candidate(key, content)], chain, item, container)
-                self._used.add(id(value))
-                return
+    def _walk_list(self, value: list[Any], key: str, place: _Place) -> None:
+        # The bytes of an image as numbers, as in the JSON of a Node.js Buffer.
+        is_number = value and type(value[0]) in (int, float)
+        if is_number and self._take_numbers(value, value, key, place):
+            return
+        # The strings of a list directly inside an object were taken with that object.
         name = field_name(key)
-        if not chain or container.endswith("[]"):
-            self._take(
-                [(key, text) for text in value if isinstance(text, str)], chain, item, container
-            )
+        if not place.chain or place.container.endswith("[]"):
+            self._take([(key, text) for text in value if isinstance(text, str)], place)
         for element in value:
             before = self._count
             if isinstance(element, (dict, list)):
-                self.walk(element, key, chain, element, container + "[]")
+                inside = _Place(place.chain, element, place.container + "[]")
+                self.walk(element, key, inside)
                 if self._count == before and (name.is_list or name.is_image):
-                    self._take_only_address(element, chain, container)
+                    self._take_only_address(element, inside)
             elif isinstance(element, str) and element not in NOTHING:
                 continue
-            if self._count == before and name.is_list and len(chain) <= 2:
+            # Only near the root does a list have one item for each image that was requested.
+            if self._count == before and name.is_list and len(place.chain) <= 2:
                 self._findings.without.append(element)
 
-    def _walk_json(
-        self,
-        key: str,
-        text: str,
-        chain: tuple[dict[str, Any], ...],
-        item: Any,
-        container: str,
-    ) -> None:
+    def _walk_json(self, key: str, text: str, place: _Place) -> None:
         """Search JSON inside a string."""
         name = field_name(key)
+        # Only in what a model wrote is JSON searched for behind other words.
         is_prose = name.plain in PROSE_NAMES
         source = embedded_json(text) if is_prose else text
         if source is None or source.lstrip()[:1] not in ("{", "["):
@@ -202,55 +195,56 @@ class _Search:
             value = decode(source.encode("utf-8", "replace"))
         except InvalidJSON:
             return
+        # `_taken` and `_used` know objects by their identity, which another object could have once
+        # this one is gone.
         self._parsed.append(value)
         before = self._count
         self._json_depth += 1
         if isinstance(value, list):
-            texts = [(key, element) for element in value if isinstance(element, str)]
-            self._take(texts, chain, item, container)
-        self.walk(value, key, chain, item, f"{container}.{key}")
+            self._take([(key, element) for element in value if isinstance(element, str)], place)
+        self.walk(value, key, place.below(key))
         self._json_depth -= 1
         if self._count > before:
-            self._taken.add(id(text))
+            self._taken.add(id(text))  # no field of `extra` repeats the images
 
-    def _take_only_address(
-        self, element: Any, chain: tuple[dict[str, Any], ...], container: str
-    ) -> None:
+    def _take_numbers(self, value: Any, numbers: list[Any], key: str, place: _Place) -> bool:
+        """Record the image whose bytes are numbers; return False if they are not an image."""
+        if (content := bytes_of(numbers)) is None:
+            return False
+        self._record([Candidate(key, content)], place)
+        self._used.add(id(value))
+        return True
+
+    def _take_only_address(self, element: Any, place: _Place) -> None:
         """Record the only address of an item in a list of images, under whatever name."""
+        # The address of a failed or pending item is of its status, not of an image.
         if strength(element) == 2 or pending_task(element) is not None:
             return
-        found = list(_addresses(element, chain, 0))
+        found = list(_addresses(element, place.chain, 0))
         if len({text for _, text, _ in found}) == 1:
-            name, text, inside = found[0]
-            self._take([(_image_name(name, text), text)], inside, element, container + "[]")
+            name, text, chain = found[0]
+            self._take([(_image_name(name, text), text)], _Place(chain, element, place.container))
 
-    def _take(
-        self,
-        strings: list[tuple[str, str]],
-        chain: tuple[dict[str, Any], ...],
-        item: Any,
-        container: str,
-    ) -> None:
+    def _take(self, strings: list[tuple[str, str]], place: _Place) -> None:
         """Record the images among the strings of one object."""
-        only_certain = _is_of_error(container)
+        only_certain = _is_of_error(place.container)
         candidates = [
             candidate
             for key, text in strings
             for candidate in classify(self._document, key, text, only_certain=only_certain)
         ]
         if candidates:
-            self._record(candidates, chain, item, container)
+            self._record(candidates, place)
 
-    def _record(
-        self,
-        candidates: list[Candidate],
-        chain: tuple[dict[str, Any], ...],
-        item: Any,
-        container: str,
-    ) -> None:
+    def _record(self, candidates: list[Candidate], place: _Place) -> None:
+        # A thumbnail is an image only where there is no other.
         good = [found for found in candidates if found.problem is None]
         good = [found for found in good if not field_name(found.key).is_secondary] or good
-        holder = item if item is not None else (chain[-1] if len(chain) > 1 else None)
+        # The other fields of the holder become the image's `extra`. Fields of the root are those of
+        # the response instead, so an image directly in it has no holder.
+        chain, holder = place.chain, place.item
+        if holder is None and len(chain) > 1:
+            holder = chain[-1]
         for content, url in pair(good):
             image = Image(
                 content.content if content else None,
@@ -259,11 +253,13 @@ class _Search:
             )
             first = content or url
             assert first is not None
-            self._findings.found.append(FoundImage(image, chain, container, first.key))
+            self._findings.found.append(FoundImage(image, chain, place.container, first.key))
             self._taken |= {id(found.text) for found in (content, url) if found is not None}
         if holder is not None and good:
             self._used.add(id(holder))
-            self._items[id(self._findings.found[-1])] = holder
+            self._holders.append((self._findings.found[-1].image, holder))
+        # Beside a valid image, only what could be decoded counts as broken; other text may be
+        # anything.
         for found in candidates:
             if found.problem is not None and (found.content is not None or not good):
                 number = self._count + (not good)
@@ -276,8 +272,10 @@ class _Search:
     def finish(self) -> Findings:
         """Remove duplicates, and collect the remaining fields of each object."""
         findings = self._findings
+        # Within one list, equal images are images of their own; in several, one is a copy.
         if len({entry.container for entry in findings.found}) > 1:
             findings.found = _without_copies(findings.found)
+        # What is broken inside an object that has a valid image is not a further image.
         good = {id(entry.chain[-1]) for entry in findings.found if entry.chain}
         findings.broken = [
             broken
@@ -285,27 +283,24 @@ class _Search:
             if broken.content is not None
             or not any(id(around) in good for around in broken.chain[:-1])
         ]
-        for entry in findings.found:
-            holder = self._items.get(id(entry))
-            if holder is not None and isinstance(holder, dict):
-                entry.image.extra = self._rest(holder, _IMAGE_FIELDS)
+        for image, holder in self._holders:
+            if isinstance(holder, dict):
+                image.extra = self._rest(holder, _IMAGE_FIELDS)
         root = self._document.value
         if isinstance(root, dict):
-            findings.extra = self._rest(root, ())
+            findings.extra = self._rest(root)
         return findings
 
-    def _rest(self, value: dict[str, Any], known: Any) -> dict[str, Any]:
+    def _rest(
+        self, value: dict[str, Any], known: tuple[str, ...] = (), depth: int = 0
+    ) -> dict[str, Any]:
         """Return the fields of an object that are neither image nor attribute, as sent."""
-        rest = {}
-        for name, field in value.items():
-            if name in known:
-                continue
-            remaining = self._pruned(field)
-            if remaining is not _GONE:
-                rest[name] = remaining
-        return rest
+        fields = ((name, self._pruned(value[name], depth)) for name in value if name not in known)
+        return {name: field for name, field in fields if field is not _GONE}
 
-    def _pruned(self, value: Any, depth: int = 0) -> Any:
+    def _pruned(self, value: Any, depth: int) -> Any:
+        # Objects and lists that are empty now had nothing but images. Those that were empty before
+        # are a field as any other.
         if isinstance(value, str):
             if id(value) in self._taken:
                 return _GONE
@@ -315,8 +310,7 @@ class _Search:
         if id(value) in self._used:
             return _GONE
         if isinstance(value, dict):
-            fields = ((name, self._pruned(field, depth + 1)) for name, field in value.items())
-            return {name: field for name, field in fields if field is not _GONE} or _GONE
+            return self._rest(value, depth=depth + 1) or _GONE
         pruned = (self._pruned(item, depth + 1) for item in value)
         return [item for item in pruned if item is not _GONE] or _GONE
 
@@ -327,6 +321,8 @@ _GONE: Any = object()
 
 def _is_of_error(container: str) -> bool:
     """Return whether a place is inside an error, and not in a list of images there."""
+    # From the outside in: a list of images inside an error is searched as any other, and an error
+    # inside one of its items is an error again.
     error = False
     for part in container.replace("[]", ".[]").split("."):
         if part and part != "[]":
@@ -362,23 +358,22 @@ def _addresses(
 
 
 def _revised_prompt(chain: tuple[dict[str, Any], ...]) -> str | None:
-    for around in reversed(chain):
-        if (text := read_str(around.get("revised_prompt"))) is not None:
-            return text
-    return None
+    texts = (read_str(around.get("revised_prompt")) for around in reversed(chain))
+    return next((text for text in texts if text is not None), None)
 
 
 def _without_copies(found: list[FoundImage]) -> list[FoundImage]:
     """Keep each image only in the list that contains it most often."""
+    # A response may have `data` with two equal images and `images` with one: the list that has more
+    # is right, and the first of them if they have equally many.
     counts: dict[Any, dict[str, int]] = {}
     for entry in found:
-        counted = counts.setdefault(_identity(entry), {})
+        counted = counts.setdefault(identity(entry.image), {})
         counted[entry.container] = counted.get(entry.container, 0) + 1
-    best = {
-        identity: max(where, key=lambda name: where[name]) for identity, where in counts.items()
-    }
-    return [entry for entry in found if best[_identity(entry)] == entry.container]
+    best = {image: max(where, key=lambda name: where[name]) for image, where in counts.items()}
+    return [entry for entry in found if best[identity(entry.image)] == entry.container]
 
 
-def _identity(entry: FoundImage) -> Any:
-    return entry.image.content or entry.image.url
+def identity(image: Image) -> bytes | str | None:
+    """Return what makes two images the same: the bytes, or else the URL."""
+    return image.content or image.url

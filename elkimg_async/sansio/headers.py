@@ -1,7 +1,7 @@
 """Request headers set by the user, and interpretation of response headers."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -95,35 +95,24 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
         return seconds
     import email.utils  # slow to import, and rarely needed
 
-    try:
-        date = email.utils.parsedate_to_datetime(value)
-        return max(0.0, (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now)
-    except (ValueError, OverflowError):
-        return None
+    return _until(value, email.utils.parsedate_to_datetime, now)
 
 
 def rate_limit(headers: Mapping[str, str], now: float) -> RateLimit | None:
     """Return the values of the `x-ratelimit-*` headers; `now` is in seconds since 1970."""
-    found = {
-        name.replace("-", "_"): text
-        for name in _RATE_LIMITS
-        if (text := headers.get(f"x-ratelimit-{name}")) is not None
-    }
-    if not found:
-        return None
     fields: dict[str, Any] = {}
-    for name, text in found.items():
+    for name in RateLimit.__struct_fields__:
+        text = headers.get("x-ratelimit-" + name.replace("_", "-"))
+        if text is None:
+            continue
         if name.startswith("reset"):
             fields[name] = _reset(text, now)
         else:
             number = _number(text)
             fields[name] = None if number is None else int(number)
-    return RateLimit(**fields)
+    return RateLimit(**fields) if fields else None
 
 
-_RATE_LIMITS = [
-    f"{part}-{unit}" for part in ("limit", "remaining", "reset") for unit in ("requests", "tokens")
-]
 _MIN_EPOCH = 1e9  # as seconds, 2001; no reset is that far away
 _MIN_EPOCH_MILLISECONDS = 1e12
 
@@ -147,8 +136,13 @@ def _reset(text: str, now: float) -> float | None:
     parts = re.findall(r"(\d+(?:\.\d+)?)(ms|[smhd])", text)
     if parts and "".join(number + unit for number, unit in parts) == text.strip():
         return sum(float(number) * _UNITS[unit] for number, unit in parts)
+    return _until(text.strip(), datetime.fromisoformat, now)
+
+
+def _until(text: str, parse: Callable[[str], datetime], now: float) -> float | None:
+    """Return the seconds until a date, in UTC unless it names a zone; None if it is not one."""
     try:
-        date = datetime.fromisoformat(text.strip())
+        date = parse(text)
         return max(0.0, (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now)
     except (ValueError, OverflowError):
         return None

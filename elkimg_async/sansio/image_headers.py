@@ -116,9 +116,12 @@ def inspect(
 
 def file_name(name: str, media_type: str) -> str:
     """Return a name that fits into a header, with the extension of the type for gateways."""
+    # A line break would end the header, and a slash would make the name a path.
     name = "".join(c if c.isprintable() else "_" for c in name).replace("/", "_")
     if media_type == UNKNOWN_TYPE:
         return name or "image"
+    # Gateways guess the type from the extension, so a wrong one is replaced and a missing one
+    # added. Anything else behind the last dot is a part of the name.
     stem, dot, last = name.rpartition(".")
     last = f".{last.lower()}"
     extension = EXTENSIONS[media_type]
@@ -133,11 +136,15 @@ _Facts = tuple[int | None, int | None, bool | None]
 
 def _png(head: bytes) -> _Facts:
     """Read IHDR, which comes first; without an alpha channel, tRNS precedes the pixels."""
+    # The signature has 8 bytes. Each chunk is a length of 4 bytes, a type of 4, its data, and a
+    # checksum of 4. IHDR has 13 bytes of data: width, height, bit depth, colour type, and three
+    # more.
     if len(head) < 33 or head[12:16] != b"IHDR":
         return None, None, None
     width, height = int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
     if head[25] in _PNG_ALPHA:
         return width, height, True
+    # PNG, 5.6: tRNS comes before the first IDAT, so IDAT without it means opaque.
     at = 33
     while len(head) >= at + 8:
         kind = head[at + 4 : at + 8]
@@ -153,14 +160,20 @@ def _webp(head: bytes) -> _Facts:
     def number(start: int, stop: int) -> int:
         return int.from_bytes(head[start:stop], "little")
 
+    # RFC 9649: "RIFF", a size of 4 bytes, "WEBP", then the first chunk: its type at 12, its data at
+    # 20.
     if len(head) < 30:
         return None, None, None
     match head[12:16]:
+        # A key frame (RFC 6386, 9.1): a tag of 3 bytes, a start code, then 14 bits each for the
+        # size.
         case b"VP8 " if head[23:26] == b"\x9d\x01\x2a":
             return number(26, 28) & 0x3FFF, number(28, 30) & 0x3FFF, False
+        # A signature byte, then 14 bits each for the size less one, then whether alpha is used.
         case b"VP8L" if head[20] == 0x2F:
             bits = number(21, 25)
             return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, bool(bits >> 28 & 1)
+        # Flags, 3 reserved bytes, then 24 bits each for the size less one.
         case b"VP8X":
             return number(24, 27) + 1, number(27, 30) + 1, bool(head[20] & 0x10)
     return None, None, None
@@ -168,12 +181,16 @@ def _webp(head: bytes) -> _Facts:
 
 def _jpeg(head: bytes) -> _Facts:
     """Read the frame header, which follows any number of other segments."""
+    # A segment is 0xFF, a marker, and a length of 2 bytes that includes itself. A frame header goes
+    # on with the precision, then height and width; a height of 0 is defined later, by a DNL
+    # segment.
     at = 2
     while len(head) >= at + 9 and head[at] == 0xFF:
         marker = head[at + 1]
         if marker in _JPEG_FRAMES:
             height, width = (int.from_bytes(head[n : n + 2], "big") for n in (at + 5, at + 7))
             return width or None, height or None, False
+        # Any number of 0xFF may fill the space in front of a marker (T.81, B.1.1.2).
         if marker == 0xFF or marker in _JPEG_BARE:
             at += 1 if marker == 0xFF else 2
         else:

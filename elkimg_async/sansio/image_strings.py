@@ -43,12 +43,15 @@ def classify(
 
     `only_certain` excludes addresses that only the name of the field suggests.
     """
+    # A text that shows images has no other image; one that does not may still be an image itself.
     name = field_name(key)
     if name.plain in PROSE_NAMES and (urls := shown_images(text)):
         shown = (_classify(document, "url", url, field_name("url")) for url in urls)
         return [candidate for candidate in shown if candidate is not None]
-    if name.is_text or not text or text[0] in "{[":
+    if name.is_text or not text or text[0] in "{[":  # JSON is searched by the caller
         return []
+    # The usual spellings first, which are decoded already. What looks broken there may be an
+    # unusual spelling, for instance a prefix that base64 cannot have.
     candidate = _classify(document, key, text, name)
     if candidate is None or candidate.problem is not None or _is_odd(candidate.url):
         candidate = _respelled(document, key, text, name) or candidate
@@ -107,6 +110,7 @@ def _is_certain(name: FieldName, text: str) -> bool:
 
 
 def _classify(document: Document, key: str, text: str, name: FieldName) -> Candidate | None:
+    # A placeholder, for what was decoded as it arrived; only its name and bytes matter.
     decoded = document.images.get(text)
     if decoded is None:
         return _classify_text(document, key, text, name)
@@ -116,6 +120,7 @@ def _classify(document: Document, key: str, text: str, name: FieldName) -> Candi
 
 
 def _classify_text(document: Document, key: str, text: str, name: FieldName) -> Candidate | None:
+    # In the order of certainty: what the text itself says, then what the name of its field says.
     start = text[:16].lstrip().lower()
     if start in NOTHING:
         return None
@@ -127,8 +132,10 @@ def _classify_text(document: Document, key: str, text: str, name: FieldName) -> 
         # Under the very names of addresses, an odd one is for the download to judge.
         fits = name.may_be_image and (name.is_address or _ADDRESS.fullmatch(text.strip()))
         return Candidate(key, url=read_str(text.strip())) if fits or named else None
+    # Before base64, since hexadecimal digits are base64 too.
     if (content := from_hex(text.strip())) is not None:
         return Candidate(key, content)
+    # A short text under a name such as `data` or `output` is more likely a word than an image.
     looks_so = is_base64_image(text)
     if name.is_base64 or looks_so or (name.may_be_image and len(text) >= _MIN_BASE64):
         decoded = document.decoded(text)
@@ -138,18 +145,15 @@ def _classify_text(document: Document, key: str, text: str, name: FieldName) -> 
             return Candidate(key, problem=decoded.reason)
     if name.may_be_image and text.startswith("/") and _FILE.fullmatch(text):
         return Candidate(key, url=read_str(text))
-    if name.is_address and not any(char.isspace() for char in text) and not _is_inside(text):
-        return Candidate(key, url=read_str(text))  # relative to the base URL
-    return None
-
-
-def _is_inside(text: str) -> bool:
-    """Return whether an address is that of another part of the same body."""
-    return text[:4].lower() == "cid:"
+    # Relative to the base URL; "cid:" is the address of another part of the same body (RFC 2392).
+    is_relative = start[:4] != "cid:" and not any(char.isspace() for char in text)
+    return Candidate(key, url=read_str(text)) if name.is_address and is_relative else None
 
 
 def _judged(key: str, content: bytes, name: FieldName) -> Candidate | None:
     """Classify decoded base64 by its signature and the name of its field."""
+    # A signature is certain. Clearly no image is an error under a name for base64 alone. Bytes of
+    # an unknown format are an image if the name allows it.
     if (image := unwrapped(content)) is not None:
         return Candidate(key, image)
     if cannot_be_image(content):
@@ -159,6 +163,7 @@ def _judged(key: str, content: bytes, name: FieldName) -> Candidate | None:
 
 def _data_url(document: Document, key: str, text: str) -> Candidate | None:
     head, comma, rest = text.strip().partition(",")
+    # RFC 2397: without ";base64" the data are percent-encoded, as is usual for SVG.
     if comma and not head.lower().endswith(";base64") and head.lower().startswith("data:image/"):
         content = unquote_to_bytes(rest)
         return Candidate(key, content, problem=None if is_image(content) else _NO_IMAGE)
@@ -174,6 +179,9 @@ def pair(candidates: list[Candidate]) -> list[tuple[Candidate | None, Candidate 
     Strings under one name are several images; base64 and a URL under two names are the same one,
     and so are an address and the further ones of the same image.
     """
+    # Base64 first, each content once. Then the addresses, name by name: if there are as many new
+    # ones as there are images without an address, they belong to those, in order; otherwise each is
+    # an image of its own.
     groups: dict[str, list[Candidate]] = {}
     for found in candidates:
         groups.setdefault(found.key, []).append(found)
@@ -186,11 +194,10 @@ def pair(candidates: list[Candidate]) -> list[tuple[Candidate | None, Candidate 
             addresses.append(group)
             continue
         for found in group:
-            if (
-                all(known is None or known.content != found.content for known, _ in pairs)
-                or found.url
-            ):
-                pairs.append((None, found) if found.url else (found, None))
+            if found.url:
+                pairs.append((None, found))
+            elif all(known is None or known.content != found.content for known, _ in pairs):
+                pairs.append((found, None))
     seen: set[str | None] = set()
     for group in addresses:
         new = [found for found in group if found.url not in seen]

@@ -41,6 +41,8 @@ from elkimg_async.sansio.lenient_json import (
     unquoted_base64,
 )
 
+# The names that cost nothing to add. An image under any other is text of the skeleton, which costs
+# memory for its base64, but is found all the same.
 _IMAGE_KEY = re.compile(
     rb'"(?:b64_json|b64|base64|image_base64|image_b64|partial_image_b64|bytesBase64Encoded'
     rb'|image|image_url|url|data|result|output)"[ \t\r\n]{0,16}:[ \t\r\n]{0,16}"'
@@ -49,14 +51,15 @@ _MAX_KEY = 64  # no match of _IMAGE_KEY is longer
 _MAX_ROOM = 4 * 1024 * 1024  # bytes to reserve before the size of any image is known
 _LONG = 16_384  # bytes of base64 that are cheaper to decode tentatively than to search for a quote
 _DECISIVE = 512  # bytes of a value that decide whether it is treated as base64
+# The start of base64 with anything that `Base64Decoder` cleans; the last escape may be cut off.
 _BASE64_START = re.compile(
     rb"(?:[Dd][Aa][Tt][Aa]:[^,]{0,256};base64,)?"
     rb"(?:[A-Za-z0-9+/=_\r\n-]|\\(?:[/nrt]|u00[0-7][0-9A-Fa-f]))*(?:\\(?:u(?:0(?:0[0-7]?)?)?)?)?"
 )
+# Images in hexadecimal, whose digits are base64 as well.
 _HEX_START = re.compile(rb"(?:89504e47|ffd8ff|474946383|52494646)[0-9a-f]{32}", re.IGNORECASE)
 _DATA_PREFIX = re.compile(rb"\s*(?:data:\s*)+")
 _PLACEHOLDER = "#image "  # "#" neither occurs in base64 nor begins a URL
-_MAX_STRINGS = 8  # JSON in a string in a string …
 _MAX_STRINGS = 8  # JSON in a string in a string …
 
 
@@ -117,7 +120,8 @@ class JSONDecoder:
             end = len(data)
         self.size += end - start
         # Most chunks of a large image contain nothing but base64, and decoding them shows that as
-        # well as a search would.
+        # well as a search would. Where `feed_clean` fails it has no effect, and the ordinary way
+        # follows: in the chunk with the closing quote, or for base64 that is not clean.
         if (
             self._base64 is not None
             and end - start > _LONG
@@ -139,6 +143,9 @@ class JSONDecoder:
         """
         if self._base64 is None:
             return start
+        # First all of it, as in `feed`. If that fails, there is probably a closing quote: the
+        # base64 in front of it is decoded here, so that the caller does not search it for line
+        # ends.
         view, end = memoryview(data), len(data)
         if end - start <= _LONG or not self._base64.feed_clean(view[start:]):
             quote = data.find(b'"', start)
@@ -148,37 +155,32 @@ class JSONDecoder:
         self.size += end - start
         return end
 
-    @property
-    def in_value(self) -> bool:
-        """Whether the string of an image is open, where a line end does not end the document."""
-        return self._base64 is not None or self._held is not None
-
     def finish(self) -> Document:
         """Return the document.
 
         Raises:
             InvalidJSON: If it is not JSON or was cut off.
         """
-        if self.in_value:
-            raise InvalidJSON("the document ends within an image")
-        return Document(decode(self._unprefixed()), self._images)
+        return Document(decode(self._complete_skeleton()), self._images)
 
     def finish_all(self) -> list[Document]:
         """Return the document and those that follow it, separated only by white space.
 
+        A string that is JSON itself counts as the document in it.
+
         Raises:
             InvalidJSON: If the first one is not JSON or was cut off.
         """
-        if self.in_value:
-            raise InvalidJSON("the document ends within an image")
+        skeleton = self._complete_skeleton()
         try:
-            values = [msgspec.json.decode(self._skeleton)]
+            values = [msgspec.json.decode(skeleton)]
         except NOT_STRICT:
-            values = decode_several(self._unprefixed())
-        return [Document(value, self._images) for value in values]
+            values = decode_several(skeleton)
+        return [_unpacked(Document(value, self._images)) for value in values]
 
     def embedded(self) -> list[Document]:
         """Return the JSON that follows other text, or an empty list."""
+        # `decode` ignores what follows the document, such as `);` of a callback.
         source = embedded_json(self._skeleton.decode("utf-8", "replace"))
         try:
             return [Document(decode((source or "").encode("utf-8", "replace")), self._images)]
@@ -190,6 +192,8 @@ class JSONDecoder:
         skeleton = self._unprefixed().decode("utf-8", "replace")
         if skeleton.lstrip()[:2] in ("{'", "['"):
             skeleton = skeleton.replace("'", '"')  # a literal of Python or JavaScript
+        # Cut-off JSON keeps its structure. Other text has only strings; each becomes a document of
+        # its own with the name that it has there.
         if not self.is_balanced:
             value = repaired(embedded_json(skeleton) or skeleton)
             if value is not None:
@@ -201,7 +205,7 @@ class JSONDecoder:
     def is_balanced(self) -> bool:
         """Whether text that is not JSON may be complete: no bracket is still open in it."""
         pairs = ((b"{", b"}"), (b"[", b"]"))
-        return not self.in_value and all(
+        return not self._in_value and all(
             self._skeleton.count(opening) <= self._skeleton.count(closing)
             for opening, closing in pairs
         )
@@ -214,6 +218,16 @@ class JSONDecoder:
             text = text.replace(f'"{placeholder}"', '"…"')
         return text.strip()[:length]
 
+    @property
+    def _in_value(self) -> bool:
+        """Whether the string of an image is open."""
+        return self._base64 is not None or self._held is not None
+
+    def _complete_skeleton(self) -> bytes | bytearray:
+        if self._in_value:
+            raise InvalidJSON("the document ends within an image")
+        return self._unprefixed()
+
     def _unprefixed(self) -> bytes | bytearray:
         """Return the skeleton without a second `data:`, which some servers write before JSON."""
         match = _DATA_PREFIX.match(self._skeleton)
@@ -221,10 +235,13 @@ class JSONDecoder:
 
     def _feed_text(self, data: bytes, start: int, end: int) -> int:
         """Copy text up to the next image, or all of it; return where it ends."""
+        # The first name may have begun in the preceding bytes, of which the last ones have not been
+        # searched to their end.
         skeleton = self._skeleton
         stop = self._find_split_key(data, start, end) if len(skeleton) > self._searched else 0
         match = None if stop else _IMAGE_KEY.search(data, start, end)
         while match:
+            # \"b64_json\" is text inside another string, such as a prompt.
             before = (
                 data[match.start() - 1 : match.start()] if match.start() > start else skeleton[-1:]
             )
@@ -233,6 +250,7 @@ class JSONDecoder:
                 break
             match = _IMAGE_KEY.search(data, match.start() + 1, end)
         skeleton += memoryview(data)[start : stop or end]
+        # No match ends here, but one may begin in the last bytes.
         if not stop:
             self._searched = max(self._searched, len(skeleton) - _MAX_KEY)
             return end
@@ -241,6 +259,8 @@ class JSONDecoder:
 
     def _find_split_key(self, data: bytes, start: int, end: int) -> int:
         """Return the end of a name that began in the preceding bytes; 0 if there is none."""
+        # One byte more than the name, to see whether its quote is escaped. The seam has a fixed
+        # length, so the cost does not depend on the size of the chunks.
         begin = max(0, self._searched - 1)
         tail = bytes(self._skeleton[begin:])
         seam = tail + data[start : min(end, start + _MAX_KEY)]
@@ -253,6 +273,8 @@ class JSONDecoder:
 
     def _feed_value(self, held: bytearray, data: bytes, start: int, end: int) -> int:
         """Collect the first bytes of a value, and classify it; return where they end."""
+        # A value that ends within `_DECISIVE` bytes is text, whatever it looks like; `Document`
+        # decodes it later.
         stop = min(end, start + _DECISIVE - len(held))
         quote = data.find(b'"', start, stop)
         if quote >= 0:
@@ -267,6 +289,7 @@ class JSONDecoder:
         if len(held) >= _DECISIVE:
             is_base64 = not held.translate(None, ALPHABET) or _BASE64_START.fullmatch(held)
             if is_base64 and not _HEX_START.match(held):
+                # Never more than what can follow in the body, of which base64 is four thirds.
                 remaining = self._length - self.size + end - stop + len(held)
                 room = max(0, min(self._room, 3 * remaining // 4))
                 self._base64, self._held = Base64Decoder(room), None
@@ -276,6 +299,7 @@ class JSONDecoder:
         return stop
 
     def _end_text(self) -> None:
+        # No name is searched for in a value: the quotes of a string inside it would be escaped.
         self._skeleton += self._held or b""
         self._searched = len(self._skeleton)
         self._held = None
@@ -285,7 +309,7 @@ class JSONDecoder:
         base64.feed(memoryview(data)[start : end if quote < 0 else quote])
         if quote < 0:
             return end
-        if base64.in_escape():
+        if base64.in_escape():  # \" does not end the string; it is no base64 either
             base64.feed(b'"')
             return quote + 1
         # A server cannot know the address, so no string that it sends equals the placeholder.
@@ -299,7 +323,7 @@ class JSONDecoder:
         return quote
 
 
-def unpacked_json(document: Document) -> Document:
+def _unpacked(document: Document) -> Document:
     """Return the document inside a document that is a string of JSON, or else the same."""
     for _ in range(_MAX_STRINGS):
         text = document.value
@@ -337,5 +361,4 @@ __all__ = [
     "JSONDecoder",
     "decode",
     "map_strings",
-    "unpacked_json",
 ]

@@ -12,12 +12,16 @@ from elkimg_async.sansio.signatures import is_base64_image
 
 NOT_STRICT = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """The errors of the strict decoder."""
+# A code fence of Markdown, in which models write JSON.
 _FENCED = re.compile(r"```[\w-]*[ \t]*\r?\n\s*([{\[].*?)\s*```", re.DOTALL)
 _JSON = re.compile(r"\{\s*\"|\[\s*[\[{\"]")
+# Strings and brackets. The possessive repetition never gives back what it matched, so that a string
+# without its closing quote takes linear time. A string that ends the text has no closing quote.
 _TOKEN = re.compile(r'"((?:[^"\\]|\\.)*+)\\?("|\Z)|[][{}]', re.DOTALL)
 _MAX_NESTING = 100  # of a document to repair
-_MAX_REPAIRS = 8
+_MAX_REPAIRS = 8  # attempts, of which each decodes the document
 _SPACE = re.compile(r"[\s,]*")
+# A name before a string in a literal of JavaScript, in YAML, or in an attribute of XML.
 _UNQUOTED_KEY = re.compile(r"([A-Za-z_$][\w$-]*)\s*[:=]\s*(\[?)\Z")
 _BASE64 = re.compile(  # in one line, or in lines that have nothing else
     r"(?<![\w\"'+/%,;-])(?:data:image/[\w.+-]{1,64};base64,)?(?:[A-Za-z0-9+/_-]|%2[BF]){64}"
@@ -25,6 +29,7 @@ _BASE64 = re.compile(  # in one line, or in lines that have nothing else
     r"(?:=|%3D){0,2}",
     re.IGNORECASE,
 )
+# What may stand directly before base64 and name it: a tag of XML, or a label of YAML or a form.
 _TAG = re.compile(r"<([\w.:-]+)(?:\s[^<>]*)?>\s*(?:<!\[CDATA\[)?\s*\Z")
 _LABEL = re.compile(r"([A-Za-z_$][\w.$-]*)\s*[:=][\s|>-]*\Z")
 _MAX_LABEL = 300  # characters in front of base64 that may name it
@@ -54,22 +59,23 @@ def decode_several(skeleton: bytes | bytearray) -> list[Any]:
     """
     import json  # slow to import, and rarely needed
 
+    # Bytes that are not UTF-8 are never in base64, so they are replaced.
     text = skeleton.decode("utf-8-sig", "replace").lstrip()
     decoder = json.JSONDecoder(strict=False, parse_int=_parse_int)
     values: list[Any] = []
     place = 0
     try:
+        # The first document must be JSON. Whatever follows is read as long as it looks like JSON,
+        # and is not worth an error that would cost the images of the first.
         while not values or text[place : place + 1] in ("{", "[", '"'):
             value, place = decoder.raw_decode(text, place)
             values.append(value)
             place = _SPACE.match(text, place).end()  # type: ignore[union-attr]
     except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-    else:
-        return values
-    if values:
-        return values
-    raise InvalidJSON(reason)
+        if not values:
+            reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+            raise InvalidJSON(reason) from None
+    return values
 
 
 def embedded_json(text: str) -> str | None:
@@ -84,8 +90,12 @@ def embedded_json(text: str) -> str | None:
 
 def repaired(text: str) -> Any:
     """Decode a document that was cut off, up to its last complete string; None if impossible."""
+    # Wanted: the longest start of the text that becomes JSON when the open brackets are closed. In
+    # one pass, remember the last few ends of strings and brackets, and which brackets are open
+    # there; then try them, from the last one back. Several may fail, since an object cannot end
+    # with a name that has no value. The cost is linear.
     ends: deque[tuple[int, str]] = deque(maxlen=_MAX_REPAIRS)
-    open_ones = ""
+    open_ones = ""  # the closing brackets that are missing, the innermost first
     for match in _TOKEN.finditer(text):
         found = match[0]
         if found in ("{", "["):
@@ -98,7 +108,7 @@ def repaired(text: str) -> Any:
                 return None
             open_ones = open_ones[1:]
         elif not match[2]:
-            break
+            break  # the text was cut off within this string
         ends.append((match.end(), open_ones))
     for end, closing in reversed(ends):
         try:
@@ -110,10 +120,12 @@ def repaired(text: str) -> Any:
 
 def named_strings(text: str) -> Iterator[tuple[str, str]]:
     """Yield the complete strings of a document that is not JSON, each with its name."""
+    # A string is a value if it follows a colon, directly or in a list; any other may be a name, so
+    # it is remembered as `last`. A name without quotes is in the text between two strings.
     key, last, place, in_list = "", "", 0, False
     for match in _TOKEN.finditer(text):
         if match[1] is None:
-            continue
+            continue  # a bracket
         between, string = text[place : match.start()].strip(), match[1]
         if (unquoted := _UNQUOTED_KEY.search(between)) is not None:
             last, between = unquoted[1], ":" + unquoted[2]
@@ -132,6 +144,7 @@ def unquoted_base64(text: str) -> Iterator[tuple[str, str]]:
     """Yield the images in base64 without quotes, each with its name: in XML, YAML or a form."""
     for match in _BASE64.finditer(text):
         image = unquote(match[0])
+        # At the end of the text, base64 may have been cut off.
         if match.end() == len(text) or not is_base64_image(image[image.find(",") + 1 :][:64]):
             continue
         before = text[max(0, match.start() - _MAX_LABEL) : match.start()]
@@ -140,4 +153,5 @@ def unquoted_base64(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _parse_int(digits: str) -> int | float:
+    # Python raises for more than 4,300 digits, since converting them takes quadratic time.
     return int(digits) if len(digits) < 20 else float(digits)

@@ -9,6 +9,7 @@ quote it.
 """
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -23,7 +24,28 @@ from elkimg_async.sansio.requests import DEFAULT_MODEL, EditRequest, ImageReques
 _MB = 1024 * 1024
 MAX_UPLOAD = 128 * _MB
 """Bytes of a request body that the gateway accepts."""
-_MAX_MASK = 4 * _MB
+_MAX_MASK = 4 * _MB  # `ImageEditParams.mask`: a PNG of less than 4 MB
+
+_QUALITIES = ("low", "medium", "high", "auto")
+_GPT_SIZES = ("1024x1024", "1536x1024", "1024x1536", "auto")
+_GPT_VALUES = {
+    "quality": _QUALITIES,
+    "background": ("transparent", "opaque", "auto"),
+    "moderation": ("low", "auto"),
+    "output_format": ("png", "jpeg", "webp", "gif", "svg"),
+    "complexity": ("low", "medium", "high"),
+    "input_fidelity": ("high", "low"),
+}
+# Both are parameters of DALL·E; GPT image models always return base64, and reject them.
+_NOT_GPT = frozenset({"style", "response_format"})
+_GPT_NUMBERS: dict[str, tuple[int, float]] = {
+    "output_compression": (0, 100),
+    "frame_count": (2, 16),
+    "frame_duration_ms": (1, math.inf),
+    "partial_images": (0, 3),
+}
+# What only the GPT image models have, as the descriptions of the parameters say.
+_GPT_ONLY = frozenset({*_GPT_VALUES, *_GPT_NUMBERS, "svg"} - {"quality"})
 
 
 class FreeSizes(msgspec.Struct, frozen=True):
@@ -44,6 +66,7 @@ class FreeSizes(msgspec.Struct, frozen=True):
     def __contains__(self, size: object) -> bool:
         if size == "auto":
             return True
+        # Five digits at most, so that no number is too long to compute with.
         if not (match := re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", str(size), re.ASCII)):
             return False
         width, height = int(match[1]), int(match[2])
@@ -58,6 +81,7 @@ class FreeSizes(msgspec.Struct, frozen=True):
 class EditRules(msgspec.Struct, frozen=True, kw_only=True):
     """The images that a model edits: how many, their types, and their size in bytes."""
 
+    # `ImageEditParams.image`: up to 16 files of less than 50 MB each.
     count: int = 16
     types: tuple[str, ...] = ("png", "webp", "jpeg")
     size: int = 50 * _MB
@@ -66,7 +90,7 @@ class EditRules(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelRules(msgspec.Struct, frozen=True, kw_only=True):
-    """The rules of one model family.
+    """The rules of one model family; the defaults are those of the newest GPT image models.
 
     `values` maps a parameter to its values; `absent` lists parameters that do not exist; `edits` is
     None if the family cannot edit; `legacy` marks those that OpenAI has retired, though other
@@ -76,39 +100,16 @@ class ModelRules(msgspec.Struct, frozen=True, kw_only=True):
     names: tuple[str, ...]
     prompt_length: int = 32_000
     n: int = 10
-    sizes: tuple[str, ...] | FreeSizes
-    values: dict[str, tuple[str, ...]]
-    absent: frozenset[str]
+    sizes: tuple[str, ...] | FreeSizes = FreeSizes()
+    values: dict[str, tuple[str, ...]] = msgspec.field(default_factory=lambda: _GPT_VALUES)
+    absent: frozenset[str] = _NOT_GPT
     streams: bool = True
     edits: EditRules | None = EditRules()
     legacy: bool = False
 
 
-_QUALITIES = ("low", "medium", "high", "auto")
-_GPT_SIZES = ("1024x1024", "1536x1024", "1024x1536", "auto")
-_GPT_VALUES = {
-    "quality": _QUALITIES,
-    "background": ("transparent", "opaque", "auto"),
-    "moderation": ("low", "auto"),
-    "output_format": ("png", "jpeg", "webp", "gif", "svg"),
-    "complexity": ("low", "medium", "high"),
-    "input_fidelity": ("high", "low"),
-}
-_NOT_GPT = frozenset({"style", "response_format"})
-_GPT_ONLY = frozenset(
-    {
-        "background",
-        "complexity",
-        "frame_count",
-        "frame_duration_ms",
-        "input_fidelity",
-        "moderation",
-        "output_compression",
-        "output_format",
-        "partial_images",
-        "svg",
-    }
-)
+# From the oldest to the newest. Lengths of prompts, sizes and numbers of the first three are those
+# of ElkAPI's documentation; the others are OpenAI's.
 FAMILIES = (
     ModelRules(
         names=("dall-e-2",),
@@ -135,38 +136,20 @@ FAMILIES = (
         edits=None,
         legacy=True,
     ),
-    ModelRules(names=("gpt-image-1",), sizes=_GPT_SIZES, values=_GPT_VALUES, absent=_NOT_GPT),
+    ModelRules(names=("gpt-image-1",), sizes=_GPT_SIZES),
     ModelRules(
         names=("gpt-image-1-mini",),
         sizes=_GPT_SIZES,
         values={**_GPT_VALUES, "input_fidelity": ("low",)},
-        absent=_NOT_GPT,
     ),
-    ModelRules(
-        names=("gpt-image-1.5", "chatgpt-image-latest"),
-        sizes=_GPT_SIZES,
-        values=_GPT_VALUES,
-        absent=_NOT_GPT,
-    ),
-    ModelRules(
-        names=("gpt-image-2",),
-        sizes=FreeSizes(),
-        values=_GPT_VALUES,
-        absent=_NOT_GPT | {"input_fidelity"},
-    ),
+    ModelRules(names=("gpt-image-1.5", "chatgpt-image-latest"), sizes=_GPT_SIZES),
+    ModelRules(names=("gpt-image-2",), absent=_NOT_GPT | {"input_fidelity"}),
     ModelRules(
         names=("gpt-image-2.5-sunburst", "gpt-image-2.5-flare"),
-        sizes=FreeSizes(),
         values={**_GPT_VALUES, "quality": (*_QUALITIES, "xhigh", "max")},
-        absent=_NOT_GPT,
         edits=EditRules(markup=True),
     ),
-    ModelRules(
-        names=("gpt-image-2.6-sunburst", "gpt-image-2.6-flare"),
-        sizes=FreeSizes(),
-        values=_GPT_VALUES,
-        absent=_NOT_GPT,
-    ),
+    ModelRules(names=("gpt-image-2.6-sunburst", "gpt-image-2.6-flare")),
 )
 MODELS = {name: family for family in FAMILIES for name in family.names}
 """The rules of each model by its name, the newest last."""
@@ -176,6 +159,7 @@ _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 def rules_for(model: str) -> ModelRules | None:
     """Return the rules of a model or of a dated snapshot of it; None for an unknown model."""
+    # A name with a date is a snapshot; a row of its own, if there is one, comes first.
     return MODELS.get(model) or MODELS.get(re.sub(r"-\d{4}-\d\d-\d\d$", "", model))
 
 
@@ -194,10 +178,11 @@ def validate(request: ImageRequest, *, stream: bool = False) -> None:
     rules = rules_for(model)
     if rules is None:
         return
+    # `extra_body` is not checked: it is the way to send what this table does not know.
     problems = _problems(request.fields(), rules, stream)
     if isinstance(request, EditRequest):
         problems = itertools.chain(_edit_problems(request, rules.edits), problems)
-    else:
+    else:  # `ImageEditParams` does not require the model of an SVG
         problems = itertools.chain(problems, _svg_model_problems(request))
     for param, problem in problems:
         raise InvalidRequestError(f"{model}: {problem}", param=param)
@@ -216,6 +201,7 @@ def _edit_problems(request: EditRequest, rules: EditRules | None) -> Iterator[tu
         yield "image", f"there are {len(images)} images, at most {allowed}."
     for image in images:
         yield from _file_problems("image", image, rules.types, rules.size)
+    # Masks and markup apply to the first of several images.
     first = images[0] if images else None
     if rules.square and isinstance(first, InputImage) and first.width != first.height:
         yield "image", f"{first.name} is {_by(first)}; it must be square."
@@ -240,7 +226,7 @@ def _file_problems(
     param: str, image: InputImage | ImageReference, types: tuple[str, ...], size: int
 ) -> Iterator[tuple[str, str]]:
     if isinstance(image, ImageReference):
-        return
+        return  # only the server will see the file
     if image.media_type.removeprefix("image/") not in types:
         known = image.media_type != UNKNOWN_TYPE
         what = image.media_type if known else "not an image of a known type"
@@ -294,11 +280,13 @@ def _problems(fields: dict[str, Any], rules: ModelRules, stream: bool) -> Iterat
     if not 1 <= n <= rules.n:
         yield "n", f"n is {_short(n)}; it must be {'1' if rules.n == 1 else f'1 to {rules.n}'}."
     if size is not None and size not in rules.sizes:
+        # "1024 X 1024", "1024*1024" and the like, as people write sizes.
         similar = re.sub(r"\s*[xX*\u00d7]\s*", "x", size.strip())
         choice = f"write {similar}" if similar in rules.sizes else f"choose {_choices(rules.sizes)}"
         yield "size", f"size {size!r} is not offered; {choice}."
     if stream and not rules.streams:
         yield "stream", "this model cannot stream; leave stream out."
+    # Sorted, so that the same request always has the same first problem.
     if special := fields.keys() - _PLAIN:
         for param in sorted(rules.absent & special):
             yield param, f"{param} is not for this model; leave it out."
@@ -308,30 +296,31 @@ def _problems(fields: dict[str, Any], rules: ModelRules, stream: bool) -> Iterat
                     param,
                     f"{param} {fields[param]!r} is not offered; choose {_choices(allowed)}.",
                 )
+        for param, (low, high) in _GPT_NUMBERS.items():
+            if not low <= fields.get(param, low) <= high:
+                limits = f"{low} to {high}" if high < math.inf else f"{low} or more"
+                yield param, f"{param} is {_short(fields[param])}; it must be {limits}."
         yield from _format_problems(fields, stream)
         yield from _animation_problems(fields)
         yield from _svg_problems(fields)
-        yield from _partial_problems(fields.get("partial_images", 0), stream)
+        if fields.get("partial_images", 0) and not stream:
+            yield "partial_images", "partial images are sent in streams only; add stream=True."
 
 
 def _format_problems(fields: dict[str, Any], stream: bool) -> Iterator[tuple[str, str]]:
     output_format = fields.get("output_format", "png")
-    compression = fields.get("output_compression", 100)
     if fields.get("background") == "transparent" and output_format not in ("png", "webp"):
         yield (
             "background",
             f"{output_format} cannot be transparent; choose output_format png or webp.",
         )
-    if not 0 <= compression <= 100:
-        yield (
-            "output_compression",
-            f"output_compression is {_short(compression)}; it must be 0 to 100.",
-        )
-    if compression < 100 and output_format == "png":
+    # 100 is the default, and means no loss.
+    if fields.get("output_compression", 100) < 100 and output_format == "png":
         yield (
             "output_compression",
             "png has no lossy compression; choose output_format jpeg or webp.",
         )
+    # What the descriptions of `output_format`, `frame_count` and `svg` exclude for these two.
     if output_format not in ("gif", "svg"):
         return
     if "output_compression" in fields:
@@ -345,14 +334,9 @@ def _format_problems(fields: dict[str, Any], stream: bool) -> Iterator[tuple[str
 
 
 def _animation_problems(fields: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    count, duration = fields.get("frame_count", 9), fields.get("frame_duration_ms", 200)
     for param in ("frame_count", "frame_duration_ms"):
         if param in fields and fields.get("output_format") != "gif":
             yield param, f"{param} is for gif only; add output_format gif."
-    if not 2 <= count <= 16:
-        yield "frame_count", f"frame_count is {_short(count)}; it must be 2 to 16."
-    if duration < 1:
-        yield "frame_duration_ms", f"frame_duration_ms is {_short(duration)}; it must be 1 or more."
 
 
 def _svg_problems(fields: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -372,13 +356,6 @@ def _svg_problems(fields: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _svg_model_problems(request: ImageRequest) -> Iterator[tuple[str, str]]:
     if request.svg is not None and not request.svg.get("model"):
         yield "svg", "svg needs a model, as in svg={'model': …}; or leave svg out."
-
-
-def _partial_problems(partial_images: int, stream: bool) -> Iterator[tuple[str, str]]:
-    if not 0 <= partial_images <= 3:
-        yield "partial_images", f"partial_images is {_short(partial_images)}; it must be 0 to 3."
-    if partial_images and not stream:
-        yield "partial_images", "partial images are sent in streams only; add stream=True."
 
 
 def _choices(allowed: tuple[str, ...] | FreeSizes) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from elkimg_async.errors import ElkImagesError, ResponseError
-from elkimg_async.sansio.error_mapping import MAX_BODY_TEXT, api_error
+from elkimg_async.sansio.error_mapping import MAX_BODY_TEXT, api_error, too_long
 from elkimg_async.sansio.error_words import strength
 from elkimg_async.sansio.json_images import InvalidJSON, decode
 from elkimg_async.sansio.reading import read_number, read_str
@@ -48,9 +48,12 @@ class Models(list[Model]):
 
 
 class ModelsDecoder:
-    """Decoder for a body that is a list of models, fed in any split; it has no events."""
+    """Decoder for a body that is a list of models, fed in any split; it has no events.
 
-    def __init__(self, *, max_bytes: int) -> None:
+    `max_bytes` limits the body. The other options of a decoder make no difference here.
+    """
+
+    def __init__(self, *, max_bytes: int, **_: Any) -> None:
         self._max_bytes = max_bytes
         self._body = bytearray()
         self._models: Models | None = None
@@ -62,10 +65,7 @@ class ModelsDecoder:
     def feed(self, chunk: bytes) -> bool:
         """Add the next bytes of the body; return False if they are only blanks."""
         if len(self._body) + len(chunk) > self._max_bytes:
-            self.failure = ResponseError(
-                f"The response is longer than {self._max_bytes:,} bytes. "
-                "Raise the limit with Limits(max_response_bytes=…)."
-            )
+            self.failure = too_long(self._max_bytes)
             self.done = True
         else:
             self._body += chunk

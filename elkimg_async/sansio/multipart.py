@@ -9,6 +9,7 @@ import msgspec
 
 from elkimg_async.sansio.image_headers import InputImage
 
+# HTML, 4.10.21.8: these three are percent-encoded, and nothing else is.
 _ESCAPES = {ord('"'): "%22", ord("\r"): "%0D", ord("\n"): "%0A"}
 
 
@@ -30,6 +31,8 @@ def encode(
     fields: Iterable[tuple[str, bytes]], files: Iterable[tuple[str, InputImage]], boundary: str
 ) -> Upload:
     """Return the body; `boundary` must not occur in any of the values."""
+    # Each part ends with a line break, which belongs to the boundary after it (RFC 2046, 5.1.1).
+    # Files stay objects, so that the transport can read each while it sends it.
     line = f"--{boundary}\r\nContent-Disposition: form-data; name=".encode()
     parts: list[bytes | InputImage] = [
         line + _quoted(name) + b"\r\n\r\n" + value + b"\r\n" for name, value in fields
@@ -43,5 +46,5 @@ def encode(
 
 
 def _quoted(text: str) -> bytes:
-    """Return the text in quotation marks, as browsers write it (HTML, 4.10.21.8)."""
+    """Return the text in quotation marks, as browsers write it."""
     return f'"{text.translate(_ESCAPES)}"'.encode("utf-8", "replace")

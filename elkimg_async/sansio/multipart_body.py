@@ -5,6 +5,7 @@ The boundary is read from the body, or from the Content-Type if a preamble comes
 
 import binascii
 import contextlib
+import itertools
 import quopri
 import re
 from collections.abc import Iterator
@@ -12,12 +13,17 @@ from collections.abc import Iterator
 import msgspec
 
 from elkimg_async.sansio.image_strings import plain_images
-from elkimg_async.sansio.json_images import Document, InvalidJSON, JSONDecoder, unpacked_json
+from elkimg_async.sansio.json_images import Document, InvalidJSON, JSONDecoder
 from elkimg_async.sansio.signatures import cannot_be_image, is_image
 
+# RFC 2046 allows these characters in a boundary, and at most 70 of them. Two hyphens may begin
+# other text as well, such as a rule in Markdown, so headers, an empty line or the end have to
+# follow.
 _CHARS = rb"[0-9A-Za-z'()+_,./:=? -]"
 _FIRST = re.compile(rb"--(" + _CHARS + rb"{1,70}?)[ \t]*\r?\n(?:[\w-]+:|\r?\n|--)")
+# What may still become such a start.
 _MAYBE = re.compile(rb"-(?:-" + _CHARS + rb"{0,70}[ \t]*\r?(?:\n[\w-]{0,70}\r?)?)?")
+# Header lines with their continuations; the empty line after them is optional.
 _HEADERS = re.compile(rb"((?:[\w-]+:[^\n]*\n(?:[ \t]+[^\n]*\n)*)*)(?:\r?\n)?")
 _PARAMETER = re.compile(r'boundary="?([^";]{1,70})"?', re.IGNORECASE)
 _NAME = re.compile(r'\bname="?([^";]*)"?', re.IGNORECASE)
@@ -59,14 +65,14 @@ def boundary_of(content_type: str) -> bytes:
 
 def parts_of(body: bytes, boundary: bytes, depth: int = 0) -> tuple[list[BodyPart], bool]:
     """Return the complete parts of a body, and whether the body itself is complete."""
+    # The line break in front of a boundary belongs to it, not to the part.
     line = re.compile(rb"(?:\A|\r?\n)--" + re.escape(boundary) + rb"(--)?[ \t]*(?=\r?\n|\Z)")
     marks = list(line.finditer(body))
-    ends = [match.start() for match in marks[1:]]
     found: list[BodyPart] = []
-    for mark, end in zip(marks, ends, strict=False):
+    for mark, following in itertools.pairwise(marks):
         if mark[1] is not None:
-            break
-        part = _part(body[mark.end() : end])
+            break  # what follows the last boundary is an epilogue
+        part = _part(body[mark.end() : following.start()])
         inner = boundary_of(part.content_type)
         if inner and depth < _MAX_DEPTH:
             found += parts_of(part.content, inner, depth + 1)[0]
@@ -77,6 +83,7 @@ def parts_of(body: bytes, boundary: bytes, depth: int = 0) -> tuple[list[BodyPar
 
 def documents_of(parts: list[BodyPart]) -> Iterator[bytes | Document]:
     """Yield the images of the parts, then the documents of the others."""
+    # Images first: JSON beside them may describe them, or be an error that ends the body.
     others = []
     for part in parts:
         kind = part.content_type.lower()
@@ -112,7 +119,7 @@ def _documents_of_text(part: BodyPart) -> Iterator[Document]:
     decoder = JSONDecoder(len(part.content))
     decoder.feed(part.content)
     try:
-        documents = [unpacked_json(document) for document in decoder.finish_all()]
+        documents = decoder.finish_all()
     except InvalidJSON:
         text = part.content.decode("utf-8", "replace").strip()
         if part.name:
@@ -120,6 +127,7 @@ def _documents_of_text(part: BodyPart) -> Iterator[Document]:
         else:
             yield from (Document(value) for value in plain_images(text))
         return
+    # A form has no object: the name of each part is the name of a field.
     for document in documents:
         if part.name and not isinstance(document.value, dict):
             yield Document({part.name: document.value}, document.images)

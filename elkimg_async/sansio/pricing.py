@@ -94,14 +94,10 @@ class TokenPrices(msgspec.Struct, frozen=True, kw_only=True):
         text = details.text_tokens if details else None
         image = details.image_tokens if details else None
         if text is None and image is None:
-            if total is None:
-                return None
-            if not isinstance(request, EditRequest):
-                image = 0
-            elif text_price == image_price:
-                text, image = total, 0
-            else:
+            is_mixed = isinstance(request, EditRequest) and text_price != image_price
+            if total is None or is_mixed:
                 return None  # the input of an edit is text and images, in an unknown ratio
+            text, image = max(0, total), 0
         if text is None:
             text = None if total is None else max(0, total - (image or 0))
         if image is None:

@@ -1,5 +1,6 @@
 """Lenient reading of the data beside images, so that it never costs an image."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,8 +25,6 @@ def read_str(value: Any) -> str | None:
 
 def read_number(value: Any) -> Number | None:
     """Return a finite number, as an integer if possible; None for anything else."""
-    if type(value) is int:
-        return value
     if isinstance(value, str):
         try:
             value = float(value)
@@ -34,7 +33,7 @@ def read_number(value: Any) -> Number | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     if isinstance(value, float):
-        if value != value or value in (float("inf"), float("-inf")):
+        if not math.isfinite(value):
             return None
         return int(value) if value.is_integer() else value
     return value
@@ -47,16 +46,6 @@ def lookup(chain: Sequence[Mapping[str, Any]], *names: str) -> Any:
             if (found := around.get(name)) is not None:
                 return found
     return None
-
-
-def read_side(chain: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the data beside a completed image, from the objects around it."""
-    return {
-        **{name: read_str(lookup(chain, name)) for name in SIDE_FIELDS},
-        "usage": read_usage(lookup(chain, "usage")),
-        "svg_usage": read_svg_usage(lookup(chain, "svg_usage")),
-        "safety_identifier": read_str(lookup(chain, "safety_identifier")),
-    }
 
 
 def read_usage(value: Any) -> Usage | None:

@@ -79,7 +79,7 @@ class ImageRequest(_Prompt, frozen=True, kw_only=True):
 
     def fields(self) -> dict[str, Any]:
         """Return the fields that are set, and always `model`, without `extra_body` and images."""
-        return _fields(self if self.extra_body is None else replace(self, extra_body=None))
+        return _fields(replace(self, extra_body=None))
 
 
 def image_count(n: object, extra_body: Mapping[str, Any] | None) -> int:
@@ -135,9 +135,6 @@ class EditRequest(ImageRequest, frozen=True, kw_only=True):
 
 
 _Request = TypeVar("_Request", bound=ImageRequest)
-_NAMES: dict[type[ImageRequest], frozenset[str]] = {
-    kind: frozenset(kind.__struct_fields__) for kind in (GenerateRequest, EditRequest)
-}
 
 
 def make_request(
@@ -155,14 +152,8 @@ def make_request(
     """
     if isinstance(prompt, str):
         return _make(GenerateRequest, {**options, "prompt": prompt}, model)
-    match prompt:
-        case GenerateRequest():
-            fields = msgspec.structs.asdict(prompt)
-        case Mapping():
-            fields = dict(prompt)
-        case _:
-            fields = {"prompt": prompt}
-    return _make(GenerateRequest, {**fields, **_without_none(options)}, model)
+    fields = _fields_of(GenerateRequest, prompt, "prompt") | _without_none(options)
+    return _make(GenerateRequest, fields, model)
 
 
 def make_edit(image: Any, options: Mapping[str, Any], *, model: str | None = None) -> EditRequest:
@@ -173,17 +164,17 @@ def make_edit(image: Any, options: Mapping[str, Any], *, model: str | None = Non
     Raises:
         InvalidRequestError: If a value has the wrong type, or a field does not exist.
     """
-    match image:
-        case EditRequest():
-            fields = msgspec.structs.asdict(image)
-        case Mapping():
-            fields = dict(image)
-        case _:
-            fields = {"image": image}
-    fields |= _without_none(options)
+    fields = _fields_of(EditRequest, image, "image") | _without_none(options)
     if fields.get("image") is None:
         raise InvalidRequestError("An edit needs an image.", param="image")
     return _make(EditRequest, fields, model)
+
+
+def _fields_of(kind: type[ImageRequest], value: Any, name: str) -> dict[str, Any]:
+    """Return the fields of a request, of a mapping, or of a value that is the field `name`."""
+    if isinstance(value, kind):
+        return msgspec.structs.asdict(value)
+    return dict(value) if isinstance(value, Mapping) else {name: value}
 
 
 def _without_none(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,8 +183,8 @@ def _without_none(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _make(kind: type[_Request], fields: dict[str, Any], model: str | None) -> _Request:
     """Return a request with these fields, of which None means unset."""
-    if not fields.keys() <= _NAMES[kind]:
-        name = min(map(str, fields.keys() - _NAMES[kind]))
+    if unknown := fields.keys() - kind.__struct_fields__:
+        name = min(map(str, unknown))
         raise InvalidRequestError(_unknown_field(kind, name), param=name)
     if fields.get("prompt") is None:
         raise InvalidRequestError("A request needs a prompt; pass some text.", param="prompt")

@@ -30,9 +30,7 @@ class ResponseData(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         `images=False` omits the base64 content.
         """
         fields = {name: getattr(self, name) for name in self.__struct_fields__ if name != "extra"}
-        plain = {name: to_plain(value, images=images) for name, value in fields.items()}
-        known = {name: value for name, value in plain.items() if value is not None}
-        return {**getattr(self, "extra", {}), **known}
+        return {**getattr(self, "extra", {}), **_plain(fields, images)}
 
     model_dump = to_dict
 
@@ -236,12 +234,10 @@ class ImagesResponse(Sequence[Image]):
 
         `images=False` omits the base64 content.
         """
-        fields = {
-            name: value for name, value in vars(self).items() if name not in ("extra", "meta")
-        }
-        plain = {name: to_plain(value, images=images) for name, value in fields.items()}
-        known = {name: value for name, value in plain.items() if value is not None}
-        return {**self.extra, **known}
+        fields = {**vars(self)}
+        extra = fields.pop("extra")
+        fields.pop("meta", None)
+        return {**extra, **_plain(fields, images)}
 
     model_dump = to_dict
 
@@ -251,17 +247,15 @@ class ImagesResponse(Sequence[Image]):
         return {"text/plain": repr(self), "text/html": grid(self.data)}
 
 
+def _plain(fields: dict[str, Any], images: bool) -> dict[str, Any]:
+    plain = {name: to_plain(value, images=images) for name, value in fields.items()}
+    return {name: value for name, value in plain.items() if value is not None}
+
+
 def add_usage(one: Usage | None, other: Usage | None) -> Usage | None:
     """Return the sum of two usages; None counts as zero."""
-    if one is None or other is None:
-        return one or other
-    return Usage(
-        total_tokens=_add(one.total_tokens, other.total_tokens),
-        input_tokens=_add(one.input_tokens, other.input_tokens),
-        output_tokens=_add(one.output_tokens, other.output_tokens),
-        input_tokens_details=_add_details(one.input_tokens_details, other.input_tokens_details),
-        output_tokens_details=_add_details(one.output_tokens_details, other.output_tokens_details),
-    )
+    total: Usage | None = _sum(one, other)
+    return total
 
 
 def add_cost(costs: Mapping[str, Decimal], meta: Meta | None) -> dict[str, Decimal]:
@@ -272,14 +266,11 @@ def add_cost(costs: Mapping[str, Decimal], meta: Meta | None) -> dict[str, Decim
     return {**costs, currency: costs.get(currency, Decimal(0)) + meta.cost}
 
 
-def _add(one: Number | None, other: Number | None) -> Number | None:
-    return other if one is None else one if other is None else one + other
-
-
-def _add_details(one: TokenDetails | None, other: TokenDetails | None) -> TokenDetails | None:
+def _sum(one: Any, other: Any) -> Any:
+    """Return the sum of two numbers, or field by field that of two structs of numbers."""
     if one is None or other is None:
-        return one or other
-    return TokenDetails(
-        text_tokens=_add(one.text_tokens, other.text_tokens),
-        image_tokens=_add(one.image_tokens, other.image_tokens),
-    )
+        return other if one is None else one
+    if isinstance(one, ResponseData):
+        names = [name for name in one.__struct_fields__ if name != "extra"]
+        return type(one)(**{name: _sum(getattr(one, name), getattr(other, name)) for name in names})
+    return one + other

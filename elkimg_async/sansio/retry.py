@@ -81,6 +81,9 @@ def decide(
         jitter: A random number from 0 to 1.
         replay: Whether the server is known to replay the response for an idempotency key.
     """
+    # A delay that the server wants is kept or the call ends: an earlier request would be rejected
+    # again. Without one, exponential back-off with full jitter spreads the calls of all clients:
+    # https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
     replay = replay or policy.retry_unknown
     if attempt > policy.max_retries or not is_transient(error, replay=replay):
         return None
@@ -88,26 +91,32 @@ def decide(
     if retry_after is not None and retry_after > policy.max_retry_after:
         return None
     delay = jitter * backoff(policy, attempt) if retry_after is None else retry_after
+    # To wait past the deadline would only delay the error.
     return delay if delay < remaining else None
 
 
 def backoff(policy: Policy, attempt: int) -> float:
     """Return the longest delay after this number of attempts, in seconds."""
+    # 2.0 ** 1024 raises, and no delay needs more than 2 ** 60.
     return min(policy.max_backoff, policy.initial_backoff * 2.0 ** min(attempt - 1, 60))
 
 
 def is_transient(error: ElkImagesError, *, replay: bool = False) -> bool:
     """Return whether the same request may succeed later, without the cost of a second image."""
+    # From what happened before the request left, through what is unknown, to what the server said.
+    # Only the server's own claim that a retry helps or not, `x-should-retry`, outweighs its status;
+    # nothing outweighs that an image may have been paid for.
     if isinstance(error, RequestTimeoutError) and error.limit == "total":
         return False
     if isinstance(error, ConnectError):
-        return error.phase not in ("tls", "proxy")
+        return error.phase not in ("tls", "proxy")  # certificates and settings stay wrong
     if isinstance(error, NetworkError):
         return error.billing == "not_sent" or replay
     if not isinstance(error, APIError) or isinstance(error, QuotaExceededError):
         return False
     if error.billing == "unknown":
         return replay
+    # A header of OpenAI's API, which its own clients obey.
     should_retry = error.headers.get("x-should-retry")
     if should_retry in ("true", "false"):
         return should_retry == "true"

@@ -25,6 +25,9 @@ _HEAD = 6  # the length of "data: ", enough to classify a line
 MAX_FIELD_LINE = 65_536
 """Bytes of an `event:`, `id:`, `retry:` or unknown line; a longer one is ignored."""
 
+# What the bytes that follow belong to: the first bytes of a line, until it is classified; a field
+# whose line is short and kept whole; data, or a bare event, whose bytes go to a JSON decoder; a
+# comment, or a line that is too long to be kept.
 _HEAD_MODE, _FIELD_MODE, _DATA_MODE, _BARE_MODE, _SKIP_MODE = range(5)
 
 
@@ -77,6 +80,7 @@ class SSEDecoder:
     def feed(self, chunk: bytes) -> None:
         """Decode the next bytes of the stream."""
         start = 0
+        # One byte order mark at the start is not a part of the stream.
         if not self._begun:
             chunk = self._line + chunk
             self._line = b""
@@ -85,6 +89,8 @@ class SSEDecoder:
                 return
             self._begun = True
             start = len(_BOM) if chunk.startswith(_BOM) else 0
+        # This line feed belongs to a carriage return at the end of the last chunk. The line was
+        # ended then, since to wait for more would delay its event until the server sends again.
         if self._after_cr and chunk:
             self._after_cr = False
             start += chunk.startswith(b"\n", start)
@@ -96,9 +102,8 @@ class SSEDecoder:
 
     def finish(self) -> None:
         """Handle the end of the stream; an event that it cuts off becomes an unterminated one."""
-        if not self._begun:
-            self._begun = True
-            self._feed_lines(self._line, 0)
+        # The last line has no line end, and its event no empty line. A bare error may be the last
+        # line, so neither is dropped.
         if self._line or self._mode != _HEAD_MODE:
             if self._mode == _HEAD_MODE:
                 line, self._line = self._line, b""
@@ -107,6 +112,10 @@ class SSEDecoder:
         self._dispatch(terminated=False)
 
     def _feed_lines(self, chunk: bytes, start: int) -> None:
+        # A chunk of a large image is examined once, by the strict base64 decoder: line ends are not
+        # base64. Only what it leaves is searched for line ends: with the fast `find` if there is no
+        # carriage return, otherwise for both kinds at once. Two searches for each line, one for
+        # each kind, would be quadratic where one kind is rare.
         size = len(chunk)
         has_cr: bool | None = None
         while start < size:
@@ -135,6 +144,7 @@ class SSEDecoder:
 
     def _feed_line(self, chunk: bytes, start: int, stop: int, ended: bool) -> None:
         if self._mode == _HEAD_MODE:
+            # The start of the line came in an earlier chunk, and was too short to classify it.
             if self._line:
                 more = min(stop, start + _HEAD - len(self._line))
                 head = self._line + chunk[start:more]
@@ -153,6 +163,7 @@ class SSEDecoder:
             start += 1
             if start == stop and not ended:
                 return
+        # ":" and "{" decide alone; "[" is either a list or the start of "[DONE]".
         if stop - start < _HEAD and not ended and chunk[start] not in b":{":
             self._line = chunk[start:stop]
             return
@@ -163,6 +174,8 @@ class SSEDecoder:
         elif chunk.startswith(b"{", start) or (
             chunk.startswith(b"[", start) and not chunk.startswith(b"[DONE]", start, stop)
         ):
+            # A bare error: a gateway that fails after a ping has committed the status writes one
+            # without `data:`. It is no part of the event before it, whether that has ended or not.
             self._dispatch(terminated=True)
             self._mode = _BARE_MODE
             self._target = JSONDecoder()
@@ -170,6 +183,7 @@ class SSEDecoder:
             self._mode = _SKIP_MODE
         else:
             self._mode = _FIELD_MODE
+        # Any other text may be a field that the specification ignores, so it proves nothing.
         self.recognized |= self._mode != _FIELD_MODE
         self._continue_line(chunk, start, stop)
 
@@ -183,6 +197,8 @@ class SSEDecoder:
                 self._line = b""
 
     def _next_data_line(self) -> JSONDecoder:
+        # By the specification a line feed follows each line, and the last one is removed; so there
+        # is one between two lines.
         if self._data is None:
             self._data = JSONDecoder()
         else:
@@ -190,22 +206,24 @@ class SSEDecoder:
         return self._data
 
     def _end_line(self, *, terminated: bool = True) -> None:
-        if self._mode == _HEAD_MODE:
+        if self._mode == _HEAD_MODE:  # an empty line dispatches the event
             self._dispatch(terminated=terminated)
         elif self._mode == _FIELD_MODE:
-            self._handle_field(*self._line.partition(b":"))
+            self._handle_field(self._line)
             self._line = b""
         elif self._mode == _BARE_MODE and self._target is not None:
             self._events.append(ServerSentEvent("", self._target, self._id, terminated))
         self._mode = _HEAD_MODE
         self._target = None
 
-    def _handle_field(self, field: bytes, colon: bytes, value: bytes) -> None:
+    def _handle_field(self, line: bytes) -> None:
+        field, _, value = line.partition(b":")
+        # One space after the colon is not a part of the value.
         text = value.removeprefix(b" ").decode("utf-8", "replace")
         self.recognized |= field in (b"event", b"data", b"id", b"retry")
         if field == b"event":
             self._name = text
-        elif field == b"data":
+        elif field == b"data":  # without a colon: an empty line of data
             self._next_data_line()
         elif field == b"id" and "\0" not in text:
             self._id = text
@@ -213,6 +231,7 @@ class SSEDecoder:
             self.retry = int(text[:18])
 
     def _dispatch(self, *, terminated: bool) -> None:
+        # Without a line of data there is no event, and the name does not apply to the next one.
         if self._data is not None:
             self._events.append(ServerSentEvent(self._name, self._data, self._id, terminated))
         self._data = None

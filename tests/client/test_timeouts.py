@@ -204,7 +204,8 @@ async def test_time_limit_before_the_request(
     image = Image(url="https://images.example/a.png")
 
     async def never(url: str) -> bytes:
-        return await asyncio.get_running_loop().create_future()
+        await asyncio.Event().wait()
+        return b""
 
     image.download_with(never)
     call = raw_client.edit(image, "a hat", stream=streaming, timeout=0.2)

@@ -19,6 +19,7 @@ from elkimg_async.errors import (
 )
 from elkimg_async.image import Image
 from elkimg_async.sansio.decoder import ImagesDecoder
+from elkimg_async.sansio.models import read_models
 from elkimg_async.sansio.responses import (
     CompletedImage,
     PartialImage,
@@ -165,6 +166,17 @@ def test_body_nested(depth: int) -> None:
     item = f'{{"b64_json":"{b64(ONE)}","x":{nest}}}'
     found = Outcome([f'{{"data":[{item}]}}'.encode()], stream=True)
     assert found.failure is None or (depth > 400 and type(found.failure) is ResponseError)
+
+
+@pytest.mark.parametrize("depth", [100, 450, 900, 50_000])
+@pytest.mark.parametrize("name", ["data", "output", "result", "response", "status", "error", "x"])
+def test_body_nested_in_objects(name: str, depth: int) -> None:
+    """Any depth of objects raises only errors of this package, under any name."""
+    body = f'{{"{name}":' * depth + "1" + "}" * depth
+    for text in (body, f"data: {body}\n\n"):
+        assert isinstance(Outcome([text.encode()], stream=True).failure, ElkImagesError)
+    with pytest.raises(ElkImagesError):
+        read_models(body.encode())
 
 
 def test_body_failure_stays() -> None:

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from elkimg_async.sansio.base64_text import BadBase64
 from elkimg_async.sansio.documented import read_documented
+from elkimg_async.sansio.documents import events_of
 from elkimg_async.sansio.error_words import is_item_failure, strength
 from elkimg_async.sansio.find_images import find_images
-from elkimg_async.sansio.found_events import events_of
 from elkimg_async.sansio.json_images import Document
 from elkimg_async.sansio.responses import COMPLETED_TYPES, PARTIAL_TYPES
 from tests.helpers.dialects import PNG, URL, WEBP

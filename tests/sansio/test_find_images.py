@@ -173,6 +173,7 @@ JOBS: list[tuple[Any, str]] = [
     ({"task_id": "t-1", "status": "submitted"}, "t-1"),
     ({"code": 200, "data": [{"status": "submitted", "task_id": "t-1"}]}, "t-1"),
     ({"output": {"task_id": "t-1", "task_status": "PENDING"}, "request_id": "r"}, "t-1"),
+    ({"Response": {"JobId": "t-1", "RequestId": "r"}}, "t-1"),
     ({"id": "t-1", "status": "starting", "urls": {"get": "https://api/t-1"}}, "t-1"),
     ({"id": "t-1", "polling_url": "https://api/t-1"}, "t-1"),
     ({"id": "t-1", "object": "image.task", "status": "queued", "message": "Task queued"}, "t-1"),
