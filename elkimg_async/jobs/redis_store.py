@@ -8,8 +8,9 @@ a script, so that a worker that lost its lease cannot overwrite the records of i
 """
 
 import asyncio
+import contextlib
 import os
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,6 +18,7 @@ import msgspec
 from elkimg_async.errors import ConfigurationError, StoreError
 from elkimg_async.jobs.model import VERSION, Entry, Job
 from elkimg_async.jobs.store import FencedError, MultiWorkerStore
+from elkimg_async.sansio.lenient_json import NOT_STRICT
 
 T = TypeVar("T")
 
@@ -183,12 +185,12 @@ class RedisStore(MultiWorkerStore):
         )
         if known is None:
             return job
-        found = _decode_job(known)
+        found = self._decode(_decode_job, known, job.id)
         return job if found == job else found  # its own, if the connection broke after the script
 
     async def get(self, id: str) -> Job | None:
         found = await self._do(self._redis.get(self._name("job", id)))
-        return None if found is None else _decode_job(found)
+        return None if found is None else self._decode(_decode_job, found, id)
 
     async def jobs(self) -> list[Job]:
         known = await self._do(self._redis.zrange(self._name("jobs"), 0, -1))
@@ -197,7 +199,7 @@ class RedisStore(MultiWorkerStore):
         # Records expire by themselves, and leave their ids behind.
         if expired := [each for each in ids if each not in found]:
             await self._do(self._redis.zrem(self._name("jobs"), *expired))
-        return list(found.values())
+        return [job for job in found.values() if job is not None]
 
     async def inputs(self, job: Job) -> list[bytes]:
         names = [self._input(job, index) for index in range(job.upload_count)]
@@ -275,7 +277,7 @@ class RedisStore(MultiWorkerStore):
                 dead.add(owner)
         self._owners = {job.decode(): owner for job, owner in active.items() if owner in dead}
         found = await self._get_all(list(self._owners))
-        return list(found.values())
+        return [job for job in found.values() if job is not None]
 
     async def claim(self, job: Job) -> bool:
         earlier = self._owners.get(job.id, b"")
@@ -317,13 +319,34 @@ class RedisStore(MultiWorkerStore):
     async def _entries(self, job: Job, after: int) -> list[Entry]:
         events = self._name("events", job.id)
         found = await self._do(self._redis.xrange(events, min=f"{after + 1}-0"))
-        return [_decode_entry(fields[b"event"]) for _, fields in found]
+        return [self._decode(_decode_entry, fields[b"event"], job.id) for _, fields in found]
 
-    async def _get_all(self, ids: list[str]) -> dict[str, Job]:
-        if not ids:
-            return {}
-        found = await self._do(self._redis.mget([self._name("job", each) for each in ids]))
-        return {each: _decode_job(data) for each, data in zip(ids, found, strict=True) if data}
+    async def _get_all(self, ids: list[str]) -> dict[str, Job | None]:
+        """Return the jobs that are stored, and None for one whose record cannot be read."""
+        found: dict[str, Job | None] = {}
+        names = [self._name("job", each) for each in ids]
+        records = await self._do(self._redis.mget(names)) if names else []
+        for each, record in zip(ids, records, strict=True):
+            if record is not None:
+                found[each] = None
+                with contextlib.suppress(StoreError):
+                    found[each] = self._decode(_decode_job, record, each)
+        return found
+
+    def _decode(self, decode: Callable[[bytes], T], record: bytes, id: str) -> T:
+        """Decode a record of a job.
+
+        Raises:
+            StoreError: If it is damaged, or not a record of this version.
+        """
+        try:
+            return decode(record)
+        except NOT_STRICT:
+            pass
+        raise StoreError(
+            f"The record of the job {id!r} in Redis is damaged, or from another version of "
+            f"elkimg_async; delete the key {self._name('job', id)!r} to start it again."
+        )
 
     async def _write(self, script: str, job: Job, *arguments: Any) -> None:
         """Write as the owner of a job."""

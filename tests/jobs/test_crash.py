@@ -207,6 +207,33 @@ async def test_workers_serve_each_others_jobs(redis_url: str) -> None:
 
 
 @needs_redis
+async def test_redis_with_a_damaged_record(redis_url: str) -> None:
+    """A record that cannot be read is an error of its own job, and hides no other job."""
+    import redis.asyncio
+
+    names = ["damaged:job:record", "damaged:events:events"]
+    async with (
+        LocalServer(light=True, delay=0) as local,
+        AsyncImages(local.api_key, base_url=local.base_url) as client,
+        redis.asyncio.from_url(redis_url) as server,
+        ImageJobs(client, store=RedisStore(redis_url, prefix="damaged:")) as jobs,
+    ):
+        for name in ("record", "events", "whole"):
+            await jobs.start("A kitten", id=name)
+            assert await jobs.result(name)
+        await server.set(names[0], b'{"id":')
+        await server.delete(names[1])
+        await server.xadd(names[1], {"event": b"{}"}, id="1-0")
+        async with ImageJobs(client, store=RedisStore(redis_url, prefix="damaged:")) as other:
+            for name in ("record", "events"):
+                with pytest.raises(errors.StoreError, match=f"job '{name}' in Redis is damaged"):
+                    await other.result(name)
+            assert len(await other.result("whole")) == 1
+            assert {job.id for job in await other.list()} == {"events", "whole"}
+            assert await server.exists(names[0])
+
+
+@needs_redis
 async def test_workers_with_the_newer_protocol_of_redis(redis_url: str) -> None:
     """The news of another worker arrive although the URL asks for RESP3."""
     reply = open_stream(event(partial(0)), event(COMPLETED), DONE)
