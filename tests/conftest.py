@@ -6,7 +6,7 @@ import signal
 from collections.abc import AsyncIterator
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from elkimg_async.image import Image
 from elkimg_async.local import LocalServer
@@ -15,8 +15,14 @@ from tests.helpers.raw_server import PNG, RawServer, response
 # Commands that tests start would ignore Ctrl-C, as the tests do when a shell runs them with &.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The same examples each time; `pytest --hypothesis-profile default` looks for others.
-settings.register_profile("repeatable", derandomize=True)
+# The same examples each time, however long they take on a busy machine; with
+# `pytest --hypothesis-profile default` it looks for others.
+settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("repeatable")
 
 collect_ignore = ["plugin_project"]  # a separate project, run by test_pytest_plugin

@@ -153,7 +153,7 @@ def test_rate_is_found_for_each_kind_of_server(setting: Setting) -> None:
     check(setting)
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 @given(
     st.floats(2, 200), st.integers(1, 50), st.floats(0.05, 10),
     st.sampled_from(["none", "true", "contradictory"]), st.sampled_from(["none", "exact", "whole"]),

@@ -17,7 +17,7 @@ def test_heavy_request_leaves_a_debt() -> None:
     assert bucket.ready_at(1, 0.0) == pytest.approx((1 + 10 - 1.6) / 0.99)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(1, 3000), st.integers(0, 1000))
 def test_limit_per_minute_is_kept(per_minute: float, seed: int) -> None:
     """In any 60 seconds at most the limit and one start, however the requests come."""

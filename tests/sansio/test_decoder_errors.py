@@ -270,7 +270,7 @@ def sound(body: bytes, chunks: list[bytes], *, stream: bool) -> None:
         assert str(whole.failure)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     seed=st.sampled_from(SEEDS),
     edits=st.lists(
@@ -290,7 +290,7 @@ def test_body_mutated(seed: str, edits: list[Any], where: list[int], stream: boo
     sound(bytes(body), one_by_one(bytes(body)), stream=stream)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     body=st.binary(max_size=80) | st.lists(st.sampled_from(TOKENS), max_size=20).map(b"".join),
     where=st.lists(st.integers(0, 80), max_size=4),
@@ -336,7 +336,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     values=st.lists(json_values, min_size=1, max_size=3),
     name=st.sampled_from(["", "error", COMPLETED, PARTIAL, "x"]),

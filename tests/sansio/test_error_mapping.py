@@ -349,7 +349,7 @@ def test_response_error_headers_in_any_case() -> None:
     assert found.headers == {"x-y": "z"}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     status=st.integers(300, 599),
     body=st.binary(max_size=60)

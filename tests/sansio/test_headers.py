@@ -154,7 +154,7 @@ def test_retry_after_date_without_a_zone(monkeypatch: pytest.MonkeyPatch) -> Non
         time.tzset()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.text(max_size=30)
     | st.lists(st.sampled_from(["Tue", ",", "14", "Nov", "2023", ":", "99", "-", "("]), max_size=9)

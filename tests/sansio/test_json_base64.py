@@ -246,7 +246,7 @@ def mutations(draw: st.DrawFn) -> bytes:
     return draw(prefixes) + bytes(inside)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(prefix=prefixes, body=spellings(), where=places)
 def test_base64_round_trip(prefix: bytes, body: bytes, where: list[int]) -> None:
     """Any bytes in any spelling and split are decoded unchanged."""
@@ -259,7 +259,7 @@ def test_base64_round_trip(prefix: bytes, body: bytes, where: list[int]) -> None
     assert resolved(found) == {"b64_json": expected or None}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(inside=mutations(), where=places)
 def test_base64_mutated(inside: bytes, where: list[int]) -> None:
     """Damaged base64 decodes like the reference, or is bad, and never to other bytes."""
@@ -269,7 +269,7 @@ def test_base64_mutated(inside: bytes, where: list[int]) -> None:
         assert isinstance(found, BadBase64) if expected is None else found == expected
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(inside=mutations(), where=places)
 def test_json_mutated(inside: bytes, where: list[int]) -> None:
     """A damaged document equals what `json` decodes, is invalid, or has a bad image."""
@@ -315,7 +315,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     value=json_values,
     where=places,

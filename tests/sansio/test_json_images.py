@@ -273,7 +273,7 @@ def test_json_nested_too_deeply(frame: tuple[bytes, bytes], depth: int) -> None:
         document([frame[0] * depth + b"1" + frame[1] * depth])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     parts=st.lists(
         st.sampled_from(
@@ -301,7 +301,7 @@ def test_json_of_any_parts(parts: list[bytes], where: list[int]) -> None:
     assert repr(outcome(one_by_one(text))) == expected
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(max_size=200), places)
 def test_json_of_any_bytes(data: bytes, where: list[int]) -> None:
     """Arbitrary bytes raise only `InvalidJSON`."""

@@ -71,7 +71,7 @@ PARTS = [
 streams = st.lists(st.sampled_from(PARTS), max_size=25).map(b"".join)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(stream=streams, where=places)
 def test_sse_against_reference(stream: bytes, where: list[int]) -> None:
     """Any stream on any split has the events that reading it line by line finds."""
@@ -80,7 +80,7 @@ def test_sse_against_reference(stream: bytes, where: list[int]) -> None:
         assert recorded(chunks) == expected
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(stream=st.binary(max_size=120), where=places)
 def test_sse_of_any_bytes(stream: bytes, where: list[int]) -> None:
     """Arbitrary bytes raise nothing, and splits change nothing."""
@@ -111,7 +111,7 @@ JSON_PARTS = [
 ]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(stream=st.lists(st.sampled_from(JSON_PARTS), max_size=10).map(b"".join), where=places)
 def test_sse_with_images_against_reference(stream: bytes, where: list[int]) -> None:
     """Images in a stream equal those in the data of each event, on any split."""
