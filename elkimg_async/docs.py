@@ -193,6 +193,8 @@ def _head(node: ast.stmt, lines: list[str]) -> list[str]:
     if body.lineno == node.lineno:
         return decorators + lines[node.lineno - 1 : node.lineno]
     head = lines[node.lineno - 1 : body.lineno - 1]
+    while head[-1].lstrip().startswith("#"):  # a comment belongs to the body
+        head.pop()
     if isinstance(node, ast.ClassDef):
         return decorators + head
     return [*decorators, *head[:-1], f"{head[-1]} ..."]
