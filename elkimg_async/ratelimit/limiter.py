@@ -60,7 +60,7 @@ class Limiter:
         """Set the initial state, also in the child of a fork, where slots and lock are stale."""
         self._requests, self._images = map(TokenBucket, self._per_minute)
         self._controller, self._headers = Controller(), HeaderLimits()
-        self._paused_until = -math.inf
+        self._paused_until = self._polled_at = -math.inf
         self._queue: OrderedDict[Permit, None] = OrderedDict()
         self._running: set[Permit] = set()
         self._released: deque[Permit] = deque()
@@ -205,7 +205,8 @@ class Limiter:
         if self._timer and self._timer[0] is head.loop and now < self._timer[1] <= when:
             return True  # it fires early, and is then set again
         self._timer = head.loop, when
-        delay = when - now - TIMER_PRECISION  # the rest is polled
+        polled, self._polled_at = self._polled_at, now  # polling needs a clock that moves on
+        delay = when - now - (TIMER_PRECISION if now > polled else 0.0)
         return self._post(head, head.loop.call_later, delay, self._on_timer, self._timer)
 
     def _post(self, permit: Permit, callback: Callable[..., Any], *arguments: Any) -> bool:

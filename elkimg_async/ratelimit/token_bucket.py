@@ -1,7 +1,6 @@
 """Token bucket for the explicit `Limits` of a client."""
 
-# Share of a minute's tokens that may be spent in a burst, so that a late timer loses nothing. With
-# the one request that may always start, any 60 seconds stay within the limit plus one.
+# Share of a minute's tokens that may be spent in a burst, so that a late timer loses nothing.
 BURST = 0.01
 ROUNDING = 1e-9
 

@@ -154,7 +154,6 @@ class Decoders(RuleBasedStateMachine):
 Decoders.TestCase.settings = settings(
     max_examples=120,
     stateful_step_count=25,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 test_decoders = Decoders.TestCase
