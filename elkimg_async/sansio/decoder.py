@@ -25,12 +25,13 @@ from elkimg_async.sansio.image_strings import plain_images
 from elkimg_async.sansio.json_images import Document, InvalidJSON, JSONDecoder
 from elkimg_async.sansio.multipart_body import boundary_in, boundary_of, documents_of, parts_of
 from elkimg_async.sansio.responses import CompletedImage, ImagesResponse
-from elkimg_async.sansio.signatures import cannot_be_image, is_image, may_begin_image
+from elkimg_async.sansio.signatures import cannot_be_image, is_image, is_text, may_begin_image
 from elkimg_async.sansio.sse import ServerSentEvent, SSEDecoder
 
 _BLANK = b" \t\r\n\x1e"  # RFC 7464 has a record separator before each JSON text
 _BOM = b"\xef\xbb\xbf"
 _DONE = "[DONE]"
+_FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")  # of server-sent events; or a comment
 _WHOLE_PAGE = re.compile("<(!doctype )?html", re.IGNORECASE)
 """A page whose images, such as a logo, are not the response."""
 _PING_BYTES = 1024  # an open event that is longer than this is not a ping
@@ -156,7 +157,10 @@ class ImagesDecoder:
             self._begin(self._start + chunk)
 
     def _begin(self, start: bytes) -> None:
-        """Classify a body by its first bytes; if there are too few, keep them for later."""
+        """Classify a body by its first bytes; if there are too few, keep them for later.
+
+        The decision must be the same for every split: once made, no further bytes may change it.
+        """
         body = start.lstrip(_BLANK)
         while body.startswith(_BOM):
             body = body.removeprefix(_BOM).lstrip(_BLANK)
@@ -169,6 +173,7 @@ class ImagesDecoder:
             self._encoding = encoding_of(body)
             if self._encoding is not None:
                 self._start = b""
+                self._remaining += len(body)  # which counts once
                 self._feed(body)
                 return
         # An SVG may begin with comments, so as much of a page is kept as an error would show of it.
@@ -180,10 +185,14 @@ class ImagesDecoder:
         if is_decided and boundary is not None:
             self._classify(body, boundary)
 
-    def _boundary_after(self, body: bytes) -> bytes:
-        """Return the boundary of a body with a preamble, which only its Content-Type shows."""
-        is_other = body.startswith((b"{", b"[", b"<", b"data:", b"event:", b":"))
-        return b"" if is_other else self._named_boundary
+    def _boundary_after(self, body: bytes) -> bytes | None:
+        """Return the boundary of a body with a preamble, which only its Content-Type shows.
+
+        None while the body may still become server-sent events.
+        """
+        if body.startswith((b"{", b"[", b"<", *_FIELDS)):
+            return b""
+        return None if any(field.startswith(body) for field in _FIELDS) else self._named_boundary
 
     def _classify(self, body: bytes, boundary: bytes) -> None:
         """Decide by its start what the body is."""
@@ -200,10 +209,10 @@ class ImagesDecoder:
             if not _WHOLE_PAGE.match(self._page_text):
                 # PHP, for instance, writes its warnings as HTML in front of a response.
                 self._begin_text(body)
-        elif self._content_type.startswith("image/") and not body.isascii():
-            self._chunks = [body]  # of a format without a known signature
         elif boundary:
             self._boundary, self._chunks = boundary, [body]
+        elif self._content_type.startswith("image/") and not body.startswith(_FIELDS):
+            self._chunks = [body]  # of a format without a known signature, or text after all
         else:
             self._begin_text(body)
 
@@ -255,8 +264,13 @@ class ImagesDecoder:
         if self._encoding is not None:
             self._encoding.finish()
         if self._chunks is not None:
-            self._finish_whole(b"".join(self._chunks))
-        elif self._json is not None:
+            body = b"".join(self._chunks)
+            if self._is_mislabelled_text(body):
+                self._chunks, self._boundary = None, b""
+                self._begin_text(body)
+            else:
+                self._finish_whole(body)
+        if self._json is not None:
             # Unset first: if this fails, its error has the images, and `attach_images` must not
             # find them again.
             decoder, self._json = self._json, None
@@ -277,6 +291,12 @@ class ImagesDecoder:
         raise self._documents.error_without_image(
             body=self._body, streamed=self._sse is not None or self._stream
         )
+
+    def _is_mislabelled_text(self, body: bytes) -> bool:
+        """Return whether only the Content-Type made a complete body an image, or several parts."""
+        if self._boundary:
+            return b"--" + self._boundary not in body
+        return not is_image(body) and (body.isascii() or is_text(body))
 
     def _finish_image(self, content: bytes) -> None:
         if cannot_be_image(content):

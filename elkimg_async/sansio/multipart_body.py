@@ -20,7 +20,7 @@ from elkimg_async.sansio.signatures import cannot_be_image, is_image
 # other text as well, such as a rule in Markdown, so headers, an empty line or the end have to
 # follow.
 _CHARS = rb"[0-9A-Za-z'()+_,./:=? -]"
-_FIRST = re.compile(rb"--(" + _CHARS + rb"{1,70}?)[ \t]*\r?\n(?:[\w-]+:|\r?\n|--)")
+_FIRST = re.compile(rb"--(" + _CHARS + rb"{1,70}?)[ \t]*\r?\n(?:[\w-]{1,70}:|\r?\n|--)")
 # What may still become such a start.
 _MAYBE = re.compile(rb"-(?:-" + _CHARS + rb"{0,70}[ \t]*\r?(?:\n[\w-]{0,70}\r?)?)?")
 # Header lines with their continuations; the empty line after them is optional.

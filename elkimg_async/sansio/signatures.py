@@ -66,7 +66,7 @@ def may_begin_image(start: bytes) -> bool | None:
     if len(start) >= _MAX_SIGNATURE:
         return False
     heads = (known[: len(start)] for known in _BODY_SIGNATURES)
-    possible = any(head == start[: len(head)] for head in heads)
+    possible = any(head == start[: len(head)] for head in heads) or b"ftyp".startswith(start[4:8])
     return None if possible or start[0] == 0 else False
 
 

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -29,9 +28,14 @@ class Outcome:
     """What a body decodes to, in a form that can be compared."""
 
     def __init__(
-        self, chunks: Iterable[bytes], *, stream: bool, max_bytes: int = MAX_BYTES
+        self,
+        chunks: Iterable[bytes],
+        *,
+        stream: bool,
+        max_bytes: int = MAX_BYTES,
+        content_type: str = "",
     ) -> None:
-        decoder = ImagesDecoder(stream=stream, max_bytes=max_bytes)
+        decoder = ImagesDecoder(stream=stream, max_bytes=max_bytes, content_type=content_type)
         self.events: list[PartialImage | CompletedImage] = []
         self.skipped: list[SkippedEvent] = []
         self.failure: ElkImagesError | None = None
@@ -59,10 +63,11 @@ class Outcome:
         failure = self.failure and (type(self.failure), vars(self.failure))
         events = [(event, event.image.__reduce__()[1]) for event in self.events]
         response = self.response and {**vars(self.response), "data": self.images}
-        text = repr((events, self.skipped, failure, response, self.done))
-        return re.sub(
-            r"#image [0-9a-f]+ ", "#image ", text
-        )  # each decoder has its own placeholders
+        carried = self.failure and [
+            image.__reduce__()[1]
+            for image in (*self.failure.images, *(event.image for event in self.failure.partials))
+        ]
+        return repr((events, self.skipped, failure, carried, response, self.done))
 
     @property
     def images(self) -> list[bytes | str | None]:
