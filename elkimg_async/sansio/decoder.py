@@ -387,10 +387,9 @@ class ImagesDecoder:
         images = images_of(saved)
         plain = () if images else images_of([Document(value) for value in plain_images(text)])
         if images or plain:
-            values = (document.value for document in saved)
-            cut = next(
-                (value for value in values if isinstance(value, dict) and "type" in value), {}
-            )
+            typed = (one for one in saved if isinstance(one.value, dict) and "type" in one.value)
+            around = next(typed, Document({}))
+            cut = around.value
             # Without its type, nothing shows whether the image of a cut-off event was partial.
             if images and not event.terminated and not cut and not event.name:
                 raise ResponseError(
@@ -399,7 +398,8 @@ class ImagesDecoder:
                     body=text[:MAX_BODY_TEXT],
                 )
             for image in images or plain:
-                self._documents.emit(event_of(type_of(cut, event.name), image, (cut,)))
+                type_ = type_of(cut, event.name)
+                self._documents.emit(event_of(type_, image, (cut,), document=around))
         elif text and event.terminated:
             self._documents.skip(event.name or None, "its data is not JSON")
 

@@ -4,6 +4,7 @@ A document is only read here if every field of it is documented and has its usua
 image can be anywhere else. Any other document takes the search, whose result is the same for these.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -65,8 +66,9 @@ def read_documented(document: Document, name: str) -> list[PartialImage | Comple
 def _read_response(document: Document) -> list[PartialImage | CompletedImage]:
     response = msgspec.convert(document.value, _DocumentedResponse)
     images = [_read_image(document, item) for item in response.data]
+    around = _around(document, images)
     return [
-        event_of(COMPLETED_TYPES[0], image, (document.value,))
+        event_of(COMPLETED_TYPES[0], image, (document.value,), document=around)
         for image in images
         if image is not None and None not in images
     ]
@@ -79,7 +81,16 @@ def _read_event(document: Document, name: str) -> list[PartialImage | CompletedI
         return []
     is_completed = event.type in COMPLETED_TYPES
     unusual = event.partial_image_index if is_completed else event.usage
-    return [] if unusual is not None else [event_of(event.type, image, (document.value,))]
+    if unusual is not None:
+        return []
+    around = _around(document, [image])
+    return [event_of(event.type, image, (document.value,), document=around)]
+
+
+def _around(document: Document, images: Sequence[Image | None]) -> Document | None:
+    """Return the document if it has base64 elsewhere than in its images, which is rare."""
+    inside = sum(image is not None and image.content is not None for image in images)
+    return document if len(document.images) > inside else None
 
 
 def _read_image(document: Document, item: _DocumentedItem | _DocumentedEvent) -> Image | None:

@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import msgspec
@@ -135,10 +135,10 @@ class DocumentHandler:
         if self._has_broken_partial(found, stated or name):
             return
         fields = value if isinstance(value, dict) else {}
-        events = events_of(found, fields, name, streamed=self.streamed)
+        events = events_of(found, document, name, streamed=self.streamed)
         # A summary at the end of a stream has the images again, and the usage.
         if _repeats(events, self.completed):
-            self._usage = read_usage(fields.get("usage")) or self._usage
+            self._usage = read_usage(document.restore(fields.get("usage"))) or self._usage
             self.skip(stated or name or None, "it repeats images that were delivered before")
             return
         for event in events:
@@ -162,7 +162,7 @@ class DocumentHandler:
         """Record the fields of a document without an image, for the end of the body."""
         value = document.value
         fields = value if isinstance(value, dict) else {}
-        self._usage = read_usage(fields.get("usage")) or self._usage
+        self._usage = read_usage(document.restore(fields.get("usage"))) or self._usage
         self._task = self._task or pending_task(value)
         # The specification's name for an event without one is "message".
         untyped = stated is None and name in ("", "message")
@@ -248,13 +248,14 @@ class DocumentHandler:
 
 
 def events_of(
-    found: Findings, fields: Mapping[str, Any], name: str, *, streamed: bool
+    found: Findings, document: Document, name: str, *, streamed: bool
 ) -> list[PartialImage | CompletedImage]:
-    """Return the events of the images in one document.
+    """Return the events of the images found in a document.
 
-    `fields` are those of the document, and `name` is that of its `event:` line. Only in a stream
-    can fields such as a status say that an image is not finished.
+    `name` is that of its `event:` line. Only in a stream can fields such as a status say that an
+    image is not finished.
     """
+    fields = document.value if isinstance(document.value, dict) else {}
     events = []
     for entry in found.found:
         chain = entry.chain or (fields,)
@@ -268,6 +269,7 @@ def events_of(
                 key=entry.key,
                 rest=found.extra,
                 unfinished=unfinished,
+                document=document,
             )
         )
     return events

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from elkimg_async.image import Image
+from elkimg_async.sansio.json_images import Document
 from elkimg_async.sansio.reading import (
     SIDE_FIELDS,
     lookup,
@@ -99,8 +100,12 @@ def event_of(
     key: str = "",
     rest: Mapping[str, Any] | None = None,
     unfinished: bool = False,
+    document: Document | None = None,
 ) -> PartialImage | CompletedImage:
-    """Return the event of an image; `chain` has the objects around it, `rest` other fields."""
+    """Return the event of an image; `chain` has the objects around it, `rest` other fields.
+
+    `document` is that of the chain; None if none of its placeholders can be in a usage.
+    """
     fields: dict[str, Any] = {name: read_str(lookup(chain, name)) for name in SIDE_FIELDS}
     kind: type[PartialImage | CompletedImage]
     if is_partial(type_, key) or (unfinished and type_ not in COMPLETED_TYPES):
@@ -109,8 +114,10 @@ def event_of(
         fields["partial_image_index"] = None if index is None else int(index)
     else:
         kind = CompletedImage
-        fields["usage"] = read_usage(lookup(chain, "usage"))
-        fields["svg_usage"] = read_svg_usage(lookup(chain, "svg_usage"))
+        usage, svg_usage = lookup(chain, "usage"), lookup(chain, "svg_usage")
+        if document is not None:
+            usage, svg_usage = document.restore(usage), document.restore(svg_usage)
+        fields["usage"], fields["svg_usage"] = read_usage(usage), read_svg_usage(svg_usage)
         fields["safety_identifier"] = read_str(lookup(chain, "safety_identifier"))
     return kind(
         type=type_,

@@ -41,7 +41,7 @@ _TEXT = re.compile(
     r"|explanation|^logs?$|warning|hint|instruction|^err"
 )
 _REQUEST_NAMES = {"input", "inputs", "request", "mask", "usage", "messages", "moderationdetails"}
-_REQUEST_NAMES |= {"parameters", "params", "param"}
+_REQUEST_NAMES |= {"parameters", "params", "param", "svgusage"}
 _ERRORS = re.compile(r"^err|errors?$|^details?$|^fault$|^exception$")
 _SECONDARY = re.compile(r"thumb|preview|lowres|small")
 _LIST_NAMES = {"data", "images", "output", "outputs", "results", "generations", "predictions"}

@@ -306,7 +306,7 @@ class _Search:
                 return _GONE
             return self._document.restore(value) if value in self._document.images else value
         if depth > _MAX_DEPTH or not isinstance(value, (dict, list)) or not value:
-            return value
+            return self._document.restore(value)
         if id(value) in self._used:
             return _GONE
         if isinstance(value, dict):

@@ -85,7 +85,7 @@ def test_direct_reading_equals_the_search(value: Any, name: str, streamed: bool)
     event("read directly" if events else "searched")
     if events:
         found = find_images(document)
-        assert events == events_of(found, value, name, streamed=streamed)
+        assert events == events_of(found, document, name, streamed=streamed)
         assert [one.image for one in events] == list(found.images)
         assert not found.broken
         assert not found.without
