@@ -58,6 +58,7 @@ _BASE64_START = re.compile(
 )
 # Images in hexadecimal, whose digits are base64 as well.
 _HEX_START = re.compile(rb"(?:89504e47|ffd8ff|474946383|52494646)[0-9a-f]{32}", re.IGNORECASE)
+_URL_PREFIX = re.compile(rb"(?:data:[^,]{0,256};base64,)?", re.IGNORECASE)
 _DATA_PREFIX = re.compile(rb"\s*(?:data:\s*)+")
 _PLACEHOLDER = "#image "  # "#" neither occurs in base64 nor begins a URL
 _MAX_STRINGS = 8  # JSON in a string in a string …
@@ -68,6 +69,8 @@ class Document(msgspec.Struct, frozen=True):
 
     value: Any
     images: dict[str, Decoded] = {}
+    prefixes: dict[str, str] = {}
+    """The `data:` prefix of each placeholder that had one."""
 
     def decoded(self, text: str) -> Decoded | None:
         """Return the bytes of a placeholder or of a base64 string; None if there are none."""
@@ -82,7 +85,9 @@ class Document(msgspec.Struct, frozen=True):
         found = self.images.get(text)
         if found is None:
             return text
-        return pybase64.b64encode_as_string(found) if isinstance(found, bytes) else "…"
+        if not isinstance(found, bytes):
+            return "…"
+        return self.prefixes.get(text, "") + pybase64.b64encode_as_string(found)
 
 
 class JSONDecoder:
@@ -97,6 +102,8 @@ class JSONDecoder:
         "_held",
         "_images",
         "_length",
+        "_prefix",
+        "_prefixes",
         "_room",
         "_searched",
         "_skeleton",
@@ -111,6 +118,8 @@ class JSONDecoder:
         self._images: dict[str, Decoded] = {}
         self._held: bytearray | None = None  # the start of a value, until it is classified
         self._base64: Base64Decoder | None = None
+        self._prefix = b""  # of the open string
+        self._prefixes: dict[str, str] = {}
         self.size = 0
         """Bytes fed so far."""
 
@@ -161,7 +170,7 @@ class JSONDecoder:
         Raises:
             InvalidJSON: If it is not JSON or was cut off.
         """
-        return Document(decode(self._complete_skeleton()), self._images)
+        return self._document(decode(self._complete_skeleton()))
 
     def finish_all(self) -> list[Document]:
         """Return the document and those that follow it, separated only by white space.
@@ -176,14 +185,14 @@ class JSONDecoder:
             values = [msgspec.json.decode(skeleton)]
         except NOT_STRICT:
             values = decode_several(skeleton)
-        return [_unpacked(Document(value, self._images)) for value in values]
+        return [_unpacked(self._document(value)) for value in values]
 
     def embedded(self) -> list[Document]:
         """Return the JSON that follows other text, or an empty list."""
         # `decode` ignores what follows the document, such as `);` of a callback.
         source = embedded_json(self._skeleton.decode("utf-8", "replace"))
         try:
-            return [Document(decode((source or "").encode("utf-8", "replace")), self._images)]
+            return [self._document(decode((source or "").encode("utf-8", "replace")))]
         except InvalidJSON:
             return []
 
@@ -197,9 +206,9 @@ class JSONDecoder:
         if not self.is_balanced:
             value = repaired(embedded_json(skeleton) or skeleton)
             if value is not None:
-                return [Document(value, self._images)]
+                return [self._document(value)]
         found = (*named_strings(skeleton), *unquoted_base64(skeleton))
-        return [Document({name: text}, self._images) for name, text in found]
+        return [self._document({name: text}) for name, text in found]
 
     @property
     def is_balanced(self) -> bool:
@@ -222,6 +231,9 @@ class JSONDecoder:
     def _in_value(self) -> bool:
         """Whether the string of an image is open."""
         return self._base64 is not None or self._held is not None
+
+    def _document(self, value: Any) -> Document:
+        return Document(value, self._images, self._prefixes)
 
     def _complete_skeleton(self) -> bytes | bytearray:
         if self._in_value:
@@ -294,6 +306,8 @@ class JSONDecoder:
                 room = max(0, min(self._room, 3 * remaining // 4))
                 self._base64, self._held = Base64Decoder(room), None
                 self._base64.feed(bytes(held))
+                match = _URL_PREFIX.match(held)
+                self._prefix = match[0] if match else b""
             else:
                 self._end_text()
         return stop
@@ -317,6 +331,9 @@ class JSONDecoder:
         self._skeleton += placeholder.encode()
         self._searched = len(self._skeleton)
         image = self._images[placeholder] = base64.finish()
+        if self._prefix:
+            prefix = self._prefix.replace(b"\\/", b"/")  # the usual escape
+            self._prefixes[placeholder] = prefix.decode("utf-8", "replace")
         if isinstance(image, bytes):
             self._room = len(image) + len(image) // 8  # the next one is probably about as large
         self._base64 = None

@@ -130,6 +130,6 @@ def _documents_of_text(part: BodyPart) -> Iterator[Document]:
     # A form has no object: the name of each part is the name of a field.
     for document in documents:
         if part.name and not isinstance(document.value, dict):
-            yield Document({part.name: document.value}, document.images)
+            yield msgspec.structs.replace(document, value={part.name: document.value})
         else:
             yield document

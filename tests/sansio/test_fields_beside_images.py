@@ -173,3 +173,16 @@ def test_task_with_base64() -> None:
     assert isinstance(error, EmptyResultError)
     assert error.task_id == "t1"
     assert "#image" not in repr(vars(error))
+
+
+@pytest.mark.parametrize("prefix", ["data:image/png;base64,", "Data:image/x-icon;base64,"])
+def test_data_urls_beside_images(prefix: str) -> None:
+    """A `data:` URL keeps its prefix."""
+    usage = {"total_tokens": 3, "url": prefix + OTHER}
+    value = {"data": [{"b64_json": IMAGE, "parameters": usage}], "usage": usage}
+    for body in (json.dumps(value), json.dumps(value).replace("/", r"\/")):
+        found = outcome(body, exhaustive=False)
+        assert found.response is not None
+        assert found.response.usage is not None
+        assert found.response.usage.extra == {"url": prefix + OTHER}
+        assert found.response[0].extra == {"parameters": usage}
