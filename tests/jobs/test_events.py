@@ -208,7 +208,7 @@ async def test_failed_job_keeps_what_had_arrived(make_store: MakeStore) -> None:
             await anext(events)
 
 
-IMAGES = {"created": 5, "data": [{"b64_json": COMPLETED["b64_json"]}]}
+IMAGES: dict[str, Any] = {"created": 5, "data": [{"b64_json": COMPLETED["b64_json"]}]}
 SECOND_FAILED = {"message": "The second image failed."}
 
 
@@ -217,7 +217,7 @@ SECOND_FAILED = {"message": "The second image failed."}
     [
         # The stream is cut off in the event of an image, after all of its base64.
         (
-            stream(event(partial(0)), event({**COMPLETED, "x": ""}).rstrip(b"\n")[:-2]),
+            stream(event(partial(0)), event({**IMAGES["data"][0], "x": ""}).rstrip(b"\n")[:-2]),
             errors.ResponseError,
         ),
         (response({**IMAGES, "error": SECOND_FAILED}), errors.APIError),
@@ -251,7 +251,7 @@ async def test_failed_job_delivers_images_that_only_its_error_carries(
                 assert [image.content for image in caught.value.images] == [PNG]
                 assert str(caught.value)[:30] == str(direct.value)[:30]
                 last: JobEvent | None = None
-                with pytest.raises(kind) as caught:
+                with pytest.raises(kind) as caught:  # noqa: PT012
                     async for each in jobs.events("one"):
                         last = each
                 assert isinstance(last, JobCompletedImage)
