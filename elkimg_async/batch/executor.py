@@ -288,13 +288,14 @@ class Execution:
 
         `failure` is the error of the call, if it failed; the images are then those of the error.
         """
-        if self._made.urls:  # on record, so that the next run only downloads them
+        # A hash means a journal or the like, where the next run finds the URLs to download.
+        if self._made.urls and self._job.hash is not None:
             advice = "Fix that, and start the same run again: it downloads what is missing."
         else:
-            where = "its error's .images" if response is None else "its .result"
+            where = ".images of this error" + ("" if response is None else ", and item.result")
             advice = (
-                f"The item has the image in {where}: save it from there. Fix that before starting "
-                "the run again, which sends this request, and may bill its image, again."
+                f"It is in memory only ({where}): save it from there. Fix that before starting the "
+                "run again, which sends this request, and may bill its image, again."
             )
         failed = f" The call itself failed: {failure}" if failure is not None else ""
         error = BatchError(
