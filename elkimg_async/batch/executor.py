@@ -232,7 +232,7 @@ class Execution:
         try:
             await _shielded(self._save(list(enumerate(images)), many=True))
         except OSError as problem:
-            return await self._fail_on_disk(problem, None)
+            return await self._fail_on_disk(problem, None, error)
         return await self._end(error)
 
     async def _keep(self, slots: Slots, response: ImagesResponse | None) -> JobResult:
@@ -278,14 +278,37 @@ class Execution:
             write = partial(folder.write, self._job.stem, slots, many=many)
             self._update(files=self._made.files + await anyio.to_thread.run_sync(write))
 
-    async def _fail_on_disk(self, problem: OSError, response: ImagesResponse | None) -> JobResult:
-        """Return the images that were received, and stop the run before more is paid for."""
+    async def _fail_on_disk(
+        self,
+        problem: OSError,
+        response: ImagesResponse | None,
+        failure: ElkImagesError | None = None,
+    ) -> JobResult:
+        """Return the images that were received, and stop the run before more is paid for.
+
+        `failure` is the error of the call, if it failed; the images are then those of the error.
+        """
+        # A hash means a journal or the like, where the next run finds the URLs to download.
+        if self._made.urls and self._job.hash is not None:
+            advice = "Fix that, and start the same run again: it downloads what is missing."
+        else:
+            where = ".images of this error" + ("" if response is None else ", and item.result")
+            advice = (
+                f"It is in memory only ({where}): save it from there. Fix that before starting the "
+                "run again, which sends this request, and may bill its image, again."
+            )
+        failed = f" The call itself failed: {failure}" if failure is not None else ""
         error = BatchError(
-            f"The image was created, but cannot be saved: {problem.strerror}. Fix that, and start "
-            "the same run again.",
+            f"The image was created, but cannot be saved: {problem.strerror}. {advice}{failed}",
             billing="billed",
+            images=tuple(response or (failure.images if failure is not None else ())),
+            partials=() if failure is None else failure.partials,
         )
         error.request_id = self._made.meta.request_id if self._made.meta else None
+        if failure is not None:
+            error.request_id, error.attempts = failure.request_id, failure.attempts
+            error.idempotency_key = failure.idempotency_key
+            error.__cause__ = failure
         result = await self._end(error)
         return msgspec.structs.replace(result, response=response, stop=error)
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import tempfile
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
@@ -11,9 +12,10 @@ from elkimg_async.batch.executor import send_while_in_flight
 from elkimg_async.client import AsyncImages
 from elkimg_async.errors import DownloadError, ElkImagesError, JobError, StoreError
 from elkimg_async.hooks import logger
+from elkimg_async.image import Image
 from elkimg_async.jobs import model
 from elkimg_async.jobs.feed import Feed
-from elkimg_async.jobs.model import Entry, Job
+from elkimg_async.jobs.model import Job
 from elkimg_async.jobs.request import arguments
 from elkimg_async.jobs.store import FencedError, Store
 from elkimg_async.media_types import EXTENSIONS, media_type_of
@@ -57,7 +59,10 @@ class JobRun:
         self._stop: Stop | None = None
         self._begun = False
         # What has arrived and is being stored; `_stopped` stores it when the task is cancelled.
-        self._pending: tuple[ImageEvent, Entry] | None = None
+        self._pending: deque[ImageEvent] = deque()
+        # The images of all events, by which those that only an error carries are recognized.
+        self._received: list[Image] = []
+        self._not_downloaded: DownloadError | None = None
         self._last: Job | None = None
         self.task = asyncio.create_task(self._run())
 
@@ -94,11 +99,10 @@ class JobRun:
             # Recorded before the request is sent: a job that is found `queued` after a crash is
             # sent again even if the server does not replay idempotency keys.
             await self._save(model.send(self._feed.job, time.time()))
-            self._last = await self._outcome()
-            await self._save(self._last)
+            await self._send_and_record()
 
-    async def _outcome(self) -> Job:
-        """Send the request and record its events; return the job in its last state."""
+    async def _send_and_record(self) -> None:
+        """Send the request, record its events, and then the job in its last state."""
         try:
             response = await self._send()
         except (FencedError, StoreError):
@@ -110,8 +114,13 @@ class JobRun:
             failure = JobError(f"The job failed unexpectedly: {type(error).__name__}.")
             failure.billing = "unknown"
         else:
-            return model.complete(self._feed.job, response, time.time())
-        return model.fail(self._feed.job, failure, time.time())
+            self._last = model.complete(self._feed.job, response, time.time())
+            await self._save(self._last)
+            return
+        # Set first, so that a job stopped from here on still fails with this error.
+        self._last = model.fail(self._feed.job, failure, time.time())
+        await self._record(*self._events_of(failure))
+        await self._save(self._last)
 
     async def _stopped(self) -> None:
         """Record why the job was stopped, with everything that had arrived before."""
@@ -120,15 +129,16 @@ class JobRun:
         try:
             # The registry waits for this when it closes, and with it the user who pressed Ctrl-C.
             async with asyncio.timeout(RECORD_TIMEOUT):
-                if self._pending is not None:
-                    await self._keep(*self._pending)
+                while self._pending:
+                    await self._keep(self._pending[0])
                 last = self._last or self._decide()
                 if last is not None:
                     await self._save(last)
         except (TimeoutError, StoreError):
             logger.warning("the end of a job could not be recorded in time")
-            if self._pending is not None and self._pending[1].completed:
-                _rescue(self._feed.id, self._pending[0].image.content)
+            for event in self._pending:
+                if isinstance(event, CompletedImage):
+                    _rescue(self._feed.id, event.image.content)
 
     def _decide(self) -> Job | None:
         """Return the last state of a stopped job; None leaves it to a later process."""
@@ -164,43 +174,58 @@ class JobRun:
         method: Any = self._client.edit if job.edit else self._client.generate
         if not job.stream:
             response: ImagesResponse = await method(*positional, **options)
-            for image in response:
-                await self._record(_completed(job, response, image))
-            return response
-        async with method(*positional, stream=True, **options) as stream:
-            async for event in stream:
-                await self._record(event)
-            result: ImagesResponse = await stream.result()
-            return result
+            await self._record(*(_completed(job, image, response) for image in response))
+        else:
+            async with method(*positional, stream=True, **options) as stream:
+                async for event in stream:
+                    await self._record(event)
+                response = await stream.result()
+        # Only now, when nothing else can arrive: the other images are paid for as well.
+        if self._not_downloaded is not None:
+            raise self._not_downloaded
+        return response
 
-    async def _record(self, event: ImageEvent) -> None:
-        """Store an event, then deliver it to the readers."""
-        completed = isinstance(event, CompletedImage)
-        failure = None
-        try:
-            # URLs expire, so what is stored is the image itself.
-            await event.image.read()
-        except DownloadError as error:
-            if not completed:
-                return  # a preview is not worth the job
-            failure = error  # its URL is still recorded
-        content = event.image.content
+    def _events_of(self, error: ElkImagesError) -> list[ImageEvent]:
+        """Return the images that arrived with an error, and in no event, as events.
+
+        Completed images come last, since they replace partial ones.
+        """
+        job = self._feed.job
+        partials = [each for each in error.partials if not self._has_received(each.image)]
+        images = [image for image in error.images if not self._has_received(image)]
+        return [*partials, *(_completed(job, image) for image in images)]
+
+    def _has_received(self, image: Image) -> bool:
+        return any(image is received for received in self._received)
+
+    async def _record(self, *events: ImageEvent) -> None:
+        """Store events, and deliver each to the readers."""
+        self._pending.extend(events)
+        self._received.extend(event.image for event in events)
+        while self._pending:
+            event = self._pending[0]
+            try:
+                # URLs expire, so what is stored is the image itself.
+                await event.image.read()
+            except DownloadError as error:
+                if isinstance(event, CompletedImage):
+                    self._not_downloaded = error
+            await self._keep(event)
+            # Readers that wait see each event, even when several come at once.
+            await asyncio.sleep(0)
+
+    async def _keep(self, event: ImageEvent) -> None:
+        """Store and deliver the first pending event, unless there is no need to."""
+        completed, content = isinstance(event, CompletedImage), event.image.content
         if completed and content is not None and content in self._known:
             self._known.remove(content)  # recorded by the earlier run that this one repeats
-            return
-        await self._keep(event, model.write_event(event, self._next_id))
-        self._next_id += 1
-        await asyncio.sleep(0)  # readers that wait see each event, even when several come at once
-        if failure is not None:
-            raise failure
-
-    async def _keep(self, event: ImageEvent, entry: Entry) -> None:
-        # The store first: an event that a browser has seen can be resumed after a crash.
-        self._pending = event, entry
-        content = event.image.content
-        await self._retry(lambda: self._store.append(self._feed.job, entry, content))
-        self._feed.add(model.number(event, entry.id))
-        self._pending = None
+        elif completed or content is not None:  # without its bytes, a preview is worth nothing
+            # The store first: an event that a browser has seen can be resumed after a crash.
+            entry = model.write_event(event, self._next_id)
+            await self._retry(lambda: self._store.append(self._feed.job, entry, content))
+            self._feed.add(model.number(event, entry.id))
+            self._next_id += 1
+        self._pending.popleft()
 
     # --- the store ----------------------------------------------------------
 
@@ -237,9 +262,13 @@ def _rescue(id: str, content: bytes | None) -> None:
         logger.error("an image of the job %r could not be stored, and is in %s", id, path)
 
 
-def _completed(job: Job, response: ImagesResponse, image: Any) -> CompletedImage:
+def _completed(job: Job, image: Image, response: ImagesResponse | None = None) -> CompletedImage:
+    """Return an image as an event, with the fields of its response if there was one."""
+    type_ = "image_edit.completed" if job.edit else "image_generation.completed"
+    if response is None:
+        return CompletedImage(type=type_, image=image)
     return CompletedImage(
-        type="image_edit.completed" if job.edit else "image_generation.completed",
+        type=type_,
         image=image,
         created_at=response.created,
         size=response.size,

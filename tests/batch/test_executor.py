@@ -89,6 +89,30 @@ async def test_execute_with_a_full_disk(
     assert items[0].error.billing == "billed"
     assert items[0].result is not None
     assert items[0].result[0].content == PNG
+    assert items[0].error.images[0].content == PNG
+    assert ".images of this error, and item.result" in str(error)
+    assert "sends this request, and may bill its image, again" in str(error)
+
+
+async def test_execute_with_a_failed_call_and_a_full_disk(
+    server: Server, client: AsyncImages, tmp_path: Path
+) -> None:
+    """The error of the item has the images of a failed call, and the call's own error."""
+    folder = tmp_path / "out"
+
+    async def respond(fields: Fields) -> Fields | web.Response:
+        shutil.rmtree(folder, ignore_errors=True)
+        return {**images(PNG), "error": {"message": "The second image failed."}}
+
+    server.respond = respond
+    items, error = await until_the_end(client.map(["a"], output_dir=folder))
+    assert isinstance(error, BatchError)
+    assert items[0].error is error
+    assert [image.content for image in error.images] == [PNG]
+    assert isinstance(error.__cause__, APIError)
+    assert "The second image failed." in str(error)
+    assert "(.images of this error)" in str(error)
+    assert error.attempts == items[0].attempts == 1
 
 
 async def test_execute_with_a_broken_image(
@@ -195,6 +219,7 @@ async def test_execute_with_a_download_and_a_full_disk(
     _, error = await until_the_end(client.map(["a"], **options))
     assert isinstance(error, BatchError)
     assert "cannot be saved" in str(error)
+    assert "downloads what is missing" in str(error)
     server.file = one_file
     (item,) = await everything(client.map(["a"], **options))
     assert item.ok

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from elkimg_async import (
     PartialImage,
     Timeout,
     errors,
+    web,
 )
-from elkimg_async.jobs import ImageJobs, JobEvent, MemoryStore
+from elkimg_async.jobs import ImageJobs, JobCompletedImage, JobEvent, MemoryStore
 from elkimg_async.local import LocalServer
 from tests.helpers.jobs import (
     COMPLETED,
@@ -26,6 +28,8 @@ from tests.helpers.jobs import (
 from tests.helpers.raw_server import (
     DONE,
     PNG,
+    End,
+    Piece,
     RawServer,
     event,
     open_stream,
@@ -202,6 +206,110 @@ async def test_failed_job_keeps_what_had_arrived(make_store: MakeStore) -> None:
         assert (await anext(events)).image.content == PNG + b"\0"
         with pytest.raises(errors.StreamIncompleteError):
             await anext(events)
+
+
+IMAGES: dict[str, Any] = {"created": 5, "data": [{"b64_json": COMPLETED["b64_json"]}]}
+SECOND_FAILED = {"message": "The second image failed."}
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        # The stream is cut off in the event of an image, after all of its base64.
+        (
+            stream(event(partial(0)), event({**IMAGES["data"][0], "x": ""}).rstrip(b"\n")[:-2]),
+            errors.ResponseError,
+        ),
+        (response({**IMAGES, "error": SECOND_FAILED}), errors.APIError),
+        (response({**IMAGES, "error": SECOND_FAILED}, status=500), errors.ServerError),
+        (
+            [*response(IMAGES)[:-1], json.dumps(IMAGES).encode()[:-3], End.CLOSE],
+            errors.DisconnectedError,
+        ),
+    ],
+    ids=["cut-stream", "error-in-200", "error-status", "cut-json"],
+)
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_failed_job_delivers_images_that_only_its_error_carries(
+    reply: list[Piece],
+    kind: type[errors.ElkImagesError],
+    streamed: bool,
+    make_store: MakeStore,
+) -> None:
+    """Events, result and relay deliver them as those of `generate`, and after a restart as well."""
+    model = "gpt-image-1.5" if streamed else "dall-e-3"
+    async with RawServer(reply) as raw_server:
+        async with client_of(raw_server) as client:
+            with pytest.raises(kind) as direct:
+                await client.generate("an elk", model=model)
+            assert [image.content for image in direct.value.images] == [PNG]
+        for _ in range(2):
+            async with opened(raw_server, make_store) as jobs:
+                await jobs.start("an elk", id="one", model=model)
+                with pytest.raises(kind) as caught:
+                    await jobs.result("one")
+                assert [image.content for image in caught.value.images] == [PNG]
+                assert str(caught.value)[:30] == str(direct.value)[:30]
+                last: JobEvent | None = None
+                with pytest.raises(kind) as caught:  # noqa: PT012
+                    async for each in jobs.events("one"):
+                        last = each
+                assert isinstance(last, JobCompletedImage)
+                assert last.image.content == PNG
+                assert [image.content for image in caught.value.images] == [PNG]
+                assert (await jobs.get("one")).state == "failed"
+                relayed = [message async for message in web.messages(jobs.events("one"))]
+                assert [message.event for message in relayed] == [last.type, "error"]
+        assert len(raw_server.requests) == 2
+
+
+async def test_failed_job_delivers_partial_images_that_only_its_error_carries(
+    make_store: MakeStore,
+) -> None:
+    """A call that does not stream may receive partial images, which only its error has."""
+    async with RawServer(stream(event(partial(0)))) as raw_server:
+        for _ in range(2):
+            async with opened(raw_server, make_store) as jobs:
+                await jobs.start("an elk", id="one", model="dall-e-3")
+                with pytest.raises(errors.StreamIncompleteError) as caught:
+                    await jobs.result("one")
+                [kept] = caught.value.partials
+                assert kept.image.content == PNG + b"\0"
+                assert (await anext(aiter(jobs.events("one")))).image.content == PNG + b"\0"
+
+
+async def test_failed_job_delivers_each_image_once(make_store: MakeStore) -> None:
+    """An image of an event is not delivered again because the error carries it too."""
+    reply = stream(event(partial(0)), event(COMPLETED), event({"error": SECOND_FAILED}))
+    async with RawServer(reply) as raw_server, opened(raw_server, make_store) as jobs:
+        job = await jobs.start("an elk")
+        with pytest.raises(errors.APIError) as caught:
+            await jobs.result(job.id)
+        assert [image.content for image in caught.value.images] == [PNG]
+        events = jobs.events(job.id)
+        assert (await anext(events)).image.content == PNG
+        with pytest.raises(errors.APIError):
+            await anext(events)
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_image_after_one_that_cannot_be_downloaded(
+    streamed: bool, make_store: MakeStore
+) -> None:
+    """A failed download does not lose the images that come after it."""
+    async with RawServer(response(b"", status=410)) as images:
+        gone = {"type": "image_generation.completed", "url": f"{images.origin}/x.png"}
+        frames = [event(gone), event(COMPLETED), DONE]
+        async with (
+            RawServer(stream(*frames)) as raw_server,
+            opened(raw_server, make_store, client={"timeout": Timeout(download=0.5)}) as jobs,
+        ):
+            model = "gpt-image-1.5" if streamed else "dall-e-2"
+            job = await jobs.start("an elk", n=2, model=model)
+            with pytest.raises(errors.DownloadError) as caught:
+                await jobs.result(job.id)
+            assert [image.content for image in caught.value.images] == [None, PNG]
+            assert caught.value.images[0].url == gone["url"]
 
 
 async def test_image_that_cannot_be_downloaded(make_store: MakeStore) -> None:
