@@ -13,6 +13,7 @@ from elkimg_async import hooks
 from elkimg_async.config import TimeoutLimits
 from elkimg_async.credentials import Secret, resolve_api_key
 from elkimg_async.errors import (
+    ConfigurationError,
     ElkImagesError,
     NetworkError,
     RateLimitError,
@@ -247,9 +248,11 @@ class Attempt(Generic[ResultT]):
         # First the failure is replaced, then completed. The permit and the exchange, which have
         # what is added, are released last.
         plan, exchange = self._plan, self._exchange
-        if isinstance(failure, NetworkError) and self.status and self._decoder is None:
-            assert exchange is not None
-            failure = self._error_status(exchange)
+        if exchange is not None and self.status and self._decoder is None:
+            if isinstance(failure, NetworkError):
+                failure = self._error_status(exchange)
+            elif isinstance(failure, ConfigurationError):  # the client was closed
+                failure.billing = self._error_status(exchange).billing
         if isinstance(failure, RateLimitError) and self._permit is not None:
             plan.settings.limiter.rate_limited(
                 self._permit, retry_after=failure.retry_after, rate_limit=self.rate_limit

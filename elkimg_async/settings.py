@@ -187,9 +187,10 @@ def either(name: str, value: Any, other_name: str, other: Any) -> Any:
 
 
 def _hooks(hooks: Iterable[Hook]) -> tuple[Hook, ...]:
-    if callable(hooks):
+    found = tuple(hooks) if isinstance(hooks, Iterable) else (None,)
+    if not all(map(callable, found)):
         raise ConfigurationError("hooks must be a list of functions, as in hooks=[function].")
-    return tuple(hooks)
+    return found
 
 
 def _client_headers(headers: Mapping[str, str] | None) -> dict[str, str]:

@@ -39,6 +39,8 @@ OPTIONS = [
     ),
     ("AsyncImages(retry=True)", "retry must be a whole number or elkimg_async.RetryPolicy("),
     ("AsyncImages(hooks=print)", "hooks must be a list of functions, as in hooks=[function]."),
+    ("AsyncImages(hooks=None)", "hooks must be a list of functions, as in hooks=[function]."),
+    ("AsyncImages(hooks=['log'])", "hooks must be a list of functions, as in hooks=[function]."),
     ("AsyncImages(session={})", "session must be an aiohttp.ClientSession, not dict."),
     (
         "AsyncImages(base_url='https://host/v1/images/generations')",

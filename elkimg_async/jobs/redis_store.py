@@ -129,7 +129,7 @@ class RedisStore(MultiWorkerStore):
                 # after a restart of Redis, all connections in the pool are broken
                 retry=Retry(NoBackoff(), 1, supported_errors=(exceptions.ConnectionError,)),
             )
-        except ValueError:
+        except (ValueError, TypeError, AttributeError):
             raise ConfigurationError(
                 "The URL of Redis must begin with redis:// or rediss://."
             ) from None

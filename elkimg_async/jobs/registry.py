@@ -66,6 +66,12 @@ class ImageJobs(JobStart, AsyncOnly):
         grace: float | None = None,
         concurrency: int | None = None,
     ) -> None:
+        if not isinstance(client, AsyncImages):
+            raise ConfigurationError(f"client must be an AsyncImages, not {type(client).__name__}.")
+        if store is not None and not hasattr(store, "shared"):
+            raise ConfigurationError(
+                f"store must be one such as DirectoryStore(folder), not {type(store).__name__}."
+            )
         _check_seconds("keep", keep, 0)
         _check_seconds("grace", grace, -1)
         if concurrency is not None and not (isinstance(concurrency, int) and concurrency > 0):

@@ -15,7 +15,7 @@ from elkimg_async.jobs.model import MAX_EVENTS, Input, Job
 from elkimg_async.jobs.options import has_secrets, write_options
 from elkimg_async.jobs.store import MAX_ID
 from elkimg_async.sansio.encode import is_json
-from elkimg_async.sansio.headers import take_idempotency_key
+from elkimg_async.sansio.headers import check_headers, take_idempotency_key
 from elkimg_async.sansio.image_headers import ImageReference
 from elkimg_async.sansio.model_rules import validate
 from elkimg_async.sansio.requests import (
@@ -140,7 +140,10 @@ def _digest(content: list[Any]) -> str:
 
 def _idempotency_key(call: dict[str, Any], idempotency: IdempotencyMode) -> str | None:
     """Return a new idempotency key, or the user's own, which is removed from the headers."""
-    headers = dict(call.get("extra_headers") or {})
+    headers = call.get("extra_headers") or {}
+    if not isinstance(headers, Mapping) or not all(isinstance(name, str) for name in headers):
+        check_headers(headers)  # raises; the other checks follow when the request is sent
+    headers = dict(headers)
     own = take_idempotency_key(headers)
     if own is not None:
         call["extra_headers"] = headers

@@ -164,6 +164,11 @@ class Pricing:
             self._function: CostFunction | None = prices
             self._models: Mapping[str, TokenPrices | ImagePrices] = {}
             return
+        if not isinstance(prices, Mapping):
+            raise ConfigurationError(
+                "prices must be a mapping of models to TokenPrices(…) or ImagePrices(…), or a "
+                f"function, not {type(prices).__name__}."
+            )
         self._function, self._models = None, dict(prices)
         for model, price in self._models.items():
             if not isinstance(price, (TokenPrices, ImagePrices)):

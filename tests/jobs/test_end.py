@@ -235,3 +235,19 @@ async def test_options_that_cannot_be(options: dict[str, Any], server: LocalServ
     async with client_of(server) as client:
         with pytest.raises(errors.ConfigurationError):
             ImageJobs(client, **options)
+
+
+@pytest.mark.parametrize("wrong", [None, "store", 5, {}])
+async def test_arguments_of_another_type(wrong: Any, server: LocalServer) -> None:
+    """What is not a client, a store or a mapping of headers is rejected with what to pass."""
+    with pytest.raises(errors.ConfigurationError, match="AsyncImages"):
+        ImageJobs(wrong)
+    if wrong is None:
+        return
+    async with client_of(server) as client:
+        with pytest.raises(errors.ConfigurationError, match="DirectoryStore"):
+            ImageJobs(client, store=wrong)
+        async with ImageJobs(client) as jobs:
+            headers = wrong or {1: "a"}
+            with pytest.raises(errors.InvalidRequestError, match="headers"):
+                await jobs.start("an elk", extra_headers=headers)

@@ -170,8 +170,9 @@ def test_price_invalid(price: Any) -> None:
 
 def test_price_of_another_type() -> None:
     """What is neither kind of price is rejected."""
-    with pytest.raises(ConfigurationError, match="TokenPrices"):
-        Pricing({"gpt-image-1": 5})  # type: ignore[dict-item]
+    for prices in ({"gpt-image-1": 5}, "gpt-image-1", [("gpt-image-1", 5)], None, 5):
+        with pytest.raises(ConfigurationError, match="TokenPrices"):
+            Pricing(prices)  # type: ignore[arg-type]
 
 
 def test_reported_cost_without_a_report() -> None:

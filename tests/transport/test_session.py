@@ -53,10 +53,12 @@ async def failure_of(call: Awaitable[Any]) -> ElkImagesError:
 
 @pytest.mark.parametrize("borrowed", [False, True], ids=["own", "borrowed"])
 @pytest.mark.parametrize("streaming", [False, True], ids=["batch", "stream"])
-@pytest.mark.parametrize("reply", IN_FLIGHT.values(), ids=IN_FLIGHT.keys())
-async def test_aclose_fails_calls_in_flight(reply: Reply, streaming: bool, borrowed: bool) -> None:
+@pytest.mark.parametrize("waits_for", IN_FLIGHT)
+async def test_aclose_fails_calls_in_flight(
+    waits_for: str, streaming: bool, borrowed: bool
+) -> None:
     """A call that waits for headers or more of a body fails at once and disconnects."""
-    async with RawServer(reply) as raw_server, aiohttp.ClientSession() as session:
+    async with RawServer(IN_FLIGHT[waits_for]) as raw_server, aiohttp.ClientSession() as session:
         client = AsyncImages(
             API_KEY, base_url=raw_server.base_url, session=session if borrowed else None, retry=0
         )
@@ -69,7 +71,7 @@ async def test_aclose_fails_calls_in_flight(reply: Reply, streaming: bool, borro
         assert time.monotonic() - started < SOON
         assert type(error) is ConfigurationError
         assert "closed" in str(error)
-        assert error.billing == "unknown"
+        assert error.billing == ("refused" if waits_for == "error body" else "unknown")
         await raw_server.wait_disconnected()
 
 
