@@ -5,6 +5,7 @@ import contextlib
 import errno
 import os
 import stat
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -105,6 +106,23 @@ def write_atomically(
             raise
         if cancelled is None or not cancelled.is_set():
             _write_in_place(target, content, existing, follow_links=follow_links)
+
+
+def write_temporary(content: bytes, *, prefix: str, suffix: str) -> Path:
+    """Write a paid image that cannot be saved to a new temporary file, and return its path.
+
+    Raises:
+        OSError: If it cannot be written; no file is left behind.
+    """
+    descriptor, name = tempfile.mkstemp(suffix, prefix)
+    path = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    return path
 
 
 def is_special(path: Path) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
 import math
 import re
 import shlex
@@ -15,7 +17,7 @@ import anyio
 from rich.live import Live
 from rich.text import Text
 
-from elkimg_async import MapItem, MapRun, Totals, errors
+from elkimg_async import Image, MapItem, MapRun, Totals, errors
 from elkimg_async.batch.budget import fatal_reason
 from elkimg_async.cli import contact_sheet
 from elkimg_async.cli.batch_input import InputRow
@@ -41,6 +43,7 @@ from elkimg_async.cli.console import (
     short,
 )
 from elkimg_async.cli.options import ImageDisplay
+from elkimg_async.cli.output import rescue
 
 _EVERY = 5.0  # seconds between lines of progress without a terminal
 _FAR = 10  # a limit is not shown if it exceeds the pace by this factor
@@ -87,7 +90,7 @@ class BatchReport:
         watcher = asyncio.create_task(self._watch(run))
         try:
             async for item in run:
-                self._note(item)
+                await self._note(item)
         finally:
             self._totals = run.totals
             watcher.cancel()
@@ -125,13 +128,16 @@ class BatchReport:
             parts.append(f"{totals.usage.total_tokens:,} tokens")
         return ", ".join(parts)
 
-    def _note(self, item: MapItem) -> None:
+    async def _note(self, item: MapItem) -> None:
         row = self.rows.pop(item.index, None) or InputRow(0, {})
         prompt = row.request.get("prompt", "")
-        if item.error is not None and not self._ends_run_again(item.error):
+        if item.error is not None:
             place = f"{self._name}, {locate(row)}" if row.line else f"Request {item.index + 1}"
-            problem = column_of(row, item.error) + self._describe(item.error, row.line)
-            say(f"{place}, {short(prompt)}: {problem}", "red")
+            place = f"{place}, {short(prompt)}"
+            if not self._ends_run_again(item.error):
+                problem = column_of(row, item.error) + self._describe(item.error, row.line)
+                say(f"{place}: {problem}", "red")
+            await self._rescue(item, place)
         if item.ok:
             self._done_images += number_of_images(row.request)
             if self.display.json:
@@ -143,6 +149,19 @@ class BatchReport:
                 problem = plain(str(item.error))[:300]
                 self.tiles.append(contact_sheet.Tile(item.index, label, error=problem))
             self.tiles += [contact_sheet.Tile(item.index, label, path) for path in item.paths]
+
+    async def _rescue(self, item: MapItem, place: str) -> None:
+        """Write images of a failed request that are not saved to temporary files."""
+        saved = []
+        images = _images_of(item)
+        for path in item.paths if images else ():
+            with contextlib.suppress(OSError):
+                saved.append(_digest(path.read_bytes()))
+        for image in images:
+            if image.content is not None and (digest := _digest(image.content)) in saved:
+                saved.remove(digest)
+                continue
+            say(f"{place}: {await rescue(image)}", "red")
 
     def _ends_run_again(self, error: errors.ElkImagesError) -> bool:
         """Return whether an error is another one that every request meets, such as no network."""
@@ -227,6 +246,16 @@ class BatchReport:
         console = ERR if self.display.json else OUT  # standard output is all JSON
         for name, value in rows.items():
             console.print(f"{name:{width}}  {value}", soft_wrap=True)
+
+
+def _images_of(item: MapItem) -> list[Image]:
+    """Return the images of a failed request, each once: its result and its error may share them."""
+    images = [*(item.result or ()), *(item.error.images if item.error else ())]
+    return list({id(image): image for image in images}.values())
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
 
 
 def _file_fields(item: MapItem, row: InputRow, path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import anyio
 from elkimg_async import AsyncImages, Image, Meta, PartialImage, Usage, errors
 from elkimg_async.batch.budget import fatal_reason
 from elkimg_async.cli.console import sentence
-from elkimg_async.cli.output import OutputFiles, write_stdout
+from elkimg_async.cli.output import OutputFiles, rescue, write_stdout
 from elkimg_async.cli.report import Report, SavedImage
 
 
@@ -70,21 +70,34 @@ class ImageTask:
         try:
             response = await self._call(client)
         except errors.ElkImagesError as error:
-            for image in error.images:  # valid images of a failed call are paid for
-                await self._save(image, request_id=error.request_id)
+            await self._save_images_of(error)
             raise
         self._report.add_cost(response.meta)
         for image in response:
             await self._save(image, response.size, response.usage, meta=response.meta)
 
     async def _run_stream(self, client: AsyncImages) -> None:
-        async with self._call(client, stream=True) as stream:
-            async for event in stream:
-                if not isinstance(event, PartialImage):
-                    await self._save(event.image, event.size, event.usage)
-                elif self._files is not None:
-                    await self._save(event.image, event.size, partial=True)
-            self._report.add_cost((await stream.result()).meta)
+        delivered: list[Image] = []
+        try:
+            async with self._call(client, stream=True) as stream:
+                async for event in stream:
+                    if not isinstance(event, PartialImage):
+                        delivered.append(event.image)
+                        await self._save(event.image, event.size, event.usage)
+                    elif self._files is not None:
+                        await self._save(event.image, event.size, partial=True)
+                self._report.add_cost((await stream.result()).meta)
+        except errors.ElkImagesError as error:
+            await self._save_images_of(error, delivered)
+            raise
+
+    async def _save_images_of(
+        self, error: errors.ElkImagesError, delivered: Sequence[Image] = ()
+    ) -> None:
+        """Save the images of a failed call that were not `delivered` before: they are paid for."""
+        for image in error.images:
+            if not any(image is other for other in delivered):
+                await self._save(image, request_id=error.request_id)
 
     async def _save(
         self,
@@ -103,20 +116,21 @@ class ImageTask:
                 place = next(self._previews if partial else self._stems)
                 path = await image.save(self._files.path(place, image))
             elif self._written:
-                self._report.fail(
-                    "The server returned more than one image; only the first was written.",
-                    self._prompt,
-                )
+                problem = "The server returned more than one image; only the first was written."
+                self._report.fail(f"{problem} {await rescue(image)}", self._prompt)
                 return
             else:
                 self._written = True
                 await anyio.to_thread.run_sync(write_stdout, content)
         except errors.DownloadError as error:
             self._report.fail(f"{sentence(error)} The image is at {image.url}", self._prompt)
-        except BrokenPipeError:
-            raise
         except OSError as error:
-            self._report.fail(f"{place} could not be saved: {error.strerror}.", self._prompt)
+            problem = f"{place} could not be saved: {error.strerror}."
+            if not partial:
+                problem += f" {await rescue(image)}"
+            self._report.fail(problem, self._prompt)
+            if isinstance(error, BrokenPipeError):
+                raise
         else:
             seconds = time.monotonic() - self._began
             # Each image carries the usage of the whole call: it is counted once.

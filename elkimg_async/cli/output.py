@@ -11,9 +11,10 @@ from typing import Any
 
 from elkimg_async import Image, errors
 from elkimg_async.batch.names import prompt_stem
-from elkimg_async.cli.console import CLOSED_STREAMS, UsageError
+from elkimg_async.cli.console import CLOSED_STREAMS, UsageError, sentence
 from elkimg_async.cli.options import ImageDisplay
-from elkimg_async.media_types import EXTENSIONS, FORMATS, TYPES
+from elkimg_async.files import write_temporary
+from elkimg_async.media_types import EXTENSIONS, FORMATS, TYPES, media_type_of
 from elkimg_async.sansio.model_rules import is_gpt_image
 from elkimg_async.sansio.requests import DEFAULT_MODEL
 
@@ -93,6 +94,25 @@ class OutputFiles:
     def path(self, stem: str, image: Image) -> Path:
         """Return the path, with the user's suffix or else that of the image's type."""
         return self._folder / (stem + (self._suffix or EXTENSIONS.get(image.media_type or "", "")))
+
+
+async def rescue(image: Image) -> str:
+    """Write a paid image that cannot be saved to a temporary file; return a sentence that says so.
+
+    If that fails too, the sentence says why.
+    """
+    try:
+        content = await image.read()
+    except errors.DownloadError as error:
+        return f"{sentence(error)} The image is at {image.url}"
+    extension = EXTENSIONS.get(media_type_of(content), "")
+    try:
+        # Not in a thread: Ctrl-C would come between the file and the sentence that names it.
+        path = write_temporary(content, prefix="elkimg-", suffix=extension)
+    except OSError as error:
+        reason = error.strerror or error
+        return f"The image could not be written to a temporary file either: {reason}."
+    return f"The image was written to a temporary file: {path}"
 
 
 def write_stdout(content: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,13 +13,22 @@ import anyio
 import anyio.to_thread
 from cyclopts import Parameter
 
+from elkimg_async import errors
 from elkimg_async.cli import interrupts
-from elkimg_async.cli.console import OUT, count, say
+from elkimg_async.cli.console import OUT, UsageError, count, say, sentence
 from elkimg_async.cli.options import CONNECTION, WHOLE, Connection, check_port
 
 EXAMPLES = """\
 elkimg studio --open
 elkimg studio --local --port 8080"""
+_ADVICE = {  # advice of the library, and what to do with the command instead
+    r"^(Another process uses .*); choose another folder, or RedisStore.*": (
+        r"\1; open the address that it printed, or choose another folder with --folder."
+    ),
+    r"(choose a folder on a local disk), or RedisStore.*": r"\1 with --folder.",
+    r"(choose another folder)\.$": r"\1 with --folder.",
+    r"(cannot be used as a store: .*)": r"\1 Choose another one with --folder.",
+}
 
 
 def studio(
@@ -47,6 +57,7 @@ def studio(
     from elkimg_async.studio.server import serve
 
     history = folder or default_folder(local=connection.local)
+    began = False
 
     def wait_for(running: int) -> None:
         say(
@@ -55,12 +66,14 @@ def studio(
         )
 
     async def run() -> None:
+        nonlocal began
         async with (
             connection.client(say=say) as client,
             serve(
                 client, folder=history, port=port, local=connection.local, on_close=wait_for
             ) as url,
         ):
+            began = True
             if port is None and f":{DEFAULT_PORT}/" not in url:
                 say(f"Port {DEFAULT_PORT} is taken, so the studio uses another one.")
             OUT.print(f"The studio is at {url}\nPress Ctrl-C to stop.", soft_wrap=True)
@@ -72,8 +85,21 @@ def studio(
                         say("No browser was found; open the address above.")
                 await anyio.sleep_forever()
 
-    interrupts.run(run)
+    try:
+        interrupts.run(run)
+    except errors.StoreError as error:
+        if began:
+            raise
+        raise UsageError(_describe(error)) from None
     return 0
+
+
+def _describe(error: errors.StoreError) -> str:
+    """Return why the folder cannot be used, with the options of the command in its advice."""
+    text = sentence(error)
+    for advice, own in _ADVICE.items():
+        text = re.sub(advice, own, text)
+    return text
 
 
 def default_folder(*, local: bool) -> Path:

@@ -1,8 +1,6 @@
 """The call behind one job, from its request to its last record."""
 
 import asyncio
-import os
-import tempfile
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -11,6 +9,7 @@ from typing import Any, Literal
 from elkimg_async.batch.executor import send_while_in_flight
 from elkimg_async.client import AsyncImages
 from elkimg_async.errors import DownloadError, ElkImagesError, JobError, StoreError
+from elkimg_async.files import write_temporary
 from elkimg_async.hooks import logger
 from elkimg_async.image import Image
 from elkimg_async.jobs import model
@@ -253,9 +252,7 @@ def _rescue(id: str, content: bytes | None) -> None:
         return
     extension = EXTENSIONS.get(media_type_of(content), "")
     try:
-        descriptor, path = tempfile.mkstemp(extension, "elkimg-job-")
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
+        path = write_temporary(content, prefix="elkimg-job-", suffix=extension)
     except OSError as error:
         logger.error("an image of the job %r is lost: %s", id, error)
     else:
