@@ -5,6 +5,7 @@ workers on Ray with a folder.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from decimal import Decimal
@@ -24,6 +25,7 @@ from elkimg_async.errors import (
     BatchStoppedError,
     DownloadError,
     ElkImagesError,
+    JournalError,
 )
 from elkimg_async.hooks import AttemptStarted
 from elkimg_async.image import Image
@@ -309,8 +311,9 @@ class Execution:
             error.request_id, error.attempts = failure.request_id, failure.attempts
             error.idempotency_key = failure.idempotency_key
             error.__cause__ = failure
-        result = await self._end(error)
-        return msgspec.structs.replace(result, response=response, stop=error)
+        with contextlib.suppress(OSError, JournalError):  # the records may be on the same disk
+            await self._end(error)
+        return self._result(response=response, error=error, stop=error)
 
     async def _end(self, error: ElkImagesError | None, urls: tuple[str, ...] = ()) -> JobResult:
         await self._store.finish(self._job, self._made, error, self._elapsed)

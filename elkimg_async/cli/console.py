@@ -38,7 +38,7 @@ _OPTIONS = {  # arguments of the library, and the options of the command that se
     r"math\.inf": "inf",
     r"stream=True": "--stream",
     r" For several prompts use client\.map\(prompts\)\.": "",
-    r" The item has the image in .*?: save it from there\.": "",
+    r" It is in memory only \(.*?\): save it from there\.": "",
 }
 _ARGUMENTS = re.compile(
     r"\b(?:output_format|output_compression|partial_images|response_format|extra_body|"

@@ -2,9 +2,11 @@
 
 import asyncio
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from aiohttp import web
 
 from elkimg_async import (
@@ -92,6 +94,33 @@ async def test_execute_with_a_full_disk(
     assert items[0].error.images[0].content == PNG
     assert ".images of this error, and item.result" in str(error)
     assert "sends this request, and may bill its image, again" in str(error)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits of file sizes")
+async def test_execute_with_a_disk_that_takes_no_records_either(
+    server: Server, client: AsyncImages, tmp_path: Path
+) -> None:
+    """Every response that has arrived is an item with its images, and nothing more is sent."""
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    async def respond(fields: Fields) -> Fields | web.Response:
+        await server.wait_until(lambda: len(server.requests) == 3)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (16, limits[1]))  # for files, as on a full disk
+        return images(PNG)
+
+    server.respond = respond
+    options: Any = {"journal": tmp_path / "run.jsonl", "output_dir": tmp_path / "out"}
+    try:
+        items, error = await until_the_end(client.map(map(str, range(9)), concurrency=3, **options))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert isinstance(error, BatchError)
+    assert len(items) == len(server.requests) == 3
+    for item in items:
+        assert item.error is not None
+        assert [image.content for image in item.error.images] == [PNG]
 
 
 async def test_execute_with_a_failed_call_and_a_full_disk(
