@@ -9,7 +9,9 @@ import pybase64
 
 from elkimg_async import errors, logs
 from elkimg_async.errors import ElkImagesError
+from elkimg_async.image import Image
 from elkimg_async.sansio.decoder import ImageEvent
+from elkimg_async.sansio.responses import COMPLETED_TYPES, CompletedImage
 from elkimg_async.web.error_body import error_body
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ class Messages(AsyncIterator[Message]):
     """The messages of one stream; `aclose` ends it early."""
 
     def __init__(self, events: AsyncIterable[ImageEvent], *, pass_urls: bool) -> None:
-        self._events = aiter(events)
+        self._events = iterate(events)
         self._pass_urls = pass_urls
         self._ended = False
 
@@ -84,6 +86,46 @@ def _text(id: int | None) -> str | None:
 
 
 # --- what a relay does with events ------------------------------------------
+
+
+class _PlainEvents(AsyncIterator[ImageEvent]):
+    """The events of a plain stream; images that only its error carries come before the error."""
+
+    def __init__(self, events: AsyncIterator[ImageEvent]) -> None:
+        self._events = events
+        self._type = COMPLETED_TYPES[0]
+        self._completed: list[Image] = []
+        self._failure: ElkImagesError | None = None
+        self._left: Iterator[Image] = iter(())
+
+    async def __anext__(self) -> ImageEvent:
+        if self._failure is None:
+            try:
+                event = await anext(self._events)
+            except ElkImagesError as error:
+                self._failure = error
+                self._left = iter([each for each in error.images if not self._has_relayed(each)])
+            else:
+                self._type = f"{event.type.rpartition('.')[0]}.completed"
+                if isinstance(event, CompletedImage):
+                    self._completed.append(event.image)
+                return event
+        for image in self._left:
+            return CompletedImage(type=self._type, image=image)
+        raise self._failure
+
+    async def aclose(self) -> None:
+        """Close the stream."""
+        await close(self._events)
+
+    def _has_relayed(self, image: Image) -> bool:
+        return any(image is each for each in self._completed)
+
+
+def iterate(events: AsyncIterable[ImageEvent]) -> AsyncIterator[ImageEvent]:
+    """Return an iterator over events that delivers every image, whatever fails."""
+    iterator = aiter(events)
+    return iterator if as_job(iterator) is not None else _PlainEvents(iterator)
 
 
 def as_job(events: AsyncIterator[ImageEvent]) -> "JobEvents | None":

@@ -16,6 +16,7 @@ from elkimg_async.web.messages import (
     close,
     end_id,
     failed,
+    iterate,
     read,
     write_end,
     write_event,
@@ -66,7 +67,7 @@ class ServerSentEvents:
     ) -> None:
         if heartbeat is not None and not heartbeat > 0:
             raise ConfigurationError("heartbeat must be a positive number of seconds, or None.")
-        self._events = aiter(events)
+        self._events = iterate(events)
         self._heartbeat, self._pass_urls = heartbeat, pass_urls
         plain = as_job(self._events) is None
         # The rest of a message that has begun. It is sent to its end before anything else, since a

@@ -1,5 +1,6 @@
 """Failures as a browser sees them, without secrets."""
 
+import base64
 import json
 import logging
 import socket
@@ -59,6 +60,18 @@ async def test_error_is_an_event(
     assert body["error"]["request_id"] == upstream.requests[-1].request_id
     assert body["error"].keys() == {"message", "type", "code", "param", "billing", "request_id"}
     check_discreet(text, upstream.base_url)
+
+
+@in_each
+async def test_images_of_an_error_are_relayed(name: str) -> None:
+    """An image that only the error carries is an event before the error event."""
+    failed = {"data": [{"b64_json": base64.b64encode(PNG).decode()}], "error": {"message": "No."}}
+    async with RawServer(response(failed)) as raw_server, backend(name, raw_server) as port:
+        _, text = await fetch(port)
+    (_, relayed_event), (last, _) = parse(text)
+    assert relayed_event["type"] == COMPLETED
+    assert base64.b64decode(relayed_event["b64_json"]) == PNG
+    assert last == "error"
 
 
 def check_discreet(text: str, base_url: str) -> None:
