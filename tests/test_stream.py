@@ -1,7 +1,9 @@
 """`ImageStream`: over a hand-made source, and left early over real sockets."""
 
 import asyncio
+import base64
 import gc
+import zlib
 from collections.abc import AsyncIterator, Sequence
 
 import anyio
@@ -20,7 +22,16 @@ from elkimg_async import (
 )
 from elkimg_async.local import LocalServer
 from elkimg_async.sansio.decoder import ImageEvent
-from tests.helpers.raw_server import API_KEY, PNG, End, RawServer, event, open_stream, response
+from tests.helpers.raw_server import (
+    API_KEY,
+    PNG,
+    End,
+    Piece,
+    RawServer,
+    event,
+    open_stream,
+    response,
+)
 
 PARTIAL = PartialImage(
     type="image_generation.partial_image", image=Image(b"\xff\xd8\xffhalf"), partial_image_index=0
@@ -554,6 +565,46 @@ async def test_stream_over_the_local_server() -> None:
         batch = await client.generate("a boat")
         assert result.data == batch.data == [seen[-1].image]
         await server.wait_until(lambda: all(seen.outcome == "answered" for seen in server.requests))
+
+
+@pytest.mark.parametrize("encoding", ["identity", "gzip"])
+@pytest.mark.parametrize(
+    "ending", [[End.CLOSE], [End.RESET], [b"no chunk\r\n", End.CLOSE]], ids=str
+)
+async def test_events_that_arrived_before_the_connection_broke(
+    ending: list[Piece], encoding: str
+) -> None:
+    """A reader that takes its time receives every event that arrived meanwhile."""
+    fields = {"b64_json": base64.b64encode(PNG).decode()}
+    frames = [
+        event({"type": PARTIAL.type, "partial_image_index": 0, **fields}),
+        event({"type": COMPLETED.type, **fields}),
+    ]
+    if encoding == "gzip":
+        compressor = zlib.compressobj(wbits=31)
+        frames = [
+            compressor.compress(frame) + compressor.flush(zlib.Z_SYNC_FLUSH) for frame in frames
+        ]
+    first, last = open_stream(*frames, Content_Encoding=encoding)[1:]
+    go_on = asyncio.Event()
+    header = open_stream(Content_Encoding=encoding)
+    # The last event is in one segment with what follows it.
+    assert isinstance(last, bytes)
+    rest = [last + ending[0], *ending[1:]] if isinstance(ending[0], bytes) else [last, *ending]
+    async with (
+        RawServer([*header, first, go_on, *rest]) as raw_server,
+        AsyncImages(API_KEY, base_url=raw_server.base_url, retry=0) as client,
+        client.generate("a boat", stream=True) as stream,
+    ):
+        partial = await anext(stream)
+        go_on.set()
+        await raw_server.wait_disconnected()
+        for _ in range(20):  # what has arrived is read, and then the end of the connection
+            await asyncio.sleep(0)
+        completed = await anext(stream)
+    assert isinstance(partial, PartialImage)
+    assert isinstance(completed, CompletedImage)
+    assert completed.image.content == PNG
 
 
 async def test_closed_by_another_task(stalling: RawServer) -> None:

@@ -143,7 +143,7 @@ class Exchange:
         assert self._response is not None
         try:
             if self._decode is None:
-                return await self._response.content.readany()
+                return await _read_arrived(self._response.content)
             return await self._read_decoded(self._response.content, self._decode)
         except Exception as error:  # noqa: BLE001
             failure = translate(error, self._situation())
@@ -158,7 +158,7 @@ class Exchange:
                 if chunk := next(self._decoded, b""):
                     return chunk
                 self._decoded = None
-            if not (encoded := await content.readany()):
+            if not (encoded := await _read_arrived(content)):
                 return b""
             self._decoded = decode(encoded)
 
@@ -296,6 +296,23 @@ class Exchange:
             borrowed=self._pool.borrowed,
             closed=self._pool.session.closed,
         )
+
+
+async def _read_arrived(content: aiohttp.StreamReader) -> bytes:
+    """Return the next bytes of a body, and everything that arrived before its connection broke."""
+    try:
+        return await content.readany()
+    except Exception as error:
+        # aiohttp raises at once, although the last event, for instance, may have arrived while the
+        # user handled the one before it. It is read first, and the next call raises.
+        if content.exception() is None:
+            raise
+        content.set_exception(None)  # type: ignore[arg-type]
+        arrived = content.read_nowait()
+        content.set_exception(error)
+        if not arrived:
+            raise
+        return arrived
 
 
 @functools.lru_cache(maxsize=16)
