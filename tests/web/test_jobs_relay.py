@@ -20,7 +20,7 @@ from aiohttp import web as aiohttp_web
 from starlette.responses import Response
 from starlette.routing import Route
 
-from elkimg_async import AsyncImages, web
+from elkimg_async import AsyncImages, Timeout, web
 from elkimg_async.jobs import ImageJobs
 from elkimg_async.local import LocalServer
 from tests.helpers.jobs import COMPLETED, partial
@@ -92,10 +92,11 @@ Backend = Callable[[ImageJobs], Any]
 
 @asynccontextmanager
 async def jobs_over(server: RawServer | LocalServer) -> AsyncIterator[ImageJobs]:
-    """Jobs over this server."""
+    """Jobs over this server, however slow a busy machine is to connect."""
     api_key = server.api_key if isinstance(server, LocalServer) else API_KEY
+    timeout = Timeout(connect=120)
     async with (
-        AsyncImages(api_key, base_url=server.base_url, retry=0) as client,
+        AsyncImages(api_key, base_url=server.base_url, retry=0, timeout=timeout) as client,
         ImageJobs(client) as jobs,
     ):
         yield jobs
