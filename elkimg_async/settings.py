@@ -187,8 +187,8 @@ def either(name: str, value: Any, other_name: str, other: Any) -> Any:
 
 
 def _hooks(hooks: Iterable[Hook]) -> tuple[Hook, ...]:
-    found = tuple(hooks) if isinstance(hooks, Iterable) else (None,)
-    if not all(map(callable, found)):
+    found = tuple(hooks) if isinstance(hooks, Iterable) else None
+    if found is None or not all(map(callable, found)):
         raise ConfigurationError("hooks must be a list of functions, as in hooks=[function].")
     return found
 

@@ -248,6 +248,6 @@ async def test_arguments_of_another_type(wrong: Any, server: LocalServer) -> Non
         with pytest.raises(errors.ConfigurationError, match="DirectoryStore"):
             ImageJobs(client, store=wrong)
         async with ImageJobs(client) as jobs:
-            headers = wrong or {1: "a"}
+            headers: Any = wrong or {1: "a"}
             with pytest.raises(errors.InvalidRequestError, match="headers"):
                 await jobs.start("an elk", extra_headers=headers)
