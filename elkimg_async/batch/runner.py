@@ -288,7 +288,7 @@ class Runner:
                 self._budget.reserve(planned.n)
                 self._costs.reserve(planned.worst or Decimal(0))
                 tasks.start_soon(self._work, planned)
-            # An item that is no request costs nothing, but counts towards `max_errors`.
+            # An item that is not a request costs nothing, but counts towards `max_errors`.
             elif not planned.item.resumed and (limit := self._budget.reached(0)) is not None:
                 self._stop(self._stopped_by(limit))
                 return
