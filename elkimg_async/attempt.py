@@ -116,7 +116,7 @@ class Attempt(Generic[ResultT]):
         started = time.monotonic()
         plan.observers.notify(hooks.AttemptStarted, attempt=self._number)
         # The API key is requested only now, since a short-lived one could expire in the queue. The
-        # user's function is under the first-byte limit, as it could wait for ever.
+        # user's function is under the first-byte limit, as it could wait forever.
         deadline.allow("first_byte", limits.first_byte)
         self._api_key = await resolve_api_key(settings.api_key)
         exchange = self._exchange = plan.transport.exchange(

@@ -59,7 +59,7 @@ def make_api_key(api_key: object) -> Secret:
     Raises:
         ConfigurationError: If it is empty, or contains characters that no API key has.
     """
-    # What comes along when an API key is copied: a line break, the whole header, quotes.
+    # What is often copied with an API key: a line break, the whole header, quotes.
     text = api_key.strip() if isinstance(api_key, str) else ""
     text = re.sub(r"^bearer(\s+|$)", "", text, flags=re.IGNORECASE)
     if not text:

@@ -151,7 +151,7 @@ class BatchReport:
             self.tiles += [contact_sheet.Tile(item.index, label, path) for path in item.paths]
 
     async def _rescue(self, item: MapItem, place: str) -> None:
-        """Write images of a failed request that are not saved to temporary files."""
+        """Write the unsaved images of a failed request to temporary files."""
         saved = []
         images = _images_of(item)
         for path in item.paths if images else ():
